@@ -1,0 +1,1 @@
+"""psyco_ray: preference learning for counselling responses, on Ray."""

@@ -1,0 +1,297 @@
+"""What a job is: one YAML file, checked before anything starts.
+
+Every number of the paper is a default here, with its unit and source; ``jobs/*.yaml`` name only what differs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen part of a job; keys that it does not know are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Data(Section):
+    """Client speeches and preference pairs (paper §3)."""
+
+    speeches: str = "sample"  # Parquet, JSONL or CSV file, or `sample` (the packaged synthetic ones)
+    speech_column: str | None = None  # default: the first of question, speech, text
+    pairs: str = "sample"  # preference pairs in the released dataset's columns
+    min_chars: Count = 100  # characters (paper §3.1)
+    max_chars: Count = 1000
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of speeches held out, by a hash of the text
+    cpus: Positive = 1.0  # CPUs left to Ray Data's tasks
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars {self.min_chars} is above max_chars {self.max_chars}")
+        return self
+
+
+class Prompts(Section):
+    """The texts around a client speech; a file of one's own replaces them all."""
+
+    file: str = "default"  # YAML with `system` and `user` texts by name
+    respond: str = "respond"  # the entry that asks for a response (paper appendix A)
+
+
+class Sampling(Section):
+    """How responses are drawn from the policy (paper §4.2)."""
+
+    responses: Annotated[int, Field(ge=2)] = 8  # n per speech; best and worst form the pair
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count = 1024
+
+
+class Optimizer(Section):
+    """AdamW and its schedule. The defaults are those of the policy (paper §4.2)."""
+
+    learning_rate: Positive = 5e-7
+    batch_size: Count = 64  # pairs a step, over all ranks
+    epochs: Count = 1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    warmup_ratio: Share = 0.03
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1  # where linear and cosine end, of learning_rate
+
+
+class Dpo(Section):
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7)."""
+
+    beta: Positive = 0.1
+    optimizer: Optimizer = Optimizer()
+
+
+class Actors(Section):
+    """How many actors a role has and what each of them takes."""
+
+    actors: Count = 1
+    cpus: NotNegative = 1.0  # logical CPUs that Ray reserves for each
+    gpus: NotNegative = 0.0  # 0: this role computes on the CPU
+    threads: Count = 1  # compute threads of each on the CPU
+
+
+class Learners(Actors):
+    """The DeepSpeed ranks; `actors` is their number."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the compute; master weights are float32
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    micro_batch_tokens: Count = 4096  # tokens that one forward and backward pass holds, each rank
+    logit_rows: Count = 1024  # response positions whose logits exist at a time
+    gradient_checkpointing: bool = False
+
+
+class Reward(Section):
+    """Bradley-Terry reward training (paper §4.1)."""
+
+    optimizer: Optimizer = Optimizer(learning_rate=9e-6, batch_size=128, epochs=2)
+    learners: Learners = Learners()
+    half: Literal["a", "b"] | None = None  # train on one half of the pairs, by speech; None: on all
+
+
+class Rollouts(Actors):
+    """The vLLM engines that sample responses."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: Count = 2048  # tokens of prompt and response
+    max_num_seqs: Count = 128  # sequences decoded together
+    kv_cache_gb: Positive = 1.0  # of each engine
+    block_size: Count | None = None  # tokens of a KV block; None: 32 on the CPU, the engine's default on a GPU
+    enforce_eager: bool = True
+    tensor_parallel: Count = 1  # GPUs of one engine
+    speeches_per_item: Count = 16  # speeches an engine takes at a time
+
+
+class Scorers(Actors):
+    """The frozen models that turn texts into numbers: rewards and reference log-probabilities."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    reward_model: str | None = None  # ranks the responses that train the policy
+    heldout_model: str | None = None  # only judges; never used for training
+
+
+class Sync(Section):
+    """Weights from the learner to the rollouts."""
+
+    deadline_s: Positive = 300.0
+    bucket_mb: Count = 1024  # largest object that is moved in one piece, MiB
+
+
+class Evaluation(Section):
+    """Held-out speeches, answered by the policy after every iteration."""
+
+    speeches: Count = 200  # at most so many of the dev speeches
+    responses: Count = 1  # per speech
+    temperature: NotNegative = 0.0  # paper §4.2
+
+    @model_validator(mode="after")
+    def _greedy_once(self) -> Self:
+        if self.temperature == 0 and self.responses > 1:
+            raise ValueError(f"{self.responses} responses at temperature 0 would be equal; ask for 1 or raise it")
+        return self
+
+
+class Deadlines(Section):
+    """Seconds after which a remote call counts as hung."""
+
+    start_s: Positive = 900.0  # an actor loads its model
+    item_s: Positive = 1800.0  # one work item of a rollout or scorer
+    step_s: Positive = 1800.0  # one optimizer step
+
+
+class Telemetry(Section):
+    """Where metrics go beside ``metrics.jsonl`` and Ray's own metrics."""
+
+    wandb_project: str | None = None  # Weights & Biases; WANDB_MODE=offline works
+
+
+class Job(Section):
+    """One run of psyco_ray, from base model to report."""
+
+    run_dir: str = "runs/psyco"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: str = "smollm2-135m"  # the base policy: a packaged name, a directory or a hub id
+    iterations: Count = 16  # paper §4.2
+    speeches_per_iteration: Count = 6400
+    data: Data = Data()
+    prompts: Prompts = Prompts()
+    sampling: Sampling = Sampling()
+    dpo: Dpo = Dpo()
+    reward: Reward = Reward()
+    rollouts: Rollouts = Rollouts()
+    scorers: Scorers = Scorers()
+    learners: Learners = Learners()
+    sync: Sync = Sync()
+    evaluation: Evaluation = Evaluation()
+    deadlines: Deadlines = Deadlines()
+    telemetry: Telemetry = Telemetry()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name, learners, optimizer in (
+            ("learners", self.learners, self.dpo.optimizer),
+            ("reward.learners", self.reward.learners, self.reward.optimizer),
+        ):
+            if optimizer.batch_size < learners.actors:
+                raise ValueError(
+                    f"a batch of {optimizer.batch_size} pairs cannot be shared by {learners.actors} ranks; "
+                    f"lower {name}.actors or raise the batch size"
+                )
+            if 0 < learners.gpus < 1:
+                raise ValueError(f"{name}.gpus is {learners.gpus}; a rank needs whole GPUs")
+        if self.rollouts.tensor_parallel > max(1, self.rollouts.gpus):
+            raise ValueError(
+                f"rollouts.tensor_parallel {self.rollouts.tensor_parallel} needs as many rollouts.gpus, "
+                f"not {self.rollouts.gpus:g}"
+            )
+        if self.sampling.max_tokens >= self.rollouts.max_model_len:
+            raise ValueError(
+                f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a prompt in "
+                f"rollouts.max_model_len {self.rollouts.max_model_len}"
+            )
+        return self
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Job:
+    """Read a job file and apply dotted overrides such as ``sampling.responses=4`` (values are YAML).
+
+    Raises:
+        ValueError: naming the file, the key, what was given and what would do.
+    """
+    file = Path(path)
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ValueError(f"job file {file} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"job file {file} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"job file {file} must hold keys and values, not a {type(settings).__name__}")
+    for override in overrides or []:
+        _apply(settings, override)
+    return parse(settings, where=str(file))
+
+
+def parse(settings: dict[str, Any], where: str) -> Job:
+    """Check settings and fill in the defaults.
+
+    Raises:
+        ValueError: for the first wrong key or value, with the nearest right key.
+    """
+    try:
+        return Job.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_explain(error)}") from None
+
+
+def dump(job: Job) -> str:
+    """The whole job as YAML, defaults included."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=value`` override in nested settings."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r} is not of the form key=value, such as sampling.responses=4")
+    *parents, last = key.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"override {override!r}: {parent} is a value, not a section")
+    try:
+        settings[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        settings[last] = text
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence about the first problem that pydantic found."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        elsewhere = [".".join(k) for k in _all_keys(Job) if k[-1] == path[-1]]
+        hint = ".".join([*path[:-1], near[0]]) if near else elsewhere[0] if elsewhere else None
+        return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; known here: {', '.join(known)}")
+    reason = first["msg"].removeprefix("Value error, ")
+    if not key or first["type"] == "value_error":
+        return f"{key}: {reason}" if key else reason
+    return f"{key}: {first['input']!r} does not do: {reason[0].lower()}{reason[1:]}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    section: Any = Job
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _all_keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    keys: list[tuple[str, ...]] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += _all_keys(kind, (*prefix, name))
+        else:
+            keys.append((*prefix, name))
+    return keys

@@ -1,0 +1,295 @@
+"""All actors of an iterative run behind the verbs that the driver speaks in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from psyco_ray import pairs, placement, sync
+from psyco_ray.config import Job
+from psyco_ray.data import speeches as speech_data
+from psyco_ray.evaluate import stats
+from psyco_ray.learner import LearnerGroup, StepResult
+from psyco_ray.ledger import Ledger, key_of, write_table
+from psyco_ray.losses import Dpo
+from psyco_ray.pool import ActorPool
+from psyco_ray.records import PAIRS, Example, Group, Item, Prompt
+from psyco_ray.reward import ScorerActor
+from psyco_ray.rollout import ENVIRONMENT, RolloutActor, SamplingRequest
+from psyco_ray.telemetry import Telemetry
+
+Row = dict[str, Any]
+
+
+class Crew:
+    """Rollout actors, scorers and learner ranks; they live from the first iteration to the last."""
+
+    def __init__(self, job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
+        """Start all actors, each loading its model beside the others, from the last finished iteration."""
+        self.job, self.ledger, self.telemetry = job, ledger, telemetry
+        self.version = 0  # of the rollouts' weights
+        self.trained = self._last_trained()  # of the learner's weights
+        assert job.scorers.reward_model is not None, "iterate needs scorers.reward_model"
+        self._rewards = {"reward": job.scorers.reward_model}
+        if job.scorers.heldout_model:
+            self._rewards["heldout"] = job.scorers.heldout_model
+        self._prompt = speech_data.load_prompt(job.prompts)
+        self._busy = {"rollout": 0.0, "scorer": 0.0}
+
+    def __enter__(self) -> Self:
+        job, deadlines = self.job, self.job.deadlines
+        limits = {"start_s": deadlines.start_s, "item_s": deadlines.item_s}
+        rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
+        self.rollouts = ActorPool(
+            "rollout",
+            lambda index: rollout.options(**placement.pool_options(job.rollouts, ENVIRONMENT)).remote(
+                f"rollout-{index}", job.model, job.rollouts, job.seed
+            ),
+            job.rollouts.actors,
+            **limits,
+        )
+        self.scorers = ActorPool(
+            "scorer",
+            lambda index: scorer.options(**placement.pool_options(job.scorers)).remote(
+                f"scorer-{index}", self._rewards, job.model, job.scorers
+            ),
+            job.scorers.actors,
+            **limits,
+        )
+        self.learner = LearnerGroup(
+            job.model,
+            Dpo(job.dpo.beta),
+            job.learners,
+            job.dpo.optimizer,
+            seed=job.seed,
+            state=str((self.ledger.root / self._state(self.trained)).absolute()) if self.trained else None,
+            start_s=deadlines.start_s,
+            step_s=deadlines.step_s,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rollouts.close()
+        self.scorers.close()
+        self.learner.close()
+
+    def wait_ready(self) -> None:
+        """Wait until every actor has its model."""
+        self.rollouts.wait_ready()
+        self.scorers.wait_ready()
+        self.learner.wait_ready()
+
+    def pairs(self, iteration: int, drawn: list[Row]) -> list[Example]:
+        """Sample responses to the drawn speeches, score them as they come, pair best and worst, add the reference.
+
+        The three run at the same time: a group is scored while others are still being sampled, and the reference
+        log-probabilities of its pair are computed as soon as there is one.
+        """
+        stage = f"iteration-{iteration:03d}/pairs"
+        if self.ledger.record(stage) is None:
+            began = time.time()
+            groups: dict[str, Group] = {}
+            paired: dict[str, Example] = {}
+
+            def made() -> Iterator[Example]:
+                scored = self._scored(iteration, "samples", drawn, self.job.sampling.responses, None)
+                for group in self.telemetry.track(scored, f"iteration {iteration}: sample and score", len(drawn)):
+                    groups[group.prompt.speech_id] = group
+                    if (pair := pairs.pair_of(group, "reward")) is not None:
+                        yield pair
+
+            for pair, seconds in self.scorers.stream("reference", made()):
+                paired[pair.key] = pair
+                self._busy["scorer"] += seconds
+            ordered = [row["speech_id"] for row in drawn]
+            rows = [_pair_row(paired[key], groups[key]) for key in ordered if key in paired]
+            write_table(self.ledger.path(f"{stage}.parquet"), pa.Table.from_pylist(rows, schema=PAIRS))
+            means = [sum(g.scores["reward"]) / len(g.responses) for g in groups.values()]
+            lengths = [len(r.token_ids) for g in groups.values() for r in g.responses]
+            finished = [r.finished for g in groups.values() for r in g.responses]
+            self.ledger.finish(
+                stage,
+                began,
+                rows=len(rows),
+                speeches=len(drawn),
+                reward=sum(means) / len(means),
+                tokens=sum(lengths),
+                mean_tokens=sum(lengths) / len(lengths),
+                finished_share=sum(finished) / len(finished),
+                busy=dict(self._busy),
+            )
+            self._busy = dict.fromkeys(self._busy, 0.0)
+        prompts = {row["speech_id"]: row["prompt_ids"] for row in drawn}
+        return [_example(row, prompts) for row in pq.read_table(self.ledger.path(f"{stage}.parquet")).to_pylist()]
+
+    def train(self, iteration: int, examples: list[Example]) -> None:
+        """One round of DPO on the pairs, then the model and the state that a resumed run continues from."""
+        stage = f"iteration-{iteration:03d}/train"
+        if self.ledger.record(stage) is not None:
+            return
+        began = time.time()
+        if iteration > 1:
+            self.learner.reset_optimizer()
+        seed = int(key_of(self.job.seed, "train", iteration), 16) % 2**31
+        steps = list(show_steps(self.learner.train(examples, seed), self.telemetry, f"iteration {iteration}: train"))
+        trained = time.time()
+        self.learner.save_model(self.ledger.path(f"iteration-{iteration:03d}/checkpoint"))
+        self.learner.save_state(self.ledger.path(self._state(iteration)))
+        self.ledger.finish(
+            stage,
+            began,
+            train_s=trained - began,
+            save_s=time.time() - trained,
+            tokens=sum(step.tokens for step in steps),
+            steps=[{"loss": s.loss, "lr": s.learning_rate, "grad_norm": s.grad_norm, **s.metrics} for s in steps],
+        )
+        self.trained = iteration
+        # the state before last would only be needed if this one were not whole, and it is
+        (self.ledger.root / self._state(iteration - 1)).unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Bring the learner's weights to all rollout actors, unless they have them."""
+        if self.version == self.trained:
+            return
+        report = sync.push(self.learner, self.rollouts, self.trained, self.job.sync)
+        self.version = self.trained
+        self.ledger.write_json(
+            f"iteration-{self.trained:03d}/sync.json",
+            {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes},
+        )
+        self.telemetry.say(
+            f"iteration {self.version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
+            f"{self.job.rollouts.actors} rollout actor(s) in {report.export_s + report.load_s:.1f} s"
+        )
+
+    def evaluate(self, iteration: int, dev: list[Row]) -> dict[str, Any]:
+        """Answer the held-out speeches with the current policy and compare it with the base model.
+
+        Rewards are means over speeches; the win rate counts how often the held-out reward model puts the policy's
+        response above the base model's (iteration 0).
+        """
+        stage = f"iteration-{iteration:03d}/evaluate"
+        if (found := self.ledger.record(stage)) is not None:
+            return found
+        began = time.time()
+        job = self.job.evaluation
+        scored = self._scored(iteration, "dev", dev, job.responses, job.temperature)
+        groups = {
+            group.prompt.speech_id: group
+            for group in self.telemetry.track(scored, f"iteration {iteration}: held-out speeches", len(dev))
+        }
+        facts: dict[str, Any] = {"version": self.version, "speeches": len(dev)}
+        lengths = [len(r.token_ids) for group in groups.values() for r in group.responses]
+        facts["mean_tokens"] = sum(lengths) / len(lengths)
+        per_model = {
+            model: {key: list(group.scores[model]) for key, group in sorted(groups.items())} for model in self._rewards
+        }
+        for model, per_speech in per_model.items():
+            means = [sum(values) / len(values) for values in per_speech.values()]
+            facts[model] = {
+                "reward": sum(means) / len(means),
+                "ci95": stats.bootstrap_mean(means, self.job.seed),
+                "scores": per_speech,
+            }
+            if iteration:
+                base = self.ledger.record("iteration-000/evaluate")
+                assert base is not None, "the base model is evaluated first"
+                wins = [stats.win_share(ours, base[model]["scores"][key]) for key, ours in per_speech.items()]
+                facts[model]["win_rate_vs_base"] = sum(wins) / len(wins)
+                facts[model]["win_rate_ci95"] = stats.wilson(sum(wins), len(wins))
+        return self.ledger.finish(stage, began, **facts)
+
+    def _scored(
+        self, iteration: int, name: str, rows: list[Row], responses: int, temperature: float | None
+    ) -> Iterator[Group]:
+        """Groups of responses to the rows' speeches by the current policy, scored as they come, stored as they go.
+
+        `temperature` None samples for training, by the reward model only; else for evaluation, by all.
+        """
+        job = self.job
+        models = ("reward",) if temperature is None else tuple(self._rewards)
+        drawing: dict[str, Any] = {
+            "version": self.version,
+            "responses": responses,
+            "temperature": job.sampling.temperature if temperature is None else temperature,
+            "top_p": job.sampling.top_p if not temperature else 1.0,
+            "max_tokens": job.sampling.max_tokens,
+        }
+        speeches = {row["speech_id"]: row["speech"] for row in rows}
+        prompts = [self._seeded(row, iteration, name) for row in rows]
+        size = job.rollouts.speeches_per_item
+        batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        items = [Item(key_of(drawing, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
+
+        def produce(missing: list[Item]) -> Iterator[Group]:
+            requests = (SamplingRequest(item, **drawing) for item in missing)
+
+            def sampled() -> Iterator[tuple[Group, list[dict[str, str]], tuple[str, ...]]]:
+                for group, seconds in self.rollouts.stream("sample", requests):
+                    self._busy["rollout"] += seconds
+                    assert group.version == self.version, f"a group of version {group.version} came from a stale policy"
+                    yield group, speech_data.messages(self._prompt, speeches[group.prompt.speech_id]), models
+
+            for group, seconds in self.scorers.stream("score", sampled()):
+                self._busy["scorer"] += seconds
+                yield group
+
+        return self.ledger.groups(f"iteration-{iteration:03d}/{name}", items, produce)
+
+    def _seeded(self, row: Row, iteration: int, name: str) -> Prompt:
+        # dev responses keep their seed from one iteration to the next, so that policies are compared on equal luck
+        moment = iteration if name == "samples" else 0
+        seed = int(key_of(self.job.seed, name, moment, row["speech_id"]), 16) % 2**62
+        return Prompt(row["speech_id"], tuple(row["prompt_ids"]), seed)
+
+    def _last_trained(self) -> int:
+        done = 0
+        while self.ledger.record(f"iteration-{done + 1:03d}/train") is not None:
+            done += 1
+        return done
+
+    def _state(self, iteration: int) -> str:
+        return f"iteration-{iteration:03d}/state.safetensors"
+
+
+def show_steps(steps: Iterable[StepResult], telemetry: Telemetry, what: str) -> Iterator[StepResult]:
+    """Pass optimizer steps on and say each in a line."""
+    for step in steps:
+        telemetry.say(
+            f"{what} step {step.step + 1}/{step.steps}: loss {step.loss:.4f}, accuracy {step.metrics['accuracy']:.2f}, "
+            f"{step.tokens / step.seconds:.0f} tokens/s"
+        )
+        yield step
+
+
+def _pair_row(pair: Example, group: Group) -> Row:
+    sides: Row = {"speech_id": pair.key, "policy_version": group.version}
+    assert pair.reference is not None
+    by_ids = {r.token_ids: i for i, r in reversed(list(enumerate(group.responses)))}
+    for side, ids, reference in (
+        ("chosen", pair.chosen_ids, pair.reference[0]),
+        ("rejected", pair.rejected_ids, pair.reference[1]),
+    ):
+        index = by_ids[ids]
+        sides |= {
+            side: group.responses[index].text,
+            f"{side}_ids": list(ids),
+            f"{side}_score": group.scores["reward"][index],
+            f"{side}_reference": reference,
+        }
+    return sides
+
+
+def _example(row: Row, prompts: dict[str, list[int]]) -> Example:
+    return Example(
+        key=row["speech_id"],
+        prompt_ids=tuple(prompts[row["speech_id"]]),
+        chosen_ids=tuple(row["chosen_ids"]),
+        rejected_ids=tuple(row["rejected_ids"]),
+        reference=(row["chosen_reference"], row["rejected_reference"]),
+    )

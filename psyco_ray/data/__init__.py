@@ -1,0 +1,1 @@
+"""Speeches and pairs: reading, cleaning, splitting."""

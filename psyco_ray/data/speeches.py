@@ -1,0 +1,231 @@
+"""Client speeches and preference pairs from files, cleaned, split and drawn from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+import yaml
+
+from psyco_ray.config import Data, Job, Prompts
+from psyco_ray.records import PREFERENCES, SPEECHES
+
+Messages = list[dict[str, str]]
+
+SAMPLE = Path(str(files("psyco_ray") / "data" / "sample" / "pairs.jsonl"))
+"""294 synthetic speeches with a preference pair each, in the released dataset's columns."""
+
+
+def read_table(name: str, what: str) -> pa.Table:
+    """Read a Parquet, JSONL or CSV file (by its ending), or the packaged `sample`.
+
+    Raises:
+        ValueError: it is missing, truncated or of another kind.
+    """
+    path = SAMPLE if name == "sample" else Path(name)
+    readers = {".parquet": pq.read_table, ".jsonl": pyarrow.json.read_json, ".csv": pyarrow.csv.read_csv}
+    if path.suffix not in readers:
+        raise ValueError(f"{what} file {path} has none of the endings {', '.join(readers)}")
+    try:
+        table = readers[path.suffix](str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{what} file {path} does not exist") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{what} file {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not table.num_rows:
+        raise ValueError(f"{what} file {path} has no rows")
+    return table
+
+
+def fold(text: str) -> str:
+    """A text without case and white-space differences, by which equal speeches are recognised."""
+    return " ".join(text.casefold().split())
+
+
+def text_hash(purpose: str, text: str) -> str:
+    """A hash of a folded text, as 64 hex digits; equal on every machine, independent between purposes."""
+    return hashlib.sha256(f"{purpose}:{fold(text)}".encode()).hexdigest()
+
+
+def unit(purpose: str, text: str) -> float:
+    """A number in [0, 1) that belongs to a text: stable however much data is added."""
+    return int(text_hash(purpose, text)[:13], 16) / 16**13
+
+
+def speech_id(text: str) -> str:
+    """The name of a speech: 16 hex digits of its hash."""
+    return text_hash("speech", text)[:16]
+
+
+def is_dev(text: str, dev_share: float) -> bool:
+    """Whether a speech is held out; decided by its text alone (paper §3.3 draws; a hash never moves a speech)."""
+    return unit("split", text) < dev_share
+
+
+def half(text: str) -> str:
+    """The half of the pairs, a or b, that a speech's pairs belong to."""
+    return "a" if unit("half", text) < 0.5 else "b"
+
+
+def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
+    """Clean, split and render the speeches with Ray Data, as rows of the SPEECHES table ordered by id.
+
+    Args:
+        job: says which file, bounds and prompts.
+        tokenizer_of: the model whose chat template renders the prompts.
+
+    Raises:
+        ValueError: a wrong file or column, an empty speech, one that leaves no room in the context, or nothing left.
+    """
+    import ray
+
+    data = job.data
+    table = read_table(data.speeches, "speeches")
+    column = _speech_column(table, data)
+    texts = table[column].cast(pa.string()).to_pylist()
+    topics = table["topic"].cast(pa.string()).to_pylist() if "topic" in table.column_names else [None] * len(texts)
+    kept: dict[str, dict[str, Any]] = {}
+    for number, (text, topic) in enumerate(zip(texts, topics, strict=True), start=1):
+        if text is None or not text.strip():
+            raise ValueError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
+        text = text.strip()
+        if data.min_chars <= len(text) <= data.max_chars:
+            split = "dev" if is_dev(text, data.dev_share) else "train"
+            kept.setdefault(
+                speech_id(text), {"speech_id": speech_id(text), "speech": text, "split": split, "topic": topic}
+            )
+    rows = [kept[key] for key in sorted(kept)]
+    for split in ("train", "dev"):
+        if not any(row["split"] == split for row in rows):
+            raise ValueError(
+                f"{data.speeches}: no {split} speech is left of {len(texts)} rows; look at data.min_chars "
+                f"{data.min_chars}, data.max_chars {data.max_chars} and data.dev_share {data.dev_share}"
+            )
+    schema = pa.schema([field for field in SPEECHES if field.name != "prompt_ids"])
+    render = functools.partial(_render, model=tokenizer_of, prompts=job.prompts)
+    stream = ray.data.from_arrow(pa.Table.from_pylist(rows, schema=schema)).map_batches(
+        render, batch_format="pyarrow", num_cpus=data.cpus
+    )
+    rendered = sorted(stream.take_all(), key=lambda row: row["speech_id"])
+    room = job.rollouts.max_model_len - job.sampling.max_tokens
+    for row in rendered:
+        row["prompt_ids"] = [int(token) for token in row["prompt_ids"]]
+        if len(row["prompt_ids"]) > room:
+            raise ValueError(
+                f"{data.speeches}: the speech {row['speech'][:40]!r}... takes {len(row['prompt_ids'])} tokens with its "
+                f"prompt, {room} fit; raise rollouts.max_model_len or lower sampling.max_tokens"
+            )
+    return rendered
+
+
+def load_pairs(data: Data) -> list[dict[str, Any]]:
+    """Preference pairs with the released dataset's columns.
+
+    Raises:
+        ValueError: a wrong file, a missing column, an empty text, or chosen equal to rejected.
+    """
+    table = read_table(data.pairs, "pairs")
+    needed = [name for name in PREFERENCES.names if not name.endswith("_rating")]
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"pairs file {data.pairs} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        )
+    rows = table.to_pylist()
+    for number, row in enumerate(rows, start=1):
+        for name in ("question", "chosen", "rejected"):
+            if not (row[name] or "").strip():
+                raise ValueError(f"{data.pairs}: row {number} has an empty {name}; remove the row or fill it in")
+        if row["chosen"] == row["rejected"]:
+            raise ValueError(f"{data.pairs}: in row {number} chosen and rejected are the same text; remove the row")
+    return rows
+
+
+def load_prompt(prompts: Prompts) -> dict[str, str]:
+    """The texts of the named prompt: `user` and perhaps `system`.
+
+    Raises:
+        ValueError: the file or the entry is missing, or the entry has no place for the speech.
+    """
+    path = Path(str(files("psyco_ray") / "prompts.yaml")) if prompts.file == "default" else Path(prompts.file)
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"prompts file {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, dict) or prompts.respond not in entries:
+        known = ", ".join(entries) if isinstance(entries, dict) else "nothing"
+        raise ValueError(f"prompts file {path} has no entry {prompts.respond}; it has {known}")
+    entry = entries[prompts.respond]
+    if "{client_speech}" not in entry.get("user", ""):
+        raise ValueError(f"prompts file {path}: the user text of {prompts.respond} does not contain {{client_speech}}")
+    return entry
+
+
+def messages(prompt: dict[str, str], speech: str) -> Messages:
+    """The conversation that asks for a response to a speech."""
+    system = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
+    return [*system, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
+
+
+def draw(ids: Sequence[str], count: int, iteration: int, seed: int) -> list[str]:
+    """The speeches of an iteration (1, 2, ...): the next `count` of an endless row of reshuffled passes.
+
+    Nothing comes twice in an iteration, nor again before everything has come once.
+
+    Raises:
+        ValueError: an iteration wants more speeches than there are.
+    """
+    if count > len(ids):
+        raise ValueError(
+            f"speeches_per_iteration is {count}, but only {len(ids)} speeches are there to train on; lower it"
+        )
+    left: list[str] = []
+    drawn: list[str] = []
+    passes = 0
+    for _ in range(iteration):
+        drawn, left = left[:count], left[count:]
+        if len(drawn) < count:
+            shuffled = [ids[i] for i in np.random.default_rng([seed, passes]).permutation(len(ids))]
+            passes += 1
+            taken = set(drawn)
+            fresh = [key for key in shuffled if key not in taken]
+            wanted = count - len(drawn)
+            left = fresh[wanted:] + [key for key in shuffled if key in taken]
+            drawn += fresh[:wanted]
+    return drawn
+
+
+def _speech_column(table: pa.Table, data: Data) -> str:
+    wanted = [data.speech_column] if data.speech_column else ["question", "speech", "text"]
+    found = next((name for name in wanted if name in table.column_names), None)
+    if found is None:
+        raise ValueError(
+            f"speeches file {data.speeches} has no column {' or '.join(wanted)}; it has "
+            f"{', '.join(table.column_names)}; name the right one in data.speech_column"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(model: str) -> Any:
+    from psyco_ray import models
+
+    return models.load_tokenizer(models.resolve(model))
+
+
+def _render(batch: pa.Table, model: str, prompts: Prompts) -> pa.Table:
+    """Add each speech's prompt as token ids."""
+    from psyco_ray import models
+
+    prompt, tokenizer = load_prompt(prompts), _tokenizer(model)
+    ids = [models.conversation_ids(tokenizer, messages(prompt, text)) for text in batch["speech"].to_pylist()]
+    return batch.append_column("prompt_ids", pa.array(ids, type=SPEECHES.field("prompt_ids").type))

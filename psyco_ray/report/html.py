@@ -1,0 +1,140 @@
+"""One self-contained HTML page per run: no script, no font, no image from elsewhere."""
+
+from __future__ import annotations
+
+import io
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow.parquet as pq
+
+from psyco_ray import config
+from psyco_ray.ledger import Ledger
+from psyco_ray.report.summary import MODEL_TITLES
+
+SAMPLES_SHOWN = 8
+
+
+def write(job: config.Job, ledger: Ledger, summary: dict[str, Any]) -> None:
+    """Write ``report.html`` of a finished run.
+
+    Args:
+        job: the run's job.
+        ledger: its directory.
+        summary: what ``summary.json`` holds.
+    """
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        (files("psyco_ray") / "report" / "page.html").read_text(encoding="utf-8")
+    )
+    evaluations = [ledger.record(f"iteration-{i:03d}/evaluate") or {} for i in range(job.iterations + 1)]
+    page = template.render(
+        summary=summary,
+        judged=summary["heldout"] or summary["train"],
+        judge_is_heldout=summary["heldout"] is not None,
+        reward_curve=_reward_curve(evaluations),
+        loss_curve=_loss_curve(ledger, job.iterations),
+        stage_times=_stage_times(summary["per_iteration"]),
+        samples=_side_by_side(job, ledger, evaluations),
+        job=config.dump(job),
+    )
+    ledger.write_text("report.html", page)
+
+
+def _reward_curve(evaluations: list[dict[str, Any]]) -> str:
+    """Mean reward of held-out speeches by iteration, with intervals, for every reward model."""
+    figure, axes = _figure()
+    for model, title in MODEL_TITLES.items():
+        if model not in evaluations[0]:
+            continue
+        means = np.array([e[model]["reward"] for e in evaluations])
+        bounds = np.array([e[model]["ci95"] for e in evaluations])
+        axes.errorbar(
+            range(len(means)), means, yerr=np.abs(bounds.T - means), marker="o", capsize=3, label=title, linewidth=1.5
+        )
+    axes.set_xlabel("iteration (0: base model)")
+    axes.set_ylabel("mean reward, held-out speeches")
+    axes.set_xticks(range(len(evaluations)))
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _loss_curve(ledger: Ledger, iterations: int) -> str:
+    """DPO loss and accuracy by optimizer step, over all iterations."""
+    steps: list[dict[str, float]] = []
+    figure, axes = _figure()
+    for iteration in range(1, iterations + 1):
+        record = ledger.record(f"iteration-{iteration:03d}/train") or {"steps": []}
+        axes.axvline(len(steps) + 0.5, color="#cccccc", linewidth=0.8)
+        steps += record["steps"]
+    axes.plot(range(1, len(steps) + 1), [s["loss"] for s in steps], label="DPO loss (nats)", linewidth=1.5)
+    axes.plot(range(1, len(steps) + 1), [s["accuracy"] for s in steps], label="accuracy", linewidth=1.0, alpha=0.7)
+    axes.set_xlabel("optimizer step (lines: a new iteration)")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _stage_times(per_iteration: list[dict[str, float]]) -> str:
+    """Seconds of each stage of each iteration, stacked."""
+    figure, axes = _figure()
+    left = np.zeros(len(per_iteration))
+    names = [f"iteration {row['iteration']:g}" for row in per_iteration]
+    for stage in ("sample", "train", "save", "sync", "evaluate"):
+        seconds = np.array([row[f"{stage}_s"] for row in per_iteration])
+        axes.barh(names, seconds, left=left, label=stage)
+        left += seconds
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.legend(frameon=False, fontsize=8, ncol=5, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+    return _svg(figure)
+
+
+def _side_by_side(job: config.Job, ledger: Ledger, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answers of the base model and of the policy to held-out speeches, drawn by the run's seed, not picked."""
+    speeches = {
+        row["speech_id"]: row
+        for row in pq.read_table(ledger.path("speeches.parquet"), columns=["speech_id", "speech", "topic"]).to_pylist()
+    }
+    before, after = _answers(ledger, 0), _answers(ledger, job.iterations)
+    judge = "heldout" if "heldout" in evaluations[0] else "reward"
+    keys = sorted(before)
+    chosen = np.random.default_rng(job.seed).permutation(len(keys))[:SAMPLES_SHOWN]
+    return [
+        {
+            "topic": speeches[key]["topic"],
+            "speech": speeches[key]["speech"],
+            "before": before[key],
+            "after": after[key],
+            "score_before": evaluations[0][judge]["scores"][key][0],
+            "score_after": evaluations[-1][judge]["scores"][key][0],
+        }
+        for key in (keys[i] for i in sorted(chosen))
+    ]
+
+
+def _answers(ledger: Ledger, iteration: int) -> dict[str, str]:
+    """The first response to every held-out speech."""
+    parts = sorted((ledger.root / f"iteration-{iteration:03d}" / "dev").glob("*.samples.parquet"))
+    rows = [row for part in parts for row in pq.read_table(part).to_pylist() if row["index"] == 0]
+    return {row["speech_id"]: row["response"] for row in rows}
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    """A figure as an SVG element that scales with the page; the same figure gives the same text."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "psyco_ray", "svg.fonttype": "path"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]

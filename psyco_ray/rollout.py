@@ -1,0 +1,69 @@
+"""The actor that samples responses from the policy with vLLM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from psyco_ray.config import Rollouts
+from psyco_ray.records import Group, Item, Weights
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the actor: nothing is left behind when it dies
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """An item and how its responses are drawn; `version` is the policy that has to draw them."""
+
+    item: Item
+    version: int
+    responses: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+class RolloutActor:
+    """One engine with the policy's weights."""
+
+    def __init__(self, name: str, model: str, settings: Rollouts, seed: int) -> None:
+        """Load the engine; the base model is version 0."""
+        from psyco_ray import models
+        from psyco_ray.engine import Engine
+
+        self.name = name
+        self._engine = Engine(models.resolve(model), settings, seed)
+
+    def ready(self) -> str:
+        """Answer once the engine is loaded."""
+        return self.name
+
+    def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
+        """Sample an item's responses; yield each group as it completes, and the seconds since the last.
+
+        Raises:
+            RuntimeError: this engine has another version of the weights than was asked for.
+        """
+        if self._engine.version != request.version:
+            raise RuntimeError(
+                f"{self.name} has policy version {self._engine.version}, version {request.version} was asked for"
+            )
+        began = time.perf_counter()
+        prompts = list(request.item.prompts)
+        for group in self._engine.generate(
+            prompts, request.responses, request.temperature, request.top_p, request.max_tokens
+        ):
+            now = time.perf_counter()
+            yield group, now - began
+            began = now
+
+    def load_weights(self, weights: Weights) -> tuple[int, float]:
+        """Take new weights; returns the version now loaded and the seconds that took."""
+        began = time.perf_counter()
+        self._engine.load_weights(weights)
+        return self._engine.version, time.perf_counter() - began

@@ -1,0 +1,86 @@
+"""What a run shows while it goes: progress on a terminal or plain lines in a log, metrics as JSONL, Ray and wandb."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from psyco_ray import config
+from psyco_ray.ledger import Ledger
+
+T = TypeVar("T")
+_LOG_EVERY_S = 15.0
+
+
+class Telemetry:
+    """Progress and metrics of one run."""
+
+    def __init__(self, job: config.Job, ledger: Ledger) -> None:
+        self._ledger, self._gauges = ledger, dict[str, Any]()
+        self._began = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._wandb = _wandb_run(job) if job.telemetry.wandb_project else None
+
+    def say(self, text: str) -> None:
+        """One line about what happens."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
+
+    def track(self, stream: Iterable[T], what: str, total: int) -> Iterator[T]:
+        """Pass a stream on and show how far it is."""
+        if self._terminal:
+            from rich.progress import track
+
+            yield from track(stream, description=what, total=total, transient=True)
+            self.say(f"{what}: {total} done")
+            return
+        done, shown = 0, time.monotonic()
+        for done, found in enumerate(stream, start=1):
+            yield found
+            if time.monotonic() - shown > _LOG_EVERY_S:
+                shown = time.monotonic()
+                self.say(f"{what}: {done} of {total}")
+        self.say(f"{what}: {done} done")
+
+    def metrics(self, iteration: int, values: dict[str, float]) -> None:
+        """Numbers of an iteration, to ``metrics.jsonl`` (once, also after a resume), Ray's metrics and wandb."""
+        path = self._ledger.path("metrics.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = [row for row in rows if row["iteration"] != iteration]
+        rows.append({"iteration": iteration, **values})
+        self._ledger.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        for name, value in values.items():
+            self._gauge(name).set(value)
+        if self._wandb is not None:
+            self._wandb.log(values, step=iteration)
+
+    def close(self) -> None:
+        """Finish what is still being sent."""
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _gauge(self, name: str) -> Any:
+        """Ray's Prometheus gauge of that name, exported as ``ray_psyco_<name>``."""
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(f"psyco_{name}", description=f"psyco_ray: {name.replace('_', ' ')}")
+        return self._gauges[name]
+
+
+def _wandb_run(job: config.Job) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "telemetry.wandb_project is set but wandb is not installed; pip install 'psyco-ray[wandb]' or leave it out"
+        ) from None
+    return wandb.init(
+        project=job.telemetry.wandb_project,
+        dir=job.run_dir,
+        config=job.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True),
+    )
