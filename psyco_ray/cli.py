@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 from psyco_ray import config
 
 BAD_INPUT = 2
@@ -15,17 +17,20 @@ BAD_INPUT = 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 where what the user gave does not do."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)  # overrides may stand behind options
+    for unknown in rest:
+        if unknown.startswith("-"):
+            parser.error(f"unknown option {unknown}")
     try:
-        job = config.load(given.job, given.overrides)
+        job = config.load(given.job, [*given.overrides, *rest])
         return given.run(job, given)
+    except RayTaskError as error:  # what an actor raised; one of ours may be a user's to mend
+        if isinstance(error.cause, ValueError):
+            return _refuse(error.cause)
+        raise
     except ValueError as error:
         return _refuse(error)
-    except Exception as error:  # a remote ValueError comes wrapped; anything else is ours to see whole
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, ValueError):
-            return _refuse(cause)
-        raise
 
 
 def plan(job: config.Job, given: argparse.Namespace) -> int:

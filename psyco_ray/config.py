@@ -33,7 +33,7 @@ class Data(Section):
     min_chars: Count = 100  # characters (paper §3.1)
     max_chars: Count = 1000
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of speeches held out, by a hash of the text
-    cpus: Positive = 1.0  # CPUs left to Ray Data's tasks
+    cpus: Annotated[float, Field(ge=1)] = 1.0  # CPUs left to Ray Data, whose own tasks take one each
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -132,6 +132,7 @@ class Sync(Section):
 
     deadline_s: Positive = 300.0
     bucket_mb: Count = 1024  # largest object that is moved in one piece, MiB
+    max_gap: Positive = 0.1  # nats a token that engine and learner may differ by (bf16 differs by about 0.02)
 
 
 class Evaluation(Section):

@@ -20,7 +20,7 @@ from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
 from psyco_ray.records import PAIRS, Example, Group, Item, Prompt
 from psyco_ray.reward import ScorerActor
-from psyco_ray.rollout import ENVIRONMENT, RolloutActor, SamplingRequest
+from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.telemetry import Telemetry
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ class Crew:
         rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
         self.rollouts = ActorPool(
             "rollout",
-            lambda index: rollout.options(**placement.pool_options(job.rollouts, ENVIRONMENT)).remote(
+            lambda index: rollout.options(**placement.pool_options(job.rollouts, environment(job.rollouts))).remote(
                 f"rollout-{index}", job.model, job.rollouts, job.seed
             ),
             job.rollouts.actors,
@@ -124,8 +124,7 @@ class Crew:
                 busy=dict(self._busy),
             )
             self._busy = dict.fromkeys(self._busy, 0.0)
-        prompts = {row["speech_id"]: row["prompt_ids"] for row in drawn}
-        return [_example(row, prompts) for row in pq.read_table(self.ledger.path(f"{stage}.parquet")).to_pylist()]
+        return self._read_pairs(iteration)
 
     def train(self, iteration: int, examples: list[Example]) -> None:
         """One round of DPO on the pairs, then the model and the state that a resumed run continues from."""
@@ -156,11 +155,12 @@ class Crew:
         """Bring the learner's weights to all rollout actors, unless they have them."""
         if self.version == self.trained:
             return
-        report = sync.push(self.learner, self.rollouts, self.trained, self.job.sync)
+        probe = next(iter(self._read_pairs(self.trained)))
+        report = sync.push(self.learner, self.rollouts, self.trained, probe, self.job.sync)
         self.version = self.trained
         self.ledger.write_json(
             f"iteration-{self.trained:03d}/sync.json",
-            {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes},
+            {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes, "gap": report.gap},
         )
         self.telemetry.say(
             f"iteration {self.version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
@@ -241,6 +241,11 @@ class Crew:
 
         return self.ledger.groups(f"iteration-{iteration:03d}/{name}", items, produce)
 
+    def _read_pairs(self, iteration: int) -> list[Example]:
+        """The pairs of an iteration from the ledger."""
+        path = self.ledger.path(f"iteration-{iteration:03d}/pairs.parquet")
+        return [_example(row) for row in pq.read_table(path).to_pylist()]
+
     def _seeded(self, row: Row, iteration: int, name: str) -> Prompt:
         # dev responses keep their seed from one iteration to the next, so that policies are compared on equal luck
         moment = iteration if name == "samples" else 0
@@ -268,7 +273,7 @@ def show_steps(steps: Iterable[StepResult], telemetry: Telemetry, what: str) -> 
 
 
 def _pair_row(pair: Example, group: Group) -> Row:
-    sides: Row = {"speech_id": pair.key, "policy_version": group.version}
+    sides: Row = {"speech_id": pair.key, "prompt_ids": list(pair.prompt_ids), "policy_version": group.version}
     assert pair.reference is not None
     by_ids = {r.token_ids: i for i, r in reversed(list(enumerate(group.responses)))}
     for side, ids, reference in (
@@ -285,10 +290,10 @@ def _pair_row(pair: Example, group: Group) -> Row:
     return sides
 
 
-def _example(row: Row, prompts: dict[str, list[int]]) -> Example:
+def _example(row: Row) -> Example:
     return Example(
         key=row["speech_id"],
-        prompt_ids=tuple(prompts[row["speech_id"]]),
+        prompt_ids=tuple(row["prompt_ids"]),
         chosen_ids=tuple(row["chosen_ids"]),
         rejected_ids=tuple(row["rejected_ids"]),
         reference=(row["chosen_reference"], row["rejected_reference"]),

@@ -1,4 +1,4 @@
-"""The vLLM engine behind five verbs: start, generate, load_weights, version, close.
+"""The vLLM engine behind a few verbs: generate, logprob, load_weights, version, close.
 
 This file imports vLLM, so only the process that holds an engine may import it. Weights arrive over vLLM's native
 weight-transfer API; on the CPU through the transport below, which reads them from Ray's object store.
@@ -58,6 +58,7 @@ class Engine:
             **memory,
         )
         self._llm.init_weight_transfer_engine({"init_info": {}})
+        self._settings = settings
         self._version = 0
         self._requests = 0
 
@@ -73,6 +74,7 @@ class Engine:
 
         The prefix cache starts empty, so that equal prompts and seeds give equal responses whatever ran before.
         """
+        self._check_room(prompts, responses, max_tokens)
         self._llm.reset_prefix_cache()
         engine, waiting = self._llm.llm_engine, {}
         for prompt in prompts:
@@ -94,6 +96,24 @@ class Engine:
                     assert isinstance(output, RequestOutput)
                     yield self._group(waiting.pop(output.request_id), output)
 
+    def _check_room(self, prompts: list[Prompt], responses: int, max_tokens: int) -> None:
+        """On the CPU, refuse what could fill the KV cache: the CPU engine dies when it has to push a sequence out.
+
+        Raises:
+            ValueError: naming the sizes that do not fit together.
+        """
+        cache = self._llm.llm_engine.vllm_config.cache_config
+        if not current_platform.is_cpu() or cache.num_gpu_blocks is None:
+            return
+        longest = max(len(prompt.token_ids) for prompt in prompts) + max_tokens
+        at_once = min(self._settings.max_num_seqs, len(prompts) * responses)
+        hold = cache.num_gpu_blocks // -(-longest // cache.block_size)
+        if at_once > hold:
+            raise ValueError(
+                f"rollouts.kv_cache_gb {self._settings.kv_cache_gb:g} holds {hold} sequences of {longest} tokens, "
+                f"{at_once} are to be sampled at a time; raise it or lower rollouts.max_num_seqs"
+            )
+
     def load_weights(self, weights: Weights) -> None:
         """Take new weights and drop everything computed with the old ones.
 
@@ -105,6 +125,15 @@ class Engine:
         self._llm.finish_weight_update(weight_version=str(weights.version))
         self._llm.reset_prefix_cache()
         self._version = weights.version
+
+    def logprob(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> float:
+        """Log-probability of a response under the loaded weights, in nats, summed over its tokens."""
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        whole = {"prompt_token_ids": [*prompt_ids, *response_ids]}
+        found = self._llm.generate([whole], params, use_tqdm=False)[0].prompt_logprobs
+        assert found is not None, "prompt log-probabilities were asked for"
+        ahead = len(prompt_ids)
+        return sum(found[ahead + i][token].logprob for i, token in enumerate(response_ids))
 
     def close(self) -> None:
         """Free the engine."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 _POLL_S = 0.02
 
@@ -94,61 +94,59 @@ class ActorPool:
 
     def _dispatch(self, method: str, feed: queue.Queue[Any], out: queue.Queue[Any], stop: threading.Event) -> None:
         """Move items from `feed` to idle members and results to `out` until both are done."""
-        running: dict[Any, tuple[int, float, float]] = {}  # result stream -> member, begun, last heard of
-        fed = False
+        running: dict[Any, _Running] = {}  # by result stream
+        item: Any = None  # waits for a member; a member never waits for an item, for another stream may have one
         try:
-            while not stop.is_set() and not (fed and not running):
-                if not fed:
-                    fed = self._start_next(method, feed, running)
-                self._collect(running, out, wait_s=0.2 if fed else _POLL_S)
+            while not stop.is_set() and not (isinstance(item, _End) and not running):
+                if item is None:
+                    item = _take(feed, 0 if running else _POLL_S)
+                if isinstance(item, _End) and item.error is not None:
+                    raise item.error
+                if item is not None and not isinstance(item, _End):
+                    member = _take(self._idle, 0 if running else _POLL_S)
+                    if member is not None:
+                        results = self._start(member, method, item)
+                        running[results] = _Running(member)
+                        item = None
+                self._collect(running, out, wait_s=0.2 if isinstance(item, _End) else _POLL_S)
             _put(out, _End(None), stop)
         except BaseException as error:  # noqa: BLE001 - whatever ends this thread is raised again by the stream
             _put(out, _End(error), stop)
 
-    def _start_next(self, method: str, feed: queue.Queue[Any], running: dict[Any, tuple[int, float, float]]) -> bool:
-        """Start the next item if there is one and a member is free; true when there will be no more items."""
-        try:
-            index = self._idle.get(timeout=0 if running else _POLL_S)
-        except queue.Empty:
-            return False
-        try:
-            item = feed.get(timeout=0 if running else _POLL_S)
-        except queue.Empty:
-            self._idle.put(index)
-            return False
-        if isinstance(item, _End):
-            self._idle.put(index)
-            if item.error is not None:
-                raise item.error
-            return True
-        actor = self._members[index]
-        now = time.monotonic()
-        results = getattr(actor, method).options(num_returns="streaming").remote(item)
-        running[results] = (index, now, now)
-        return False
+    def _start(self, member: int, method: str, item: Any) -> Any:
+        return getattr(self._members[member], method).options(num_returns="streaming").remote(item)
 
-    def _collect(self, running: dict[Any, tuple[int, float, float]], out: queue.Queue[Any], wait_s: float) -> None:
+    def _collect(self, running: dict[Any, _Running], out: queue.Queue[Any], wait_s: float) -> None:
         """Hand over the results that are there, and free the members that are done."""
         if not running:
             return
-        ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
-        if not ready:
-            ready, _ = ray.wait(list(running), timeout=wait_s)
-        now = time.monotonic()
+        ready, _ = ray.wait(list(running), timeout=wait_s)
         for results in ready:
-            index, begun, _ = running[results]
+            state = running[results]
             try:
                 out.put(ray.get(next(results)))
-                running[results] = (index, begun, now)
+                state.heard = time.monotonic()
             except StopIteration:
                 del running[results]
-                self.busy_s[index] += now - begun
-                self._idle.put(index)
+                self.busy_s[state.member] += time.monotonic() - state.begun
+                self._idle.put(state.member)
             except RayActorError as error:
-                raise RuntimeError(f"{self.role} actor {index} died: {str(error).splitlines()[0]}") from error
-        for index, _, heard in running.values():
-            if now - heard > self._item_s:
-                raise TimeoutError(f"{self.role} actor {index} gave no result for {now - heard:.0f} s")
+                raise RuntimeError(f"{self.role} actor {state.member} died: {str(error).splitlines()[0]}") from error
+            except RayTaskError:
+                self._idle.put(state.member)  # the item failed, the member did not
+                raise
+        for state in running.values():
+            silent = time.monotonic() - state.heard
+            if silent > self._item_s:
+                raise TimeoutError(f"{self.role} actor {state.member} gave no result for {silent:.0f} s")
+
+
+class _Running:
+    """An item at a member: since when, and when its last result came."""
+
+    def __init__(self, member: int) -> None:
+        self.member = member
+        self.begun = self.heard = time.monotonic()
 
 
 class _End:
@@ -166,6 +164,14 @@ def _feed(items: Iterable[Any], feed: queue.Queue[Any], stop: threading.Event) -
         _put(feed, _End(None), stop)
     except BaseException as error:  # noqa: BLE001 - raised again by the stream that reads the queue
         _put(feed, _End(error), stop)
+
+
+def _take(source: queue.Queue[Any] | queue.SimpleQueue[Any], wait_s: float) -> Any:
+    """The next entry; None if none came in time."""
+    try:
+        return source.get(timeout=wait_s) if wait_s else source.get_nowait()
+    except queue.Empty:
+        return None
 
 
 def _put(target: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:

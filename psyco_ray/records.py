@@ -113,6 +113,7 @@ SCORES = pa.schema(
 PAIRS = pa.schema(
     [
         ("speech_id", pa.string()),
+        ("prompt_ids", _IDS),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
         ("chosen_score", pa.float32()),

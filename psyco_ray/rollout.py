@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from psyco_ray.config import Rollouts
 from psyco_ray.records import Group, Item, Weights
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the actor: nothing is left behind when it dies
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
+
+def environment(settings: Rollouts) -> dict[str, str]:
+    """Environment of a rollout actor's process."""
+    found = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the actor: nothing outlives it
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    if settings.enforce_eager:
+        # small helpers of the sampler are compiled on first use even so, 25 s each on a CPU
+        found["TORCHDYNAMO_DISABLE"] = "1"
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,3 +74,7 @@ class RolloutActor:
         began = time.perf_counter()
         self._engine.load_weights(weights)
         return self._engine.version, time.perf_counter() - began
+
+    def logprob(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> float:
+        """Log-probability of a response under this engine's weights, in nats."""
+        return self._engine.logprob(prompt_ids, response_ids)

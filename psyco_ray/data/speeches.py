@@ -32,7 +32,7 @@ def read_table(name: str, what: str) -> pa.Table:
         ValueError: it is missing, truncated or of another kind.
     """
     path = SAMPLE if name == "sample" else Path(name)
-    readers = {".parquet": pq.read_table, ".jsonl": pyarrow.json.read_json, ".csv": pyarrow.csv.read_csv}
+    readers = {".parquet": pq.read_table, ".jsonl": pyarrow.json.read_json, ".csv": _read_csv}
     if path.suffix not in readers:
         raise ValueError(f"{what} file {path} has none of the endings {', '.join(readers)}")
     try:
@@ -44,6 +44,10 @@ def read_table(name: str, what: str) -> pa.Table:
     if not table.num_rows:
         raise ValueError(f"{what} file {path} has no rows")
     return table
+
+
+def _read_csv(path: str) -> pa.Table:
+    return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
 
 
 def fold(text: str) -> str:

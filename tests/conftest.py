@@ -1,0 +1,78 @@
+"""Shared real parts: one local Ray and one tiny random model with SmolLM2's tokenizer."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written into the home directory
+
+import pytest
+import torch
+
+from psyco_ray import models
+
+
+@pytest.fixture(scope="session")
+def base_model() -> Path:
+    """SmolLM2-135M-Instruct."""
+    return models.resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base_model):
+    return models.load_tokenizer(base_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tokenizer) -> Path:
+    """A Llama of 3 million parameters, mostly vocabulary, with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.2,  # peaked enough that samples and log-probabilities tell models apart
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
+    """A reward model over the tiny model, as reward training saves it, with a random head."""
+    from psyco_ray import reward
+
+    path = tmp_path_factory.mktemp("models") / "tiny-reward"
+    tokenizer = models.load_tokenizer(tiny_model)
+    model = reward.new_model(tiny_model, tokenizer, "float32", seed=3)
+    models.save(path, model.state_dict(), model.config, tokenizer)
+    return path

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# All checks: environment, format, types, tests (real Ray, vLLM and DeepSpeed on the CPU).
+# bash tests/run.sh [pytest arguments]     e.g. bash tests/run.sh tests/test_config.py -k unknown
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../jobs/environment.sh"
+cd "$ROOT"
+
+echo "psyco_ray tests: linter, types, then pytest; about 15 minutes on 2 cores once installed"
+prepare_environment cpu,dev
+.venv/bin/ruff format --check --quiet . || fail "some files are not formatted; run .venv/bin/ruff format ."
+.venv/bin/ruff check --quiet .
+.venv/bin/mypy --no-error-summary
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,81 @@
+"""The command as a user meets it: bad input gives one sentence and exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from psyco_ray import cli
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "psyco_ray.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd)
+
+
+def write_job(tmp_path: Path, text: str = "") -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"run_dir: {tmp_path / 'run'}\n{text}")
+    return str(path)
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert cli.main(list(arguments)) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith("psyco-ray: ")
+    assert "\n" not in captured
+    return captured
+
+
+def test_plan_prints_a_table(tmp_path, capsys) -> None:
+    job = write_job(tmp_path, "rollouts: {cpus: 0.1}\nscorers: {cpus: 0.1}\nlearners: {cpus: 0.1}\n")
+    assert cli.main(["plan", job, "rollouts.actors=2"]) == 0
+    assert "rollout                 2" in capsys.readouterr().out
+
+
+def test_plan_fails_at_once_where_the_cluster_is_too_small(tmp_path, capsys) -> None:
+    message = refused(capsys, "plan", write_job(tmp_path), "learners.gpus=1", "learners.actors=8")
+    assert "the cluster cannot hold iterate" in message
+    assert "8 GPUs" in message
+
+
+def test_options_may_stand_before_and_behind_overrides(tmp_path, capsys) -> None:
+    job = write_job(tmp_path)
+    for arguments in (["seed=1", "--resume", "iterations=0"], ["--resume", "seed=1", "iterations=0"]):
+        assert "iterations: 0 does not do" in refused(capsys, "iterate", job, *arguments)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["iterate", job, "--resum"])
+    assert caught.value.code == 2
+
+
+def test_iterate_wants_a_reward_model(tmp_path, capsys) -> None:
+    assert "scorers.reward_model is not set" in refused(capsys, "iterate", write_job(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_key_is_named_by_the_command_itself(tmp_path) -> None:
+    found = run("iterate", write_job(tmp_path, "sampling: {temprature: 1}"))
+    assert found.returncode == 2
+    assert found.stderr.strip().endswith("unknown key sampling.temprature; did you mean sampling.temperature?")
+    assert found.stdout == ""
+
+
+@pytest.mark.slow
+def test_errors_out_of_actors_are_one_sentence_too(tmp_path, tiny_model, tiny_reward_model) -> None:
+    """A model directory that every actor finds broken only when it loads it."""
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_reward_model, broken)
+    (broken / "chat_template.jinja").unlink()
+    job = write_job(
+        tmp_path,
+        f"model: {tiny_model}\nspeeches_per_iteration: 4\ndata: {{dev_share: 0.2}}\n"
+        "rollouts: {cpus: 0.1, max_model_len: 512, kv_cache_gb: 0.1}\nsampling: {max_tokens: 8}\n"
+        f"scorers: {{cpus: 0.1, reward_model: {broken}}}\nlearners: {{cpus: 0.1}}\n",
+    )
+    found = run("iterate", job)
+    assert found.returncode == 2, found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"psyco-ray: the tokenizer of {broken} has no chat template")

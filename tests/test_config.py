@@ -1,0 +1,82 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from psyco_ray import config
+
+JOBS = Path(__file__).parent.parent / "jobs"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_papers() -> None:
+    job = config.Job()
+    assert (job.iterations, job.speeches_per_iteration, job.sampling.responses, job.sampling.temperature) == (
+        16,
+        6400,
+        8,
+        1.0,
+    )
+    assert (job.dpo.beta, job.dpo.optimizer.batch_size, job.dpo.optimizer.learning_rate) == (0.1, 64, 5e-7)
+    assert (job.dpo.optimizer.betas, job.dpo.optimizer.warmup_ratio) == ((0.9, 0.95), 0.03)
+    reward = job.reward.optimizer
+    assert (reward.epochs, reward.batch_size, reward.learning_rate) == (2, 128, 9e-6)
+    assert (job.data.min_chars, job.data.max_chars, job.data.dev_share) == (100, 1000, 0.1)
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_jobs_are_valid_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    job = config.load(path)
+    assert config.load(write(tmp_path, config.dump(job))) == job
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "sampling: {responses: 4}\n")
+    job = config.load(
+        path, ["sampling.temperature=0.5", "seed=7", "scorers.reward_model=/a/b", "dpo.optimizer.betas=[0.5, 0.6]"]
+    )
+    assert (job.sampling.responses, job.sampling.temperature, job.seed) == (4, 0.5, 7)
+    assert job.scorers.reward_model == "/a/b"
+    assert job.dpo.optimizer.betas == (0.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "parts"),
+    [
+        ("sampling: {response: 4}", [], ["unknown key sampling.response", "did you mean sampling.responses"]),
+        ("temperature: 1", [], ["unknown key temperature", "sampling.temperature"]),
+        ("qqqq: 1", [], ["unknown key qqqq", "known here", "run_dir"]),
+        ("seed: lots", [], ["seed", "'lots'", "integer"]),
+        ("data: {dev_share: 1.2}", [], ["data.dev_share", "1.2", "less than 1"]),
+        ("sampling: {responses: 1}", [], ["sampling.responses", "greater than or equal to 2"]),
+        ("data: {min_chars: 50, max_chars: 20}", [], ["data", "min_chars 50 is above max_chars 20"]),
+        ("evaluation: {responses: 3}", [], ["evaluation", "temperature 0"]),
+        ("dpo: {optimizer: {batch_size: 2}}\nlearners: {actors: 4}", [], ["batch of 2", "4 ranks", "learners.actors"]),
+        ("rollouts: {tensor_parallel: 2}", [], ["tensor_parallel 2", "rollouts.gpus"]),
+        ("sampling: {max_tokens: 4096}", [], ["sampling.max_tokens 4096", "max_model_len 2048"]),
+        ("learners: {gpus: 0.5}", [], ["learners.gpus is 0.5", "whole GPUs"]),
+        ("", ["sampling.responses"], ["override 'sampling.responses'", "key=value"]),
+        ("seed: 1", ["seed.x=1"], ["seed is a value, not a section"]),
+        ("- a\n- b", [], ["must hold keys and values"]),
+        ("a: [", [], ["cannot be read as YAML"]),
+    ],
+)
+def test_wrong_settings_are_named_in_one_sentence(
+    tmp_path: Path, text: str, overrides: list[str], parts: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
+        config.load(write(tmp_path, text), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.yaml does not exist"):
+        config.load(tmp_path / "nowhere.yaml")

@@ -1,0 +1,176 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psyco_ray import config
+from psyco_ray.data import speeches as data
+from psyco_ray.records import PREFERENCES, PRINCIPLES
+
+FINE_TOPICS = 42
+LONG = "I have not slept properly since my brother moved out, and the house is so quiet that I hear the fridge. " * 2
+
+
+def rows(name: str = "sample") -> list[dict]:
+    return data.load_pairs(config.Data(pairs=name))
+
+
+def test_sample_has_speeches_over_all_topics_in_the_released_schema() -> None:
+    table = data.read_table("sample", "pairs")
+    assert set(PREFERENCES.names) <= set(table.column_names)
+    assert table.select(PREFERENCES.names).schema.equals(PREFERENCES)
+    found = table.to_pylist()
+    assert len({data.fold(row["question"]) for row in found}) == len(found) >= 210
+    topics = Counter(row["topic"] for row in found)
+    assert len(topics) == FINE_TOPICS
+    assert min(topics.values()) >= 5
+    assert all(100 <= len(row["question"]) <= 1000 for row in found)
+    assert len({row["prefID"] for row in found}) == len(found)
+
+
+def test_sample_ratings_agree_with_the_labels() -> None:
+    for row in rows():
+        sums = {
+            side: sum(row[f"{side}_{principle}_rating"] for principle in PRINCIPLES) for side in ("chosen", "rejected")
+        }
+        assert all(1 <= row[f"{s}_{p}_rating"] <= 5 for s in ("chosen", "rejected") for p in PRINCIPLES)
+        assert sums["chosen"] - sums["rejected"] >= 7, row["prefID"]  # a mean gap of at least 1 (paper §3.3)
+
+
+def test_neither_length_nor_a_question_mark_gives_the_sample_label_away() -> None:
+    found = rows()
+    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in found) / len(found)
+    assert 0.4 <= longer <= 0.6
+    flaws = Counter(row["rejected_model"] for row in found)
+    assert len(flaws) >= 7
+    for flaw in ("synthetic:directive", "synthetic:generic", "synthetic:judging", "synthetic:unsafe"):
+        of_flaw = [row for row in found if row["rejected_model"] == flaw]
+        assert len(of_flaw) >= 25
+        assert 0.3 <= sum(len(r["chosen"]) > len(r["rejected"]) for r in of_flaw) / len(of_flaw) <= 0.7, flaw
+    asks = {side: sum("?" in row[side] for row in found) / len(found) for side in ("chosen", "rejected")}
+    assert asks["rejected"] >= 0.35
+    safer = sum(r["rejected_safety_rating"] > r["chosen_safety_rating"] for r in found) / len(found)
+    assert safer <= 0.05
+
+
+def test_split_and_halves_depend_on_the_text_alone() -> None:
+    assert data.unit("split", "Some  TEXT\nhere") == data.unit("split", "some text here")
+    assert data.unit("split", "a") != data.unit("half", "a")
+    texts = [f"speech number {i}" for i in range(4000)]
+    dev = [t for t in texts if data.is_dev(t, 0.1)]
+    assert 0.08 < len(dev) / len(texts) < 0.12
+    assert set(dev) <= {t for t in texts if data.is_dev(t, 0.2)}, "a larger share only adds"
+    assert 0.45 < sum(data.half(t) == "a" for t in texts) / len(texts) < 0.55
+    # frozen: a speech must never move between splits from one version to the next
+    assert data.speech_id("I cannot sleep.") == "9cd0b5407c428a9c"
+    assert data.unit("split", "I cannot sleep.") == pytest.approx(0.717521298529)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99))
+def test_draws_never_repeat_before_all_have_come(count: int, extra: int, seed: int) -> None:
+    ids = [str(i) for i in range(count + extra)]
+    drawn = [data.draw(ids, count, iteration, seed) for iteration in range(1, 9)]
+    for batch in drawn:
+        assert len(set(batch)) == count
+    seen = Counter(key for batch in drawn for key in batch)
+    assert max(seen[key] for key in ids) - min(seen[key] for key in ids) <= 1
+    assert data.draw(ids, count, 5, seed) == drawn[4]
+
+
+def test_draw_wants_enough_speeches() -> None:
+    with pytest.raises(ValueError, match="speeches_per_iteration is 5, but only 2 speeches"):
+        data.draw(["a", "b"], 5, 1, 0)
+
+
+def job(path: Path, **changes) -> config.Job:
+    return config.Job(
+        data=config.Data(speeches=str(path), dev_share=0.5, **changes),
+        sampling=config.Sampling(max_tokens=32),
+        rollouts=config.Rollouts(max_model_len=256),
+    )
+
+
+def write_parquet(path: Path, columns: dict) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_speeches_are_cleaned_split_and_rendered(local_ray, tmp_path, tiny_model, tokenizer) -> None:
+    texts = [f"{LONG} {i}" for i in range(20)] + [LONG.upper() + " 0", "too short", "x" * 1001]
+    path = write_parquet(tmp_path / "s.parquet", {"text": texts, "topic": ["t"] * len(texts)})
+    found = data.load_speeches(job(path), str(tiny_model))
+    assert len(found) == 20, "one differs from another by case only, one is too short, one too long"
+    assert {row["split"] for row in found} == {"train", "dev"}
+    rendered = tokenizer.decode(found[0]["prompt_ids"])
+    assert found[0]["speech"] in rendered
+    assert rendered.endswith("<|im_start|>assistant\n")
+    assert rendered.count("<|im_start|>system") == 1
+    assert data.load_speeches(job(path), str(tiny_model)) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "changes", "message"),
+    [
+        ("none.parquet", None, {}, r"none\.parquet does not exist"),
+        ("cut.parquet", b"PAR1 and then nothing", {}, r"cut\.parquet cannot be read"),
+        ("s.txt", b"text", {}, r"s\.txt has none of the endings \.parquet"),
+        ("s.csv", b"speak,topic\nhello,a\n", {}, r"no column question or speech or text; it has speak, topic"),
+        ("s.csv", b"text\nhello\n", {"speech_column": "talk"}, r"no column talk; it has text"),
+        ("s.csv", b'text,n\n"' + LONG.encode() + b'",1\n ,2\n', {}, r"row 2 has an empty text"),
+        ("s.csv", b"text\nshort\n", {}, r"no train speech is left of 1 rows; look at data\.min_chars 100"),
+        ("s.csv", b"text\n", {}, r"s\.csv has no rows"),
+        ("s.jsonl", b'{"text": "a"}\n{"te', {}, r"s\.jsonl cannot be read"),
+    ],
+)
+def test_bad_speech_files_are_named(local_ray, tmp_path, tiny_model, name, content, changes, message) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        data.load_speeches(job(path, **changes), str(tiny_model))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_speech_longer_than_the_context_is_named(local_ray, tmp_path, tiny_model) -> None:
+    texts = [f"{LONG} {i}" for i in range(20)] + ["word " * 190]
+    path = write_parquet(tmp_path / "s.parquet", {"text": texts})
+    too_small = job(path).model_copy(update={"rollouts": config.Rollouts(max_model_len=180)})
+    with pytest.raises(ValueError, match=r"the speech 'word word .* takes \d+ tokens with its prompt, 148 fit"):
+        data.load_speeches(too_small, str(tiny_model))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": None}, "no column chosen"),
+        ({"rejected": "  "}, "row 1 has an empty rejected"),
+        ({"rejected": "same", "chosen": "same"}, "row 1 chosen and rejected are the same"),
+    ],
+)
+def test_bad_pairs_are_named(tmp_path, change, message) -> None:
+    row = {"ID": "1", "prefID": "1", "question": LONG, "chosen": "a", "rejected": "b"}
+    row |= {"chosen_model": "m", "rejected_model": "m", **change}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
+    with pytest.raises(ValueError, match=message):
+        rows(str(path))
+
+
+def test_prompts_come_from_one_replaceable_file(tmp_path) -> None:
+    own = tmp_path / "prompts.yaml"
+    own.write_text("mine:\n  system: Be kind.\n  user: 'Client: {client_speech}'\nbroken:\n  user: nothing\n")
+    prompt = data.load_prompt(config.Prompts(file=str(own), respond="mine"))
+    assert data.messages(prompt, "Hi {x}") == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Client: Hi {x}"},
+    ]
+    with pytest.raises(ValueError, match="no entry yours; it has mine, broken"):
+        data.load_prompt(config.Prompts(file=str(own), respond="yours"))
+    with pytest.raises(ValueError, match=r"does not contain \{client_speech\}"):
+        data.load_prompt(config.Prompts(file=str(own), respond="broken"))
+    assert len(data.messages(data.load_prompt(config.Prompts()), "Hi")) == 1

@@ -1,0 +1,203 @@
+"""Real DeepSpeed ranks over gloo, one Ray actor each, on a tiny model."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from psyco_ray.config import Learners, Optimizer
+from psyco_ray.learner import LearnerGroup, batches, learning_rate, plan_step
+from psyco_ray.logprobs import ResponseLogprobs, pack
+from psyco_ray.losses import BradleyTerry, Dpo
+from psyco_ray.records import Example
+
+
+def examples(count: int, seed: int = 0, reference: bool = True) -> list[Example]:
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, 40000) for _ in range(rng.randint(low, high)))
+
+    return [
+        Example(f"pair-{i}", ids(3, 12), ids(3, 20), ids(3, 20), (-30.0 - i, -31.0) if reference else None)
+        for i in range(count)
+    ]
+
+
+def group(model: Path, objective, *, ranks=1, stage=0, dtype="float32", optimizer=None, state=None) -> LearnerGroup:
+    learner = LearnerGroup(
+        str(model),
+        objective,
+        Learners(actors=ranks, cpus=0.5, zero_stage=stage, dtype=dtype, micro_batch_tokens=80, logit_rows=16),
+        optimizer or Optimizer(learning_rate=1e-3, batch_size=6, epochs=2, schedule="linear"),
+        seed=5,
+        state=state,
+        start_s=180,
+        step_s=120,
+    )
+    learner.wait_ready()
+    return learner
+
+
+def trained(learner: LearnerGroup, pairs: list[Example], path: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    losses = [step.loss for step in learner.train(pairs, seed=1)]
+    learner.save_state(path / "state.safetensors")
+    return losses, load_file(path / "state.safetensors")
+
+
+@pytest.fixture(scope="module")
+def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training in plain torch: no Ray, no DeepSpeed, one pair at a time."""
+    pairs, optimizer_config = examples(15), Optimizer(learning_rate=1e-3, batch_size=6, epochs=2, schedule="linear")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    policy, objective = ResponseLogprobs(model), Dpo(beta=0.1)
+    adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    losses = []
+    planned = batches(pairs, optimizer_config, 1, seed=1)
+    for step, batch in enumerate(planned):
+        adam.zero_grad()
+        total = 0.0
+        for pair in batch:
+            values = policy(pack([(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])])).view(1, 2)
+            loss, _ = objective(values, torch.tensor([pair.reference]))
+            (loss.sum() / len(batch)).backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for parameters in adam.param_groups:
+            parameters["lr"] = learning_rate(optimizer_config, step, len(planned))
+        adam.step()
+        losses.append(total / len(batch))
+    return losses, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
+def test_ranks_and_zero_stages_take_the_same_steps_as_one_process(
+    local_ray, tiny_model, tmp_path, single_process, ranks, stage
+) -> None:
+    learner = group(tiny_model, Dpo(beta=0.1), ranks=ranks, stage=stage)
+    try:
+        losses, state = trained(learner, examples(15), tmp_path)
+    finally:
+        learner.close()
+    assert losses == pytest.approx(single_process[0], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[-1], rel=0.05), "nothing was learnt, so equal steps would show nothing"
+    for name, value in single_process[1].items():
+        # Adam turns tiny gradient differences into steps of the learning rate where a gradient is almost zero
+        difference = (state[name] - value).abs()
+        assert difference.mean() < 2e-6, name
+        assert difference.max() < 2e-3, name
+
+
+def test_bf16_follows_float32(local_ray, tiny_model, tmp_path, single_process) -> None:
+    learner = group(tiny_model, Dpo(beta=0.1), stage=2, dtype="bfloat16")
+    try:
+        losses, _ = trained(learner, examples(15), tmp_path)
+        learner.save_model(tmp_path / "model")
+    finally:
+        learner.close()
+    assert losses == pytest.approx(single_process[0], rel=0.05)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert written.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, stage) -> None:
+    settings = {"stage": stage, "dtype": "bfloat16"}
+    whole = group(tiny_model, Dpo(beta=0.1), **settings)
+    try:
+        trained(whole, examples(12), tmp_path)
+        first = tmp_path / "state.safetensors"
+        kept = first.rename(tmp_path / "kept.safetensors")
+        whole.reset_optimizer()
+        expected = trained(whole, examples(12, seed=9), tmp_path)
+    finally:
+        whole.close()
+    resumed = group(tiny_model, Dpo(beta=0.1), state=str(kept), **settings)
+    try:
+        found = trained(resumed, examples(12, seed=9), tmp_path)
+    finally:
+        resumed.close()
+    assert found[0] == expected[0]
+    for name, value in expected[1].items():
+        assert torch.equal(found[1][name], value), name
+
+
+def test_reward_training_learns_its_pairs_and_saves_a_classifier(local_ray, tiny_model, tmp_path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    pairs = examples(24, reference=False)
+    learner = group(
+        tiny_model,
+        BradleyTerry(),
+        ranks=2,
+        stage=2,
+        optimizer=Optimizer(learning_rate=3e-3, batch_size=8, epochs=6, schedule="constant"),
+    )
+    try:
+        steps = list(learner.train(pairs, seed=0))
+        values = learner.values(pairs)
+        learner.save_model(tmp_path / "reward")
+    finally:
+        learner.close()
+    assert steps[-1].loss < 0.3 < 0.5 < steps[0].loss
+    assert steps[-1].metrics["accuracy"] == 1.0
+    assert sum(chosen > rejected for chosen, rejected in values) == len(pairs)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float32)
+    first = pairs[0]
+    with torch.no_grad():
+        chosen = model(torch.tensor([first.prompt_ids + first.chosen_ids])).logits
+    assert chosen.shape == (1, 1)
+    assert chosen.item() == pytest.approx(values[0][0], abs=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "reward").pad_token_id == model.config.pad_token_id
+
+
+def test_a_loss_that_is_no_number_stops_with_the_pairs_name(local_ray, tiny_model) -> None:
+    pairs = examples(6)
+    broken = Example("pair-broken", (5,), (6,), (7,), (float("nan"), 0.0))
+    learner = group(tiny_model, Dpo(beta=0.1))
+    try:
+        with pytest.raises(ValueError, match=r"loss of pair pair-broken is nan; lower the learning rate"):
+            list(learner.train([*pairs, broken], seed=0))
+    finally:
+        learner.close()
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 4), st.integers(50, 1000))
+def test_a_batch_is_shared_wholly_evenly_and_within_bounds(lengths: list[int], ranks: int, tokens: int) -> None:
+    batch = [Example(f"{i:02d}", (1,), (1,) * length, (1,)) for i, length in enumerate(lengths)]
+    if len(batch) < ranks:
+        with pytest.raises(ValueError, match="cannot be shared"):
+            plan_step(batch, ranks, tokens)
+        return
+    shares = plan_step(batch, ranks, tokens)
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(e.key for share in shares for micro in share for e in micro) == [e.key for e in batch]
+    assert all(micro for share in shares for micro in share)
+    if max(e.tokens for e in batch) <= tokens and len(shares[0]) * ranks + ranks <= len(batch):
+        assert all(sum(e.tokens for e in micro) <= tokens for share in shares for micro in share)
+
+
+def test_batches_shuffle_every_epoch_and_leave_nothing_out() -> None:
+    pairs = examples(9)
+    planned = batches(pairs, Optimizer(batch_size=4, epochs=2), 2, seed=3)
+    assert [len(b) for b in planned] == [4, 5, 4, 5], "a rest of one pair joins the batch before"
+    for epoch in (planned[:2], planned[2:]):
+        assert sorted(e.key for b in epoch for e in b) == sorted(e.key for e in pairs)
+    assert [e.key for b in planned[:2] for e in b] != [e.key for b in planned[2:] for e in b]
+    assert batches(pairs, Optimizer(batch_size=4, epochs=2), 2, seed=3) == planned
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    settings = Optimizer(learning_rate=1.0, warmup_ratio=0.1, schedule="linear", min_lr_ratio=0.0)
+    rates = [learning_rate(settings, step, 20) for step in range(20)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[-1] == pytest.approx(1 / 18)
+    cosine = settings.model_copy(update={"schedule": "cosine", "min_lr_ratio": 0.1})
+    assert learning_rate(cosine, 11, 20) == pytest.approx(0.1 + 0.9 * 0.5)
+    constant = settings.model_copy(update={"schedule": "constant"})
+    assert {learning_rate(constant, step, 20) for step in range(2, 20)} == {1.0}

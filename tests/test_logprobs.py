@@ -1,0 +1,100 @@
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from psyco_ray.logprobs import ResponseLogprobs, ResponseScores, branch, pack
+
+
+def trees(count: int, seed: int = 0) -> list:
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, 40000) for _ in range(rng.randint(low, high))]
+
+    return [(ids(1, 30), [ids(1, 25) for _ in range(rng.randint(1, 4))]) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_reward_model):
+    return AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
+
+
+def plain_logprob(model, prompt: list[int], response: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum().item()
+
+
+def test_packed_logprobs_equal_one_plain_forward_each(model) -> None:
+    batch = trees(5)
+    with torch.no_grad():
+        packed = ResponseLogprobs(model, logit_rows=7)(pack(batch)).tolist()
+    plain = [plain_logprob(model, prompt, response) for prompt, responses in batch for response in responses]
+    assert packed == pytest.approx(plain, abs=2e-4)
+
+
+def test_gradients_equal_those_of_plain_forwards(model) -> None:
+    batch = trees(3, seed=1)
+    weights = torch.randn(sum(len(r) for _, r in batch), generator=torch.Generator().manual_seed(0))
+    (ResponseLogprobs(model, logit_rows=5)(pack(batch)) * weights).sum().backward()
+    packed = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    index = 0
+    for prompt, responses in batch:
+        for response in responses:
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            chosen = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
+            (chosen * weights[index]).backward()
+            index += 1
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(packed[name], parameter.grad, atol=2e-4, rtol=2e-3)
+    model.zero_grad()
+
+
+def test_scores_are_those_of_transformers_and_do_not_depend_on_batch_mates(scorer) -> None:
+    batch = trees(8, seed=2)
+    with torch.no_grad():
+        alone = [ResponseScores(scorer)(pack([(p, [r])])).item() for p, rs in batch for r in rs]
+        together = ResponseScores(scorer)(pack(batch)).tolist()
+        backwards = ResponseScores(scorer)(pack(batch[::-1])).tolist()
+        theirs = [scorer(torch.tensor([p + r])).logits.item() for p, rs in batch for r in rs]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert together == pytest.approx(theirs, abs=1e-5)
+    assert sorted(backwards) == pytest.approx(sorted(alone), abs=1e-5)
+
+
+def test_transformers_own_padding_does_not_move_a_score(scorer, tiny_reward_model) -> None:
+    """A text that ends in the end-of-turn token keeps its score in a padded batch: the pad token is another one."""
+    from psyco_ray import models
+
+    tokenizer = models.load_tokenizer(tiny_reward_model)
+    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    assert scorer.config.pad_token_id == tokenizer.pad_token_id
+    texts = ["Hello<|im_end|>", "A much longer answer, with many more words in it than the other one.<|im_end|>"]
+    with torch.no_grad():
+        padded = scorer(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
+        alone = [scorer(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
+    assert padded == pytest.approx(alone, abs=1e-5)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_branch_splits_and_joins_again(conversations: list[list[int]]) -> None:
+    shared, own = branch(conversations)
+    assert [[*shared, *rest] for rest in own] == conversations
+    assert all(own)
+
+
+def test_empty_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match="prompt without tokens"):
+        pack([([], [[1]])])
+    with pytest.raises(ValueError, match="response without tokens"):
+        pack([([1], [[]])])

@@ -1,0 +1,122 @@
+"""Whole runs with a tiny model: the report, and a driver that is killed and goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+JOB = """
+run_dir: {run_dir}
+model: {model}
+iterations: 2
+speeches_per_iteration: 24
+data: {{dev_share: 0.2}}
+prompts: {{respond: respond-briefly}}
+sampling: {{responses: 4, max_tokens: 24}}
+dpo: {{optimizer: {{learning_rate: 1.0e-3, batch_size: 6}}}}
+rollouts: {{actors: 2, cpus: 0.1, max_model_len: 256, max_num_seqs: 32, kv_cache_gb: 0.1, speeches_per_item: 2}}
+scorers: {{actors: 1, cpus: 0.1, reward_model: {reward_model}, heldout_model: {reward_model}}}
+learners: {{actors: 2, cpus: 0.1, zero_stage: 2}}
+evaluation: {{speeches: 10}}
+"""
+
+
+def start(job: Path, log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "psyco_ray.cli", "iterate", str(job), "--resume"]
+    return subprocess.Popen(command, stdout=log.open("a"), stderr=subprocess.STDOUT)
+
+
+def finish(job: Path, log: Path) -> None:
+    assert start(job, log).wait(timeout=400) == 0, log.read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def make_job(tmp_path_factory, tiny_model, tiny_reward_model):
+    def make(name: str) -> tuple[Path, Path, Path]:
+        where = tmp_path_factory.mktemp(name)
+        job = where / "job.yaml"
+        job.write_text(JOB.format(run_dir=where / "run", model=tiny_model, reward_model=tiny_reward_model))
+        return job, where / "run", where / "log"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_job) -> Path:
+    job, run, log = make_job("undisturbed")
+    finish(job, log)
+    return run
+
+
+def test_a_run_leaves_what_it_promises(undisturbed) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["iterations"] == 2
+    for judge in ("train", "heldout"):
+        low, high = summary[judge]["ci95"]
+        assert 0 <= low <= summary[judge]["win_rate_vs_base"] <= high <= 1
+        assert summary[judge]["speeches"] == 10
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2]
+    assert {"loss", "train_reward", "sync_s", "rollout_tokens_per_s", "dev_heldout"} <= set(lines[0])
+    pairs = pq.read_table(undisturbed / "iteration-002" / "pairs.parquet").to_pylist()
+    assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
+    assert {pair["policy_version"] for pair in pairs} == {1}
+    first = pq.read_table(undisturbed / "iteration-001" / "pairs.parquet").to_pylist()
+    assert not {p["speech_id"] for p in first} & {p["speech_id"] for p in pairs}, "no speech comes again before all did"
+    checkpoint = undisturbed / "iteration-002" / "checkpoint"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    state = load_file(undisturbed / "iteration-002" / "state.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, state[name].to(torch.bfloat16)), name
+    assert AutoTokenizer.from_pretrained(checkpoint).chat_template
+    assert not (undisturbed / "iteration-001" / "state.safetensors").exists(), "only the last state is kept"
+    speeches = pq.read_table(undisturbed / "speeches.parquet").to_pylist()
+    dev = {row["speech_id"] for row in speeches if row["split"] == "dev"}
+    assert not dev & {p["speech_id"] for p in first + pairs}
+
+
+def test_the_report_stands_alone(undisturbed) -> None:
+    page = (undisturbed / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "held-out client speeches" in page
+    for outside in ("<script", "src=", "@import", "url("):
+        assert outside not in page.split("<pre>")[0].replace("url(#", ""), outside
+    assert "{{" not in page
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["iteration-002/samples/*.scores.parquet", "iteration-002/pairs.json", "iteration-002/checkpoint"],
+    ids=["while sampling", "while training", "while saving"],
+)
+def test_a_killed_driver_goes_on_to_the_same_result(undisturbed, make_job, moment) -> None:
+    job, run, log = make_job("killed")
+    process = start(job, log)
+    deadline = time.monotonic() + 300
+    while not any(run.glob(moment)):
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "iteration-002" / "train.json").exists(), "the kill came too late to show anything"
+    finish(job, log)
+    for iteration in (1, 2):
+        name = f"iteration-{iteration:03d}/pairs.parquet"
+        assert pq.read_table(run / name).equals(pq.read_table(undisturbed / name)), name
+    ours, theirs = (load_file(r / "iteration-002" / "state.safetensors") for r in (run, undisturbed))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
