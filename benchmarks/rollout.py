@@ -86,7 +86,7 @@ def main() -> None:
     settings = config.Rollouts(
         cpus=0.5, gpus=given.gpus, max_model_len=1024, max_num_seqs=128, kv_cache_gb=0.5, speeches_per_item=16
     )
-    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
     options = placement.pool_options(settings, environment(settings))
     rollout = ray.remote(RolloutActor)
     pool = ActorPool(

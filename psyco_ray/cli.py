@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from typing import Any
-
-from ray.exceptions import RayTaskError
 
 from psyco_ray import config
 
@@ -24,13 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"unknown option {unknown}")
     try:
         job = config.load(given.job, [*given.overrides, *rest])
+        if not (given.address or os.environ.get("RAY_ADDRESS")):
+            # a token of this run's own, before Ray is imported: it would write one into the home directory
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         return given.run(job, given)
-    except RayTaskError as error:  # what an actor raised; one of ours may be a user's to mend
-        if isinstance(error.cause, ValueError):
-            return _refuse(error.cause)
-        raise
-    except ValueError as error:
-        return _refuse(error)
+    except ValueError as error:  # out of an actor it comes wrapped, with a remote traceback as its text
+        return _refuse(getattr(error, "cause", error))
 
 
 def plan(job: config.Job, given: argparse.Namespace) -> int:
@@ -124,7 +123,7 @@ def _in_run(job: config.Job, given: argparse.Namespace, work: Callable[[Any, Any
 
 
 def _connect(address: str | None) -> None:
-    """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine, on loopback only."""
+    """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone."""
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -136,10 +135,10 @@ def _connect(address: str | None) -> None:
             address="local",
             num_cpus=len(os.sched_getaffinity(0)),
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",
             **quiet,
         )
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def _refuse(error: ValueError) -> int:

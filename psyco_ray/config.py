@@ -195,6 +195,10 @@ class Job(Section):
                     f"a batch of {optimizer.batch_size} pairs cannot be shared by {learners.actors} ranks; "
                     f"lower {name}.actors or raise the batch size"
                 )
+            if learners.zero_stage == 0 and learners.dtype == "bfloat16":
+                raise ValueError(
+                    f"{name}.zero_stage 0 keeps no float32 weights to continue from in bfloat16; take 1, 2 or 3"
+                )
             if 0 < learners.gpus < 1:
                 raise ValueError(f"{name}.gpus is {learners.gpus}; a rank needs whole GPUs")
         if self.rollouts.tensor_parallel > max(1, self.rollouts.gpus):

@@ -241,6 +241,7 @@ class LearnerRank:
             os.replace(target.with_suffix(".partial"), target)
 
     def _restore(self, path: Path) -> None:
+        import deepspeed
         import torch
         from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
         from safetensors import safe_open
@@ -252,6 +253,9 @@ class LearnerRank:
                     safe_set_full_fp32_param(parameter, master)
                 if self._settings.zero_stage < 3:
                     parameter.copy_(master)
+                else:
+                    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                        parameter.copy_(master)
 
     def _full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter, whole, in the compute dtype; a shared one comes once."""
@@ -297,7 +301,7 @@ def plan_step(batch: Sequence[Example], ranks: int, tokens: int) -> list[list[Mi
     if len(batch) < ranks:
         raise ValueError(f"a batch of {len(batch)} pairs cannot be shared by {ranks} ranks")
     longest_first = sorted(batch, key=lambda e: (-e.tokens, e.key))
-    passes = max(1, math.ceil(sum(e.tokens for e in batch) / (tokens * ranks)))
+    passes = min(len(batch) // ranks, math.ceil(sum(e.tokens for e in batch) / (tokens * ranks)))
     while True:
         bins: list[Micro] = [[] for _ in range(passes * ranks)]
         for example in longest_first:

@@ -96,29 +96,39 @@ def hidden_states(backbone: Any, packed: Packed) -> Tensor:
 
 
 class ResponseLogprobs(nn.Module):
-    """A causal language model that returns the log-probability of each packed response.
-
-    Logits are made for response positions only, `logit_rows` at a time, and made again for the backward pass, so that
-    the tokens x vocabulary matrix never exists.
-    """
+    """A causal language model that returns the log-probability of each packed response."""
 
     def __init__(self, model: Any, logit_rows: int = 1024) -> None:
         super().__init__()
         self.model: Any = model
-        self.logit_rows = logit_rows
+        self.head = TokenLogprobs(model.lm_head, logit_rows)
 
     def forward(self, packed: Packed) -> Tensor:
         """Log-probabilities in nats, summed over each response's tokens, float32, shape [R]."""
         rows = hidden_states(self.model.model, packed)[packed.before]
-        pieces = []
-        for start in range(0, len(rows), self.logit_rows):
-            stop = start + self.logit_rows
-            pieces.append(checkpoint(self._tokens, rows[start:stop], packed.targets[start:stop], use_reentrant=False))
         summed = torch.zeros(len(packed.last), dtype=torch.float32, device=rows.device)
-        return summed.index_add(0, packed.owner, torch.cat(pieces))
+        return summed.index_add(0, packed.owner, self.head(rows, packed.targets))
 
-    def _tokens(self, rows: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.lm_head(rows).float()
+
+class TokenLogprobs(nn.Module):
+    """The output layer, over response positions only and `logit_rows` of them at a time.
+
+    A chunk's logits are made again for the backward pass, so that the tokens x vocabulary matrix never exists. The
+    layer's weight is a parameter of this module: ZeRO-3 gathers it once a pass, however many chunks a rank has.
+    """
+
+    def __init__(self, layer: Any, logit_rows: int) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.logit_rows = logit_rows
+
+    def forward(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Log-probability of each target token, float32, shape [S]."""
+        chunks = zip(rows.split(self.logit_rows), targets.split(self.logit_rows), strict=True)
+        return torch.cat([checkpoint(self._chunk, part, wanted, use_reentrant=False) for part, wanted in chunks])
+
+    def _chunk(self, rows: Tensor, targets: Tensor) -> Tensor:
+        logits = nn.functional.linear(rows, self.weight, self.bias).float()
         return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
 
 

@@ -81,9 +81,20 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
-    """A causal language model in the given dtype, on the CPU, without dropout."""
-    from transformers import AutoModelForCausalLM
+    """A causal language model in the given dtype, on the CPU, without dropout.
 
+    Raises:
+        ValueError: its logits are more than hidden state times output layer.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path)
+    for unusual in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(config, unusual, None) not in (None, 1.0):
+            raise ValueError(
+                f"{path} changes its logits after the output layer ({unusual} in config.json), which is not supported; "
+                "choose another model"
+            )
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").eval()
 
 

@@ -31,6 +31,7 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
         path, config=config, dtype=dtype, attn_implementation="sdpa"
     )
     model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.architectures = [type(model).__name__]  # it still names the base model's class
     if not trained:
         generator = torch.Generator().manual_seed(seed)
         head = torch.randn(model.score.weight.shape, generator=generator) / (config.hidden_size + 1) ** 0.5
@@ -66,7 +67,7 @@ class ScorerActor:
     """Frozen models that turn responses into numbers: reward models by name, and the reference policy."""
 
     def __init__(self, name: str, rewards: dict[str, str], reference: str | None, settings: Scorers) -> None:
-        """Load the models.
+        """Say which models; `ready` loads them.
 
         Args:
             name: of this actor, in messages.
@@ -74,29 +75,34 @@ class ScorerActor:
             reference: the reference policy.
             settings: dtype and device.
         """
+        self.name, self._settings = name, settings
+        self._reward_specs, self._reference_spec = rewards, reference
+
+    def ready(self) -> str:
+        """Load the models.
+
+        Raises:
+            ValueError: a directory is not complete, or a reward model has not one label.
+        """
         import torch
         from transformers import AutoModelForSequenceClassification
 
         from psyco_ray import models
         from psyco_ray.logprobs import ResponseLogprobs, ResponseScores
 
-        torch.set_num_threads(settings.threads)
-        self.name = name
-        self._device = torch.device("cuda" if settings.gpus else "cpu")
+        torch.set_num_threads(self._settings.threads)
+        self._device = torch.device("cuda" if self._settings.gpus else "cpu")
         self._rewards: dict[str, tuple[Any, torch.nn.Module]] = {}
-        for key, spec in rewards.items():
+        for key, spec in self._reward_specs.items():
             path = models.resolve(spec)
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=settings.dtype)
+            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=self._settings.dtype)
             if model.config.num_labels != 1:
                 raise ValueError(f"reward model {spec} has {model.config.num_labels} labels; one is needed")
             self._rewards[key] = (models.load_tokenizer(path), ResponseScores(model.eval().to(self._device)))
         self._reference = None
-        if reference:
-            model = models.load_causal_lm(models.resolve(reference), settings.dtype)
-            self._reference = ResponseLogprobs(model.to(self._device))
-
-    def ready(self) -> str:
-        """Answer once the models are loaded."""
+        if self._reference_spec:
+            policy = models.load_causal_lm(models.resolve(self._reference_spec), self._settings.dtype)
+            self._reference = ResponseLogprobs(policy.to(self._device))
         return self.name
 
     def score(self, item: tuple[Group, list[dict[str, str]], tuple[str, ...]]) -> Iterator[tuple[Group, float]]:

@@ -39,15 +39,14 @@ class RolloutActor:
     """One engine with the policy's weights."""
 
     def __init__(self, name: str, model: str, settings: Rollouts, seed: int) -> None:
+        self.name, self._model, self._settings, self._seed = name, model, settings, seed
+
+    def ready(self) -> str:
         """Load the engine; the base model is version 0."""
         from psyco_ray import models
         from psyco_ray.engine import Engine
 
-        self.name = name
-        self._engine = Engine(models.resolve(model), settings, seed)
-
-    def ready(self) -> str:
-        """Answer once the engine is loaded."""
+        self._engine = Engine(models.resolve(self._model), self._settings, self._seed)
         return self.name
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:

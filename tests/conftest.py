@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written into the home directory
+os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # actors that tests define are imported by name
 
 import pytest
 import torch
@@ -58,8 +59,7 @@ def local_ray():
         address="local",
         num_cpus=8,
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
+        log_to_driver=bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS")),
         logging_level="warning",
     )
     yield

@@ -59,6 +59,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("dpo: {optimizer: {batch_size: 2}}\nlearners: {actors: 4}", [], ["batch of 2", "4 ranks", "learners.actors"]),
         ("rollouts: {tensor_parallel: 2}", [], ["tensor_parallel 2", "rollouts.gpus"]),
         ("sampling: {max_tokens: 4096}", [], ["sampling.max_tokens 4096", "max_model_len 2048"]),
+        ("learners: {zero_stage: 0}", [], ["learners.zero_stage 0", "take 1, 2 or 3"]),
         ("learners: {gpus: 0.5}", [], ["learners.gpus is 0.5", "whole GPUs"]),
         ("", ["sampling.responses"], ["override 'sampling.responses'", "key=value"]),
         ("seed: 1", ["seed.x=1"], ["seed is a value, not a section"]),

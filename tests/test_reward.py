@@ -14,7 +14,9 @@ ANSWERS = ["That sounds tiring.", "Sleep more!", "What goes through your mind at
 @pytest.fixture(scope="module")
 def scorer(tiny_reward_model, tiny_model) -> reward.ScorerActor:
     settings = config.Scorers(dtype="float32")
-    return reward.ScorerActor("scorer-0", {"reward": str(tiny_reward_model)}, str(tiny_model), settings)
+    actor = reward.ScorerActor("scorer-0", {"reward": str(tiny_reward_model)}, str(tiny_model), settings)
+    actor.ready()
+    return actor
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +100,4 @@ def test_a_classifier_with_two_labels_is_no_reward_model(tiny_model, tmp_path) -
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 2 labels; one is needed"):
-        reward.ScorerActor("x", {"reward": str(tmp_path)}, None, config.Scorers())
+        reward.ScorerActor("x", {"reward": str(tmp_path)}, None, config.Scorers()).ready()
