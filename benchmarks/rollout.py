@@ -68,7 +68,7 @@ def through_actor(pool: ActorPool, items: list[Item], responses: int, max_tokens
 def prompts_of(model: str, count: int) -> Iterator[Prompt]:
     """The first packaged speeches, rendered."""
     tokenizer = models.load_tokenizer(models.resolve(model))
-    prompt = speech_data.load_prompt(config.Prompts(respond="respond-briefly"))
+    prompt = speech_data.load_prompt(config.Prompts(respond="respond-small"))
     for index, row in enumerate(speech_data.load_pairs(config.Data())[:count]):
         ids = models.conversation_ids(tokenizer, speech_data.messages(prompt, row["question"]))
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index)

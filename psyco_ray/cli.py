@@ -137,8 +137,8 @@ def _connect(address: str | None) -> None:
             include_dashboard=False,
             **quiet,
         )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # after the line above, which sets Ray Data's logging up
 
 
 def _refuse(error: ValueError) -> int:

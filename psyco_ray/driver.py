@@ -27,6 +27,9 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
     Raises:
         ValueError: the job, its data or its models do not do, or the loss became NaN.
     """
+    if ledger.record(f"iteration-{job.iterations:03d}/evaluate") is not None:
+        telemetry.say("all iterations are done already")
+        return summary.write(job, ledger)
     placement.check("iterative DPO", placement.iterate_phase(job), placement.cluster_nodes())
     with Crew(job, ledger, telemetry) as crew:
         rows = ledger.table("speeches", SPEECHES, lambda: load_speeches(job, job.model)).to_pylist()

@@ -113,10 +113,10 @@ class LearnerRank:
         path = models.resolve(model)
         self._tokenizer = models.load_tokenizer(path)
         if objective.head == "reward":
-            language_model = reward.new_model(path, self._tokenizer, settings.dtype, seed)
+            language_model = reward.new_model(path, self._tokenizer, settings.dtype, seed, settings.gpus)
             module: torch.nn.Module = ResponseScores(language_model)
         else:
-            language_model = models.load_causal_lm(path, settings.dtype)
+            language_model = models.load_causal_lm(path, settings.dtype, settings.gpus)
             module = ResponseLogprobs(language_model, settings.logit_rows)
         if settings.gradient_checkpointing:
             language_model.gradient_checkpointing_enable({"use_reentrant": False})

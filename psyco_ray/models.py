@@ -80,8 +80,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
-    """A causal language model in the given dtype, on the CPU, without dropout.
+def attention(gpus: float) -> str:
+    """The attention kernels to use: on a CPU the plain ones are about a tenth faster under the packed rows' mask."""
+    return "sdpa" if gpus else "eager"
+
+
+def load_causal_lm(path: Path, dtype: str, gpus: float) -> PreTrainedModel:
+    """A causal language model in the given dtype, in host memory, without dropout, for a role with so many GPUs.
 
     Raises:
         ValueError: its logits are more than hidden state times output layer.
@@ -95,7 +100,7 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
                 f"{path} changes its logits after the output layer ({unusual} in config.json), which is not supported; "
                 "choose another model"
             )
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention(gpus)).eval()
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:

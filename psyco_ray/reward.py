@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int) -> PreTrainedModel:
+def new_model(
+    path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int, gpus: float = 0
+) -> PreTrainedModel:
     """A reward model over a language model's body, with a new seeded head: N(0, 1 / (hidden + 1)) (Stiennon 2020).
 
     The pad token becomes one that ends no turn: transformers reads the score before trailing pad tokens, so that
@@ -24,11 +26,13 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    from psyco_ray import models
+
     config = AutoConfig.from_pretrained(path, num_labels=1)
     trained = any("SequenceClassification" in name for name in config.architectures or [])
     tokenizer.pad_token_id = distinct_pad(tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation="sdpa"
+        path, config=config, dtype=dtype, attn_implementation=models.attention(gpus)
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.architectures = [type(model).__name__]  # it still names the base model's class
@@ -95,13 +99,17 @@ class ScorerActor:
         self._rewards: dict[str, tuple[Any, torch.nn.Module]] = {}
         for key, spec in self._reward_specs.items():
             path = models.resolve(spec)
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=self._settings.dtype)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=self._settings.dtype, attn_implementation=models.attention(self._settings.gpus)
+            )
             if model.config.num_labels != 1:
                 raise ValueError(f"reward model {spec} has {model.config.num_labels} labels; one is needed")
             self._rewards[key] = (models.load_tokenizer(path), ResponseScores(model.eval().to(self._device)))
         self._reference = None
         if self._reference_spec:
-            policy = models.load_causal_lm(models.resolve(self._reference_spec), self._settings.dtype)
+            policy = models.load_causal_lm(
+                models.resolve(self._reference_spec), self._settings.dtype, self._settings.gpus
+            )
             self._reference = ResponseLogprobs(policy.to(self._device))
         return self.name
 

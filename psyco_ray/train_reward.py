@@ -88,7 +88,7 @@ def _train(
 
 
 def examples(job: Job) -> tuple[list[Example], list[Example]]:
-    """The job's pairs as token ids: those to train on (of the wanted half) and the held-out ones.
+    """The job's pairs as token ids: those to train on (of the wanted half), and the first held-out ones.
 
     Raises:
         ValueError: a wrong file, or nothing to train on.
@@ -97,7 +97,8 @@ def examples(job: Job) -> tuple[list[Example], list[Example]]:
     tokenizer = models.load_tokenizer(models.resolve(job.model))
     train: list[Example] = []
     dev: list[Example] = []
-    for row in speech_data.load_pairs(job.data):
+    rows = sorted(speech_data.load_pairs(job.data), key=lambda row: speech_data.speech_id(row["question"]))
+    for row in rows:
         speech = row["question"]
         held_out = speech_data.is_dev(speech, job.data.dev_share)
         if not held_out and job.reward.half not in (None, speech_data.half(speech)):
@@ -112,4 +113,4 @@ def examples(job: Job) -> tuple[list[Example], list[Example]]:
         (dev if held_out else train).append(example)
     if not train:
         raise ValueError(f"pairs file {job.data.pairs} leaves no pair to train on; look at data.dev_share")
-    return train, dev
+    return train, dev[: job.evaluation.speeches]

@@ -83,14 +83,26 @@ def test_a_directory_in_use_is_refused(tmp_path) -> None:
     Ledger(job(tmp_path), True).close()
 
 
-def test_an_old_run_is_not_overwritten_unasked(tmp_path) -> None:
+def leave_a_run(tmp_path: Path) -> None:
+    ledger = Ledger(job(tmp_path), False)
+    ledger.finish("stage", 0.0)
+    ledger.close()
+
+
+def test_a_run_that_made_nothing_does_not_hold_its_directory(tmp_path) -> None:
     Ledger(job(tmp_path), False).close()
+    Ledger(job(tmp_path, seed=4), False).close()
+    assert "seed: 4" in (tmp_path / "run" / "job.yaml").read_text()
+
+
+def test_an_old_run_is_not_overwritten_unasked(tmp_path) -> None:
+    leave_a_run(tmp_path)
     with pytest.raises(ValueError, match="already holds a run; add --resume or choose another run_dir"):
         Ledger(job(tmp_path), False)
 
 
 def test_a_resumed_run_keeps_what_its_results_depend_on(tmp_path) -> None:
-    Ledger(job(tmp_path), False).close()
+    leave_a_run(tmp_path)
     with pytest.raises(ValueError, match=r"job\.yaml was written with seed: 0, now it is 4"):
         Ledger(job(tmp_path, seed=4), True)
     with pytest.raises(ValueError, match=r"sampling\.responses: 8, now it is 2"):

@@ -18,9 +18,11 @@ def trees(count: int, seed: int = 0) -> list:
     return [(ids(1, 30), [ids(1, 25) for _ in range(rng.randint(1, 4))]) for _ in range(count)]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+@pytest.fixture(scope="module", params=["eager", "sdpa"])
+def model(request, tiny_model):
+    return AutoModelForCausalLM.from_pretrained(
+        tiny_model, dtype=torch.float32, attn_implementation=request.param
+    ).eval()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ model: {model}
 iterations: 2
 speeches_per_iteration: 24
 data: {{dev_share: 0.2}}
-prompts: {{respond: respond-briefly}}
+prompts: {{respond: respond-small}}
 sampling: {{responses: 4, max_tokens: 24}}
 dpo: {{optimizer: {{learning_rate: 1.0e-3, batch_size: 6}}}}
 rollouts: {{actors: 2, cpus: 0.1, max_model_len: 256, max_num_seqs: 32, kv_cache_gb: 0.1, speeches_per_item: 2}}
