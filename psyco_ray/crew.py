@@ -30,7 +30,7 @@ class Crew:
     """Rollout actors, scorers and learner ranks; they live from the first iteration to the last."""
 
     def __init__(self, job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
-        """Start all actors, each loading its model beside the others, from the last finished iteration."""
+        """Find out how far the run is; entering the context starts the actors, each loading beside the others."""
         self.job, self.ledger, self.telemetry = job, ledger, telemetry
         self.version = 0  # of the rollouts' weights
         self.trained = self._last_trained()  # of the learner's weights

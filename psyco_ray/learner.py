@@ -107,6 +107,10 @@ class LearnerRank:
             timeout=timedelta(seconds=timeout_s),
             verbose=False,
         )
+        torch.distributed.barrier()
+        # DeepSpeed's CPU collectives map these files and never remove them; once all ranks have them, names can go
+        for shared in Path("/dev/shm").glob(f"deepspeed_*_{meeting[0]}_{meeting[1]}_*"):
+            shared.unlink(missing_ok=True)
         config = _deepspeed_config(settings, optimizer, self.world)
         # transformers loads a ZeRO-3 model in shards while this object lives
         self._zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
@@ -283,7 +287,11 @@ def _deepspeed_config(settings: Learners, optimizer: Optimizer, world: int) -> d
         "train_batch_size": world,
         "gradient_clipping": optimizer.max_grad_norm,
         "bf16": {"enabled": settings.dtype == "bfloat16"},
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": settings.gpus > 0},
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            "overlap_comm": settings.gpus > 0,
+            **({} if settings.gpus else {"reduce_bucket_size": 2**25, "allgather_bucket_size": 2**25}),
+        },
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
