@@ -99,6 +99,9 @@ class LearnerRank:
         torch.manual_seed(seed)
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         self._objective, self._settings = objective, settings
+        # DeepSpeed's own CPU collectives are compiled on first use (a killed build blocks every later one) and leave
+        # their shared memory behind; gloo does
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
             auto_mpi_discovery=False,
@@ -107,10 +110,6 @@ class LearnerRank:
             timeout=timedelta(seconds=timeout_s),
             verbose=False,
         )
-        torch.distributed.barrier()
-        # DeepSpeed's CPU collectives map these files and never remove them; once all ranks have them, names can go
-        for shared in Path("/dev/shm").glob(f"deepspeed_*_{meeting[0]}_{meeting[1]}_*"):
-            shared.unlink(missing_ok=True)
         config = _deepspeed_config(settings, optimizer, self.world)
         # transformers loads a ZeRO-3 model in shards while this object lives
         self._zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
