@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train-reward", train_reward, "train a Bradley-Terry reward model on preference pairs"),
         ("iterate", iterate, "iterative DPO with a reward model"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("job", metavar="JOB.yaml", help="the job file")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as sampling.responses=4")
         command.add_argument("--address", help="a Ray cluster (default: $RAY_ADDRESS, else a local one)")

@@ -9,6 +9,13 @@ import pytest
 from psyco_ray import cli
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch) -> None:
+    """The command gives its Ray a token by way of the environment, which the other tests' Ray must not see."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+
+
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "psyco_ray.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd)
