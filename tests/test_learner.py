@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from psyco_ray.batches import batches, learning_rate, plan_step
 from psyco_ray.config import Learners, Optimizer
-from psyco_ray.learner import LearnerGroup, batches, learning_rate, plan_step
+from psyco_ray.learner import LearnerGroup
 from psyco_ray.logprobs import ResponseLogprobs, pack
 from psyco_ray.losses import BradleyTerry, Dpo
 from psyco_ray.records import Example

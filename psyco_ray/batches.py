@@ -1,0 +1,70 @@
+"""Which pairs a learner takes at a step, who of its ranks takes which, and at what learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from psyco_ray.config import Optimizer
+from psyco_ray.records import Example
+
+Micro = list[Example]
+"""Pairs that one forward and backward pass holds."""
+
+
+def plan_step(batch: Sequence[Example], ranks: int, tokens: int) -> list[list[Micro]]:
+    """Share a batch among ranks: equally many passes on each, balanced by tokens, none above `tokens` if possible.
+
+    Returns:
+        For every rank its passes, each with at least one pair.
+
+    Raises:
+        ValueError: there are fewer pairs than ranks.
+    """
+    if len(batch) < ranks:
+        raise ValueError(f"a batch of {len(batch)} pairs cannot be shared by {ranks} ranks")
+    longest_first = sorted(batch, key=lambda e: (-e.tokens, e.key))
+    passes = min(len(batch) // ranks, math.ceil(sum(e.tokens for e in batch) / (tokens * ranks)))
+    while True:
+        bins: list[Micro] = [[] for _ in range(passes * ranks)]
+        for example in longest_first:
+            min(bins, key=lambda micro: sum(e.tokens for e in micro)).append(example)
+        full = max(sum(e.tokens for e in micro) for micro in bins) > tokens
+        if not full or (passes + 1) * ranks > len(batch):
+            return [bins[rank::ranks] for rank in range(ranks)]
+        passes += 1
+
+
+def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
+    """The learning rate of step 0 .. steps-1: linear warm-up, then the schedule down to `min_lr_ratio`."""
+    warmup = math.ceil(optimizer.warmup_ratio * steps)
+    if step < warmup:
+        return optimizer.learning_rate * (step + 1) / warmup
+    if optimizer.schedule == "constant":
+        return optimizer.learning_rate
+    done = (step - warmup) / max(1, steps - warmup)
+    left = 1 - done if optimizer.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return optimizer.learning_rate * (optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * left)
+
+
+def batches(examples: Sequence[Example], optimizer: Optimizer, ranks: int, seed: int) -> list[list[Example]]:
+    """The batches of all epochs, each epoch shuffled anew; a rest too small for all ranks joins the batch before.
+
+    Raises:
+        ValueError: there are fewer pairs than ranks.
+    """
+    if len(examples) < ranks:
+        raise ValueError(f"{len(examples)} pairs cannot be shared by {ranks} ranks; give more pairs or fewer ranks")
+    order = np.random.default_rng(seed)
+    size = optimizer.batch_size
+    found: list[list[Example]] = []
+    for _ in range(optimizer.epochs):
+        shuffled = [examples[i] for i in order.permutation(len(examples))]
+        epoch = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+        if len(epoch) > 1 and len(epoch[-1]) < ranks:
+            rest = epoch.pop()
+            epoch[-1] = epoch[-1] + rest
+        found += epoch
+    return found

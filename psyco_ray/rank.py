@@ -1,0 +1,276 @@
+"""One rank of a learner group: a DeepSpeed engine in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from psyco_ray.batches import Micro
+from psyco_ray.config import Learners, Optimizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from psyco_ray.losses import Objective
+
+
+class LearnerRank:
+    """One rank: a DeepSpeed engine in a process of its own."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+
+    def address(self) -> tuple[str, int]:
+        """This process's host address and a free port, for the ranks to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(
+        self,
+        meeting: tuple[str, int],
+        model: str,
+        objective: Objective,
+        settings: Learners,
+        optimizer: Optimizer,
+        seed: int,
+        state: str | None,
+        timeout_s: float,
+    ) -> None:
+        """Join the other ranks and build the engine.
+
+        Args:
+            meeting: address and port of rank 0.
+            model: name or directory of the base model.
+            objective: what is minimised; it also says which head the model gets.
+            settings: dtype, ZeRO stage, sizes.
+            optimizer: AdamW's numbers.
+            seed: of a new reward head.
+            state: a float32 state written by `save_state`, to continue from.
+            timeout_s: deadline of a collective.
+        """
+        os.environ.update(
+            MASTER_ADDR=meeting[0],
+            MASTER_PORT=str(meeting[1]),
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.world),
+            LOCAL_RANK="0",
+            LOCAL_SIZE="1",
+        )
+        on_gpu = settings.gpus > 0
+        if not on_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+        import torch
+        from transformers.integrations import HfDeepSpeedConfig
+
+        from psyco_ray import models, reward
+        from psyco_ray.logprobs import ResponseLogprobs, ResponseScores
+
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(seed)
+        self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        self._objective, self._settings = objective, settings
+        # DeepSpeed's own CPU collectives are compiled on first use (a killed build blocks every later one) and leave
+        # their shared memory behind; gloo does
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo",
+            auto_mpi_discovery=False,
+            rank=self.rank,
+            world_size=self.world,
+            timeout=timedelta(seconds=timeout_s),
+            verbose=False,
+        )
+        config = _deepspeed_config(settings, optimizer, self.world)
+        # transformers loads a ZeRO-3 model in shards while this object lives
+        self._zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
+        path = models.resolve(model)
+        self._tokenizer = models.load_tokenizer(path)
+        if objective.head == "reward":
+            language_model = reward.new_model(path, self._tokenizer, settings.dtype, seed, settings.gpus)
+            module: torch.nn.Module = ResponseScores(language_model)
+        else:
+            language_model = models.load_causal_lm(path, settings.dtype, settings.gpus)
+            module = ResponseLogprobs(language_model, settings.logit_rows)
+        if settings.gradient_checkpointing:
+            language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._model = language_model
+        self._optimizer = torch.optim.AdamW(
+            module.parameters(),
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
+        )
+        self._engine, *_ = deepspeed.initialize(model=module.train(), optimizer=self._optimizer, config=config)
+        if state:
+            self._restore(Path(state))
+
+    def step(self, micros: list[Micro], pairs: int, learning_rate: float) -> dict[str, float]:
+        """One optimizer step over this rank's share of a batch.
+
+        Args:
+            micros: this rank's pairs, one list for each forward and backward pass; all ranks have as many.
+            pairs: pairs in the whole batch, over all ranks.
+            learning_rate: of this step.
+
+        Returns:
+            Sums over this rank's pairs: loss, metrics; `grad_norm` is the whole model's.
+
+        Raises:
+            ValueError: the loss is not a number.
+        """
+
+        from psyco_ray.logprobs import pack
+
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        sums: dict[str, float] = {"loss": 0.0}
+        for index, micro in enumerate(micros):
+            packed = pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro]).to(self._device)
+            values = self._engine(packed).view(-1, 2)
+            losses, metrics = self._objective(values, self._reference(micro))
+            for example, loss in zip(micro, losses.tolist(), strict=True):
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the loss of pair {example.key} is {loss}; lower the learning rate or look at that pair"
+                    )
+            self._engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
+            # DeepSpeed takes the mean over ranks; the mean over the batch's pairs is wanted
+            self._engine.backward(losses.sum() * (self.world / pairs), scale_wrt_gas=False)
+            sums["loss"] += losses.sum().item()
+            for name, metric in metrics.items():
+                sums[name] = sums.get(name, 0.0) + metric.sum().item()
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return sums if norm is None else {**sums, "grad_norm": float(norm)}
+
+    def values(self, micros: list[Micro]) -> list[tuple[float, float]]:
+        """Scores or log-probabilities (chosen, rejected) of pairs under the current weights, without training."""
+        import torch
+
+        from psyco_ray.logprobs import pack
+
+        found: list[tuple[float, float]] = []
+        with torch.no_grad():
+            for micro in micros:
+                packed = pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro]).to(self._device)
+                found += [(a, b) for a, b in self._engine(packed).view(-1, 2).tolist()]
+        return found
+
+    def reset_optimizer(self) -> None:
+        """Forget Adam's moments and step count, as a new optimizer over the same weights would."""
+        self._optimizer.state.clear()
+
+    def export(self, bucket_bytes: int) -> tuple[list[ray.ObjectRef], str, int]:
+        """Put the weights into the object store in the compute dtype; ranks other than 0 only take part.
+
+        Returns:
+            References to buckets of ``{name: (array, dtype)}``, their digest, bytes.
+        """
+        from psyco_ray.sync import Bucket, as_array, digest
+
+        refs: list[ray.ObjectRef] = []
+        buckets: list[Bucket] = []
+        bucket: dict[str, tuple[np.ndarray, str]] = {}
+        total = filled = 0
+        for name, tensor in self._full_parameters():
+            if self.rank:
+                continue
+            array, dtype = as_array(tensor.cpu())
+            if bucket and filled + array.nbytes > bucket_bytes:
+                refs.append(ray.put(bucket))
+                buckets.append(ray.get(refs[-1]))
+                bucket, filled = {}, 0
+            bucket[name] = (array, dtype)
+            filled += array.nbytes
+            total += array.nbytes
+        if bucket:
+            refs.append(ray.put(bucket))
+            buckets.append(bucket)
+        return refs, digest(buckets), total
+
+    def save_model(self, path: str) -> None:
+        """Write the weights in the compute dtype as a model directory (rank 0; the others take part)."""
+        from psyco_ray import models
+
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self._full_parameters() if not self.rank}
+        if not self.rank:
+            models.save(Path(path), state, self._model.config, self._tokenizer)
+
+    def save_state(self, path: str) -> None:
+        """Write the float32 master weights, from which training goes on bit by bit (rank 0; the others take part)."""
+        from deepspeed.utils import safe_get_full_fp32_param
+        from safetensors.torch import save_file
+
+        state = {}
+        for name, parameter in self._model.named_parameters():
+            full = safe_get_full_fp32_param(parameter)
+            if not self.rank:
+                state[name] = (parameter if full is None else full).detach().float().cpu().clone()
+        if not self.rank:
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_file(state, target.with_suffix(".partial"))
+            os.replace(target.with_suffix(".partial"), target)
+
+    def _restore(self, path: Path) -> None:
+        import deepspeed
+        import torch
+        from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file, torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                master = file.get_tensor(name).to(self._device)
+                if safe_get_full_fp32_param(parameter) is not None:
+                    safe_set_full_fp32_param(parameter, master)
+                if self._settings.zero_stage < 3:
+                    parameter.copy_(master)
+                else:
+                    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                        parameter.copy_(master)
+
+    def _full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter, whole, in the compute dtype; a shared one comes once."""
+        import deepspeed
+
+        for name, parameter in self._model.named_parameters():
+            if self._settings.zero_stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.data.clone() if not self.rank else parameter.data
+            else:
+                yield name, parameter.data
+
+    def _reference(self, micro: Micro) -> torch.Tensor | None:
+        import torch
+
+        if micro[0].reference is None:
+            return None
+        return torch.tensor([example.reference for example in micro], dtype=torch.float32, device=self._device)
+
+
+def _deepspeed_config(settings: Learners, optimizer: Optimizer, world: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # rows; a row holds as many pairs as fit micro_batch_tokens
+        "gradient_accumulation_steps": 1,  # the rank itself says where a batch ends
+        "train_batch_size": world,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            "overlap_comm": settings.gpus > 0,
+            **({} if settings.gpus else {"reduce_bucket_size": 2**25, "allgather_bucket_size": 2**25}),
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
