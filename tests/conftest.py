@@ -7,10 +7,14 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written into the home directory
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # actors that tests define are imported by name
 
+import hypothesis
 import pytest
 import torch
 
 from psyco_ray import models
+
+hypothesis.settings.register_profile("shared-machine", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session")
