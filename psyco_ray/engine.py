@@ -1,4 +1,4 @@
-"""The vLLM engine behind a few verbs: generate, logprob, load_weights, version, close.
+"""The vLLM engine behind a few verbs: generate, logprob, load_weights, version.
 
 This file imports vLLM, so only the process that holds an engine may import it. Weights arrive over vLLM's native
 weight-transfer API; on the CPU through the transport below, which reads them from Ray's object store.
@@ -134,10 +134,6 @@ class Engine:
         assert found is not None, "prompt log-probabilities were asked for"
         ahead = len(prompt_ids)
         return sum(found[ahead + i][token].logprob for i, token in enumerate(response_ids))
-
-    def close(self) -> None:
-        """Free the engine."""
-        del self._llm
 
     def _group(self, prompt: Prompt, output: RequestOutput) -> Group:
         responses = []

@@ -32,12 +32,10 @@ class ActorPool:
             item_s: seconds a member may take between two results.
         """
         self.role = role
-        self.busy_s: dict[int, float] = dict.fromkeys(range(size), 0.0)
         self._start_s, self._item_s = start_s, item_s
         self._members = {index: make(index) for index in range(size)}
         self._pings = {index: actor.ready.remote() for index, actor in self._members.items()}
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._closed = threading.Event()
 
     def wait_ready(self) -> None:
         """Wait until every member has loaded and may get work.
@@ -88,7 +86,6 @@ class ActorPool:
 
     def close(self) -> None:
         """End all members."""
-        self._closed.set()
         for actor in self._members.values():
             ray.kill(actor)
 
@@ -128,7 +125,6 @@ class ActorPool:
                 state.heard = time.monotonic()
             except StopIteration:
                 del running[results]
-                self.busy_s[state.member] += time.monotonic() - state.begun
                 self._idle.put(state.member)
             except RayActorError as error:
                 raise RuntimeError(f"{self.role} actor {state.member} died: {str(error).splitlines()[0]}") from error
@@ -142,11 +138,11 @@ class ActorPool:
 
 
 class _Running:
-    """An item at a member: since when, and when its last result came."""
+    """An item at a member, and when its last result came."""
 
     def __init__(self, member: int) -> None:
         self.member = member
-        self.begun = self.heard = time.monotonic()
+        self.heard = time.monotonic()
 
 
 class _End:
