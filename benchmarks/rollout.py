@@ -19,13 +19,13 @@ from collections.abc import Iterator
 # a token of this run's own, before Ray is imported: it would write one into the home directory
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
-import ray  # noqa: E402
+import ray
 
-from psyco_ray import config, models, placement  # noqa: E402
-from psyco_ray.data import speeches as speech_data  # noqa: E402
-from psyco_ray.pool import ActorPool  # noqa: E402
-from psyco_ray.records import Item, Prompt  # noqa: E402
-from psyco_ray.rollout import RolloutActor, SamplingRequest, environment  # noqa: E402
+from psyco_ray import config, models, placement
+from psyco_ray.data import speeches as speech_data
+from psyco_ray.pool import ActorPool
+from psyco_ray.records import Item, Prompt
+from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 
 BAR = 0.9
 
