@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+NotNegativeCount = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -157,6 +158,24 @@ class Deadlines(Section):
     step_s: Positive = 1800.0  # one optimizer step
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible API and how it may be used. Its key is read from the environment, never stored."""
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    key_env: str | None = "OPENAI_API_KEY"  # the environment variable that holds the key; None: no key is needed
+    structured: Literal["json_schema", "json_object", "text"] = "json_schema"  # how far the server enforces JSON
+    timeout_s: Positive = 120.0  # of one call
+    retries: NotNegativeCount = 8  # of a call that the server failed, with growing pauses
+    concurrency: Count = 64  # calls in flight, of each caller
+    callers: Count = 1  # actors that call
+    requests_per_minute: Count | None = None  # over all callers
+    tokens_per_minute: Count | None = None
+    price_in: NotNegative | None = None  # US dollars per million prompt tokens
+    price_out: NotNegative | None = None
+    via: Literal["calls", "batch"] = "calls"  # batch: the provider's batch API, cheaper and slower
+
+
 class Telemetry(Section):
     """Where metrics go beside ``metrics.jsonl`` and Ray's own metrics."""
 
@@ -214,39 +233,56 @@ class Job(Section):
         return self
 
 
+AnyJob = TypeVar("AnyJob", bound=Section)
+
+
 def load(path: str | Path, overrides: list[str] | None = None) -> Job:
+    """Read a job file of iterative DPO; see `load_as`."""
+    return load_as(Job, path, overrides)
+
+
+def load_as(kind: type[AnyJob], path: str | Path, overrides: list[str] | None = None) -> AnyJob:
     """Read a job file and apply dotted overrides such as ``sampling.responses=4`` (values are YAML).
 
     Raises:
         ValueError: naming the file, the key, what was given and what would do.
     """
     file = Path(path)
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ValueError(f"job file {file} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"job file {file} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    settings = read_yaml(file, "job file") or {}
     if not isinstance(settings, dict):
         raise ValueError(f"job file {file} must hold keys and values, not a {type(settings).__name__}")
     for override in overrides or []:
         _apply(settings, override)
-    return parse(settings, where=str(file))
+    return parse(kind, settings, where=str(file))
 
 
-def parse(settings: dict[str, Any], where: str) -> Job:
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ValueError: it is missing or no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{what} {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{what} {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def parse(kind: type[AnyJob], settings: dict[str, Any], where: str) -> AnyJob:
     """Check settings and fill in the defaults.
 
     Raises:
         ValueError: for the first wrong key or value, with the nearest right key.
     """
     try:
-        return Job.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise ValueError(f"{where}: {_explain(error)}") from None
+        raise ValueError(f"{where}: {_explain(kind, error)}") from None
 
 
-def dump(job: Job) -> str:
+def dump(job: Section) -> str:
     """The whole job as YAML, defaults included."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
 
@@ -267,15 +303,15 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         settings[last] = text
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(kind: type[Section], error: ValidationError) -> str:
     """One sentence about the first problem that pydantic found."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
+        known = _keys_at(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        elsewhere = [".".join(k) for k in _all_keys(Job) if k[-1] == path[-1]]
+        elsewhere = [".".join(k) for k in _all_keys(kind) if k[-1] == path[-1]]
         hint = ".".join([*path[:-1], near[0]]) if near else elsewhere[0] if elsewhere else None
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; known here: {', '.join(known)}")
     reason = first["msg"].removeprefix("Value error, ")
@@ -284,11 +320,19 @@ def _explain(error: ValidationError) -> str:
     return f"{key}: {first['input']!r} does not do: {reason[0].lower()}{reason[1:]}"
 
 
-def _keys_at(path: list[str]) -> list[str]:
-    section: Any = Job
+def _keys_at(kind: type[Section], path: list[str]) -> list[str]:
+    """The keys that are known at a place, which may lie in a list, a mapping or an optional section."""
+    section: Any = kind
     for part in path:
-        section = section.model_fields[part].annotation
+        fields = getattr(section, "model_fields", {})
+        section = _section_in(fields[part].annotation) if part in fields else section
     return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section that an annotation such as ``list[Source]`` or ``Endpoint | None`` holds."""
+    inner = [_section_in(argument) for argument in get_args(annotation)]
+    return next((found for found in inner if hasattr(found, "model_fields")), annotation)
 
 
 def _all_keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

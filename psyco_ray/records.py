@@ -140,7 +140,60 @@ PREFERENCES = pa.schema(
         *[(name, pa.int64()) for name in _SIDES],
     ]
 )
-"""The released preference dataset's columns; ours adds `topic`."""
+"""The released preference dataset's columns; ours adds `topic`, `coarse_topic` and `split`."""
+
+COLLECTED = pa.schema(
+    [
+        ("speech_id", pa.string()),  # hash of the folded text
+        ("speech", pa.string()),
+        ("split", pa.string()),  # train, dev or test
+        ("source", pa.string()),
+        ("source_row", pa.int64()),  # row of the file, from 1
+        ("source_topic", pa.string()),  # the source's own label
+        ("crisis", pa.list_(pa.string())),  # signs that were seen, such as self-harm; null: not screened
+    ]
+)
+
+DROPPED = pa.schema(
+    [
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+        ("reason", pa.string()),  # bad row, empty, too short, too long, exact duplicate, near duplicate
+        ("detail", pa.string()),
+    ]
+)
+
+TOPICS = pa.schema([("speech_id", pa.string()), ("topic", pa.string()), ("coarse_topic", pa.string())])
+
+RESPONSES = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("model", pa.string()),  # name of the pool member
+        ("response", pa.string()),
+        ("finished", pa.bool_()),  # false where it was cut at the token limit
+    ]
+)
+
+RATINGS = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("model", pa.string()),  # whose response is rated
+        ("principle", pa.string()),
+        ("rating", pa.int8()),  # 1 .. 5
+        ("rationale", pa.string()),
+        ("judge", pa.string()),
+    ]
+)
+
+SET_ASIDE = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("what", pa.string()),  # the call: a principle, a pool member, or topic
+        ("reason", pa.string()),
+        ("answer", pa.string()),  # the last one, if there was any
+    ]
+)
+"""Calls that gave nothing usable after all attempts."""
 
 
 def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -1,0 +1,1 @@
+"""Asking an OpenAI-compatible API: limits, retries, journal and validation."""
