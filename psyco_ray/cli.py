@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from psyco_ray import config
+from psyco_ray.data import commands as commands_of_data
 
 BAD_INPUT = 2
 
@@ -23,8 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown.startswith("-"):
             parser.error(f"unknown option {unknown}")
     try:
-        job = config.load(given.job, [*given.overrides, *rest])
-        if not (given.address or os.environ.get("RAY_ADDRESS")):
+        job = config.load_as(given.kind, given.job, [*given.overrides, *rest]) if given.kind else None
+        if not (getattr(given, "address", None) or os.environ.get("RAY_ADDRESS")):
             # a token of this run's own, before Ray is imported: it would write one into the home directory
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         return given.run(job, given)
@@ -37,7 +38,7 @@ def plan(job: config.Job, given: argparse.Namespace) -> int:
     from psyco_ray import placement
 
     if given.address or os.environ.get("RAY_ADDRESS"):
-        _connect(given.address)
+        connect(given.address)
     nodes = placement.cluster_nodes()
     phases = {"train-reward": placement.reward_phase(job), "iterate": placement.iterate_phase(job)}
     print(placement.describe(phases, nodes))
@@ -110,7 +111,7 @@ def _in_run(job: config.Job, given: argparse.Namespace, work: Callable[[Any, Any
 
     ledger = Ledger(job, given.resume)
     try:
-        _connect(given.address)
+        connect(given.address)
         telemetry = Telemetry(job, ledger)
         try:
             work(ledger, telemetry)
@@ -122,7 +123,7 @@ def _in_run(job: config.Job, given: argparse.Namespace, work: Callable[[Any, Any
     return 0
 
 
-def _connect(address: str | None) -> None:
+def connect(address: str | None) -> None:
     """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone."""
     import ray
 
@@ -162,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as sampling.responses=4")
         command.add_argument("--address", help="a Ray cluster (default: $RAY_ADDRESS, else a local one)")
         command.add_argument("--resume", action="store_true", help="continue the run in run_dir")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, kind=config.Job)
+    commands_of_data.add(commands)
     return parser
 
 

@@ -33,13 +33,14 @@ from psyco_ray.sync import as_tensor, digest
 class Engine:
     """One in-process vLLM engine with the policy's weights."""
 
-    def __init__(self, model: Path, settings: Rollouts, seed: int) -> None:
+    def __init__(self, model: Path, settings: Rollouts, seed: int, trust_remote_code: bool = False) -> None:
         """Load the model.
 
         Args:
             model: a transformers directory.
             settings: engine size, dtype and parallelism.
             seed: of anything that a request's own seed does not cover.
+            trust_remote_code: whether code out of the model's repository may run.
         """
         on_gpu = settings.gpus > 0
         memory: dict[str, Any] = {"kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30)}
@@ -54,6 +55,7 @@ class Engine:
             enforce_eager=settings.enforce_eager,
             tensor_parallel_size=settings.tensor_parallel,
             seed=seed,
+            trust_remote_code=trust_remote_code,
             weight_transfer_config=WeightTransferConfig(backend=ObjectStoreTransfer.backend),
             **memory,
         )

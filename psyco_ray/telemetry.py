@@ -15,14 +15,12 @@ T = TypeVar("T")
 _LOG_EVERY_S = 15.0
 
 
-class Telemetry:
-    """Progress and metrics of one run."""
+class Progress:
+    """How far a run is, on a terminal or in a log."""
 
-    def __init__(self, job: config.Job, ledger: Ledger) -> None:
-        self._ledger, self._gauges = ledger, dict[str, Any]()
+    def __init__(self) -> None:
         self._began = time.monotonic()
         self._terminal = sys.stderr.isatty()
-        self._wandb = _wandb_run(job) if job.telemetry.wandb_project else None
 
     def say(self, text: str) -> None:
         """One line about what happens."""
@@ -44,6 +42,15 @@ class Telemetry:
                 shown = time.monotonic()
                 self.say(f"{what}: {done} of {total}")
         self.say(f"{what}: {done} done")
+
+
+class Telemetry(Progress):
+    """Progress and metrics of one training run."""
+
+    def __init__(self, job: config.Job, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger, self._gauges = ledger, dict[str, Any]()
+        self._wandb = _wandb_run(job) if job.telemetry.wandb_project else None
 
     def metrics(self, iteration: int, values: dict[str, float]) -> None:
         """Numbers of an iteration, to ``metrics.jsonl`` (once, also after a resume), Ray's metrics and wandb."""

@@ -100,7 +100,10 @@ def examples(job: Job) -> tuple[list[Example], list[Example]]:
     rows = sorted(speech_data.load_pairs(job.data), key=lambda row: speech_data.speech_id(row["question"]))
     for row in rows:
         speech = row["question"]
-        held_out = speech_data.is_dev(speech, job.data.dev_share)
+        split = speech_data.split_of(row, speech, job.data.dev_share)
+        if split == "test":
+            continue
+        held_out = split == "dev"
         if not held_out and job.reward.half not in (None, speech_data.half(speech)):
             continue
         asked = speech_data.messages(prompt, speech)

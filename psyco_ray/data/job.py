@@ -18,6 +18,7 @@ class Source(Section):
     adapter: str = "generic"
     text: str | None = None  # the column with the client's words, if not the adapter's
     topic: str | None = None  # the column with the source's own topic
+    licence: str | None = None  # for the dataset card
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -68,6 +69,7 @@ class Respond(Section):
     max_tokens: Count = 1024
     prompt: str = "respond"  # entry of the prompts file
     rollouts: Rollouts = Rollouts()  # engines of the open models
+    trust_remote_code: bool = False  # of pool members that are marked so
 
 
 class Rate(Section):
@@ -76,6 +78,7 @@ class Rate(Section):
     endpoint: Endpoint = Endpoint(model="gpt-4o")
     attempts: Count = 3  # questions to the judge before a call's rating is set aside
     max_tokens: Count = 1024
+    rationale_chars: Count | None = None  # limit in the JSON schema, for small judges that ramble; not all APIs know it
 
 
 class Pairs(Section):

@@ -6,6 +6,7 @@ with the dataset.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,9 +37,19 @@ def read(directory: Path, part: str) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist() if path.exists() else []
 
 
-def write(directory: Path, part: str, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write a part, whole or not at all."""
+def write(
+    directory: Path, part: str, rows: Sequence[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any] | None = None
+) -> None:
+    """Write a part, whole or not at all; `facts` about its making travel in the file's metadata."""
     directory.mkdir(parents=True, exist_ok=True)
     unfinished = directory / f".{part}.{os.getpid()}.parquet"
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), unfinished)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    if facts is not None:
+        table = table.replace_schema_metadata({"facts": json.dumps(facts)})
+    pq.write_table(table, unfinished)
     unfinished.replace(directory / f"{part}.parquet")
+
+
+def facts(directory: Path, part: str) -> dict[str, Any]:
+    """What was noted about a part when it was written."""
+    return json.loads(pq.read_schema(directory / f"{part}.parquet").metadata[b"facts"])

@@ -26,17 +26,18 @@ SAMPLE = Path(str(files("psyco_ray") / "data" / "sample" / "pairs.jsonl"))
 
 
 def read_table(name: str, what: str) -> pa.Table:
-    """Read a Parquet, JSONL or CSV file (by its ending), or the packaged `sample`.
+    """Read a Parquet, JSONL or CSV file (by its ending), a directory of Parquet files, or the packaged `sample`.
 
     Raises:
         ValueError: it is missing, truncated or of another kind.
     """
     path = SAMPLE if name == "sample" else Path(name)
     readers = {".parquet": pq.read_table, ".jsonl": pyarrow.json.read_json, ".csv": _read_csv}
-    if path.suffix not in readers:
+    ending = ".parquet" if path.is_dir() else path.suffix
+    if ending not in readers:
         raise ValueError(f"{what} file {path} has none of the endings {', '.join(readers)}")
     try:
-        table = readers[path.suffix](str(path))
+        table = readers[ending](str(path))
     except FileNotFoundError:
         raise ValueError(f"{what} file {path} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -75,6 +76,18 @@ def is_dev(text: str, dev_share: float) -> bool:
     return unit("split", text) < dev_share
 
 
+def split_of(row: dict[str, Any], text: str, dev_share: float) -> str:
+    """The split that a row names (train, dev or test), or that its speech's hash gives.
+
+    Raises:
+        ValueError: the row names another one.
+    """
+    given = row.get("split")
+    if given not in (None, "train", "dev", "test"):
+        raise ValueError(f"the split of {text[:40]!r}... is {given!r}; train, dev and test are known")
+    return given or ("dev" if is_dev(text, dev_share) else "train")
+
+
 def half(text: str) -> str:
     """The half of the pairs, a or b, that a speech's pairs belong to."""
     return "a" if unit("half", text) < 0.5 else "b"
@@ -89,29 +102,32 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: a wrong file or column, an empty speech, one that leaves no room in the context, or nothing left.
+
+    A `split` column decides where there is one; speeches of the test split are left out.
     """
     import ray
 
     data = job.data
     table = read_table(data.speeches, "speeches")
     column = _speech_column(table, data)
-    texts = table[column].cast(pa.string()).to_pylist()
-    topics = table["topic"].cast(pa.string()).to_pylist() if "topic" in table.column_names else [None] * len(texts)
+    given = table.select([name for name in (column, "topic", "split") if name in table.column_names]).to_pylist()
     kept: dict[str, dict[str, Any]] = {}
-    for number, (text, topic) in enumerate(zip(texts, topics, strict=True), start=1):
+    for number, row in enumerate(given, start=1):
+        text = None if row[column] is None else str(row[column])
         if text is None or not text.strip():
             raise ValueError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
         text = text.strip()
         if data.min_chars <= len(text) <= data.max_chars:
-            split = "dev" if is_dev(text, data.dev_share) else "train"
+            split = split_of(row, text, data.dev_share)
+            topic = None if row.get("topic") is None else str(row["topic"])
             kept.setdefault(
                 speech_id(text), {"speech_id": speech_id(text), "speech": text, "split": split, "topic": topic}
             )
-    rows = [kept[key] for key in sorted(kept)]
+    rows = [kept[key] for key in sorted(kept) if kept[key]["split"] != "test"]
     for split in ("train", "dev"):
         if not any(row["split"] == split for row in rows):
             raise ValueError(
-                f"{data.speeches}: no {split} speech is left of {len(texts)} rows; look at data.min_chars "
+                f"{data.speeches}: no {split} speech is left of {len(given)} rows; look at data.min_chars "
                 f"{data.min_chars}, data.max_chars {data.max_chars} and data.dev_share {data.dev_share}"
             )
     schema = pa.schema([field for field in SPEECHES if field.name != "prompt_ids"])

@@ -1,0 +1,298 @@
+"""The stages of a dataset, each a verb: what it needs, what it makes, what it says at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from psyco_ray import config
+from psyco_ray.config import Endpoint, Prompts, Rollouts
+from psyco_ray.data import calls, parts, respond, topics
+from psyco_ray.data import collect as collecting
+from psyco_ray.data import pair as pairing
+from psyco_ray.data.calls import CallStage, Facts
+from psyco_ray.data.dataset import Dataset, load_texts
+from psyco_ray.data.rate import RateStage
+from psyco_ray.data.speeches import load_prompt
+from psyco_ray.judge.batch import run_batch
+from psyco_ray.judge.journal import Journal
+from psyco_ray.ledger import key_of
+from psyco_ray.records import PRINCIPLES, TOPICS
+from psyco_ray.report import dataset as reporting
+from psyco_ray.telemetry import Progress
+
+
+def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Raw files to clean speeches with a split."""
+    dataset.begin("collect", "sources", "collect", "scrub", "crisis")
+    if (done := dataset.record("collect")) is not None:
+        return done
+    began = time.time()
+    facts = collecting.collect(dataset.job, dataset.root / "collect")
+    dropped = ", ".join(f"{count} {reason}" for reason, count in facts["dropped"].items()) or "nothing"
+    progress.say(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
+    return dataset.finish("collect", began, **facts)
+
+
+def label(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """A fine and a coarse topic for every speech."""
+    settings = dataset.job.topics
+    prompt = _entry(dataset, "topic", "{client_speech}", "{topics}")
+    dataset.begin("topics", "topics", prompt=key_of(prompt))
+    if (done := dataset.record("topics")) is not None:
+        return done
+    began = time.time()
+    if settings.endpoint is None:
+        for part in dataset.speeches():
+            rows = parts.read(dataset.root / "collect" / "speeches", part)
+            parts.write(dataset.root / "topics", part, topics.from_source(rows), TOPICS)
+        progress.say("topics: topics.endpoint names no model; the sources' own labels are kept where they are known")
+        return dataset.finish("topics", began)
+    stage = topics.TopicStage(settings.endpoint, settings.attempts, settings.max_tokens, prompt, dataset.root)
+    return _ask(dataset, "topics", began, stage, progress)
+
+
+def answer(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Responses to every speech by the models drawn for it."""
+    job, settings = dataset.job, dataset.job.respond
+    pool = respond.members(load_texts(settings.pool, "pool"), settings.pool, settings)
+    prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
+    described = [member.model_dump(include={"name", "model", "temperature"}) for member in pool]
+    dataset.begin("respond", prompt=key_of(prompt), pool=described, seed=job.seed, **_sampling(dataset))
+    if (done := dataset.record("respond")) is not None:
+        return done
+    began = time.time()
+    share = respond.Share(
+        pool=tuple(member.name for member in pool),
+        per_speech=settings.per_speech,
+        seed=job.seed,
+        prompt=prompt,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens,
+        root=dataset.root,
+    )
+    for model in dict.fromkeys(member.model for member in pool if member.model):
+        _answer_locally(dataset, [member for member in pool if member.model == model], share, progress)
+    spent: dict[str, Any] = {}
+    for member in pool:
+        if member.api is not None:
+            stage = respond.ApiStage(member, share)
+            facts = _call(dataset, f"respond: {member.name}", stage, progress)
+            spent[member.name] = asdict(facts) | {"cost": cost(facts, member.api)}
+    count = sum(respond.merge(pool, share, part) for part in dataset.speeches())
+    progress.say(f"respond: {count} responses by {len(pool)} models")
+    return dataset.finish("respond", began, responses=count, calls=spent)
+
+
+def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Ratings of the responses, principle by principle."""
+    job, settings = dataset.job, dataset.job.rate
+    prompt = _entry(dataset, "rate", "{client_speech}", "{principle}", "{responses}", "{keys}")
+    principles = dataset.prompts().get("principles") or {}
+    for name in PRINCIPLES:
+        if not {"title", "text"} <= set(principles.get(name) or {}):
+            raise ValueError(f"prompts file {job.prompts}: principles has no {name} with title and text")
+    dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
+    if (done := dataset.record("rate")) is not None:
+        return done
+    stage = RateStage(
+        endpoint=settings.endpoint,
+        attempts=settings.attempts,
+        max_tokens=settings.max_tokens,
+        rationale_chars=settings.rationale_chars,
+        seed=job.seed,
+        prompt=prompt,
+        principles=principles,
+        root=dataset.root,
+    )
+    return _ask(dataset, "rate", time.time(), stage, progress)
+
+
+def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Preference pairs; made anew every time, for it takes seconds."""
+    if dataset.record("rate") is None:
+        raise ValueError(f"run_dir {dataset.root}: pair builds on rate; run `psyco-ray data rate` first")
+    began = time.time()
+    facts = pairing.pair(dataset.root, dataset.job.pair)
+    progress.say("pair: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in facts.items()))
+    return dataset.finish("pair", began, **facts)
+
+
+def report(dataset: Dataset) -> None:
+    """Write the page and the card of what there is so far."""
+    root = dataset.root
+    records = {stage: dataset.record(stage) or {} for stage in ("topics", "respond", "rate")}
+    spend = {stage: _spent(record) for stage, record in records.items() if "paid" in record}
+    spend |= {f"respond: {name}": _spent(record) for name, record in records["respond"].get("calls", {}).items()}
+    made = reporting.Made(
+        job=dataset.job,
+        collected=dataset.record("collect") or {},
+        spend=spend,
+        licences={source.name: source.licence for source in dataset.job.sources if source.licence},
+        speeches=[root / "collect" / "speeches"],
+        topics=[root / "topics"],
+        responses=[root / "respond"],
+        ratings=[root / "rate"],
+        pairs=[root / "pairs"],
+        set_aside=[root / stage / "set-aside" for stage in ("topics", "respond", "rate")],
+    )
+    reporting.write(made, root)
+
+
+def _spent(record: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: record[key] for key in ("paid", "reused", "prompt_tokens", "completion_tokens")}
+    return kept | {"dollars": record["cost"]}
+
+
+STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
+    "collect": collect,
+    "topics": label,
+    "respond": answer,
+    "rate": rate,
+    "pair": pair,
+}
+
+
+def cost(facts: Facts, endpoint: Endpoint) -> float | None:
+    """Dollars that calls took; None where the prices are not known."""
+    if endpoint.price_in is None or endpoint.price_out is None:
+        return None
+    return (facts.prompt_tokens * endpoint.price_in + facts.completion_tokens * endpoint.price_out) / 1e6
+
+
+def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: Progress) -> dict[str, Any]:
+    """Run a stage of calls and record it."""
+    facts = _call(dataset, name, stage, progress)
+    progress.say(
+        f"{name}: {facts.units} questions, {facts.paid} calls sent, {facts.reused} answers out of the journal, "
+        f"{facts.set_aside} set aside, {facts.prompt_tokens} + {facts.completion_tokens} tokens"
+        + (f", ${spent:.2f}" if (spent := cost(facts, stage.endpoint)) is not None else "")
+    )
+    return dataset.finish(name, began, **asdict(facts), cost=cost(facts, stage.endpoint))
+
+
+def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> Facts:
+    """Run the parts of a stage that are not done; the facts of all parts."""
+    todo = list(dataset.speeches())
+    done = set(parts.names(stage.out))
+    missing = [part for part in todo if part not in done]
+    if missing:
+        expected = estimate(stage, missing)
+        progress.say(f"{what}: {_in_words(expected, stage.endpoint)}")
+        if stage.endpoint.via == "batch":
+            _call_in_batches(dataset, what, stage, missing, expected, progress)
+        calls.run(stage, missing, dataset.journal, dataset.job.max_cost, what, progress)
+    return sum((Facts(**parts.facts(stage.out, part)) for part in todo), Facts())
+
+
+def estimate(stage: CallStage, todo: Sequence[str]) -> Facts:
+    """What the calls of some parts will take at most; a sample of the parts stands for all."""
+    sample = list(todo)[:: max(1, len(todo) // 8)]
+    asked = [unit.call for part in sample for unit in stage.units(part)]
+    scale = len(todo) / len(sample)
+    return Facts(
+        units=round(len(asked) * scale),
+        prompt_tokens=round(sum(call.prompt_tokens() for call in asked) * scale),
+        completion_tokens=round(sum(call.max_tokens for call in asked) * scale),
+    )
+
+
+def _in_words(expected: Facts, endpoint: Endpoint) -> str:
+    dollars = cost(expected, endpoint)
+    return (
+        f"about {expected.units} calls to {endpoint.model}, {expected.prompt_tokens} tokens in and at most "
+        f"{expected.completion_tokens} out" + (f", at most ${dollars:.2f}" if dollars is not None else "")
+    )
+
+
+def _call_in_batches(
+    dataset: Dataset, what: str, stage: CallStage, missing: list[str], expected: Facts, progress: Progress
+) -> None:
+    """Let the provider's batch API fill the journal; what it leaves out is asked with single calls afterwards."""
+    most, limit = cost(expected, stage.endpoint), dataset.job.max_cost
+    if limit is not None and most is not None and most > limit:
+        raise ValueError(
+            f"{what}: a batch may cost up to ${most:.2f}, max_cost is ${limit:.2f}; raise it, or set via to calls, "
+            "which can stop in between"
+        )
+    asked = ((unit.speech_id, unit.call) for part in missing for unit in stage.units(part))
+    journal = Journal(dataset.journal, f"batch-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    found = asyncio.run(run_batch(stage.endpoint, asked, journal, stage.out / "batches" / "state.json"))
+    journal.close()
+    progress.say(
+        f"{what}: {found.sent} calls sent in batches, {found.answered} answered, {found.refused} refused, "
+        f"{found.failed} to be asked again {' '.join(found.notes)}"
+    )
+
+
+def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: respond.Share, progress: Progress) -> None:
+    """Let one open model answer the shares of its members: each engine loads it once."""
+    import ray
+
+    from psyco_ray import placement
+    from psyco_ray.rollout import environment
+
+    given = dataset.job.respond.rollouts.model_dump() | sharers[0].rollouts
+    settings = config.parse(Rollouts, given, f"pool member {sharers[0].name}: rollouts")
+    done = set.intersection(*(set(parts.names(share.out(member))) for member in sharers))
+    missing = [part for part in dataset.speeches() if part not in done]
+    if not missing:
+        return
+    bundles = _bundles(missing, share, sharers, settings.max_num_seqs)
+    workers = min(settings.actors, len(bundles))
+    placement.check(
+        "respond", [placement.Role("engine", workers, settings.cpus, settings.gpus)], placement.cluster_nodes()
+    )
+    options = placement.pool_options(settings, environment(settings))
+    del options["max_restarts"], options["scheduling_strategy"]
+    stream = ray.data.from_items(
+        [{"parts": bundle} for bundle in bundles], override_num_blocks=len(bundles)
+    ).map_batches(
+        respond.Responder,
+        fn_constructor_args=(sharers, share, settings),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+        **options,
+    )
+    for _ in progress.track(stream.iter_rows(), f"respond: {sharers[0].model}", len(bundles)):
+        pass
+
+
+def _bundles(missing: list[str], share: respond.Share, sharers: list[respond.Member], width: int) -> list[str]:
+    """Parts put together so that a member's share keeps its engine full: four times what it decodes at once."""
+    bundles, current, prompts = list[str](), list[str](), 0
+    for part in missing:
+        current.append(part)
+        prompts += max(len(share.of(member, part)) for member in sharers)
+        if prompts >= 4 * width:
+            bundles.append(" ".join(current))
+            current, prompts = [], 0
+    return [*bundles, " ".join(current)] if current else bundles
+
+
+def _entry(dataset: Dataset, name: str, *places: str) -> dict[str, str]:
+    """A prompt of the prompts file.
+
+    Raises:
+        ValueError: it is missing, or one of its places is.
+    """
+    entry = dataset.prompts().get(name)
+    if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
+        raise ValueError(f"prompts file {dataset.job.prompts} has no entry {name} with a user text")
+    for place in places:
+        if place not in entry["user"]:
+            raise ValueError(f"prompts file {dataset.job.prompts}: the user text of {name} does not contain {place}")
+    return entry
+
+
+def _sampling(dataset: Dataset) -> dict[str, Any]:
+    settings = dataset.job.respond
+    return settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"}) | {
+        "dtype": settings.rollouts.dtype
+    }

@@ -1,0 +1,118 @@
+"""The directory of one dataset: what each stage was made with, its parts and its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from psyco_ray import config
+from psyco_ray.data import parts
+from psyco_ray.data.job import DataJob
+from psyco_ray.ledger import RunDirectory, key_of, versions
+
+STAGES = ("collect", "topics", "respond", "rate", "pair")
+"""In the order in which one builds on another."""
+
+_BUILDS_ON = {"collect": (), "topics": ("collect",), "respond": ("collect",), "rate": ("respond",)}
+_HOW = {  # settings that say where and how fast, not what
+    "base_url", "key_env", "timeout_s", "retries", "concurrency", "callers", "requests_per_minute",
+    "tokens_per_minute", "price_in", "price_out", "via", "blocks",
+}  # fmt: skip
+
+
+class Dataset(RunDirectory):
+    """A dataset under way. Every stage continues where it was, so a command can always be given again."""
+
+    def __init__(self, job: DataJob) -> None:
+        """Open and lock the directory.
+
+        Raises:
+            ValueError: it cannot be written or is in use.
+        """
+        super().__init__(job.run_dir)
+        self.job = job
+        self.write_text("job.yaml", config.dump(job))
+        self.write_json("versions.json", versions())
+
+    @property
+    def journal(self) -> Path:
+        """Where paid calls are written down."""
+        return Path(self.job.journal) if self.job.journal else self.root / "journal"
+
+    def begin(self, stage: str, *sections: str, **more: Any) -> None:
+        """Claim a stage's directory for these settings.
+
+        Args:
+            stage: one of STAGES.
+            sections: parts of the job that decide what the stage makes.
+            more: other things that do, such as the text of a prompt.
+
+        Raises:
+            ValueError: an earlier stage is not done, or this one was begun with other settings.
+        """
+        for earlier in _BUILDS_ON[stage]:
+            if self.record(earlier) is None:
+                raise ValueError(
+                    f"run_dir {self.root}: {stage} builds on {earlier}; run `psyco-ray data {earlier}` first"
+                )
+        job = self.job.model_dump(mode="json")
+        wanted = {name: _what(job[name]) for name in sections} | more
+        wanted["builds on"] = {earlier: self._made_with(earlier) for earlier in _BUILDS_ON[stage]}
+        wanted = json.loads(json.dumps(wanted))
+        name = f"{stage}/settings.json"
+        path = self.path(name)
+        if not path.exists():
+            self.write_json(name, wanted)
+            return
+        written = json.loads(path.read_text())
+        for key in sorted({*_flat(wanted), *_flat(written)}):
+            then, now = _flat(written).get(key), _flat(wanted).get(key)
+            if then != now:
+                raise ValueError(
+                    f"run_dir {self.root} holds {stage} made with {key} {then!r}, now it is {now!r}; take the old "
+                    f"value, another run_dir, or remove {path.parent} and {self.root / stage}.json to make it anew"
+                )
+
+    def speeches(self) -> Iterator[str]:
+        """The parts of the collected speeches."""
+        return iter(parts.names(self.root / "collect" / "speeches"))
+
+    def prompts(self) -> dict[str, Any]:
+        """The texts of all prompts.
+
+        Raises:
+            ValueError: the file is missing or no YAML of named texts.
+        """
+        return load_texts(self.job.prompts, "prompts")
+
+    def _made_with(self, stage: str) -> str:
+        return key_of((self.root / stage / "settings.json").read_text())
+
+
+def load_texts(name: str, packaged: str) -> Any:
+    """A YAML file of the user's, or the packaged one where it is called `default`.
+
+    Raises:
+        ValueError: the file is missing or no YAML.
+    """
+    places = {"prompts": "prompts.yaml", "pool": "data/pool.yaml", "topics": "data/topics.yaml"}
+    path = Path(__file__).parent.parent / places[packaged] if name == "default" else Path(name)
+    return config.read_yaml(path, f"{packaged} file")
+
+
+def _what(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {key: _what(value) for key, value in settings.items() if key not in _HOW}
+    return [_what(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(settings, dict) and settings:
+        return {
+            k: v
+            for key, value in settings.items()
+            for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: settings}

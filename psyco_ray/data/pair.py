@@ -1,0 +1,94 @@
+"""Preference pairs out of ratings, part by part, in the released dataset's columns (paper §3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from psyco_ray import pairs
+from psyco_ray.data import parts
+from psyco_ray.data.job import Pairs
+from psyco_ray.records import PREFERENCES, PRINCIPLES
+
+Row = dict[str, Any]
+SPLITS = ("train", "dev", "test")
+SCHEMA = pa.schema([*PREFERENCES, ("topic", pa.string()), ("coarse_topic", pa.string()), ("split", pa.string())])
+
+
+def pair(root: Path, settings: Pairs) -> dict[str, Any]:
+    """Write ``pairs/train.parquet``, ``dev.parquet`` and ``test.parquet`` of a dataset.
+
+    Args:
+        root: the dataset's directory, whose ``rate`` stage is done.
+        settings: gap and weights.
+
+    Returns:
+        Pairs by split, and counts of responses that had not all seven ratings.
+    """
+    for name in settings.weights:
+        if name not in PRINCIPLES:
+            raise ValueError(f"pair.weights names {name}; the principles are {', '.join(PRINCIPLES)}")
+    if not any(settings.weights.get(name, 1) for name in PRINCIPLES):
+        raise ValueError("pair.weights makes every principle count 0; leave some above it")
+    counts = {f"{split}_pairs": 0 for split in SPLITS} | {"responses": 0, "not_fully_rated": 0}
+    unfinished = {split: root / "pairs" / f".{split}.parquet" for split in SPLITS}
+    (root / "pairs").mkdir(exist_ok=True)
+    writers = {split: pq.ParquetWriter(path, SCHEMA) for split, path in unfinished.items()}
+    try:
+        for part in parts.names(root / "rate"):
+            found, responses, incomplete = _pairs_of(root, part, settings)
+            counts["responses"] += responses
+            counts["not_fully_rated"] += incomplete
+            for split, writer in writers.items():
+                rows = [row for row in found if row["split"] == split]
+                counts[f"{split}_pairs"] += len(rows)
+                if rows:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    finally:
+        for writer in writers.values():
+            writer.close()
+    for split, path in unfinished.items():
+        path.replace(root / "pairs" / f"{split}.parquet")
+    return counts
+
+
+def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], int, int]:
+    """The pairs of a part, how many responses it has, and how many of them lack a rating."""
+    speeches = {row["speech_id"]: row for row in parts.read(root / "collect" / "speeches", part)}
+    topics = {row["speech_id"]: row for row in parts.read(root / "topics", part)}
+    texts = {(row["speech_id"], row["model"]): row["response"] for row in parts.read(root / "respond", part)}
+    ratings: dict[str, dict[str, dict[str, int]]] = {}
+    for row in parts.read(root / "rate", part):
+        ratings.setdefault(row["speech_id"], {}).setdefault(row["model"], {})[row["principle"]] = row["rating"]
+    rows, incomplete = list[Row](), 0
+    for speech_id, by_model in sorted(ratings.items()):
+        whole = {model: given for model, given in sorted(by_model.items()) if len(given) == len(PRINCIPLES)}
+        incomplete += len(by_model) - len(whole)
+        speech = speeches[speech_id]
+        choose = pairs.extreme_pair if speech["split"] == "test" else pairs.gap_pairs
+        for number, (chosen, rejected) in enumerate(choose(whole, settings.weights, settings.min_gap), start=1):
+            sides = {"chosen": chosen, "rejected": rejected}
+            rows.append(
+                {
+                    "ID": speech_id,
+                    "prefID": f"{speech_id}-{number}",
+                    "question": speech["speech"],
+                    **{side: texts[speech_id, model] for side, model in sides.items()},
+                    **{f"{side}_model": model for side, model in sides.items()},
+                    **dict(_rating_columns(sides, whole)),
+                    "topic": topics.get(speech_id, {}).get("topic"),
+                    "coarse_topic": topics.get(speech_id, {}).get("coarse_topic"),
+                    "split": speech["split"],
+                }
+            )
+    return rows, sum(len(by_model) for by_model in ratings.values()), incomplete
+
+
+def _rating_columns(sides: Mapping[str, str], rated: Mapping[str, pairs.Ratings]) -> Iterator[tuple[str, int]]:
+    for side, model in sides.items():
+        for principle in PRINCIPLES:
+            yield f"{side}_{principle}_rating", rated[model][principle]

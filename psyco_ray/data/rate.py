@@ -1,0 +1,143 @@
+"""Ratings by a judge: for each speech, one call a principle over all its responses in a shuffled order (paper §3.3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from psyco_ray.config import Endpoint
+from psyco_ray.data import parts
+from psyco_ray.data.calls import Row, Unit
+from psyco_ray.judge.ask import parse_json
+from psyco_ray.judge.client import Call
+from psyco_ray.records import PRINCIPLES, RATINGS
+
+Rating = tuple[int, str]
+"""1 to 5, and the judge's reason."""
+
+
+@dataclass(frozen=True)
+class RateStage:
+    """Seven calls a speech."""
+
+    endpoint: Endpoint
+    attempts: int
+    max_tokens: int
+    rationale_chars: int | None
+    seed: int
+    prompt: dict[str, str]
+    principles: dict[str, dict[str, str]]  # by the names of PRINCIPLES: title and text
+    root: Path  # of the dataset
+    schema = RATINGS
+
+    @property
+    def out(self) -> Path:
+        """The directory of its parts."""
+        return self.root / "rate"
+
+    def units(self, part: str) -> Iterator[Unit]:
+        """A question for each speech with two responses or more, and each principle."""
+        speeches = {row["speech_id"]: row["speech"] for row in parts.read(self.root / "collect" / "speeches", part)}
+        answers: dict[str, dict[str, str]] = {}
+        for row in parts.read(self.root / "respond", part):
+            answers.setdefault(row["speech_id"], {})[row["model"]] = row["response"]
+        for speech_id, responses in sorted(answers.items()):
+            if len(responses) < 2:
+                continue
+            for name in PRINCIPLES:
+                order = shuffled(sorted(responses), self.seed, speech_id, name)
+                asked = self._messages(name, speeches[speech_id], [responses[model] for model in order])
+                call = Call(asked, rating_schema(len(order), self.rationale_chars), self.max_tokens, temperature=0.0)
+                rows = partial(rating_rows, speech_id, name, order, self.endpoint.model)
+                yield Unit(speech_id, name, call, partial(read_ratings, count=len(order)), rows)
+
+    def _messages(self, name: str, speech: str, responses: list[str]) -> tuple[dict[str, str], ...]:
+        principle = self.principles[name]
+        filled = {
+            "{principle}": f"{principle['title']}\n{principle['text']}",
+            "{client_speech}": speech,
+            "{responses}": "\n".join(f"Response {i}: {text}" for i, text in enumerate(responses, start=1)),
+            "{keys}": "\n".join(
+                f"- response_{i}_rating: an integer from 1 to 5 for response {i}\n"
+                f"- rationale_{i}: a string, one or two sentences on why response {i} got this rating"
+                for i in range(1, len(responses) + 1)
+            ),
+        }
+        return tuple(
+            {"role": role, "content": fill(self.prompt[role], filled)}
+            for role in ("system", "user")
+            if self.prompt.get(role)
+        )
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """Put values in their places, all at once, so that a place's name inside a value stays as it is."""
+    pieces = [template]
+    for place in values:
+        pieces = [part for piece in pieces for part in _around(piece, place, values)]
+    return "".join(values.get(piece, piece) for piece in pieces)
+
+
+def _around(piece: str, place: str, values: dict[str, str]) -> list[str]:
+    if piece in values:
+        return [piece]
+    outer = piece.split(place)
+    return [part for text in outer[:-1] for part in (text, place)] + outer[-1:]
+
+
+def shuffled(models: list[str], seed: int, speech_id: str, principle: str) -> list[str]:
+    """The order in which a call shows the responses: drawn by a hash, so that no model profits from its place."""
+    return sorted(models, key=lambda m: hashlib.sha256(f"{seed}:{speech_id}:{principle}:{m}".encode()).digest())
+
+
+def rating_schema(count: int, rationale_chars: int | None) -> dict[str, Any]:
+    """The JSON schema of an answer about so many responses (paper, appendix A)."""
+    properties: dict[str, Any] = {}
+    rationale: dict[str, Any] = {"type": "string"}
+    if rationale_chars is not None:
+        rationale["maxLength"] = rationale_chars
+    for i in range(1, count + 1):
+        properties[f"response_{i}_rating"] = {"type": "integer", "enum": [1, 2, 3, 4, 5]}
+        properties[f"rationale_{i}"] = rationale
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def read_ratings(text: str, count: int) -> list[Rating]:
+    """The ratings out of an answer, in the order shown.
+
+    Raises:
+        ValueError: saying which key is missing or wrong.
+    """
+    answer = parse_json(text)
+    if not isinstance(answer, dict):
+        raise ValueError("the answer is not a JSON object")
+    found = []
+    for i in range(1, count + 1):
+        given = answer.get(f"response_{i}_rating")
+        if isinstance(given, str) and given.strip().isdigit():
+            given = int(given)
+        if isinstance(given, bool) or given not in (1, 2, 3, 4, 5):
+            raise ValueError(f"response_{i}_rating is {given!r}, not an integer from 1 to 5")
+        found.append((int(given), str(answer.get(f"rationale_{i}", ""))))
+    return found
+
+
+def rating_rows(
+    speech_id: str, principle: str, order: list[str], judge: str, ratings: list[Rating], finished: bool
+) -> list[Row]:
+    """Rows of the RATINGS table: each rating goes back to the model whose response stood there."""
+    return [
+        {
+            "speech_id": speech_id,
+            "model": model,
+            "principle": principle,
+            "rating": rating,
+            "rationale": rationale,
+            "judge": judge,
+        }
+        for model, (rating, rationale) in sorted(zip(order, ratings, strict=True))
+    ]

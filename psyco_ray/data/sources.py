@@ -1,0 +1,287 @@
+"""Raw client speeches out of files and hub datasets, row by row, as untidy as they come."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import functools
+import glob
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from psyco_ray import config
+from psyco_ray.data.job import Source
+
+Row = dict[str, Any] | str
+"""Cells by column, or the sentence that says why the row cannot be read."""
+
+_CLIENT_ROLES = ("user", "human", "client", "patient", "seeker", "usr")
+_HALVES = re.compile("[\ud800-\udfff]")  # half characters, which JSON can spell and no file can hold
+_PROBE = 100  # objects of a JSON file by which its columns are known
+_PARQUET_ROWS = 1000  # held at a time
+_HUB_ENDINGS = (".parquet", ".jsonl", ".csv", ".json")  # a dataset that comes in several is read in the first
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as it was found; `problem` says why its text cannot be read, `text` is None where it is empty."""
+
+    source: str
+    number: int  # from 1, over all files of the source
+    text: str | None = None
+    topic: str | None = None
+    problem: str | None = None
+
+
+class Adapter(config.Section):
+    """How the rows of a source are read; see ``sources.yaml``."""
+
+    text: list[str] = Field(min_length=1)
+    topic: list[str] = Field(default_factory=list)
+    turns: list[str] = Field(default_factory=list)
+    strip: list[str] = Field(default_factory=list)
+
+
+def read(source: Source) -> Iterator[RawRow]:
+    """All rows of a source, in the order of its files' names; CSV, JSONL and Parquet in bounded memory.
+
+    Raises:
+        ValueError: a file is missing, empty, unreadable or of another kind, or has none of the columns.
+    """
+    adapter = _adapter_of(source)
+    rows = itertools.chain.from_iterable(_rows(path, source, adapter) for path in find(source))
+    for number, cells in enumerate(rows, start=1):
+        if isinstance(cells, str):
+            yield RawRow(source.name, number, problem=cells)
+        else:
+            text, problem = _text(cells, adapter)
+            yield RawRow(source.name, number, text, _topic(cells, adapter), problem)
+
+
+def check(source: Source) -> None:
+    """Look at the beginning of every file of a source.
+
+    Raises:
+        ValueError: as `read` does, for what can be seen there.
+    """
+    adapter = _adapter_of(source)
+    for path in find(source):
+        next(_rows(path, source, adapter))
+
+
+def find(source: Source) -> list[Path]:
+    """The files of a source, sorted by name; those of a hub dataset are downloaded into the hub's cache.
+
+    Raises:
+        ValueError: there are none, or the hub does not give them.
+    """
+    if source.hub is not None:
+        return _download(source.hub)
+    assert source.path is not None
+    paths = [Path(source.path)] if Path(source.path).is_file() else [Path(p) for p in sorted(glob.glob(source.path))]
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise ValueError(f"source {source.name}: there is no file {source.path}; path is a file or a glob of files")
+    for path in paths:
+        if path.suffix.lower() not in _READERS:
+            raise ValueError(f"source {source.name}: {path} has none of the endings {', '.join(_READERS)}")
+    return paths
+
+
+@functools.lru_cache(maxsize=1)
+def adapters() -> dict[str, Adapter]:
+    """The entries of ``sources.yaml``."""
+    path = Path(str(package_files("psyco_ray") / "data" / "sources.yaml"))
+    entries = config.read_yaml(path, "adapters file")
+    return {name: config.parse(Adapter, entry, f"{path}: {name}") for name, entry in entries.items()}
+
+
+def _adapter_of(source: Source) -> Adapter:
+    """The adapter, with the columns that the job names in place of its own.
+
+    Raises:
+        ValueError: no adapter has that name.
+    """
+    if source.adapter not in adapters():
+        known = ", ".join(sorted(adapters()))
+        raise ValueError(f"source {source.name}: there is no adapter {source.adapter}; there are {known}")
+    columns = {"text": source.text, "topic": source.topic}
+    named = {key: [column] for key, column in columns.items() if column is not None}
+    return adapters()[source.adapter].model_copy(update=named)
+
+
+def _rows(path: Path, source: Source, adapter: Adapter) -> Iterator[Row]:
+    """The rows of a file, at least one.
+
+    Raises:
+        ValueError: the file is empty, unreadable or has none of the columns.
+    """
+    try:
+        columns, rows = _READERS[path.suffix.lower()](path, [*adapter.text, *adapter.topic])
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(f"source {source.name}: {path} has no rows; leave it out")
+        for key, wanted, needed in (("text", adapter.text, True), ("topic", adapter.topic, source.topic is not None)):
+            if needed and columns and not set(wanted) & set(columns):
+                raise ValueError(
+                    f"source {source.name}: {path} has no column {' or '.join(wanted)}; it has "
+                    f"{', '.join(filter(None, columns))}; name the right one in the source's {key}"
+                )
+        yield first
+        yield from rows
+    except (OSError, pa.ArrowException, csv.Error) as error:
+        raise ValueError(f"source {source.name}: {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
+    found = csv.reader(_lines(path))
+    header = [name.strip() for name in next(found, [])]
+
+    def rows() -> Iterator[Row]:
+        while True:
+            try:
+                cells = next(found)
+            except StopIteration:
+                return
+            except csv.Error as error:  # such as a cell without end; the reader goes on with the next line
+                yield f"no CSV: {error}"
+                continue
+            if cells and len(cells) != len(header):
+                yield f"{len(cells)} cells where the header has {len(header)}"
+            elif cells:
+                yield dict(zip(header, cells, strict=True))
+
+    return header, rows()
+
+
+def _read_parquet(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
+    file = pq.ParquetFile(path)
+    columns = [name for name in file.schema_arrow.names if name in wanted]
+    batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns)
+    return file.schema_arrow.names, itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+
+
+def _read_json(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
+    """An array of objects, or else an object a line, whatever the file is called."""
+    start = next((line for line in _lines(path) if line.strip()), "").lstrip()
+    rows = _array(path) if start.startswith("[") else (_object(line) for line in _lines(path) if line.strip())
+    head = list(itertools.islice(rows, _PROBE))
+    columns = dict.fromkeys(itertools.chain.from_iterable(row for row in head if not isinstance(row, str)))
+    return list(columns), itertools.chain(head, rows)
+
+
+def _array(path: Path) -> Iterator[Row]:
+    try:
+        values = json.loads("".join(_lines(path)), strict=False)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON array: {error}") from None
+    for value in values:
+        yield value if isinstance(value, dict) else f"a {type(value).__name__} in place of an object"
+
+
+def _object(line: str) -> Row:
+    try:
+        value = json.loads(line, strict=False)
+    except (ValueError, RecursionError) as error:
+        return f"no JSON: {error}"
+    return value if isinstance(value, dict) else f"a {type(value).__name__} in place of an object"
+
+
+_READERS: dict[str, Callable[[Path, list[str]], tuple[list[str], Iterator[Row]]]] = {
+    ".csv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file with their ends, in UTF-8 or UTF-16; single lines in cp1252 are taken as such."""
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            yield from io.TextIOWrapper(file, encoding="utf-16", errors="replace", newline="")
+            return
+        if start.startswith(codecs.BOM_UTF8):
+            file.seek(len(codecs.BOM_UTF8))
+        for line in file:
+            try:
+                yield line.decode()
+            except UnicodeDecodeError:
+                yield line.decode("cp1252", errors="replace")
+
+
+def _download(hub: str) -> list[Path]:
+    """The files of a hub dataset (or those found in the hub's cache), all of one ending."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = [f"*{ending}" for ending in _HUB_ENDINGS]
+    try:
+        directory = Path(snapshot_download(hub, repo_type="dataset", allow_patterns=wanted))
+    except RepositoryNotFoundError:
+        raise ValueError(f"the hub has no dataset {hub} (a private one needs HF_TOKEN in the environment)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(f"dataset {hub} is not in the hub's cache and the hub cannot be reached: {error}") from None
+    for pattern in wanted:
+        if paths := sorted(directory.rglob(pattern)):
+            return paths
+    raise ValueError(f"the hub's dataset {hub} has no file of the endings {', '.join(_HUB_ENDINGS)}")
+
+
+def _text(cells: dict[str, Any], adapter: Adapter) -> tuple[str | None, str | None]:
+    """The client's words, or the problem with them; neither where every column is empty."""
+    for column in adapter.text:
+        value = cells.get(column)
+        if isinstance(value, list):
+            value = _first_turn(value)
+            if value is None:
+                return None, f"{column} is a list without a client's message"
+        if value is not None and not isinstance(value, str):
+            return None, f"{column} is a {type(value).__name__}, not a text"
+        if value and (text := _client_words(_HALVES.sub("", value), adapter)):
+            return text, None
+    return None, None
+
+
+def _client_words(text: str, adapter: Adapter) -> str:
+    """A text without other speakers and instructions."""
+    turns = (re.search(pattern, text, re.IGNORECASE | re.DOTALL) for pattern in adapter.turns)
+    if match := next(filter(None, turns), None):
+        text = match[1]
+    for pattern in adapter.strip:
+        if match := re.match(rf"\s*{pattern}", text, re.IGNORECASE | re.DOTALL):
+            text = text[match.end() :]
+    return text.strip()
+
+
+def _topic(cells: dict[str, Any], adapter: Adapter) -> str | None:
+    for column in adapter.topic:
+        value = cells.get(column)
+        if isinstance(value, list):
+            value = "; ".join(part for part in value if isinstance(part, str))
+        if isinstance(value, str) and value.strip():
+            return _HALVES.sub("", value).strip()
+    return None
+
+
+def _first_turn(messages: list[Any]) -> str | None:
+    """What the client says first in a list of messages."""
+    for message in messages:
+        if isinstance(message, dict):
+            role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
+            if isinstance(text, str) and str(role).lower() in _CLIENT_ROLES:
+                return text
+    return None

@@ -1,0 +1,243 @@
+"""A provider's batch API as another way to fill the journal: cheaper, and done within a day.
+
+What a batch leaves out, or answers badly, is asked with single calls afterwards, as if it had never been in a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openai.types import Batch
+
+from psyco_ray.config import Endpoint
+from psyco_ray.judge.client import Answer, Call, Client, Unreadable, answer_of
+from psyco_ray.judge.journal import Journal
+
+MOST_REQUESTS = 50_000  # of a file, as the API allows
+MOST_BYTES = 100_000_000
+
+_ENDED = {"completed", "expired", "cancelled"}
+_REFUSED = {400, 413, 422}
+
+
+@dataclass
+class _Sent:
+    """A batch on its way: its files here, and what the server calls it."""
+
+    name: str
+    file_id: str | None = None
+    batch_id: str | None = None
+
+
+@dataclass
+class Outcome:
+    """What `run_batch` did: calls sent in new batches, and what came of these and of earlier ones."""
+
+    sent: int = 0
+    answered: int = 0
+    refused: int = 0
+    failed: int = 0  # to be asked again
+    notes: list[str] = field(default_factory=list)  # why calls failed, each reason once
+
+
+async def run_batch(
+    endpoint: Endpoint, calls: Iterable[tuple[str, Call]], journal: Journal, state: Path, poll_s: float = 60.0
+) -> Outcome:
+    """Have calls answered in batches, and the answers written into the journal.
+
+    A killed run picks its batches up again: `state` names them before the provider does.
+
+    Args:
+        endpoint: whom to ask.
+        calls: speech ids and calls; those that the journal or a batch on its way holds are left out.
+        journal: receives the answers.
+        state: a JSON file of this command, beside which the batches' requests are kept while they are needed.
+        poll_s: seconds between looks at the batches.
+
+    Raises:
+        Unavailable: the server failed again and again.
+        ValueError: the server refuses the key, the model or a batch.
+    """
+    client, sending = Client(endpoint), _State(state)
+    outcome = Outcome()
+    try:
+        known = {key for sent in sending.sent for key in sending.speeches(sent)}
+        for rows in _files(_missing(endpoint, calls, journal, known), client):
+            outcome.sent += len(rows)
+            sending.add(rows)
+        for sent in sending.sent:
+            await _submit(client, sending, sent)
+        for sent in list(sending.sent):
+            batch = await _ended(client, sending, sent, poll_s)
+            speeches = sending.speeches(sent)
+            for file_id in (batch.output_file_id, batch.error_file_id):
+                if file_id is not None:
+                    answers = await client.retried(functools.partial(client.api.files.content, file_id))
+                    _enter(answers.content, speeches, client, journal, outcome)
+            if speeches:
+                _note(outcome, len(speeches), f"batch {batch.status} without an answer")
+            journal.sync()
+            sending.remove(sent)
+    finally:
+        await client.close()
+    return outcome
+
+
+class _State:
+    """The batches on their way, on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"next": 0, "batches": []}
+        self._next: int = found["next"]
+        self.sent = [_Sent(**entry) for entry in found["batches"]]
+
+    def add(self, rows: list[tuple[str, str, bytes]]) -> None:
+        """Keep the requests of a new batch: key, speech id and line."""
+        sent = _Sent(f"{self._path.stem}-{self._next:03}")
+        with open(self.path(sent, "requests"), "wb") as file:
+            file.writelines(line for _, _, line in rows)
+        with open(self.path(sent, "speeches"), "w", encoding="utf-8") as speeches:
+            json.dump({key: speech_id for key, speech_id, _ in rows}, speeches)
+        self._next += 1
+        self.sent.append(sent)
+        self.save()
+
+    def remove(self, sent: _Sent) -> None:
+        """Forget a batch that is done."""
+        self.sent.remove(sent)
+        self.save()
+        for what in ("requests", "speeches"):
+            self.path(sent, what).unlink(missing_ok=True)
+
+    def speeches(self, sent: _Sent) -> dict[str, str]:
+        """The speech id of each of the batch's keys."""
+        found: dict[str, str] = json.loads(self.path(sent, "speeches").read_text(encoding="utf-8"))
+        return found
+
+    def path(self, sent: _Sent, what: str) -> Path:
+        """One of the batch's files here."""
+        return self._path.with_name(f"{sent.name}.{what}.jsonl")
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        unfinished = self._path.with_name(f".{self._path.name}.partial")
+        with open(unfinished, "w", encoding="utf-8") as file:
+            json.dump({"next": self._next, "batches": [vars(sent) for sent in self.sent]}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self._path)
+
+
+def _missing(
+    endpoint: Endpoint, calls: Iterable[tuple[str, Call]], journal: Journal, known: set[str]
+) -> Iterator[tuple[str, str, Call]]:
+    """Key, speech id and call of what neither the journal nor a batch holds."""
+    loaded: set[str] = set()
+    for speech_id, call in calls:
+        if (shard := speech_id[:2]) not in loaded:
+            loaded.add(shard)
+            known.update(journal.load(shard))
+        key = call.key(endpoint.model, endpoint.structured)
+        if key not in known:
+            known.add(key)
+            yield key, speech_id, call
+
+
+def _files(missing: Iterable[tuple[str, str, Call]], client: Client) -> Iterator[list[tuple[str, str, bytes]]]:
+    """Key, speech id and request line of calls, as many at a time as fit into a file."""
+    rows: list[tuple[str, str, bytes]] = []
+    size = 0
+    for key, speech_id, call in missing:
+        request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": client.body(call)}
+        line = json.dumps(request).encode() + b"\n"
+        if rows and (len(rows) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
+            yield rows
+            rows, size = [], 0
+        rows.append((key, speech_id, line))
+        size += len(line)
+    if rows:
+        yield rows
+
+
+async def _submit(client: Client, state: _State, sent: _Sent) -> None:
+    """Upload a batch's requests and start it, as far as that is not done."""
+    if sent.file_id is None:
+        file = await client.retried(lambda: client.api.files.create(file=state.path(sent, "requests"), purpose="batch"))
+        sent.file_id = file.id
+        state.save()
+    if sent.batch_id is None:
+        file_id = sent.file_id
+        sent.batch_id = await client.retried(lambda: _started(client, file_id))
+        state.save()
+
+
+async def _started(client: Client, file_id: str) -> str:
+    """The batch of a file: it may be there though its creation was never heard back, and must not be paid twice."""
+    async for batch in client.api.batches.list(limit=100):
+        if batch.input_file_id == file_id:
+            return batch.id
+    made = await client.api.batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    return made.id
+
+
+async def _ended(client: Client, state: _State, sent: _Sent, poll_s: float) -> Batch:
+    """Wait for a batch."""
+    batch_id = sent.batch_id
+    assert batch_id is not None
+    while True:
+        batch = await client.retried(lambda: client.api.batches.retrieve(batch_id))
+        if batch.status in _ENDED:
+            return batch
+        if batch.status == "failed":
+            state.remove(sent)  # it cost nothing, and a next run makes it anew
+            problems = [problem.message for problem in (batch.errors and batch.errors.data) or []]
+            raise ValueError(f"batch {batch_id} was refused: {problems[0] if problems else 'no reason given'}")
+        await asyncio.sleep(poll_s)
+
+
+def _enter(lines: bytes, speeches: dict[str, str], client: Client, journal: Journal, outcome: Outcome) -> None:
+    """Write a file's answers into the journal; what is heard of leaves `speeches`."""
+    for line in io.BytesIO(lines):
+        found = json.loads(line)
+        if (speech_id := speeches.pop(found["custom_id"], None)) is None:
+            continue  # a line that came twice
+        answer, problem = _read(found, client)
+        if answer is None:
+            _note(outcome, 1, problem)
+            continue
+        journal.add(speech_id, found["custom_id"], answer)
+        outcome.answered += answer.refused is None
+        outcome.refused += answer.refused is not None
+
+
+def _read(found: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
+    """The answer in a line of a batch's output, or why there is none."""
+    response = found.get("response") or {}
+    status, body = response.get("status_code"), response.get("body") or {}
+    problem = client.clean(str((found.get("error") or body.get("error") or {}).get("message")))
+    if status in _REFUSED:
+        return Answer("", True, 0, 0, refused=f"refused by the server ({status}): {problem}"), ""
+    if status != 200:
+        return None, problem
+    try:
+        return answer_of(body), ""
+    except Unreadable as error:
+        return None, client.clean(str(error))
+
+
+def _note(outcome: Outcome, calls: int, reason: str) -> None:
+    outcome.failed += calls
+    if reason not in outcome.notes:
+        outcome.notes.append(reason)

@@ -1,0 +1,209 @@
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psyco_ray.data import annotation
+from psyco_ray.evaluate.stats import wilson
+from psyco_ray.records import PRINCIPLES
+
+SPEECH = "I can’t sleep, “again”; it is the third week.\nMy wife says: talk to someone. Café, naïve, 5 €."
+Row = dict[str, str]
+
+
+def make_pairs(count: int) -> list[dict]:
+    ratings = {f"chosen_{p}_rating": 5 for p in PRINCIPLES} | {f"rejected_{p}_rating": 2 for p in PRINCIPLES}
+    texts = [
+        {"prefID": f"speech-{i}-1", "ID": f"speech-{i}", "question": f"{SPEECH} ({i})", "chosen": f"Good, {i}"}
+        | {"rejected": f"Bad; {i}", "chosen_model": "kind-model", "rejected_model": "cold-model"}
+        for i in range(count)
+    ]
+    return [text | ratings | {"topic": "Anxiety"} for text in texts]
+
+
+def read(path: Path) -> list[Row]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+
+
+def key(directory: Path) -> dict:
+    return json.loads((directory / "key.json").read_text())["items"]
+
+
+def fill(directory: Path, expert: str, choose: Callable[[str, Row], str], encoding="utf-8-sig", **form) -> None:
+    """Save a filled file as a spreadsheet would."""
+    path = directory / f"{expert}.csv"
+    rows = read(path)
+    for row in rows:
+        row["preference"] = choose(row["item"], row)
+    with open(path, "w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, form.pop("columns", list(rows[0])), extrasaction="ignore", **form)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_files_are_blind_shuffled_and_complete(tmp_path) -> None:
+    made = make_pairs(60)
+    annotation.export(made, tmp_path, count=50, seed=1)
+    names = [f"{expert}.csv" for expert in annotation.EXPERTS]
+    assert (tmp_path / names[0]).read_bytes().startswith(b"\xef\xbb\xbf")
+    first, second = (read(tmp_path / name) for name in names)
+    assert list(first[0]) == ["item", "client speech", "response A", "response B", "preference", "comment"]
+    by_item = {row["item"]: row for row in first}
+    assert by_item == {row["item"]: row for row in second}, "both see the same"
+    assert [row["item"] for row in first] != [row["item"] for row in second], "each in another order"
+    assert len(by_item) == 50
+    sides = key(tmp_path)
+    by_preference = {pair["prefID"]: pair for pair in made}
+    for item, row in by_item.items():
+        pair = by_preference[sides[item]["prefID"]]
+        assert (row["client speech"], row["preference"], row["comment"]) == (pair["question"], "", "")
+        assert {row["response A"], row["response B"]} == {pair["chosen"], pair["rejected"]}
+        assert row["response A"] == pair[sides[item]["A"]]
+        assert row["response B"] == pair[sides[item]["B"]]
+        assert sides[item]["chosen_model"] == "kind-model"
+        assert sides[item]["rejected_safety_rating"] == 2
+    assert 15 <= sum(side["A"] == "chosen" for side in sides.values()) <= 35
+    for name in names:
+        text = (tmp_path / name).read_text(encoding="utf-8-sig")
+        assert not any(hidden in text for hidden in ("model", "speech-", "rating", "chosen", "rejected"))
+    for text in ("question", "chosen", "rejected"):
+        assert not any(text in side for side in sides.values()), "texts are not in the key"
+
+
+def test_the_seed_and_the_ids_alone_decide(tmp_path) -> None:
+    made = make_pairs(40)
+    annotation.export(made, tmp_path / "a", count=20, seed=7)
+    annotation.export(made[::-1], tmp_path / "b", count=20, seed=7)
+    annotation.export(made, tmp_path / "c", count=20, seed=8)
+    for name in ("expert-1.csv", "expert-2.csv", "key.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert key(tmp_path / "a").keys() != key(tmp_path / "c").keys()
+
+
+def test_no_cell_is_a_formula(tmp_path) -> None:
+    made = make_pairs(4)
+    for pair, start in zip(made, ("=", "+", "-", "@"), strict=True):
+        pair["question"] = f"{start}cmd|' /C calc'!A0 {SPEECH}"
+        pair["chosen"] = f"\t{start}1+1"
+    annotation.export(made, tmp_path, count=4)
+    cells = [cell for row in read(tmp_path / "expert-1.csv") for cell in row.values() if cell]
+    assert not any(cell.lstrip()[0] in "=+-@" for cell in cells)
+    assert sum(cell.startswith("'") for cell in cells) == 8
+
+
+def test_an_export_is_refused_where_it_would_do_harm(tmp_path) -> None:
+    made = make_pairs(5)
+    with pytest.raises(ValueError, match="200 pairs, but there are only 5; ask for fewer"):
+        annotation.export(made, tmp_path)
+    with pytest.raises(ValueError, match="same prefID"):
+        annotation.export([*made, made[0]], tmp_path, count=2)
+    assert not list(tmp_path.iterdir())
+    annotation.export(made, tmp_path, count=5)
+    with pytest.raises(ValueError, match="already holds an export"):
+        annotation.export(made, tmp_path, count=5)
+
+
+FORMS = {
+    "as exported": {},
+    "Excel, German, old": {"encoding": "cp1252", "delimiter": ";", "lineterminator": "\r\n"},
+    "Excel, UTF-8": {"encoding": "utf-8-sig", "delimiter": ";"},
+    "LibreOffice, all quoted": {"encoding": "utf-8", "quoting": csv.QUOTE_ALL, "lineterminator": "\n"},
+    "tabs": {"encoding": "utf-8", "delimiter": "\t"},
+    "other columns": {"columns": ["comment", "preference", "response B", "item", "client speech"]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_choices_are_read_however_the_file_was_saved(tmp_path, form) -> None:
+    annotation.export(make_pairs(30), tmp_path, count=30)
+    sides = key(tmp_path)
+    label = {item: "A" if side["A"] == "chosen" else "B" for item, side in sides.items()}
+    other = {"A": "B", "B": "A"}
+    spelling = {"A": ["A", "a", " response A ", "Response  a"], "B": ["B", "b ", "response b", "RESPONSE B"]}
+    wrong, unfilled = sorted(sides)[:6], sorted(sides)[6:10]
+
+    def choose(item: str, row: Row) -> str:
+        choice = other[label[item]] if item in wrong else label[item]
+        return " " if item in unfilled else spelling[choice][int(item[-1], 16) % 4]
+
+    fill(tmp_path, "expert-1", choose, **dict(FORMS[form]))
+    fill(tmp_path, "expert-2", lambda item, row: label[item])
+    found = annotation.agreement(tmp_path)
+    assert found["items"] == 30
+    assert found["experts"]["expert-1"] == {"filled": 26, "unfilled": 4}
+    assert found["experts"]["expert-2"] == {"filled": 30, "unfilled": 0}
+    between = found["between_experts"]
+    assert (between["items"], between["equal"], between["share"]) == (26, 20, 20 / 26)
+    assert between["wilson"] == wilson(20, 26)
+    assert found["with_labels"]["expert-1"] | {"paper": 0.87} == between, "the second expert chose the labels"
+    assert found["with_labels"]["expert-2"]["share"] == found["with_labels"]["expert-2"]["kappa"]["value"] == 1
+    for name in ("kappa", "alpha"):
+        assert between[name]["low"] < between[name]["value"] < between[name]["high"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_kappa_sees_through_an_expert_who_always_takes_one_side(tmp_path) -> None:
+    annotation.export(make_pairs(100), tmp_path, count=100)
+    fill(tmp_path, "expert-1", lambda item, row: "A")
+    found = annotation.agreement(tmp_path)
+    assert found["with_labels"]["expert-1"]["kappa"]["value"] == pytest.approx(0)
+    assert found["between_experts"] is found["with_labels"]["expert-2"] is None
+
+
+def test_rows_that_were_deleted_and_blank_rows_count_as_unfilled(tmp_path) -> None:
+    annotation.export(make_pairs(6), tmp_path, count=6)
+    fill(tmp_path, "expert-1", lambda item, row: "A")
+    path = tmp_path / "expert-1.csv"
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([*rows[:5], [], ["", " ", "", "", "", ""]])
+    assert annotation.agreement(tmp_path)["experts"]["expert-1"] == {"filled": 4, "unfilled": 2}
+
+
+def test_what_cannot_be_read_is_named_with_file_and_row(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"key\.json does not exist; name the directory"):
+        annotation.agreement(tmp_path)
+    annotation.export(make_pairs(6), tmp_path, count=6)
+    item = read(tmp_path / "expert-2.csv")[2]["item"]
+    fill(tmp_path, "expert-2", lambda i, row: "both" if i == item else "A")
+    with pytest.raises(
+        ValueError, match=rf"expert-2\.csv row 4: the preference 'both' of item {item} is neither A nor B"
+    ):
+        annotation.agreement(tmp_path)
+    path = tmp_path / "expert-1.csv"
+    good = path.read_text(encoding="utf-8-sig")
+    first = read(path)[0]["item"]
+    for text, words in (
+        (good.replace(first, "12"), r"row 2: item '12' is not in key\.json"),
+        (good.replace(read(path)[1]["item"], first), f"row 3: item {first} comes a second time"),
+        (good.replace("preference", "prefers", 1), "has no columns item and preference"),
+        ("", "has no columns item and preference"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=words):
+            annotation.agreement(tmp_path)
+    path.write_bytes(b"item,preference\r\n\x81,A\r\n")
+    with pytest.raises(ValueError, match="neither UTF-8 nor Windows-1252"):
+        annotation.agreement(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"expert-1\.csv does not exist"):
+        annotation.agreement(tmp_path)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from(["A", "B", ""]), min_size=12, max_size=12), st.integers(0, 99))
+def test_agreement_with_the_labels_is_the_share_of_chosen(tmp_path_factory, choices: list[str], seed: int) -> None:
+    directory = tmp_path_factory.mktemp("export")
+    annotation.export(make_pairs(12), directory, count=12, seed=seed)
+    sides = key(directory)
+    by_item = dict(zip(sorted(sides), choices, strict=True))
+    fill(directory, "expert-1", lambda item, row: by_item[item])
+    made = [sides[item][choice] for item, choice in by_item.items() if choice]
+    found = annotation.agreement(directory)["with_labels"]["expert-1"]
+    assert (found is None) == (not made)
+    assert found is None or (found["items"], found["equal"]) == (len(made), made.count("chosen"))
