@@ -38,8 +38,8 @@ _LOST = re.compile(f"â€(?!{_TAIL})")  # a right quote, whose last byte cp1252
 _LEADING = {"Â": 0xC2, "Ã": 0xC3, "â": 0xE2, "ï": 0xEF, "ð": 0xF0}
 
 _CONTROLS = {n: bytes([n]).decode("cp1252", errors="ignore") for n in range(0x80, 0xA0)}
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f\xad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+_INVISIBLE = re.compile(  # without the joiners U+200C and U+200D, which some scripts and emoji are spelled with
+    "[\x00-\x08\x0e-\x1b\x7f\xad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
