@@ -101,7 +101,7 @@ def one_size(speeches: int, base_url: str, root: Path) -> None:
     from psyco_ray.telemetry import Progress
 
     made_up(root, speeches)
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().enable_progress_bars = False
     endpoint = Endpoint(model="counting", base_url=base_url, key_env=None)
     job = parse(

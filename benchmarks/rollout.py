@@ -1,6 +1,6 @@
 """Rollouts through the actor against bare ``vllm.LLM.generate``: same prompts, engine settings and process count.
 
-.venv/bin/python benchmarks/rollout.py [--model smollm2-135m] [--speeches 48] [--responses 8] [--max-tokens 96]
+.venv/bin/python benchmarks/rollout.py [--model smollm2-135m] [--speeches 32] [--responses 8] [--max-tokens 48]
 
 Both engines are loaded at the same time and take turns, so that what else the machine does hits both alike.
 The ratio is the median over rounds of actor tokens/s to bare tokens/s.
@@ -82,9 +82,9 @@ def prompts_of(model: str, count: int) -> Iterator[Prompt]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--speeches", type=int, default=48)
+    parser.add_argument("--speeches", type=int, default=32)
     parser.add_argument("--responses", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each of the two engines")
     given = parser.parse_args()

@@ -1,9 +1,7 @@
 """A dataset from raw file to pairs: through the command, against a server that misbehaves and against a real judge."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +9,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -162,13 +161,13 @@ def test_killed_and_started_again_pays_twice_for_calls_in_flight_at_most(to_rate
     url, arguments, run = to_rate("--latency", "0.1")
     kept = len(rows_of(run / "collect" / "speeches"))
     command = [sys.executable, "-m", "psyco_ray.cli", "data", "rate", *arguments]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    killed = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while counts(url)["paid"] < 150:
         assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
+    for process in [killed, *killed.children(recursive=True)]:  # Ray's processes too
+        process.kill()
     killed.wait()
-    time.sleep(3)  # Ray's processes go with their driver
     assert counts(url)["paid"] < 7 * kept
     done = psyco_ray("rate", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]

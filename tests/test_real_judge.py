@@ -27,7 +27,8 @@ def judge(base_model, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "vllm", "serve", base_model, "--served-model-name", "judge"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base_model]
+    command += ["--served-model-name", "judge"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2560", "--max-num-seqs", "16"]
     command += ["--enforce-eager", "--dtype", "bfloat16", "--seed", "0"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
