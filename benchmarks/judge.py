@@ -116,7 +116,7 @@ def through_stage(endpoint: Endpoint, calls_per_part: int) -> int:
     """Ask everything once through the stage, with a new journal; returns how many answers came."""
     with tempfile.TemporaryDirectory() as directory:
         stage = Ratings(endpoint, Path(directory) / "rate", calls_per_part)
-        facts = calls.run(stage, list(PARTS), Path(directory) / "journal", None, "rate", Progress())
+        facts, _ = calls.run(stage, list(PARTS), Path(directory) / "journal", None, "rate", Progress())
     return facts.paid - facts.set_aside
 
 

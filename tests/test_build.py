@@ -1,5 +1,6 @@
 """A dataset from raw file to pairs: through the command, against a server that misbehaves and against a real judge."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from psyco_ray.data import parts, speeches
+from psyco_ray.data import parts, speeches, topics
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.records import PREFERENCES, PRINCIPLES
 
@@ -41,6 +42,7 @@ def write_job(where: Path, url: str, count: int, **changes) -> Path:
         "run_dir": str(where / "run"),
         "sources": [{"name": "mine", "path": str(raw), "licence": "CC0"}],
         "collect": {"test_share": 0.3},
+        "topics": {"endpoint": {**api, "model": "labeller"}},
         "respond": {"pool": str(pool), "max_tokens": 60},
         "rate": {"endpoint": {**api, "model": "judge", "price_in": 1.0, "price_out": 2.0, "concurrency": 16}},
         **changes,
@@ -103,6 +105,15 @@ def test_build_under_faults_from_file_to_pairs(tmp_path, serve):
     assert "mine" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "CC0" in (run / "dataset-card.md").read_text()
+
+    assert {row["speech_id"] for row in rows_of(run / "topics")} == set(kept)
+    exported = psyco_ray("export-annotation", job, "--count", 5)
+    assert exported.returncode == 0, exported.stderr
+    with open(run / "annotation" / "expert-1.csv", encoding="utf-8-sig", newline="") as file:
+        assert len(list(csv.reader(file))) == 6
+    unfilled = psyco_ray("agreement", run / "annotation")
+    assert unfilled.returncode == 0, unfilled.stderr
+    assert json.loads(unfilled.stdout)["experts"]["expert-1"] == {"filled": 0, "unfilled": 5}
 
     before = counts(url)["served"]
     again = psyco_ray("build", job)
@@ -204,6 +215,7 @@ def test_batches_fill_the_journal(to_rate):
         (["respond.pool=nowhere.yaml"], "nowhere.yaml"),
         (["prompts=nowhere.yaml"], "nowhere.yaml"),
         (["max_cost=1", "rate.endpoint.price_in=null"], "price_in"),
+        (["max_cost=1", "respond.seed_is_not_a_key=1"], "respond.seed_is_not_a_key"),
         (["respond.per_speech=7"], "6 members"),
     ],
 )
@@ -222,3 +234,19 @@ def test_a_stage_says_what_it_builds_on(tmp_path, serve):
     done = psyco_ray("rate", job)
     assert done.returncode == 2
     assert "psyco-ray data respond" in done.stderr
+
+
+def test_a_budget_needs_the_prices_of_the_pool(responded):
+    job, _ = responded
+    done = psyco_ray("respond", job, "max_cost=1")
+    assert done.returncode == 2
+    assert "price_in and price_out of model-0" in done.stderr
+
+
+def test_topics_of_the_sources_where_no_model_is_asked():
+    rows = [{"speech_id": str(i), "source_topic": topic} for i, topic in enumerate(["anxiety ", "Weather", None])]
+    assert topics.from_source(rows) == [
+        {"speech_id": "0", "topic": "Anxiety", "coarse_topic": "Core Mental Health Issues"},
+        {"speech_id": "1", "topic": None, "coarse_topic": None},
+        {"speech_id": "2", "topic": None, "coarse_topic": None},
+    ]

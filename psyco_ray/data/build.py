@@ -61,6 +61,9 @@ def answer(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Responses to every speech by the models drawn for it."""
     job, settings = dataset.job, dataset.job.respond
     pool = respond.members(load_texts(settings.pool, "pool"), settings.pool, settings)
+    for member in pool if job.max_cost is not None else ():
+        if member.api is not None and None in (member.api.price_in, member.api.price_out):
+            raise ValueError(f"max_cost needs price_in and price_out of {member.name} in the pool file {settings.pool}")
     prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
     described = [member.model_dump(include={"name", "model", "temperature"}) for member in pool]
     dataset.begin("respond", prompt=key_of(prompt), pool=described, seed=job.seed, **_sampling(dataset))
@@ -187,7 +190,9 @@ def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> 
         progress.say(f"{what}: {_in_words(expected, stage.endpoint)}")
         if stage.endpoint.via == "batch":
             _call_in_batches(dataset, what, stage, missing, expected, progress)
-        calls.run(stage, missing, dataset.journal, dataset.job.max_cost, what, progress)
+        limit = dataset.job.max_cost
+        left = None if limit is None else limit - dataset.spent
+        dataset.spent += calls.run(stage, missing, dataset.journal, left, what, progress)[1]
     return sum((Facts(**parts.facts(stage.out, part)) for part in todo), Facts())
 
 

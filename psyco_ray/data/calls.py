@@ -84,7 +84,7 @@ class Caller:
     """Asks for one part after another, several at a time (an async worker of Ray Data)."""
 
     def __init__(self, stage: CallStage, journal: str, meter: Any) -> None:
-        self._stage, self._meter = stage, meter
+        self._stage, self._limiter = stage, Limiter(meter)
         writer = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._journal = Journal(Path(journal), writer)
         self._asker: Asker | None = None
@@ -93,7 +93,7 @@ class Caller:
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Do a part; a stop for all is told in the result, for an exception would cost the answers in flight."""
         if self._asker is None:  # here, for it belongs to this event loop
-            self._asker = Asker(self._stage.endpoint, self._journal, Limiter(self._meter))
+            self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
         told: dict[str, Any] = {}
         if self._stopped is None:
             try:
@@ -121,6 +121,7 @@ class Caller:
                 facts.set_aside += 1
                 aside.append(_aside(unit, found))
         self._journal.sync()
+        await self._limiter.close()  # a done part is on the meter
         parts.write(stage.out / "set-aside", part, aside, SET_ASIDE)
         parts.write(stage.out, part, rows, stage.schema, facts=asdict(facts))
         return facts
@@ -128,7 +129,7 @@ class Caller:
 
 def run(
     stage: CallStage, todo: Sequence[str], journal: Path, max_cost: float | None, what: str, progress: Progress
-) -> Facts:
+) -> tuple[Facts, float]:
     """Do the parts of a stage that are not done.
 
     Args:
@@ -140,7 +141,7 @@ def run(
         progress: shows how far it is.
 
     Returns:
-        The facts of the parts done now.
+        The facts of the parts done now, and the dollars that their calls cost (0 where prices are not known).
 
     Raises:
         OutOfBudget: the limit was reached; everything paid for is kept.
@@ -152,7 +153,7 @@ def run(
     done = set(parts.names(stage.out))
     missing = [part for part in todo if part not in done]
     if not missing:
-        return Facts()
+        return Facts(), 0.0
     endpoint = stage.endpoint
     meter = (
         ray.remote(Meter)
@@ -180,7 +181,7 @@ def run(
                 told["text"]
             )
         facts += Facts(**told["facts"])
-    return facts
+    return facts, ray.get(meter.spent.remote(), timeout=60)["cost"]
 
 
 def _aside(unit: Unit, found: Asked[Any]) -> Row:

@@ -33,6 +33,7 @@ class Dataset(RunDirectory):
         """
         super().__init__(job.run_dir)
         self.job = job
+        self.spent = 0.0  # dollars, by the command under way
         self.write_text("job.yaml", config.dump(job))
         self.write_json("versions.json", versions())
 
