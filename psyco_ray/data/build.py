@@ -61,9 +61,6 @@ def answer(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Responses to every speech by the models drawn for it."""
     job, settings = dataset.job, dataset.job.respond
     pool = respond.members(load_texts(settings.pool, "pool"), settings.pool, settings)
-    for member in pool if job.max_cost is not None else ():
-        if member.api is not None and None in (member.api.price_in, member.api.price_out):
-            raise ValueError(f"max_cost needs price_in and price_out of {member.name} in the pool file {settings.pool}")
     prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
     described = [member.model_dump(include={"name", "model", "temperature"}) for member in pool]
     dataset.begin("respond", prompt=key_of(prompt), pool=described, seed=job.seed, **_sampling(dataset))
@@ -186,6 +183,10 @@ def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> 
     done = set(parts.names(stage.out))
     missing = [part for part in todo if part not in done]
     if missing:
+        if dataset.job.max_cost is not None and None in (stage.endpoint.price_in, stage.endpoint.price_out):
+            raise ValueError(
+                f"{what}: max_cost needs price_in and price_out of its endpoint, dollars per million tokens"
+            )
         expected = estimate(stage, missing)
         progress.say(f"{what}: {_in_words(expected, stage.endpoint)}")
         if stage.endpoint.via == "batch":

@@ -92,11 +92,11 @@ class Caller:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Do a part; a stop for all is told in the result, for an exception would cost the answers in flight."""
-        if self._asker is None:  # here, for it belongs to this event loop
-            self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
         told: dict[str, Any] = {}
         if self._stopped is None:
             try:
+                if self._asker is None:  # here, for it belongs to this event loop
+                    self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
                 told = {"facts": asdict(await self._do(str(batch["part"][0])))}
             except (OutOfBudget, Unavailable, ValueError) as error:
                 self._stopped = {"error": type(error).__name__, "text": str(error)}

@@ -114,10 +114,4 @@ class DataJob(Section):
                 raise ValueError(f"two sources are named {name}; give each its own name")
         if self.collect.min_chars > self.collect.max_chars:
             raise ValueError(f"collect.min_chars {self.collect.min_chars} is above max_chars {self.collect.max_chars}")
-        if self.max_cost is not None:
-            for key, endpoint in (("topics", self.topics.endpoint), ("rate", self.rate.endpoint)):
-                if endpoint is not None and (endpoint.price_in is None or endpoint.price_out is None):
-                    raise ValueError(
-                        f"max_cost needs {key}.endpoint.price_in and price_out, in dollars per million tokens"
-                    )
         return self
