@@ -173,14 +173,17 @@ def run(
             max_concurrent_calls_per_actor=PARTS_AT_A_TIME,
         ),
     )
-    facts = Facts()
+    facts, stopped = Facts(), None
     for row in progress.track(stream.iter_rows(), what, len(missing)):
         told = json.loads(row["told"])
         if "error" in told:
-            raise {"OutOfBudget": OutOfBudget, "Unavailable": Unavailable, "ValueError": ValueError}[told["error"]](
-                told["text"]
-            )
-        facts += Facts(**told["facts"])
+            stopped = told  # the other parts come back at once; Ray must not be left with a stream half read
+        else:
+            facts += Facts(**told["facts"])
+    if stopped is not None:
+        raise {"OutOfBudget": OutOfBudget, "Unavailable": Unavailable, "ValueError": ValueError}[stopped["error"]](
+            stopped["text"]
+        )
     return facts, ray.get(meter.spent.remote(), timeout=60)["cost"]
 
 
