@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -76,17 +77,8 @@ class RateStage:
 
 def fill(template: str, values: dict[str, str]) -> str:
     """Put values in their places, all at once, so that a place's name inside a value stays as it is."""
-    pieces = [template]
-    for place in values:
-        pieces = [part for piece in pieces for part in _around(piece, place, values)]
-    return "".join(values.get(piece, piece) for piece in pieces)
-
-
-def _around(piece: str, place: str, values: dict[str, str]) -> list[str]:
-    if piece in values:
-        return [piece]
-    outer = piece.split(place)
-    return [part for text in outer[:-1] for part in (text, place)] + outer[-1:]
+    places = "|".join(re.escape(place) for place in values)
+    return re.sub(places, lambda found: values[found[0]], template) if values else template
 
 
 def shuffled(models: list[str], seed: int, speech_id: str, principle: str) -> list[str]:

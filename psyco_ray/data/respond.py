@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from psyco_ray import config
 from psyco_ray.config import Endpoint, Positive, Rollouts, Section
 from psyco_ray.data import parts
 from psyco_ray.data.calls import Row, Unit
@@ -49,14 +50,10 @@ def members(entries: Any, where: str, settings: Respond) -> list[Member]:
     """
     if not isinstance(entries, list):
         raise ValueError(f"pool file {where} must hold a list of members")
-    found = []
-    for number, entry in enumerate(entries, start=1):
-        try:
-            found.append(Member.model_validate(entry))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"pool file {where}: member {number}: {key} {first['msg']}".replace("  ", " ")) from None
+    found = [
+        config.parse(Member, entry, f"pool file {where}: member {number}")
+        for number, entry in enumerate(entries, start=1)
+    ]
     names = [member.name for member in found]
     for name in names:
         if names.count(name) > 1:

@@ -18,14 +18,13 @@ from typing import Any
 from openai.types import Batch
 
 from psyco_ray.config import Endpoint
-from psyco_ray.judge.client import Answer, Call, Client, Unreadable, answer_of
+from psyco_ray.judge.client import REFUSED, Answer, Call, Client, Unreadable, answer_of
 from psyco_ray.judge.journal import Journal
 
 MOST_REQUESTS = 50_000  # of a file, as the API allows
 MOST_BYTES = 100_000_000
 
 _ENDED = {"completed", "expired", "cancelled"}
-_REFUSED = {400, 413, 422}
 
 
 @dataclass
@@ -227,7 +226,7 @@ def _read(found: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
     response = found.get("response") or {}
     status, body = response.get("status_code"), response.get("body") or {}
     problem = client.clean(str((found.get("error") or body.get("error") or {}).get("message")))
-    if status in _REFUSED:
+    if status in REFUSED:
         return Answer("", True, 0, 0, refused=f"refused by the server ({status}): {problem}"), ""
     if status != 200:
         return None, problem

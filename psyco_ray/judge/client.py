@@ -30,7 +30,7 @@ CHARACTERS_PER_TOKEN = 3  # fewer than English has, so that estimates are rather
 LONG_TEXT = 300  # characters of a server's message that are worth repeating
 
 _REASONING = ("o1", "o3", "o4", "gpt-5")  # models that take max_completion_tokens and sample as they like
-_REFUSED = {400, 413, 422}
+REFUSED = {400, 413, 422}  # status codes that refuse a call for good
 _TRANSIENT = {408, 409, 425}
 _FORM = {"response_format", "model", "temperature", "top_p", "seed"}  # parameters that are the same in every call
 
@@ -239,7 +239,7 @@ class Client:
                 f"{endpoint.base_url} does not take the {error.param} that {endpoint.model} was asked with: {said}; "
                 f"{'set structured to json_object or text' if error.param == 'response_format' else 'change it'}"
             )
-        if status in _REFUSED:
+        if status in REFUSED:
             return Refused(f"refused by the server ({status}): {said}")
         if status == 429 or status in _TRANSIENT or status >= 500:
             return _Again(f"HTTP {status}: {said}", retry_after(error.response.headers), limited=status == 429)
