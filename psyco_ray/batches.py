@@ -15,7 +15,10 @@ Micro = list[Example]
 
 
 def plan_step(batch: Sequence[Example], ranks: int, tokens: int) -> list[list[Micro]]:
-    """Share a batch among ranks: equally many passes on each, balanced by tokens, none above `tokens` if possible.
+    """Share a batch among ranks: equally many passes on each, of pairs that are about as long, the longest first.
+
+    The rows of a pass are as long as its longest pair, so pairs of one length leave little to fill up. No pass is above
+    `tokens` with that, unless a single pair is, or pairs are too few to give each rank one more pass.
 
     Returns:
         For every rank its passes, each with at least one pair.
@@ -25,16 +28,24 @@ def plan_step(batch: Sequence[Example], ranks: int, tokens: int) -> list[list[Mi
     """
     if len(batch) < ranks:
         raise ValueError(f"a batch of {len(batch)} pairs cannot be shared by {ranks} ranks")
-    longest_first = sorted(batch, key=lambda e: (-e.tokens, e.key))
-    passes = min(len(batch) // ranks, math.ceil(sum(e.tokens for e in batch) / (tokens * ranks)))
-    while True:
-        bins: list[Micro] = [[] for _ in range(passes * ranks)]
-        for example in longest_first:
-            min(bins, key=lambda micro: sum(e.tokens for e in micro)).append(example)
-        full = max(sum(e.tokens for e in micro) for micro in bins) > tokens
-        if not full or (passes + 1) * ranks > len(batch):
-            return [bins[rank::ranks] for rank in range(ranks)]
-        passes += 1
+    left = sorted(batch, key=lambda e: (-e.tokens, e.key))
+    passes: list[list[Example]] = []
+    while left:
+        room = max(1, tokens // left[0].tokens) * ranks
+        passes.append(left[:room])
+        left = left[room:]
+    lacking = ranks - len(passes[-1])
+    if lacking > 0:
+        rest, before = passes.pop(), passes.pop()
+        passes += [before[:-lacking], before[-lacking:] + rest] if len(before) > ranks else [before + rest]
+    return [[_dealt(of, ranks, rank) for of in passes] for rank in range(ranks)]
+
+
+def _dealt(pairs: Sequence[Example], ranks: int, rank: int) -> Micro:
+    """A rank's share of a pass: forth and back over the ranks, so that nobody gets the longer ones all the time."""
+    rounds = [pairs[i : i + ranks] for i in range(0, len(pairs), ranks)]
+    places = [rank if number % 2 == 0 else ranks - 1 - rank for number in range(len(rounds))]
+    return [of[place] for of, place in zip(rounds, places, strict=True) if place < len(of)]
 
 
 def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:

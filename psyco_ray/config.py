@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from psyco_ray.jobfile import Section
 
 Count = Annotated[int, Field(ge=1)]
+Order = Literal["seeded", "strict"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -176,17 +177,53 @@ class Sync(Section):
     max_gap: Positive = 0.1  # nats a token that engine and learner may differ by (bf16 differs by about 0.02)
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible API and how it may be used. Its key is read from the environment, never stored."""
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    key_env: str | None = "OPENAI_API_KEY"  # the environment variable that holds the key; None: no key is needed
+    structured: Literal["json_schema", "json_object", "text"] = "json_schema"  # how far the server enforces JSON
+    timeout_s: Positive = 120.0  # of one call
+    retries: NotNegativeCount = 8  # of a call that the server failed, with growing pauses
+    concurrency: Count = 64  # calls in flight, of each caller
+    callers: Count = 1  # actors that call
+    requests_per_minute: Count | None = None  # over all callers
+    tokens_per_minute: Count | None = None
+    price_in: NotNegative | None = None  # US dollars per million prompt tokens
+    price_out: NotNegative | None = None
+    via: Literal["calls", "batch"] = "calls"  # batch: the provider's batch API, cheaper and slower
+
+
+ROAD = {"base_url", "key_env", "timeout_s", "retries", "concurrency", "callers", "requests_per_minute"}
+ROAD |= {"tokens_per_minute", "price_in", "price_out"}
+"""Settings of an endpoint that say how it is reached and how fast, not what it answers."""
+
+
+class Judging(Section):
+    """How a judge of two responses is asked."""
+
+    order: Order = "seeded"  # strict: both orders, and a tie where they disagree
+    attempts: Count = 3  # questions before an answer counts as unreadable
+    max_tokens: Count = 512  # of an answer
+    rationale_chars: Count | None = None  # limit in the JSON schema, for small judges that ramble; not all APIs know it
+
+
 class Evaluation(Section):
     """Held-out speeches, answered by the policy after every iteration."""
 
     speeches: Count = 200  # at most so many of the dev speeches
     responses: Count = 1  # per speech
     temperature: NotNegative = 0.0  # paper §4.2
+    judge: Endpoint | None = None  # compares the answers with the base model's; its win rate chooses the checkpoint
+    judging: Judging = Judging()
 
     @model_validator(mode="after")
     def _greedy_once(self) -> Self:
         if self.temperature == 0 and self.responses > 1:
             raise ValueError(f"{self.responses} responses at temperature 0 would be equal; ask for 1 or raise it")
+        if self.judge is not None and self.judge.via == "batch":
+            raise ValueError("evaluation.judge is asked call by call while a run waits for it; leave via: batch out")
         return self
 
 
@@ -218,24 +255,6 @@ class Deadlines(Section):
     start_s: Positive = 900.0  # an actor loads its model
     item_s: Positive = 1800.0  # one work item of a rollout or scorer
     step_s: Positive = 1800.0  # one optimizer step
-
-
-class Endpoint(Section):
-    """An OpenAI-compatible API and how it may be used. Its key is read from the environment, never stored."""
-
-    model: str
-    base_url: str = "https://api.openai.com/v1"
-    key_env: str | None = "OPENAI_API_KEY"  # the environment variable that holds the key; None: no key is needed
-    structured: Literal["json_schema", "json_object", "text"] = "json_schema"  # how far the server enforces JSON
-    timeout_s: Positive = 120.0  # of one call
-    retries: NotNegativeCount = 8  # of a call that the server failed, with growing pauses
-    concurrency: Count = 64  # calls in flight, of each caller
-    callers: Count = 1  # actors that call
-    requests_per_minute: Count | None = None  # over all callers
-    tokens_per_minute: Count | None = None
-    price_in: NotNegative | None = None  # US dollars per million prompt tokens
-    price_out: NotNegative | None = None
-    via: Literal["calls", "batch"] = "calls"  # batch: the provider's batch API, cheaper and slower
 
 
 class Telemetry(Section):

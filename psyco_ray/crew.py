@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from psyco_ray import guards, pairs, placement, sync
+from psyco_ray import pairs, placement, sync
 from psyco_ray.batches import batches
 from psyco_ray.config import Job
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.data.mixture import Encoder
-from psyco_ray.evaluate import stats
+from psyco_ray.evaluate import heldout, verdicts
+from psyco_ray.judge.client import key_for
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.ledger import Ledger, key_of, write_table
 from psyco_ray.losses import Dpo
@@ -46,6 +47,9 @@ class Crew:
         named["safety"] = job.scorers.safety_model
         self._rewards = {name: model for name, model in named.items() if model is not None}
         self._prompt = speech_data.load_prompt(job.prompts)
+        if job.evaluation.judge is not None:
+            verdicts.load_entry(job.prompts.file)  # what lacks it is refused before anything is trained
+            key_for(job.evaluation.judge)
         self._busy = {"rollout": 0.0, "scorer": 0.0}
 
     def __enter__(self) -> Self:
@@ -220,8 +224,7 @@ class Crew:
     def evaluate(self, iteration: int, dev: list[Row]) -> dict[str, Any]:
         """Answer the held-out speeches with the current policy and compare it with the base model.
 
-        Rewards are means over speeches; the win rate counts how often the held-out reward model puts the policy's
-        response above the base model's (iteration 0).
+        The base model (iteration 0) is only measured; a policy is judged against it, watched, and perhaps rolled back.
         """
         name = stage(iteration, "evaluate")
         if (found := self.ledger.record(name)) is not None:
@@ -233,27 +236,21 @@ class Crew:
             group.prompt.speech_id: group
             for group in self.telemetry.track(scored, f"iteration {iteration}: held-out speeches", len(dev))
         }
-        facts: dict[str, Any] = {"version": self.version, "speeches": len(dev)}
-        lengths = [len(r.token_ids) for group in groups.values() for r in group.responses]
-        facts["mean_tokens"] = sum(lengths) / len(lengths)
-        facts["tokens"] = {key: [len(r.token_ids) for r in group.responses] for key, group in sorted(groups.items())}
-        facts["distinct_2"] = guards.distinct([r.text for group in groups.values() for r in group.responses])
-        per_model = {
-            model: {key: list(group.scores[model]) for key, group in sorted(groups.items())} for model in self._rewards
-        }
-        for model, per_speech in per_model.items():
-            means = [sum(values) / len(values) for values in per_speech.values()]
-            facts[model] = {
-                "reward": sum(means) / len(means),
-                "ci95": stats.bootstrap_mean(means, self.job.seed),
-                "scores": per_speech,
-            }
-            if iteration:
-                base = self.ledger.record(stage(0, "evaluate"))
-                assert base is not None, "the base model is evaluated first"
-                wins = [stats.win_share(ours, base[model]["scores"][key]) for key, ours in per_speech.items()]
-                facts[model]["win_rate_vs_base"] = sum(wins) / len(wins)
-                facts[model]["win_rate_ci95"] = stats.wilson(sum(wins), len(wins))
+        base = self.ledger.record(stage(0, "evaluate"))
+        assert (base is None) == (iteration == 0), "the base model is evaluated first"
+        measured = heldout.measured(groups, tuple(self._rewards), base, self.job.seed)
+        facts: dict[str, Any] = {"version": self.version, **measured}
+        if iteration and job.judge is not None:
+            facts["judge"] = heldout.judged(
+                job,
+                groups,
+                self.ledger.responses(stage(0, "dev")),
+                {row["speech_id"]: row["speech"] for row in dev},
+                self.ledger,
+                self.telemetry,
+                self.job.prompts.file,
+                self.job.seed,
+            )
         if iteration:
             facts |= self.standing.watched(iteration, facts)
             for alarm in facts["alarms"]:

@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "sync",
     "data.cpus",
     "reward.checkpoint_every",
+    *(f"evaluation.judge.{key}" for key in sorted(config.ROAD)),
     *(
         f"{role}.{key}"
         for role in ("rollouts", "scorers", "learners", "reward.learners")
@@ -180,6 +181,15 @@ class Ledger(RunDirectory):
                 self._store(stage, missing[key], gathered.pop(key))
             yield group
         assert not gathered, f"items {list(gathered)} came back incomplete"
+
+    def responses(self, stage: str) -> dict[str, list[str]]:
+        """Texts of the stored responses of a stage of groups, in their order, by speech id."""
+        files = sorted((self.root / stage).glob("*.samples.parquet"))
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        found: dict[str, list[str]] = {}
+        for row in sorted(rows, key=lambda row: row["index"]):
+            found.setdefault(row["speech_id"], []).append(row["response"])
+        return found
 
     def _store(self, stage: str, item: Item, groups: dict[str, Group]) -> None:
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts]

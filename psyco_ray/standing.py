@@ -22,7 +22,8 @@ class Standing:
 
     def __init__(self, job: Job, ledger: Ledger) -> None:
         self._job, self._ledger = job, ledger
-        self.judge = "heldout" if job.scorers.heldout_model else "reward"  # the other one trained the policy
+        # the other reward model trained the policy
+        self.judge = "judge" if job.evaluation.judge else "heldout" if job.scorers.heldout_model else "reward"
 
     def evaluation(self, iteration: int) -> Record | None:
         """The evaluation of an iteration's policy; None if there was none yet."""
@@ -55,11 +56,19 @@ class Standing:
     def best(self, until: int) -> int:
         """The iteration up to `until` whose policy did best on the held-out speeches, of those without an alarm.
 
-        0 is the base model. The held-out reward model decides where there is one.
+        0 is the base model. The judge decides where there is one, else the held-out reward model.
         """
-        known = [(k, self.evaluation(k)) for k in range(until + 1)]
-        fine = {k: found[self.judge]["reward"] for k, found in known if found is not None and not found.get("alarms")}
+        known = {k: found for k in range(until + 1) if (found := self.evaluation(k)) is not None}
+        fine = {k: self.worth_of(k) for k, found in known.items() if not found.get("alarms")}
         return max(fine, key=lambda k: fine[k], default=0)
+
+    def worth_of(self, iteration: int) -> float:
+        """By what a policy is chosen: its win rate against the base model as the judge sees it, or its mean reward."""
+        facts = self.evaluation(iteration)
+        assert facts is not None, "the policy was evaluated"
+        if self.judge == "judge":
+            return float(facts["judge"]["win_rate_vs_base"]) if iteration else 0.5
+        return float(facts[self.judge]["reward"])
 
     def worth(self, iteration: int) -> tuple[float, float]:
         """Reward that a token of length earns, and reward that the two of a pair must differ by, in an iteration.

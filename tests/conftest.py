@@ -1,6 +1,9 @@
 """Shared real parts: one local Ray and one tiny random model with SmolLM2's tokenizer."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -80,3 +83,21 @@ def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
     model = reward.new_model(tiny_model, tokenizer, "float32", seed=3)
     models.save(path, model.state_dict(), model.config, tokenizer)
     return path
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Starts servers of `fault_server.py` with the given options; each answers at the URL that comes back."""
+    started = []
+
+    def start(*options: str) -> str:
+        command = [sys.executable, str(Path(__file__).parent / "fault_server.py"), "--port", "0", *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -57,22 +57,6 @@ def counts(url: str) -> dict:
         return json.load(answer)
 
 
-@pytest.fixture
-def serve():
-    started = []
-
-    def start(*options: str) -> str:
-        command = [sys.executable, str(HERE / "fault_server.py"), "--port", "0", *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
 def rows_of(directory: Path) -> list[dict]:
     return [row for part in parts.names(directory) for row in parts.read(directory, part)]
 
@@ -141,18 +125,14 @@ def expected_pairs(kept: dict, ratings: list[dict]) -> dict[str, set]:
 
 
 @pytest.fixture(scope="module")
-def responded(tmp_path_factory):
+def responded(tmp_path_factory, serve):
     """A job whose speeches have their responses; the server that gave them is still there."""
     where = tmp_path_factory.mktemp("responded")
-    command = [sys.executable, str(HERE / "fault_server.py"), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    job = write_job(where, f"http://127.0.0.1:{process.stdout.readline().strip()}/v1", 60)
+    job = write_job(where, serve(), 60)
     for stage in ("collect", "respond"):
         done = psyco_ray(stage, job)
         assert done.returncode == 0, done.stderr[-3000:]
-    yield job, where / "run"
-    process.kill()
-    process.wait()
+    return job, where / "run"
 
 
 @pytest.fixture

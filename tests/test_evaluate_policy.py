@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from pages import Page
 
 from psyco_ray import cli, config, jobfile
+from psyco_ray.config import Judging
 from psyco_ray.data import parts, speeches
 from psyco_ray.evaluate import answers, bouts, policy_job, verdicts, winrates
 from psyco_ray.evaluate import policy as evaluating
-from psyco_ray.evaluate.policy_job import Judging, PolicyEvaluationJob
+from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
 from psyco_ray.ledger import RunDirectory
 from psyco_ray.report import policy as report
 from psyco_ray.telemetry import Progress
@@ -35,22 +36,15 @@ ENGINE = {"cpus": 0.1, "max_model_len": 512, "max_num_seqs": 16, "kv_cache_gb": 
 ODD = "say <b>this</b> | & that"
 
 
-def serve(*options: str):
-    command = [sys.executable, str(HERE / "fault_server.py"), "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-        process.kill()
-
-
 @pytest.fixture(scope="module")
-def url():
+def url(serve):
     """Of judges; they answer what the JSON schema allows, drawn by a hash of the question."""
-    yield from serve()
+    return serve()
 
 
 @pytest.fixture(scope="module")
-def slow_url():
-    yield from serve("--latency", "0.3")
+def slow_url(serve):
+    return serve("--latency", "0.3")
 
 
 def counts(url: str) -> dict:

@@ -33,12 +33,9 @@ DEV, TRAIN = 33, 261  # pairs of the packaged sample
 
 
 @pytest.fixture(scope="module")
-def url():
+def url(serve):
     """Of a ranker; it answers what the JSON schema allows, drawn by a hash of the question."""
-    command = [sys.executable, str(HERE / "fault_server.py"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-        process.kill()
+    return serve()
 
 
 def counts(url: str) -> dict:

@@ -88,8 +88,9 @@ def test_the_robust_preset_can_be_changed() -> None:
 
 @pytest.fixture
 def standing(tmp_path):
-    def make(records: list[dict], **settings) -> Standing:
+    def make(records: list[dict], judge: dict | None = None, **settings) -> Standing:
         job = config.Job(
+            evaluation={"judge": judge},
             run_dir=str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"),
             iterations=4,
             scorers={"reward_model": "a/b", "heldout_model": "a/c"},
@@ -119,6 +120,17 @@ def test_the_best_is_by_the_held_out_reward_and_without_an_alarm(standing) -> No
     assert [found.best(k) for k in range(4)] == [0, 1, 1, 1]
     assert [found.going_on_from(k) for k in range(4)] == [0, 1, 1, 3]
     assert (found.last_trained(), found.last_evaluated(), found.ended()) == (3, 3, False)
+
+
+def test_with_a_judge_the_best_is_by_its_win_rate(standing) -> None:
+    even = {"scores": [0.0] * 3, "tokens": [9] * 3}
+    records = [
+        evaluation(**even, heldout=[0.0] * 3),
+        evaluation(**even, heldout=[2.0] * 3, alarms=[], going_on_from=1, judge={"win_rate_vs_base": 0.4}),
+        evaluation(**even, heldout=[1.0] * 3, alarms=[], going_on_from=2, judge={"win_rate_vs_base": 0.7}),
+    ]
+    assert [standing(records, judge={"model": "a"}).best(k) for k in range(3)] == [0, 0, 2]
+    assert [standing(records).best(k) for k in range(3)] == [0, 1, 1]
 
 
 def test_a_run_ends_after_so_many_roll_backs(standing) -> None:

@@ -288,7 +288,15 @@ def test_a_batch_is_shared_wholly_evenly_and_within_bounds(lengths: list[int], r
     assert all(micro for share in shares for micro in share)
     could_split_further = (len(shares[0]) + 1) * ranks <= len(batch)
     if could_split_further:
-        assert all(sum(e.tokens for e in micro) <= tokens for share in shares for micro in share)
+        assert all(
+            len(micro) * max(e.tokens for e in micro) <= tokens or len(micro) == 1
+            for share in shares
+            for micro in share
+        )
+    for micros in zip(*shares, strict=True):
+        assert max(map(len, micros)) - min(map(len, micros)) <= 1, "a rank would wait for another"
+    longest = [max(e.tokens for share in shares for e in share[i]) for i in range(len(shares[0]))]
+    assert longest == sorted(longest, reverse=True), "what is about as long is computed together"
 
 
 def test_batches_shuffle_every_epoch_and_leave_nothing_out() -> None:

@@ -122,9 +122,11 @@ def test_a_killed_driver_goes_on_to_the_same_result(undisturbed, make_job, momen
         assert torch.equal(ours[name], value), name
 
 
-def test_offline_dpo_learns_from_a_file_under_one_schedule(make_job) -> None:
+def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(make_job, serve) -> None:
     job, run, log = make_job("offline")
     settings = ["speeches_per_iteration=18", "dpo.loss=ipo", "dpo.sft=0.1"]
+    judge = {"model": "judge", "base_url": serve(), "key_env": "null"}
+    settings += [f"evaluation.judge.{key}={value}" for key, value in judge.items()]
     finish(job, log, *settings, command="train-dpo")
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["pairs_from"], summary["iterations"], summary["steps"]) == ("file", 2, 6)
@@ -138,7 +140,14 @@ def test_offline_dpo_learns_from_a_file_under_one_schedule(make_job) -> None:
     assert not {row["speech_id"] for row in first} & {row["speech_id"] for row in second}
     assert first[0]["chosen_ids"][-1] == 2, "a response ends with the end of turn and nothing behind it"
     assert (run / "report.html").read_text().count("Offline DPO") >= 1
-    assert (Path(summary["checkpoint"]) / "README.md").exists()
+    rates = [json.loads((run / f"iteration-{k:03d}" / "evaluate.json").read_text())["judge"] for k in (1, 2)]
+    assert all(len(of["outcomes"]) == 10 for of in rates)
+    best = summary["best"]
+    assert best["value"] == max(0.5, *(of["win_rate_vs_base"] for of in rates))
+    assert best["by"].startswith("win rate")
+    assert summary["judge"]["win_rate_vs_base"] == rates[1]["win_rate_vs_base"]
+    if best["iteration"]:
+        assert (Path(summary["checkpoint"]) / "README.md").exists()
 
 
 def test_one_round_samples_everything_from_the_base_model(make_job, undisturbed) -> None:

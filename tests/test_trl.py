@@ -1,5 +1,6 @@
-"""Reward training takes the same steps as TRL's RewardTrainer, loss by loss."""
+"""Reward and policy training take the same steps as TRL's RewardTrainer and DPOTrainer, loss by loss."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,27 @@ from psyco_ray.config import Learners, Optimizer
 from psyco_ray.data import preferences, speeches
 from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import BradleyTerry
+from psyco_ray.losses import BradleyTerry, Dpo, Objective
 from psyco_ray.records import Example
 
 BATCH, EPOCHS, LEARNING_RATE, SEED = 8, 2, 1e-3, 11
-OBJECTIVES = {"plain": (False, 0.0), "margin": (True, 0.0), "margin and centre": (True, 0.05)}
+REWARDS = {  # ours, then TRL's settings
+    "plain": (BradleyTerry(), {}),
+    "margin": (BradleyTerry(), {"margins": True}),
+    "margin and centre": (BradleyTerry(centre=0.05), {"margins": True, "center_rewards_coefficient": 0.05}),
+}
+POLICIES = {
+    "sigmoid": (config.Dpo(beta=0.1), {"loss_type": ["sigmoid"]}),
+    # TRL knows smoothing in this form alone
+    "label-smoothed": (
+        config.Dpo(beta=0.1, loss="robust", label_smoothing=0.1),
+        {"loss_type": ["robust"], "label_smoothing": 0.1},
+    ),
+    "ipo": (config.Dpo(beta=0.5, loss="ipo"), {"loss_type": ["ipo"], "beta": 0.5}),
+    "hinge": (config.Dpo(beta=0.1, loss="hinge"), {"loss_type": ["hinge"]}),
+    "a token": (config.Dpo(beta=2.0, length_normalised=True), {"loss_type": ["sigmoid_norm"], "beta": 2.0}),
+    "sft": (config.Dpo(beta=0.1, sft=0.2), {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}),
+}
 
 
 def pairs() -> list[dict[str, Any]]:
@@ -38,46 +55,61 @@ def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, li
     """Every step's loss under each objective; TRL renders and tokenizes the conversations itself."""
     import datasets
     import torch
-    from transformers import AutoTokenizer
-    from trl import RewardConfig, RewardTrainer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
     from psyco_ray import reward
 
-    class Recording(RewardTrainer):
-        def compute_loss(self, *args, **kwargs):
-            loss = super().compute_loss(*args, **kwargs)
-            found.append((loss[0] if isinstance(loss, tuple) else loss).item())
-            return loss
-
     torch.set_num_threads(1)
+    common: dict[str, Any] = {
+        "output_dir": out,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": BATCH,
+        "num_train_epochs": EPOCHS,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_length": None,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    table = datasets.Dataset.from_list(rows)
+
+    def recorded(trainer: type, **given: Any) -> list[float]:
+        found = []
+
+        class Recording(trainer):
+            def compute_loss(self, *args, **kwargs):
+                loss = super().compute_loss(*args, **kwargs)
+                found.append((loss[0] if isinstance(loss, tuple) else loss).item())
+                return loss
+
+        Recording(processing_class=tokenizer, **given).train()
+        return found
+
     losses: dict[str, list[float]] = {}
-    for name, (margins, centre) in OBJECTIVES.items():
-        found = losses[name] = []
-        table = datasets.Dataset.from_list(rows)
-        settings = RewardConfig(
-            output_dir=out,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            per_device_train_batch_size=BATCH,
-            num_train_epochs=EPOCHS,
-            train_sampling_strategy="sequential",
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            max_length=None,
-            center_rewards_coefficient=centre or None,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
-        Recording(
+    for name, (_, settings) in REWARDS.items():
+        own = dict(settings)
+        losses[name] = recorded(
+            RewardTrainer,
             model=reward.new_model(Path(model), models.load_tokenizer(Path(model)), "float32", SEED),
-            args=settings,
-            train_dataset=table if margins else table.remove_columns("margin"),
-            processing_class=AutoTokenizer.from_pretrained(model),
-        ).train()
+            train_dataset=table if own.pop("margins", False) else table.remove_columns("margin"),
+            args=RewardConfig(**common, **own),
+        )
+    for name, (_, settings) in POLICIES.items():
+        losses[name] = recorded(
+            DPOTrainer,
+            model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
+            ref_model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
+            train_dataset=table.remove_columns("margin"),
+            args=DPOConfig(**{"beta": 0.1, **common, **settings}),
+        )
     return losses
 
 
@@ -87,18 +119,21 @@ def theirs(local_ray, tiny_model, tmp_path_factory) -> dict[str, list[float]]:
     return ray.get(trl_losses.remote(str(tiny_model), pairs(), str(out)), timeout=300)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_steps_loss_is_that_of_trl(theirs, tiny_model, tokenizer, name: str) -> None:
-    margins, centre = OBJECTIVES[name]
-    examples = []
+@pytest.fixture(scope="module")
+def examples(tokenizer) -> list[Example]:
+    found = []
     for number, row in enumerate(pairs()):
-        found = encode(tokenizer, row["prompt"], [row[side][0]["content"] for side in ("chosen", "rejected")], None)
-        margin = row["margin"] if margins else 0.0
-        examples.append(Example(str(number), found.prompt_ids, *found.response_ids, margin=margin))
-    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)] * EPOCHS
+        encoded = encode(tokenizer, row["prompt"], [row[side][0]["content"] for side in ("chosen", "rejected")], None)
+        found.append(Example(str(number), encoded.prompt_ids, *encoded.response_ids, margin=row["margin"]))
+    return found
+
+
+def our_losses(model: Path, objective: Objective, examples: list[Example]) -> list[float]:
+    """Every step's loss; a policy's reference is the model it starts from."""
+    steps = EPOCHS * len(examples) // BATCH
     learner = LearnerGroup(
-        str(tiny_model),
-        BradleyTerry(centre=centre),
+        str(model),
+        objective,
         Learners(cpus=0.5, dtype="float32", zero_stage=0, micro_batch_tokens=1024),
         Optimizer(
             learning_rate=LEARNING_RATE, batch_size=BATCH, betas=(0.9, 0.999), warmup_ratio=0.0, schedule="constant"
@@ -108,9 +143,29 @@ def test_every_steps_loss_is_that_of_trl(theirs, tiny_model, tokenizer, name: st
         step_s=120,
     )
     try:
-        ours = [step.loss for step in learner.train(batches, steps=len(batches))]
+        if objective.head == "policy":
+            values = learner.values(examples)
+            examples = [replace(one, reference=pair) for one, pair in zip(examples, values, strict=True)]
+        batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)] * EPOCHS
+        return [step.loss for step in learner.train(batches, steps=steps)]
     finally:
         learner.close()
-    assert ours == pytest.approx(theirs[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_steps_loss_is_that_of_the_reward_trainer(theirs, tiny_model, examples, name: str) -> None:
+    objective, settings = REWARDS[name]
+    if "margins" not in settings:
+        examples = [replace(one, margin=0.0) for one in examples]
+    same_and_falling(our_losses(tiny_model, objective, examples), theirs[name])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_steps_loss_is_that_of_the_dpo_trainer(theirs, tiny_model, examples, name: str) -> None:
+    same_and_falling(our_losses(tiny_model, Dpo(POLICIES[name][0]), examples), theirs[name])
+
+
+def same_and_falling(ours: list[float], theirs: list[float]) -> None:
+    assert ours == pytest.approx(theirs, rel=1e-3)
     first, last = (sum(ours[i : i + 8]) / 8 for i in (0, 8))
     assert last < 0.8 * first, "little was learnt, so equal steps would show little"

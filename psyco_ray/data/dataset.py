@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray import jobfile
+from psyco_ray.config import ROAD
 from psyco_ray.data import parts
 from psyco_ray.data.job import DataJob
 from psyco_ray.ledger import RunDirectory, key_of, versions
@@ -16,10 +17,7 @@ STAGES = ("collect", "topics", "respond", "rate", "pair")
 """In the order in which one builds on another."""
 
 _BUILDS_ON = {"collect": (), "topics": ("collect",), "respond": ("collect",), "rate": ("respond",)}
-_HOW = {  # settings that say where and how fast, not what
-    "base_url", "key_env", "timeout_s", "retries", "concurrency", "callers", "requests_per_minute",
-    "tokens_per_minute", "price_in", "price_out", "via", "blocks",
-}  # fmt: skip
+_HOW = {*ROAD, "via", "blocks"}  # settings that say where and how fast, not what
 
 
 class Dataset(RunDirectory):

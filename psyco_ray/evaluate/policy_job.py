@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from psyco_ray.config import Count, Deadlines, Endpoint, NotNegative, Prompts, Rollouts
+from psyco_ray.config import Count, Deadlines, Endpoint, Judging, NotNegative, Prompts, Rollouts
 from psyco_ray.evaluate.job import Name
 from psyco_ray.jobfile import Section
 
 Variant = Literal["free", "matched"]
-Order = Literal["seeded", "strict"]
 Row = dict[str, Any]
 
 _SPEECH_COLUMNS = ("question", "speech", "text")
@@ -70,15 +69,6 @@ class Decoding(Section):
 
     max_tokens: Count = 1024
     temperature: NotNegative = 0.0
-
-
-class Judging(Section):
-    """How judges are asked."""
-
-    order: Order = "seeded"  # strict: both orders, and a tie where they disagree
-    attempts: Count = 3  # questions before an answer counts as unreadable
-    max_tokens: Count = 512  # of an answer
-    rationale_chars: Count | None = None  # limit in the JSON schema, for small judges that ramble; not all APIs know it
 
 
 class PolicyEvaluationJob(Section):

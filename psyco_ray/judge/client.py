@@ -111,7 +111,7 @@ class Client:
             ValueError: the environment variable with the key is missing or holds no key.
         """
         self._endpoint = endpoint
-        self._key = _key_of(endpoint)
+        self._key = key_for(endpoint)
         self._open_at = 0.0  # no call before this time of the event loop
         self.api = openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
@@ -287,7 +287,12 @@ def _pause(failures: int) -> float:
     return longest * random.uniform(0.5, 1.0)
 
 
-def _key_of(endpoint: Endpoint) -> str | None:
+def key_for(endpoint: Endpoint) -> str | None:
+    """The API key out of the environment variable that the endpoint names.
+
+    Raises:
+        ValueError: it is not set, or cannot be a key.
+    """
     if endpoint.key_env is None:
         return None
     key = os.environ.get(endpoint.key_env, "").strip()

@@ -13,6 +13,7 @@ from psyco_ray import config, jobfile
 from psyco_ray.ledger import Ledger
 from psyco_ray.report import figures
 from psyco_ray.report.summary import MODEL_TITLES
+from psyco_ray.standing import stage
 
 SAMPLES_SHOWN = 8
 TITLES = {"policy": "Iterative DPO", "base": "One round of online DPO", "file": "Offline DPO"}
@@ -82,9 +83,9 @@ def _stage_times(per_iteration: list[dict[str, float]]) -> str:
     figure, axes = figures.new()
     left = np.zeros(len(per_iteration))
     names = [f"iteration {row['iteration']:g}" for row in per_iteration]
-    for stage in ("sample", "train", "save", "sync", "evaluate"):
-        seconds = np.array([row[f"{stage}_s"] for row in per_iteration])
-        axes.barh(names, seconds, left=left, label=stage)
+    for name in ("sample", "train", "save", "sync", "evaluate"):
+        seconds = np.array([row[f"{name}_s"] for row in per_iteration])
+        axes.barh(names, seconds, left=left, label=name)
         left += seconds
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
@@ -98,7 +99,7 @@ def _side_by_side(job: config.Job, ledger: Ledger, evaluations: list[dict[str, A
         row["speech_id"]: row
         for row in pq.read_table(ledger.path("speeches.parquet"), columns=["speech_id", "speech", "topic"]).to_pylist()
     }
-    before, after = _answers(ledger, 0), _answers(ledger, len(evaluations) - 1)
+    before, after = (ledger.responses(stage(of, "dev")) for of in (0, len(evaluations) - 1))
     judge = "heldout" if "heldout" in evaluations[0] else "reward"
     keys = sorted(before)
     chosen = np.random.default_rng(job.seed).permutation(len(keys))[:SAMPLES_SHOWN]
@@ -106,17 +107,10 @@ def _side_by_side(job: config.Job, ledger: Ledger, evaluations: list[dict[str, A
         {
             "topic": speeches[key]["topic"],
             "speech": speeches[key]["speech"],
-            "before": before[key],
-            "after": after[key],
+            "before": before[key][0],
+            "after": after[key][0],
             "score_before": evaluations[0][judge]["scores"][key][0],
             "score_after": evaluations[-1][judge]["scores"][key][0],
         }
         for key in (keys[i] for i in sorted(chosen))
     ]
-
-
-def _answers(ledger: Ledger, iteration: int) -> dict[str, str]:
-    """The first response to every held-out speech."""
-    parts = sorted((ledger.root / f"iteration-{iteration:03d}" / "dev").glob("*.samples.parquet"))
-    rows = [row for part in parts for row in pq.read_table(part).to_pylist() if row["index"] == 0]
-    return {row["speech_id"]: row["response"] for row in rows}

@@ -11,6 +11,11 @@ from psyco_ray.report.cards import policy_card
 from psyco_ray.standing import Standing, stage
 
 METHODS = {"policy": "dpo-iter", "base": "online", "file": "dpo"}
+_MEASURES = {
+    "judge": "win rate against the base model, as the judge sees it,",
+    "heldout": "mean reward by the model that only judges",
+    "reward": "mean reward by the model that trains",
+}
 MODEL_TITLES = {"reward": "reward model that trains", "heldout": "reward model that only judges"}
 
 
@@ -38,6 +43,8 @@ def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
         "train_tokens_per_s": train["tokens"] / train["train_s"],
     }
     found |= evaluate["monitors"]
+    if "judge" in evaluate:
+        found["dev_judge_win_rate"] = evaluate["judge"]["win_rate_vs_base"]
     for model in MODEL_TITLES:
         if model in evaluate:
             found[f"dev_{model}"] = evaluate[model]["reward"]
@@ -60,13 +67,14 @@ def write(job: Job, ledger: Ledger) -> dict[str, Any]:
         "steps": sum(steps),
         "best": {
             "iteration": best,
-            "by": f"mean {standing.judge} reward on the held-out speeches",
-            "value": _record(ledger, best, "evaluate")[standing.judge]["reward"],
+            "by": f"{_MEASURES[standing.judge]} on the held-out speeches",
+            "value": standing.worth_of(best),
             "steps": sum(steps[:best]),
         },
         "checkpoint": str(ledger.root / stage(best, "checkpoint")) if best else job.model,
         "train": _comparison(before, after, "reward") if "reward" in after else None,
         "heldout": _comparison(before, after, "heldout") if "heldout" in after else None,
+        "judge": _judged(job, after),
         "length_ratio": after["mean_tokens"] / before["mean_tokens"],
         "per_iteration": [
             {"iteration": k, **iteration_metrics(ledger, k), "alarms": _record(ledger, k, "evaluate")["alarms"]}
@@ -126,6 +134,15 @@ def _comparison(before: dict[str, Any], after: dict[str, Any], model: str) -> di
         "win_rate_vs_base": after[model]["win_rate_vs_base"],
         "ci95": after[model]["win_rate_ci95"],
     }
+
+
+def _judged(job: Job, after: dict[str, Any]) -> dict[str, Any] | None:
+    """The final policy against the base model, as the judge sees them."""
+    judge = job.evaluation.judge
+    if judge is None:
+        return None
+    facts = {key: value for key, value in after["judge"].items() if key != "outcomes"}
+    return {"model": judge.model, "speeches": len(after["judge"]["outcomes"]), **facts}
 
 
 def _record(ledger: Ledger, iteration: int, name: str) -> dict[str, Any]:
