@@ -169,7 +169,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str
             threads=given.threads,
             dtype="float32" if given.fp32 else "bfloat16",
             zero_stage=0 if given.fp32 else 1,
-            micro_batch_tokens=1200,  # fewer passes, of which each moves all gradients
+            micro_batch_tokens=1400,  # fewer passes, of which each moves all gradients
         ),
         config.Optimizer(
             learning_rate=LEARNING_RATE, batch_size=BATCH, betas=(0.9, 0.999), warmup_ratio=0.0, schedule="constant"
