@@ -1,7 +1,8 @@
 """Response log-probabilities and scores of packed sequences.
 
-Several prompts, each with several responses, are laid into rows of one length; a response sees its prompt and itself
-only. A prompt that responses share is computed once, and a result depends on nothing that lies beside it.
+Several prompts, each with several responses, lie one behind another, and nothing is filled up; a response sees its
+prompt and itself only. A prompt that responses share is computed once, and a result depends on nothing that lies
+beside it.
 """
 
 from __future__ import annotations
@@ -15,29 +16,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from psyco_ray import attention
+
 Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 """A prompt's token ids and those of each response to it."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """B rows of T tokens that hold R responses with S tokens in all; a place is a row and column, flattened."""
+    """R responses with S tokens in all, which with their prompts are N tokens, one behind another."""
 
-    input_ids: Tensor  # [B, T]
-    position_ids: Tensor  # [B, T], as if each response followed its prompt directly
+    input_ids: Tensor  # [1, N]
+    position_ids: Tensor  # [1, N], as if each response followed its prompt directly
+    cells: Tensor  # [N] place of each token in the B rows of T that attention works on, flattened
     mask: Tensor  # [B, 1, T, T] bool, true where a token may look
-    before: Tensor  # [S] places whose hidden state predicts each response token
+    before: Tensor  # [S] the token whose hidden state predicts each response token
     targets: Tensor  # [S] those tokens
     owner: Tensor  # [S] the response each belongs to, 0 .. R - 1
-    last: Tensor  # [R] place of each response's last token
+    last: Tensor  # [R] each response's last token
 
     def to(self, device: torch.device) -> Packed:
-        """The same rows on another device."""
+        """The same on another device."""
         return Packed(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 
 def pack(trees: Sequence[Tree]) -> Packed:
-    """Lay prompts and their responses into rows as long as the longest of them.
+    """Lay prompts and their responses one behind another, and for attention into rows as long as the longest of them.
 
     Attention costs the square of a row and the rest of a model does not: so there are several short rows rather than a
     long one, and short trees share a row.
@@ -52,38 +56,38 @@ def pack(trees: Sequence[Tree]) -> Packed:
             raise ValueError("a response without tokens cannot be packed")
     sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
     places, rows, width = _places(sizes)
-    ids = np.zeros((rows, width), np.int64)
-    positions = np.zeros((rows, width), np.int64)
     tree_of = np.full((rows, width), -1)
     branch_of = np.zeros((rows, width), np.int64)  # 0: the prompt
+    ids: list[int] = []
+    positions: list[int] = []
+    cells: list[int] = []
     before: list[int] = []
-    targets: list[int] = []
     owner: list[int] = []
     last: list[int] = []
     for tree, ((prompt, responses), (row, start)) in enumerate(zip(trees, places, strict=True)):
         tree_of[row, start : start + sizes[tree]] = tree
-        end = start + len(prompt)
-        ids[row, start:end], positions[row, start:end] = prompt, range(len(prompt))
-        prompt_end = row * width + end - 1
+        cells += range(row * width + start, row * width + start + sizes[tree])
+        ids += prompt
+        positions += range(len(prompt))
+        prompt_end, column = len(ids) - 1, start + len(prompt)
         for branch, response in enumerate(responses, start=1):
-            begin, end = end, end + len(response)
-            ids[row, begin:end] = response
-            positions[row, begin:end] = range(len(prompt), len(prompt) + len(response))
-            branch_of[row, begin:end] = branch
-            flat = row * width + begin
-            before += [prompt_end, *range(flat, flat + len(response) - 1)]
-            targets += response
+            branch_of[row, column : column + len(response)] = branch
+            column += len(response)
+            before += [prompt_end, *range(len(ids), len(ids) + len(response) - 1)]
             owner += [len(last)] * len(response)
-            last.append(flat + len(response) - 1)
+            ids += response
+            positions += range(len(prompt), len(prompt) + len(response))
+            last.append(len(ids) - 1)
     same_tree = tree_of[:, :, None] == tree_of[:, None, :]
     visible = (branch_of[:, None, :] == 0) | (branch_of[:, :, None] == branch_of[:, None, :])
     mask = same_tree & visible & np.tri(width, dtype=bool)  # what fills a row up sees only itself, and nobody sees it
     return Packed(
-        input_ids=torch.from_numpy(ids),
-        position_ids=torch.from_numpy(positions),
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        cells=torch.tensor(cells),
         mask=torch.from_numpy(mask)[:, None],
         before=torch.tensor(before),
-        targets=torch.tensor(targets),
+        targets=torch.tensor([token for _, responses in trees for response in responses for token in response]),
         owner=torch.tensor(owner),
         last=torch.tensor(last),
     )
@@ -104,19 +108,18 @@ def _places(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
 
 
 def hidden_states(backbone: Any, packed: Packed) -> Tensor:
-    """Last hidden states of a decoder (without its head) over packed rows, by place, shape [B * T, hidden]."""
+    """Last hidden states of a decoder (without its head) that attends as `attention` does, by token, [N, hidden]."""
     masks = _masks(packed, backbone.config)
-    if backbone.config._attn_implementation == "eager":  # adds the mask to the scores instead of selecting by it
-        dtype = next(backbone.parameters()).dtype
-        least = torch.finfo(dtype).min
-        masks = {kind: torch.zeros_like(m, dtype=dtype).masked_fill_(~m, least) for kind, m in masks.items()}
+    if attention.adds_mask(backbone.config, packed.mask.device):
+        masks = {kind: attention.added(mask, next(backbone.parameters()).dtype) for kind, mask in masks.items()}
     output = backbone(
         input_ids=packed.input_ids,
         attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
         position_ids=packed.position_ids,
         use_cache=False,
+        cells=packed.cells,
     )
-    return output.last_hidden_state.flatten(0, 1)
+    return output.last_hidden_state[0]
 
 
 def _masks(packed: Packed, config: Any) -> dict[str, Tensor]:
@@ -125,8 +128,10 @@ def _masks(packed: Packed, config: Any) -> dict[str, Tensor]:
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds is not None and "sliding_attention" not in kinds):
         return {"full_attention": packed.mask}
-    position = packed.position_ids
-    narrow = packed.mask & (position[:, None, :, None] - position[:, None, None, :] < window)
+    rows, _, width, _ = packed.mask.shape
+    position = packed.position_ids.new_zeros(rows * width).index_copy(0, packed.cells, packed.position_ids[0])
+    position = position.view(rows, 1, width)
+    narrow = packed.mask & (position[..., :, None] - position[..., None, :] < window)
     if kinds is None:
         return {"sliding_attention": narrow}
     return {"full_attention": packed.mask, "sliding_attention": narrow}

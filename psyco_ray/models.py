@@ -87,18 +87,15 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     return tokenizer
 
 
-def attention(gpus: float) -> str:
-    """The attention kernels to use: on a CPU the plain ones are about a tenth faster under the packed rows' mask."""
-    return "sdpa" if gpus else "eager"
-
-
-def load_causal_lm(path: Path, dtype: str, gpus: float) -> PreTrainedModel:
-    """A causal language model in the given dtype, in host memory, without dropout, for a role with so many GPUs.
+def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
+    """A causal language model in the given dtype, in host memory, without dropout, for packed sequences.
 
     Raises:
         ValueError: its logits are more than hidden state times output layer.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from psyco_ray import attention
 
     config = AutoConfig.from_pretrained(path)
     for unusual in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
@@ -107,7 +104,7 @@ def load_causal_lm(path: Path, dtype: str, gpus: float) -> PreTrainedModel:
                 f"{path} changes its logits after the output layer ({unusual} in config.json), which is not supported; "
                 "choose another model"
             )
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention(gpus)).eval()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME).eval()
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:

@@ -99,10 +99,10 @@ class LearnerRank:
         path = models.resolve(model)
         self._tokenizer = models.load_tokenizer(path)
         if objective.head == "reward":
-            language_model = reward.new_model(path, self._tokenizer, settings.dtype, seed, settings.gpus)
+            language_model = reward.new_model(path, self._tokenizer, settings.dtype, seed)
             module: torch.nn.Module = ResponseScores(language_model)
         else:
-            language_model = models.load_causal_lm(path, settings.dtype, settings.gpus)
+            language_model = models.load_causal_lm(path, settings.dtype)
             module = ResponseLogprobs(language_model, settings.logit_rows)
         del zero3  # or the plain model that rank 0 alone builds to save would wait for the other ranks
         if adapters is not None:

@@ -16,24 +16,23 @@ Inputs = dict[str, list[int]]
 """A conversation with one response as a model takes it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
 
 
-def new_model(
-    path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int, gpus: float = 0
-) -> PreTrainedModel:
+def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int) -> PreTrainedModel:
     """A reward model over a language model's body, with a new seeded head: N(0, 1 / (hidden + 1)) (Stiennon 2020).
 
     The pad token becomes one that ends no turn: transformers reads the score before trailing pad tokens, so that
-    a pad equal to the end of turn would move it. Given a reward model, its own head stays.
+    a pad equal to the end of turn would move it. Given a reward model, its own head stays. It attends to packed
+    sequences.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from psyco_ray import models
+    from psyco_ray import attention
 
     config = AutoConfig.from_pretrained(path, num_labels=1)
     trained = any("SequenceClassification" in name for name in config.architectures or [])
     tokenizer.pad_token_id = distinct_pad(tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=models.attention(gpus)
+        path, config=config, dtype=dtype, attn_implementation=attention.NAME
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.architectures = [type(model).__name__]  # it still names the base model's class
@@ -94,7 +93,7 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from psyco_ray import models
+        from psyco_ray import attention, models
         from psyco_ray.logprobs import ResponseScores
 
         path = models.resolve(spec)
@@ -110,7 +109,7 @@ class RewardModel:
         self._max_tokens = max_tokens or positions(model)
         self._packed: Any = None
         if can_pack(model):
-            model.set_attn_implementation(models.attention(settings.gpus))
+            model.set_attn_implementation(attention.NAME)
             self._packed = ResponseScores(model)
 
     def score(self, asked: Sequence[Asked]) -> list[Scored]:

@@ -54,9 +54,7 @@ class ScorerActor:
         }
         self._reference = None
         if self._reference_spec:
-            policy = models.load_causal_lm(
-                models.resolve(self._reference_spec), self._settings.dtype, self._settings.gpus
-            )
+            policy = models.load_causal_lm(models.resolve(self._reference_spec), self._settings.dtype)
             self._reference = ResponseLogprobs(policy.to(self._device))
         return self.name
 

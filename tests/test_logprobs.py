@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from psyco_ray import attention, models
 from psyco_ray.logprobs import ResponseLogprobs, ResponseScores, branch, pack
 
 
@@ -18,16 +19,31 @@ def trees(count: int, seed: int = 0) -> list:
     return [(ids(1, 30), [ids(1, 25) for _ in range(rng.randint(1, 4))]) for _ in range(count)]
 
 
-@pytest.fixture(scope="module", params=["eager", "sdpa"])
-def model(request, tiny_model):
-    return AutoModelForCausalLM.from_pretrained(
-        tiny_model, dtype=torch.float32, attn_implementation=request.param
-    ).eval()
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    """As transformers runs it by itself."""
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(params=["mask added", "mask selects"])
+def packing(request, tiny_model, monkeypatch):
+    """The same model, as it attends to packed sequences on a CPU and on a GPU."""
+    monkeypatch.setattr(attention, "adds_mask", lambda *_: request.param == "mask added")
+    return models.load_causal_lm(tiny_model, "float32")
 
 
 @pytest.fixture(scope="module")
 def scorer(tiny_reward_model):
     return AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def packing_scorer(tiny_reward_model):
+    return ResponseScores(
+        AutoModelForSequenceClassification.from_pretrained(
+            tiny_reward_model, dtype=torch.float32, attn_implementation=attention.NAME
+        ).eval()
+    )
 
 
 def plain_logprob(model, prompt: list[int], response: list[int]) -> float:
@@ -36,20 +52,19 @@ def plain_logprob(model, prompt: list[int], response: list[int]) -> float:
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum().item()
 
 
-def test_packed_logprobs_equal_one_plain_forward_each(model) -> None:
+def test_packed_logprobs_equal_one_plain_forward_each(model, packing) -> None:
     batch = trees(5)
     with torch.no_grad():
-        packed = ResponseLogprobs(model, logit_rows=7)(pack(batch)).tolist()
+        packed = ResponseLogprobs(packing, logit_rows=7)(pack(batch)).tolist()
     plain = [plain_logprob(model, prompt, response) for prompt, responses in batch for response in responses]
     assert packed == pytest.approx(plain, abs=2e-4)
 
 
-def test_gradients_equal_those_of_plain_forwards(model) -> None:
+def test_gradients_equal_those_of_plain_forwards(model, packing) -> None:
     batch = trees(3, seed=1)
     weights = torch.randn(sum(len(r) for _, r in batch), generator=torch.Generator().manual_seed(0))
-    (ResponseLogprobs(model, logit_rows=5)(pack(batch)) * weights).sum().backward()
-    packed = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
+    (ResponseLogprobs(packing, logit_rows=5)(pack(batch)) * weights).sum().backward()
+    packed = {name: p.grad for name, p in packing.named_parameters()}
     index = 0
     for prompt, responses in batch:
         for response in responses:
@@ -62,12 +77,12 @@ def test_gradients_equal_those_of_plain_forwards(model) -> None:
     model.zero_grad()
 
 
-def test_scores_are_those_of_transformers_and_do_not_depend_on_batch_mates(scorer) -> None:
+def test_scores_are_those_of_transformers_and_do_not_depend_on_batch_mates(scorer, packing_scorer) -> None:
     batch = trees(8, seed=2)
     with torch.no_grad():
-        alone = [ResponseScores(scorer)(pack([(p, [r])])).item() for p, rs in batch for r in rs]
-        together = ResponseScores(scorer)(pack(batch)).tolist()
-        backwards = ResponseScores(scorer)(pack(batch[::-1])).tolist()
+        alone = [packing_scorer(pack([(p, [r])])).item() for p, rs in batch for r in rs]
+        together = packing_scorer(pack(batch)).tolist()
+        backwards = packing_scorer(pack(batch[::-1])).tolist()
         theirs = [scorer(torch.tensor([p + r])).logits.item() for p, rs in batch for r in rs]
     assert together == pytest.approx(alone, abs=1e-5)
     assert together == pytest.approx(theirs, abs=1e-5)
@@ -76,8 +91,6 @@ def test_scores_are_those_of_transformers_and_do_not_depend_on_batch_mates(score
 
 def test_transformers_own_padding_does_not_move_a_score(scorer, tiny_reward_model) -> None:
     """A text that ends in the end-of-turn token keeps its score in a padded batch: the pad token is another one."""
-    from psyco_ray import models
-
     tokenizer = models.load_tokenizer(tiny_reward_model)
     assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
     assert scorer.config.pad_token_id == tokenizer.pad_token_id
@@ -100,3 +113,20 @@ def test_empty_sequences_are_refused() -> None:
         pack([([], [[1]])])
     with pytest.raises(ValueError, match="response without tokens"):
         pack([([1], [[]])])
+
+
+def test_nothing_is_filled_up_but_attention() -> None:
+    batch = trees(9, seed=4)
+    packed = pack(batch)
+    tokens = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
+    assert packed.input_ids.shape == packed.position_ids.shape == (1, tokens)
+    assert len(set(packed.cells.tolist())) == tokens
+    rows, _, width, _ = packed.mask.shape
+    assert width == max(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
+    assert rows < len(batch), "short trees share a row"
+
+
+def test_attention_sinks_are_refused() -> None:
+    one = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="attention sinks"):
+        attention.attention(None, one, one, one, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), s_aux=one)

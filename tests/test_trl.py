@@ -96,9 +96,11 @@ def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, li
     losses: dict[str, list[float]] = {}
     for name, (_, settings) in REWARDS.items():
         own = dict(settings)
+        classifier = reward.new_model(Path(model), models.load_tokenizer(Path(model)), "float32", SEED)
+        classifier.set_attn_implementation("eager")  # TRL packs nothing
         losses[name] = recorded(
             RewardTrainer,
-            model=reward.new_model(Path(model), models.load_tokenizer(Path(model)), "float32", SEED),
+            model=classifier,
             train_dataset=table if own.pop("margins", False) else table.remove_columns("margin"),
             args=RewardConfig(**common, **own),
         )
