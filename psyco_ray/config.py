@@ -163,7 +163,7 @@ class Scorers(Actors):
     """The frozen models that turn texts into numbers: rewards and reference log-probabilities."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    row_tokens: Count = 256  # of a packed row or padded batch; longer rows waste attention on a CPU, a GPU likes 8192
+    row_tokens: Count = 1024  # that one forward pass holds; a GPU likes 8192
     reward_model: str | None = None  # ranks the responses that train the policy
     heldout_model: str | None = None  # only judges; never used for training
     safety_model: str | None = None  # vetoes: a response that it puts below the worst is never the chosen one
