@@ -29,8 +29,6 @@ POLICIES = {
         {"loss_type": ["robust"], "label_smoothing": 0.1},
     ),
     "ipo": (config.Dpo(beta=0.5, loss="ipo"), {"loss_type": ["ipo"], "beta": 0.5}),
-    "hinge": (config.Dpo(beta=0.1, loss="hinge"), {"loss_type": ["hinge"]}),
-    "a token": (config.Dpo(beta=2.0, length_normalised=True), {"loss_type": ["sigmoid_norm"], "beta": 2.0}),
     "sft": (config.Dpo(beta=0.1, sft=0.2), {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}),
 }
 
@@ -48,6 +46,16 @@ def pairs() -> list[dict[str, Any]]:
         }
         for number, row in enumerate(rows)
     ]
+
+
+def shortened(row: dict[str, Any]) -> dict[str, Any]:
+    """The pair with a few words of each text: TRL computes the logits of every token, which takes long on a CPU."""
+
+    def cut(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        words = messages[-1]["content"].split()
+        return [{**messages[-1], "content": " ".join(words[: 2 + len(words) % 7])}]
+
+    return {**row, **{name: cut(row[name]) for name in ("prompt", "chosen", "rejected")}}
 
 
 @ray.remote(num_cpus=1, runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}})
@@ -109,7 +117,7 @@ def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, li
             DPOTrainer,
             model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
             ref_model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
-            train_dataset=table.remove_columns("margin"),
+            train_dataset=datasets.Dataset.from_list([shortened(row) for row in rows]).remove_columns("margin"),
             args=DPOConfig(**{"beta": 0.1, **common, **settings}),
         )
     return losses
@@ -121,18 +129,26 @@ def theirs(local_ray, tiny_model, tmp_path_factory) -> dict[str, list[float]]:
     return ray.get(trl_losses.remote(str(tiny_model), pairs(), str(out)), timeout=300)
 
 
-@pytest.fixture(scope="module")
-def examples(tokenizer) -> list[Example]:
+def examples(tokenizer, rows: list[dict[str, Any]]) -> list[Example]:
     found = []
-    for number, row in enumerate(pairs()):
+    for number, row in enumerate(rows):
         encoded = encode(tokenizer, row["prompt"], [row[side][0]["content"] for side in ("chosen", "rejected")], None)
         found.append(Example(str(number), encoded.prompt_ids, *encoded.response_ids, margin=row["margin"]))
     return found
 
 
+def turns(tokenizer, rows: list[dict[str, Any]]) -> list[Example]:
+    """Split where the assistant begins, as TRL does, which also trains what the template writes after a turn's end."""
+    found = []
+    for number, row in enumerate(rows):
+        prompt = models.conversation_ids(tokenizer, row["prompt"])
+        whole = [models.conversation_ids(tokenizer, [*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
+        found.append(Example(str(number), tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole)))
+    return found
+
+
 def our_losses(model: Path, objective: Objective, examples: list[Example]) -> list[float]:
     """Every step's loss; a policy's reference is the model it starts from."""
-    steps = EPOCHS * len(examples) // BATCH
     learner = LearnerGroup(
         str(model),
         objective,
@@ -149,22 +165,25 @@ def our_losses(model: Path, objective: Objective, examples: list[Example]) -> li
             values = learner.values(examples)
             examples = [replace(one, reference=pair) for one, pair in zip(examples, values, strict=True)]
         batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)] * EPOCHS
-        return [step.loss for step in learner.train(batches, steps=steps)]
+        return [step.loss for step in learner.train(batches, steps=len(batches))]
     finally:
         learner.close()
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_every_steps_loss_is_that_of_the_reward_trainer(theirs, tiny_model, examples, name: str) -> None:
+def test_every_steps_loss_is_that_of_the_reward_trainer(theirs, tiny_model, tokenizer, name: str) -> None:
     objective, settings = REWARDS[name]
+    given = examples(tokenizer, pairs())
     if "margins" not in settings:
-        examples = [replace(one, margin=0.0) for one in examples]
-    same_and_falling(our_losses(tiny_model, objective, examples), theirs[name])
+        given = [replace(one, margin=0.0) for one in given]
+    same_and_falling(our_losses(tiny_model, objective, given), theirs[name])
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_steps_loss_is_that_of_the_dpo_trainer(theirs, tiny_model, examples, name: str) -> None:
-    same_and_falling(our_losses(tiny_model, Dpo(POLICIES[name][0]), examples), theirs[name])
+def test_every_steps_loss_is_that_of_the_dpo_trainer(theirs, tiny_model, tokenizer, name: str) -> None:
+    given = turns(tokenizer, [shortened(row) for row in pairs()])
+    assert len({len(one.chosen_ids) for one in given}) > 5, "lengths are to matter"
+    same_and_falling(our_losses(tiny_model, Dpo(POLICIES[name][0]), given), theirs[name])
 
 
 def same_and_falling(ours: list[float], theirs: list[float]) -> None:
