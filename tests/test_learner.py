@@ -169,7 +169,8 @@ def test_a_state_with_moments_goes_on_in_the_middle(
             assert found[0] == expected[0]
             assert all(torch.equal(found[1][name], value) for name, value in expected[1].items())
         else:
-            assert found[0] == pytest.approx(expected[0], rel=1e-2)
+            # other passes round otherwise: bfloat16 has eight bits
+            assert found[0] == pytest.approx(expected[0], rel={"float32": 1e-4, "bfloat16": 3e-2}[dtype])
 
 
 def test_zero_3_goes_on_with_ranks_that_share_no_tensor_evenly(local_ray, tiny_model, tmp_path) -> None:
