@@ -77,6 +77,18 @@ def test_gradients_equal_those_of_plain_forwards(model, packing) -> None:
     model.zero_grad()
 
 
+def test_gradient_checkpointing_changes_no_gradient(tiny_model) -> None:
+    gradients = []
+    for saving in (False, True):
+        model = models.load_causal_lm(tiny_model, "float32").train()
+        if saving:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        ResponseLogprobs(model, logit_rows=64)(pack(trees(4))).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, saved in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, saved)
+
+
 def test_scores_are_those_of_transformers_and_do_not_depend_on_batch_mates(scorer, packing_scorer) -> None:
     batch = trees(8, seed=2)
     with torch.no_grad():
