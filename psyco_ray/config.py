@@ -219,7 +219,7 @@ class Evaluation(Section):
     judging: Judging = Judging()
 
     @model_validator(mode="after")
-    def _greedy_once(self) -> Self:
+    def _can_be_done(self) -> Self:
         if self.temperature == 0 and self.responses > 1:
             raise ValueError(f"{self.responses} responses at temperature 0 would be equal; ask for 1 or raise it")
         if self.judge is not None and self.judge.via == "batch":

@@ -59,13 +59,11 @@ class Standing:
         0 is the base model. The judge decides where there is one, else the held-out reward model.
         """
         known = {k: found for k in range(until + 1) if (found := self.evaluation(k)) is not None}
-        fine = {k: self.worth_of(k) for k, found in known.items() if not found.get("alarms")}
+        fine = {k: self.worth_of(k, found) for k, found in known.items() if not found.get("alarms")}
         return max(fine, key=lambda k: fine[k], default=0)
 
-    def worth_of(self, iteration: int) -> float:
+    def worth_of(self, iteration: int, facts: Record) -> float:
         """By what a policy is chosen: its win rate against the base model as the judge sees it, or its mean reward."""
-        facts = self.evaluation(iteration)
-        assert facts is not None, "the policy was evaluated"
         if self.judge == "judge":
             return float(facts["judge"]["win_rate_vs_base"]) if iteration else 0.5
         return float(facts[self.judge]["reward"])

@@ -68,7 +68,7 @@ def write(job: Job, ledger: Ledger) -> dict[str, Any]:
         "best": {
             "iteration": best,
             "by": f"{_MEASURES[standing.judge]} on the held-out speeches",
-            "value": standing.worth_of(best),
+            "value": standing.worth_of(best, _record(ledger, best, "evaluate")),
             "steps": sum(steps[:best]),
         },
         "checkpoint": str(ledger.root / stage(best, "checkpoint")) if best else job.model,
