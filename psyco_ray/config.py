@@ -5,7 +5,7 @@ Every number of the paper is a default here, with its unit and source; ``jobs/*.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -79,6 +79,7 @@ class Dpo(Section):
     reference: Literal["base", "previous"] = "base"  # previous: the policy before the iteration (Pang et al. 2024)
     keep_optimizer: bool = False  # Adam's moments and the schedule go on from one iteration to the next
     optimizer: Optimizer = Optimizer()
+    checkpoint_every: Count | None = None  # steps, for --resume and lost ranks; None: after every iteration
 
     @model_validator(mode="after")
     def _smoothing_has_a_use(self) -> Self:
@@ -92,15 +93,36 @@ class Dpo(Section):
 class Actors(Section):
     """How many actors a role has and what each of them takes."""
 
+    role: ClassVar[str | None] = None  # label of the nodes that they go to, where nodes have one
     actors: Count = 1
     cpus: NotNegative = 1.0  # logical CPUs that Ray reserves for each
     gpus: NotNegative = 0.0  # 0: this role computes on the CPU
     threads: Count = 1  # compute threads of each on the CPU
 
 
+class Autoscale(Section):
+    """Bounds of a pool that grows while it has work; the cluster's autoscaler is asked for the nodes."""
+
+    min: Count = 1  # between the phases
+    max: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"autoscale.min {self.min} is above autoscale.max {self.max}")
+        return self
+
+
+class Pool(Actors):
+    """Actors whose number may change while a run goes on; `actors` is the number it begins with."""
+
+    autoscale: Autoscale | None = None  # None: as many as `actors`, or as `psyco-ray scale` asks for
+
+
 class Learners(Actors):
     """The DeepSpeed ranks; `actors` is their number."""
 
+    role: ClassVar[str | None] = "learner"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the compute; master weights are float32
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch_tokens: Count = 4096  # tokens that one forward and backward pass holds, each rank
@@ -146,9 +168,10 @@ class Reward(Section):
     checkpoint_every: Count | None = None  # steps, for --resume; None: after every evaluation
 
 
-class Rollouts(Actors):
+class Rollouts(Pool):
     """The vLLM engines that sample responses."""
 
+    role: ClassVar[str | None] = "rollout"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: Count = 2048  # tokens of prompt and response
     max_num_seqs: Count = 128  # sequences decoded together
@@ -159,9 +182,10 @@ class Rollouts(Actors):
     speeches_per_item: Count = 16  # speeches an engine takes at a time
 
 
-class Scorers(Actors):
+class Scorers(Pool):
     """The frozen models that turn texts into numbers: rewards and reference log-probabilities."""
 
+    role: ClassVar[str | None] = "scorer"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     row_tokens: Count = 1024  # that one forward pass holds; a GPU likes 8192
     reward_model: str | None = None  # ranks the responses that train the policy
@@ -249,6 +273,13 @@ class Guards(Section):
         return {**robust, **given} if isinstance(given, dict) and given.get("preset") == "robust" else given
 
 
+class Checkpoints(Section):
+    """Which iterations' models stay on disk."""
+
+    keep_last: Count | None = None  # so many of the last; None: all
+    keep_best: bool = True  # and the best one by the held-out speeches
+
+
 class Deadlines(Section):
     """Seconds after which a remote call counts as hung."""
 
@@ -284,6 +315,7 @@ class Job(Section):
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
     guards: Guards = Guards()
+    checkpoints: Checkpoints = Checkpoints()
     deadlines: Deadlines = Deadlines()
     telemetry: Telemetry = Telemetry()
 

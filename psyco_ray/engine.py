@@ -6,7 +6,8 @@ weight-transfer API; on the CPU through the transport below, which reads them fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ class Engine:
         """
         self._llm.start_weight_update()
         self._llm.update_weights({"update_info": {"refs": list(weights.refs), "digest": weights.digest}})
-        self._llm.finish_weight_update(weight_version=str(weights.version))
+        # older releases do not say which weights sampled a token
+        named = "weight_version" in inspect.signature(self._llm.finish_weight_update).parameters
+        self._llm.finish_weight_update(**({"weight_version": str(weights.version)} if named else {}))
         self._llm.reset_prefix_cache()
         self._version = weights.version
 
@@ -140,7 +143,7 @@ class Engine:
     def _group(self, prompt: Prompt, output: RequestOutput) -> Group:
         responses = []
         for completion in sorted(output.outputs, key=lambda c: c.index):
-            versions = {span.version for span in completion.weight_versions or []}
+            versions = {span.version for span in getattr(completion, "weight_versions", None) or []}
             if self._version and versions - {str(self._version)}:
                 raise RuntimeError(f"a response was sampled by weights {versions}, not by version {self._version}")
             responses.append(
@@ -167,7 +170,10 @@ class ObjectStoreUpdate(WeightTransferUpdateInfo):
 
 
 class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
-    """Weights as shared-memory arrays of Ray's object store: no rendezvous, so a pool may grow and shrink."""
+    """Weights as shared-memory arrays of Ray's object store: no rendezvous, so a pool may grow and shrink.
+
+    Written for vLLM 0.32; in 0.24 the worker begins and ends the reload, and gives `receive_weights` a way to load.
+    """
 
     backend = "psyco_object_store"
     init_info_cls = ObjectStoreInit
@@ -179,7 +185,9 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
     def start_weight_update(self) -> None:
         """Nothing is touched before the digest is checked."""
 
-    def receive_weights(self, update_info: ObjectStoreUpdate) -> None:
+    def receive_weights(
+        self, update_info: ObjectStoreUpdate, load_weights: Callable[[Iterator[Any]], Any] | None = None
+    ) -> None:
         """Check every bucket, then load them all."""
         buckets = ray.get(update_info.refs)
         found = digest(buckets)
@@ -187,10 +195,19 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
             raise ValueError(
                 f"the weights that arrived have digest {found}, those sent had {update_info.digest}; nothing was loaded"
             )
+        weights = ((name, as_tensor(*packed)) for bucket in buckets for name, packed in bucket.items())
+        if load_weights is not None:
+            load_weights(weights)
+            return
         initialize_layerwise_reload(self.model)
-        self.model.load_weights((name, as_tensor(*packed)) for bucket in buckets for name, packed in bucket.items())
+        self.model.load_weights(weights)
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied_head(self.model)
+
+    @staticmethod
+    def trainer_send_weights(*_: Any) -> None:
+        """vLLM 0.24 wants every transport to have it; here the learner's ranks put weights into the object store."""
+        raise AssertionError("weights are sent by LearnerRank.export")
 
     def finish_weight_update(self) -> None:
         """Already finished with the last bucket."""

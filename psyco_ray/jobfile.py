@@ -20,14 +20,14 @@ class Section(BaseModel):
 AnyJob = TypeVar("AnyJob", bound=Section)
 
 
-def load_as(kind: type[AnyJob], path: str | Path, overrides: list[str] | None = None) -> AnyJob:
-    """Read a job file and apply dotted overrides such as ``sampling.responses=4`` (values are YAML).
+def load_as(kind: type[AnyJob], path: str | Path | None, overrides: list[str] | None = None) -> AnyJob:
+    """Read a job file (None: an empty one) and apply overrides such as ``sampling.responses=4`` (values are YAML).
 
     Raises:
         ValueError: naming the file, the key, what was given and what would do.
     """
-    file = Path(path)
-    settings = read_yaml(file, "job file") or {}
+    file = Path(path or "defaults")
+    settings = (read_yaml(file, "job file") if path else None) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"job file {file} must hold keys and values, not a {type(settings).__name__}")
     for override in overrides or []:

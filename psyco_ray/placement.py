@@ -1,19 +1,33 @@
-"""The resource plan: what a job takes, whether the cluster holds it, and where its actors go."""
+"""The resource plan: what a job takes, whether the cluster holds it, and where its actors go.
+
+Nodes may carry the Ray label ``psyco-ray/role`` with the value rollout, scorer or learner. Where one does, the actors
+of that role go to nodes of their role, and all others to nodes of none; where no node has it, actors go anywhere.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from psyco_ray import storage
 from psyco_ray.config import Actors, Job, Learners
 
 PLACEMENT_DEADLINE_S = 120.0
+ROLE_LABEL = "psyco-ray/role"
+_ONE_NODE_S = 10.0  # for all ranks on one node, before they may be on several: what is free by then is free
+
+
+class NoRoom(TimeoutError):
+    """The cluster had no room in time."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +38,12 @@ class Role:
     count: int
     cpus: float
     gpus: float
+    label: str | None = None  # of the nodes that it goes to, where nodes have one; None: to any
 
     @classmethod
     def of(cls, name: str, settings: Actors, times: int = 1) -> Role:
         """The role that a config section describes."""
-        return cls(name, settings.actors * times, settings.cpus, settings.gpus)
+        return cls(name, settings.actors * times, settings.cpus, settings.gpus, settings.role)
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,8 @@ class Node:
     name: str
     cpus: float
     gpus: float
+    role: str | None = None  # its label
+    id: str = ""
 
 
 def reward_phase(job: Job, groups: int = 1) -> list[Role]:
@@ -66,7 +83,13 @@ def cluster_nodes() -> list[Node]:
 
         return [Node("this machine", float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count()))]
     return [
-        Node(node["NodeManagerAddress"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        Node(
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            node["Labels"].get(ROLE_LABEL),
+            node["NodeID"],
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -78,20 +101,90 @@ def check(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> None:
     Raises:
         ValueError: naming the first role that finds no room, and what is free.
     """
+    places(phase, roles, nodes)
+
+
+def places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> dict[str, list[Node]]:
+    """Where the actors of a phase go: ranks to as few machines as possible, others spread, on those of their label.
+
+    Returns:
+        The machine of each actor, by role.
+
+    Raises:
+        ValueError: naming the first role that finds no room, and what is free.
+    """
     free = [[node.cpus, node.gpus] for node in nodes]
+    labels = _labels(nodes)
+    found: dict[str, list[Node]] = {}
     for role in sorted(roles, key=lambda r: (-r.gpus, -r.cpus)):
+        taken: Counter[int] = Counter()
+        homes = [i for i, node in enumerate(nodes) if _is_home(node, role.label, labels)]
+        if role.label == "learner":  # first of all to a machine that holds all of them
+            homes.sort(key=lambda i: free[i][0] < role.count * role.cpus or free[i][1] < role.count * role.gpus)
         for placed in range(role.count):
-            room = next((f for f in free if f[0] + 1e-9 >= role.cpus and f[1] + 1e-9 >= role.gpus), None)
-            if room is None:
-                total = _total(roles)
-                have = f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs"
-                raise ValueError(
-                    f"the cluster cannot hold {phase}: it needs {total[0]:g} CPUs and {total[1]:g} GPUs, "
-                    f"{len(nodes)} node(s) have {have}, and {role.name} {placed + 1} of {role.count} "
-                    f"({role.cpus:g} CPUs, {role.gpus:g} GPUs each) finds no room; lower its number or add nodes"
-                )
-            room[0] -= role.cpus
-            room[1] -= role.gpus
+            room = [i for i in homes if free[i][0] + 1e-9 >= role.cpus and free[i][1] + 1e-9 >= role.gpus]
+            if not room:
+                raise ValueError(_no_room(phase, roles, nodes, role, placed))
+            chosen = min(room, key=lambda i: taken[i]) if role.label in ("rollout", "scorer") else room[0]
+            free[chosen][0] -= role.cpus
+            free[chosen][1] -= role.gpus
+            taken[chosen] += 1
+            found.setdefault(role.name, []).append(nodes[chosen])
+    return found
+
+
+def _no_room(phase: str, roles: Sequence[Role], nodes: Sequence[Node], role: Role, placed: int) -> str:
+    total = _total(roles)
+    have = f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs"
+    return (
+        f"the cluster cannot hold {phase}: it needs {total[0]:g} CPUs and {total[1]:g} GPUs, "
+        f"{len(nodes)} node(s) have {have}, and {role.name} {placed + 1} of {role.count} "
+        f"({role.cpus:g} CPUs, {role.gpus:g} GPUs each) finds no room{_homes_in_words(role, nodes)}; "
+        "lower its number or add nodes"
+    )
+
+
+def _homes_in_words(role: Role, nodes: Sequence[Node]) -> str:
+    labels = _labels(nodes)
+    if role.label is None or not labels:
+        return ""
+    if role.label in labels:
+        return f" on nodes labelled {ROLE_LABEL}={role.label}"
+    return f" on nodes without a role, for none is labelled {ROLE_LABEL}={role.label}"
+
+
+def selector(label: str | None) -> dict[str, str]:
+    """The nodes that actors of a label go to, as Ray's ``label_selector``.
+
+    What labels there are is looked at once in a run: a role whose last node goes away waits for another such node.
+    """
+    return _selector(label, _first_labels())
+
+
+def _first_labels() -> frozenset[str]:
+    context = ray.get_runtime_context()
+    return _look_once(context.gcs_address, context.get_job_id())
+
+
+@functools.cache
+def _look_once(_cluster: str, _driver: str) -> frozenset[str]:
+    return _labels(cluster_nodes())
+
+
+def _labels(nodes: Sequence[Node]) -> frozenset[str]:
+    return frozenset(node.role for node in nodes if node.role in ("rollout", "scorer", "learner"))
+
+
+def _selector(label: str | None, labels: Collection[str]) -> dict[str, str]:
+    if label is None or not labels:
+        return {}
+    return {ROLE_LABEL: label if label in labels else f"!in({','.join(sorted(labels))})"}
+
+
+def _is_home(node: Node, label: str | None, labels: Collection[str]) -> bool:
+    if label is None or not labels:
+        return True
+    return node.role == label if label in labels else node.role not in labels
 
 
 def describe(phases: dict[str, list[Role]], nodes: Sequence[Node]) -> str:
@@ -105,8 +198,30 @@ def describe(phases: dict[str, list[Role]], nodes: Sequence[Node]) -> str:
             )
         cpus, gpus = _total(roles)
         lines.append(f"{phase:<18}{'all':<18}{'':>7}{'':>11}{'':>11}{cpus:>8g}{gpus:>8g}")
-    have = ", ".join(f"{n.name}: {n.cpus:g} CPUs, {n.gpus:g} GPUs" for n in nodes)
+    have = ", ".join(f"{n.name}{_role_of(n)}: {n.cpus:g} CPUs, {n.gpus:g} GPUs" for n in nodes)
     return "\n".join([*lines, f"cluster: {have}"])
+
+
+def describe_places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> str:
+    """Where the actors of a phase go, a line for each role.
+
+    Raises:
+        ValueError: naming the first role that finds no room, and what is free.
+    """
+    lines = []
+    for name, found in places(phase, roles, nodes).items():
+        role = next(r for r in roles if r.name == name)
+        where = ", ".join(f"{count} on {node.name}{_role_of(node)}" for node, count in Counter(found).items())
+        if role.label is None:
+            where = f"{role.cpus:g} CPUs of any node"
+        elif _labels(nodes) and role.label not in _labels(nodes):
+            where += f" (no node is labelled {ROLE_LABEL}={role.label})"
+        lines.append(f"{phase:<18}{name:<18}{where}")
+    return "\n".join(lines)
+
+
+def _role_of(node: Node) -> str:
+    return f" ({node.role})" if node.role else ""
 
 
 def _total(roles: Sequence[Role]) -> tuple[float, float]:
@@ -133,27 +248,36 @@ def pool_options(settings: Actors, extra_environment: dict[str, str] | None = No
         "num_gpus": settings.gpus,
         "max_restarts": 0,
         "scheduling_strategy": "SPREAD",
+        **_selecting(settings),
         "runtime_env": {"env_vars": {**actor_environment(settings), **(extra_environment or {})}},
     }
 
 
-def learner_options(settings: Learners) -> tuple[Callable[[int], dict[str, Any]], PlacementGroup | None]:
-    """Ray options of each learner rank, in bundles that are packed on as few nodes as possible.
+def writer_options(place: Path) -> dict[str, Any]:
+    """Ray options of whoever writes below a path: what lies in the cache is this node's alone, so they run here."""
+    if storage.cache_dir().absolute() not in place.absolute().parents:
+        return {}
+    here = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
+def learner_options(
+    settings: Learners, count: int, room_s: float
+) -> tuple[Callable[[int], dict[str, Any]], PlacementGroup | None]:
+    """Ray options of each of `count` learner ranks, all on one node where that can be, else on as few as possible.
 
     Raises:
-        TimeoutError: the cluster did not have room in time.
+        NoRoom: the cluster did not have room within `room_s` seconds.
     """
     bundle = {key: value for key, value in (("CPU", settings.cpus), ("GPU", settings.gpus)) if value}
-    group = placement_group([bundle] * settings.actors, strategy="PACK") if bundle else None
-    if group is not None and not group.wait(PLACEMENT_DEADLINE_S):
-        ray.util.remove_placement_group(group)
-        raise TimeoutError(f"no room for {settings.actors} learner ranks of {bundle} within {PLACEMENT_DEADLINE_S:g} s")
+    group = _group(bundle, count, settings.role, room_s) if bundle else None
 
     def options(rank: int) -> dict[str, Any]:
         chosen = {
             "num_cpus": settings.cpus,
             "num_gpus": settings.gpus,
             "max_restarts": 0,
+            **({} if group else _selecting(settings)),
             "runtime_env": {"env_vars": actor_environment(settings)},
         }
         if group is not None:
@@ -161,3 +285,30 @@ def learner_options(settings: Learners) -> tuple[Callable[[int], dict[str, Any]]
         return chosen
 
     return options, group
+
+
+def _selecting(settings: Actors) -> dict[str, Any]:
+    found = selector(settings.role)
+    return {"label_selector": found} if found else {}
+
+
+def _group(bundle: dict[str, float], count: int, label: str | None, room_s: float) -> PlacementGroup:
+    """Room for `count` bundles on nodes of a label.
+
+    Raises:
+        NoRoom: there was none within `room_s` seconds.
+    """
+    found = selector(label)
+    cpus, gpus = count * bundle.get("CPU", 0.0), count * bundle.get("GPU", 0.0)
+    homes = [node for node in cluster_nodes() if _is_home(node, label, _first_labels())]
+    together_s = min(room_s / 2, _ONE_NODE_S) if any(n.cpus >= cpus and n.gpus >= gpus for n in homes) else 0.0
+    for strategy, wait_s in (("STRICT_PACK", together_s), ("PACK", room_s - together_s)):
+        if not wait_s:
+            continue
+        group = placement_group(
+            [bundle] * count, strategy=strategy, bundle_label_selector=[found] * count if found else None
+        )
+        if group.wait(wait_s):
+            return group
+        ray.util.remove_placement_group(group)
+    raise NoRoom(f"no room for {count} learner ranks of {bundle} within {room_s:g} s")

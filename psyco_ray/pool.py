@@ -1,181 +1,166 @@
-"""Pools of actors that take work items one at a time and stream results back.
+"""Pools of actors that take work items one at a time and stream results back; a pool owns the life of its members.
 
 Work is pulled: a member gets its next item when it is done with the last, so a slow one never decides how long the
-whole takes. Only members that have answered `ready` get work.
+whole takes. What a member that died or hangs had begun is given to another; results are told apart by their identity,
+so that each comes once.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
-_POLL_S = 0.02
+from psyco_ray import processes
+from psyco_ray.keeper import PARTING_S, POLL_S, Keeper
+from psyco_ray.member import Member, Preparation, State
+from psyco_ray.stream import End, Lost, Stream
 
 
-class ActorPool:
+class ActorPool(Keeper):
     """Members of one role."""
-
-    def __init__(self, role: str, make: Callable[[int], Any], size: int, *, start_s: float, item_s: float) -> None:
-        """Create the members; they load in the background until `wait_ready`.
-
-        Args:
-            role: what the members are, in messages.
-            make: creates the actor of an index.
-            size: number of members.
-            start_s: seconds a member may take to get ready.
-            item_s: seconds a member may take between two results.
-        """
-        self.role = role
-        self._start_s, self._item_s = start_s, item_s
-        self._members = {index: make(index) for index in range(size)}
-        self._pings = {index: actor.ready.remote() for index, actor in self._members.items()}
-        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def wait_ready(self) -> None:
         """Wait until every member has loaded and may get work.
 
         Raises:
             TimeoutError: one did not in time.
+            RuntimeError: one died, or could not load what it needs.
         """
-        done, late = ray.wait(list(self._pings.values()), num_returns=len(self._pings), timeout=self._start_s)
-        ray.get(done)
-        if late:
-            names = [index for index, ping in self._pings.items() if ping in late]
-            raise TimeoutError(f"{self.role} actors {names} were not ready within {self._start_s:g} s")
-        for index in self._members:
-            self._idle.put(index)
+        while True:
+            with self._lock:
+                self._check()
+                members = list(self._members.values())
+                for member in members:
+                    if member.error is not None:
+                        raise member.error
+                if all(member.state is State.IDLE for member in members):
+                    return
+            time.sleep(POLL_S)
 
-    def stream(self, method: str, items: Iterable[Any]) -> Iterator[Any]:
+    def stream(
+        self,
+        method: str,
+        items: Iterable[Any],
+        *,
+        what: str = "work",
+        identity: Callable[[Any], Hashable] = lambda _: None,
+        split: Callable[[Any], list[Any]] = lambda item: [item],
+        lost: Callable[[Any, str], None] | None = None,
+    ) -> Iterator[Any]:
         """Give items to members as they get free, and yield what their generator `method` yields, as it comes.
 
         Several streams may run at the same time; they share the members. `items` may itself be a stream.
+
+        Args:
+            method: of the members.
+            items: the work.
+            what: the work's name, in messages.
+            identity: tells the results of one item apart, so that none comes twice when the item is done again.
+                Needed where an item has more than one.
+            split: the parts of an item that members cannot do as a whole.
+            lost: told about an item that members died of again and again, with the last reason; None: that is an error.
+
+        Raises:
+            ValueError: as a member raised it.
+            RuntimeError: an item is lost and `lost` is None, or nothing works any more.
+            TimeoutError: no member could be had for so long.
         """
-        out: queue.Queue[Any] = queue.Queue(maxsize=1024)
-        stop = threading.Event()
-        feed: queue.Queue[Any] = queue.Queue(maxsize=2 * len(self._members))
-        feeder = threading.Thread(target=_feed, args=(items, feed, stop), daemon=True)
-        runner = threading.Thread(target=self._dispatch, args=(method, feed, out, stop), daemon=True)
-        feeder.start()
-        runner.start()
+        stream = Stream(method, items, what, identity, split, 2 * max(4, len(self._members)))
+        with self._lock:
+            self._check()
+            self._streams.append(stream)
         try:
-            while not isinstance(found := out.get(), _End):
-                yield found
+            while not isinstance(found := stream.out.get(), End):
+                if not isinstance(found, Lost):
+                    yield found
+                elif lost is None:
+                    raise RuntimeError(f"{what}: {self.role} actors gave an item up, {found.reason}")
+                else:
+                    lost(found.item, found.reason)
             if found.error is not None:
                 raise found.error
         finally:
-            stop.set()
+            stream.closed.set()
 
-    def call_all(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
-        """Call a method on every member and wait for all.
+    def bring(
+        self, method: str, *args: Any, version: int, check: Callable[[Any], str | None], deadline_s: float
+    ) -> list[Any]:
+        """Have every member call a method before its next item; whoever joins later calls it first of all.
+
+        Members that are still busy with what others finished, or still loading, are not waited for.
+
+        Args:
+            method: of the members.
+            *args: for it.
+            version: what the members have then, for `status`.
+            check: of what it returned; says what is wrong. Who fails twice is replaced.
+            deadline_s: seconds it may take.
+
+        Returns:
+            What the members answered.
 
         Raises:
-            TimeoutError: naming the members that did not answer in time.
+            RuntimeError: no member succeeded.
+            TimeoutError: no member succeeded in time, or none could be had.
         """
-        refs = {index: getattr(actor, method).remote(*args) for index, actor in self._members.items()}
-        _, late = ray.wait(list(refs.values()), num_returns=len(refs), timeout=deadline_s)
-        if late:
-            names = [index for index, ref in refs.items() if ref in late]
-            raise TimeoutError(f"{self.role} actors {names} did not finish {method} within {deadline_s:g} s")
-        return ray.get(list(refs.values()))
+        with self._lock:
+            preparation = Preparation(method, args, version, check, deadline_s)
+            self._preparation = preparation
+        while True:
+            with self._lock:
+                self._check()
+                members = list(self._members.values())
+                pending = [m for m in members if m.prepared is not preparation and m.must_prepare]
+                if not pending and preparation.answers:
+                    return list(preparation.answers.values())
+                if not pending and len(preparation.refusals) >= len(members):
+                    raise preparation.failure(self.role)
+                if time.monotonic() - self._fit > self._start_s:
+                    raise self._nobody()
+            time.sleep(POLL_S)
+
+    def resize(self, size: int) -> None:
+        """Have so many members: new ones work as soon as they can, the last ones leave when their item is done."""
+        with self._lock:
+            for index in range(size):
+                self._members.setdefault(index, Member(index)).leaving = False
+            for index, member in list(self._members.items()):
+                if index < size:
+                    continue
+                member.leaving = True
+                if member.state not in (State.BUSY, State.IDLE):
+                    self._part(member)
+
+    def status(self) -> list[dict[str, Any]]:
+        """What each member does, for how long (s), where, and how often it was replaced."""
+        with self._lock:
+            return [member.status() for member in self._members.values()]
+
+    @property
+    def actors(self) -> list[Any]:
+        """Handles of the members that are there."""
+        with self._lock:
+            return [member.actor for member in self._members.values() if member.actor is not None]
 
     def close(self) -> None:
-        """End all members."""
-        for actor in self._members.values():
+        """End all members; those that do nothing may tidy up first."""
+        self._closed.set()
+        self._thread.join()
+        for stream in self._streams:
+            stream.out.put(End(RuntimeError(f"the pool of {self.role} actors was closed")))
+        for member in self._members.values():
+            if member.state is State.IDLE:
+                self._say_goodbye(member)
+            elif member.actor is not None:
+                ray.kill(member.actor)
+                if member.process is not None and (member.process.children or member.process.segments):
+                    member.turn(State.ENDING, processes.end_remotely(member.process))
+        leaving = [ref for _, ref, _ in self._parting]
+        leaving += [m.ref for m in self._members.values() if m.state is State.ENDING and m.ref is not None]
+        if leaving:
+            ray.wait(leaving, num_returns=len(leaving), timeout=PARTING_S)
+        for actor, _, _ in self._parting:
             ray.kill(actor)
-
-    def _dispatch(self, method: str, feed: queue.Queue[Any], out: queue.Queue[Any], stop: threading.Event) -> None:
-        """Move items from `feed` to idle members and results to `out` until both are done."""
-        running: dict[Any, _Running] = {}  # by result stream
-        item: Any = None  # waits for a member; a member never waits for an item, for another stream may have one
-        try:
-            while not stop.is_set() and not (isinstance(item, _End) and not running):
-                if item is None:
-                    item = _take(feed, 0 if running else _POLL_S)
-                if isinstance(item, _End) and item.error is not None:
-                    raise item.error
-                if item is not None and not isinstance(item, _End):
-                    member = _take(self._idle, 0 if running else _POLL_S)
-                    if member is not None:
-                        results = self._start(member, method, item)
-                        running[results] = _Running(member)
-                        item = None
-                self._collect(running, out, wait_s=0.2 if isinstance(item, _End) else _POLL_S)
-            _put(out, _End(None), stop)
-        except BaseException as error:  # noqa: BLE001 - whatever ends this thread is raised again by the stream
-            _put(out, _End(error), stop)
-
-    def _start(self, member: int, method: str, item: Any) -> Any:
-        return getattr(self._members[member], method).options(num_returns="streaming").remote(item)
-
-    def _collect(self, running: dict[Any, _Running], out: queue.Queue[Any], wait_s: float) -> None:
-        """Hand over the results that are there, and free the members that are done."""
-        if not running:
-            return
-        ready, _ = ray.wait(list(running), timeout=wait_s)
-        for results in ready:
-            state = running[results]
-            try:
-                out.put(ray.get(next(results)))
-                state.heard = time.monotonic()
-            except StopIteration:
-                del running[results]
-                self._idle.put(state.member)
-            except RayActorError as error:
-                raise RuntimeError(f"{self.role} actor {state.member} died: {str(error).splitlines()[0]}") from error
-            except RayTaskError:
-                self._idle.put(state.member)  # the item failed, the member did not
-                raise
-        for state in running.values():
-            silent = time.monotonic() - state.heard
-            if silent > self._item_s:
-                raise TimeoutError(f"{self.role} actor {state.member} gave no result for {silent:.0f} s")
-
-
-class _Running:
-    """An item at a member, and when its last result came."""
-
-    def __init__(self, member: int) -> None:
-        self.member = member
-        self.heard = time.monotonic()
-
-
-class _End:
-    """The end of a queue, and the error that ended it."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-def _feed(items: Iterable[Any], feed: queue.Queue[Any], stop: threading.Event) -> None:
-    try:
-        for item in items:
-            if not _put(feed, item, stop):
-                return
-        _put(feed, _End(None), stop)
-    except BaseException as error:  # noqa: BLE001 - raised again by the stream that reads the queue
-        _put(feed, _End(error), stop)
-
-
-def _take(source: queue.Queue[Any] | queue.SimpleQueue[Any], wait_s: float) -> Any:
-    """The next entry; None if none came in time."""
-    try:
-        return source.get(timeout=wait_s) if wait_s else source.get_nowait()
-    except queue.Empty:
-        return None
-
-
-def _put(target: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
-    """Put an item unless the reader has gone; false if so."""
-    while not stop.is_set():
-        try:
-            target.put(item, timeout=0.2)
-        except queue.Full:
-            continue
-        return True
-    return False

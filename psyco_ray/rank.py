@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,10 @@ class LearnerRank:
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
+
+    def place(self) -> tuple[str, str, int]:
+        """Address and id of the node that this rank runs on, and its process id."""
+        return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id(), os.getpid()
 
     def address(self) -> tuple[str, int]:
         """This process's host address and a free port, for the ranks to meet at."""
@@ -96,7 +99,7 @@ class LearnerRank:
         config = _deepspeed_config(settings, optimizer, self.world)
         # transformers loads a ZeRO-3 model in shards while this object lives
         zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
-        path = models.resolve(model)
+        path = models.resolve(model, digests=True)
         self._tokenizer = models.load_tokenizer(path)
         if objective.head == "reward":
             language_model = reward.new_model(path, self._tokenizer, settings.dtype, seed)
@@ -120,7 +123,7 @@ class LearnerRank:
         self._engine, *_ = deepspeed.initialize(model=module.train(), optimizer=self._optimizer, config=config)
         self._state = TrainingState(language_model, self._engine, self._optimizer, settings.zero_stage)
         if state:
-            self._state.restore(Path(state))
+            self._state.restore(state)
 
     def step(
         self, micros: list[Micro], pairs: int, chosen_tokens: float, learning_rate: float, seed: int
@@ -213,21 +216,21 @@ class LearnerRank:
             buckets.append(bucket)
         return refs, digest(buckets), total
 
-    def save_model(self, path: str) -> None:
+    def save_model(self, target: str) -> None:
         """Write the weights in the compute dtype as a model directory (rank 0; the others take part)."""
         from psyco_ray import models
 
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._full_parameters() if not self.rank}
         if not self.rank:
-            models.save(Path(path), state, self._model.config, self._tokenizer)
+            models.save(target, state, self._model.config, self._tokenizer)
 
-    def save_state(self, path: str, moments: bool) -> None:
+    def save_state(self, target: str, moments: bool) -> None:
         """Write what training goes on from (rank 0; the others take part); see `TrainingState`."""
-        self._state.write(Path(path), moments, self.rank)
+        self._state.write(target, moments, self.rank)
 
-    def load_state(self, path: str) -> None:
+    def load_state(self, target: str) -> None:
         """Go on from a state that `save_state` wrote."""
-        self._state.restore(Path(path))
+        self._state.restore(target)
 
     def _full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter, whole, in the compute dtype, adapters merged; a shared one comes once."""

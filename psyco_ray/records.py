@@ -96,6 +96,16 @@ class Weights:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a rollout actor answers when it has taken a version of the weights."""
+
+    version: int
+    digest: str
+    logprob: float  # of the probe under these weights, nats
+    seconds: float
+
+
 _IDS = pa.list_(pa.int32())
 
 SPEECHES = pa.schema(
@@ -272,4 +282,5 @@ def groups_from_rows(item: Item, samples: list[dict[str, Any]], scores: list[dic
             {model: tuple(found) for model, found in values.get(prompt.speech_id, {}).items()},
         )
         for prompt in item.prompts
+        if prompt.speech_id in responses  # else it is in quarantine
     ]

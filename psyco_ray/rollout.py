@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psyco_ray.config import Rollouts
-from psyco_ray.records import Group, Item, Weights
+from psyco_ray.records import Group, Item, Loaded, Weights
 
 
 def environment(settings: Rollouts) -> dict[str, str]:
@@ -34,6 +34,11 @@ class SamplingRequest:
     top_p: float
     max_tokens: int
 
+    def one_by_one(self) -> list[SamplingRequest]:
+        """The same for each prompt alone, where they cannot be sampled together."""
+        item = self.item
+        return [replace(self, item=Item(f"{item.key}/{one.speech_id}", (one,))) for one in item.prompts]
+
 
 class RolloutActor:
     """One engine with the policy's weights."""
@@ -50,15 +55,10 @@ class RolloutActor:
         return self.name
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
-        """Sample an item's responses; yield each group as it completes, and the seconds since the last.
-
-        Raises:
-            RuntimeError: this engine has another version of the weights than was asked for.
-        """
-        if self._engine.version != request.version:
-            raise RuntimeError(
-                f"{self.name} has policy version {self._engine.version}, version {request.version} was asked for"
-            )
+        """Sample an item's responses; yield each group as it completes, and the seconds since the last."""
+        assert self._engine.version == request.version, (
+            f"{self.name} has policy version {self._engine.version}, version {request.version} was asked for"
+        )
         began = time.perf_counter()
         prompts = list(request.item.prompts)
         for group in self._engine.generate(
@@ -68,12 +68,13 @@ class RolloutActor:
             yield group, now - began
             began = now
 
-    def load_weights(self, weights: Weights) -> tuple[int, float]:
-        """Take new weights; returns the version now loaded and the seconds that took."""
+    def load_weights(self, weights: Weights, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> Loaded:
+        """Take new weights, and compute the log-probability of a response with them."""
         began = time.perf_counter()
         self._engine.load_weights(weights)
-        return self._engine.version, time.perf_counter() - began
-
-    def logprob(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> float:
-        """Log-probability of a response under this engine's weights, in nats."""
-        return self._engine.logprob(prompt_ids, response_ids)
+        return Loaded(
+            version=self._engine.version,
+            digest=weights.digest,  # anything else that arrived was refused
+            logprob=self._engine.logprob(prompt_ids, response_ids),
+            seconds=time.perf_counter() - began,
+        )

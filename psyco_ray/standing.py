@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from psyco_ray import guards
+from psyco_ray import guards, storage
 from psyco_ray.config import Job
 from psyco_ray.ledger import Ledger
 
@@ -53,14 +53,26 @@ class Standing:
         """Whose weights are trained on after an iteration: its own, unless it was rolled back."""
         return int((self.evaluation(iteration) or {}).get("going_on_from", iteration))
 
-    def best(self, until: int) -> int:
+    def best(self, until: int, kept: bool = False) -> int:
         """The iteration up to `until` whose policy did best on the held-out speeches, of those without an alarm.
 
-        0 is the base model. The judge decides where there is one, else the held-out reward model.
+        0 is the base model. The judge decides where there is one, else the held-out reward model. `kept`: only of
+        those whose checkpoints are there.
         """
         known = {k: found for k in range(until + 1) if (found := self.evaluation(k)) is not None}
+        if kept:
+            there = [k for k in known if not k or storage.exists(self._ledger.place(stage(k, "checkpoint")))]
+            known = {k: known[k] for k in there}
         fine = {k: self.worth_of(k, found) for k, found in known.items() if not found.get("alarms")}
         return max(fine, key=lambda k: fine[k], default=0)
+
+    def kept(self, until: int) -> set[int]:
+        """The iterations up to `until` whose checkpoints stay; one that goes can never be the best of all later."""
+        how = self._job.checkpoints
+        if how.keep_last is None:
+            return set(range(until + 1))
+        last = set(range(until + 1)[-how.keep_last :])
+        return last | {self.best(until)} if how.keep_best else last
 
     def worth_of(self, iteration: int, facts: Record) -> float:
         """By what a policy is chosen: its win rate against the base model as the judge sees it, or its mean reward."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from psyco_ray import storage
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FILE_BYTES = 2**31
 
@@ -30,13 +32,16 @@ class TrainingState:
         """
         self._model, self._engine, self._optimizer, self._stage = model, engine, optimizer, stage
 
-    def write(self, path: Path, moments: bool, rank: int) -> None:
+    def write(self, target: str, moments: bool, rank: int) -> None:
         """Write a state directory, complete or not at all; every rank takes part.
 
         Args:
-            path: the directory.
+            target: the directory, a path or a URI.
             moments: whether Adam's moments come with the weights.
             rank: of this process; 0 writes.
+
+        Raises:
+            ValueError: it cannot be written.
         """
         if rank:
             for _ in self._tensors(moments):
@@ -44,10 +49,8 @@ class TrainingState:
             return
         from safetensors.torch import save_file
 
-        from psyco_ray.models import atomic_dir
-
         held: dict[str, torch.Tensor] = {}
-        with atomic_dir(path) as staging:
+        with storage.complete_dir(target) as staging:
             for name, tensor in self._tensors(moments):
                 held[name] = tensor.detach().to("cpu", torch.float32, copy=True)
                 if sum(t.nbytes for t in held.values()) > _FILE_BYTES:
@@ -55,10 +58,15 @@ class TrainingState:
                     held = {}
             save_file(held, _next_file(staging))
 
-    def restore(self, path: Path) -> None:
-        """Go on from a state directory; without moments in it, as a new optimizer would."""
+    def restore(self, target: str) -> None:
+        """Go on from a state directory; without moments in it, as a new optimizer would.
+
+        Raises:
+            ValueError: it is not there or damaged.
+        """
         from safetensors import safe_open
 
+        path = storage.fetch(target, digests=True)
         files = [safe_open(file, "pt") for file in sorted(path.glob("*.safetensors"))]
         where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
         moments = any(name.endswith(f".{MOMENTS[0]}") for name in where)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from psyco_ray.config import Sync
     from psyco_ray.learner import LearnerGroup
     from psyco_ray.pool import ActorPool
-    from psyco_ray.records import Example
+    from psyco_ray.records import Example, Loaded
 
 Bucket = Mapping[str, tuple[np.ndarray, str]]
 """Parameter name -> (its bits as integers, its dtype's name)."""
@@ -60,6 +60,7 @@ class SyncReport:
 
     version: int
     bytes: int
+    actors: int  # that have them
     export_s: float  # gathering on the learner and writing to the object store
     load_s: float  # until the last rollout actor had them
     gap: float  # largest difference of a probe's log-probability between learner and engines, nats a token
@@ -68,8 +69,9 @@ class SyncReport:
 def push(learner: LearnerGroup, rollouts: ActorPool, version: int, probe: Example, settings: Sync) -> SyncReport:
     """Bring the learner's weights to every rollout actor, and check that they arrived and are in use.
 
-    Each actor checks the digest before it loads anything. Then all of them compute the log-probability of one response:
-    an engine that keeps a stale copy of a weight would sample from a policy that nobody trains.
+    Each actor checks the digest before it loads anything. Then it computes the log-probability of one response: an
+    engine that keeps a stale copy of a weight would sample from a policy that nobody trains. An actor that fails is
+    replaced; whoever joins later takes the same weights before it works.
 
     Args:
         learner: has the weights.
@@ -79,24 +81,35 @@ def push(learner: LearnerGroup, rollouts: ActorPool, version: int, probe: Exampl
         settings: deadline, sizes, largest gap.
 
     Raises:
-        TimeoutError: an actor did not finish in time.
-        ValueError: an actor received something else than was sent.
-        RuntimeError: an engine computes with other weights than the learner.
+        TimeoutError: no actor finished in time.
+        RuntimeError: every actor received something else than was sent, or computes with other weights.
     """
     began = time.monotonic()
     weights = learner.export(version, settings.bucket_mb)
-    exported = time.monotonic()
-    loaded = rollouts.call_all("load_weights", weights, deadline_s=settings.deadline_s)
-    done = time.monotonic()
-    stale = [index for index, (found, _) in enumerate(loaded) if found != version]
-    assert not stale, f"rollout actors {stale} did not take version {version}"
     expected = learner.values([probe])[0][0]
-    found = rollouts.call_all("logprob", probe.prompt_ids, probe.chosen_ids, deadline_s=settings.deadline_s)
-    gap = max(abs(value - expected) for value in found) / len(probe.chosen_ids)
-    if gap > settings.max_gap:
-        values = ", ".join(f"{value:.3f}" for value in found)
-        raise RuntimeError(
-            f"after the update to version {version} the learner gives the probe {expected:.3f} nats and the rollout "
-            f"actors give it {values}: {gap:.3f} a token, more than sync.max_gap {settings.max_gap:g}"
-        )
-    return SyncReport(version, weights.bytes, exported - began, done - exported, gap)
+    exported = time.monotonic()
+
+    def gap(loaded: Loaded) -> float:
+        return abs(loaded.logprob - expected) / len(probe.chosen_ids)
+
+    def wrong(loaded: Loaded) -> str | None:
+        if (loaded.version, loaded.digest) != (version, weights.digest):
+            return f"it took version {loaded.version} with digest {loaded.digest}, {weights.digest} was sent"
+        if gap(loaded) > settings.max_gap:
+            return (
+                f"after the update to version {version} the learner gives the probe {expected:.3f} nats and it gives "
+                f"{loaded.logprob:.3f}: {gap(loaded):.3f} a token, more than sync.max_gap {settings.max_gap:g}"
+            )
+        return None
+
+    taken = rollouts.bring(
+        "load_weights",
+        weights,
+        probe.prompt_ids,
+        probe.chosen_ids,
+        version=version,
+        check=wrong,
+        deadline_s=settings.deadline_s,
+    )
+    done = time.monotonic()
+    return SyncReport(version, weights.bytes, len(taken), exported - began, done - exported, max(map(gap, taken)))

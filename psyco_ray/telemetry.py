@@ -22,6 +22,7 @@ class Progress:
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._terminal = sys.stderr.isatty()
+        self.stage, self.done, self.total = "", 0, 0  # of what goes on now
 
     def say(self, text: str) -> None:
         """One line about what happens."""
@@ -30,19 +31,18 @@ class Progress:
 
     def track(self, stream: Iterable[T], what: str, total: int) -> Iterator[T]:
         """Pass a stream on and show how far it is."""
+        self.stage, self.done, self.total = what, 0, total
         if self._terminal:
             from rich.progress import track
 
-            yield from track(stream, description=what, total=total, transient=True)
-            self.say(f"{what}: {total} done")
-            return
-        done, shown = 0, time.monotonic()
-        for done, found in enumerate(stream, start=1):
+            stream = track(stream, description=what, total=total, transient=True)
+        shown = time.monotonic()
+        for self.done, found in enumerate(stream, start=1):
             yield found
-            if time.monotonic() - shown > _LOG_EVERY_S:
+            if not self._terminal and time.monotonic() - shown > _LOG_EVERY_S:
                 shown = time.monotonic()
-                self.say(f"{what}: {done} of {total}")
-        self.say(f"{what}: {done} done")
+                self.say(f"{what}: {self.done} of {total}")
+        self.say(f"{what}: {self.done} done")
 
 
 class Telemetry(Progress):
@@ -51,11 +51,12 @@ class Telemetry(Progress):
     def __init__(self, job: config.Job, ledger: Ledger) -> None:
         super().__init__()
         self._ledger, self._gauges = ledger, dict[str, Any]()
-        self._wandb = _wandb_run(job) if job.telemetry.wandb_project else None
+        self._wandb = _wandb_run(job, ledger) if job.telemetry.wandb_project else None
 
     def steps(self, stream: Iterable[StepResult], what: str) -> Iterator[StepResult]:
         """Pass optimizer steps on and say each in a line."""
         for step in stream:
+            self.stage, self.done, self.total = what, step.step + 1, step.steps
             accuracy, speed = step.metrics["accuracy"], step.tokens / step.seconds
             self.say(
                 f"{what} step {step.step + 1}/{step.steps}: loss {step.loss:.4f}, accuracy {accuracy:.2f}, "
@@ -89,7 +90,7 @@ class Telemetry(Progress):
         return self._gauges[name]
 
 
-def _wandb_run(job: config.Job) -> Any:
+def _wandb_run(job: config.Job, ledger: Ledger) -> Any:
     try:
         import wandb
     except ImportError:
@@ -98,7 +99,7 @@ def _wandb_run(job: config.Job) -> Any:
         ) from None
     return wandb.init(
         project=job.telemetry.wandb_project,
-        dir=job.run_dir,
+        dir=ledger.root,
         config=job.model_dump(mode="json"),
         settings=wandb.Settings(silent=True),
     )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
-import shutil
-import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from psyco_ray import batches, placement
+from psyco_ray import batches, placement, stopping, storage
 from psyco_ray.config import Job
 from psyco_ray.data.mixture import Encoder, Mixture, mix
 from psyco_ray.evaluate import metrics
@@ -20,6 +18,7 @@ from psyco_ray.ledger import Ledger, key_of, versions
 from psyco_ray.losses import BradleyTerry
 from psyco_ray.records import Example
 from psyco_ray.report.cards import reward_card
+from psyco_ray.steplog import StepLog
 from psyco_ray.telemetry import Telemetry
 
 Record = dict[str, Any]
@@ -48,6 +47,9 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
         running = [pool.submit(training.run) for training in trainings]
         for one in concurrent.futures.as_completed(running):
             one.result()
+    except stopping.Stopped:
+        stopping.settle()  # each training writes its state
+        raise
     finally:
         for training in trainings:
             training.learner.close()
@@ -62,27 +64,18 @@ class _Training:
         self._name, self._job, self._mixture = name, job, mixture
         self._ledger, self._telemetry = ledger, telemetry
         self._place = f"{name}-training"
-        begun = ledger.record(f"{self._place}/progress")
-        self._progress: Record = begun or {
-            "done": 0,
-            "steps": [],
-            "evaluations": [],
-            "best": None,
-            "seconds": 0.0,
-            "cut": 0,
-            "too_long": 0,
-        }
-        self._seconds_before = self._progress["seconds"]
+        self._log = StepLog(ledger, self._place, evaluations=[], best=None, cut=0, too_long=0)
+        self._facts = self._log.facts
         optimizer, ranks = job.reward.optimizer, job.reward.learners.actors
         self._plan = batches.plan(mixture.train.num_rows, optimizer, ranks, job.seed)
-        self._encoder = Encoder(job, cut=self._progress["cut"], too_long=self._progress["too_long"])
+        self._encoder = Encoder(job, cut=self._facts["cut"], too_long=self._facts["too_long"])
         self.learner = LearnerGroup(
             job.model,
             BradleyTerry(centre=job.reward.centre),
             job.reward.learners,
             optimizer,
             seed=int(key_of(job.seed, name), 16) % 2**31,
-            state=str(self._state(self._progress["done"]).absolute()) if begun else None,
+            state=self._log.state,
             lora=job.reward.lora,
             start_s=job.deadlines.start_s,
             step_s=job.deadlines.step_s,
@@ -90,9 +83,8 @@ class _Training:
 
     def run(self) -> None:
         """Train on, evaluate and keep checkpoints; then save the best one and record it."""
-        self._began = time.time()
         dev = Encoder(self._job).examples(self._mixture.dev)
-        done, total = self._progress["done"], len(self._plan)
+        done, total = self._log.done, len(self._plan)
         # the first batch is made while the learner loads, and those after it while it computes
         stream = self._encoder.batches(self._mixture.train, self._plan[done:])
         given = itertools.chain([next(stream)], stream) if done < total else iter(())
@@ -101,61 +93,51 @@ class _Training:
         self._telemetry.say(
             f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{told}"
         )
-        for step in self._telemetry.steps(self.learner.train(given, total, first=done), self._name):
-            self._progress["done"] += 1
-            self._progress["steps"].append(
-                {"loss": step.loss, "lr": step.learning_rate, "grad_norm": step.grad_norm, **step.metrics}
-            )
-            if self._due(self._job.reward.evaluate_every):
-                self._evaluate(dev)
-            if self._due(self._job.reward.checkpoint_every) and self._progress["done"] < len(self._plan):
-                self._checkpoint()
-        self._finish(len(dev))
+        taken = self.learner.train(given, total, first=done, again=self._again)
+        with stopping.deferred():
+            for step in self._telemetry.steps(taken, self._name):
+                self._log.add(step)
+                if self._due(self._job.reward.evaluate_every):
+                    self._evaluate(dev)
+                self._facts |= {"cut": self._encoder.cut, "too_long": self._encoder.too_long}
+                self._log.pause(self.learner, *self._kept())
+                if self._due(self._job.reward.checkpoint_every) and self._log.done < total:
+                    self._log.write(self.learner, *self._kept())
+            self._finish(len(dev))
+
+    def _again(self, step: int) -> Iterator[list[Example]]:
+        """The batches from a step on, for a learner that lost a rank; what was cut in them is counted already."""
+        return Encoder(self._job).batches(self._mixture.train, self._plan[step:])
 
     def _due(self, every: int | None) -> bool:
         """Whether a step was the last of an epoch, or of so many."""
-        done, total = self._progress["done"], len(self._plan)
+        done, total = self._log.done, len(self._plan)
         return done == total or done % (every or total // self._job.reward.optimizer.epochs) == 0
 
     def _evaluate(self, dev: list[Example]) -> None:
         """Measure the current weights on the held-out pairs, and keep them if they are the best so far."""
-        step, best = self._progress["done"], self._progress["best"]
+        step, best = self._log.done, self._facts["best"]
         found = {"step": step, **_measured(self.learner.values(dev))}
-        self._progress["evaluations"].append(found)
+        self._facts["evaluations"].append(found)
         if "accuracy" in found:
             self._telemetry.say(f"{self._name}: accuracy {found['accuracy']:.3f} on {len(dev)} held-out pairs")
         # without held-out pairs the last step is as good as any
         if best is None or "accuracy" not in found or _merit(found) > _merit(best):
-            self._progress["best"] = found
-            self.learner.save_model(self._best(step))
-
-    def _checkpoint(self) -> None:
-        """Write what a resumed training goes on from: first the state, then the word that it is there."""
-        done = self._progress["done"]
-        self.learner.save_state(self._state(done), moments=True)
-        self._progress |= {
-            "seconds": self._seconds_before + time.time() - self._began,
-            "cut": self._encoder.cut,
-            "too_long": self._encoder.too_long,
-        }
-        self._ledger.write_json(f"{self._place}/progress.json", self._progress)
-        kept = {self._state(done)}
-        if self._progress["best"]:
-            kept.add(self._best(self._progress["best"]["step"]))
-        for old in set((self._ledger.root / self._place).glob("*-*")) - kept:
-            shutil.rmtree(old)
+            self._facts["best"] = found
+            self.learner.save_model(self._ledger.place(self._best(step)))
 
     def _finish(self, dev_pairs: int) -> None:
         """Put the best checkpoint with its card into place, and record it."""
-        best, reward, name = self._progress["best"], self._job.reward, self._name
+        best, reward, name = self._facts["best"], self._job.reward, self._name
         facts = {
             "best_step": best["step"],
             "mixture": self._mixture.parts,
             "cut": self._encoder.cut // reward.optimizer.epochs,  # every epoch meets every pair once
             "too_long": self._encoder.too_long // reward.optimizer.epochs,
         }
-        source, target = self._best(best["step"]), self._ledger.path(name)
-        if source.exists():  # else a run that was killed here has moved it already
+        kept = self._best(best["step"])
+        source, target = self._ledger.place(kept), self._ledger.place(name)
+        if storage.exists(source):  # else a run that was killed here has moved it already
             card = reward_card(
                 {
                     **facts,
@@ -174,27 +156,27 @@ class _Training:
                     "versions": versions(),
                 }
             )
-            (source / "README.md").write_text(card, encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)
-            source.rename(target)
+            self._ledger.write_text(f"{kept}/README.md", card)
+            storage.move_dir(source, target)
         self._ledger.finish(
             name,
-            self._began - self._seconds_before,
+            self._log.began,
             **facts,
             pairs=self._mixture.train.num_rows,
             heldout_pairs=dev_pairs,
             accuracy=best.get("accuracy"),
             accuracy_ci95=best.get("accuracy_ci95", (0.0, 1.0)),
-            steps=self._progress["steps"],
-            evaluations=self._progress["evaluations"],
+            steps=self._facts["steps"],
+            evaluations=self._facts["evaluations"],
         )
-        shutil.rmtree(self._ledger.root / self._place, ignore_errors=True)
+        self._log.clear()
 
-    def _state(self, step: int) -> Path:
-        return self._ledger.root / self._place / f"state-{step:06d}"
+    def _kept(self) -> list[str]:
+        """What a new state does not replace."""
+        return [self._best(self._facts["best"]["step"])] if self._facts["best"] else []
 
-    def _best(self, step: int) -> Path:
-        return self._ledger.root / self._place / f"best-{step:06d}"
+    def _best(self, step: int) -> str:
+        return f"{self._place}/best-{step:06d}"
 
 
 def _measured(values: list[tuple[float, float]]) -> Record:

@@ -60,6 +60,7 @@ def tiny_model(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray():
+    """One Ray for the tests and, by RAY_ADDRESS, for the commands that they start."""
     import ray
 
     ray.init(
@@ -69,7 +70,9 @@ def local_ray():
         log_to_driver=bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS")),
         logging_level="warning",
     )
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     yield
+    del os.environ["RAY_ADDRESS"]
     ray.shutdown()
 
 
@@ -101,3 +104,25 @@ def serve() -> Iterator[Callable[..., str]]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The options of a URI on an S3 server with an empty bucket."""
+    os.environ.update(AWS_ACCESS_KEY_ID="id", AWS_SECRET_ACCESS_KEY="secret", AWS_EC2_METADATA_DISABLED="true")
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "{}:{}".format(*server.get_host_and_port())
+    boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1").create_bucket(Bucket="bucket")
+    yield f"endpoint_override={address}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture
+def place(server, request, tmp_path, monkeypatch) -> str:
+    """A URI of a test's own; what is kept of it on this machine is the test's own too."""
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "cache"))
+    return f"s3://bucket/{request.node.name}/run?{server}"

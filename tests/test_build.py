@@ -61,7 +61,7 @@ def rows_of(directory: Path) -> list[dict]:
     return [row for part in parts.names(directory) for row in parts.read(directory, part)]
 
 
-def test_build_under_faults_from_file_to_pairs(tmp_path, serve):
+def test_build_under_faults_from_file_to_pairs(tmp_path, serve, local_ray):
     url = serve("--share", "0.2", "--kinds", "429,500,cut,malformed,truncated,range", "--retry-after", "ms:50")
     job, run = write_job(tmp_path, url, 40), tmp_path / "run"
     done = psyco_ray("build", job)
@@ -125,7 +125,7 @@ def expected_pairs(kept: dict, ratings: list[dict]) -> dict[str, set]:
 
 
 @pytest.fixture(scope="module")
-def responded(tmp_path_factory, serve):
+def responded(tmp_path_factory, serve, local_ray):
     """A job whose speeches have their responses; the server that gave them is still there."""
     where = tmp_path_factory.mktemp("responded")
     job = write_job(where, serve(), 60)

@@ -14,6 +14,7 @@ def own_environment(monkeypatch) -> None:
     """The command gives its Ray a token by way of the environment, which the other tests' Ray must not see."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -76,6 +77,7 @@ def test_errors_out_of_actors_are_one_sentence_too(tmp_path, tiny_model, tiny_re
     broken = tmp_path / "broken"
     shutil.copytree(tiny_reward_model, broken)
     (broken / "chat_template.jinja").unlink()
+    (broken / "manifest.json").unlink()  # as if it came from elsewhere
     job = write_job(
         tmp_path,
         f"model: {tiny_model}\nspeeches_per_iteration: 4\ndata: {{dev_share: 0.2}}\n"

@@ -272,6 +272,7 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_scored(tmp_path, 
     shutil.copytree(tiny_reward_model, two)
     about = json.loads((two / "config.json").read_text())
     (two / "config.json").write_text(json.dumps({**about, "id2label": {"0": "a", "1": "b"}}))
+    (two / "manifest.json").unlink()  # as if it came from elsewhere
     for bad, said in (
         (two, "has 2 labels; one is needed"),
         (tiny_model, "is no reward model: its config.json names LlamaForCausalLM"),

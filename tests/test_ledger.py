@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from psyco_ray import config
+from psyco_ray.control import Control
 from psyco_ray.ledger import Ledger, key_of
 from psyco_ray.records import Group, Item, Prompt, Response
 
@@ -59,7 +60,7 @@ def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:
         raise RuntimeError("crash")
 
     with pytest.raises(RuntimeError, match="crash"):
-        list(ledger.groups("it/samples", ITEMS, dies_in_the_second))
+        list(ledger.groups("it/samples", ITEMS, dies_in_the_second, {}))
     asked: list[str] = []
 
     def rest(items):
@@ -67,11 +68,11 @@ def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:
             asked.append(item.key)
             yield from groups_of(item)
 
-    found = list(ledger.groups("it/samples", ITEMS, rest))
+    found = list(ledger.groups("it/samples", ITEMS, rest, {}))
     assert asked == ["item1"]
     expected = [group for item in ITEMS for group in groups_of(item)]
     assert sorted(found, key=lambda g: g.prompt.speech_id) == expected
-    assert list(ledger.groups("it/samples", ITEMS, rest)) == expected
+    assert list(ledger.groups("it/samples", ITEMS, rest, {})) == expected
     assert asked == ["item1"]
 
 
@@ -90,7 +91,10 @@ def leave_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_made_nothing_does_not_hold_its_directory(tmp_path) -> None:
-    Ledger(job(tmp_path), False).close()
+    ledger = Ledger(job(tmp_path), False)
+    Control(ledger, {}, {}, lambda: {"stage": "", "version": 0}, print).close()
+    assert "status.json" in {path.name for path in ledger.root.iterdir()}
+    ledger.close()
     Ledger(job(tmp_path, seed=4), False).close()
     assert "seed: 4" in (tmp_path / "run" / "job.yaml").read_text()
 

@@ -49,7 +49,7 @@ def judge(base_model, tmp_path_factory):
     process.wait(timeout=60)
 
 
-def test_from_speeches_to_pairs_with_real_models(judge, tmp_path):
+def test_from_speeches_to_pairs_with_real_models(judge, tmp_path, local_ray):
     pool = [{"name": f"t{t}", "model": "smollm2-135m", "temperature": t} for t in (0.5, 0.7, 1.0, 1.3)]
     (tmp_path / "pool.yaml").write_text(yaml.safe_dump(pool))
     source = os.environ.get("PSYCO_RAY_SOURCE", "psyco_ray/data/sample/pairs.jsonl")

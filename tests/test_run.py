@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,17 +24,18 @@ speeches_per_iteration: 24
 data: {{dev_share: 0.2}}
 prompts: {{respond: respond-small}}
 sampling: {{responses: 4, max_tokens: 24}}
-dpo: {{optimizer: {{learning_rate: 1.0e-3, batch_size: 6}}}}
-rollouts: {{actors: 2, cpus: 0.1, max_model_len: 256, max_num_seqs: 32, kv_cache_gb: 0.1, speeches_per_item: 2}}
+dpo: {{optimizer: {{learning_rate: 1.0e-3, batch_size: 2}}}}
+rollouts: {{cpus: 0.1, max_model_len: 256, max_num_seqs: 32, kv_cache_gb: 0.1, speeches_per_item: 2}}
 scorers: {{actors: 1, cpus: 0.1, reward_model: {reward_model}, heldout_model: {reward_model}}}
 learners: {{actors: 2, cpus: 0.1, zero_stage: 2}}
 evaluation: {{speeches: 10}}
 """
 
 
-def start(job: Path, log: Path, *more: str, command: str = "iterate") -> subprocess.Popen:
+def start(job: Path, log: Path, *more: str, command: str = "iterate", own_ray: bool = False) -> subprocess.Popen:
     whole = [sys.executable, "-m", "psyco_ray.cli", command, str(job), "--resume", *more]
-    return subprocess.Popen(whole, stdout=log.open("a"), stderr=subprocess.STDOUT)
+    environment = {name: value for name, value in os.environ.items() if not (own_ray and name == "RAY_ADDRESS")}
+    return subprocess.Popen(whole, stdout=log.open("a"), stderr=subprocess.STDOUT, env=environment)
 
 
 def finish(job: Path, log: Path, *more: str, command: str = "iterate") -> None:
@@ -41,7 +43,7 @@ def finish(job: Path, log: Path, *more: str, command: str = "iterate") -> None:
 
 
 @pytest.fixture(scope="module")
-def make_job(tmp_path_factory, tiny_model, tiny_reward_model):
+def make_job(tmp_path_factory, tiny_model, tiny_reward_model, local_ray):
     def make(name: str) -> tuple[Path, Path, Path]:
         where = tmp_path_factory.mktemp(name)
         job = where / "job.yaml"
@@ -54,7 +56,7 @@ def make_job(tmp_path_factory, tiny_model, tiny_reward_model):
 @pytest.fixture(scope="module")
 def undisturbed(make_job) -> Path:
     job, run, log = make_job("undisturbed")
-    finish(job, log)
+    finish(job, log, "rollouts.actors=2")  # the other runs have one: it must not matter
     return run
 
 
@@ -96,32 +98,85 @@ def test_the_report_stands_alone(undisturbed) -> None:
     assert "{{" not in page
 
 
-def test_a_driver_killed_again_and_again_goes_on_to_the_same_result(undisturbed, make_job) -> None:
-    job, run, log = make_job("killed")
-    # while sampling, while training, while saving
-    for moment in ("samples/*.scores.parquet", "pairs.json", "checkpoint"):
-        process = start(job, log)
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def children_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """All but Ray's agents: those try for a minute to tell a dead head of Ray their end."""
+    return [p for p in psutil.Process(driver.pid).children(recursive=True) if not named(p).endswith("Agent")]
+
+
+def actors_here() -> list[psutil.Process]:
+    """The actors of runs in the tests' Ray."""
+    roles = ("ray::RolloutActor", "ray::ScorerActor", "ray::LearnerRank")
+    return [p for p in psutil.Process().children(recursive=True) if named(p).startswith(roles)]
+
+
+def named(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    return psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(undisturbed, make_job) -> None:
+    job, run, log = make_job("disturbed")
+    settings = ("dpo.checkpoint_every=3", "checkpoints.keep_last=1", "checkpoints.keep_best=false")
+    before = shared_memory()
+    training = run / "iteration-001" / "training" / "progress.json"
+    for how, moment, own_ray, there in (
+        (signal.SIGTERM, "sampling", True, lambda: any(run.glob("iteration-001/samples/*.scores.parquet"))),
+        (signal.SIGTERM, "training", False, lambda: "iteration 1: train step 2/" in log.read_text()),
+        (signal.SIGKILL, "training on", True, lambda: "iteration 1: train step 8/" in log.read_text()),
+        (signal.SIGKILL, "about to train", False, (run / "iteration-002" / "pairs.json").exists),
+        (signal.SIGKILL, "saving", False, (run / "iteration-002" / "checkpoint").exists),
+    ):
+        process = start(job, log, *settings, own_ray=own_ray)
         deadline = time.monotonic() + 300
-        while not any(run.glob(f"iteration-002/{moment}")):
+        while not (log.exists() and there()):
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (run / "iteration-002" / "train.json").exists(), "the kill came too late to show anything"
-    finish(job, log)
+        children = children_of(process) if own_ray else actors_here()
+        assert children
+        began = time.monotonic()
+        process.send_signal(how)
+        code = process.wait(timeout=200)
+        print(f"recovery: {how.name} while {moment}: ended after {time.monotonic() - began:.1f} s")
+        if how is signal.SIGTERM:
+            assert code == 75, log.read_text()[-3000:]
+            told = log.read_text().strip().splitlines()[-1]
+            assert told.startswith("psyco-ray: stopped; the same command with --resume")
+            assert training.exists() == (moment == "training")
+        assert not still_there(children, 20), "a process was left behind"
+        assert not shared_memory() - before
+        assert not (run / "iteration-002" / "train.json").exists(), "it came too late to show anything"
+    finish(job, log, *settings)
+    assert log.read_text().count(" steps are done") == 3, "training went on from its checkpoints"
     for iteration in (1, 2):
-        name = f"iteration-{iteration:03d}/pairs.parquet"
-        assert pq.read_table(run / name).equals(pq.read_table(undisturbed / name)), name
+        name = f"iteration-{iteration:03d}"
+        assert pq.read_table(run / name / "pairs.parquet").equals(pq.read_table(undisturbed / name / "pairs.parquet"))
+        ours, theirs = (json.loads((r / name / "train.json").read_text()) for r in (run, undisturbed))
+        assert (ours["steps"], ours["tokens"]) == (theirs["steps"], theirs["tokens"])
+        assert not (run / name / "training").exists()
     ours, theirs = (load_file(r / "iteration-002" / "state" / "state-00000.safetensors") for r in (run, undisturbed))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
+    assert not (run / "iteration-001" / "checkpoint").exists(), "only the last one was to be kept"
+    named = json.loads((run / "summary.json").read_text())["checkpoint"]
+    assert Path(named).is_dir()
+    assert "iteration-001" not in named
 
 
 def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(make_job, serve) -> None:
     job, run, log = make_job("offline")
-    settings = ["speeches_per_iteration=18", "dpo.loss=ipo", "dpo.sft=0.1"]
+    settings = ["speeches_per_iteration=18", "dpo.optimizer.batch_size=6", "dpo.loss=ipo", "dpo.sft=0.1"]
     judge = {"model": "judge", "base_url": serve(), "key_env": "null"}
     settings += [f"evaluation.judge.{key}={value}" for key, value in judge.items()]
     finish(job, log, *settings, command="train-dpo")

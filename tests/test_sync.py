@@ -1,6 +1,7 @@
 """Weights from real DeepSpeed ranks to real vLLM engines."""
 
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from psyco_ray.config import Learners, Optimizer, Rollouts, Sync
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Example, Item, Prompt
+from psyco_ray.records import Example, Item, Loaded, Prompt
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 
 
@@ -54,9 +55,14 @@ def rollouts(local_ray, tiny_model):
     pool.close()
 
 
+def on_all(rollouts: ActorPool, method: str, *args) -> list:
+    return ray.get([getattr(actor, method).remote(*args) for actor in rollouts.actors], timeout=60)
+
+
 def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: Example) -> list[float]:
     expected = learner.values([probe])[0][0]
-    found = rollouts.call_all("logprob", probe.prompt_ids, probe.chosen_ids, deadline_s=60)
+    texts = probe.prompt_ids, probe.chosen_ids
+    found = on_all(rollouts, "__ray_call__", lambda actor: actor._engine.logprob(*texts))
     return [abs(value - expected) / len(probe.chosen_ids) for value in found]
 
 
@@ -66,7 +72,8 @@ def request(version: int, count: int = 6) -> SamplingRequest:
 
 
 def sampled(rollouts: ActorPool, version: int) -> dict[str, list[tuple[int, ...]]]:
-    found = [group for group, _ in rollouts.stream("sample", [request(version)])]
+    stream = rollouts.stream("sample", [request(version)], identity=lambda found: found[0].prompt.speech_id)
+    found = [group for group, _ in stream]
     return {g.prompt.speech_id: [r.token_ids for r in g.responses] for g in found}
 
 
@@ -90,60 +97,63 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
 
 
 def test_samples_say_which_weights_made_them_and_a_stale_actor_refuses(learner, rollouts) -> None:
-    version = rollouts.call_all("load_weights", learner.export(2, 1024), deadline_s=60)[0][0]
-    assert version == 2
-    groups = [group for group, _ in rollouts.stream("sample", [request(2)])]
-    assert {group.version for group in groups} == {2}
-    with pytest.raises(RuntimeError, match="has policy version 2, version 1 was asked for"):
+    probe = pairs(1, seed=7)[0]
+    weights = learner.export(2, 1024)
+    loaded = on_all(rollouts, "load_weights", weights, probe.prompt_ids, probe.chosen_ids)
+    assert {(found.version, found.digest) for found in loaded} == {(2, weights.digest)}
+    stream = rollouts.stream("sample", [request(2)], identity=lambda found: found[0].prompt.speech_id)
+    assert {group.version for group, _ in stream} == {2}
+    with pytest.raises(AssertionError, match="has policy version 2, version 1 was asked for"):
         list(rollouts.stream("sample", [request(1)]))
 
 
 def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) -> None:
-    # the stale request above left its member marked busy, so these tests talk to all members directly
     weights = learner.export(3, 1024)
-    rollouts.call_all("load_weights", weights, deadline_s=60)
     probe = pairs(1, seed=7)[0]
+    texts = (probe.prompt_ids, probe.chosen_ids)
+    on_all(rollouts, "load_weights", weights, *texts)
     bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(weights.refs[0]).items()}
     name = next(iter(bucket))
     bucket[name][0].reshape(-1)[17] ^= 1 << 20  # one bit
     corrupted = replace(weights, version=4, refs=(ray.put(bucket), *weights.refs[1:]))
     with pytest.raises(ValueError, match=r"the weights that arrived have digest \w+, those sent had \w+; nothing was"):
-        rollouts.call_all("load_weights", corrupted, deadline_s=60)
+        on_all(rollouts, "load_weights", corrupted, *texts)
     assert max(gaps(learner, rollouts, probe)) < 1e-4
     missing = {key: value for key, value in bucket.items() if key != name}
     with pytest.raises(ValueError, match="nothing was loaded"):
-        rollouts.call_all("load_weights", replace(weights, refs=(ray.put(missing),)), deadline_s=60)
+        on_all(rollouts, "load_weights", replace(weights, refs=(ray.put(missing),)), *texts)
 
 
-def test_engines_with_other_weights_than_the_learner_are_found_out(learner, rollouts) -> None:
-    class Forgetful:
-        """A pool whose engines say that they took the weights and did not."""
+class Taking:
+    """Stands for a rollout actor in how it takes weights."""
 
-        def call_all(self, method, *args, deadline_s):
-            if method == "load_weights":
-                return [(args[0].version, 0.0)]
-            return rollouts.call_all(method, *args, deadline_s=deadline_s)
+    def __init__(self, how: str) -> None:
+        self.how = how
 
-    list(learner.train([pairs(8, seed=3)[:4], pairs(8, seed=3)[4:]], steps=2))
-    probe = pairs(1, seed=7)[0]
-    with pytest.raises(RuntimeError, match=r"after the update to version 5 .* more than sync.max_gap 0.02"):
-        sync.push(learner, Forgetful(), 5, probe, Sync(max_gap=0.02))
+    def ready(self) -> None: ...
 
-
-def test_a_sync_that_takes_too_long_names_the_actors(learner) -> None:
-    class Sleepy:
-        def ready(self) -> None: ...
-
-        def load_weights(self, weights: object) -> None:
-            import time
-
+    def load_weights(self, weights, prompt_ids, response_ids) -> Loaded:
+        if self.how == "slow":
             time.sleep(30)
+        # forgetful: it says that it took them, and computes with others
+        return Loaded(weights.version, "" if self.how == "other" else weights.digest, -1.0, 0.0)
 
-    actor = ray.remote(Sleepy)
-    pool = ActorPool("rollout", lambda _: actor.options(num_cpus=0).remote(), 2, start_s=30, item_s=30)
+
+@pytest.mark.parametrize(
+    ("how", "error", "told"),
+    [
+        ("forgetful", RuntimeError, r"after the update to version 5 .* more than sync.max_gap 0.02"),
+        ("other", RuntimeError, r"it took version 5 with digest , \w+ was sent"),
+        ("slow", TimeoutError, r"rollout actor [01] on \S+ did not finish load_weights within 2 s"),
+    ],
+)
+def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error, told) -> None:
+    actor = ray.remote(Taking).options(num_cpus=0)
+    pool = ActorPool("rollout", lambda _: actor.remote(how), 2, start_s=60, item_s=30)
     try:
-        with pytest.raises(TimeoutError, match=r"rollout actors \[0, 1\] did not finish load_weights within 1 s"):
-            sync.push(learner, pool, 9, pairs(1)[0], Sync(deadline_s=1))
+        pool.wait_ready()
+        with pytest.raises(error, match=f"no rollout actor took version 5: .*{told}"):
+            sync.push(learner, pool, 5, pairs(1, seed=7)[0], Sync(max_gap=0.02, deadline_s=2))
     finally:
         pool.close()
 

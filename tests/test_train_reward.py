@@ -42,7 +42,7 @@ def start(job: Path, log: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.fixture(scope="module")
-def make_job(tmp_path_factory, tiny_model):
+def make_job(tmp_path_factory, tiny_model, local_ray):
     def make(name: str) -> tuple[Path, Path, Path]:
         where = tmp_path_factory.mktemp(name)
         general = where / "general.jsonl"

@@ -69,7 +69,7 @@ def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, li
 
     from psyco_ray import reward
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     common: dict[str, Any] = {
         "output_dir": out,
         "use_cpu": True,

@@ -253,7 +253,9 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
     bundles = _bundles(missing, share, sharers, settings.max_num_seqs)
     workers = min(settings.actors, len(bundles))
     placement.check(
-        "respond", [placement.Role("engine", workers, settings.cpus, settings.gpus)], placement.cluster_nodes()
+        "respond",
+        [placement.Role("engine", workers, settings.cpus, settings.gpus, settings.role)],
+        placement.cluster_nodes(),
     )
     options = placement.pool_options(settings, environment(settings))
     del options["max_restarts"], options["scheduling_strategy"]

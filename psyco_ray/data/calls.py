@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from psyco_ray import placement
 from psyco_ray.config import Endpoint
 from psyco_ray.data import parts
 from psyco_ray.judge.ask import Asked, Asker
@@ -172,6 +173,7 @@ def run(
             max_tasks_in_flight_per_actor=PARTS_AT_A_TIME + 2,
             max_concurrent_calls_per_actor=PARTS_AT_A_TIME,
         ),
+        **placement.writer_options(stage.out),
     )
     facts, stopped = Facts(), None
     for row in progress.track(stream.iter_rows(), what, len(missing)):

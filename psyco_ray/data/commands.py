@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import jobfile
+from psyco_ray import jobfile, storage
 from psyco_ray.data.job import DataJob
+from psyco_ray.remote import is_remote, refuse_key
 
 RESUMABLE = 75  # exit code: stopped early, nothing lost, the same command goes on (sysexits' EX_TEMPFAIL)
 
@@ -51,13 +52,17 @@ def export_annotation(job: DataJob, given: argparse.Namespace) -> int:
 
     from psyco_ray.data import annotation, pair
 
-    root = Path(job.run_dir) / "pairs"
+    refuse_key(job.run_dir)
+    if is_remote(job.run_dir):
+        raise ValueError(f"run_dir {job.run_dir} is remote, which only training runs can have; take a local one")
+    run = storage.local_path(job.run_dir)
+    root = run / "pairs"
     rows: list[dict[str, Any]] = []
     for split in pair.SPLITS:
         if not (root / f"{split}.parquet").exists():
             raise ValueError(f"run_dir {job.run_dir} has no pairs yet; run `psyco-ray data pair` first")
         rows += pq.read_table(root / f"{split}.parquet").to_pylist()
-    out = Path(job.run_dir) / "annotation"
+    out = run / "annotation"
     annotation.export(rows, out, given.count, job.seed)
     print(f"{out / 'expert-1.csv'} and expert-2.csv are for the experts; keep key.json to yourself")
     return 0
@@ -94,7 +99,7 @@ def _with_ray(name: str) -> Callable[[DataJob, argparse.Namespace], int]:
 def _run(name: str, job: DataJob, address: str | None) -> int:
     import ray
 
-    from psyco_ray.cli import connect
+    from psyco_ray.commands import connect
     from psyco_ray.data import build
     from psyco_ray.data.dataset import Dataset
     from psyco_ray.judge.client import Unavailable

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from psyco_ray import models, placement
+from psyco_ray import models, placement, storage
 from psyco_ray.config import Endpoint
 from psyco_ray.data import calls, parts
 from psyco_ray.data.build import cost, estimate
@@ -146,10 +146,11 @@ def generate(job: PolicyEvaluationJob, name: str, model: str, asked: Sequence[Qu
         min(job.rollouts.actors, len(work)),
         start_s=job.deadlines.start_s,
         item_s=job.deadlines.item_s,
+        say=progress.say,
     )
     try:
         pool.wait_ready()
-        for _ in progress.track(pool.stream("answer", work), f"{name} answers", len(work)):
+        for _ in progress.track(pool.stream("answer", work, what=f"{name} answers"), f"{name} answers", len(work)):
             pass
     finally:
         pool.close()
@@ -190,8 +191,8 @@ def checkpoint(model: str, max_model_len: int) -> str:
         named = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
         if named is None:
             raise ValueError(f"{summary} names no checkpoint; name the directory of the model itself")
-        inside = directory.joinpath(*Path(named).parts[-2:])  # the run may have been moved
-        found = str((inside if inside.is_dir() else Path(named)).absolute())
+        inside = directory.joinpath(*Path(named.partition("?")[0]).parts[-2:])  # the run may have been moved
+        found = storage.absolute(inside if inside.is_dir() else named)
     context = models.context(models.resolve(found))
     if context is not None and context < max_model_len:
         raise ValueError(f"{model} holds {context} tokens, rollouts.max_model_len is {max_model_len}; lower it")

@@ -42,7 +42,8 @@ def measured(groups: Mapping[str, Group], models: Sequence[str], base: Record | 
             "scores": scores,
         }
         if base is not None:
-            wins = [stats.win_share(ours, base[model]["scores"][key]) for key, ours in scores.items()]
+            theirs = base[model]["scores"]  # without those in quarantine
+            wins = [stats.win_share(ours, theirs[key]) for key, ours in scores.items() if key in theirs]
             facts[model] |= _win_rate(wins)
     return facts
 
@@ -81,6 +82,7 @@ def judged(
     pairs = [
         {"key": f"{key}:{index}", "speech": speeches[key], "ours": response.text, "theirs": base[key][index]}
         for key, group in sorted(groups.items())
+        if key in base  # else the base model's answer is in quarantine
         for index, response in enumerate(group.responses)
     ]
     found = verdicts.judge(

@@ -201,10 +201,13 @@ def _score(job: EvaluateRewardJob, model: Judged, items: Sequence[Item], progres
         min(job.scorers.actors, len(missing)),
         start_s=job.deadlines.start_s,
         item_s=job.deadlines.item_s,
+        say=progress.say,
     )
     try:
         pool.wait_ready()
-        stream = pool.stream("score_many", ((model.name, item.asked) for item in missing.values()))
+        stream = pool.stream(
+            "score_many", ((model.name, item.asked) for item in missing.values()), what=f"scores of {model.name}"
+        )
         for scored, _ in progress.track(stream, f"{model.name}, {PAIRS_PER_ITEM} pairs at a time", len(missing)):
             item = missing[scored[0].key.partition(":")[0]]
             item.path.parent.mkdir(parents=True, exist_ok=True)

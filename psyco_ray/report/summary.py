@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from psyco_ray import storage
 from psyco_ray.config import Job
 from psyco_ray.ledger import Ledger, versions
 from psyco_ray.report.cards import policy_card
@@ -57,7 +58,11 @@ def write(job: Job, ledger: Ledger) -> dict[str, Any]:
     standing = Standing(job, ledger)
     last = standing.last_evaluated()
     assert last, "a run that ends has trained"
-    before, after, best = _record(ledger, 0, "evaluate"), _record(ledger, last, "evaluate"), standing.best(last)
+    before, after, best = (
+        _record(ledger, 0, "evaluate"),
+        _record(ledger, last, "evaluate"),
+        standing.best(last, kept=True),
+    )
     steps = [len(_record(ledger, k, "train")["steps"]) for k in range(1, last + 1)]
     found: dict[str, Any] = {
         "model": job.model,
@@ -71,7 +76,7 @@ def write(job: Job, ledger: Ledger) -> dict[str, Any]:
             "value": standing.worth_of(best, _record(ledger, best, "evaluate")),
             "steps": sum(steps[:best]),
         },
-        "checkpoint": str(ledger.root / stage(best, "checkpoint")) if best else job.model,
+        "checkpoint": storage.join(ledger.run_dir, stage(best, "checkpoint")) if best else job.model,
         "train": _comparison(before, after, "reward") if "reward" in after else None,
         "heldout": _comparison(before, after, "heldout") if "heldout" in after else None,
         "judge": _judged(job, after),

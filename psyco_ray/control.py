@@ -1,0 +1,205 @@
+"""A run as it is seen and steered from outside while it goes on: ``psyco-ray status`` and ``psyco-ray scale``.
+
+Both sides speak through two files of the run directory, wherever that is: the driver writes ``status.json``, ``scale``
+writes ``scale.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from psyco_ray import placement, storage
+from psyco_ray.config import Pool
+from psyco_ray.ledger import RunDirectory
+from psyco_ray.pool import ActorPool
+from psyco_ray.remote import is_remote
+
+_EVERY_S, _STALE_S = 2.0, 30.0  # between two looks at the files, and how old a status may be while the driver lives
+_EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each look is a paid request
+STATUS, SCALE = "status.json", "scale.json"
+ROLES = ("rollouts", "scorers", "learners")
+
+
+class Control:
+    """Obeys `scale` and writes for `status`, in a thread of its own."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        pools: Mapping[str, ActorPool],
+        settings: Mapping[str, Pool],
+        seen: Callable[[], dict[str, Any]],
+        say: Callable[[str], None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            directory: of the run.
+            pools: by role.
+            settings: of the pools, by role.
+            seen: what else the status tells: stage, progress, version.
+            say: told about changes.
+        """
+        self.wanted: dict[str, int] = {}  # by role, where it was asked for
+        self._directory, self._pools, self._settings = directory, pools, settings
+        self._seen, self._say = seen, say
+        self._obeyed: bytes | None = None  # the last file of `scale`
+        self._failing = False
+        self._began = time.time()
+        self._closed = threading.Event()
+        storage.remove_file(directory.run_dir, SCALE)  # of an earlier driver of this run
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write that the driver ends."""
+        self._closed.set()
+        self._thread.join()
+        self._try(lambda: self._write("ended"))
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """While pools with `autoscale` have work they may grow; the cluster's autoscaler is asked to make room."""
+        from ray.autoscaler.sdk import request_resources
+
+        bounds = {role: settings.autoscale for role, settings in self._settings.items() if settings.autoscale}
+        if not bounds:
+            yield
+            return
+        roles = [role for role, of in bounds.items() for _ in range(of.max)]
+        request_resources(
+            bundles=[self._bundle(role) for role in roles],
+            bundle_label_selectors=[placement.selector(self._settings[role].role) for role in roles],
+        )
+        self._resize({role: of.max for role, of in bounds.items()})
+        try:
+            yield
+        finally:
+            request_resources(bundles=[])
+            self._resize({role: of.min for role, of in bounds.items()})
+
+    def _bundle(self, role: str) -> dict[str, float]:
+        settings = self._settings[role]
+        return {name: value for name, value in (("CPU", settings.cpus), ("GPU", settings.gpus)) if value}
+
+    def _resize(self, sizes: Mapping[str, int]) -> None:
+        for role, size in sizes.items():
+            self._pools[role].resize(self.wanted.get(role, size))
+
+    def _run(self) -> None:
+        every = _EVERY_REMOTE_S if is_remote(self._directory.run_dir) else _EVERY_S
+        while True:
+            self._try(self._look)
+            if self._closed.wait(every):
+                return
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """Do what a run goes on without, say on a full disk; a failure is told when it begins."""
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            if not self._failing:
+                self._say(f"{STATUS} or {SCALE} in {self._directory.run_dir}: {error}")
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _look(self) -> None:
+        given = storage.read_file(self._directory.run_dir, SCALE)
+        if given is not None and given != self._obeyed:
+            self._obey(json.loads(given))
+            self._obeyed = given
+        self._write("going on")
+
+    def _obey(self, asked: dict[str, int]) -> None:
+        self.wanted |= asked
+        self._say("asked for " + ", ".join(f"{count} {role}" for role, count in asked.items()))
+        for role in asked.keys() & self._pools.keys():
+            self._pools[role].resize(asked[role])
+
+    def _write(self, state: str) -> None:
+        pools = {role: pool.status() for role, pool in self._pools.items()}
+        found = {"state": state, "began": self._began, "written": time.time(), **self._seen(), "pools": pools}
+        self._directory.write_json(STATUS, {**found, "wanted": self.wanted})
+
+
+def scale(run: str | Path, wishes: Mapping[str, int]) -> None:
+    """Ask a run that goes on for other numbers of actors; it obeys within seconds, learners from the next iteration.
+
+    Args:
+        run: its directory, a path or a URI.
+        wishes: numbers by role.
+
+    Raises:
+        ValueError: no run goes on there.
+    """
+    found = _status(run)
+    if found["state"] != "going on" or _silent_s(run, found):
+        raise ValueError(f"no run goes on in {run}; to begin with other numbers set rollouts.actors and so on")
+    storage.write_bytes(run, SCALE, json.dumps({**found["wanted"], **wishes}).encode())
+
+
+def described(run: str | Path) -> str:
+    """What a run does, in a few lines for a terminal.
+
+    Args:
+        run: its directory, a path or a URI.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    found = _status(run)
+    state = found["state"]
+    if state == "going on" and (age := _silent_s(run, found)):
+        state = f"its driver was last heard {age:.0f} s ago; go on with --resume"
+    done = f", {found['done']} of {found['total']}" if found.get("total") else ""
+    lines = [f"{run}: {state}", f"stage: {found['stage'] or 'starting'}{done}; policy version {found['version']}"]
+    if found.get("restarts"):
+        lines.append(f"learner groups rebuilt: {found['restarts']}")
+    for role, members in found["pools"].items():
+        wanted = f" ({found['wanted'][role]} asked for)" if role in found["wanted"] else ""
+        lines.append(f"{role}: {len(members)}{wanted}")
+        for one in members:
+            idle = "" if one["idle_share"] is None else f", idle {100 * one['idle_share']:.0f} %"
+            lines.append(
+                f"  {one['member']:>3}  {one['state']:<10}{one['seconds']:>7.0f} s  version {one['version']}, "
+                f"{one['items']} items{idle}, replaced {one['restarts']} times, {one['node'] or 'no node yet'}"
+            )
+    return "\n".join(lines)
+
+
+def wishes(given: list[str]) -> dict[str, int]:
+    """Numbers of actors by role, out of ROLE=NUMBER.
+
+    Raises:
+        ValueError: one is not of that form.
+    """
+    found: dict[str, int] = {}
+    for text in given:
+        role, _, count = text.partition("=")
+        if role not in ROLES or not count.isdigit() or int(count) < 1:
+            raise ValueError(
+                f"{text!r} is not of the form ROLE=NUMBER with a role of {', '.join(ROLES)}, as rollouts=6"
+            )
+        found[role] = int(count)
+    return found
+
+
+def _status(run: str | Path) -> dict[str, Any]:
+    written = storage.read_file(run, STATUS)
+    if written is None:
+        raise ValueError(f"{run} holds no {STATUS}; name the directory of a run that was started")
+    found: dict[str, Any] = json.loads(written)
+    return found
+
+
+def _silent_s(run: str | Path, found: dict[str, Any]) -> float:
+    """Seconds since a status was written, if that is so long that its driver must be gone; else 0."""
+    age = time.time() - found["written"]
+    return age if age > (_STALE_REMOTE_S if is_remote(run) else _STALE_S) else 0.0

@@ -1,0 +1,37 @@
+"""Speeches that actors died of again and again are set aside with the reason, so that one cannot end a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_SHARE = 0.01  # of a stage's speeches that may be lost
+_ALWAYS = 3  # as many may be, however few there are
+
+
+class Quarantine:
+    """What a stage gave up."""
+
+    def __init__(self, stage: str, of: int, say: Callable[[str], None]) -> None:
+        """Begin with nothing.
+
+        Args:
+            stage: its name, in messages.
+            of: speeches of the stage.
+            say: told about each.
+        """
+        self.reasons: dict[str, str] = {}  # by speech id
+        self._stage, self._most, self._say = stage, max(_ALWAYS, int(_SHARE * of)), say
+
+    def add(self, speech_id: str, reason: str) -> None:
+        """Set a speech aside.
+
+        Raises:
+            RuntimeError: there are so many that something else must be wrong.
+        """
+        self.reasons[speech_id] = reason
+        if len(self.reasons) > self._most:
+            raise RuntimeError(
+                f"{self._stage}: {len(self.reasons)} speeches failed again and again, more than the {self._most} that "
+                f"are set aside; the last: {reason}"
+            )
+        self._say(f"{self._stage}: speech {speech_id} is set aside: {reason}")
