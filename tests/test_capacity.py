@@ -166,7 +166,8 @@ def test_plan_for_gpus_proposes_predicts_and_names_what_decides(capsys) -> None:
     assert "what decides: a quarter more tokens of a response (256)" in said
 
 
-def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys) -> None:
+def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of this machine, not of a Ray that other tests brought up
     assert cli.main(["plan", str(Path(__file__).parents[1] / "jobs" / "demo.yaml")]) == 0
     said = capsys.readouterr().out
     assert "every phase fits" in said
