@@ -109,9 +109,7 @@ class Bench:
         for number in range(rounds + 1):
             for responses, longest in ((1, 1), (1, MAX_TOKENS), (RESPONSES, MAX_TOKENS)):
                 requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, longest) for item in items]
-                groups, took = self.meter.take(
-                    actors, lambda requests=requests: [g for g, _ in self.rollouts.stream("sample", requests)]
-                )
+                groups, took = self.meter.take(actors, lambda requests=requests: list(self.sampled(requests)))
                 if number:  # the first round warms up
                     lengths = [len(r.token_ids) for g in groups for r in g.responses]
                     read = sum(len(g.prompt.token_ids) for g in groups)
@@ -119,6 +117,11 @@ class Bench:
                     seconds.append(took)
         prompt_s, step_s, token_s = self.meter.fit("sampling", counts, seconds)
         return {"prompt_token_s": prompt_s, "decode_step_s": step_s, "decode_token_s": token_s}, groups
+
+    def sampled(self, requests: list[SamplingRequest]) -> Iterator[Group]:
+        """The groups of all requests, as they come."""
+        for group, _ in self.rollouts.stream("sample", requests, identity=lambda found: found[0].prompt.speech_id):
+            yield group
 
     def scoring(self, rounds: int, groups: list[Group], pairs: list[Example]) -> dict[str, float]:
         """Seconds of a token that is scored, and of one that gets its reference log-probability."""
@@ -277,7 +280,6 @@ def main() -> None:
         "memory_gb": given.memory_gb,
         "model": given.model,
         "parameters": parameters,
-        "ranks": given.actors,
         **rounded,
     }
     given.out.write_text(yaml.safe_dump(profile, sort_keys=False))

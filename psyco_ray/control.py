@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import placement, storage
+from psyco_ray import live, placement, storage
 from psyco_ray.config import Pool
 from psyco_ray.ledger import RunDirectory
 from psyco_ray.pool import ActorPool
@@ -34,7 +34,7 @@ class Control:
         directory: RunDirectory,
         pools: Mapping[str, ActorPool],
         settings: Mapping[str, Pool],
-        seen: Callable[[], dict[str, Any]],
+        seen: Callable[[dict[str, list[dict[str, Any]]]], dict[str, Any]],
         say: Callable[[str], None],
     ) -> None:
         """Begin.
@@ -43,7 +43,7 @@ class Control:
             directory: of the run.
             pools: by role.
             settings: of the pools, by role.
-            seen: what else the status tells: stage, progress, version.
+            seen: what else the status tells, given that of the pools' members: stage, progress, version, figures.
             say: told about changes.
         """
         self.wanted: dict[str, int] = {}  # by role, where it was asked for
@@ -125,7 +125,7 @@ class Control:
 
     def _write(self, state: str) -> None:
         pools = {role: pool.status() for role, pool in self._pools.items()}
-        found = {"state": state, "began": self._began, "written": time.time(), **self._seen(), "pools": pools}
+        found = {"state": state, "began": self._began, "written": time.time(), **self._seen(pools), "pools": pools}
         self._directory.write_json(STATUS, {**found, "wanted": self.wanted})
 
 
@@ -160,8 +160,8 @@ def described(run: str | Path) -> str:
         state = f"its driver was last heard {age:.0f} s ago; go on with --resume"
     done = f", {found['done']} of {found['total']}" if found.get("total") else ""
     lines = [f"{run}: {state}", f"stage: {found['stage'] or 'starting'}{done}; policy version {found['version']}"]
-    if found.get("restarts"):
-        lines.append(f"learner groups rebuilt: {found['restarts']}")
+    if "now" in found and found["state"] == "going on":
+        lines.append(live.described(found["now"]))
     for role, members in found["pools"].items():
         wanted = f" ({found['wanted'][role]} asked for)" if role in found["wanted"] else ""
         lines.append(f"{role}: {len(members)}{wanted}")

@@ -218,6 +218,9 @@ class Crew:
             if every and log.done % every == 0 and log.done < len(planned):
                 log.write(self.learner)
         trained = time.time()
+        used = self.learner.mfu(log.facts["tokens"] / (trained - log.began))
+        if used is not None:
+            self.telemetry.live.last(mfu=used)
         self.learner.save_model(self.ledger.place(stage(iteration, "checkpoint")))
         self.learner.save_state(self.ledger.place(_state(iteration)), moments=keep)
         self.ledger.finish(
@@ -227,6 +230,7 @@ class Crew:
             save_s=time.time() - trained,
             tokens=log.facts["tokens"],
             steps=log.facts["steps"],
+            mfu=used,
         )
         log.clear()
         self.trained = self.weights = iteration
@@ -251,6 +255,7 @@ class Crew:
             f"iteration-{self.trained:03d}/sync.json",
             {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes, "gap": report.gap},
         )
+        self.telemetry.live.last(sync_seconds=report.export_s + report.load_s, sync_bytes=report.bytes)
         self.telemetry.say(
             f"iteration {self.version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
             f"{report.actors} rollout actor(s) in {report.export_s + report.load_s:.1f} s"
@@ -313,9 +318,11 @@ class Crew:
         found = list(examples)
         return {e.key: replace(e, reference=v) for e, v in zip(found, self.learner.values(found), strict=True)}
 
-    def _seen(self) -> dict[str, Any]:
+    def _seen(self, pools: dict[str, list[Row]]) -> dict[str, Any]:
         now = self.telemetry
-        return {"stage": now.stage, "done": now.done, "total": now.total, "version": self.version}
+        figures = now.live.look(pools, {"rollouts": self.rollouts.waiting(), "scorers": self.scorers.waiting()})
+        now.export(figures)
+        return {"stage": now.stage, "done": now.done, "total": now.total, "version": self.version, "now": figures}
 
     def _read_pairs(self, iteration: int) -> list[Example]:
         """The pairs of an iteration from the ledger."""

@@ -100,7 +100,7 @@ class Flow:
         size = self._job.rollouts.speeches_per_item
         batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         items = [Item(key_of(drawing, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
-        lost = Quarantine(place, len(rows), self._telemetry.say)
+        lost, live = Quarantine(place, len(rows), self._telemetry.say), self._telemetry.live
 
         def give_up(request: SamplingRequest, reason: str) -> None:
             for prompt in request.item.prompts:
@@ -119,6 +119,8 @@ class Flow:
                     lost=give_up,
                 ):
                     self._busy["rollout"] += seconds
+                    tokens = sum(len(response.token_ids) for response in group.responses)
+                    live.count(rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses))
                     assert group.version == drawing["version"], f"version {group.version} came from a stale policy"
                     yield group, speech_data.messages(self._prompt, speeches[group.prompt.speech_id]), models
 
@@ -129,6 +131,9 @@ class Flow:
                 lost=lambda asked, reason: lost.add(asked[0].prompt.speech_id, reason),
             ):
                 self._busy["scorer"] += seconds
+                live.count(groups=1)
+                if not place.endswith("dev"):
+                    live.count(sampled=1, reward_sum=sum(group.scores["reward"]) / len(group.responses))
                 yield group
 
         return self._ledger.groups(place, items, produce, lost.reasons)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from psyco_ray import placement, stopping, storage
 from psyco_ray.batches import learning_rate, plan_step
 from psyco_ray.config import Learners, Lora, Optimizer
+from psyco_ray.live import mfu, peak_flops
 from psyco_ray.ranks import LostRanks, Ranks
 from psyco_ray.records import Example, Weights
 
@@ -205,6 +206,15 @@ class LearnerGroup:
             self._replace(count)
         except LostRanks as loss:
             self._rebuild(loss)
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Share of the GPUs' peak that so many trained tokens a second take; None where the peak is not known."""
+        sizes = self._lasting(self._ask, "size", doing="telling its size")
+        peaks = [peak_flops(gpu) for _, _, gpu in sizes]
+        if None in peaks:
+            return None
+        parameters, trained, _ = sizes[0]
+        return mfu(tokens_per_s, parameters, trained, sum(peak for peak in peaks if peak is not None))
 
     def close(self) -> None:
         """End the ranks and free what they held."""

@@ -112,6 +112,7 @@ class Member:
         """For `psyco-ray status`."""
         now = time.monotonic() + 1e-9
         busy = self._busy_s + (now - self.since if self.state is State.BUSY else 0.0)
+        there = now - self._fit_since if self._fit_since is not None else 0.0
         return {
             "member": self.index,
             "state": "leaving" if self.leaving else self.state.value,
@@ -121,9 +122,9 @@ class Member:
             "version": self.prepared.version if self.prepared else 0,
             "items": self.items,
             "restarts": self.restarts,
-            "idle_share": round(1 - busy / (now - self._fit_since), 3)
-            if self._fit_since and now > self._fit_since
-            else 0,
+            "busy_s": busy,
+            "there_s": there,  # since it could work for the first time
+            "idle_share": round(1 - busy / there, 3) if there else 0,
         }
 
 

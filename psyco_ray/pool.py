@@ -139,6 +139,11 @@ class ActorPool(Keeper):
         with self._lock:
             return [member.status() for member in self._members.values()]
 
+    def waiting(self) -> int:
+        """Items that wait for a member."""
+        with self._lock:
+            return sum(stream.waiting for stream in self._streams)
+
     @property
     def actors(self) -> list[Any]:
         """Handles of the members that are there."""

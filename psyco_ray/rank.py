@@ -31,6 +31,14 @@ class LearnerRank:
         """Address and id of the node that this rank runs on, and its process id."""
         return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id(), os.getpid()
 
+    def size(self) -> tuple[int, int, str | None]:
+        """Parameters of the model, those that are trained, and the name of this rank's GPU, if it has one."""
+        import torch
+
+        counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self._model.parameters()]
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else None
+        return sum(n for n, _ in counts), sum(n for n, trained in counts if trained), name
+
     def address(self) -> tuple[str, int]:
         """This process's host address and a free port, for the ranks to meet at."""
         with socket.socket() as probe:

@@ -75,6 +75,11 @@ class Stream:
         """Whether all results are handed over."""
         return self.exhausted and not self.again and not self.running
 
+    @property
+    def waiting(self) -> int:
+        """Items that were read and that nobody does."""
+        return len(self.again) + self._feed.qsize()
+
     def next(self) -> Work | None:
         """The next item; None if there is none now.
 

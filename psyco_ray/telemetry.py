@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from psyco_ray import config
 from psyco_ray.learner import StepResult
 from psyco_ray.ledger import Ledger
+from psyco_ray.live import Live
 
 T = TypeVar("T")
 _LOG_EVERY_S = 15.0
@@ -23,6 +24,8 @@ class Progress:
         self._began = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self.stage, self.done, self.total = "", 0, 0  # of what goes on now
+        self.live = Live()
+        self._spent, self._gauges = 0.0, dict[str, Any]()
 
     def say(self, text: str) -> None:
         """One line about what happens."""
@@ -44,19 +47,42 @@ class Progress:
                 self.say(f"{what}: {self.done} of {total}")
         self.say(f"{what}: {self.done} done")
 
+    def spend(self, dollars: float) -> None:
+        """More dollars were spent on API calls."""
+        self._spent += dollars
+        self.live.last(spend_usd=self._spent)
+        self.export({"spend_usd": self._spent})
+
+    def export(self, figures: Mapping[str, Any]) -> None:
+        """Set Ray's gauges, exported as ``ray_psyco_ray_<name>``; figures by role carry the tag `role`."""
+        for name, value in figures.items():
+            if isinstance(value, Mapping):
+                for role, one in value.items():
+                    self._gauge(f"psyco_ray_{name}", ("role",)).set(one, tags={"role": role})
+            else:
+                self._gauge(f"psyco_ray_{name}").set(value)
+
+    def _gauge(self, name: str, tags: tuple[str, ...] = ()) -> Any:
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(name, description=f"psyco_ray: {name.replace('_', ' ')}", tag_keys=tags)
+        return self._gauges[name]
+
 
 class Telemetry(Progress):
     """Progress and metrics of one training run."""
 
     def __init__(self, job: config.Job, ledger: Ledger) -> None:
         super().__init__()
-        self._ledger, self._gauges = ledger, dict[str, Any]()
+        self._ledger = ledger
         self._wandb = _wandb_run(job, ledger) if job.telemetry.wandb_project else None
 
     def steps(self, stream: Iterable[StepResult], what: str) -> Iterator[StepResult]:
         """Pass optimizer steps on and say each in a line."""
         for step in stream:
             self.stage, self.done, self.total = what, step.step + 1, step.steps
+            self.live.count(learner_tokens=step.tokens, learner_s=step.seconds)
             accuracy, speed = step.metrics["accuracy"], step.tokens / step.seconds
             self.say(
                 f"{what} step {step.step + 1}/{step.steps}: loss {step.loss:.4f}, accuracy {accuracy:.2f}, "
@@ -65,14 +91,19 @@ class Telemetry(Progress):
             yield step
 
     def metrics(self, iteration: int, values: dict[str, float]) -> None:
-        """Numbers of an iteration, to ``metrics.jsonl`` (once, also after a resume), Ray's metrics and wandb."""
+        """Numbers of an iteration, to ``metrics.jsonl`` (once, also after a resume), Ray's metrics and wandb.
+
+        Ray exports them as ``ray_psyco_<name>``; what goes on within an iteration is `live`.
+        """
         path = self._ledger.path("metrics.jsonl")
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         rows = [row for row in rows if row["iteration"] != iteration]
         rows.append({"iteration": iteration, **values})
         self._ledger.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         for name, value in values.items():
-            self._gauge(name).set(value)
+            self._gauge(f"psyco_{name}").set(value)
+        if "kl" in values:
+            self.live.last(kl=values["kl"])
         if self._wandb is not None:
             self._wandb.log(values, step=iteration)
 
@@ -80,14 +111,6 @@ class Telemetry(Progress):
         """Finish what is still being sent."""
         if self._wandb is not None:
             self._wandb.finish()
-
-    def _gauge(self, name: str) -> Any:
-        """Ray's Prometheus gauge of that name, exported as ``ray_psyco_<name>``."""
-        from ray.util.metrics import Gauge
-
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(f"psyco_{name}", description=f"psyco_ray: {name.replace('_', ' ')}")
-        return self._gauges[name]
 
 
 def _wandb_run(job: config.Job, ledger: Ledger) -> Any:

@@ -21,10 +21,10 @@ class Pool:
 
     def status(self) -> list[dict[str, Any]]:
         one = {"member": 0, "state": "busy", "seconds": 3.0, "node": "n1", "pid": 7, "version": 2}
-        return [{**one, "items": 5, "restarts": 1, "idle_share": 0.25}]
+        return [{**one, "items": 5, "restarts": 1, "busy_s": 30.0, "there_s": 40.0, "idle_share": 0.25}]
 
 
-def seen() -> dict[str, Any]:
+def seen(pools: Any = None) -> dict[str, Any]:
     return {"stage": "iteration 3: sample and score", "done": 5, "total": 64, "version": 2}
 
 

@@ -72,6 +72,10 @@ def test_a_run_leaves_what_it_promises(undisturbed) -> None:
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2]
     assert {"loss", "train_reward", "sync_s", "rollout_tokens_per_s", "dev_heldout"} <= set(lines[0])
+    now = json.loads((undisturbed / "status.json").read_text())["now"]
+    assert now["sync_bytes"] > 1e6
+    assert {"rollouts", "scorers", "learners"} == set(now["idle_share"])
+    assert all(now[f"{name}_per_s"] > 0 for name in ("rollout_tokens", "groups", "learner_tokens"))
     pairs = pq.read_table(undisturbed / "iteration-002" / "pairs.parquet").to_pylist()
     assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
     assert {pair["policy_version"] for pair in pairs} == {1}

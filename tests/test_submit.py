@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,6 +105,7 @@ class Head:
     address: str
     environment: dict[str, str]
     directory: Path  # from which one submits: a checkout with job.yaml
+    metrics: str  # where Prometheus would ask
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -169,7 +172,7 @@ def head(tmp_path_factory, tiny_model, tiny_reward_model) -> Iterator[Head]:
 
     try:
         wait_for(answers, 180, log.read_text)
-        yield Head(address, environment, directory)
+        yield Head(address, environment, directory, f"http://127.0.0.1:{ports['metrics-export-port']}/metrics")
     finally:
         itself = psutil.Process(process.pid)
         processes = [itself, *itself.children(recursive=True)]
@@ -182,14 +185,46 @@ def head(tmp_path_factory, tiny_model, tiny_reward_model) -> Iterator[Head]:
     assert not left, "a process of the head was left behind"
 
 
+@contextlib.contextmanager
+def scraped(url: str) -> Iterator[set[str]]:
+    """The names of our metrics that were seen at the endpoint meanwhile."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            with contextlib.suppress(requests.RequestException):
+                seen.update(re.findall(r"^ray_psyco_ray_(\w+)\{", requests.get(url, timeout=5).text, re.MULTILINE))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+
+
 @pytest.fixture(scope="module")
-def plain(head, tmp_path_factory) -> Path:
-    """The run of a job that was submitted as the README says, with Ray's own command."""
+def submitted(head, tmp_path_factory) -> tuple[Path, set[str]]:
+    """The run of a job that was submitted as the README says, with Ray's own command; the metrics it showed."""
     run = tmp_path_factory.mktemp("plain") / "run"
     line = ["ray", "job", "submit", "--working-dir", ".", "--", "psyco-ray", "iterate", "job.yaml", f"run_dir={run}"]
-    done = head.run(*line, *LENGTH, RAY_API_SERVER_ADDRESS=head.address)
+    with scraped(head.metrics) as seen:
+        done = head.run(*line, *LENGTH, RAY_API_SERVER_ADDRESS=head.address)
     assert done.returncode == 0, done.stdout[-5000:]
-    return run
+    return run, seen
+
+
+@pytest.fixture(scope="module")
+def plain(submitted) -> Path:
+    return submitted[0]
+
+
+@pytest.mark.slow
+def test_a_run_shows_what_it_does_to_prometheus(submitted) -> None:
+    live = {"rollout_tokens_per_s", "groups_per_s", "learner_tokens_per_s", "queue_depth", "idle_share", "reward"}
+    assert live <= submitted[1]
 
 
 def stamps(run: Path) -> dict[Path, int]:

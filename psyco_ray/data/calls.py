@@ -182,11 +182,13 @@ def run(
             stopped = told  # the other parts come back at once; Ray must not be left with a stream half read
         else:
             facts += Facts(**told["facts"])
+    dollars = ray.get(meter.spent.remote(), timeout=60)["cost"]
+    progress.spend(dollars)
     if stopped is not None:
         raise {"OutOfBudget": OutOfBudget, "Unavailable": Unavailable, "ValueError": ValueError}[stopped["error"]](
             stopped["text"]
         )
-    return facts, ray.get(meter.spent.remote(), timeout=60)["cost"]
+    return facts, dollars
 
 
 def _aside(unit: Unit, found: Asked[Any]) -> Row:

@@ -42,7 +42,11 @@ def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
         "evaluate_s": evaluate["seconds"],
         "rollout_tokens_per_s": pairs["tokens"] / pairs["seconds"],
         "train_tokens_per_s": train["tokens"] / train["train_s"],
+        "groups_per_s": pairs["speeches"] / pairs["seconds"],
+        "sync_bytes": sync["bytes"],
     }
+    if train.get("mfu") is not None:
+        found["mfu"] = train["mfu"]
     found |= evaluate["monitors"]
     if "judge" in evaluate:
         found["dev_judge_win_rate"] = evaluate["judge"]["win_rate_vs_base"]

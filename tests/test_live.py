@@ -1,0 +1,71 @@
+"""What a run tells of itself as it goes."""
+
+import pytest
+
+from psyco_ray import live
+from psyco_ray.live import Live
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    return now
+
+
+def member(busy_s: float, there_s: float) -> dict[str, float]:
+    return {"busy_s": busy_s, "there_s": there_s}
+
+
+def test_speeds_means_and_idle_shares_are_those_of_the_last_minute(clock) -> None:
+    figures = Live()
+    for second in range(1, 121):
+        clock[0] += 1
+        tokens = 10 if second <= 60 else 40
+        figures.count(rollout_tokens=tokens, response_tokens_sum=tokens, responses=4, groups=1)
+        figures.count(sampled=1, reward_sum=float(second > 60))
+        if second > 90:
+            figures.count(learner_tokens=200, learner_s=1.0)
+        # one member works all the time, the other not at all any more
+        pools = {"rollouts": [member(second, second), member(min(second, 60), second)], "scorers": []}
+        found = figures.look(pools, {"rollouts": 3, "scorers": 0})
+    assert found["rollout_tokens_per_s"] == pytest.approx(40)
+    assert found["groups_per_s"] == pytest.approx(1)
+    assert found["learner_tokens_per_s"] == pytest.approx(100)
+    assert found["reward"] == 1.0
+    assert found["response_tokens"] == 10
+    assert found["idle_share"] == {"rollouts": 0.5, "learners": 0.5}
+    assert found["queue_depth"] == {"rollouts": 3, "scorers": 0}
+
+
+def test_what_did_not_happen_is_left_out_and_last_figures_stay(clock) -> None:
+    figures = Live()
+    figures.last(sync_bytes=1e6, mfu=0.3)
+    figures.last(mfu=0.41)
+    clock[0] += 500
+    found = figures.look({"rollouts": [member(0.0, 0.0)]}, {"rollouts": 0})
+    assert (found["sync_bytes"], found["mfu"]) == (1e6, 0.41)
+    assert "reward" not in found
+    assert found["idle_share"] == {"learners": 1.0}
+    assert found["groups_per_s"] == 0
+    assert live.described(found) == (
+        "in the last minute: 0 rollout tokens/s, 0.00 groups/s, 0 learner tokens/s, MFU 0.41, learners idle 100 %"
+    )
+
+
+def test_members_that_left_make_no_idle_share_below_zero(clock) -> None:
+    figures = Live()
+    figures.look({"scorers": [member(50.0, 60.0), member(50.0, 60.0)]}, {})
+    clock[0] += live.WINDOW_S
+    assert "scorers" not in figures.look({"scorers": [member(55.0, 70.0)]}, {})["idle_share"]
+
+
+def test_mfu_counts_what_is_trained() -> None:
+    peak = live.peak_flops("NVIDIA H100 80GB HBM3")
+    assert peak == 989e12
+    assert live.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert live.peak_flops("NVIDIA L40S") != live.peak_flops("NVIDIA L4")
+    assert live.peak_flops("Radeon") is live.peak_flops(None) is None
+    # all of 8 billion weights: 6 operations a weight and token
+    assert live.mfu(8000, 8_000_000_000, 8_000_000_000, peak) == pytest.approx(8000 * 48e9 / 989e12)
+    assert live.mfu(8000, 8_000_000_000, 0, peak) == pytest.approx(8000 * 32e9 / 989e12)
