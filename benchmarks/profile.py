@@ -150,14 +150,14 @@ class Bench:
 
     def training(self, rounds: int, pairs: list[Example], parameters: int) -> dict[str, float]:
         """Seconds of a trained token on one rank, of an optimizer step, and of what is written and sent."""
-        sizes = [SMALL, *[SMALL, LARGE] * rounds]  # the first warms up
+        sizes = [SMALL, LARGE] * (rounds + 1)  # the first two warm up
         batches = [pairs[:size] for size in sizes]
         ranks = self.learner.ranks
         steps = self.learner.train(batches, steps=len(batches))
         counts, seconds = [], []
         for number, batch in enumerate(batches):
             _, took = self.meter.take(ranks, lambda: next(steps))
-            if number:
+            if number > 1:
                 counts.append((sum(pair.tokens for pair in batch) / len(ranks), 1.0))
                 seconds.append(took)
         token_s, step_s = self.meter.fit("training", counts, seconds)

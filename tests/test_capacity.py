@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import statistics
 from pathlib import Path
 
 import pytest
 import yaml
 
-from psyco_ray import advice, capacity, cli
+from psyco_ray import advice, capacity, cli, jobfile
 from psyco_ray.capacity import Profile, Roles, Shape
 from psyco_ray.config import Job
 
+ROOT = Path(__file__).parents[1]
+DEMO_SECONDS = (80.0, 74.0, 71.7)
 SHAPE = Shape("thousand", 1000, 2, 10, 100)
 RATES = {
     "start_s": 1,
@@ -168,10 +171,20 @@ def test_plan_for_gpus_proposes_predicts_and_names_what_decides(capsys) -> None:
 
 def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of this machine, not of a Ray that other tests brought up
-    assert cli.main(["plan", str(Path(__file__).parents[1] / "jobs" / "demo.yaml")]) == 0
+    assert cli.main(["plan", str(ROOT / "jobs" / "demo.yaml")]) == 0
     said = capsys.readouterr().out
     assert "every phase fits" in said
     assert "an iteration" in said
+
+
+def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() -> None:
+    """Those that the demo took on the machine where the profile was measured, one after the other."""
+    rates = capacity.profile_of("cpu-2-cores")
+    assert not rates.estimated
+    given = jobfile.load_as(Job, ROOT / "jobs" / "demo.yaml")
+    shape = capacity.shape_of(given.model)
+    found = capacity.forecast(given, shape, rates, capacity.roles_of(given), given.sampling.max_tokens, cores=2)
+    assert found.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
 
 
 def write_run(place: Path, gpus: float, rollout_busy: float, scorer_busy: float, train_s: float) -> str:
