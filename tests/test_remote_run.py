@@ -155,7 +155,7 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     said: list[str] = []
 
     def begin() -> control.Control:
-        return control.Control(ledger, {}, {}, lambda: seen, said.append)
+        return control.Control(ledger, {}, {}, lambda _: seen, said.append)
 
     began = begin()
     time.sleep(2.5)  # a local status would be written twice
