@@ -10,6 +10,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import commands
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -571,8 +572,8 @@ def test_a_policy_meets_its_opponent_and_nothing_is_done_twice(local_ray, tmp_pa
         assert "tiny" in (root / name).read_text()
 
 
-def command(path: Path, *more: object) -> list[str]:
-    return [sys.executable, "-m", "psyco_ray.cli", "evaluate-policy", str(path), *map(str, more)]
+def command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "psyco_ray.cli", "evaluate-policy", str(path)]
 
 
 @pytest.mark.slow
@@ -599,7 +600,7 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_paid_twice(local_ray,
     assert counts(slow_url)["by_kind"]["talker"] == 30
     assert counts(slow_url)["by_kind"]["judge"] < 30, "it was to be killed in between"
 
-    stopped = subprocess.run(command(path, "--max-cost", 0.01), capture_output=True, text=True, timeout=400)
+    stopped = commands.run("evaluate-policy", path, "--max-cost", 0.01)
     assert stopped.returncode == 75, stopped.stderr[-3000:]
     assert "the same command goes on" in stopped.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()

@@ -11,6 +11,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import commands
 import hypothesis
 import psutil
 import pyarrow.parquet as pq
@@ -383,8 +384,8 @@ def test_pairs_that_do_not_fit_are_counted_and_without_any_left_it_is_refused(lo
         run(settings(tmp_path / "none", mine, max_tokens=8, scorers=one))
 
 
-def command(path: Path, *more: object) -> list[str]:
-    return [sys.executable, "-m", "psyco_ray.cli", "evaluate-reward", str(path), *map(str, more)]
+def command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "psyco_ray.cli", "evaluate-reward", str(path)]
 
 
 @pytest.mark.slow
@@ -409,7 +410,7 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_done_twice(local_ray,
     assert 0 < len(before) < 10, "it was to be killed in between"
     assert paid == 0
 
-    stopped = subprocess.run(command(path, "--max-cost", 0.05), capture_output=True, text=True, timeout=400)
+    stopped = commands.run("evaluate-reward", path, "--max-cost", 0.05)
     assert stopped.returncode == 75, stopped.stderr[-3000:]
     assert "the same command goes on" in stopped.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()

@@ -10,6 +10,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import commands
 import pytest
 import yaml
 
@@ -70,8 +71,7 @@ def test_from_speeches_to_pairs_with_real_models(judge, tmp_path, local_ray):
         "pair": {"min_gap": 0.2},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    command = [sys.executable, "-m", "psyco_ray.cli", "data", "build", str(tmp_path / "job.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    done = commands.run("data", "build", tmp_path / "job.yaml", within_s=600)
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"

@@ -12,6 +12,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import ended
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def start(job: Path, log: Path, *more: str, command: str = "iterate", own_ray: b
 
 
 def finish(job: Path, log: Path, *more: str, command: str = "iterate") -> None:
-    assert start(job, log, *more, command=command).wait(timeout=400) == 0, log.read_text()[-3000:]
+    assert ended(start(job, log, *more, command=command), 400, log.read_text) == 0, log.read_text()[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
         assert children
         began = time.monotonic()
         process.send_signal(how)
-        code = process.wait(timeout=200)
+        code = ended(process, 200, log.read_text)
         print(f"recovery: {how.name} while {moment}: ended after {time.monotonic() - began:.1f} s")
         if how is signal.SIGTERM:
             assert code == 75, log.read_text()[-3000:]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import ended
 from safetensors.torch import load_file
 
 from psyco_ray import config
@@ -59,7 +60,7 @@ def make_job(tmp_path_factory, tiny_model, local_ray):
 @pytest.fixture(scope="module")
 def undisturbed(make_job) -> Path:
     job, run, log = make_job("undisturbed")
-    assert start(job, log).wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert ended(start(job, log), 300, log.read_text) == 0, log.read_text()[-3000:]
     return run
 
 
@@ -93,7 +94,7 @@ def test_a_training_that_is_killed_twice_goes_on_to_the_same_weights(undisturbed
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not (run / "reward.json").exists(), "the kill came too late to show anything"
-    assert start(job, log).wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert ended(start(job, log), 300, log.read_text) == 0, log.read_text()[-3000:]
     assert log.read_text().count(f" of {STEPS} steps are done") == 2, "it began anew"
     ours, theirs = (load_file(r / "reward" / "model.safetensors") for r in (run, undisturbed))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())

@@ -1,0 +1,51 @@
+"""Commands that tests start and wait for; one that does not end in time is told with what it was doing, and ended."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import ray
+
+
+def run(*arguments: object, within_s: float = 400) -> subprocess.CompletedProcess:
+    """psyco-ray with these arguments, from start to end."""
+    command = [sys.executable, "-m", "psyco_ray.cli", *map(str, arguments)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        code = ended(subprocess.Popen(command, stdout=out, stderr=err), within_s, lambda: _text(err))
+        return subprocess.CompletedProcess(command, code, _text(out), _text(err))
+
+
+def ended(process: subprocess.Popen, within_s: float, said) -> int:
+    """The code a command ended with; `said` gives what it wrote."""
+    try:
+        return process.wait(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        found = f"not ended within {within_s:.0f} s\n{said()[-2500:]}\n{_doing(process.pid)}"
+    finally:
+        process.kill()
+        process.wait()
+    raise AssertionError(found)
+
+
+def _text(file) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _doing(pid: int) -> str:
+    """The command's threads, what Ray has free, its actors by state, and the machine's memory and load."""
+    spy = Path(sys.executable).with_name("py-spy")  # comes with Ray
+    stacks = subprocess.run([spy, "dump", "--pid", str(pid)], capture_output=True, text=True, check=False)
+    lines = [stacks.stdout[-3000:] or stacks.stderr[-300:]]
+    if ray.is_initialized():
+        states = Counter((one["ActorClassName"], one["State"]) for one in ray._private.state.actors().values())
+        lines.append(f"Ray has free {ray.available_resources()}; actors {dict(states)}")
+    memory = psutil.virtual_memory()
+    lines.append(f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, load {os.getloadavg()}")
+    busy = sorted(psutil.process_iter(["name", "status", "memory_info"]), key=lambda p: -p.info["memory_info"].rss)
+    lines += [f"{p.pid} {p.info['name']} {p.info['status']} {p.info['memory_info'].rss >> 20} MiB" for p in busy[:12]]
+    return "\n".join(lines)
