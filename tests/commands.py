@@ -46,6 +46,7 @@ def _doing(pid: int) -> str:
         lines.append(f"Ray has free {ray.available_resources()}; actors {dict(states)}")
     memory = psutil.virtual_memory()
     lines.append(f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, load {os.getloadavg()}")
-    busy = sorted(psutil.process_iter(["name", "status", "memory_info"]), key=lambda p: -p.info["memory_info"].rss)
+    seen = [p for p in psutil.process_iter(["name", "status", "memory_info"]) if p.info["memory_info"]]  # no zombies
+    busy = sorted(seen, key=lambda p: -p.info["memory_info"].rss)
     lines += [f"{p.pid} {p.info['name']} {p.info['status']} {p.info['memory_info'].rss >> 20} MiB" for p in busy[:12]]
     return "\n".join(lines)

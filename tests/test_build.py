@@ -10,6 +10,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import commands
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -23,12 +24,7 @@ HERE = Path(__file__).parent
 
 
 def psyco_ray(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "psyco_ray.cli", "data", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    return commands.run("data", *arguments)
 
 
 def write_job(where: Path, url: str, count: int, **changes) -> Path:

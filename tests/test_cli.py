@@ -1,9 +1,8 @@
 """The command as a user meets it: bad input gives one sentence and exit code 2."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from psyco_ray import cli
@@ -15,11 +14,6 @@ def own_environment(monkeypatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "psyco_ray.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd)
 
 
 def write_job(tmp_path: Path, text: str = "") -> str:
@@ -63,7 +57,7 @@ def test_iterate_wants_a_reward_model(tmp_path, capsys) -> None:
 
 
 def test_a_wrong_key_is_named_by_the_command_itself(tmp_path) -> None:
-    found = run("iterate", write_job(tmp_path, "sampling: {temprature: 1}"))
+    found = commands.run("iterate", write_job(tmp_path, "sampling: {temprature: 1}"))
     assert found.returncode == 2
     assert found.stderr.strip().endswith("unknown key sampling.temprature; did you mean sampling.temperature?")
     assert found.stdout == ""
@@ -84,7 +78,7 @@ def test_errors_out_of_actors_are_one_sentence_too(tmp_path, tiny_model, tiny_re
         "rollouts: {cpus: 0.1, max_model_len: 512, kv_cache_gb: 0.1}\nsampling: {max_tokens: 8}\n"
         f"scorers: {{cpus: 0.1, reward_model: {broken}}}\nlearners: {{cpus: 0.1}}\n",
     )
-    found = run("iterate", job)
+    found = commands.run("iterate", job)
     assert found.returncode == 2, found.stderr
     last = found.stderr.strip().splitlines()[-1]
     assert last.startswith(f"psyco-ray: the tokenizer of {broken} has no chat template")

@@ -71,7 +71,7 @@ def test_from_speeches_to_pairs_with_real_models(judge, tmp_path, local_ray):
         "pair": {"min_gap": 0.2},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    done = commands.run("data", "build", tmp_path / "job.yaml", within_s=600)
+    done = commands.run("data", "build", tmp_path / "job.yaml", within_s=1500)
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
