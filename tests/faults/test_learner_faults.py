@@ -18,6 +18,7 @@ from psyco_ray.batches import batches
 from psyco_ray.config import Learners, Optimizer
 from psyco_ray.learner import REBUILDS, LearnerGroup
 from psyco_ray.losses import BradleyTerry
+from psyco_ray.ranks import Ranks
 from psyco_ray.records import Example
 
 pytestmark = pytest.mark.slow
@@ -169,6 +170,13 @@ def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
     monkeypatch.setattr(placement, "PLACEMENT_DEADLINE_S", 3.0)
     learner = group(tiny_model, cpus=3, dtype="float32")
     blockers = []
+    end = Ranks.end
+
+    def end_and_crowd(ranks: Ranks) -> None:
+        end(ranks)
+        assert all(blocker.wait(60) for blocker in blockers), "it takes the room before others ask for it"
+
+    monkeypatch.setattr(Ranks, "end", end_and_crowd)
 
     def crowd(moment: str) -> None:
         if moment == "step 3":
