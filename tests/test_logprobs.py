@@ -141,4 +141,4 @@ def test_nothing_is_filled_up_but_attention() -> None:
 def test_attention_sinks_are_refused() -> None:
     one = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="attention sinks"):
-        attention.attention(None, one, one, one, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), s_aux=one)
+        attention.attention(None, one, one, one, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), sizes=[(1, 1)], s_aux=one)
