@@ -30,7 +30,7 @@ from typing import Any
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), HF_HUB_OFFLINE="1")
 
 import ray
-from turns import OnDemand, asked_of, by_turns, check_losses, conversations, peak, result
+from sides import OnDemand, asked_of, by_turns, check_losses, conversations, peak, result
 
 from psyco_ray import config, models, placement
 from psyco_ray.learner import LearnerGroup
@@ -38,7 +38,6 @@ from psyco_ray.losses import Dpo
 from psyco_ray.records import Asked, Example
 
 SPEED_BAR, MEMORY_BAR = 2.0, 0.7
-BATCH = 8
 LEARNING_RATE = 5e-7
 BETAS = (0.9, 0.999)  # TRL's default
 
@@ -61,7 +60,7 @@ class Trl(OnDemand):
             gradient_checkpointing=False,
             precompute_ref_log_probs=True,
             per_device_train_batch_size=given.peer_micro,
-            gradient_accumulation_steps=BATCH // given.peer_micro,
+            gradient_accumulation_steps=given.batch // given.peer_micro,
             num_train_epochs=1,
             train_sampling_strategy="sequential",
             learning_rate=LEARNING_RATE,
@@ -102,7 +101,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
         Dpo(config.Dpo()),
         settings,
         config.Optimizer(
-            learning_rate=LEARNING_RATE, batch_size=BATCH, betas=BETAS, warmup_ratio=0.0, schedule="constant"
+            learning_rate=LEARNING_RATE, batch_size=given.batch, betas=BETAS, warmup_ratio=0.0, schedule="constant"
         ),
         seed=0,
         start_s=600,
@@ -113,7 +112,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
     options = placement.pool_options(config.Rollouts(threads=given.threads))
     peer = ray.remote(Trl).options(**options).remote(model, conversations(asked), given)
     ray.get(peer.ready.remote(), timeout=3600)
-    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    batches = [examples[i : i + given.batch] for i in range(0, len(examples), given.batch)]
     ours, theirs = by_turns(learner, batches, peer)
     memory = ray.get([learner.ranks[0].__ray_call__.remote(peak), peer.peak.remote()])
     learner.close()
@@ -129,7 +128,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
             "bar": MEMORY_BAR,
             "pass": share <= MEMORY_BAR,
         },
-        result("learner", BATCH, ours, theirs, SPEED_BAR),
+        result("learner", given.batch, ours, theirs, SPEED_BAR),
     ]
 
 
@@ -181,18 +180,19 @@ def main() -> None:
     parser.add_argument("--pairs", default="sample", help="a file of preference pairs")
     parser.add_argument("--prompt", type=int, help="tokens of made-up prompts")
     parser.add_argument("--response", type=int, help="tokens of made-up responses")
-    parser.add_argument("--steps", type=int, default=8, help=f"of {BATCH} pairs")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="pairs of a step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"))
     parser.add_argument("--fp32", dest="dtype", action="store_const", const="float32")
-    parser.add_argument("--micro", type=int, default=512, help="our micro-batch, tokens")
+    parser.add_argument("--micro", type=int, default=640, help="our micro-batch, tokens")
     parser.add_argument("--peer", choices=("autocast", "pure"), default="autocast")
     parser.add_argument("--peer-micro", type=int, default=2, help="TRL's micro-batch, pairs")
     parser.add_argument("--peer-attention", default="sdpa", help="or eager")
     given = parser.parse_args()
     given.dtype = given.dtype or ("bfloat16" if native_bfloat16() else "float32")
     model = models.resolve(given.model)
-    count = given.steps * BATCH
+    count = given.steps * given.batch
     if given.prompt or given.response:
         tokenizer = models.load_tokenizer(model)
         asked = made_up(tokenizer, count, given.prompt or 64, given.response or 256)

@@ -23,7 +23,7 @@ from typing import Any
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), HF_HUB_OFFLINE="1")
 
 import ray
-from turns import OnDemand, Turn, asked_of, by_turns, check_losses, conversations, described, peak, result, timed
+from sides import OnDemand, Turn, asked_of, by_turns, check_losses, conversations, described, peak, result, timed
 
 from psyco_ray import config, models, reward
 from psyco_ray.encode import encode

@@ -26,7 +26,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), H
 
 import numpy as np
 import ray
-import turns  # noqa: F401 - takes this directory off the module path
+import sides  # noqa: F401 - takes this directory off the module path
 
 from psyco_ray import config, placement, sync
 from psyco_ray.learner import LearnerGroup
