@@ -4,7 +4,8 @@
 
 Our learner of one rank and TRL's trainer take steps by turns over the same pairs in the same order, with as many
 threads. Both have the reference's log-probabilities beforehand, without gradient checkpointing. The first step of each
-is a warm-up and not counted. Ratios are medians over steps, by wall clock; CPU-seconds stand beside them.
+is a warm-up and not counted. Ratios are medians over steps, by wall clock; CPU-seconds stand beside them. Ours runs as
+in a job, with what its actors' environment sets; TRL's in a plain environment.
 
 What each side holds, by `--dtype` (default: bfloat16 where this CPU multiplies it, float32 elsewhere):
   float32    both: weights, gradients and Adam's moments in float32. Losses must agree within 1e-3 (`--fp32` the same).
@@ -32,7 +33,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), H
 import ray
 from sides import OnDemand, asked_of, by_turns, check_losses, conversations, peak, result
 
-from psyco_ray import config, models, placement
+from psyco_ray import config, models
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.records import Asked, Example
@@ -109,8 +110,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
     )
     learner.wait_ready()
     examples = [replace(e, reference=v) for e, v in zip(examples, learner.values(examples), strict=True)]
-    options = placement.pool_options(config.Rollouts(threads=given.threads))
-    peer = ray.remote(Trl).options(**options).remote(model, conversations(asked), given)
+    peer = ray.remote(Trl).options(num_cpus=given.threads).remote(model, conversations(asked), given)
     ray.get(peer.ready.remote(), timeout=3600)
     batches = [examples[i : i + given.batch] for i in range(0, len(examples), given.batch)]
     ours, theirs = by_turns(learner, batches, peer)
