@@ -147,8 +147,8 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
         print(f"recovery: {how.name} while {moment}: ended after {time.monotonic() - began:.1f} s")
         if how is signal.SIGTERM:
             assert code == 75, log.read_text()[-3000:]
-            told = log.read_text().strip().splitlines()[-1]
-            assert told.startswith("psyco-ray: stopped; the same command with --resume")
+            ours = [line for line in log.read_text().splitlines() if "(raylet)" not in line]  # Ray may speak last
+            assert ours[-1].startswith("psyco-ray: stopped; the same command with --resume")
             assert training.exists() == (moment == "training")
         assert not still_there(children, 20), "a process was left behind"
         assert not shared_memory() - before
