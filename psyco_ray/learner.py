@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from psyco_ray import placement, stopping, storage
 from psyco_ray.batches import learning_rate, plan_step
-from psyco_ray.config import Learners, Lora, Optimizer
+from psyco_ray.config import Learners, Lora, Optimizer, Sync
 from psyco_ray.live import mfu, peak_flops
 from psyco_ray.ranks import LostRanks, Ranks
-from psyco_ray.records import Example, Weights
+from psyco_ray.records import Example, Streamed, Weights
 
 if TYPE_CHECKING:
     from psyco_ray.losses import Objective
@@ -35,6 +35,10 @@ T = TypeVar("T")
 Batches = Iterable[Sequence[Example]]
 
 _log = logging.getLogger(__name__)
+
+
+class NotSent(RuntimeError):
+    """Weights could not be sent; the ranks that tried were lost, and there are new ones."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,37 @@ class LearnerGroup:
         answers = self._lasting(self._ask, "export", bucket_mb * 2**20, doing="exporting its weights")
         refs, digest, size = answers[0]
         return Weights(version=version, digest=digest, refs=tuple(refs), bytes=size)
+
+    def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> Streamed:
+        """Send the current weights to rollout actors over NCCL or CUDA IPC, then store them for who joins later.
+
+        An actor that failed to receive them is told of by its digest. What is stored lives as long as rank 0; nobody
+        waits for it here.
+
+        Args:
+            transport: nccl or ipc.
+            actors: of the rollouts.
+            version: of the weights.
+            workers: of each actor's engine.
+            settings: deadline, size of a piece.
+
+        Raises:
+            NotSent: ranks were lost over it, as where one of NCCL's partners dies; the group was rebuilt.
+        """
+        piece, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
+        given = transport, actors, version, workers
+        try:
+            [meeting] = self._ranks.get([self.ranks[0].address.remote()], self._step_s, "finding a free port")
+            digest, size, failures = self._ranks.ask(
+                "send", *given, meeting, piece, 0.9 * deadline_s, deadline_s=deadline_s, doing="sending weights"
+            )[0]
+        except LostRanks as loss:
+            self._rebuild(loss)
+            raise NotSent(str(loss)) from loss
+        for actor, reason in failures.items():
+            _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
+        stored, *_ = [rank.export.remote(piece) for rank in self.ranks]
+        return Streamed(version, digest, size, stored)
 
     def save_model(self, target: str | Path) -> None:
         """Write a model directory that transformers and vLLM load, at a path that rank 0 sees or at a URI."""
