@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from ray.util.placement_group import PlacementGroup
+
 from psyco_ray import placement, stopping, storage
 from psyco_ray.batches import learning_rate, plan_step
 from psyco_ray.config import Learners, Lora, Optimizer, Sync
@@ -79,6 +81,7 @@ class LearnerGroup:
         seed: int,
         state: str | None = None,
         lora: Lora | None = None,
+        rooms: PlacementGroup | None = None,
         start_s: float,
         step_s: float,
     ) -> None:
@@ -92,6 +95,7 @@ class LearnerGroup:
             seed: of a new reward head and of what the model draws.
             state: a directory that `save_state` wrote, to continue from.
             lora: train low-rank adapters instead of all weights.
+            rooms: one for each rank, that it shares with a rollout; None: the ranks have theirs alone.
             start_s: seconds a rank may take to get ready.
             step_s: seconds a step may take.
 
@@ -99,7 +103,7 @@ class LearnerGroup:
             NoRoom: the cluster has no room for the ranks.
         """
         self._settings, self._optimizer, self._seed = settings, optimizer, seed
-        self._step_s, self._start_s = step_s, start_s
+        self._step_s, self._start_s, self._rooms = step_s, start_s, rooms
         self._begin: dict[str, Any] = {
             "model": model,
             "objective": objective,
@@ -225,6 +229,14 @@ class LearnerGroup:
         """Go on from a state that `save_state` wrote; every rank reads it."""
         self._state, self._since = storage.absolute(target), []
         self._lasting(lambda: self._ranks.ask("load_state", self._state, deadline_s=self._start_s, doing="loading"))
+
+    def sleep(self) -> None:
+        """Move everything that the ranks hold on their GPUs to the host, until `wake`."""
+        self._lasting(self._ask, "sleep", doing="leaving its GPU")
+
+    def wake(self) -> None:
+        """Bring it back; ranks that never slept stay as they are."""
+        self._lasting(self._ask, "wake", doing="coming back to its GPU")
 
     def resize(self, count: int) -> None:
         """Go on with another number of ranks, which start from the last state; with fewer where there is no room.
@@ -372,4 +384,4 @@ class LearnerGroup:
             raise RuntimeError(f"the learner cannot be rebuilt: {error}, nor for fewer") from error
 
     def _placed(self, count: int, room_s: float) -> Ranks:
-        return Ranks(self._settings, count, room_s, self._state, self._begin)
+        return Ranks(self._settings, count, room_s, self._state, self._begin, self._rooms)

@@ -261,6 +261,14 @@ class LearnerRank:
         senders.send(transport, source, client, self.rank, meeting, world, piece_bytes)
         return source.tally.digest(), source.tally.bytes, client.failures
 
+    def sleep(self) -> None:
+        """Leave the GPU to others: weights and optimizer go to the host."""
+        self._state.to_host()
+
+    def wake(self) -> None:
+        """Come back, if it left."""
+        self._state.to_device()
+
     def save_model(self, target: str) -> None:
         """Write the weights in the compute dtype as a model directory (rank 0; the others take part)."""
         from psyco_ray import models
