@@ -79,8 +79,7 @@ class LearnerRank:
             LOCAL_SIZE="1",
         )
         on_gpu = settings.gpus > 0
-        if not on_gpu:
-            os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"  # whatever the driver's environment says
         import deepspeed
         import torch
         from transformers.integrations import HfDeepSpeedConfig
