@@ -4,6 +4,7 @@ The GPUs are numbers that Ray gives out; what really computes on one is in `test
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from psyco_ray import placement
+from psyco_ray import jobfile, placement
 from psyco_ray.config import Job
 from psyco_ray.member import State
 from psyco_ray.placement import Node
@@ -20,6 +21,7 @@ from psyco_ray.pool import ActorPool
 from psyco_ray.roles import Learners, Rollouts, Scorers
 from psyco_ray.turns import Turns
 
+JOBS = Path(__file__).parent.parent / "jobs"
 SCRIPT = Path(__file__).parent / "colocated_actors.py"
 
 
@@ -45,6 +47,21 @@ def test_a_pair_takes_one_gpu_and_the_scorer_what_it_leaves() -> None:
         places(job(2, scorer=0.2), Node("a", 8, 2))
     with pytest.raises(ValueError, match=r"rollout\+learner 2 of 2 .*0.9 GPUs each\) finds no room"):
         places(job(2), Node("a", 8, 1))
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("psyco-llama3-3b", 1), ("psyco-llama3-8b", 4)])
+def test_the_commands_in_job_files_fit_the_gpus_that_they_name(name: str, gpus: int) -> None:
+    path = JOBS / f"{name}.yaml"
+    comment = path.read_text().replace("\\\n#", " ")
+    [command] = [line for line in comment.splitlines() if "colocated=true" in line]
+    given = command[command.index("colocated=true") :].split()
+    wanted = jobfile.load_as(Job, path, given)
+    cpus = int(re.search(rf"`psyco-ray plan`: {gpus} GPUs? and (\d+) CPUs", comment)[1])
+    nodes = [Node("one", cpus, gpus)]
+    placement.check("iterate", placement.iterate_phase(wanted), nodes)
+    placement.check("train-reward", placement.reward_phase(wanted), nodes)
+    with pytest.raises(ValueError, match="cannot hold"):
+        placement.check("iterate", placement.iterate_phase(wanted), [Node("one", cpus - 1, gpus)])
 
 
 def test_parts_of_a_gpu_are_parts_of_one() -> None:
