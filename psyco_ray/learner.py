@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from psyco_ray import storage
@@ -19,6 +20,7 @@ from psyco_ray.batches import learning_rate, plan_step
 from psyco_ray.config import Learners, Lora, Optimizer, Sync
 from psyco_ray.lasting import Batches, Lasting, Training
 from psyco_ray.live import mfu, peak_flops
+from psyco_ray.member import reason_of
 from psyco_ray.ranks import LostRanks
 from psyco_ray.records import Example, Streamed, Weights
 
@@ -31,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class NotSent(RuntimeError):
-    """Weights could not be sent; the ranks that tried were lost, and there are new ones."""
+    """Weights could not be sent; there are new ranks in place of those that tried."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class LearnerGroup(Lasting):
             settings: deadline, size of a piece.
 
         Raises:
-            NotSent: ranks were lost over it, as where one of NCCL's partners dies; the group was rebuilt.
+            NotSent: it failed, as where one of NCCL's partners dies; the group was rebuilt.
         """
         piece, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
         given = transport, actors, version, workers
@@ -164,9 +166,11 @@ class LearnerGroup(Lasting):
             digest, size, failures = self._ranks.ask(
                 "send", *given, meeting, piece, 0.9 * deadline_s, deadline_s=deadline_s, doing="sending weights"
             )[0]
-        except LostRanks as loss:
+        except (LostRanks, RayTaskError) as error:
+            # a sender that failed leaves the other ranks behind, waiting for it
+            loss = error if isinstance(error, LostRanks) else LostRanks(f"sending failed, {reason_of(error)}")
             self._rebuild(loss)
-            raise NotSent(str(loss)) from loss
+            raise NotSent(str(loss)) from error
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
         stored, *_ = [rank.export.remote(piece) for rank in self.ranks]

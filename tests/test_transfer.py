@@ -3,11 +3,13 @@
 import random
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import ray
 import torch
 
+from psyco_ray import senders
 from psyco_ray.records import Streamed
 from psyco_ray.senders import Client, Described, Source, pieces
 from psyco_ray.tally import Tally, fingerprint
@@ -135,6 +137,63 @@ def test_an_actor_that_hangs_is_left_out_at_the_deadline(local_ray) -> None:
     update(client)
     assert client.failures.keys() == {0}
     ray.kill(actor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["ipc", "nccl"])
+def test_vllms_own_trainer_side_takes_our_source_and_client(local_ray, monkeypatch, transport: str) -> None:
+    from vllm.distributed.weight_transfer import factory, ipc_engine, nccl_engine
+    from vllm.distributed.weight_transfer.packed_tensor import PackedIpcChunk
+
+    if not hasattr(factory, "WeightTransferTrainerFactory"):
+        pytest.skip("this vLLM has no trainer side")
+
+    ended, broadcast = [], []
+
+    class Group:
+        def destroy(self) -> None:
+            ended.append(True)
+
+    def offered(iterator, gpu_uuid, post_iter_func, buffer_size_bytes):
+        for piece in pieces(iterator, buffer_size_bytes):
+            names, shapes = [name for name, _ in piece], [list(tensor.shape) for _, tensor in piece]
+            dtypes, sizes = ["bfloat16"] * len(piece), [tensor.nbytes for _, tensor in piece]
+            yield PackedIpcChunk(names, shapes, dtypes, sizes, {gpu_uuid: ("handle",)})
+
+    # what needs a device
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="GPU-0"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(ipc_engine, "packed_ipc_producer", offered)
+    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda _: Group())
+    monkeypatch.setattr(
+        nccl_engine, "packed_nccl_broadcast_producer", lambda iterator, **_: broadcast.extend(n for n, _ in iterator)
+    )
+
+    given = parameters()
+    described = [Described(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in given]
+    source = Source(described, lambda: iter(given), counted=True)
+    actor = ray.remote(Receiver).options(num_cpus=0).remote()
+    client = Client(transport, [actor], version=4, workers=1, deadline_s=30)
+    senders.send(transport, source, client, 0, ("10.0.0.1", 5000), 2, 160)
+    heard = ray.get(actor.heard.remote())
+    assert not client.failures, client.failures
+    assert source.tally.digest() == digest(given)
+    steps = [step for step, _ in heard]
+    told = [told["piece"]["names"] for step, told in heard if step == "take_piece"]
+    met = heard[0][1]["settings"]
+    if transport == "ipc":
+        assert steps == ["meet", "start_update", *["take_piece"] * 3, "finish_update"]
+        assert told == [["layer.0", "layer.1"], ["layer.2"], ["layer.3"]]
+        assert met == {"packed": True}
+    else:
+        assert steps == ["meet", "start_update", "take_piece", "finish_update"]
+        assert told == [broadcast] == [[name for name, _ in given]]
+        expected = {"master_address": "10.0.0.1", "master_port": 5000, "rank_offset": 1, "world_size": 2}
+        assert expected.items() <= met.items()
+        assert (met["packed"], met["packed_buffer_size_bytes"]) == (True, 160)
+        assert ended == [True]
 
 
 @dataclass
