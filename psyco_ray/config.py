@@ -251,7 +251,7 @@ class Job(Section):
     @property
     def transport(self) -> Transport:
         """How weights get from the learner to the rollouts."""
-        return transport_of(self.colocated, self.rollouts, self.learners, self.sync)
+        return transport_of(self.colocated, self.sync)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -63,8 +63,8 @@ SHARED = "colocated: true\nrollouts: {actors: 2, gpus: 0.5}\nlearners: {actors: 
     ("text", "overrides", "transport"),
     [
         ("", [], "object_store"),
-        ("rollouts: {gpus: 1}\nlearners: {gpus: 1}", [], "nccl"),
-        ("rollouts: {gpus: 1}\nlearners: {gpus: 1}", ["sync.transport=object_store"], "object_store"),
+        ("rollouts: {gpus: 1}\nlearners: {gpus: 1}", [], "object_store"),
+        ("rollouts: {gpus: 1}\nlearners: {gpus: 1}", ["sync.transport=nccl"], "nccl"),
         ("rollouts: {gpus: 0.25}\nlearners: {gpus: 1}", [], "object_store"),
         (SHARED, [], "ipc"),
         (SHARED, ["sync.transport=object_store"], "object_store"),
