@@ -13,15 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
-import resource
 import secrets
 import statistics
 import tempfile
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +23,9 @@ from typing import Any
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), HF_HUB_OFFLINE="1")
 
 import ray
+from sides import OnDemand, Turn, asked_of, by_turns, check_losses, conversations, described, peak, result, timed
 
 from psyco_ray import config, models, reward
-from psyco_ray.data import preferences, speeches
 from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
@@ -44,16 +38,7 @@ LEARNING_RATE = 9e-6
 TRL_MICRO = 2  # pairs; more are padded more
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What one turn of a side took, and the loss of its step."""
-
-    wall: float  # seconds
-    cpu: float  # CPU-seconds
-    loss: float = 0.0  # nats a pair
-
-
-class Trl:
+class Trl(OnDemand):
     """TRL's RewardTrainer; it takes a step when it is told to.
 
     Its best on a CPU: no checkpointing, weights and Adam's moments in bfloat16, plain attention. Ours keeps float32
@@ -63,28 +48,10 @@ class Trl:
     def __init__(self, model: str, pairs: list[dict[str, Any]], fp32: bool, threads: int) -> None:
         import datasets
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from trl import RewardConfig, RewardTrainer
 
         torch.set_num_threads(threads)
-        go: queue.Queue[None] = queue.Queue()
-        done: queue.Queue[float] = queue.Queue()
-        losses: list[float] = []
-
-        class Recording(RewardTrainer):
-            def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-                loss = super().compute_loss(*args, **kwargs)
-                losses.append((loss[0] if isinstance(loss, tuple) else loss).item())
-                return loss
-
-        class OnDemand(TrainerCallback):
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                go.get()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                done.put(statistics.mean(losses))
-                losses.clear()
-
         settings = RewardConfig(
             output_dir=tempfile.mkdtemp(),
             use_cpu=True,
@@ -102,46 +69,15 @@ class Trl:
             report_to=[],
             disable_tqdm=True,
         )
-        trainer = Recording(
+        self.begin(
+            RewardTrainer,
+            settings,
             model=AutoModelForSequenceClassification.from_pretrained(
                 model, dtype="float32" if fp32 else "bfloat16", attn_implementation="sdpa" if fp32 else "eager"
             ),
-            args=settings,
             train_dataset=datasets.Dataset.from_list(pairs),
             processing_class=AutoTokenizer.from_pretrained(model),
-            callbacks=[OnDemand()],
         )
-        self._go, self._done = go, done
-        threading.Thread(target=trainer.train, daemon=True).start()
-
-    def ready(self) -> None:
-        """Answer once the trainer is there."""
-
-    def step(self) -> Turn:
-        """Train on the next batch."""
-        return timed(self._step)
-
-    def _step(self) -> float:
-        self._go.put(None)
-        return self._done.get(timeout=600)
-
-    def peak(self) -> float:
-        """Peak memory of this process, GiB."""
-        return peak(self)
-
-
-def timed(work: Callable[[], float]) -> Turn:
-    wall, cpu = time.perf_counter(), time.process_time()
-    loss = work()
-    return Turn(time.perf_counter() - wall, time.process_time() - cpu, loss)
-
-
-def peak(_: Any) -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def cpu_seconds(_: Any) -> float:
-    return time.process_time()
 
 
 def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str, Any]:
@@ -151,16 +87,6 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str
     for one in asked:
         found = encode(tokenizer, one.messages, one.responses, None)
         examples.append(Example(one.key, found.prompt_ids, *found.response_ids))
-    rows = [
-        {
-            "prompt": list(one.messages),
-            **{
-                side: [{"role": "assistant", "content": text}]
-                for side, text in zip(("chosen", "rejected"), one.responses, strict=True)
-            },
-        }
-        for one in asked
-    ]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     learner = LearnerGroup(
         model,
@@ -178,29 +104,18 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str
         start_s=600,
         step_s=600,
     )
-    peer = ray.remote(Trl).options(num_cpus=1).remote(model, rows, given.fp32, given.threads)
+    peer = ray.remote(Trl).options(num_cpus=1).remote(model, conversations(asked), given.fp32, given.threads)
     learner.wait_ready()
     ray.get(peer.ready.remote(), timeout=600)
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
-    steps = learner.train(batches, steps=len(batches))
-    ours: list[Turn] = []
-    theirs: list[Turn] = []
-    for number in range(len(batches)):
-        before = ray.get(learner.ranks[0].__ray_call__.remote(cpu_seconds))
-        began = time.perf_counter()
-        loss = next(steps).loss
-        wall = time.perf_counter() - began
-        ours.append(Turn(wall, ray.get(learner.ranks[0].__ray_call__.remote(cpu_seconds)) - before, loss))
-        theirs.append(ray.get(peer.step.remote()))
-        print(f"step {number}: {described(ours[-1], theirs[-1], 'TRL')}, loss {loss:.5f} and {theirs[-1].loss:.5f}")
+    ours, theirs = by_turns(learner, batches, peer)
     memory = ray.get([learner.ranks[0].__ray_call__.remote(peak), peer.peak.remote()])
     print(f"peak memory: ours {memory[0]:.2f} GiB, TRL {memory[1]:.2f} GiB")
     learner.close()
     ray.shutdown()
     if given.fp32:
-        for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            assert abs(a.loss - b.loss) <= 1e-3 * b.loss, f"step {step}: loss {a.loss} is not TRL's {b.loss}"
-    return result("reward training", BATCH, ours, theirs)
+        check_losses(ours, theirs)
+    return result("reward training", BATCH, ours, theirs, BAR)
 
 
 def score(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str, Any]:
@@ -246,43 +161,7 @@ def score(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str
     print(f"scores differ by {gap:.5f} at most, their standard deviation is {spread:.3f}")
     if given.fp32:
         assert gap <= 1e-3, "scores are not those of transformers"
-    return result("reward scoring", len(found["ours"]), ours, theirs)
-
-
-def described(ours: Turn, theirs: Turn, peer: str) -> str:
-    return (
-        f"ours {ours.wall:.2f} s ({ours.cpu:.2f} CPU), {peer} {theirs.wall:.2f} s ({theirs.cpu:.2f} CPU), "
-        f"ratio {theirs.wall / ours.wall:.2f} ({theirs.cpu / ours.cpu:.2f} by CPU)"
-    )
-
-
-def result(name: str, count: int, ours: list[Turn], theirs: list[Turn]) -> dict[str, Any]:
-    """The last line's facts, of all turns but the first."""
-    pairs = list(zip(ours, theirs, strict=True))[1:]
-    ratio = statistics.median(b.wall / a.wall for a, b in pairs)
-    print(f"{name}: {statistics.median(b.cpu / a.cpu for a, b in pairs):.2f} times as fast by CPU-seconds")
-    return {
-        "name": name,
-        "ours": round(statistics.median(count / a.wall for a, _ in pairs), 2),
-        "peer": round(statistics.median(count / b.wall for _, b in pairs), 2),
-        "ratio": round(ratio, 3),
-        "bar": BAR,
-        "pass": ratio >= BAR,
-    }
-
-
-def asked_of(pairs: str, count: int) -> list[Asked]:
-    """The first pairs of a file, chosen before rejected."""
-    prompt = speeches.load_prompt(config.Prompts())
-    rows = preferences.read(pairs).table.slice(0, count).to_pylist()
-    return [
-        Asked(
-            row["pair_id"],
-            tuple(preferences.conversation(row["form"], row["asked"], prompt)),
-            (row["chosen"], row["rejected"]),
-        )
-        for row in rows
-    ]
+    return result("reward scoring", len(found["ours"]), ours, theirs, BAR)
 
 
 def main() -> None:

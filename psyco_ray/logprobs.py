@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from psyco_ray import attention
+from psyco_ray.head import chunked_logprobs
 
 Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 """A prompt's token ids and those of each response to it."""
@@ -34,10 +34,12 @@ class Packed:
     targets: Tensor  # [S] those tokens
     owner: Tensor  # [S] the response each belongs to, 0 .. R - 1
     last: Tensor  # [R] each response's last token
+    sizes: tuple[tuple[int, ...], ...]  # tokens of each tree's prompt, then of its responses
 
     def to(self, device: torch.device) -> Packed:
         """The same on another device."""
-        return Packed(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        tensors = {name: one.to(device, non_blocking=True) for name, one in vars(self).items() if name != "sizes"}
+        return Packed(**tensors, sizes=self.sizes)
 
 
 def pack(trees: Sequence[Tree]) -> Packed:
@@ -90,6 +92,7 @@ def pack(trees: Sequence[Tree]) -> Packed:
         targets=torch.tensor([token for _, responses in trees for response in responses for token in response]),
         owner=torch.tensor(owner),
         last=torch.tensor(last),
+        sizes=tuple((len(prompt), *map(len, responses)) for prompt, responses in trees),
     )
 
 
@@ -109,32 +112,41 @@ def _places(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
 
 def hidden_states(backbone: Any, packed: Packed) -> Tensor:
     """Last hidden states of a decoder (without its head) that attends as `attention` does, by token, [N, hidden]."""
-    masks = _masks(packed, backbone.config)
-    if attention.adds_mask(backbone.config, packed.mask.device):
-        masks = {kind: attention.added(mask, next(backbone.parameters()).dtype) for kind, mask in masks.items()}
+    masks = _masks(packed, backbone)
     output = backbone(
         input_ids=packed.input_ids,
         attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
         position_ids=packed.position_ids,
         use_cache=False,
         cells=packed.cells,
+        sizes=packed.sizes,
     )
     return output.last_hidden_state[0]
 
 
-def _masks(packed: Packed, config: Any) -> dict[str, Tensor]:
-    """The rows' masks by kind of layer; transformers does not narrow a given one to a layer's sliding window itself."""
+def _masks(packed: Packed, backbone: Any) -> dict[str, Tensor]:
+    """The masks by kind of layer; transformers does not narrow a given one to a layer's sliding window itself."""
+    config = backbone.config
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
+    windows: dict[str, int | None] = {"full_attention": None, "sliding_attention": window}
     if window is None or (kinds is not None and "sliding_attention" not in kinds):
-        return {"full_attention": packed.mask}
+        del windows["sliding_attention"]
+    elif kinds is None:
+        del windows["full_attention"]
+    device = packed.mask.device
+    if attention.adds_mask(config, device):
+        dtype = next(backbone.parameters()).dtype
+        return {kind: attention.added(packed.sizes, back, dtype, device) for kind, back in windows.items()}
+    return {kind: packed.mask if back is None else _narrowed(packed, back) for kind, back in windows.items()}
+
+
+def _narrowed(packed: Packed, window: int) -> Tensor:
+    """The rows' mask, where a token looks back at no more than `window` tokens, itself among them."""
     rows, _, width, _ = packed.mask.shape
     position = packed.position_ids.new_zeros(rows * width).index_copy(0, packed.cells, packed.position_ids[0])
     position = position.view(rows, 1, width)
-    narrow = packed.mask & (position[..., :, None] - position[..., None, :] < window)
-    if kinds is None:
-        return {"sliding_attention": narrow}
-    return {"full_attention": packed.mask, "sliding_attention": narrow}
+    return packed.mask & (position[..., :, None] - position[..., None, :] < window)
 
 
 class ResponseLogprobs(nn.Module):
@@ -155,8 +167,7 @@ class ResponseLogprobs(nn.Module):
 class TokenLogprobs(nn.Module):
     """The output layer, over response positions only and `logit_rows` of them at a time.
 
-    A chunk's logits are made again for the backward pass, so that the tokens x vocabulary matrix never exists. The
-    layer's weight is a parameter of this module: ZeRO-3 gathers it once a pass, however many chunks a rank has.
+    The layer's weight is a parameter of this module: ZeRO-3 gathers it once a pass, however many chunks a rank has.
     """
 
     def __init__(self, layer: Any, logit_rows: int) -> None:
@@ -166,12 +177,7 @@ class TokenLogprobs(nn.Module):
 
     def forward(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target token, float32, shape [S]."""
-        chunks = zip(rows.split(self.logit_rows), targets.split(self.logit_rows), strict=True)
-        return torch.cat([checkpoint(self._chunk, part, wanted, use_reentrant=False) for part, wanted in chunks])
-
-    def _chunk(self, rows: Tensor, targets: Tensor) -> Tensor:
-        logits = nn.functional.linear(rows, self.weight, self.bias).float()
-        return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+        return chunked_logprobs(rows, self.weight, self.bias, targets, self.logit_rows)
 
 
 class ResponseScores(nn.Module):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from psyco_ray.losses import Objective
 
+_REDUCED_TOGETHER = 2**25  # gradients, which are copied for it
+
 
 class LearnerRank:
     """One rank: a DeepSpeed engine in a process of its own."""
@@ -128,6 +130,9 @@ class LearnerRank:
             fused=True,
         )
         self._engine, *_ = deepspeed.initialize(model=module.train(), optimizer=self._optimizer, config=config)
+        if settings.zero_stage == 0:
+            # it would join all gradients into one more copy of them, also for a single rank: `step` adds them up itself
+            self._engine.enable_backward_allreduce = False
         self._state = TrainingState(language_model, self._engine, self._optimizer, settings.zero_stage)
         if state:
             self._state.restore(state)
@@ -174,6 +179,8 @@ class LearnerRank:
             sums["loss"] += losses.sum().item()
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + metric.sum().item()
+        if self._settings.zero_stage == 0 and self.world > 1:
+            self._engine.allreduce_gradients(bucket_size=_REDUCED_TOGETHER)
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return sums if norm is None else {**sums, "grad_norm": float(norm)}
@@ -315,7 +322,11 @@ def _deepspeed_config(settings: Learners, optimizer: Optimizer, world: int) -> d
         "zero_optimization": {
             "stage": settings.zero_stage,
             "overlap_comm": settings.gpus > 0,
-            **({} if settings.gpus else {"reduce_bucket_size": 2**25, "allgather_bucket_size": 2**25}),
+            **(
+                {}
+                if settings.gpus
+                else {"reduce_bucket_size": _REDUCED_TOGETHER, "allgather_bucket_size": _REDUCED_TOGETHER}
+            ),
         },
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

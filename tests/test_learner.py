@@ -15,7 +15,6 @@ from psyco_ray import config
 from psyco_ray.batches import batches, learning_rate, plan_step
 from psyco_ray.config import Learners, Lora, Optimizer
 from psyco_ray.learner import LearnerGroup, StepResult
-from psyco_ray.logprobs import ResponseLogprobs, pack
 from psyco_ray.losses import BradleyTerry, Dpo
 from psyco_ray.records import Example
 
@@ -63,12 +62,17 @@ def steps(learner: LearnerGroup, pairs: list[Example], seed: int, fresh: bool = 
     return learner.train(planned, len(planned), fresh=fresh)
 
 
+def logprob(model, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
+    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
+
+
 @pytest.fixture(scope="module")
 def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same training in plain torch: no Ray, no DeepSpeed, one pair at a time."""
     pairs, optimizer_config = examples(15), Optimizer(learning_rate=1e-3, batch_size=6, epochs=2, schedule="linear")
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    policy, objective = ResponseLogprobs(model), Dpo(config.Dpo())
+    objective = Dpo(config.Dpo())
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     losses = []
     planned = batches(pairs, optimizer_config, 1, seed=1)
@@ -76,8 +80,8 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
         adam.zero_grad()
         total = 0.0
         for pair in batch:
-            values = policy(pack([(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])])).view(1, 2)
-            loss, _ = objective(values, torch.tensor(objective.given([pair])), len(pair.chosen_ids))
+            values = torch.stack([logprob(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)])
+            loss, _ = objective(values.view(1, 2), torch.tensor(objective.given([pair])), len(pair.chosen_ids))
             (loss.sum() / len(batch)).backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,12 +1,21 @@
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from torch.nn.functional import linear
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from psyco_ray import attention, models
+from psyco_ray.head import chunked_logprobs
 from psyco_ray.logprobs import ResponseLogprobs, ResponseScores, branch, pack
 
 
@@ -77,6 +86,68 @@ def test_gradients_equal_those_of_plain_forwards(model, packing) -> None:
     model.zero_grad()
 
 
+def test_blocks_of_queries_change_nothing(model, packing, monkeypatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    test_gradients_equal_those_of_plain_forwards(model, packing)
+
+
+@pytest.mark.parametrize("window", [3, 12])
+def test_a_sliding_window_narrows_rows_and_branches_alike(tiny_model, monkeypatch, window: int) -> None:
+    """Against transformers, one conversation at a time."""
+    config = MistralConfig(**{**AutoConfig.from_pretrained(tiny_model).to_dict(), "model_type": "mistral"})
+    config.sliding_window = window
+    torch.manual_seed(1)
+    model = MistralForCausalLM(config).eval()
+    batch = trees(4, seed=5)
+    plain = [plain_logprob(model, prompt, response) for prompt, responses in batch for response in responses]
+    model.set_attn_implementation(attention.NAME)
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    for adds in (True, False):
+        monkeypatch.setattr(attention, "adds_mask", lambda *_, adds=adds: adds)
+        with torch.no_grad():
+            assert ResponseLogprobs(model)(pack(batch)).tolist() == pytest.approx(plain, abs=2e-4), adds
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("logit_rows", [7, 25, 50, 64])
+def test_the_head_is_as_near_to_the_exact_gradients_as_a_plain_one(
+    dtype: torch.dtype, logit_rows: int, biased: bool
+) -> None:
+    """One chunk or several, whole or not; bfloat16 rounds both alike."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(50, 16), (300, 16), (300,)][: 3 if biased else 2]
+    tensors = [torch.randn(*shape, generator=draw).to(dtype) for shape in shapes]
+    targets, slopes = torch.randint(300, (50,), generator=draw), torch.randn(50, generator=draw)
+
+    def found(computed: Callable[..., torch.Tensor], of: torch.dtype) -> list[torch.Tensor]:
+        leaves = [one.to(of, copy=True).requires_grad_() for one in tensors]
+        values = computed(*leaves)
+        (values * slopes).sum().backward()
+        return [values.double(), *(leaf.grad.double() for leaf in leaves)]
+
+    def plain(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        logits = linear(rows, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+
+    def ours(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return chunked_logprobs(rows, weight, bias, targets, logit_rows)
+
+    for exact, near, mine in zip(found(plain, torch.float64), found(plain, dtype), found(ours, dtype), strict=True):
+        scale, usual = exact.abs().max(), (near - exact).abs().max()
+        assert (mine - exact).abs().max() <= 1.5 * usual + 1e-6 * scale
+
+
+def test_the_head_leaves_out_what_is_not_trained() -> None:
+    rows, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4)
+    chunked_logprobs(rows, weight, None, torch.arange(6), 4).sum().backward()
+    assert rows.grad is not None
+    assert weight.grad is None
+    with torch.no_grad():
+        assert not chunked_logprobs(rows, weight, None, torch.arange(6), 4).requires_grad
+
+
 def test_gradient_checkpointing_changes_no_gradient(tiny_model) -> None:
     gradients = []
     for saving in (False, True):
@@ -141,4 +212,6 @@ def test_nothing_is_filled_up_but_attention() -> None:
 def test_attention_sinks_are_refused() -> None:
     one = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="attention sinks"):
-        attention.attention(None, one, one, one, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), s_aux=one)
+        attention.attention(
+            None, one, one, one, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), sizes=[(1, 1)], s_aux=one
+        )

@@ -1,0 +1,194 @@
+"""Weights from the learner to the rollouts, against `memcpy`; and how many of them a step changes.
+
+.venv/bin/python benchmarks/sync.py [--model smollm2-135m] [--actors 1] [--rounds 4] [--learner-dtype float32]
+.venv/bin/python benchmarks/sync.py --changed [--counts 1 10 100] [--rates 5e-7 5e-6]
+
+Seconds from the end of an optimizer step until a rollout actor has sampled the first token by the new weights: export,
+digests, loading, the probe that shows that they are in use, and one token of one prompt. The peer copies as many bytes
+from one array to another within this process. Medians over rounds, the first not counted; `ratio` is ours over the
+peer's. With --changed the learner trains on short pairs, and the share of weights is printed that, rounded to bfloat16,
+differ from what training began with; nothing is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import statistics
+import time
+from typing import Any
+
+# a token of this run's own, before Ray is imported: it would write one into the home directory
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), HF_HUB_OFFLINE="1")
+
+import numpy as np
+import ray
+import sides  # noqa: F401 - takes this directory off the module path
+
+from psyco_ray import config, placement, sync
+from psyco_ray.learner import LearnerGroup
+from psyco_ray.losses import Dpo
+from psyco_ray.pool import ActorPool
+from psyco_ray.records import Example, Item, Prompt, Weights
+from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+
+BAR = 2.0
+PAIRS = 2  # of a step
+
+
+def pairs(prompt: int, response: int, count: int, seed: int) -> list[Example]:
+    """Pairs of random tokens; the reference's log-probabilities are about those of chance."""
+    rng = random.Random(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(100, 40000) for _ in range(length))
+
+    chance = -10.0 * response
+    return [Example(f"{seed}-{i}", ids(prompt), ids(response), ids(response), (chance, chance)) for i in range(count)]
+
+
+def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
+    """A learner of one rank, ready."""
+    learner = LearnerGroup(
+        given.model,
+        Dpo(config.Dpo()),
+        config.Learners(
+            threads=given.threads,
+            dtype=given.learner_dtype,
+            zero_stage=0 if given.learner_dtype == "float32" else 1,
+            micro_batch_tokens=1024,
+        ),
+        config.Optimizer(learning_rate=rate, batch_size=PAIRS, warmup_ratio=0.0, schedule="constant"),
+        seed=0,
+        start_s=600,
+        step_s=600,
+    )
+    learner.wait_ready()
+    return learner
+
+
+def pool_of(given: argparse.Namespace) -> ActorPool:
+    """The rollout actors, ready."""
+    settings = config.Rollouts(
+        actors=given.actors, cpus=0.5, dtype=given.dtype, max_model_len=512, max_num_seqs=16, kv_cache_gb=0.2
+    )
+    actor = ray.remote(RolloutActor)
+    options = placement.pool_options(settings, environment(settings))
+    pool = ActorPool(
+        "rollout",
+        lambda index: actor.options(**options).remote(f"rollout-{index}", given.model, settings, 0),
+        given.actors,
+        start_s=900,
+        item_s=600,
+    )
+    pool.wait_ready()
+    return pool
+
+
+def memcpy_s(size: int) -> float:
+    """Seconds to copy so many bytes into memory that has been written to before; the median of five times."""
+    source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+    found = []
+    for _ in range(5):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def moving(given: argparse.Namespace) -> dict[str, Any]:
+    """Rounds of a step, a push and a first token."""
+    learner, pool = learner_of(given, 5e-6), pool_of(given)
+    probe = pairs(given.prompt, given.response, 1, seed=99)[0]
+    batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
+    steps = learner.train(batches, steps=len(batches))
+    ours, peer = [], []
+    for version in range(1, len(batches) + 1):
+        next(steps)
+        began = time.perf_counter()
+        report = sync.push(learner, pool, version, probe, config.Sync(max_gap=5.0))
+        pushed = time.perf_counter()
+        item = Item("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
+        next(pool.stream("sample", [SamplingRequest(item, version, 1, 1.0, 1.0, 1)], identity=lambda f: f[0].version))
+        seconds, copied = time.perf_counter() - began, memcpy_s(report.bytes)
+        print(
+            f"version {version}: {seconds:.3f} s for {report.bytes / 2**20:.0f} MiB to {report.actors} actor(s): "
+            f"export {report.export_s:.3f}, load {report.load_s:.3f}, first token {seconds - (pushed - began):.3f}; "
+            f"memcpy {copied:.3f} s; gap {report.gap:.4f} nats a token",
+            flush=True,
+        )
+        if version > 1:
+            ours.append(seconds)
+            peer.append(copied)
+    pool.close()
+    learner.close()
+    ratio = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
+    return {
+        "name": "sync",
+        "ours": round(statistics.median(ours), 4),
+        "peer": round(statistics.median(peer), 4),
+        "ratio": round(ratio, 2),
+        "bar": BAR,
+        "pass": ratio <= BAR,
+        "bytes": report.bytes,
+    }
+
+
+def bfloat16(weights: Weights) -> dict[str, np.ndarray]:
+    """Every weight rounded to bfloat16, as its bits."""
+    import torch
+
+    found = {}
+    for ref in weights.refs:
+        for name, packed in ray.get(ref).items():
+            rounded = sync.as_tensor(*packed).to(torch.bfloat16)
+            found[name] = sync.as_array(rounded)[0].copy()
+    return found
+
+
+def changed(given: argparse.Namespace) -> dict[str, Any]:
+    """Share of bfloat16 weights that differ after so many steps, by learning rate."""
+    shares: dict[str, dict[int, float]] = {}
+    for rate in given.rates:
+        learner = learner_of(given, rate)
+        base = bfloat16(learner.export(0, 1024))
+        size = sum(array.size for array in base.values())
+        last = max(given.counts)
+        shares[f"{rate:g}"] = {}
+        batches = [pairs(16, 12, PAIRS, seed) for seed in range(last)]
+        for result in learner.train(batches, steps=last):
+            count = result.step + 1
+            if count in given.counts:
+                now = bfloat16(learner.export(count, 1024))
+                differ = sum(int(np.count_nonzero(now[name] != array)) for name, array in base.items())
+                shares[f"{rate:g}"][count] = round(differ / size, 6)
+                print(f"rate {rate:g}, {count} steps: {differ / size:.4%} of {size} weights changed", flush=True)
+        learner.close()
+    return {"name": "sync changed", "ours": shares, "peer": None, "ratio": None, "bar": None, "pass": True}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--actors", type=int, default=1, help="rollout actors")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1, help="of the learner")
+    parser.add_argument("--dtype", default="bfloat16", help="of the rollouts")
+    parser.add_argument("--learner-dtype", default="bfloat16", help="of the learner's compute, which is what is sent")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of the probe's prompt")
+    parser.add_argument("--response", type=int, default=32, help="tokens of the probe's response")
+    parser.add_argument("--changed", action="store_true", help="count the weights that training changes")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100], help="optimizer steps")
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-7, 5e-6], help="learning rates")
+    given = parser.parse_args()
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    found = changed(given) if given.changed else moving(given)
+    ray.shutdown()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
