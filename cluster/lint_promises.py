@@ -14,6 +14,7 @@ from typing import Any
 from lint_manifests import ROLE, ROLES, Found, Manifest, Pods, autoscales, nodes, quantity, workers
 
 from psyco_ray import cli, config, jobfile
+from psyco_ray.roles import Actors, Pool
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_IMAGE = "/opt/psyco-ray/"  # where the image has the checkout
@@ -211,7 +212,7 @@ def fits(job: Manifest) -> Found:
     wanted = command(job)
     for role, name, actors, count in _demand(wanted) if isinstance(wanted.job, config.Job) else ():
         groups = [g for g in workers(job["rayClusterSpec"]) if (g.spec.get("labels") or {}).get(ROLE, role) == role]
-        most = max(count, actors.autoscale.max if isinstance(actors, config.Pool) and actors.autoscale else 0)
+        most = max(count, actors.autoscale.max if isinstance(actors, Pool) and actors.autoscale else 0)
         for bound, needed in (("replicas", count), ("maxReplicas", most)):
             room = sum(_replicas(g, bound) * _actors_in(g, actors) for g in groups)
             if room < needed and groups:
@@ -239,12 +240,12 @@ def _job(job: Manifest) -> Any:
     return command(job).job
 
 
-def _demand(wanted: Command) -> list[tuple[str, str, config.Actors, int]]:
+def _demand(wanted: Command) -> list[tuple[str, str, Actors, int]]:
     """Role, setting, size and number of the actors that a command starts."""
     job = wanted.job
     models = {"demo": 2, "train-reward": 1}.get(wanted.name, 0)
     found = [("learner", "reward.learners.actors", job.reward.learners, models * job.reward.learners.actors)]
-    found += [("data", "data.cpus", config.Actors(cpus=job.data.cpus), 1)]
+    found += [("data", "data.cpus", Actors(cpus=job.data.cpus), 1)]
     if wanted.name != "train-reward":
         found += [("rollout", "rollouts.actors", job.rollouts, job.rollouts.actors)]
         found += [("scorer", "scorers.actors", job.scorers, job.scorers.actors)]
@@ -257,7 +258,7 @@ def _replicas(pods: Pods, bound: str) -> float:
     return given if given is not None else math.inf if bound == "maxReplicas" else pods.spec.get("minReplicas", 0)
 
 
-def _actors_in(pods: Pods, actors: config.Actors) -> float:
+def _actors_in(pods: Pods, actors: Actors) -> float:
     """How many such actors a pod holds."""
     needs = [("cpu", actors.cpus), ("nvidia.com/gpu", actors.gpus)]
     return min((math.floor(pods.has(name) / need + 1e-9) for name, need in needs if need), default=math.inf)

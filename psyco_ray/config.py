@@ -5,18 +5,14 @@ Every number of the paper is a default here, with its unit and source; ``jobs/*.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from psyco_ray.jobfile import Section
+from psyco_ray.jobfile import Count, NotNegative, NotNegativeCount, Positive, Section, Share
+from psyco_ray.roles import Learners, Rollouts, Scorers, Sync, Transport, check_sharing, transport_of
 
-Count = Annotated[int, Field(ge=1)]
 Order = Literal["seeded", "strict"]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-NotNegativeCount = Annotated[int, Field(ge=0)]
 
 
 class Data(Section):
@@ -90,46 +86,6 @@ class Dpo(Section):
         return self
 
 
-class Actors(Section):
-    """How many actors a role has and what each of them takes."""
-
-    role: ClassVar[str | None] = None  # label of the nodes that they go to, where nodes have one
-    actors: Count = 1
-    cpus: NotNegative = 1.0  # logical CPUs that Ray reserves for each
-    gpus: NotNegative = 0.0  # 0: this role computes on the CPU
-    threads: Count = 1  # compute threads of each on the CPU
-
-
-class Autoscale(Section):
-    """Bounds of a pool that grows while it has work; the cluster's autoscaler is asked for the nodes."""
-
-    min: Count = 1  # between the phases
-    max: Count
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"autoscale.min {self.min} is above autoscale.max {self.max}")
-        return self
-
-
-class Pool(Actors):
-    """Actors whose number may change while a run goes on; `actors` is the number it begins with."""
-
-    autoscale: Autoscale | None = None  # None: as many as `actors`, or as `psyco-ray scale` asks for
-
-
-class Learners(Actors):
-    """The DeepSpeed ranks; `actors` is their number."""
-
-    role: ClassVar[str | None] = "learner"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the compute; master weights are float32
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    micro_batch_tokens: Count = 4096  # tokens that one forward and backward pass holds, each rank
-    logit_rows: Count = 1024  # response positions whose logits exist at a time
-    gradient_checkpointing: bool = False
-
-
 class Part(Section):
     """One file of preference pairs in a mixture (paper §4.1 and appendix C)."""
 
@@ -166,39 +122,6 @@ class Reward(Section):
     dev_pairs: Count = 2000  # at most so many held-out pairs
     evaluate_every: Count | None = None  # steps; None: after every epoch. The best checkpoint is kept
     checkpoint_every: Count | None = None  # steps, for --resume; None: after every evaluation
-
-
-class Rollouts(Pool):
-    """The vLLM engines that sample responses."""
-
-    role: ClassVar[str | None] = "rollout"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    max_model_len: Count = 2048  # tokens of prompt and response
-    max_num_seqs: Count = 128  # sequences decoded together
-    kv_cache_gb: Positive = 1.0  # of each engine
-    block_size: Count | None = None  # tokens of a KV block; None: 32 on the CPU, the engine's default on a GPU
-    enforce_eager: bool = True
-    tensor_parallel: Count = 1  # GPUs of one engine
-    speeches_per_item: Count = 16  # speeches an engine takes at a time
-
-
-class Scorers(Pool):
-    """The frozen models that turn texts into numbers: rewards and reference log-probabilities."""
-
-    role: ClassVar[str | None] = "scorer"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    row_tokens: Count = 1024  # that one forward pass holds; a GPU likes 8192
-    reward_model: str | None = None  # ranks the responses that train the policy
-    heldout_model: str | None = None  # only judges; never used for training
-    safety_model: str | None = None  # vetoes: a response that it puts below the worst is never the chosen one
-
-
-class Sync(Section):
-    """Weights from the learner to the rollouts."""
-
-    deadline_s: Positive = 300.0
-    bucket_mb: Count = 1024  # largest object that is moved in one piece, MiB
-    max_gap: Positive = 0.1  # nats a token that engine and learner may differ by (bf16 differs by about 0.02)
 
 
 class Endpoint(Section):
@@ -312,6 +235,7 @@ class Job(Section):
     rollouts: Rollouts = Rollouts()
     scorers: Scorers = Scorers()
     learners: Learners = Learners()
+    colocated: bool = False  # each rollout shares the GPU of a learner rank: one sleeps while the other works
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
     guards: Guards = Guards()
@@ -323,6 +247,11 @@ class Job(Section):
     def keeps_optimizer(self) -> bool:
         """Whether all iterations are one training: as asked for, and where all pairs come from one policy or file."""
         return self.dpo.keep_optimizer or self.pairs_from != "policy"
+
+    @property
+    def transport(self) -> Transport:
+        """How weights get from the learner to the rollouts."""
+        return transport_of(self.colocated, self.sync)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -339,8 +268,9 @@ class Job(Section):
                 raise ValueError(
                     f"{name}.zero_stage 0 keeps no float32 weights to continue from in bfloat16; take 1, 2 or 3"
                 )
-            if 0 < learners.gpus < 1:
-                raise ValueError(f"{name}.gpus is {learners.gpus}; a rank needs whole GPUs")
+        if 0 < self.reward.learners.gpus < 1:
+            raise ValueError(f"reward.learners.gpus is {self.reward.learners.gpus}; a rank needs whole GPUs")
+        check_sharing(self.colocated, self.rollouts, self.learners, self.sync)
         if self.rollouts.tensor_parallel > max(1, self.rollouts.gpus):
             raise ValueError(
                 f"rollouts.tensor_parallel {self.rollouts.tensor_parallel} needs as many rollouts.gpus, "

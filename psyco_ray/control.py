@@ -10,15 +10,15 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from psyco_ray import live, placement, storage
-from psyco_ray.config import Pool
 from psyco_ray.ledger import RunDirectory
 from psyco_ray.pool import ActorPool
 from psyco_ray.remote import is_remote
+from psyco_ray.roles import Pool
 
 _EVERY_S, _STALE_S = 2.0, 30.0  # between two looks at the files, and how old a status may be while the driver lives
 _EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each look is a paid request
@@ -36,6 +36,7 @@ class Control:
         settings: Mapping[str, Pool],
         seen: Callable[[dict[str, list[dict[str, Any]]]], dict[str, Any]],
         say: Callable[[str], None],
+        fixed: Collection[str] = (),
     ) -> None:
         """Begin.
 
@@ -45,10 +46,11 @@ class Control:
             settings: of the pools, by role.
             seen: what else the status tells, given that of the pools' members: stage, progress, version, figures.
             say: told about changes.
+            fixed: roles whose numbers stay as they are.
         """
         self.wanted: dict[str, int] = {}  # by role, where it was asked for
         self._directory, self._pools, self._settings = directory, pools, settings
-        self._seen, self._say = seen, say
+        self._seen, self._say, self._fixed = seen, say, fixed
         self._obeyed: bytes | None = None  # the last file of `scale`
         self._failing = False
         self._began = time.time()
@@ -118,6 +120,11 @@ class Control:
         self._write("going on")
 
     def _obey(self, asked: dict[str, int]) -> None:
+        if kept := ", ".join(role for role in asked if role in self._fixed):
+            self._say(f"the number of {kept} stays, for they share GPUs")
+        asked = {role: count for role, count in asked.items() if role not in self._fixed}
+        if not asked:
+            return
         self.wanted |= asked
         self._say("asked for " + ", ".join(f"{count} {role}" for role, count in asked.items()))
         for role in asked.keys() & self._pools.keys():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.util import remove_placement_group
 
 from psyco_ray import pairs, placement, stopping, sync
 from psyco_ray.batches import batches
@@ -29,6 +31,7 @@ from psyco_ray.scorer import ScorerActor
 from psyco_ray.standing import Standing, stage
 from psyco_ray.steplog import StepLog
 from psyco_ray.telemetry import Telemetry
+from psyco_ray.turns import Turns
 
 Row = dict[str, Any]
 
@@ -57,13 +60,15 @@ class Crew:
         rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
         # any other reference is the learner's own policy
         reference = job.model if job.dpo.reference == "base" else None
+        self._rooms = placement.shared_rooms(job) if job.colocated else None
         self.rollouts = ActorPool(
             "rollout",
-            lambda index: rollout.options(**placement.pool_options(job.rollouts, environment(job.rollouts))).remote(
-                f"rollout-{index}", job.model, job.rollouts, job.seed
-            ),
+            lambda index: rollout.options(
+                **placement.pool_options(job.rollouts, environment(job.rollouts), self._rooms, index)
+            ).remote(f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated),
             job.rollouts.actors,
             **limits,
+            resting=job.colocated,
         )
         self.scorers = ActorPool(
             "scorer",
@@ -81,15 +86,18 @@ class Crew:
             job.dpo.optimizer,
             seed=job.seed,
             state=self.ledger.place(_state(self.weights)) if self.trained else None,
+            rooms=self._rooms,
             start_s=deadlines.start_s,
             step_s=deadlines.step_s,
         )
+        self._turns = Turns(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
         self.control = Control(
             self.ledger,
             {"rollouts": self.rollouts, "scorers": self.scorers},
             {"rollouts": job.rollouts, "scorers": job.scorers},
             self._seen,
             self.telemetry.say,
+            fixed=("rollouts", "learners") if job.colocated else (),
         )
         return self
 
@@ -98,14 +106,17 @@ class Crew:
         self.rollouts.close()
         self.scorers.close()
         self.learner.close()
+        if self._rooms is not None:
+            remove_placement_group(self._rooms)
 
     def wait_ready(self) -> None:
         """Wait until every actor has its model."""
-        self.rollouts.wait_ready()
-        self.scorers.wait_ready()
         self.learner.wait_ready()
         if self.job.guards.roll_back and not self.trained:
             self.learner.save_state(self.ledger.place(_state(0)))
+        self._turns.sampling()
+        self.rollouts.wait_ready()
+        self.scorers.wait_ready()
 
     def pairs(self, iteration: int, drawn: list[Row]) -> list[Example]:
         """Sample responses to the drawn speeches, score them as they come, pair best and worst, add the reference.
@@ -116,6 +127,7 @@ class Crew:
         name = stage(iteration, "pairs")
         if self.ledger.record(name) is None:
             began = time.time()
+            self._turns.sampling()
             groups: dict[str, Group] = {}
             slope, least = self.standing.worth(iteration)
 
@@ -195,6 +207,7 @@ class Crew:
             self._train(iteration, examples)
 
     def _train(self, iteration: int, examples: list[Example]) -> None:
+        self._turns.learning()
         how, keep = self.job.dpo.optimizer, self.job.keeps_optimizer
         log = StepLog(self.ledger, stage(iteration, "training"))
         if log.state is not None:
@@ -245,11 +258,20 @@ class Crew:
         if self.version == self.weights:
             return
         probe = next(iter(self._read_pairs(self.trained)))
+        push = functools.partial(
+            sync.push,
+            *(self.learner, self.rollouts, self.weights, probe, self.job.sync),
+            transport=self.job.transport,
+            workers=self.job.rollouts.tensor_parallel,
+            handover=self._turns.sampling,
+        )
+        self._turns.learning()
         try:
-            report = sync.push(self.learner, self.rollouts, self.weights, probe, self.job.sync)
+            report = push()
         except RuntimeError as error:  # where no actor at all took them, the fault may be with what was sent
             self.telemetry.say(f"{error}; the weights are sent anew")
-            report = sync.push(self.learner, self.rollouts, self.weights, probe, self.job.sync)
+            self._turns.learning()
+            report = push()
         self.version = self.weights
         self.ledger.write_json(
             f"iteration-{self.trained:03d}/sync.json",
@@ -270,6 +292,7 @@ class Crew:
         if (found := self.ledger.record(name)) is not None:
             return found
         began = time.time()
+        self._turns.sampling()
         job = self.job.evaluation
         scored = self._flow.answers(iteration, dev, self.version)
         with self.control.working():
@@ -307,6 +330,7 @@ class Crew:
             self.ledger.remove(stage(old, "checkpoint"))
         if iteration and found["going_on_from"] != iteration:
             self.weights = found["going_on_from"]
+            self._turns.learning()
             self.learner.load_state(self.ledger.place(_state(self.weights)))
             self.telemetry.say(f"iteration {iteration}: rolled back to iteration {self.weights}")
         return found
@@ -316,6 +340,7 @@ class Crew:
         if self.job.dpo.reference == "base":
             return self._flow.referenced(name, examples)
         found = list(examples)
+        self._turns.learning(keep_weights=True)
         return {e.key: replace(e, reference=v) for e, v in zip(found, self.learner.values(found), strict=True)}
 
     def _seen(self, pools: dict[str, list[Row]]) -> dict[str, Any]:

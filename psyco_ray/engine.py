@@ -1,40 +1,38 @@
-"""The vLLM engine behind a few verbs: generate, logprob, load_weights, version.
+"""The vLLM engine behind a few verbs: generate, logprob, load_weights, sleep, version.
 
 This file imports vLLM, so only the process that holds an engine may import it. Weights arrive over vLLM's native
-weight-transfer API; on the CPU through the transport below, which reads them from Ray's object store.
+weight-transfer API: out of Ray's object store at once (`load_weights`), or over NCCL or CUDA IPC in pieces that the
+learner sends (`meet`, `start_update`, `take_piece`, `finish_update`), which count only when `load_weights` agrees.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 from vllm import LLM, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
+from psyco_ray import transfer
 from psyco_ray.config import Rollouts
-from psyco_ray.records import Group, Prompt, Response, Weights
-from psyco_ray.sync import as_tensor, digest
+from psyco_ray.records import Group, Prompt, Response, Streamed, Weights
+
+_ALL = ("weights", "kv_cache")  # what sleep frees, and waking brings back one by one
+_UNPROVEN = -1  # a version that nobody asks for
 
 
 class Engine:
     """One in-process vLLM engine with the policy's weights."""
 
-    def __init__(self, model: Path, settings: Rollouts, seed: int, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, model: Path, settings: Rollouts, seed: int, trust_remote_code: bool = False, shared: bool = False
+    ) -> None:
         """Load the model.
 
         Args:
@@ -42,12 +40,17 @@ class Engine:
             settings: engine size, dtype and parallelism.
             seed: of anything that a request's own seed does not cover.
             trust_remote_code: whether code out of the model's repository may run.
+            shared: whether a learner rank computes on the same GPU while this engine sleeps.
         """
         on_gpu = settings.gpus > 0
         memory: dict[str, Any] = {"kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30)}
         block_size = settings.block_size or (None if on_gpu else 32)
         if block_size:
             memory["block_size"] = block_size
+        if on_gpu:
+            # the cache has its size; a share of the GPU is only what vLLM wants to find free, beside whoever is there
+            memory["gpu_memory_utilization"] = 0.01
+            memory["enable_sleep_mode"] = shared
         self._llm = LLM(
             str(model),
             dtype=settings.dtype,
@@ -57,12 +60,15 @@ class Engine:
             tensor_parallel_size=settings.tensor_parallel,
             seed=seed,
             trust_remote_code=trust_remote_code,
-            weight_transfer_config=WeightTransferConfig(backend=ObjectStoreTransfer.backend),
+            weight_transfer_config=WeightTransferConfig(backend=transfer.BACKEND),
+            # workers of several GPUs are processes of their own, which have to know the backend too
+            worker_extension_cls=f"{transfer.__name__}.{transfer.Receiving.__name__}",
             **memory,
         )
-        self._llm.init_weight_transfer_engine({"init_info": {}})
         self._settings = settings
         self._version = 0
+        self._asleep: set[str] = set()
+        self._arrived: tuple[int, str] | None = None  # version and digest of what came in pieces
         self._requests = 0
 
     @property
@@ -78,6 +84,7 @@ class Engine:
         The prefix cache starts empty, so that equal prompts and seeds give equal responses whatever ran before.
         """
         self._check_room(prompts, responses, max_tokens)
+        self._wake(*_ALL)
         self._llm.reset_prefix_cache()
         engine, waiting = self._llm.llm_engine, {}
         for prompt in prompts:
@@ -117,22 +124,78 @@ class Engine:
                 f"{at_once} are to be sampled at a time; raise it or lower rollouts.max_num_seqs"
             )
 
-    def load_weights(self, weights: Weights) -> None:
+    def load_weights(self, weights: Weights | Streamed) -> None:
         """Take new weights and drop everything computed with the old ones.
 
         Raises:
-            ValueError: what arrived is not what was sent (digest). The engine still has its old weights then.
+            ValueError: what arrived is not what was sent (digest). From the object store nothing was loaded then.
         """
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"refs": list(weights.refs), "digest": weights.digest}})
-        # older releases do not say which weights sampled a token
-        named = "weight_version" in inspect.signature(self._llm.finish_weight_update).parameters
-        self._llm.finish_weight_update(**({"weight_version": str(weights.version)} if named else {}))
+        if isinstance(weights, Streamed) and self._arrived is not None:
+            if self._arrived != (weights.version, weights.digest):
+                raise ValueError(
+                    f"version {self._arrived[0]} with digest {self._arrived[1]} arrived, "
+                    f"version {weights.version} with digest {weights.digest} was sent"
+                )
+        else:
+            self._load_stored(weights if isinstance(weights, Weights) else _stored(weights))
+        self._arrived = None
+        self._wake(*_ALL)
         self._llm.reset_prefix_cache()
         self._version = weights.version
 
+    def meet(self, transport: str, settings: dict[str, Any]) -> None:
+        """Get ready to receive weights over one of vLLM's own transports."""
+        self._llm.init_weight_transfer_engine({"init_info": {"transport": transport, "settings": settings}})
+
+    def start_update(self) -> None:
+        """Weights are about to come; until all have, and are known to be right, this engine has no version."""
+        self._version, self._arrived = _UNPROVEN, (_UNPROVEN, "of a part")
+        self._wake("weights")
+        self._llm.start_weight_update()
+
+    def take_piece(self, piece: dict[str, Any]) -> None:
+        """Receive and load some of the weights."""
+        self._llm.update_weights({"update_info": {"piece": piece}})
+
+    def finish_update(self, version: int) -> None:
+        """All weights have come."""
+        self._finish(version)
+        found = set(self._llm.llm_engine.collective_rpc("psyco_ray_arrived"))
+        self._arrived = version, " and ".join(sorted(found))  # one, or the workers disagree
+
+    def sleep(self, keep_weights: bool) -> None:
+        """Free the GPU until something is asked of this engine.
+
+        Args:
+            keep_weights: move them to the host; else they are dropped, and others have to be loaded.
+        """
+        if self._asleep:
+            return
+        self._llm.sleep(level=1 if keep_weights else 2)
+        self._asleep = set(_ALL)
+        if not keep_weights:
+            self._version = _UNPROVEN
+
+    def _wake(self, *parts: str) -> None:
+        due = [part for part in parts if part in self._asleep]
+        if due:
+            self._llm.wake_up(due)
+            self._asleep -= set(due)
+
+    def _load_stored(self, weights: Weights) -> None:
+        self._wake("weights")
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": {"refs": list(weights.refs), "digest": weights.digest}})
+        self._finish(weights.version)
+
+    def _finish(self, version: int) -> None:
+        # older releases do not say which weights sampled a token
+        named = "weight_version" in inspect.signature(self._llm.finish_weight_update).parameters
+        self._llm.finish_weight_update(**({"weight_version": str(version)} if named else {}))
+
     def logprob(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> float:
         """Log-probability of a response under the loaded weights, in nats, summed over its tokens."""
+        self._wake(*_ALL)
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
         whole = {"prompt_token_ids": [*prompt_ids, *response_ids]}
         found = self._llm.generate([whole], params, use_tqdm=False)[0].prompt_logprobs
@@ -156,73 +219,7 @@ class Engine:
         return Group(prompt=prompt, responses=tuple(responses), version=self._version)
 
 
-@dataclass
-class ObjectStoreInit(WeightTransferInitInfo):
-    """Nothing has to be set up."""
-
-
-@dataclass
-class ObjectStoreUpdate(WeightTransferUpdateInfo):
-    """Object references to buckets of ``{name: (array, dtype)}``, and the digest of them all."""
-
-    refs: list[ray.ObjectRef]
-    digest: str
-
-
-class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
-    """Weights as shared-memory arrays of Ray's object store: no rendezvous, so a pool may grow and shrink.
-
-    Written for vLLM 0.32; in 0.24 the worker begins and ends the reload, and gives `receive_weights` a way to load.
-    """
-
-    backend = "psyco_object_store"
-    init_info_cls = ObjectStoreInit
-    update_info_cls = ObjectStoreUpdate
-
-    def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
-        """Nothing to set up."""
-
-    def start_weight_update(self) -> None:
-        """Nothing is touched before the digest is checked."""
-
-    def receive_weights(
-        self, update_info: ObjectStoreUpdate, load_weights: Callable[[Iterator[Any]], Any] | None = None
-    ) -> None:
-        """Check every bucket, then load them all."""
-        buckets = ray.get(update_info.refs)
-        found = digest(buckets)
-        if found != update_info.digest:
-            raise ValueError(
-                f"the weights that arrived have digest {found}, those sent had {update_info.digest}; nothing was loaded"
-            )
-        weights = ((name, as_tensor(*packed)) for bucket in buckets for name, packed in bucket.items())
-        if load_weights is not None:
-            load_weights(weights)
-            return
-        initialize_layerwise_reload(self.model)
-        self.model.load_weights(weights)
-        finalize_layerwise_reload(self.model, self.model_config)
-        _repack_tied_head(self.model)
-
-    @staticmethod
-    def trainer_send_weights(*_: Any) -> None:
-        """vLLM 0.24 wants every transport to have it; here the learner's ranks put weights into the object store."""
-        raise AssertionError("weights are sent by LearnerRank.export")
-
-    def finish_weight_update(self) -> None:
-        """Already finished with the last bucket."""
-
-    def shutdown(self) -> None:
-        """Nothing to release."""
-
-
-def _repack_tied_head(model: Any) -> None:
-    """The CPU build keeps a packed copy of a tied output layer that a reload leaves stale: pack it anew."""
-    if not current_platform.is_cpu() or not hasattr(model, "lm_head"):
-        return
-    if model.lm_head.weight is model.model.embed_tokens.weight:
-        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
-
-
-if ObjectStoreTransfer.backend not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(ObjectStoreTransfer.backend, ObjectStoreTransfer)
+def _stored(weights: Streamed) -> Weights:
+    """The same weights in the object store; waits until they are there."""
+    refs, digest, size = ray.get(weights.stored)
+    return Weights(weights.version, digest, tuple(refs), size)

@@ -37,6 +37,7 @@ class Keeper:
         start_s: float,
         item_s: float,
         say: Callable[[str], None] = lambda _: None,
+        resting: bool = False,
     ) -> None:
         """Create the members; they load in the background.
 
@@ -47,9 +48,11 @@ class Keeper:
             start_s: seconds a member may take to get ready.
             item_s: seconds a member may take between two results.
             say: told about members that are lost and replaced.
+            resting: create none before `rise`.
         """
         self.role = role
         self._make, self._start_s, self._item_s, self._say = make, start_s, item_s, say
+        self._resting = resting
         self._lock = threading.RLock()
         self._members = {index: Member(index) for index in range(size)}
         self._streams: list[Stream] = []
@@ -101,6 +104,8 @@ class Keeper:
             elif member.moving and member.state is State.IDLE:
                 self._say(f"{self.role} {member} leaves: its node is being drained")
                 self._part(member)
+            elif self._resting:
+                continue
             elif member.state is State.ABSENT and now >= member.not_before:
                 member.actor = self._make(member.index)
                 member.turn(State.STARTING, member.actor.__ray_call__.remote(_get_ready))
@@ -117,7 +122,7 @@ class Keeper:
         for stream in [s for s in self._streams if s.closed.is_set() or s.done]:
             stream.out.put(End(None))
             self._streams.remove(stream)
-        for member in self._members.values():
+        for member in [] if self._resting else self._members.values():
             if member.state is not State.IDLE or member.leaving or member.prepared is not self._preparation:
                 continue
             for stream in sorted(self._streams, key=lambda s: len(s.running)):

@@ -1,40 +1,39 @@
 """DeepSpeed training of one model over several ranks, one Ray actor each.
 
 What is minimised is given (`losses.Dpo` for a policy, `losses.BradleyTerry` for a reward model): one code path.
-
-A group outlives its ranks. It remembers which state on disk its weights came from and which steps it has taken since;
-when a rank is lost, new ranks load that state, take those steps again, and go on with what was interrupted.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from psyco_ray import placement, stopping, storage
+from ray.exceptions import RayTaskError
+from ray.util.placement_group import PlacementGroup
+
+from psyco_ray import storage
 from psyco_ray.batches import learning_rate, plan_step
-from psyco_ray.config import Learners, Lora, Optimizer
+from psyco_ray.config import Learners, Lora, Optimizer, Sync
+from psyco_ray.lasting import Batches, Lasting, Training
 from psyco_ray.live import mfu, peak_flops
-from psyco_ray.ranks import LostRanks, Ranks
-from psyco_ray.records import Example, Weights
+from psyco_ray.member import reason_of
+from psyco_ray.ranks import LostRanks
+from psyco_ray.records import Example, Streamed, Weights
 
 if TYPE_CHECKING:
     from psyco_ray.losses import Objective
 
-REBUILDS = 3  # of a group, without an optimizer step in between, before it is given up
-_FEWER_ROOM_S = 10.0  # for fewer ranks than there was room for: what is free by then is free
 _VALUES_AT_A_TIME = 64  # pairs a rank computes values of in one call, which has a deadline
 
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Batches = Iterable[Sequence[Example]]
-
 _log = logging.getLogger(__name__)
+
+
+class NotSent(RuntimeError):
+    """Weights could not be sent; there are new ranks in place of those that tried."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,7 @@ class StepResult:
     seconds: float
 
 
-@dataclass
-class _Training:
-    """A training's steps since the state that the group would be rebuilt from."""
-
-    batches: Callable[[int], Batches]  # from a step on
-    steps: int
-    first: int
-    done: int  # number of the next step
-    fresh: bool  # begins without Adam's moments
-
-
-class LearnerGroup:
+class LearnerGroup(Lasting):
     """The ranks that train one model together."""
 
     def __init__(
@@ -75,6 +63,7 @@ class LearnerGroup:
         seed: int,
         state: str | None = None,
         lora: Lora | None = None,
+        rooms: PlacementGroup | None = None,
         start_s: float,
         step_s: float,
     ) -> None:
@@ -88,15 +77,15 @@ class LearnerGroup:
             seed: of a new reward head and of what the model draws.
             state: a directory that `save_state` wrote, to continue from.
             lora: train low-rank adapters instead of all weights.
+            rooms: one for each rank, that it shares with a rollout; None: the ranks have theirs alone.
             start_s: seconds a rank may take to get ready.
             step_s: seconds a step may take.
 
         Raises:
             NoRoom: the cluster has no room for the ranks.
         """
-        self._settings, self._optimizer, self._seed = settings, optimizer, seed
-        self._step_s, self._start_s = step_s, start_s
-        self._begin: dict[str, Any] = {
+        self._optimizer, self._seed, self._step_s = optimizer, seed, step_s
+        begin = {
             "model": model,
             "objective": objective,
             "settings": settings,
@@ -105,23 +94,7 @@ class LearnerGroup:
             "timeout_s": step_s,
             "adapters": lora,
         }
-        self._state = state  # where a rebuilt group starts from, a path or a URI; None: the base model
-        self._since: list[_Training] = []  # and what it does again
-        self._rebuilds, self._closed = 0, False
-        self._ranks = self._placed(settings.actors, placement.PLACEMENT_DEADLINE_S)
-
-    @property
-    def ranks(self) -> list[Any]:
-        """The ranks' actors; others after a loss."""
-        return self._ranks.actors
-
-    def wait_ready(self) -> None:
-        """Wait until every rank has its model.
-
-        Raises:
-            RuntimeError: ranks were lost again and again, here as in every other method.
-        """
-        self._lasting(lambda: self._ranks.wait_ready(self._start_s))
+        super().__init__(settings, begin, state, rooms, start_s)
 
     def train(
         self,
@@ -148,7 +121,7 @@ class LearnerGroup:
             assert isinstance(batches, list), "a stream cannot be walked again"
             given = batches
             again = lambda step: given[step - first :]  # noqa: E731 - short
-        training = _Training(again, steps, first, first, fresh)
+        training = Training(again, steps, first, first, fresh)
         if fresh:
             self._lasting(self._reset)
         self._since.append(training)
@@ -170,6 +143,39 @@ class LearnerGroup:
         refs, digest, size = answers[0]
         return Weights(version=version, digest=digest, refs=tuple(refs), bytes=size)
 
+    def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> Streamed:
+        """Send the current weights to rollout actors over NCCL or CUDA IPC, then store them for who joins later.
+
+        An actor that failed to receive them is told of by its digest. What is stored lives as long as rank 0; nobody
+        waits for it here.
+
+        Args:
+            transport: nccl or ipc.
+            actors: of the rollouts.
+            version: of the weights.
+            workers: of each actor's engine.
+            settings: deadline, size of a piece.
+
+        Raises:
+            NotSent: it failed, as where one of NCCL's partners dies; the group was rebuilt.
+        """
+        piece, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
+        given = transport, actors, version, workers
+        try:
+            [meeting] = self._ranks.get([self.ranks[0].address.remote()], self._step_s, "finding a free port")
+            digest, size, failures = self._ranks.ask(
+                "send", *given, meeting, piece, 0.9 * deadline_s, deadline_s=deadline_s, doing="sending weights"
+            )[0]
+        except (LostRanks, RayTaskError) as error:
+            # a sender that failed leaves the other ranks behind, waiting for it
+            loss = error if isinstance(error, LostRanks) else LostRanks(f"sending failed, {reason_of(error)}")
+            self._rebuild(loss)
+            raise NotSent(str(loss)) from error
+        for actor, reason in failures.items():
+            _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
+        stored, *_ = [rank.export.remote(piece) for rank in self.ranks]
+        return Streamed(version, digest, size, stored)
+
     def save_model(self, target: str | Path) -> None:
         """Write a model directory that transformers and vLLM load, at a path that rank 0 sees or at a URI."""
         self._lasting(self._ask, "save_model", storage.absolute(target), doing="saving the model")
@@ -190,6 +196,14 @@ class LearnerGroup:
         """Go on from a state that `save_state` wrote; every rank reads it."""
         self._state, self._since = storage.absolute(target), []
         self._lasting(lambda: self._ranks.ask("load_state", self._state, deadline_s=self._start_s, doing="loading"))
+
+    def sleep(self) -> None:
+        """Move everything that the ranks hold on their GPUs to the host, until `wake`."""
+        self._lasting(self._ask, "sleep", doing="leaving its GPU")
+
+    def wake(self) -> None:
+        """Bring it back; ranks that never slept stay as they are."""
+        self._lasting(self._ask, "wake", doing="coming back to its GPU")
 
     def resize(self, count: int) -> None:
         """Go on with another number of ranks, which start from the last state; with fewer where there is no room.
@@ -215,11 +229,6 @@ class LearnerGroup:
             return None
         parameters, trained, _ = sizes[0]
         return mfu(tokens_per_s, parameters, trained, sum(peak for peak in peaks if peak is not None))
-
-    def close(self) -> None:
-        """End the ranks and free what they held."""
-        self._closed = True
-        self._ranks.end()
 
     def _step(self, batch: Sequence[Example], step: int, steps: int) -> StepResult:
         began = time.monotonic()
@@ -269,72 +278,9 @@ class LearnerGroup:
     def _ask(self, method: str, *given: Any, doing: str) -> list[Any]:
         return self._ranks.ask(method, *given, deadline_s=self._step_s, doing=doing)
 
-    def _lasting(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What an action gives, done again with a rebuilt group as often as ranks are lost.
-
-        Raises:
-            RuntimeError: that was too often.
-        """
-        while True:
-            try:
-                return action(*args, **kwargs)
-            except LostRanks as loss:
-                self._rebuild(loss)
-
-    def _rebuild(self, loss: LostRanks) -> None:
-        """End what is left of the group and bring a new one to where it was."""
-        began = time.monotonic()
-        while True:
-            self._ranks.end()
-            stopping.check()  # what is on disk is whole, and there is nobody to write more
-            if self._closed:
-                raise loss
-            if self._rebuilds == REBUILDS:
-                raise RuntimeError(
-                    f"{loss}; the learner is given up, for it was rebuilt {REBUILDS} times without a step in between"
-                ) from loss
-            self._rebuilds += 1
-            _log.warning("%s; the learner is rebuilt from %s", loss, self._state or "the base model")
-            try:
-                self._replace(len(self.ranks))
-            except LostRanks as another:
-                loss = another
-            else:
-                seconds = time.monotonic() - began
-                _log.warning("the learner is back with %d ranks after %.1f s", len(self.ranks), seconds)
-                return
-
-    def _replace(self, count: int) -> None:
-        """Start new ranks from the last state and take the steps since then again."""
-        self._ranks = self._placed_or_fewer(count)
-        if self._closed:
-            self._ranks.end()
-            raise LostRanks("the learner was closed while it was rebuilt")
-        self._ranks.wait_ready(self._start_s)
-        for training in self._since:
-            if training.fresh:
-                self._reset()
-            numbers = range(training.first, training.done)
-            for step, batch in zip(numbers, training.batches(training.first) if numbers else (), strict=False):
-                self._step(batch, step, training.steps)
-
-    def _placed_or_fewer(self, count: int) -> Ranks:
-        """New ranks, as many of `count` as the cluster has room for.
-
-        Raises:
-            RuntimeError: it has room for none.
-        """
-        try:
-            return self._placed(count, placement.PLACEMENT_DEADLINE_S)
-        except placement.NoRoom as error:
-            for fewer in range(count - 1, 0, -1):
-                try:
-                    ranks = self._placed(fewer, _FEWER_ROOM_S)
-                except placement.NoRoom:
-                    continue
-                _log.warning("%s; the learner goes on with %d", error, fewer)
-                return ranks
-            raise RuntimeError(f"the learner cannot be rebuilt: {error}, nor for fewer") from error
-
-    def _placed(self, count: int, room_s: float) -> Ranks:
-        return Ranks(self._settings, count, room_s, self._state, self._begin)
+    def _retake(self, training: Training) -> None:
+        if training.fresh:
+            self._reset()
+        numbers = range(training.first, training.done)
+        for step, batch in zip(numbers, training.batches(training.first) if numbers else (), strict=False):
+            self._step(batch, step, training.steps)

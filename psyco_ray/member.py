@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.exceptions import ActorDiedError
+
 from psyco_ray.processes import Process
 from psyco_ray.stream import Stream, Work
 
@@ -129,7 +131,7 @@ class Member:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in one line."""
+    """An error in one line; of a dead actor also why it died, which Ray tells below what it was."""
     cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[0]}"
+    lines = [line for line in str(cause).strip().splitlines() if not line.startswith("\t")] or [""]
+    return f"{type(cause).__name__}: {' '.join(lines[:2] if isinstance(cause, ActorDiedError) else lines[:1])}"

@@ -19,7 +19,8 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from psyco_ray import storage
-from psyco_ray.config import Actors, Job, Learners
+from psyco_ray.config import Job
+from psyco_ray.roles import Actors, Learners
 
 PLACEMENT_DEADLINE_S = 120.0
 ROLE_LABEL = "psyco-ray/role"
@@ -64,12 +65,23 @@ def reward_phase(job: Job, groups: int = 1) -> list[Role]:
 
 def iterate_phase(job: Job) -> list[Role]:
     """The actors of iterative DPO; all live from its beginning to its end."""
+    if job.colocated:
+        room = _shared_room(job)
+        both = Role("rollout+learner", job.learners.actors, room["CPU"], room["GPU"], job.learners.role)
+        return [both, Role.of("scorer", job.scorers), _data(job)]
     return [
         Role.of("rollout", job.rollouts),
         Role.of("scorer", job.scorers),
         Role.of("learner", job.learners),
         _data(job),
     ]
+
+
+def _shared_room(job: Job) -> dict[str, float]:
+    """What a rollout and a rank that share a GPU take together."""
+    pair = job.rollouts, job.learners
+    # Ray counts in ten thousandths
+    return {"CPU": round(sum(one.cpus for one in pair), 4), "GPU": round(sum(one.gpus for one in pair), 4)}
 
 
 def _data(job: Job) -> Role:
@@ -113,24 +125,36 @@ def places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> dict[str
     Raises:
         ValueError: naming the first role that finds no room, and what is free.
     """
-    free = [[node.cpus, node.gpus] for node in nodes]
+    cpus = [node.cpus for node in nodes]
+    gpus = [[1.0] * int(node.gpus) for node in nodes]  # what is free of each
     labels = _labels(nodes)
     found: dict[str, list[Node]] = {}
     for role in sorted(roles, key=lambda r: (-r.gpus, -r.cpus)):
         taken: Counter[int] = Counter()
         homes = [i for i, node in enumerate(nodes) if _is_home(node, role.label, labels)]
         if role.label == "learner":  # first of all to a machine that holds all of them
-            homes.sort(key=lambda i: free[i][0] < role.count * role.cpus or free[i][1] < role.count * role.gpus)
+            homes.sort(key=lambda i: cpus[i] < role.count * role.cpus or sum(gpus[i]) < role.count * role.gpus)
         for placed in range(role.count):
-            room = [i for i in homes if free[i][0] + 1e-9 >= role.cpus and free[i][1] + 1e-9 >= role.gpus]
+            room = [i for i in homes if cpus[i] + 1e-9 >= role.cpus and _without(gpus[i], role.gpus) is not None]
             if not room:
                 raise ValueError(_no_room(phase, roles, nodes, role, placed))
             chosen = min(room, key=lambda i: taken[i]) if role.label in ("rollout", "scorer") else room[0]
-            free[chosen][0] -= role.cpus
-            free[chosen][1] -= role.gpus
+            cpus[chosen] -= role.cpus
+            gpus[chosen] = _without(gpus[chosen], role.gpus) or []
             taken[chosen] += 1
             found.setdefault(role.name, []).append(nodes[chosen])
     return found
+
+
+def _without(free: list[float], wanted: float) -> list[float] | None:
+    """What stays free of GPUs when so many are taken, a part always of one GPU; None where they are not to be had."""
+    left = sorted(free)
+    for share in [1.0] * int(wanted) + [wanted % 1] * (wanted % 1 > 0):
+        fitting = next((i for i, one in enumerate(left) if one + 1e-9 >= share), None)
+        if fitting is None:
+            return None
+        left[fitting] -= share
+    return left
 
 
 def _no_room(phase: str, roles: Sequence[Role], nodes: Sequence[Node], role: Role, placed: int) -> str:
@@ -241,14 +265,22 @@ def actor_environment(settings: Actors) -> dict[str, str]:
     }
 
 
-def pool_options(settings: Actors, extra_environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Ray options of one pool member; it never restarts by itself, for it would come back with the wrong weights."""
+def pool_options(
+    settings: Actors,
+    extra_environment: dict[str, str] | None = None,
+    rooms: PlacementGroup | None = None,
+    index: int = 0,
+) -> dict[str, Any]:
+    """Ray options of one pool member; it never restarts by itself, for it would come back with the wrong weights.
+
+    Where members share rooms with learner ranks, each goes to the room of its index.
+    """
+    where = {"scheduling_strategy": "SPREAD", **_selecting(settings)} if rooms is None else _in_room(rooms, index)
     return {
         "num_cpus": settings.cpus,
         "num_gpus": settings.gpus,
         "max_restarts": 0,
-        "scheduling_strategy": "SPREAD",
-        **_selecting(settings),
+        **where,
         "runtime_env": {"env_vars": {**actor_environment(settings), **(extra_environment or {})}},
     }
 
@@ -261,30 +293,50 @@ def writer_options(place: Path) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
+def shared_rooms(job: Job) -> PlacementGroup:
+    """Room for pairs of one rollout and one learner rank, each pair on a GPU of its own.
+
+    Raises:
+        NoRoom: the cluster did not have it in time.
+    """
+    return _group(_shared_room(job), job.learners.actors, job.learners.role, PLACEMENT_DEADLINE_S)
+
+
 def learner_options(
-    settings: Learners, count: int, room_s: float
+    settings: Learners, count: int, room_s: float, rooms: PlacementGroup | None = None
 ) -> tuple[Callable[[int], dict[str, Any]], PlacementGroup | None]:
     """Ray options of each of `count` learner ranks, all on one node where that can be, else on as few as possible.
 
+    Args:
+        settings: what each takes.
+        count: of ranks.
+        room_s: seconds within which the cluster must have room.
+        rooms: where they share them with rollouts; None: they get their own.
+
+    Returns:
+        The options by rank, and the group that was made for them.
+
     Raises:
-        NoRoom: the cluster did not have room within `room_s` seconds.
+        NoRoom: the cluster did not have room in time.
     """
     bundle = {key: value for key, value in (("CPU", settings.cpus), ("GPU", settings.gpus)) if value}
-    group = _group(bundle, count, settings.role, room_s) if bundle else None
+    own = _group(bundle, count, settings.role, room_s) if bundle and rooms is None else None
+    group = rooms if own is None else own
 
     def options(rank: int) -> dict[str, Any]:
-        chosen = {
+        return {
             "num_cpus": settings.cpus,
             "num_gpus": settings.gpus,
             "max_restarts": 0,
-            **({} if group else _selecting(settings)),
+            **(_selecting(settings) if group is None else _in_room(group, rank)),
             "runtime_env": {"env_vars": actor_environment(settings)},
         }
-        if group is not None:
-            chosen["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-        return chosen
 
-    return options, group
+    return options, own
+
+
+def _in_room(group: PlacementGroup, index: int) -> dict[str, Any]:
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)}
 
 
 def _selecting(settings: Actors) -> dict[str, Any]:

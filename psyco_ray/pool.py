@@ -12,10 +12,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from psyco_ray import processes
 from psyco_ray.keeper import PARTING_S, POLL_S, Keeper
-from psyco_ray.member import Member, Preparation, State
+from psyco_ray.member import Member, Preparation, State, reason_of
 from psyco_ray.stream import End, Lost, Stream
 
 
@@ -122,6 +123,46 @@ class ActorPool(Keeper):
                     raise self._nobody()
             time.sleep(POLL_S)
 
+    @property
+    def idle(self) -> list[Any]:
+        """Handles of the members that could work and have none."""
+        with self._lock:
+            return [member.actor for member in self._members.values() if member.state is State.IDLE]
+
+    def rest(self, method: str, *args: Any, deadline_s: float) -> None:
+        """Have every member call a method that frees what it holds; until `rise` none is created or gets work.
+
+        Who still works, loads or prepares is waited for. Who has not called it in time, or fails, is ended.
+
+        Args:
+            method: of the members.
+            *args: for it.
+            deadline_s: seconds it may take.
+        """
+        asked: dict[Any, Any] = {}  # by actor
+        until = time.monotonic() + deadline_s
+        with self._lock:
+            self._resting = True
+        while True:
+            with self._lock:
+                self._check()
+                here = [member for member in self._members.values() if member.actor is not None]
+                for member in here:
+                    if member.state is State.IDLE and member.actor not in asked:
+                        asked[member.actor] = getattr(member.actor, method).remote(*args)
+                waiting = [m for m in here if m.actor not in asked or not self._wait_for(m, asked[m.actor], method)]
+                late = waiting if time.monotonic() > until else []
+                for member in late:
+                    self._lose(member, f"did not finish {method} within {deadline_s:g} s")
+            if not waiting or late:
+                return
+            time.sleep(POLL_S)
+
+    def rise(self) -> None:
+        """Go on after `rest`: missing members are created, and work is handed out."""
+        with self._lock:
+            self._resting, self._fit = False, time.monotonic()
+
     def resize(self, size: int) -> None:
         """Have so many members: new ones work as soon as they can, the last ones leave when their item is done."""
         with self._lock:
@@ -149,6 +190,16 @@ class ActorPool(Keeper):
         """Handles of the members that are there."""
         with self._lock:
             return [member.actor for member in self._members.values() if member.actor is not None]
+
+    def _wait_for(self, member: Member, answer: Any, method: str) -> bool:
+        """Whether a member has answered, or is gone."""
+        if not ray.wait([answer], timeout=0)[0]:
+            return False
+        try:
+            ray.get(answer)
+        except RayError as error:
+            self._lose(member, f"failed in {method}, {reason_of(error)}")
+        return True
 
     def close(self) -> None:
         """End all members; those that do nothing may tidy up first."""

@@ -81,8 +81,7 @@ class LearnerRank:
             LOCAL_SIZE="1",
         )
         on_gpu = settings.gpus > 0
-        if not on_gpu:
-            os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"  # whatever the driver's environment says
         import deepspeed
         import torch
         from transformers.integrations import HfDeepSpeedConfig
@@ -231,6 +230,51 @@ class LearnerRank:
             buckets.append(bucket)
         return refs, digest(buckets), total
 
+    def send(
+        self,
+        transport: str,
+        actors: list[Any],
+        version: int,
+        workers: int,
+        meeting: tuple[str, int],
+        piece_bytes: int,
+        deadline_s: float,
+    ) -> tuple[str, int, dict[int, str]]:
+        """Send the weights, in the compute dtype, to rollout actors over one of vLLM's transports; all ranks take part.
+
+        Args:
+            transport: nccl or ipc.
+            actors: that receive them; each other is left to itself if it fails.
+            version: of the weights.
+            workers: of each actor's engine.
+            meeting: address and free port of rank 0.
+            piece_bytes: of a piece, about.
+            deadline_s: seconds that an actor may take.
+
+        Returns:
+            Of rank 0: their digest, bytes, and why actors failed, by number.
+        """
+        from psyco_ray import lora, senders
+
+        described = [
+            senders.Described(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+            for name, parameter, _ in lora.exported(self._model)
+        ]
+        everywhere = transport == "ipc"  # each rank serves the engine on its own GPU
+        source = senders.Source(described, lambda: self._full_parameters(everywhere), counted=not self.rank)
+        client = senders.Client(transport, actors, version, workers, deadline_s)
+        world = 1 + workers * len(actors)
+        senders.send(transport, source, client, self.rank, meeting, world, piece_bytes)
+        return source.tally.digest(), source.tally.bytes, client.failures
+
+    def sleep(self) -> None:
+        """Leave the GPU to others: weights and optimizer go to the host."""
+        self._state.to_host()
+
+    def wake(self) -> None:
+        """Come back, if it left."""
+        self._state.to_device()
+
     def save_model(self, target: str) -> None:
         """Write the weights in the compute dtype as a model directory (rank 0; the others take part)."""
         from psyco_ray import models
@@ -247,8 +291,12 @@ class LearnerRank:
         """Go on from a state that `save_state` wrote."""
         self._state.restore(target)
 
-    def _full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every parameter, whole, in the compute dtype, adapters merged; a shared one comes once."""
+    def _full_parameters(self, everywhere: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter, whole, in the compute dtype, adapters merged; a shared one comes once.
+
+        Ranks other than 0 only take part, unless they are wanted `everywhere`.
+        """
+        wanted = everywhere or not self.rank
         import deepspeed
 
         from psyco_ray import lora
@@ -257,8 +305,8 @@ class LearnerRank:
             needed = [parameter, *(lora.adapters(layer) if layer is not None else [])]
             with deepspeed.zero.GatheredParameters(needed, enabled=self._settings.zero_stage == 3):
                 if layer is not None:
-                    yield name, lora.merged(layer) if not self.rank else parameter.data
-                elif self._settings.zero_stage == 3 and not self.rank:
+                    yield name, lora.merged(layer) if wanted else parameter.data
+                elif self._settings.zero_stage == 3 and wanted:
                     yield name, parameter.data.clone()
                 else:
                     yield name, parameter.data

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from psyco_ray import placement
 from psyco_ray.config import Learners
@@ -23,7 +24,15 @@ class LostRanks(RuntimeError):
 class Ranks:
     """One actor for each rank."""
 
-    def __init__(self, settings: Learners, count: int, room_s: float, state: str | None, begin: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: Learners,
+        count: int,
+        room_s: float,
+        state: str | None,
+        begin: dict[str, Any],
+        rooms: PlacementGroup | None = None,
+    ) -> None:
         """Create the actors; they load in the background.
 
         Args:
@@ -32,12 +41,13 @@ class Ranks:
             room_s: seconds within which the cluster must have room.
             state: directory of the state to continue from.
             begin: the other arguments of `LearnerRank.start`.
+            rooms: that they share with rollouts; None: they get their own.
 
         Raises:
             NoRoom: the cluster has no room for as many.
         """
         actor = ray.remote(LearnerRank)
-        options, self._group = placement.learner_options(settings, count, room_s)
+        options, self._group = placement.learner_options(settings, count, room_s, rooms)
         self.actors = [actor.options(**options(rank)).remote(rank, count) for rank in range(count)]
         self._places = [rank.place.remote() for rank in self.actors]
         meeting = self.actors[0].address.remote()

@@ -97,6 +97,16 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """A version of the policy's weights that was sent to the rollout actors that were there."""
+
+    version: int
+    digest: str  # by `Tally`
+    bytes: int
+    stored: Any  # for others: reference to digest, references and size of the same in Ray's object store
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What a rollout actor answers when it has taken a version of the weights."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from psyco_ray.config import Rollouts
-from psyco_ray.records import Group, Item, Loaded, Weights
+from psyco_ray.records import Group, Item, Loaded, Streamed, Weights
 
 
 def environment(settings: Rollouts) -> dict[str, str]:
@@ -43,15 +44,16 @@ class SamplingRequest:
 class RolloutActor:
     """One engine with the policy's weights."""
 
-    def __init__(self, name: str, model: str, settings: Rollouts, seed: int) -> None:
+    def __init__(self, name: str, model: str, settings: Rollouts, seed: int, shared: bool = False) -> None:
         self.name, self._model, self._settings, self._seed = name, model, settings, seed
+        self._shared = shared  # whether a learner rank has the same GPU
 
     def ready(self) -> str:
         """Load the engine; the base model is version 0."""
         from psyco_ray import models
         from psyco_ray.engine import Engine
 
-        self._engine = Engine(models.resolve(self._model), self._settings, self._seed)
+        self._engine = Engine(models.resolve(self._model), self._settings, self._seed, shared=self._shared)
         return self.name
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
@@ -68,8 +70,18 @@ class RolloutActor:
             yield group, now - began
             began = now
 
-    def load_weights(self, weights: Weights, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> Loaded:
-        """Take new weights, and compute the log-probability of a response with them."""
+    def receive(self, step: str, **given: Any) -> None:
+        """A step of a weight update that the learner sends: meet, start_update, take_piece or finish_update."""
+        getattr(self._engine, step)(**given)
+
+    def sleep(self, keep_weights: bool) -> None:
+        """Free the GPU until there is something to do."""
+        self._engine.sleep(keep_weights)
+
+    def load_weights(
+        self, weights: Weights | Streamed, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]
+    ) -> Loaded:
+        """Take new weights unless they have come already; compute the log-probability of a response with them."""
         began = time.perf_counter()
         self._engine.load_weights(weights)
         return Loaded(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from psyco_ray import storage
+from psyco_ray import offload, storage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FILE_BYTES = 2**31
@@ -31,6 +31,7 @@ class TrainingState:
             stage: of ZeRO.
         """
         self._model, self._engine, self._optimizer, self._stage = model, engine, optimizer, stage
+        self._away = False  # from the device
 
     def write(self, target: str, moments: bool, rank: int) -> None:
         """Write a state directory, complete or not at all; every rank takes part.
@@ -84,6 +85,18 @@ class TrainingState:
         for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
+
+    def to_host(self) -> None:
+        """Move weights, gradients and optimizer to the host and free the device."""
+        if not self._away:
+            offload.to_host(self._engine, self._optimizer, self._stage)
+            self._away = True
+
+    def to_device(self) -> None:
+        """Bring back what is on the host."""
+        if self._away:
+            offload.to_device(self._engine, self._optimizer, self._stage)
+            self._away = False
 
     def _trainable(self) -> Iterator[tuple[str, torch.Tensor]]:
         return ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,12 @@ import xxhash
 if TYPE_CHECKING:
     import torch
 
-    from psyco_ray.config import Sync
+    from psyco_ray.config import Sync, Transport
     from psyco_ray.learner import LearnerGroup
     from psyco_ray.pool import ActorPool
-    from psyco_ray.records import Example, Loaded
+    from psyco_ray.records import Example, Loaded, Streamed, Weights
+
+_log = logging.getLogger(__name__)
 
 Bucket = Mapping[str, tuple[np.ndarray, str]]
 """Parameter name -> (its bits as integers, its dtype's name)."""
@@ -61,17 +64,28 @@ class SyncReport:
     version: int
     bytes: int
     actors: int  # that have them
-    export_s: float  # gathering on the learner and writing to the object store
-    load_s: float  # until the last rollout actor had them
+    export_s: float  # gathering on the learner, and sending or writing to the object store
+    load_s: float  # until the last rollout actor had them and was checked
     gap: float  # largest difference of a probe's log-probability between learner and engines, nats a token
 
 
-def push(learner: LearnerGroup, rollouts: ActorPool, version: int, probe: Example, settings: Sync) -> SyncReport:
+def push(
+    learner: LearnerGroup,
+    rollouts: ActorPool,
+    version: int,
+    probe: Example,
+    settings: Sync,
+    *,
+    transport: Transport = "object_store",
+    workers: int = 1,
+    handover: Callable[[], None] = lambda: None,
+) -> SyncReport:
     """Bring the learner's weights to every rollout actor, and check that they arrived and are in use.
 
-    Each actor checks the digest before it loads anything. Then it computes the log-probability of one response: an
-    engine that keeps a stale copy of a weight would sample from a policy that nobody trains. An actor that fails is
-    replaced; whoever joins later takes the same weights before it works.
+    Over `nccl` and `ipc` they go to the actors that are idle; everyone else, and everyone if ranks are lost over it,
+    takes them from the object store. Each actor checks the digest. Then it computes the log-probability of one
+    response: an engine that keeps a stale copy of a weight would sample from a policy that nobody trains. An actor that
+    fails is replaced; whoever joins later takes the same weights before it works.
 
     Args:
         learner: has the weights.
@@ -79,15 +93,19 @@ def push(learner: LearnerGroup, rollouts: ActorPool, version: int, probe: Exampl
         version: what they are called from now on.
         probe: a pair whose chosen response is the probe.
         settings: deadline, sizes, largest gap.
+        transport: how they get there.
+        workers: of each actor's engine.
+        handover: called when the learner has done its part, and before the actors need all of their memory.
 
     Raises:
         TimeoutError: no actor finished in time.
         RuntimeError: every actor received something else than was sent, or computes with other weights.
     """
     began = time.monotonic()
-    weights = learner.export(version, settings.bucket_mb)
     # the rejected response is not compared: a token of it will do
     expected = learner.values([replace(probe, rejected_ids=probe.chosen_ids[:1])])[0][0]
+    weights = _sent(learner, rollouts, version, settings, transport, workers)
+    handover()
     exported = time.monotonic()
 
     def gap(loaded: Loaded) -> float:
@@ -114,3 +132,18 @@ def push(learner: LearnerGroup, rollouts: ActorPool, version: int, probe: Exampl
     )
     done = time.monotonic()
     return SyncReport(version, weights.bytes, len(taken), exported - began, done - exported, max(map(gap, taken)))
+
+
+def _sent(
+    learner: LearnerGroup, rollouts: ActorPool, version: int, settings: Sync, transport: Transport, workers: int
+) -> Weights | Streamed:
+    """The weights on their way: with the actors that could be sent to, and in the object store."""
+    from psyco_ray.learner import NotSent
+
+    idle = rollouts.idle if transport != "object_store" else []
+    if idle:
+        try:
+            return learner.send(transport, idle, version, workers, settings)
+        except NotSent as error:
+            _log.warning("%s; the weights of version %d go through the object store", error, version)
+    return learner.export(version, settings.bucket_mb)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written into the home directory
+os.environ.pop("RAY_ADDRESS", None)
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # actors that tests define are imported by name
 
 import hypothesis
@@ -60,7 +61,7 @@ def tiny_model(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """One Ray for the tests and, by RAY_ADDRESS, for the commands that they start."""
+    """One Ray for the tests; the commands that they start have each their own, as a user's have."""
     import ray
 
     ray.init(
@@ -70,9 +71,7 @@ def local_ray():
         log_to_driver=bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS")),
         logging_level="warning",
     )
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     yield
-    del os.environ["RAY_ADDRESS"]
     ray.shutdown()
 
 

@@ -56,6 +56,26 @@ def test_overrides(tmp_path: Path) -> None:
     assert job.dpo.optimizer.betas == (0.5, 0.6)
 
 
+SHARED = "colocated: true\nrollouts: {actors: 2, gpus: 0.5}\nlearners: {actors: 2, gpus: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "transport"),
+    [
+        ("", [], "object_store"),
+        ("rollouts: {gpus: 1}\nlearners: {gpus: 1}", [], "object_store"),
+        ("rollouts: {gpus: 1}\nlearners: {gpus: 1}", ["sync.transport=nccl"], "nccl"),
+        ("rollouts: {gpus: 0.25}\nlearners: {gpus: 1}", [], "object_store"),
+        (SHARED, [], "ipc"),
+        (SHARED, ["sync.transport=object_store"], "object_store"),
+    ],
+)
+def test_the_transport_follows_from_where_things_are(
+    tmp_path: Path, text: str, overrides: list[str], transport: str
+) -> None:
+    assert jobfile.load_as(config.Job, write(tmp_path, text), overrides).transport == transport
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "parts"),
     [
@@ -71,7 +91,18 @@ def test_overrides(tmp_path: Path) -> None:
         ("rollouts: {tensor_parallel: 2}", [], ["tensor_parallel 2", "rollouts.gpus"]),
         ("sampling: {max_tokens: 4096}", [], ["sampling.max_tokens 4096", "max_model_len 2048"]),
         ("learners: {zero_stage: 0}", [], ["learners.zero_stage 0", "take 1, 2 or 3"]),
-        ("learners: {gpus: 0.5}", [], ["learners.gpus is 0.5", "whole GPUs"]),
+        ("learners: {gpus: 0.5}", [], ["learners.gpus is 0.5", "whole GPUs", "unless it is colocated"]),
+        ("reward: {learners: {gpus: 0.5}}", [], ["reward.learners.gpus is 0.5", "whole GPUs"]),
+        ("sync: {transport: ipc}", [], ["sync.transport ipc", "colocated: true"]),
+        ("sync: {transport: nccl}\nlearners: {gpus: 1}", [], ["sync.transport nccl", "rollouts.gpus 0 and"]),
+        ("colocated: true", [], ["colocated needs rollouts.gpus and learners.gpus", "0.5 each", "not 0 and 0"]),
+        (SHARED, ["rollouts.gpus=0.6"], ["at most one", "not 0.6 and 0.5"]),
+        (SHARED, ["rollouts.gpus=0.2", "learners.gpus=0.3"], ["more than half a GPU", "not 0.2 and 0.3"]),
+        (SHARED, ["learners.actors=3"], ["rollouts.actors (2)", "learners.actors (3)", "equal"]),
+        (SHARED, ["rollouts.tensor_parallel=2"], ["colocated needs rollouts.tensor_parallel 1"]),
+        (SHARED, ["rollouts.autoscale={max: 4}"], ["colocated needs rollouts.autoscale none"]),
+        (SHARED, ["learners.zero_stage=0", "learners.dtype=float32"], ["learners.zero_stage 1, 2 or 3"]),
+        (SHARED, ["sync.transport=nccl"], ["sync.transport nccl", "two processes on one GPU"]),
         ("", ["sampling.responses"], ["override 'sampling.responses'", "key=value"]),
         ("seed: 1", ["seed.x=1"], ["seed is a value, not a section"]),
         ("- a\n- b", [], ["must hold keys and values"]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from psyco_ray import cli, config, control
+from psyco_ray import cli, config, control, roles
 from psyco_ray.control import Control
 from psyco_ray.ledger import RunDirectory
 
@@ -33,7 +33,7 @@ def going_on(tmp_path, monkeypatch):
     monkeypatch.setattr(control, "_EVERY_S", 0.05)
     directory = RunDirectory(str(tmp_path / "run"))
     pools = {"rollouts": Pool(), "scorers": Pool()}
-    bounds = config.Autoscale(min=2, max=6)
+    bounds = roles.Autoscale(min=2, max=6)
     settings = {"rollouts": config.Rollouts(cpus=1, gpus=2, autoscale=bounds), "scorers": config.Scorers()}
     said: list[str] = []
     made = Control(directory, pools, settings, seen, said.append)
@@ -116,4 +116,19 @@ def test_what_cannot_be_read_or_written_is_told_once(going_on) -> None:
 
 def test_bounds_are_checked() -> None:
     with pytest.raises(ValueError, match=r"autoscale.min 4 is above autoscale.max 2"):
-        config.Autoscale(min=4, max=2)
+        roles.Autoscale(min=4, max=2)
+
+
+def test_what_shares_gpus_keeps_its_number(tmp_path) -> None:
+    directory, said = RunDirectory(str(tmp_path / "run")), []
+    pools = {"rollouts": Pool(), "scorers": Pool()}
+    settings = {"rollouts": config.Rollouts(), "scorers": config.Scorers()}
+    made = Control(directory, pools, settings, seen, said.append, fixed=("rollouts", "learners"))
+    try:
+        made._obey({"rollouts": 4, "scorers": 3, "learners": 2})
+        made._obey({"learners": 3})
+    finally:
+        made.close()
+        directory.close()
+    assert (pools["rollouts"].sizes, pools["scorers"].sizes, made.wanted) == ([], [3], {"scorers": 3})
+    assert said[0] == "the number of rollouts, learners stays, for they share GPUs"

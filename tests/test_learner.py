@@ -324,3 +324,31 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert learning_rate(cosine, 11, 20) == pytest.approx(0.1 + 0.9 * 0.5)
     constant = settings.model_copy(update={"schedule": "constant"})
     assert {learning_rate(constant, step, 20) for step in range(2, 20)} == {1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_path, stage: int) -> None:
+    pairs = examples(12)
+    found = {}
+    for slept in (False, True):
+        learner = group(tiny_model, Dpo(config.Dpo()), ranks=2, stage=stage, dtype="bfloat16")
+        try:
+            values = []
+            for part in (pairs[:6], pairs[6:]):
+                if slept:
+                    learner.sleep()
+                    learner.sleep()
+                    learner.wake()
+                    learner.wake()
+                values += [step.loss for step in learner.train([part] * 2, steps=4, first=len(values))]
+                learner.save_state(tmp_path / f"{slept}-{len(values)}", moments=True)
+            values += learner.values(pairs)
+            state = load_file(tmp_path / f"{slept}-4" / "state-00000.safetensors")
+            found[slept] = values, state
+        finally:
+            learner.close()
+    assert found[True][0] == found[False][0]
+    assert found[True][1].keys() == found[False][1].keys()
+    for name, tensor in found[True][1].items():
+        assert torch.equal(tensor, found[False][1][name]), name

@@ -124,6 +124,17 @@ def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) 
         on_all(rollouts, "load_weights", replace(weights, refs=(ray.put(missing),)), *texts)
 
 
+@pytest.mark.slow
+def test_where_weights_cannot_be_sent_they_go_through_the_object_store(learner, rollouts, caplog) -> None:
+    probe, before = pairs(1, seed=7)[0], learner.ranks
+    report = sync.push(learner, rollouts, 9, probe, Sync(deadline_s=120), transport="nccl")  # there is no GPU
+    assert (report.version, report.actors) == (9, 2)
+    assert max(gaps(learner, rollouts, probe)) < 1e-4
+    assert learner.ranks != before, "a sender that failed may have left its partners waiting"
+    told = [record.getMessage() for record in caplog.records]
+    assert any("sending failed" in text and "version 9 go through the object store" in text for text in told), told
+
+
 class Taking:
     """Stands for a rollout actor in how it takes weights."""
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from psyco_ray import config, placement
 from psyco_ray.batches import batches
 from psyco_ray.config import Learners, Optimizer
-from psyco_ray.learner import REBUILDS, LearnerGroup
+from psyco_ray.lasting import REBUILDS
+from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
 from psyco_ray.ranks import Ranks
 from psyco_ray.records import Example

@@ -1,0 +1,174 @@
+"""Weights from real DeepSpeed ranks to real vLLM engines over CUDA IPC and NCCL, checked against transformers."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from psyco_ray import placement, sync
+from psyco_ray.config import Dpo as DpoSettings
+from psyco_ray.config import Job, Learners, Optimizer, Rollouts, Sampling, Sync
+from psyco_ray.learner import LearnerGroup
+from psyco_ray.losses import Dpo
+from psyco_ray.pool import ActorPool
+from psyco_ray.records import Example, Item, Prompt
+from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.turns import Turns
+
+pytestmark = pytest.mark.slow
+
+OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, schedule="constant")
+SYNC = Sync(bucket_mb=2, deadline_s=300)  # several pieces, and an embedding that is one by itself
+
+
+def pairs(count: int, seed: int = 0) -> list[Example]:
+    rng = random.Random(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, 40000) for _ in range(length))
+
+    return [Example(f"pair-{i}", ids(20), ids(30), ids(30), (-300.0, -300.0)) for i in range(count)]
+
+
+PROBE = pairs(1, seed=7)[0]
+
+
+class Both:
+    """Engines and ranks of a job, as a crew starts them."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.rooms = job, placement.shared_rooms(job) if job.colocated else None
+        actor = ray.remote(RolloutActor)
+        self.rollouts = ActorPool(
+            "rollout",
+            lambda index: actor.options(
+                **placement.pool_options(job.rollouts, environment(job.rollouts), self.rooms, index)
+            ).remote(f"rollout-{index}", job.model, job.rollouts, 0, shared=job.colocated),
+            job.rollouts.actors,
+            start_s=600,
+            item_s=120,
+            resting=job.colocated,
+        )
+        self.learner = LearnerGroup(
+            job.model, Dpo(job.dpo), job.learners, OPTIMIZER, seed=0, rooms=self.rooms, start_s=600, step_s=300
+        )
+        self.turns = Turns(job.colocated, self.rollouts, self.learner, 120)
+        self.learner.wait_ready()
+        self.turns.sampling()
+        self.rollouts.wait_ready()
+
+    def push(self, version: int) -> sync.SyncReport:
+        self.turns.learning()
+        given = {"transport": self.job.transport, "handover": self.turns.sampling}
+        return sync.push(self.learner, self.rollouts, version, PROBE, self.job.sync, **given)
+
+    def logprobs(self) -> list[float]:
+        """Of the probe a token, by every engine."""
+        texts = PROBE.prompt_ids, PROBE.chosen_ids
+        asked = [one.__ray_call__.remote(lambda a: a._engine.logprob(*texts)) for one in self.rollouts.actors]
+        return [value / len(PROBE.chosen_ids) for value in ray.get(asked, timeout=300)]
+
+    def memory(self) -> int:
+        """Bytes that rank 0 has on its GPU."""
+        return ray.get(self.learner.ranks[0].__ray_call__.remote(lambda _: torch.cuda.memory_allocated()), timeout=60)
+
+    def close(self) -> None:
+        self.rollouts.close()
+        self.learner.close()
+        if self.rooms is not None:
+            ray.util.remove_placement_group(self.rooms)
+
+
+def by_transformers(model: Path) -> float:
+    """Log-probability of the probe a token, by a saved model."""
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.tensor([[*PROBE.prompt_ids, *PROBE.chosen_ids]])
+    with torch.no_grad():
+        found = policy(ids).logits[0, len(PROBE.prompt_ids) - 1 : -1].log_softmax(-1)
+    return found.gather(1, torch.tensor(PROBE.chosen_ids)[:, None]).mean().item()
+
+
+def roles(zero_stage: int, **each: Any) -> dict[str, Any]:
+    return {
+        "rollouts": Rollouts(max_model_len=256, max_num_seqs=32, kv_cache_gb=0.5, **each),
+        "learners": Learners(zero_stage=zero_stage, micro_batch_tokens=400, **each),
+        "dpo": DpoSettings(optimizer=OPTIMIZER),
+        "sampling": Sampling(max_tokens=64),
+        "sync": SYNC,
+    }
+
+
+@pytest.fixture
+def start() -> Iterator:
+    made: list[Both] = []
+
+    def start(job: Job) -> Both:
+        made.append(Both(job))
+        return made[-1]
+
+    yield start
+    for both in made:
+        both.close()
+
+
+def check(both: Both, tmp_path: Path, record_property) -> None:
+    """Train, send, compare with transformers; then a newcomer has to come to the same."""
+    base = both.logprobs()
+    assert base == pytest.approx([by_transformers(Path(both.job.model))] * len(base), abs=0.05)
+    both.turns.learning()
+    list(both.learner.train([pairs(8)] * 6, steps=6))
+    both.learner.save_model(tmp_path / "trained")
+    expected = by_transformers(tmp_path / "trained")
+    assert min(abs(value - expected) for value in base) > 0.2, "nothing was learnt, so equality would show nothing"
+    for version in (1, 2):  # again, for what the first update may have left behind
+        report = both.push(version)
+        assert (report.version, report.actors) == (version, len(both.rollouts.actors))
+        found = both.logprobs()
+        record_property(f"logprob_{version}", (found, expected, report.export_s, report.load_s))
+        assert found == pytest.approx([expected] * len(found), abs=0.05)
+    ray.kill(both.rollouts.actors[0])
+    prompts = tuple(Prompt(f"s{i}", (5, 6, 7, 8 + i), 1000 * i) for i in range(4))
+    request = SamplingRequest(Item("item", prompts), 2, 4, 1.0, 1.0, 16)
+    stream = both.rollouts.stream("sample", [request], identity=lambda found: found[0].prompt.speech_id)
+    assert [group.version for group, _ in stream] == [2] * 4, "another takes its place, with the weights of the others"
+    assert both.rollouts.status()[0]["restarts"] == 1
+    assert both.logprobs() == pytest.approx([expected] * len(found), abs=0.05)
+
+
+@pytest.mark.gpus(1)
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_weights_over_ipc_give_the_log_probabilities_of_transformers(
+    local_ray, tiny_model, tmp_path, start, record_property, zero_stage: int
+) -> None:
+    both = start(Job(model=str(tiny_model), colocated=True, **roles(zero_stage, actors=1, gpus=0.5, cpus=1)))
+    assert both.job.transport == "ipc"
+    check(both, tmp_path, record_property)
+
+
+@pytest.mark.gpus(1)
+def test_one_side_frees_the_gpu_while_the_other_works(local_ray, tiny_model, start, record_property) -> None:
+    both = start(Job(model=str(tiny_model), colocated=True, **roles(2, actors=1, gpus=0.5, cpus=1)))
+    before, asleep = both.logprobs(), both.memory()
+    free_while_sampling = torch.cuda.mem_get_info()[0]
+    both.turns.learning(keep_weights=True)
+    awake, free_while_training = both.memory(), torch.cuda.mem_get_info()[0]
+    record_property("bytes_of_the_rank", (asleep, awake))
+    assert asleep < awake / 2
+    assert free_while_training > free_while_sampling, "the engine's cache is larger than a tiny learner"
+    both.turns.sampling()
+    assert both.logprobs() == pytest.approx(before, abs=1e-3), "the engine woke with the weights that it had"
+
+
+@pytest.mark.gpus(2)
+def test_weights_over_nccl_give_the_log_probabilities_of_transformers(
+    local_ray, tiny_model, tmp_path, start, record_property
+) -> None:
+    both = start(Job(model=str(tiny_model), **roles(2, actors=1, gpus=1, cpus=1)))
+    assert both.job.transport == "nccl"
+    check(both, tmp_path, record_property)
