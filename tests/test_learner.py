@@ -122,7 +122,7 @@ def test_bf16_follows_float32(local_ray, tiny_model, tmp_path, single_process) -
     assert written.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2, 3])  # 1 and 2 are one implementation
 def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, stage) -> None:
     settings = {"stage": stage, "dtype": "bfloat16"}
     whole = group(tiny_model, Dpo(config.Dpo()), **settings)
@@ -327,7 +327,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2, 3])  # 1 and 2 are one implementation
 def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_path, stage: int) -> None:
     pairs = examples(12)
     found = {}

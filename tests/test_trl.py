@@ -19,7 +19,6 @@ BATCH, LEARNING_RATE, SEED = 8, 1e-3, 11
 EPOCHS = {"reward": 2, "policy": 1}
 REWARDS = {  # ours, then TRL's settings
     "plain": (BradleyTerry(), {}),
-    "margin": (BradleyTerry(), {"margins": True}),
     "margin and centre": (BradleyTerry(centre=0.05), {"margins": True, "center_rewards_coefficient": 0.05}),
 }
 POLICIES = {
