@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # All checks: environment, format, types, tests (real Ray, vLLM and DeepSpeed on the CPU).
 # bash tests/run.sh [pytest arguments]     e.g. bash tests/run.sh tests/test_config.py -k unknown
+# Tests marked long (against TRL step by step, with a real judge, and some kills) run with -m long, or all with -m "".
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../jobs/environment.sh"
 cd "$ROOT"
 
-echo "psyco_ray tests: linter, types, then pytest; about three quarters of an hour on 2 cores once installed"
+echo "psyco_ray tests: linter, types, then pytest; all but those marked long; about three quarters of an hour on 2 cores once installed"
 prepare_environment cpu,dev
 .venv/bin/ruff format --check --quiet . || fail "some files are not formatted; run .venv/bin/ruff format ."
 .venv/bin/ruff check --quiet .

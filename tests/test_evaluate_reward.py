@@ -388,7 +388,7 @@ def command(path: Path) -> list[str]:
     return [sys.executable, "-m", "psyco_ray.cli", "evaluate-reward", str(path)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_then_out_of_money_then_done_and_nothing_is_done_twice(local_ray, tmp_path, url, tiny_reward_model):
     scores = tmp_path / "run" / "scores"
     given = settings(

@@ -17,7 +17,7 @@ import yaml
 from psyco_ray.data import parts
 from psyco_ray.records import PRINCIPLES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SPEECHES = int(os.environ.get("PSYCO_RAY_SPEECHES", "4"))
 START_S = 240

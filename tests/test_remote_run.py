@@ -298,7 +298,7 @@ input()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local_one(
     server, ray_with_own_cache, tmp_path, tiny_model, tiny_reward_model
 ) -> None:

@@ -15,6 +15,7 @@ from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry, Dpo, Objective
 from psyco_ray.records import Example
 
+pytestmark = pytest.mark.long
 BATCH, LEARNING_RATE, SEED = 8, 1e-3, 11
 EPOCHS = {"reward": 2, "policy": 1}
 REWARDS = {  # ours, then TRL's settings
