@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+import functools
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from psyco_ray.jobfile import Count, NotNegative, Positive, Section
 
 Transport = Literal["object_store", "nccl", "ipc"]
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 itself; where it does not, float32 is several times as fast."""
+    told = Path("/proc/cpuinfo")
+    return told.exists() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(told.read_text().split())
+
+
+def fast_dtype(given: dict[str, Any]) -> Literal["bfloat16", "float32"]:
+    """The dtype that a role with these settings multiplies matrices in, unless told otherwise."""
+    return "bfloat16" if given.get("gpus") or cpu_has_bfloat16() else "float32"
 
 
 class Actors(Section):
@@ -44,7 +58,8 @@ class Learners(Actors):
     """The DeepSpeed ranks; `actors` is their number."""
 
     role: ClassVar[str | None] = "learner"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the compute; master weights are float32
+    # of the compute; master weights are float32. Default: bfloat16, but float32 on a CPU that has no bfloat16
+    dtype: Literal["bfloat16", "float32"] = Field(default_factory=fast_dtype)
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch_tokens: Count = 4096  # tokens that one forward and backward pass holds, each rank
     logit_rows: Count = 1024  # response positions whose logits exist at a time
@@ -55,7 +70,9 @@ class Rollouts(Pool):
     """The vLLM engines that sample responses."""
 
     role: ClassVar[str | None] = "rollout"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = (
+        "bfloat16"  # also where a CPU has none: decoding waits for memory
+    )
     max_model_len: Count = 2048  # tokens of prompt and response
     max_num_seqs: Count = 128  # sequences decoded together
     kv_cache_gb: Positive = 1.0  # of each engine
@@ -69,7 +86,7 @@ class Scorers(Pool):
     """The frozen models that turn texts into numbers: rewards and reference log-probabilities."""
 
     role: ClassVar[str | None] = "scorer"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default_factory=fast_dtype)  # as a learner's
     row_tokens: Count = 1024  # that one forward pass holds; a GPU likes 8192
     reward_model: str | None = None  # ranks the responses that train the policy
     heldout_model: str | None = None  # only judges; never used for training

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from psyco_ray import config, jobfile
+from psyco_ray import config, jobfile, roles
 from psyco_ray.data import respond
 from psyco_ray.data.job import DataJob, Respond
 from psyco_ray.evaluate.job import EvaluateRewardJob
@@ -90,7 +90,7 @@ def test_the_transport_follows_from_where_things_are(
         ("dpo: {optimizer: {batch_size: 2}}\nlearners: {actors: 4}", [], ["batch of 2", "4 ranks", "learners.actors"]),
         ("rollouts: {tensor_parallel: 2}", [], ["tensor_parallel 2", "rollouts.gpus"]),
         ("sampling: {max_tokens: 4096}", [], ["sampling.max_tokens 4096", "max_model_len 2048"]),
-        ("learners: {zero_stage: 0}", [], ["learners.zero_stage 0", "take 1, 2 or 3"]),
+        ("learners: {zero_stage: 0, dtype: bfloat16}", [], ["learners.zero_stage 0", "take 1, 2 or 3"]),
         ("learners: {gpus: 0.5}", [], ["learners.gpus is 0.5", "whole GPUs", "unless it is colocated"]),
         ("reward: {learners: {gpus: 0.5}}", [], ["reward.learners.gpus is 0.5", "whole GPUs"]),
         ("sync: {transport: ipc}", [], ["sync.transport ipc", "colocated: true"]),
@@ -118,6 +118,17 @@ def test_wrong_settings_are_named_in_one_sentence(
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+
+
+def test_where_a_cpu_has_no_bfloat16_learners_and_scorers_compute_in_float32(monkeypatch) -> None:
+    for native, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(roles, "cpu_has_bfloat16", lambda native=native: native)
+        for kind in (config.Learners, config.Scorers):
+            assert kind().dtype == expected
+            assert kind(gpus=1).dtype == "bfloat16"
+            assert kind(dtype="bfloat16").dtype == "bfloat16"
+    with pytest.raises(ValueError, match=r"gpus\n.*greater than or equal to 0"):
+        config.Learners(gpus=-1)
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
