@@ -15,6 +15,7 @@ from psyco_ray.data.commands import RESUMABLE
 from psyco_ray.evaluate.job import EvaluateRewardJob
 from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
 from psyco_ray.remote import is_remote, refuse_key
+from psyco_ray.starting import without_collector
 
 
 def plan(job: config.Job, given: argparse.Namespace) -> int:
@@ -228,8 +229,9 @@ def _by_name(given: list[str], what: str) -> dict[str, str]:
 
 
 def _iterate(job: config.Job, ledger: Any, telemetry: Any) -> None:
-    from psyco_ray.driver import iterate as run
-    from psyco_ray.report import html
+    with without_collector():
+        from psyco_ray.driver import iterate as run
+        from psyco_ray.report import html
 
     found = run(job, ledger, telemetry)
     html.write(job, ledger, found)

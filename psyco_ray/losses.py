@@ -1,16 +1,21 @@
-"""Preference losses, as pure functions of a tensor per side; one value per pair, never reduced."""
+"""Preference losses, as pure functions of a tensor per side; one value per pair, never reduced.
+
+A driver names a loss and needs no torch for it, which takes seconds to import.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from typing import TYPE_CHECKING, ClassVar
 
 from psyco_ray import config
 from psyco_ray.records import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Metrics = dict[str, Tensor]
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor, centre: float = 0.0) -> Tensor:
@@ -25,6 +30,8 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor, centre: flo
     Returns:
         Loss per pair in nats, shape [pairs].
     """
+    from torch.nn.functional import logsigmoid
+
     loss = -logsigmoid(chosen - rejected - margins)
     return loss + centre * (chosen + rejected) ** 2 if centre else loss
 
@@ -43,6 +50,8 @@ def dpo(ahead: Tensor, kind: str, beta: float, smoothing: float = 0.0) -> Tensor
     Returns:
         Loss per pair in nats, shape [pairs].
     """
+    from torch.nn.functional import logsigmoid
+
     margin = beta * ahead
     if kind == "ipo":
         return (ahead - 1 / (2 * beta)) ** 2
@@ -50,9 +59,6 @@ def dpo(ahead: Tensor, kind: str, beta: float, smoothing: float = 0.0) -> Tensor
         return (1 - margin).relu()
     right, wrong = -(1 - smoothing) * logsigmoid(margin), -smoothing * logsigmoid(-margin)
     return (right - wrong) / (1 - 2 * smoothing) if kind == "robust" else right + wrong
-
-
-Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

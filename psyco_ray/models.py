@@ -6,6 +6,7 @@ Only safetensors are read or written, and code that a model repository ships is 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +76,25 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     Raises:
         ValueError: it has no chat template, without which a conversation cannot be rendered.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if _is_plain(path):  # what AutoTokenizer would take too, but only after seconds of importing torch and sklearn
+        from transformers import PreTrainedTokenizerFast as Tokenizer
+    else:
+        from transformers import AutoTokenizer as Tokenizer
+    tokenizer = Tokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer of {path} has no chat template; use an instruction-tuned model "
             "or add chat_template.jinja beside its tokenizer"
         )
     return tokenizer
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a directory's tokenizer is all in its tokenizer.json, as transformers and psyco_ray save most of them."""
+    settings = path / "tokenizer_config.json"
+    if not (settings.is_file() and (path / "tokenizer.json").is_file()):
+        return False
+    return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "TokenizersBackend"
 
 
 def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:

@@ -14,6 +14,7 @@ import ray
 
 from psyco_ray.batches import Micro
 from psyco_ray.config import Learners, Lora, Optimizer
+from psyco_ray.starting import without_collector
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ class LearnerRank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
+    @without_collector()
     def start(
         self,
         meeting: tuple[str, int],

@@ -9,6 +9,7 @@ from typing import Any
 
 from psyco_ray.config import Rollouts
 from psyco_ray.records import Group, Item, Loaded, Streamed, Weights
+from psyco_ray.starting import without_collector
 
 
 def environment(settings: Rollouts) -> dict[str, str]:
@@ -48,6 +49,7 @@ class RolloutActor:
         self.name, self._model, self._settings, self._seed = name, model, settings, seed
         self._shared = shared  # whether a learner rank has the same GPU
 
+    @without_collector()
     def ready(self) -> str:
         """Load the engine; the base model is version 0."""
         from psyco_ray import models

@@ -9,6 +9,7 @@ from dataclasses import replace
 from psyco_ray.config import Scorers
 from psyco_ray.records import Asked, Example, Group, Scored
 from psyco_ray.reward import RewardModel
+from psyco_ray.starting import without_collector
 
 
 class ScorerActor:
@@ -36,6 +37,7 @@ class ScorerActor:
         self.name, self._settings, self._max_tokens = name, settings, max_tokens
         self._reward_specs, self._reference_spec = rewards, reference
 
+    @without_collector()
     def ready(self) -> str:
         """Load the models.
 

@@ -18,6 +18,7 @@ import yaml
 
 from psyco_ray.config import Data, Job, Prompts
 from psyco_ray.records import SPEECHES
+from psyco_ray.starting import without_collector
 
 Messages = list[dict[str, str]]
 
@@ -214,6 +215,7 @@ def _speech_column(table: pa.Table, data: Data) -> str:
 
 
 @functools.lru_cache(maxsize=1)
+@without_collector()
 def shared_tokenizer(model: str) -> Any:
     """A model's tokenizer, loaded once in a process."""
     from psyco_ray import models

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import binomtest
 
 from psyco_ray.evaluate import stats
 
@@ -152,6 +150,8 @@ def mcnemar(ours_a: Sequence[Outcome], ours_b: Sequence[Outcome]) -> dict[str, A
         `a_only` and `b_only`: speeches on which that model did better than the other (with ties in between, this is the
         sign test); `p`: the probability of so uneven counts or worse if both were equally good.
     """
+    from scipy.stats import binomtest  # takes seconds to import, and a run that trains does not test
+
     gaps = _points(ours_a) - _points(ours_b)
     a_only, b_only = int((gaps > 0).sum()), int((gaps < 0).sum())
     discordant = a_only + b_only
@@ -205,6 +205,7 @@ def _separable(won: _Floats, design: _Floats) -> bool:
 
 def _logistic(design: _Floats, won: _Floats) -> _Floats:
     """Coefficients of greatest likelihood; a tie counts as half a win and half a loss."""
+    from scipy.optimize import minimize
 
     def surprise(coefficients: _Floats) -> float:
         margins = design @ coefficients

@@ -13,13 +13,14 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from openai.types import Batch
+from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config import Endpoint
 from psyco_ray.judge.client import REFUSED, Answer, Call, Client, Unreadable, answer_of
 from psyco_ray.judge.journal import Journal
+
+if TYPE_CHECKING:
+    from openai.types import Batch
 
 MOST_REQUESTS = 50_000  # of a file, as the API allows
 MOST_BYTES = 100_000_000

@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
-
-import openai
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from psyco_ray.config import Endpoint
+
+if TYPE_CHECKING:
+    import openai  # takes seconds: only who calls imports it
 
 KEY_VERSION = 1
 """Counted up when a call of the same content would be put to the server in another way."""
@@ -110,6 +111,8 @@ class Client:
         Raises:
             ValueError: the environment variable with the key is missing or holds no key.
         """
+        import openai
+
         self._endpoint = endpoint
         self._key = key_for(endpoint)
         self._open_at = 0.0  # no call before this time of the event loop
@@ -147,6 +150,8 @@ class Client:
         Raises:
             Refused, Unavailable, ValueError: as `answer` does.
         """
+        import openai
+
         failures = limited = 0
         while True:
             await self._opened()
