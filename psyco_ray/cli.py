@@ -141,6 +141,13 @@ def _add_comparisons(subparsers: Any) -> None:
     command.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, finished or not")
     command.add_argument("--out", type=Path, default=Path("runs/compare"), help="directory (default: runs/compare)")
     command.set_defaults(run=commands.compare, kind=None)
+    text = "run the benchmarks of a checkout and compare them with their baselines"
+    command = subparsers.add_parser("bench", help=text, description=text, allow_abbrev=False)
+    command.add_argument("names", nargs="*", metavar="NAME", help="such as rollout (default: all that have a baseline)")
+    command.add_argument(
+        "--update", metavar="DEVICE", help="today's ratios become the baselines, measured on this device"
+    )
+    command.set_defaults(run=commands.bench, kind=None)
     text = "let two experts compare a policy with its opponent, blind"
     experts = subparsers.add_parser("evaluate-experts", help=text, description=text)
     steps = experts.add_subparsers(required=True, metavar="STEP")

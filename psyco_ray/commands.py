@@ -215,6 +215,24 @@ def compare(_: None, given: argparse.Namespace) -> int:
     return 0
 
 
+def bench(_: None, given: argparse.Namespace) -> int:
+    """Run benchmarks; 1 where a ratio fell."""
+    from datetime import date
+
+    from psyco_ray import bench as benchmarks
+
+    directory, found = Path("benchmarks"), []
+    for script, baseline in benchmarks.load(directory, given.names).items():
+        ratios = benchmarks.run(directory, script, baseline)
+        print(benchmarks.told(ratios), flush=True)
+        found += ratios
+        if given.update:
+            today = benchmarks.renewed(baseline, ratios, given.update, date.today().isoformat())
+            (directory / "baselines" / f"{script}.json").write_text(today, encoding="utf-8")
+    print(benchmarks.summary(found))
+    return int(any(one.worse for one in found))
+
+
 def _by_name(given: list[str], what: str) -> dict[str, str]:
     """Files by their names, out of NAME=FILE."""
     found: dict[str, str] = {}
