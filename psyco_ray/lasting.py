@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -40,7 +41,7 @@ class Training:
     fresh: bool  # begins without Adam's moments
 
 
-class Lasting:
+class Lasting(ABC):
     """The ranks of a group, and what it takes to have others in their place; `LearnerGroup` says what they can do."""
 
     def __init__(
@@ -127,9 +128,9 @@ class Lasting:
         for training in self._since:
             self._retake(training)
 
+    @abstractmethod
     def _retake(self, training: Training) -> None:
         """Take the steps of a training once more."""
-        raise NotImplementedError
 
     def _placed_or_fewer(self, count: int) -> Ranks:
         """New ranks, as many of `count` as the cluster has room for.

@@ -198,21 +198,16 @@ def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(m
         assert (Path(summary["checkpoint"]) / "README.md").exists()
 
 
-def test_one_round_samples_everything_from_the_base_model(make_job, undisturbed) -> None:
+def test_one_round_samples_from_the_base_model_and_refers_to_the_previous_policy(make_job, undisturbed) -> None:
+    """Two settings that have nothing to do with each other, for one start."""
     job, run, log = make_job("online")
-    finish(job, log, "pairs_from=base")
+    finish(job, log, "pairs_from=base", "dpo.reference=previous")
     for k in (1, 2):
         pairs = pq.read_table(run / f"iteration-{k:03d}" / "pairs.parquet").to_pylist()
         assert {row["policy_version"] for row in pairs} == {0}
+        record = json.loads((run / f"iteration-{k:03d}" / "train.json").read_text())
+        assert record["steps"][0]["loss"] == pytest.approx(0.6931, abs=1e-3), "every iteration begins at log two"
     ours, theirs = (pq.read_table(r / "iteration-001" / "pairs.parquet") for r in (run, undisturbed))
-    assert ours.equals(theirs), "the first iteration samples from the base model either way"
-
-
-def test_with_the_previous_policy_as_reference_every_iteration_begins_at_log_two(make_job, undisturbed) -> None:
-    job, run, log = make_job("previous")
-    finish(job, log, "dpo.reference=previous")
-    records = [json.loads((run / f"iteration-{k:03d}" / "train.json").read_text()) for k in (1, 2)]
-    for record in records:
-        assert record["steps"][0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert ours.equals(theirs), "the first iteration samples from the base model and refers to it either way"
     other = json.loads((undisturbed / "iteration-002" / "train.json").read_text())
     assert other["steps"][0]["loss"] != pytest.approx(0.6931, abs=1e-3)
