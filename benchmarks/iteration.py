@@ -156,8 +156,10 @@ def settings_of(job: config.Job, reward_model: str, where: Path, given: argparse
             "num_train_epochs": how.epochs,
             "learning_rate": how.learning_rate,
             "lr_scheduler_type": "constant",
+            "adam_beta1": how.betas[0],
+            "adam_beta2": how.betas[1],
             "weight_decay": how.weight_decay,
-            "max_grad_norm": 1.0,
+            "max_grad_norm": how.max_grad_norm,
             "max_length": None,
             "save_strategy": "no",
             "report_to": [],
@@ -183,7 +185,8 @@ def environment_of(stage: str, job: config.Job, given: argparse.Namespace) -> di
 
 def apart(stage: str, settings: str, variables: dict[str, str]) -> tuple[float, float]:
     """A script in its process: seconds until its models were loaded, and those behind that to its end."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "scripted.py"), stage, settings]
+    # -P: a file of this directory bears the name of a standard module
+    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "scripted.py"), stage, settings]
     with tempfile.TemporaryDirectory() as cache:  # reference log-probabilities that were computed before are not used
         began = time.time()
         done = subprocess.run(
