@@ -11,7 +11,8 @@ two numbers of speeches, by turns; `ratio` is the peer's seconds over ours at th
 
 What the peer gets to be fast: one engine with the KV cache and the sequences of all of ours, in-process, nothing
 compiled, Intel's OpenMP (`--peer-omp gnu`: without); no gradient checkpointing, the reference computed once, the
-policy written in bfloat16. `--peer-dtype`, `--peer-micro` and `--peer-attention` are TRL's.
+policy written in bfloat16. `--peer-dtype`, `--peer-micro` and `--peer-attention` are TRL's. Only a quiet machine gives
+a fair figure: where others hold a core, a script's threads wait for each other, which our actors of one do not.
 """
 
 from __future__ import annotations
