@@ -31,6 +31,7 @@ from psyco_ray.scorer import ScorerActor
 from psyco_ray.standing import Standing, stage
 from psyco_ray.steplog import StepLog
 from psyco_ray.telemetry import Telemetry
+from psyco_ray.timeline import Timeline
 from psyco_ray.turns import Turns
 
 Row = dict[str, Any]
@@ -49,6 +50,7 @@ class Crew:
         self.weights = self.standing.going_on_from(self.trained)
         named = {"reward": job.scorers.reward_model, "heldout": job.scorers.heldout_model}
         named["safety"] = job.scorers.safety_model
+        self.timeline = Timeline(ledger, self._sizes)
         self._rewards = {name: model for name, model in named.items() if model is not None}
         if job.evaluation.judge is not None:
             verdicts.load_entry(job.prompts.file)  # what lacks it is refused before anything is trained
@@ -68,6 +70,7 @@ class Crew:
             ).remote(f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated),
             job.rollouts.actors,
             **limits,
+            worked=functools.partial(self.timeline.worked, "rollouts"),
             resting=job.colocated,
         )
         self.scorers = ActorPool(
@@ -77,6 +80,7 @@ class Crew:
             ),
             job.scorers.actors,
             **limits,
+            worked=functools.partial(self.timeline.worked, "scorers"),
         )
         self._flow = Flow(job, self.ledger, self.telemetry, self.rollouts, self.scorers, tuple(self._rewards))
         self.learner = LearnerGroup(
@@ -89,6 +93,7 @@ class Crew:
             rooms=self._rooms,
             start_s=deadlines.start_s,
             step_s=deadlines.step_s,
+            worked=functools.partial(self.timeline.worked, "learners"),
         )
         self._turns = Turns(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
         self.control = Control(
@@ -138,7 +143,7 @@ class Crew:
                     if (pair := pairs.pair_of(group, slope, least)) is not None:
                         yield pair
 
-            with self.control.working():
+            with self.control.working(), self.timeline.doing(iteration, "sample"):
                 paired = self._referenced(name, made())
             if not paired:
                 raise ValueError(
@@ -173,9 +178,9 @@ class Crew:
             encoder = Encoder(self.job, for_policy=True)
             texts = table.take(pa.array([int(row) for row in drawn]))
             found = encoder.examples(texts)
-            paired = self._referenced(
-                name, self.telemetry.track(found, f"iteration {iteration}: reference", len(found))
-            )
+            shown = self.telemetry.track(found, f"iteration {iteration}: reference", len(found))
+            with self.timeline.doing(iteration, "sample"):
+                paired = self._referenced(name, shown)
             by_id = {row["pair_id"]: row for row in texts.to_pylist()}
             rows = [pairs.offline_row(paired[example.key], by_id[example.key]) for example in found]
             self.ledger.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=PAIRS))
@@ -225,17 +230,19 @@ class Crew:
             fresh=iteration > 1 and not keep and not log.done,
         )
         every = self.job.dpo.checkpoint_every
-        for step in self.telemetry.steps(stream, f"iteration {iteration}: train"):
-            log.add(step)
-            log.pause(self.learner)
-            if every and log.done % every == 0 and log.done < len(planned):
-                log.write(self.learner)
+        with self.timeline.doing(iteration, "train"):
+            for step in self.telemetry.steps(stream, f"iteration {iteration}: train"):
+                log.add(step)
+                log.pause(self.learner)
+                if every and log.done % every == 0 and log.done < len(planned):
+                    log.write(self.learner)
         trained = time.time()
         used = self.learner.mfu(log.facts["tokens"] / (trained - log.began))
         if used is not None:
             self.telemetry.live.last(mfu=used)
-        self.learner.save_model(self.ledger.place(stage(iteration, "checkpoint")))
-        self.learner.save_state(self.ledger.place(_state(iteration)), moments=keep)
+        with self.timeline.doing(iteration, "save"):
+            self.learner.save_model(self.ledger.place(stage(iteration, "checkpoint")))
+            self.learner.save_state(self.ledger.place(_state(iteration)), moments=keep)
         self.ledger.finish(
             stage(iteration, "train"),
             log.began,
@@ -265,13 +272,16 @@ class Crew:
             workers=self.job.rollouts.tensor_parallel,
             handover=self._turns.sampling,
         )
-        self._turns.learning()
-        try:
-            report = push()
-        except RuntimeError as error:  # where no actor at all took them, the fault may be with what was sent
-            self.telemetry.say(f"{error}; the weights are sent anew")
+        # an iteration that was evaluated is over: after a resume the next one begins with this
+        over = self.standing.evaluation(self.trained) is not None
+        with self.timeline.doing(self.trained + over, "sync"):
             self._turns.learning()
-            report = push()
+            try:
+                report = push()
+            except RuntimeError as error:  # where no actor at all took them, the fault may be with what was sent
+                self.telemetry.say(f"{error}; the weights are sent anew")
+                self._turns.learning()
+                report = push()
         self.version = self.weights
         self.ledger.write_json(
             f"iteration-{self.trained:03d}/sync.json",
@@ -295,7 +305,7 @@ class Crew:
         self._turns.sampling()
         job = self.job.evaluation
         scored = self._flow.answers(iteration, dev, self.version)
-        with self.control.working():
+        with self.control.working(), self.timeline.doing(iteration, "evaluate"):
             groups = {
                 group.prompt.speech_id: group
                 for group in self.telemetry.track(scored, f"iteration {iteration}: held-out speeches", len(dev))
@@ -310,7 +320,7 @@ class Crew:
             "busy": self._flow.taken(),
         }
         if iteration and job.judge is not None:
-            with self.ledger.mirrored("judge"):
+            with self.ledger.mirrored("judge"), self.timeline.doing(iteration, "judge"):
                 facts["judge"] = heldout.judged(
                     job,
                     groups,
@@ -348,6 +358,10 @@ class Crew:
         figures = now.live.look(pools, {"rollouts": self.rollouts.waiting(), "scorers": self.scorers.waiting()})
         now.export(figures)
         return {"stage": now.stage, "done": now.done, "total": now.total, "version": self.version, "now": figures}
+
+    def _sizes(self) -> dict[str, int]:
+        counts = {"rollouts": len(self.rollouts.actors), "scorers": len(self.scorers.actors)}
+        return {**counts, "learners": len(self.learner.ranks)}
 
     def _read_pairs(self, iteration: int) -> list[Example]:
         """The pairs of an iteration from the ledger."""

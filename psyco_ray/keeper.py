@@ -37,6 +37,7 @@ class Keeper:
         start_s: float,
         item_s: float,
         say: Callable[[str], None] = lambda _: None,
+        worked: Callable[[float, float], None] = lambda *_: None,
         resting: bool = False,
     ) -> None:
         """Create the members; they load in the background.
@@ -48,10 +49,11 @@ class Keeper:
             start_s: seconds a member may take to get ready.
             item_s: seconds a member may take between two results.
             say: told about members that are lost and replaced.
+            worked: told from when to when (`time.monotonic`) a member was at work, whenever it is heard.
             resting: create none before `rise`.
         """
         self.role = role
-        self._make, self._start_s, self._item_s, self._say = make, start_s, item_s, say
+        self._make, self._start_s, self._item_s, self._say, self._worked = make, start_s, item_s, say, worked
         self._resting = resting
         self._lock = threading.RLock()
         self._members = {index: Member(index) for index in range(size)}
@@ -178,6 +180,7 @@ class Keeper:
             return
         member.prepared, member.refused, member.failures = preparation, 0, 0
         preparation.answers[member.index] = answer
+        self._worked(member.since, time.monotonic())
         member.turn(State.IDLE)
 
     def _refuse(self, member: Member, preparation: Preparation, error: Exception) -> None:
@@ -194,6 +197,7 @@ class Keeper:
         stream, work = member.stream, member.work
         assert stream is not None, "it is busy with something"
         assert work is not None, "it is busy with something"
+        self._worked(member.heard, time.monotonic())
         try:
             stream.deliver(work, ray.get(next(member.ref), timeout=_FETCH_S))
             member.heard = self._fit = time.monotonic()

@@ -45,7 +45,13 @@ class Lasting(ABC):
     """The ranks of a group, and what it takes to have others in their place; `LearnerGroup` says what they can do."""
 
     def __init__(
-        self, settings: Learners, begin: dict[str, Any], state: str | None, rooms: PlacementGroup | None, start_s: float
+        self,
+        settings: Learners,
+        begin: dict[str, Any],
+        state: str | None,
+        rooms: PlacementGroup | None,
+        start_s: float,
+        worked: Callable[[float, float], None],
     ) -> None:
         """Create the ranks; they load in the background until `wait_ready`.
 
@@ -55,11 +61,13 @@ class Lasting(ABC):
             state: a directory that they continue from, a path or a URI.
             rooms: one for each rank, that it shares with a rollout; None: the ranks have theirs alone.
             start_s: seconds a rank may take to get ready.
+            worked: told from when to when a rank was at work.
 
         Raises:
             NoRoom: the cluster has no room for the ranks.
         """
         self._settings, self._begin, self._rooms, self._start_s = settings, begin, rooms, start_s
+        self._worked = worked
         self._state = state  # where a rebuilt group starts from; None: the base model
         self._since: list[Training] = []  # and what it does again
         self._rebuilds, self._closed = 0, False
@@ -151,4 +159,4 @@ class Lasting(ABC):
             raise RuntimeError(f"the learner cannot be rebuilt: {error}, nor for fewer") from error
 
     def _placed(self, count: int, room_s: float) -> Ranks:
-        return Ranks(self._settings, count, room_s, self._state, self._begin, self._rooms)
+        return Ranks(self._settings, count, room_s, self._state, self._begin, self._rooms, self._worked)

@@ -66,6 +66,7 @@ class LearnerGroup(Lasting):
         rooms: PlacementGroup | None = None,
         start_s: float,
         step_s: float,
+        worked: Callable[[float, float], None] = lambda *_: None,
     ) -> None:
         """Create the ranks; they load in the background until `wait_ready`.
 
@@ -80,6 +81,7 @@ class LearnerGroup(Lasting):
             rooms: one for each rank, that it shares with a rollout; None: the ranks have theirs alone.
             start_s: seconds a rank may take to get ready.
             step_s: seconds a step may take.
+            worked: told from when to when (`time.monotonic`) a rank was at work.
 
         Raises:
             NoRoom: the cluster has no room for the ranks.
@@ -94,7 +96,7 @@ class LearnerGroup(Lasting):
             "timeout_s": step_s,
             "adapters": lora,
         }
-        super().__init__(settings, begin, state, rooms, start_s)
+        super().__init__(settings, begin, state, rooms, start_s, worked)
 
     def train(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -32,6 +32,7 @@ class Ranks:
         state: str | None,
         begin: dict[str, Any],
         rooms: PlacementGroup | None = None,
+        worked: Callable[[float, float], None] = lambda *_: None,
     ) -> None:
         """Create the actors; they load in the background.
 
@@ -42,10 +43,12 @@ class Ranks:
             state: directory of the state to continue from.
             begin: the other arguments of `LearnerRank.start`.
             rooms: that they share with rollouts; None: they get their own.
+            worked: told from when to when (`time.monotonic`) a rank was at work, whenever one has answered.
 
         Raises:
             NoRoom: the cluster has no room for as many.
         """
+        self._worked = worked
         actor = ray.remote(LearnerRank)
         options, self._group = placement.learner_options(settings, count, room_s, rooms)
         self.actors = [actor.options(**options(rank)).remote(rank, count) for rank in range(count)]
@@ -83,6 +86,7 @@ class Ranks:
             if not done:
                 late = [rank for rank, answer in enumerate(answers) if answer in waiting]
                 raise self._lost(late, doing, asked, f"no answer within {deadline_s:g} s")
+            self._worked(asked, time.monotonic())
             try:
                 ray.get(done)
             except RayTaskError as error:

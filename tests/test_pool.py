@@ -1,3 +1,4 @@
+import itertools
 import os
 import queue
 import signal
@@ -92,6 +93,27 @@ def test_every_item_is_answered_once(pool) -> None:
     found = list(thrice(pool, range(20)))
     assert sorted(f[:2] for f in found) == [(item, part) for item in range(20) for part in range(3)]
     assert {f[2] for f in found} == {0, 1}
+
+
+def test_when_members_worked_is_told(local_ray) -> None:
+    told: list[tuple[float, float]] = []
+    actor = ray.remote(Worker).options(num_cpus=0)
+    pool = ActorPool(
+        "worker",
+        lambda i: actor.remote(i, 0.1),
+        1,
+        start_s=60,
+        item_s=30,
+        worked=lambda began, ended: told.append((began, ended)),
+    )
+    pool.wait_ready()
+    began = time.monotonic()
+    assert len(list(thrice(pool, range(2)))) == 6
+    ended = time.monotonic()
+    pool.close()
+    assert 0.55 < sum(last - first for first, last in told) <= ended - began
+    assert all(began <= first <= last <= ended for first, last in told)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(told)), "no moment is told twice"
 
 
 def test_streams_can_be_chained_and_share_one_member(local_ray) -> None:

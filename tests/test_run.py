@@ -90,11 +90,15 @@ def test_a_run_leaves_what_it_promises(undisturbed) -> None:
     speeches = pq.read_table(undisturbed / "speeches.parquet").to_pylist()
     dev = {row["speech_id"] for row in speeches if row["split"] == "dev"}
     assert not dev & {p["speech_id"] for p in first + pairs}
+    [line] = json.loads((undisturbed / "iteration-002" / "timeline.json").read_text())["parts"]
+    assert [what for what, _, _ in line["driver"]] == ["sample", "train", "save", "sync", "evaluate"]
+    assert line["actors"] == {"rollouts": 2, "scorers": 1, "learners": 2}
+    assert all(sum(line["busy"][role]) * line["bin_s"] > 0 for role in line["actors"])
 
 
 def test_the_report_stands_alone(undisturbed) -> None:
     page = (undisturbed / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert "held-out client speeches" in page
     for outside in ("<script", "src=", "@import", "url("):
         assert outside not in page.split("<pre>")[0].replace("url(#", ""), outside

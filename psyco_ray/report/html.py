@@ -39,6 +39,7 @@ def write(job: config.Job, ledger: Ledger, summary: dict[str, Any]) -> None:
         reward_curve=_reward_curve(evaluations),
         loss_curve=_loss_curve(ledger, summary["iterations"]),
         stage_times=_stage_times(summary["per_iteration"]),
+        timeline=figures.timeline(_timelines(ledger, summary["iterations"])),
         samples=_side_by_side(job, ledger, evaluations),
         job=jobfile.dump(job),
     )
@@ -91,6 +92,12 @@ def _stage_times(per_iteration: list[dict[str, float]]) -> str:
     axes.set_xlabel("seconds")
     axes.legend(frameon=False, fontsize=8, ncol=5, loc="upper center", bbox_to_anchor=(0.5, 1.15))
     return figures.svg(figure)
+
+
+def _timelines(ledger: Ledger, iterations: int) -> dict[str, list[dict[str, Any]]]:
+    """The parts of every iteration's timeline, by the iteration's name; those of an earlier version have none."""
+    found = {k: ledger.record(stage(k, "timeline")) for k in range(iterations + 1)}
+    return {f"iteration {k}" if k else "base model": of["parts"] for k, of in found.items() if of is not None}
 
 
 def _side_by_side(job: config.Job, ledger: Ledger, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,186 @@
+"""One iteration as a run streams it, against its own stages one after another, over simulated actors.
+
+.venv/bin/python benchmarks/stages.py [--speeches 240]
+
+The actors sleep as long as `psyco-ray plan` gives real ones with the paper's settings for Llama-3.1-8B on 8 GPUs of the
+profile `h100` (an estimate), each role with GPUs of its own: so this is about the order of work, not about speed. The
+time of an item has a long tail (log-normal, sigma 0.5). Pools, streams and files are those of a run. The peer is the
+same work with the same actors, where every stage begins when the one before it has ended. Training, saving and sync
+take the same time on both sides. `ratio` is our seconds over the peer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import random
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+# a token of this run's own, before Ray is imported: it would write one into the home directory
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+import ray
+import sides  # noqa: F401 - takes this directory off the module path
+
+from psyco_ray import capacity, config, pairs
+from psyco_ray.flow import Flow
+from psyco_ray.ledger import Ledger
+from psyco_ray.pool import ActorPool
+from psyco_ray.records import Example, Group, Item, Response
+from psyco_ray.rollout import SamplingRequest
+from psyco_ray.telemetry import Telemetry
+
+BAR = 0.8
+SIGMA = 0.5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds that one actor takes for a speech, or that the whole takes once, and how many actors there are."""
+
+    roles: capacity.Roles
+    sample: float
+    answer: float  # to a held-out speech
+    score: float  # a response
+    reference: float  # a pair
+    after: float  # training, saving and sync of the iteration
+    held_out: int
+
+
+def planned(count: int) -> Rates:
+    """The rates that `plan` goes by; what an iteration of 6,400 speeches does once is shared out over `count`."""
+    job, profile, shape = config.Job(), capacity.profile_of("h100"), capacity.shape_of("llama-3.1-8b")
+    tokens = float(capacity.RESPONSE_TOKENS)
+    roles = capacity.allocate(job, shape, profile, 8, tokens)
+    work = capacity._Work(job, shape, profile, roles, tokens, None)
+    found = capacity.forecast(job, shape, profile, roles, tokens)
+    whole, held_out = job.speeches_per_iteration, job.evaluation.speeches
+    return Rates(
+        roles,
+        sample=work.sampling(whole, job.sampling.responses).all / whole,
+        answer=work.sampling(held_out, 1).all / held_out,
+        score=work.scoring(1, job.sampling.responses, 1) / job.sampling.responses,
+        reference=work.reference / whole,
+        after=sum(found.stages[name] for name in ("train", "save", "sync")) * count / whole,
+        held_out=math.ceil(held_out * count / whole),
+    )
+
+
+class Simulated:
+    """A rollout actor or scorer that sleeps as long as a real one works, and makes everything up."""
+
+    def __init__(self, rates: Rates) -> None:
+        self._rates = rates
+        self._made = [Response("word " * 190 + str(i), tuple(range(1000, 1256)), True) for i in range(8)]
+
+    def ready(self) -> None:
+        """Nothing to load."""
+
+    def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
+        """An item's groups, which come in the second half of its time, for all of them are sampled together."""
+        prompts = request.item.prompts
+        each = self._rates.sample if request.responses > 1 else self._rates.answer
+        luck = random.Random(prompts[0].speech_id).lognormvariate(-SIGMA * SIGMA / 2, SIGMA)  # 1 on average
+        half = luck * each * len(prompts) / 2
+        time.sleep(half)
+        for prompt in prompts:
+            time.sleep(half / len(prompts))
+            yield Group(prompt, tuple(self._made[: request.responses]), request.version), 2 * half / len(prompts)
+
+    def score(self, item: tuple[Group, Any, tuple[str, ...]]) -> Iterator[tuple[Group, float]]:
+        """A group with scores."""
+        group, _, names = item
+        seconds = self._rates.score * len(group.responses) * len(names)
+        time.sleep(seconds)
+        yield replace(group, scores={name: tuple(map(float, range(len(group.responses)))) for name in names}), seconds
+
+    def reference(self, example: Example) -> Iterator[tuple[Example, float]]:
+        """A pair with log-probabilities."""
+        time.sleep(self._rates.reference)
+        yield replace(example, reference=(-100.0, -100.0)), self._rates.reference
+
+
+def measure(count: int) -> dict[str, Any]:
+    """An iteration over simulated actors, as a run streams it and stage by stage."""
+    rates = planned(count)
+    print(f"simulated: {rates}", flush=True)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    actor = ray.remote(Simulated).options(num_cpus=0)
+    limits: dict[str, Any] = {"start_s": 600, "item_s": 600}
+    rollouts = ActorPool("rollout", lambda _: actor.remote(rates), rates.roles.rollouts, **limits)
+    scorers = ActorPool("scorer", lambda _: actor.remote(rates), rates.roles.scorers, **limits)
+    rollouts.wait_ready()
+    scorers.wait_ready()
+    rows = [{"speech_id": f"speech-{i}", "speech": "word " * 60, "prompt_ids": range(150)} for i in range(count)]
+    dev = [{**row, "speech_id": f"held-out-{i}"} for i, row in enumerate(rows[: rates.held_out])]
+    with tempfile.TemporaryDirectory() as directory:
+        job = config.Job(run_dir=directory, rollouts=config.Rollouts(speeches_per_item=8))
+        ledger = Ledger(job, resume=False)
+        flow = Flow(job, ledger, Telemetry(job, ledger), rollouts, scorers, ("reward",))
+        ours = streamed(flow, rows, dev, rates)
+        ledger.close()
+    peer = one_after_another(rollouts, scorers, flow, rows, dev, rates)
+    rollouts.close()
+    scorers.close()
+    ray.shutdown()
+    ratio = ours / peer
+    facts = {"ours": round(ours, 2), "peer": round(peer, 2), "ratio": round(ratio, 3)}
+    return {"name": "stages", **facts, "bar": BAR, "pass": ratio <= BAR}
+
+
+def streamed(flow: Flow, rows: list[Any], dev: list[Any], rates: Rates) -> float:
+    """Seconds of an iteration as a run does it."""
+    began = time.perf_counter()
+    made = (pairs.pair_of(group) for group in flow.samples(1, rows, 0))
+    paired = flow.referenced("simulated", (pair for pair in made if pair is not None))
+    assert len(paired) == len(rows), "a pair was lost"
+    time.sleep(rates.after)
+    assert len(list(flow.answers(1, dev, 0))) == len(dev), "an answer was lost"
+    return time.perf_counter() - began
+
+
+def one_after_another(
+    rollouts: ActorPool, scorers: ActorPool, flow: Flow, rows: list[Any], dev: list[Any], rates: Rates
+) -> float:
+    """Seconds of the same work where a stage begins when the one before it has ended."""
+
+    def scored(name: str, of: list[Any], responses: int) -> list[Group]:
+        prompts = flow._prompts(of, name, 1)
+        items = [Item(str(i), tuple(prompts[i : i + 8])) for i in range(0, len(prompts), 8)]
+        requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, 256) for item in items]
+        moments.append(time.perf_counter())
+        sampled = rollouts.stream("sample", requests, identity=lambda found: found[0].prompt.speech_id)
+        groups = [group for group, _ in sampled]
+        moments.append(time.perf_counter())
+        return [group for group, _ in scorers.stream("score", [(group, [], ("reward",)) for group in groups])]
+
+    moments: list[float] = []
+    paired = [pair for group in scored("samples", rows, 8) if (pair := pairs.pair_of(group)) is not None]
+    moments.append(time.perf_counter())
+    assert len(list(scorers.stream("reference", paired))) == len(rows), "a pair was lost"
+    moments.append(time.perf_counter())
+    time.sleep(rates.after)
+    assert len(scored("dev", dev, 1)) == len(dev), "an answer was lost"
+    moments.append(time.perf_counter())
+    names = ("sample", "score", "reference", "train, save and sync", "answer", "score answers")
+    took = [b - a for a, b in itertools.pairwise(moments)]
+    print("one after another: " + ", ".join(f"{n} {s:.1f} s" for n, s in zip(names, took, strict=True)), flush=True)
+    return moments[-1] - moments[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speeches", type=int, default=240)
+    print(json.dumps(measure(parser.parse_args().speeches)))
+
+
+if __name__ == "__main__":
+    main()
