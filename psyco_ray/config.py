@@ -270,6 +270,11 @@ class Job(Section):
                 )
         if 0 < self.reward.learners.gpus < 1:
             raise ValueError(f"reward.learners.gpus is {self.reward.learners.gpus}; a rank needs whole GPUs")
+        if self.pairs_from == "base" and self.dpo.reference == "previous":
+            raise ValueError(
+                "with pairs_from base all pairs are made before the first step, by and against the base model; "
+                "take dpo.reference base, or pairs_from policy"
+            )
         check_sharing(self.colocated, self.rollouts, self.learners, self.sync)
         if self.rollouts.tensor_parallel > max(1, self.rollouts.gpus):
             raise ValueError(

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../jobs/environment.sh"
 cd "$ROOT"
 
-echo "psyco_ray tests: linter, types, then pytest; all but those marked long; about three quarters of an hour on 2 cores once installed"
+echo "psyco_ray tests: linter, types, then pytest; all but those marked long; about half an hour on 2 cores once installed"
 prepare_environment cpu,dev
 .venv/bin/ruff format --check --quiet . || fail "some files are not formatted; run .venv/bin/ruff format ."
 .venv/bin/ruff check --quiet .

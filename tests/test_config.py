@@ -90,6 +90,7 @@ def test_the_transport_follows_from_where_things_are(
         ("dpo: {optimizer: {batch_size: 2}}\nlearners: {actors: 4}", [], ["batch of 2", "4 ranks", "learners.actors"]),
         ("rollouts: {tensor_parallel: 2}", [], ["tensor_parallel 2", "rollouts.gpus"]),
         ("sampling: {max_tokens: 4096}", [], ["sampling.max_tokens 4096", "max_model_len 2048"]),
+        ("pairs_from: base\ndpo: {reference: previous}", [], ["pairs_from base", "take dpo.reference base"]),
         ("learners: {zero_stage: 0, dtype: bfloat16}", [], ["learners.zero_stage 0", "take 1, 2 or 3"]),
         ("learners: {gpus: 0.5}", [], ["learners.gpus is 0.5", "whole GPUs", "unless it is colocated"]),
         ("reward: {learners: {gpus: 0.5}}", [], ["reward.learners.gpus is 0.5", "whole GPUs"]),
