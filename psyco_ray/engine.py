@@ -69,6 +69,7 @@ class Engine:
         self._version = 0
         self._asleep: set[str] = set()
         self._arrived: tuple[int, str] | None = None  # version and digest of what came in pieces
+        self._held = ""  # digest of the weights that the workers hold for the next delta
         self._requests = 0
 
     @property
@@ -124,8 +125,11 @@ class Engine:
                 f"{at_once} are to be sampled at a time; raise it or lower rollouts.max_num_seqs"
             )
 
-    def load_weights(self, weights: Weights | Streamed) -> None:
+    def load_weights(self, weights: Weights | Streamed) -> int:
         """Take new weights and drop everything computed with the old ones.
+
+        Returns:
+            Bytes of what was taken: of all weights, or of what changed since those that this engine holds.
 
         Raises:
             ValueError: what arrived is not what was sent (digest). From the object store nothing was loaded then.
@@ -136,12 +140,14 @@ class Engine:
                     f"version {self._arrived[0]} with digest {self._arrived[1]} arrived, "
                     f"version {weights.version} with digest {weights.digest} was sent"
                 )
+            taken = weights.bytes
         else:
-            self._load_stored(weights if isinstance(weights, Weights) else _stored(weights))
+            taken = self._load_stored(weights if isinstance(weights, Weights) else _stored(weights))
         self._arrived = None
         self._wake(*_ALL)
         self._llm.reset_prefix_cache()
         self._version = weights.version
+        return taken
 
     def meet(self, transport: str, settings: dict[str, Any]) -> None:
         """Get ready to receive weights over one of vLLM's own transports."""
@@ -182,11 +188,16 @@ class Engine:
             self._llm.wake_up(due)
             self._asleep -= set(due)
 
-    def _load_stored(self, weights: Weights) -> None:
+    def _load_stored(self, weights: Weights) -> int:
         self._wake("weights")
         self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"refs": list(weights.refs), "digest": weights.digest}})
+        delta = weights.delta if weights.delta is not None and weights.delta.since == self._held else None
+        update = {"refs": list(weights.refs) if delta is None else [], "delta": None if delta is None else delta.ref}
+        self._held = ""  # a delta that fails leaves no version behind
+        self._llm.update_weights({"update_info": {**update, "digest": weights.digest, "keep": weights.keep}})
+        self._held = weights.digest if weights.keep else ""
         self._finish(weights.version)
+        return weights.bytes if delta is None else delta.bytes
 
     def _finish(self, version: int) -> None:
         # older releases do not say which weights sampled a token

@@ -139,11 +139,17 @@ class LearnerGroup(Lasting):
             found += self._lasting(self._values, part)
         return found
 
-    def export(self, version: int, bucket_mb: int) -> Weights:
-        """The current weights, in the object store, where they live as long as rank 0."""
-        answers = self._lasting(self._ask, "export", bucket_mb * 2**20, doing="exporting its weights")
-        refs, digest, size = answers[0]
-        return Weights(version=version, digest=digest, refs=tuple(refs), bytes=size)
+    def export(self, version: int, bucket_mb: int, deltas: bool = False) -> Weights:
+        """The current weights, in the object store, where they live as long as rank 0.
+
+        Args:
+            version: what they are called.
+            bucket_mb: largest object, MiB.
+            deltas: also store what changed since the last export, where that is little.
+        """
+        answers = self._lasting(self._ask, "export", bucket_mb * 2**20, deltas, doing="exporting its weights")
+        refs, digest, size, delta = answers[0]
+        return Weights(version, digest, tuple(refs), size, deltas, delta)
 
     def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> Streamed:
         """Send the current weights to rollout actors over NCCL or CUDA IPC, then store them for who joins later.

@@ -14,6 +14,8 @@ import ray
 
 from psyco_ray.batches import Micro
 from psyco_ray.config import Learners, Lora, Optimizer
+from psyco_ray.deltas import Exports
+from psyco_ray.records import Changed
 from psyco_ray.starting import without_collector
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class LearnerRank:
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
+        self._exports = Exports()
 
     def place(self) -> tuple[str, str, int]:
         """Address and id of the node that this rank runs on, and its process id."""
@@ -204,11 +207,15 @@ class LearnerRank:
         """Forget Adam's moments and step count, as a new optimizer over the same weights would."""
         self._state.reset_moments()
 
-    def export(self, bucket_bytes: int) -> tuple[list[ray.ObjectRef], str, int]:
+    def export(self, bucket_bytes: int, deltas: bool = False) -> tuple[list[ray.ObjectRef], str, int, Changed | None]:
         """Put the weights into the object store in the compute dtype; ranks other than 0 only take part.
 
+        Args:
+            bucket_bytes: of the largest bucket, about.
+            deltas: also store what changed since the last export with this set.
+
         Returns:
-            References to buckets of ``{name: (array, dtype)}``, their digest, bytes.
+            References to buckets of ``{name: (array, dtype)}``, their digest, bytes, and what is new if that is little.
         """
         from psyco_ray.sync import Bucket, as_array, digest
 
@@ -229,8 +236,9 @@ class LearnerRank:
             total += array.nbytes
         if bucket:
             refs.append(ray.put(bucket))
-            buckets.append(bucket)
-        return refs, digest(buckets), total
+            buckets.append(ray.get(refs[-1]))
+        found = digest(buckets)
+        return refs, found, total, self._exports.changed(found, buckets) if deltas and not self.rank else None
 
     def send(
         self,

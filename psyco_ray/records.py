@@ -87,6 +87,15 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """What is new in a version of the policy's weights since another one."""
+
+    since: str  # the other one's digest
+    ref: Any  # object reference to a `deltas.Delta`
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Weights:
     """A version of the policy's weights in Ray's object store."""
 
@@ -94,6 +103,8 @@ class Weights:
     digest: str
     refs: tuple[Any, ...]  # object references to {name: (int16 or int32 array, dtype name)}
     bytes: int
+    keep: bool = False  # receivers hold them, for the next may come as a delta
+    delta: Changed | None = None  # for those that hold what it began with
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,7 @@ class Loaded:
 
     version: int
     digest: str
+    bytes: int  # that it took: all weights, or a delta
     logprob: float  # of the probe under these weights, nats
     seconds: float
 

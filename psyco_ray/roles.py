@@ -99,6 +99,7 @@ class Sync(Section):
     transport: Transport | None = None  # None: ipc where they share GPUs, else object_store
     deadline_s: Positive = 300.0
     bucket_mb: Count = 1024  # largest piece that weights are moved in, MiB
+    deltas: bool = False  # send only what changed; every engine holds a copy of the weights in host memory for it
     max_gap: Positive = 0.1  # nats a token that engine and learner may differ by (bf16 differs by about 0.02)
 
 
@@ -116,6 +117,8 @@ def check_sharing(colocated: bool, rollouts: Rollouts, learners: Learners, sync:
     Raises:
         ValueError: naming the keys that do not go together, and the way out.
     """
+    if sync.deltas and transport_of(colocated, sync) != "object_store":
+        raise ValueError("sync.deltas goes with sync.transport object_store; take that, or leave sync.deltas out")
     if not colocated:
         if 0 < learners.gpus < 1:
             raise ValueError(f"learners.gpus is {learners.gpus}; a rank needs whole GPUs, unless it is colocated")

@@ -85,10 +85,11 @@ class RolloutActor:
     ) -> Loaded:
         """Take new weights unless they have come already; compute the log-probability of a response with them."""
         began = time.perf_counter()
-        self._engine.load_weights(weights)
+        taken = self._engine.load_weights(weights)
         return Loaded(
             version=self._engine.version,
             digest=weights.digest,  # anything else that arrived was refused
+            bytes=taken,
             logprob=self._engine.logprob(prompt_ids, response_ids),
             seconds=time.perf_counter() - began,
         )

@@ -62,7 +62,7 @@ class SyncReport:
     """What a weight update took."""
 
     version: int
-    bytes: int
+    bytes: int  # that an actor took, at most: all weights, or a delta
     actors: int  # that have them
     export_s: float  # gathering on the learner, and sending or writing to the object store
     load_s: float  # until the last rollout actor had them and was checked
@@ -131,7 +131,8 @@ def push(
         deadline_s=settings.deadline_s,
     )
     done = time.monotonic()
-    return SyncReport(version, weights.bytes, len(taken), exported - began, done - exported, max(map(gap, taken)))
+    moved = max(loaded.bytes for loaded in taken)
+    return SyncReport(version, moved, len(taken), exported - began, done - exported, max(map(gap, taken)))
 
 
 def _sent(
@@ -146,4 +147,4 @@ def _sent(
             return learner.send(transport, idle, version, workers, settings)
         except NotSent as error:
             _log.warning("%s; the weights of version %d go through the object store", error, version)
-    return learner.export(version, settings.bucket_mb)
+    return learner.export(version, settings.bucket_mb, settings.deltas)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from vllm.config.weight_transfer import WeightTransferConfig
@@ -25,6 +26,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
+from psyco_ray import deltas
 from psyco_ray.sync import as_tensor, digest
 from psyco_ray.tally import Tally
 
@@ -42,10 +44,12 @@ class Meeting(WeightTransferInitInfo):
 
 @dataclass
 class Update(WeightTransferUpdateInfo):
-    """All weights in the object store, or a piece as a transport of vLLM announces it."""
+    """All weights in the object store, what changed in those held, or a piece as a transport of vLLM announces it."""
 
     refs: list[ray.ObjectRef] | None = None  # buckets of ``{name: (array, dtype)}``
-    digest: str = ""  # of them all
+    delta: ray.ObjectRef | None = None  # a `deltas.Delta` instead
+    digest: str = ""  # of all weights
+    keep: bool = False  # hold them for the next delta
     piece: dict[str, Any] | None = None
 
 
@@ -60,6 +64,7 @@ class Transfer(WeightTransferEngine[Meeting, Update]):
         self._parts = parts
         self._native: Any = None
         self._started, self._tally = False, Tally()
+        self._held: dict[str, tuple[np.ndarray, str]] = {}
 
     def init_transfer_engine(self, init_info: Meeting) -> None:
         """Meet the sender; for NCCL all receivers have to do so at the same time."""
@@ -123,12 +128,21 @@ class Transfer(WeightTransferEngine[Meeting, Update]):
         raise AssertionError("weights are sent by the learner's ranks")
 
     def _receive_stored(self, update: Update, load_weights: Load | None) -> None:
-        buckets = ray.get(update.refs)
+        if update.delta is not None:
+            assert self._held, "a delta goes to who holds what it began with"
+            deltas.apply(ray.get(update.delta), self._held)
+            buckets = [self._held]
+        else:
+            buckets = ray.get(update.refs)
         found = digest(buckets)
         if found != update.digest:
+            self._held = {}
             raise ValueError(
                 f"the weights that arrived have digest {found}, those sent had {update.digest}; nothing was loaded"
             )
+        if update.delta is None:
+            arrived = [(name, packed) for bucket in buckets for name, packed in bucket.items()]
+            self._held = {name: (array.copy(), dtype) for name, (array, dtype) in arrived} if update.keep else {}
         weights = ((name, as_tensor(*packed)) for bucket in buckets for name, packed in bucket.items())
         if load_weights is not None:
             load_weights(weights)

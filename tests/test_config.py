@@ -96,6 +96,7 @@ def test_the_transport_follows_from_where_things_are(
         ("reward: {learners: {gpus: 0.5}}", [], ["reward.learners.gpus is 0.5", "whole GPUs"]),
         ("sync: {transport: ipc}", [], ["sync.transport ipc", "colocated: true"]),
         ("sync: {transport: nccl}\nlearners: {gpus: 1}", [], ["sync.transport nccl", "rollouts.gpus 0 and"]),
+        ("sync: {deltas: true, transport: nccl}", [], ["sync.deltas goes with sync.transport object_store"]),
         ("colocated: true", [], ["colocated needs rollouts.gpus and learners.gpus", "0.5 each", "not 0 and 0"]),
         (SHARED, ["rollouts.gpus=0.6"], ["at most one", "not 0.6 and 0.5"]),
         (SHARED, ["rollouts.gpus=0.2", "learners.gpus=0.3"], ["more than half a GPU", "not 0.2 and 0.3"]),

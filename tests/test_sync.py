@@ -9,12 +9,12 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import config, placement, sync
+from psyco_ray import config, deltas, placement, sync
 from psyco_ray.config import Learners, Optimizer, Rollouts, Sync
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Example, Item, Loaded, Prompt
+from psyco_ray.records import Changed, Example, Item, Loaded, Prompt, Weights
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 
 
@@ -124,6 +124,82 @@ def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) 
         on_all(rollouts, "load_weights", replace(weights, refs=(ray.put(missing),)), *texts)
 
 
+def changed_a_little(weights: Weights, version: int) -> Weights:
+    """A version in which one weight in a thousand is another, as a delta and whole."""
+    held = [ray.get(ref) for ref in weights.refs]
+    new = [{name: (array.copy(), dtype) for name, (array, dtype) in bucket.items()} for bucket in held]
+    rng = np.random.default_rng(version)
+    for bucket in new:
+        for array, _ in bucket.values():
+            array.reshape(-1)[rng.integers(array.size, size=max(1, array.size // 1000))] ^= 1 << 22  # the exponent
+    delta = deltas.between(held, new)
+    changed = Changed(weights.digest, ray.put(delta), deltas.size(delta))
+    refs = tuple(map(ray.put, new))
+    return Weights(version, sync.digest(new), refs, weights.bytes, keep=True, delta=changed)
+
+
+def test_a_delta_does_what_all_weights_do(learner, rollouts) -> None:
+    texts = pairs(1, seed=7)[0].prompt_ids, pairs(1, seed=7)[0].chosen_ids
+    whole = learner.export(20, 1, deltas=True)
+    before = on_all(rollouts, "load_weights", whole, *texts)
+    version = whole
+    for number in (21, 22):
+        version = changed_a_little(version, number)
+        by_delta = on_all(rollouts, "load_weights", version, *texts)
+        assert {found.bytes for found in by_delta} == {version.delta.bytes}
+        assert version.delta.bytes < version.bytes / 100
+    entire = on_all(rollouts, "load_weights", replace(version, version=23, delta=None), *texts)
+    assert {found.bytes for found in entire} == {whole.bytes}
+    assert [found.logprob for found in by_delta] == [found.logprob for found in entire]
+    assert abs(by_delta[0].logprob - before[0].logprob) > 1e-3
+
+
+def test_whoever_cannot_use_a_delta_takes_all_weights(learner, rollouts) -> None:
+    probe = pairs(1, seed=7)[0]
+    texts = probe.prompt_ids, probe.chosen_ids
+    whole = learner.export(30, 1024, deltas=True)
+    next_one = changed_a_little(whole, 31)
+    on_all(rollouts, "load_weights", replace(whole, keep=False), *texts)
+    late = on_all(rollouts, "load_weights", next_one, *texts)
+    assert {found.bytes for found in late} == {whole.bytes}, "they hold nothing that the delta could change"
+    damaged = {name: (places, values ^ 1) for name, (places, values) in ray.get(next_one.delta.ref).items()}
+    last = changed_a_little(next_one, 32)
+    broken = replace(last, delta=replace(last.delta, ref=ray.put(damaged)))
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        on_all(rollouts, "load_weights", broken, *texts)
+    again = on_all(rollouts, "load_weights", broken, *texts)
+    assert {found.bytes for found in again} == {whole.bytes}
+
+
+def test_pushes_with_deltas_send_what_changed_or_everything(learner, rollouts) -> None:
+    probe, settings = pairs(1, seed=7)[0], Sync(deadline_s=60, deltas=True)
+    first = sync.push(learner, rollouts, 40, probe, settings)
+    same = sync.push(learner, rollouts, 41, probe, settings)
+    assert (same.bytes, same.gap) == (0, pytest.approx(first.gap))
+    list(learner.train([pairs(8, seed=5)], steps=1))
+    other = sync.push(learner, rollouts, 42, probe, settings)
+    assert other.bytes > 1e6, "in float32 a step changes nearly every weight"
+    assert other.gap < 1e-4
+
+
+def test_a_delta_is_exact_and_none_where_it_does_not_pay() -> None:
+    rng = np.random.default_rng(0)
+    old = {f"p{i}": (rng.integers(-99, 99, (17, 5 + i)).astype(np.int16), "bfloat16") for i in range(4)}
+    new = {name: (array.copy(), dtype) for name, (array, dtype) in old.items()}
+    new["p1"][0][3, 2] += 1
+    new["p3"][0][16, 7] -= 1
+    delta = deltas.between([old], [{"p0": new["p0"], "p1": new["p1"]}, {"p2": new["p2"], "p3": new["p3"]}])
+    assert delta is not None
+    assert delta.keys() == {"p1", "p3"}
+    assert deltas.size(delta) == 2 * (4 + 2)
+    deltas.apply(delta, old)
+    assert sync.digest([old]) == sync.digest([new])
+    assert deltas.between([old], [new]) == {}
+    assert deltas.between([], [new]) is None
+    assert deltas.between([{"p0": old["p0"]}], [{"p0": (old["p0"][0], "float16")}]) is None
+    assert deltas.between([old], [{name: (array + 1, dtype) for name, (array, dtype) in old.items()}]) is None
+
+
 @pytest.mark.slow
 def test_where_weights_cannot_be_sent_they_go_through_the_object_store(learner, rollouts, caplog) -> None:
     probe, before = pairs(1, seed=7)[0], learner.ranks
@@ -147,7 +223,7 @@ class Taking:
         if self.how == "slow":
             time.sleep(30)
         # forgetful: it says that it took them, and computes with others
-        return Loaded(weights.version, "" if self.how == "other" else weights.digest, -1.0, 0.0)
+        return Loaded(weights.version, "" if self.how == "other" else weights.digest, weights.bytes, -1.0, 0.0)
 
 
 @pytest.mark.parametrize(
