@@ -1,13 +1,16 @@
-"""Weights from the learner to the rollouts, against `memcpy`; and how many of them a step changes.
+"""Weights from the learner to the rollouts, against `memcpy`; how many of them a step changes; and sent as deltas.
 
 .venv/bin/python benchmarks/sync.py [--model smollm2-135m] [--actors 1] [--rounds 4] [--learner-dtype float32]
 .venv/bin/python benchmarks/sync.py --changed [--counts 1 10 100] [--rates 5e-7 5e-6]
+.venv/bin/python benchmarks/sync.py --deltas [--rates 5e-6]
 
 Seconds from the end of an optimizer step until a rollout actor has sampled the first token by the new weights: export,
 digests, loading, the probe that shows that they are in use, and one token of one prompt. The peer copies as many bytes
 from one array to another within this process. Medians over rounds, the first not counted; `ratio` is ours over the
 peer's. With --changed the learner trains on short pairs, and the share of weights is printed that, rounded to bfloat16,
-differ from what training began with; nothing is compared.
+differ from what training began with; nothing is compared. With --deltas the rollouts are on an emulated node of their
+own and take what every step changed (`sync.deltas`); the peer is all weights after the same steps, `ratio` that of the
+bytes.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from psyco_ray.records import Example, Item, Prompt, Weights
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 
 BAR = 2.0
+DELTA_BAR = 0.1
 PAIRS = 2  # of a step
 
 
@@ -97,6 +101,51 @@ def memcpy_s(size: int) -> float:
         np.copyto(target, source)
         found.append(time.perf_counter() - began)
     return statistics.median(found)
+
+
+def moved(given: argparse.Namespace, deltas: bool) -> tuple[float, float]:
+    """Medians of a push's bytes and seconds, over rounds of a step and a push; the first brings everything."""
+    learner, pool = learner_of(given, given.rates[0]), pool_of(given)
+    probe = pairs(given.prompt, given.response, 1, seed=99)[0]
+    batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
+    reports = []
+    for version, _ in enumerate(learner.train(batches, steps=len(batches)), start=1):
+        report = sync.push(learner, pool, version, probe, config.Sync(max_gap=5.0, deltas=deltas))
+        print(
+            f"deltas {deltas}, version {version}: {report.bytes / 2**20:.1f} MiB, export {report.export_s:.3f} s, "
+            f"load {report.load_s:.3f} s; gap {report.gap:.4f} nats a token",
+            flush=True,
+        )
+        reports.append((report.bytes, report.export_s + report.load_s))
+    pool.close()
+    learner.close()
+    sizes, seconds = zip(*reports[1:], strict=True)
+    return statistics.median(sizes), statistics.median(seconds)
+
+
+def two_nodes() -> None:
+    """A Ray of two nodes, one for the learner and one for the rollouts."""
+    from ray.cluster_utils import Cluster
+
+    labels = {role: {placement.ROLE_LABEL: role} for role in ("learner", "rollout")}
+    head = {"num_cpus": 4, "include_dashboard": False, "labels": labels["learner"]}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=4, labels=labels["rollout"])
+    ray.init(address=cluster.address, log_to_driver=False)
+
+
+def by_delta(given: argparse.Namespace) -> dict[str, Any]:
+    """What changed, against everything."""
+    (ours, ours_s), (peer, peer_s) = moved(given, True), moved(given, False)
+    return {
+        "name": "sync deltas",
+        "ours": ours,
+        "peer": peer,
+        "ratio": round(ours / peer, 4),
+        "bar": DELTA_BAR,
+        "pass": ours / peer <= DELTA_BAR,
+        "seconds": [round(ours_s, 3), round(peer_s, 3)],
+    }
 
 
 def moving(given: argparse.Namespace) -> dict[str, Any]:
@@ -180,12 +229,16 @@ def main() -> None:
     parser.add_argument("--learner-dtype", default="bfloat16", help="of the learner's compute, which is what is sent")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the probe's prompt")
     parser.add_argument("--response", type=int, default=32, help="tokens of the probe's response")
+    parser.add_argument("--deltas", action="store_true", help="send what changed to another node")
     parser.add_argument("--changed", action="store_true", help="count the weights that training changes")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100], help="optimizer steps")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-7, 5e-6], help="learning rates")
     given = parser.parse_args()
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    found = changed(given) if given.changed else moving(given)
+    if given.deltas:
+        two_nodes()
+    else:
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    found = by_delta(given) if given.deltas else changed(given) if given.changed else moving(given)
     ray.shutdown()
     print(json.dumps(found))
 
