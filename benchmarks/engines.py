@@ -1,0 +1,113 @@
+"""A rollout actor and a bare vLLM engine by turns: the same prompts, engine settings and process count."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray.cloudpickle
+import sides  # noqa: F401 - takes this directory off the module path
+
+from psyco_ray import config, models, placement
+from psyco_ray.data import speeches as speech_data
+from psyco_ray.pool import ActorPool
+from psyco_ray.records import Item, Prompt
+from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+LIMIT_S = 1800.0  # of whatever an actor does
+
+
+class Bare:
+    """Nothing but vLLM: one engine, one call of `generate` for all prompts."""
+
+    def __init__(self, model: str, settings: config.Rollouts) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(
+            str(models.resolve(model)),
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30),
+            enforce_eager=settings.enforce_eager,
+            # the share is only what vLLM wants to find free, beside the other engine; the cache has its size
+            **({"gpu_memory_utilization": 0.01} if settings.gpus else {"block_size": 32}),
+        )
+
+    def ready(self) -> None:
+        """Answer once the engine is loaded."""
+
+    def generate(self, prompts: list[Prompt], responses: int, max_tokens: int) -> tuple[int, float]:
+        """Tokens sampled, and seconds that took."""
+        from vllm import SamplingParams
+
+        self.llm.reset_prefix_cache()
+        asked = [{"prompt_token_ids": list(p.token_ids)} for p in prompts]
+        params = [SamplingParams(n=responses, temperature=1.0, max_tokens=max_tokens, seed=p.seed) for p in prompts]
+        began = time.perf_counter()
+        outputs = self.llm.generate(asked, params, use_tqdm=False)
+        seconds = time.perf_counter() - began
+        return sum(len(c.token_ids) for o in outputs for c in o.outputs), seconds
+
+
+def through_actor(pool: ActorPool, items: list[Item], responses: int, max_tokens: int) -> tuple[int, float]:
+    """Tokens sampled through the pool, and seconds that took."""
+    requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, max_tokens) for item in items]
+    began = time.perf_counter()
+    groups = [found for found, _ in pool.stream("sample", requests, identity=lambda f: f[0].prompt.speech_id)]
+    seconds = time.perf_counter() - began
+    assert len(groups) == sum(len(item.prompts) for item in items), "a group was lost"
+    return sum(len(r.token_ids) for group in groups for r in group.responses), seconds
+
+
+def prompts_of(model: str, count: int) -> Iterator[Prompt]:
+    """The first packaged speeches, rendered."""
+    tokenizer = models.load_tokenizer(models.resolve(model))
+    prompt = speech_data.load_prompt(config.Prompts(respond="respond-small"))
+    for index, row in enumerate(speech_data.read_table("sample", "pairs").slice(0, count).to_pylist()):
+        ids = models.conversation_ids(tokenizer, speech_data.messages(prompt, row["question"]))
+        yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index)
+
+
+def pool_of(
+    model: str, settings: config.Rollouts, rooms: Any = None, say: Callable[[str], None] = lambda _: None
+) -> ActorPool:
+    """A pool of rollout actors, each in a room that it shares with a learner rank where there are rooms."""
+    actor, shared = ray.remote(RolloutActor), rooms is not None
+
+    def made(index: int) -> Any:
+        options = placement.pool_options(settings, environment(settings), rooms, index)
+        return actor.options(**options).remote(f"rollout-{index}", model, settings, 0, shared)
+
+    return ActorPool("rollout", made, settings.actors, start_s=LIMIT_S, item_s=LIMIT_S, say=say, resting=shared)
+
+
+def by_turns(
+    name: str, model: str, settings: config.Rollouts, speeches: int, responses: int, max_tokens: int, rounds: int
+) -> dict[str, Any]:
+    """Tokens/s of one actor and of a bare engine, and the ratio, medians over rounds; one more goes before."""
+    pool = pool_of(model, settings)
+    pool.wait_ready()  # one engine after the other: each looks at how much memory is free
+    bare = ray.remote(Bare).options(**placement.pool_options(settings, environment(settings))).remote(model, settings)
+    ray.get(bare.ready.remote(), timeout=LIMIT_S)
+    prompts, size = list(prompts_of(model, speeches)), settings.speeches_per_item
+    items = [Item(str(i), tuple(prompts[i : i + size])) for i in range(0, len(prompts), size)]
+    rates = []
+    for number in range(rounds + 1):
+        tokens, seconds = through_actor(pool, items, responses, max_tokens)
+        bare_tokens, bare_seconds = ray.get(bare.generate.remote(prompts, responses, max_tokens), timeout=LIMIT_S)
+        rates.append((tokens / seconds, bare_tokens / bare_seconds))
+        print(f"round {number}: actor {rates[-1][0]:.0f} tokens/s, bare {rates[-1][1]:.0f} tokens/s", flush=True)
+    pool.close()
+    ours, peer = (round(statistics.median(side), 1) for side in zip(*rates[1:], strict=True))
+    return {
+        "name": name,
+        "ours": ours,
+        "peer": peer,
+        "ratio": round(statistics.median(a / b for a, b in rates[1:]), 3),
+    }
