@@ -4,11 +4,13 @@
 
 The time of an item is drawn log-normally with a long tail (sigma 0.5: one item in a hundred takes more than three
 medians), its groups come spread over it and weigh as much as real ones. Each number of actors runs in a process of its
-own with an own Ray, over the pool that a run uses. Three lines:
+own with an own Ray, over the pool that a run uses. Four lines:
 
 - `scale-busy`: share of the actors' time that engines worked, from the start of the stage to the moment the last item
   was handed out, at the largest number of actors, against 1 (all of it).
 - `scale-cost`: growth of the driver's memory and CPU from the smallest to the largest number, against the actors'.
+- `scale-tail`: share of two actors' time without an item, up to the moment the last item was handed out, where 5 % of
+  the responses are eight times longer than the others, and an item lasts as long as its longest.
 - `scale-slow`: time of an iteration with 16 actors of which one is ten times slower, against the least possible time.
 """
 
@@ -36,6 +38,7 @@ from psyco_ray.records import Group, Prompt, Response
 
 GROUPS = 8  # speeches of an item
 MEDIAN_S, SIGMA = 10.0, 0.5
+LONG_SHARE, LONGER, SHORT_S = 0.05, 8.0, 1.0
 
 
 class Engine:
@@ -49,16 +52,24 @@ class Engine:
     def ready(self) -> None:
         """Nothing to load."""
 
-    def sample(self, item: tuple[int, float]) -> Iterator[tuple[Group, float]]:
-        """The groups of an item, spread over its time; beside each, the moment the item was begun."""
-        number, seconds = item
+    def sample(self, item: tuple[int, list[float]]) -> Iterator[tuple[Group, float]]:
+        """The groups of an item, each at its time; beside each, the moment the item was begun."""
+        number, ends = item
         began = time.monotonic()
-        for index in range(GROUPS):
-            time.sleep(self._slowness * seconds / GROUPS)
+        for index, end in enumerate(ends):
+            time.sleep(max(0.0, began + self._slowness * end - time.monotonic()))
             yield Group(Prompt(f"{number}-{index}", (1, 2, 3), index), self._responses, 0), began
 
 
-def measure(actors: int, items: int, slow: bool) -> dict[str, Any]:
+def ends(rng: random.Random, tail: bool) -> list[float]:
+    """When the groups of an item are done, in seconds from its beginning."""
+    if tail:
+        return sorted(SHORT_S * (LONGER if rng.random() < LONG_SHARE else 1.0) for _ in range(GROUPS))
+    seconds = rng.lognormvariate(0, SIGMA) * MEDIAN_S
+    return [seconds * (index + 1) / GROUPS for index in range(GROUPS)]
+
+
+def measure(actors: int, items: int, slow: bool, tail: bool) -> dict[str, Any]:
     """One run: busy share, the driver's CPU seconds a second and its peak memory (MiB), the time and the least time."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     engine = ray.remote(Engine).options(num_cpus=0)
@@ -67,7 +78,7 @@ def measure(actors: int, items: int, slow: bool) -> dict[str, Any]:
     )
     pool.wait_ready()
     rng = random.Random(0)
-    work = [(number, rng.lognormvariate(0, SIGMA) * MEDIAN_S) for number in range(actors * items)]
+    work = [(number, ends(rng, tail)) for number in range(actors * items)]
     begun: dict[str, float] = {}
 
     me = psutil.Process()
@@ -86,13 +97,13 @@ def measure(actors: int, items: int, slow: bool) -> dict[str, Any]:
     stop.set()
     assert len(begun) == GROUPS * len(work), "a group was lost"
     last = max(begun.values())
-    worked = sum(min(of, last - begun[f"{number}-0"]) for number, of in work)
+    worked = sum(min(of[-1], last - begun[f"{number}-0"]) for number, of in work)
     found = {
         "busy": worked / (actors * (last - began)),
         "cpu": (sum(me.cpu_times()[:2]) - cpu) / seconds,
         "mib": (max(peak) - peak[0]) / 2**20,
         "seconds": seconds,
-        "least": sum(of for _, of in work) / (actors - 0.9 if slow else actors),
+        "least": sum(of[-1] for _, of in work) / (actors - 0.9 if slow else actors),
     }
     pool.close()
     ray.shutdown()
@@ -111,9 +122,10 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=6, help="of each actor")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--slow", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--tail", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.one, given.items, given.slow)))
+        print(json.dumps(measure(given.one, given.items, given.slow, given.tail)))
         return
 
     def apart(actors: int, items: int, *more: str) -> dict[str, Any]:
@@ -127,6 +139,8 @@ def main() -> None:
 
     by_actors = {actors: apart(actors, given.items) for actors in sorted(given.actors)}
     least, most = min(by_actors), max(by_actors)
+    idle = 1 - apart(2, 20, "--tail")["busy"]
+    line("scale-tail", round(idle, 4), 1.0, idle, 0.05, idle <= 0.05)
     slow = apart(16, 20, "--slow")
     ratio = slow["seconds"] / slow["least"]
     line("scale-slow", round(slow["seconds"], 1), round(slow["least"], 1), ratio, 1.1, ratio <= 1.1)

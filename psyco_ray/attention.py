@@ -62,8 +62,10 @@ def attention(
         spread = flat.new_zeros(rows * width, heads, size).index_copy(0, cells, flat[0].transpose(0, 1))
         return spread.view(rows, width, heads, size).transpose(1, 2)
 
-    laid = laid_out(query), laid_out(key), laid_out(value)
-    found = scaled_dot_product_attention(*laid, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
+    # torch's memory-efficient kernel takes a mask, but no heads that share keys: those would go to the slow one
+    each = query.shape[1] // key.shape[1]
+    laid = laid_out(query), *(laid_out(shared).repeat_interleave(each, 1) for shared in (key, value))
+    found = scaled_dot_product_attention(*laid, attn_mask=attention_mask, scale=scaling)
     return found.transpose(1, 2).flatten(0, 1)[cells][None], None
 
 

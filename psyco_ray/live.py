@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -19,19 +20,20 @@ BF16_FLOPS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "A10": 125e12,
 }
-"""Dense bfloat16 floating-point operations a second, by a part of the GPU's name (vendor's data sheets); the first
-that fits counts."""
+"""Dense bfloat16 floating-point operations a second, by words of the GPU's name (vendor's data sheets); the first that
+fits counts."""
 
 Row = Mapping[str, Any]
 
 
 def peak_flops(gpu: str | None) -> float | None:
     """What a GPU can compute in a second, in bfloat16; None where that is not known, and on a CPU."""
-    return next((flops for part, flops in BF16_FLOPS.items() if gpu and part in gpu), None)
+    return next((flops for words, flops in BF16_FLOPS.items() if re.search(rf"\b{words}\b", gpu or "")), None)
 
 
 def mfu(tokens_per_s: float, parameters: int, trained: int, peak: float) -> float:

@@ -64,7 +64,9 @@ def test_mfu_counts_what_is_trained() -> None:
     peak = live.peak_flops("NVIDIA H100 80GB HBM3")
     assert peak == 989e12
     assert live.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert live.peak_flops("NVIDIA L40S") != live.peak_flops("NVIDIA L4")
+    assert live.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert live.peak_flops("NVIDIA RTX A1000") is None
+    assert len({live.peak_flops(f"NVIDIA {name}") for name in ("L40S", "L40", "L4", "A10G", "A10")}) == 5
     assert live.peak_flops("Radeon") is live.peak_flops(None) is None
     # all of 8 billion weights: 6 operations a weight and token
     assert live.mfu(8000, 8_000_000_000, 8_000_000_000, peak) == pytest.approx(8000 * 48e9 / 989e12)
