@@ -41,7 +41,7 @@ os.environ.pop("RAY_ADDRESS", None)
 
 SPEED, GROWTH, MEMORY = 1.0, 0.8, 1024  # at least, at least, at most (bytes a row)
 WORDS = 5000
-CHUNK = 10_000  # rows that are made together
+CHUNK = 1000  # rows that are made together
 
 
 def vocabulary(draw: np.random.Generator) -> np.ndarray:
@@ -71,7 +71,7 @@ def made_up(rows: int) -> Iterator[list[str]]:
             " ".join(tokens[end - count : end])[:length]
             for end, count, length in zip(ends, counts.tolist(), lengths.tolist(), strict=True)
         ]
-        kinds, originals = draw.random(CHUNK), draw.integers(0, CHUNK, CHUNK)
+        kinds, originals = draw.random(CHUNK), draw.integers(0, max(1, len(earlier)), CHUNK)
         for n in np.flatnonzero((kinds < 0.105) & bool(earlier)).tolist():
             texts[n] = earlier[originals[n]]
             if kinds[n] < 0.1:
@@ -79,7 +79,7 @@ def made_up(rows: int) -> Iterator[list[str]]:
                 for place in draw.integers(0, len(changed), draw.integers(1, 7)).tolist():
                     changed[place] = words[draw.integers(WORDS)]
                 texts[n] = " ".join(changed)
-        earlier = texts
+        earlier = [*texts, *earlier][: 20 * CHUNK]
         yield [f"<p>{text}</p>" for text in texts[: rows - start]]
 
 

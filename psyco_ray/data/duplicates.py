@@ -7,13 +7,13 @@ several kilobytes a speech.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 from datasketch import MinHash
-from datasketch.hashfunc import sha1_hash32
 
 from psyco_ray.data.speeches import fold
 
@@ -82,7 +82,8 @@ def _gram_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     which, places = encoded.indices.to_numpy(), np.empty(len(encoded.dictionary), dtype=np.int64)
     places[which] = np.flatnonzero(starts)  # one of the places where each different gram is
     found = (joined[place : place + _GRAM].rstrip(_FILLER) for place in places.tolist())
-    hashed = np.fromiter((sha1_hash32(gram.encode()) for gram in found), dtype=np.uint32, count=len(places))
+    digests = b"".join(hashlib.sha1(gram.encode()).digest()[:4] for gram in found)  # as datasketch's sha1_hash32
+    hashed = np.frombuffer(digests, dtype="<u4").astype(np.uint32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):  # MurmurHash3's finalizer, as datasketch has it
         hashed = (hashed ^ (hashed >> np.uint32(shift))) * np.uint32(factor)
     return hashed[which], np.cumsum(lengths - _GRAM + 1)
