@@ -106,7 +106,7 @@ def near(signed: np.ndarray, text: Callable[[int], str], threshold: float) -> di
     sketches = signed.astype(np.uint8)  # the hashes' last bytes: never less alike than the hashes, and soon compared
     stays = np.ones(len(signed), dtype=bool)
     found: dict[int, int] = {}
-    pairs = (place - first).sum(axis=0, dtype=np.int64)
+    pairs = place.sum(axis=0, dtype=np.int64) - first.sum(axis=0, dtype=np.int64)
     rows = np.flatnonzero(pairs)
     # rows are looked at in lots of so many pairs, each when it is known which of the rows before the lot stay
     for lot in np.split(rows, np.flatnonzero(np.diff(np.cumsum(pairs[rows]) // _PAIRS)) + 1):
