@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -343,6 +344,27 @@ def test_signatures_are_the_same_everywhere() -> None:
     assert signed.dtype == np.uint32
     assert (signed[0] == signed[1]).all()
     assert signed[0, :3].tolist() == [637405928, 64659928, 15991927]  # frozen
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.text("abÄß 日_.\n"), max_size=12))
+def test_signatures_are_those_of_datasketch(texts: list[str]) -> None:
+    encoded = ([gram.encode() for gram in duplicates.grams(text)] for text in texts)
+    peer = [minhash.hashvalues for minhash in MinHash.generator(encoded, num_perm=duplicates.PERMUTATIONS, seed=1)]
+    assert duplicates.signatures(texts).tolist() == [signature.tolist() for signature in peer]
+
+
+def test_duplicates_do_not_depend_on_what_is_looked_at_together(monkeypatch) -> None:
+    texts = [speech(seed % 60, name) for seed, name in enumerate(["Maria", "Bob", "Jo", "Alexandra"] * 60)]
+    random.Random(0).shuffle(texts)
+    signed = duplicates.signatures(texts)
+    for rows in (1, 7, 100):
+        pieces = [duplicates.signatures(texts[start : start + rows]) for start in range(0, len(texts), rows)]
+        assert (np.concatenate(pieces) == signed).all()
+    whole = near_of(texts)
+    assert len(whole) > 100
+    for pairs in (1, 10, 1000):
+        monkeypatch.setattr(duplicates, "_PAIRS", pairs)
+        assert near_of(texts) == whole
 
 
 # --- the whole

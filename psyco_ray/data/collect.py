@@ -27,7 +27,8 @@ from psyco_ray.data.scrub import analyzer, scrub
 from psyco_ray.data.speeches import is_dev, speech_id, unit
 from psyco_ray.records import COLLECTED, DROPPED
 
-_ROWS = 1000  # rows that are cleaned together, and that the driver looks at together
+_ROWS = 1000  # rows that are cleaned together
+_WRITTEN = 20_000  # rows that the driver writes together
 _BROKEN = 0  # the row that stands for what cannot be read of a source
 _HOPELESS = 20  # times max_chars: a raw text above that is not even cleaned
 
@@ -49,7 +50,7 @@ _CLEANED = pa.schema(
         ("detail", pa.string()),
         ("speech", pa.string()),
         ("key", pa.uint64()),  # speech_id as a number
-        ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),
+        ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),  # zeros where there is no speech
         ("split", pa.string()),
         ("topic", pa.string()),
         ("crisis", pa.list_(pa.string())),
@@ -79,7 +80,7 @@ def collect(job: DataJob, out: Path) -> dict[str, Any]:
     try:
         cleaned = _clean_all(job, work / "cleaned.arrow")
         order = np.lexsort((cleaned["row"].to_numpy(), cleaned["source"].to_numpy()))
-        stands_for = _duplicates(cleaned, order, job.collect.near_duplicates)
+        stands_for = _duplicates(cleaned, order, job.collect.near_duplicates, work / "signatures")
         kept = np.flatnonzero(stands_for == np.arange(len(stands_for)))
         facts = _write_dropped(cleaned, order, stands_for, job, work / "dropped.parquet")
         if not len(kept):
@@ -130,11 +131,14 @@ def _read(batch: dict[str, np.ndarray], job: DataJob) -> Iterator[pa.Table]:
             chunk = [sources.RawRow(job.sources[place].name, _BROKEN, problem=str(error))]
         if not chunk:
             return
-        found = [
-            {"source": place, "row": row.number, "text": row.text, "topic": row.topic, "problem": row.problem}
-            for row in chunk
+        columns = [
+            [place] * len(chunk),
+            [row.number for row in chunk],
+            [row.text for row in chunk],
+            [row.topic for row in chunk],
+            [row.problem for row in chunk],
         ]
-        yield pa.Table.from_pylist(found, schema=_RAW)
+        yield pa.table(columns, schema=_RAW)
 
 
 def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
@@ -150,10 +154,12 @@ def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
                 "topic": clean(raw["topic"] or "") or None,
                 "crisis": crisis.signs(speech) if job.crisis.enabled else None,
             }
-    speeches = [row for row in rows if "speech" in row]
-    for row, signature in zip(speeches, duplicates.signatures([row["speech"] for row in speeches]), strict=True):
-        row["signature"] = signature.tobytes()
-    return pa.Table.from_pylist(rows, schema=_CLEANED)
+    signed = np.zeros((len(rows), duplicates.PERMUTATIONS), dtype=np.uint32)
+    places = [place for place, row in enumerate(rows) if "speech" in row]
+    signed[places] = duplicates.signatures([rows[place]["speech"] for place in places])
+    field = _CLEANED.field("signature")
+    column = pa.FixedSizeBinaryArray.from_buffers(field.type, len(rows), [None, pa.py_buffer(signed)])
+    return pa.Table.from_pylist(rows, schema=_CLEANED).set_column(_CLEANED.get_field_index(field.name), field, column)
 
 
 def _speech(raw: dict[str, Any], job: DataJob) -> tuple[str, str | None, str]:
@@ -181,20 +187,18 @@ def _split(speech: str, shares: Collect) -> str:
     return "dev" if is_dev(speech, shares.dev_share) else "train"
 
 
-def _duplicates(cleaned: pa.Table, order: np.ndarray, threshold: float) -> np.ndarray:
+def _duplicates(cleaned: pa.Table, order: np.ndarray, threshold: float, path: Path) -> np.ndarray:
     """For each row of the table, the row that stays in its place: itself, another one, or -1 where there is no speech.
 
-    `order` holds the rows of the table by rank.
+    `order` holds the rows of the table by rank; the signatures by rank go to the file `path`.
     """
     stands_for = np.full(len(order), -1)
     rows = order[cleaned["reason"].is_null().to_numpy()[order]]
     _, first, inverse = np.unique(_keys(cleaned)[rows], return_index=True, return_inverse=True)
     stands_for[rows] = rows[first[inverse]]
     unique = rows[np.sort(first)]
-    if threshold < 1:
-        column, signed = cleaned["signature"], np.empty((len(unique), duplicates.PERMUTATIONS), dtype=np.uint32)
-        for place, n in enumerate(unique):
-            signed[place] = np.frombuffer(column[n].as_py(), dtype=np.uint32)
+    if threshold < 1 and len(unique):
+        signed = _signatures(cleaned, unique, path)
         near = duplicates.near(signed, lambda n: cleaned["speech"][unique[n]].as_py(), threshold)
         instead = np.arange(len(order))
         instead[unique[list(near)]] = unique[list(near.values())]
@@ -202,66 +206,85 @@ def _duplicates(cleaned: pa.Table, order: np.ndarray, threshold: float) -> np.nd
     return stands_for
 
 
+def _signatures(cleaned: pa.Table, rows: np.ndarray, path: Path) -> np.ndarray:
+    """The signatures of some rows, in their order and in a file, which memory need not hold."""
+    width = duplicates.PERMUTATIONS
+    signed = np.memmap(path, dtype=np.uint32, mode="w+", shape=(len(rows), width))
+    ranks = np.full(len(cleaned), -1)
+    ranks[rows] = np.arange(len(rows))
+    start = 0
+    for chunk in cleaned["signature"].chunks:
+        found = np.frombuffer(chunk.buffers()[1], dtype=np.uint32).reshape(-1, width)[chunk.offset :][: len(chunk)]
+        mine = ranks[start : start + len(chunk)]
+        signed[mine[mine >= 0]] = found[mine >= 0]
+        start += len(chunk)
+    return signed
+
+
 def _write_dropped(
     cleaned: pa.Table, order: np.ndarray, stands_for: np.ndarray, job: DataJob, path: Path
 ) -> dict[str, Any]:
     """Write the rows that go, by rank, and count all rows."""
     names = [source.name for source in job.sources]
-    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-    splits: Counter[str] = Counter()
-    flagged: Counter[str] = Counter()
     keys, places = _keys(cleaned), cleaned["source"].to_numpy()
+    stays = stands_for == np.arange(len(stands_for))
+    kept = np.bincount(places[stays], minlength=len(names)).tolist()
+    counts = {name: Counter({"kept": count}) for name, count in zip(names, kept, strict=True)}
+    gone = order[~stays[order]]
     with pq.ParquetWriter(path, DROPPED) as writer:
-        for start in range(0, len(order), _ROWS):
-            rows = order[start : start + _ROWS]
+        for start in range(0, len(gone), _WRITTEN):
+            rows = gone[start : start + _WRITTEN]
             dropped = []
-            found = _rows(cleaned, rows, ["source", "row", "reason", "detail", "split", "crisis"])
+            found = _take(cleaned, rows, ["source", "row", "reason", "detail"]).to_pylist()
             for n, row in zip(rows.tolist(), found, strict=True):
-                name, instead = names[row["source"]], stands_for[n]
-                if instead == n:
-                    counts[name]["kept"] += 1
-                    splits[row["split"]] += 1
-                    flagged.update(row["crisis"] or [])
-                    continue
-                reason, detail = row["reason"], row["detail"]
+                name, instead, reason, detail = names[row["source"]], stands_for[n], row["reason"], row["detail"]
                 if reason is None:
                     reason = "exact duplicate" if keys[n] == keys[instead] else "near duplicate"
                     detail = f"{keys[instead]:016x} of {names[places[instead]]}"
                 counts[name][reason] += 1
                 dropped.append({"source": name, "source_row": row["row"], "reason": reason, "detail": detail})
             writer.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
+    splits = _count(cleaned["split"].filter(pa.array(stays)))
+    flagged = _count(pc.list_flatten(cleaned["crisis"].filter(pa.array(stays))))
     reasons = sum(counts.values(), Counter())
-    kept = reasons.pop("kept", 0)
     return {
         "rows": len(order),
-        "kept": kept,
+        "kept": reasons.pop("kept", 0),
         "dropped": dict(reasons),
-        "splits": {split: splits[split] for split in ("train", "dev", "test")},
-        "crisis": {kind: flagged[kind] for kind in crisis.KINDS} if job.crisis.enabled else {},
-        "sources": {name: {"rows": found.total(), "kept": 0, **found} for name, found in counts.items()},
+        "splits": {split: splits.get(split, 0) for split in ("train", "dev", "test")},
+        "crisis": {kind: flagged.get(kind, 0) for kind in crisis.KINDS} if job.crisis.enabled else {},
+        "sources": {name: {"rows": found.total(), **found} for name, found in counts.items()},
     }
+
+
+def _count(values: pa.ChunkedArray) -> dict[str, int]:
+    return {found["values"]: found["counts"] for found in values.value_counts().to_pylist()}
 
 
 def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory: Path) -> None:
     """Write the rows that stay, part by part, each part sorted by speech id."""
-    kept = kept[np.argsort(_keys(cleaned)[kept])]
+    keys = _keys(cleaned)
+    kept = kept[np.argsort(keys[kept])]
     digits = parts.digits(len(kept))
-    names, starts = np.unique(_keys(cleaned)[kept] >> np.uint64(64 - 4 * digits), return_index=True)
-    for name, rows in zip(names.tolist(), np.split(kept, starts[1:]), strict=True):
-        found = _rows(cleaned, rows, ["key", "speech", "split", "source", "row", "topic", "crisis"])
-        speeches = [
-            {
-                "speech_id": f"{row['key']:016x}",
-                "speech": row["speech"],
-                "split": row["split"],
-                "source": job.sources[row["source"]].name,
-                "source_row": row["row"],
-                "source_topic": row["topic"],
-                "crisis": row["crisis"],
-            }
-            for row in found
-        ]
-        parts.write(directory, f"{name:0{digits}x}", speeches, COLLECTED)
+    names, starts = np.unique(keys[kept] >> np.uint64(64 - 4 * digits), return_index=True)
+    ends = np.append(starts[1:], len(kept))
+    for together in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN + 1):
+        begin = starts[together[0]]
+        rows = kept[begin : ends[together[-1]]]
+        found = _take(cleaned, rows, ["speech", "split", "source", "row", "topic", "crisis"])
+        columns = {
+            "speech_id": [f"{key:016x}" for key in keys[rows].tolist()],
+            "speech": found["speech"],
+            "split": found["split"],
+            "source": [job.sources[place].name for place in found["source"].to_pylist()],
+            "source_row": found["row"],
+            "source_topic": found["topic"],
+            "crisis": found["crisis"],
+        }
+        speeches = pa.table(columns, schema=COLLECTED)
+        for n in together:
+            part = speeches.slice(starts[n] - begin, ends[n] - starts[n])
+            parts.write(directory, f"{names[n]:0{digits}x}", part, COLLECTED)
 
 
 def _keys(cleaned: pa.Table) -> np.ndarray:
@@ -269,7 +292,15 @@ def _keys(cleaned: pa.Table) -> np.ndarray:
     return cleaned["key"].fill_null(0).to_numpy()
 
 
-def _rows(cleaned: pa.Table, rows: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
-    """Some rows of the table; one by one, since Arrow's own `take` would first put the whole file into memory."""
-    columns = [cleaned[name] for name in names]
-    return [dict(zip(names, (column[n].as_py() for column in columns), strict=True)) for n in rows.tolist()]
+def _take(cleaned: pa.Table, rows: np.ndarray, names: list[str]) -> pa.Table:
+    """Some rows of the table; batch by batch, since Arrow's own `take` would first put the whole file into memory."""
+    batches = cleaned.select(names).to_batches()
+    starts = np.cumsum([0, *(len(batch) for batch in batches)])
+    order = np.argsort(rows)
+    where = np.searchsorted(rows, starts, sorter=order)
+    pieces = [
+        batch.take(pa.array(rows[order[first:last]] - start))
+        for batch, start, first, last in zip(batches, starts[:-1], where[:-1], where[1:], strict=True)
+        if last > first
+    ]
+    return pa.Table.from_batches(pieces, cleaned.select(names).schema).take(np.argsort(order))

@@ -98,9 +98,17 @@ _IDIOMS = r"""
 
 
 def _phrases(lines: str) -> re.Pattern[str]:
+    """One pattern, its phrases by first letter, so that a word is looked at for those of its own letter only."""
     for name, words in _WORDS.items():
         lines = lines.replace(name, words)
-    return re.compile("|".join(rf"\b{line.strip()}" for line in lines.split("\n") if line.strip()))
+    by_letter: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, lines.split("\n"))):
+        group = re.fullmatch(r"\(\?:([^()]*)\)(?![?*+{])(.*)", line)  # (?:kill|hurt) me: kill me, hurt me
+        for phrase in [start + group[2] for start in group[1].split("|")] if group else [line]:
+            assert phrase[0].isalpha()
+            by_letter.setdefault(phrase[0], []).append(phrase[1:])
+    phrases = "|".join(f"{letter}(?:{'|'.join(rests)})" for letter, rests in by_letter.items())
+    return re.compile(rf"\b(?:{phrases})")
 
 
 _SIGNS = {kind: _phrases(lines) for kind, lines in _PHRASES.items()}

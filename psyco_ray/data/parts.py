@@ -38,12 +38,16 @@ def read(directory: Path, part: str) -> list[dict[str, Any]]:
 
 
 def write(
-    directory: Path, part: str, rows: Sequence[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any] | None = None
+    directory: Path,
+    part: str,
+    rows: Sequence[dict[str, Any]] | pa.Table,
+    schema: pa.Schema,
+    facts: dict[str, Any] | None = None,
 ) -> None:
     """Write a part, whole or not at all; `facts` about its making travel in the file's metadata."""
     directory.mkdir(parents=True, exist_ok=True)
     unfinished = directory / f".{part}.{os.getpid()}.parquet"
-    table = pa.Table.from_pylist(list(rows), schema=schema)
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
     if facts is not None:
         table = table.replace_schema_metadata({"facts": json.dumps(facts)})
     pq.write_table(table, unfinished)

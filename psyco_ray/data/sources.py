@@ -166,7 +166,7 @@ def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
 
 
 def _read_parquet(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, pre_buffer=False)  # which would keep all that was read until the end
     columns = [name for name in file.schema_arrow.names if name in wanted]
     batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns)
     return file.schema_arrow.names, itertools.chain.from_iterable(batch.to_pylist() for batch in batches)

@@ -53,6 +53,7 @@ def _read_csv(path: str) -> pa.Table:
     return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
 
 
+@functools.lru_cache(maxsize=1)  # id, split and screen ask for the same text one after another
 def fold(text: str) -> str:
     """A text without case and white-space differences, by which equal speeches are recognised."""
     return " ".join(text.casefold().split())
