@@ -64,8 +64,8 @@ def attention(
 
     # torch's memory-efficient kernel takes a mask, but no heads that share keys: those would go to the slow one
     each = query.shape[1] // key.shape[1]
-    laid = laid_out(query), *(laid_out(shared).repeat_interleave(each, 1) for shared in (key, value))
-    found = scaled_dot_product_attention(*laid, attn_mask=attention_mask, scale=scaling)
+    keys, values = (laid_out(shared).repeat_interleave(each, 1) for shared in (key, value))
+    found = scaled_dot_product_attention(laid_out(query), keys, values, attn_mask=attention_mask, scale=scaling)
     return found.transpose(1, 2).flatten(0, 1)[cells][None], None
 
 
