@@ -76,7 +76,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     Raises:
         ValueError: it has no chat template, without which a conversation cannot be rendered.
     """
-    if _is_plain(path):  # what AutoTokenizer would take too, but only after seconds of importing torch and sklearn
+    if _is_plain(path):  # what AutoTokenizer would take too, but only after seconds of importing torch
         from transformers import PreTrainedTokenizerFast as Tokenizer
     else:
         from transformers import AutoTokenizer as Tokenizer

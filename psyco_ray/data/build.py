@@ -33,6 +33,7 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     if (done := dataset.record("collect")) is not None:
         return done
     began = time.time()
+    dataset.connect()
     facts = collecting.collect(dataset.job, dataset.root / "collect")
     dropped = ", ".join(f"{count} {reason}" for reason, count in facts["dropped"].items()) or "nothing"
     progress.say(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
@@ -191,6 +192,7 @@ def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> 
         progress.say(f"{what}: {_in_words(expected, stage.endpoint)}")
         if stage.endpoint.via == "batch":
             _call_in_batches(dataset, what, stage, missing, expected, progress)
+        dataset.connect()
         limit = dataset.job.max_cost
         left = None if limit is None else limit - dataset.spent
         dataset.spent += calls.run(stage, missing, dataset.journal, left, what, progress)[1]
@@ -250,6 +252,7 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
     missing = [part for part in dataset.speeches() if part not in done]
     if not missing:
         return
+    dataset.connect()
     bundles = _bundles(missing, share, sharers, settings.max_num_seqs)
     workers = min(settings.actors, len(bundles))
     placement.check(

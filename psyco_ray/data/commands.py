@@ -99,17 +99,14 @@ def _with_ray(name: str) -> Callable[[DataJob, argparse.Namespace], int]:
 def _run(name: str, job: DataJob, address: str | None) -> int:
     import ray
 
-    from psyco_ray.commands import connect
     from psyco_ray.data import build
     from psyco_ray.data.dataset import Dataset
     from psyco_ray.judge.client import Unavailable
     from psyco_ray.judge.limits import OutOfBudget
     from psyco_ray.telemetry import Progress
 
-    dataset, progress = Dataset(job), Progress()
+    dataset, progress = Dataset(job, address), Progress()
     try:
-        if name not in ("pair", "report"):
-            connect(address)
         for stage in build.STAGES if name == "build" else [name]:
             if stage in build.STAGES:
                 build.STAGES[stage](dataset, progress)

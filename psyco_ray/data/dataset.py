@@ -23,17 +23,30 @@ _HOW = {*ROAD, "via", "blocks"}  # settings that say where and how fast, not wha
 class Dataset(RunDirectory):
     """A dataset under way. Every stage continues where it was, so a command can always be given again."""
 
-    def __init__(self, job: DataJob) -> None:
+    def __init__(self, job: DataJob, address: str | None = None) -> None:
         """Open and lock the directory.
+
+        Args:
+            job: what is made.
+            address: of the Ray cluster that makes it; None: that of the environment, or one of its own.
 
         Raises:
             ValueError: it cannot be written or is in use.
         """
         super().__init__(job.run_dir)
-        self.job = job
+        self.job, self._address = job, address
         self.spent = 0.0  # dollars, by the command under way
         self.write_text("job.yaml", jobfile.dump(job))
         self.write_json("versions.json", versions())
+
+    def connect(self) -> None:
+        """Have Ray, which only a stage with something left to do needs: what is wrong with a job is said before."""
+        import ray
+
+        from psyco_ray.commands import connect
+
+        if not ray.is_initialized():
+            connect(self._address)
 
     @property
     def journal(self) -> Path:

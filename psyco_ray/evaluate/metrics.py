@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from sklearn.metrics import brier_score_loss, roc_auc_score
+from scipy.stats import mannwhitneyu
 
 from psyco_ray.evaluate.stats import wilson
 from psyco_ray.records import PRINCIPLES
@@ -108,7 +108,7 @@ def measure(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
         "accuracy_ci95": list(wilson(right, len(margins))),
         "ties": int((margins == 0).sum()),
         # Margins order the cases as probabilities do, but far ones do not become equal by rounding to 1.
-        "auc": float(roc_auc_score(np.repeat([1, 0], len(margins)), np.concatenate([margins, -margins]))),
+        "auc": float(mannwhitneyu(margins, -margins, method="asymptotic").statistic) / len(margins) ** 2,
         **calibrated(chosen, rejected, 1.0),
         "histogram": _histogram(np.asarray(chosen, float), np.asarray(rejected, float)),
     }
@@ -132,7 +132,7 @@ def calibrated(chosen: ArrayLike, rejected: ArrayLike, temperature: float) -> di
     return {
         "ece10": ece(probabilities, labels, 10),
         "ece15": ece(probabilities, labels, 15),
-        "brier": float(brier_score_loss(labels, probabilities)),
+        "brier": float(np.mean((probabilities - labels) ** 2)),
         "nll": _nll(_margins(chosen, rejected), temperature),
         "reliability": reliability(probabilities, labels),
     }
