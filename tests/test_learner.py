@@ -122,7 +122,7 @@ def test_bf16_follows_float32(local_ray, tiny_model, tmp_path, single_process) -
     assert written.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("stage", [2, 3])  # 1 and 2 are one implementation
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])  # 1 and 2 are one implementation
 def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, stage) -> None:
     settings = {"stage": stage, "dtype": "bfloat16"}
     whole = group(tiny_model, Dpo(config.Dpo()), **settings)
@@ -142,7 +142,10 @@ def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, st
         assert torch.equal(found[1][name], value), name
 
 
-@pytest.mark.parametrize(("stage", "dtype", "before", "after"), [(0, "float32", 1, 2), (2, "bfloat16", 2, 1)])
+@pytest.mark.parametrize(
+    ("stage", "dtype", "before", "after"),
+    [pytest.param(0, "float32", 1, 2, marks=pytest.mark.long), (2, "bfloat16", 2, 1)],
+)
 def test_a_state_with_moments_goes_on_in_the_middle(
     local_ray, tiny_model, tmp_path, stage, dtype, before, after
 ) -> None:
@@ -195,7 +198,7 @@ def test_zero_3_goes_on_with_ranks_that_share_no_tensor_evenly(local_ray, tiny_m
     assert losses[2:4] == losses[4:6]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_adapters_learn_and_are_merged_when_written(local_ray, tiny_model, tmp_path, stage) -> None:
     from transformers import AutoModelForSequenceClassification
 
@@ -327,7 +330,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])  # 1 and 2 are one implementation
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])  # 1 and 2 are one implementation
 def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_path, stage: int) -> None:
     pairs = examples(12)
     found = {}

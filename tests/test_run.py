@@ -201,6 +201,7 @@ def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(m
         assert (Path(summary["checkpoint"]) / "README.md").exists()
 
 
+@pytest.mark.long
 def test_one_round_samples_everything_from_the_base_model(make_job, undisturbed) -> None:
     job, run, log = make_job("online")
     finish(job, log, "pairs_from=base")

@@ -149,8 +149,8 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
     honest = crew.LearnerGroup.export
     sent: list[int] = []
 
-    def damaging(self, version: int, bucket_mb: int):
-        weights = honest(self, version, bucket_mb)
+    def damaging(self, version: int, *how):
+        weights = honest(self, version, *how)
         sent.append(version)
         if version in (2, 5) and sent.count(version) == 1:
             bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(weights.refs[0]).items()}
