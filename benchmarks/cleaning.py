@@ -24,18 +24,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import secrets
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from data_scale import Peaks, private_mib
 
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)
@@ -93,19 +92,12 @@ def write(rows: int, path: Path) -> None:
             writer.write_table(pa.table({"text": texts}))
 
 
-class Watch:
+class Watch(Peaks):
     """Peak private memory (MiB) and CPU-seconds of this process and of those that it started, Ray's among them."""
 
     def __init__(self) -> None:
-        self.driver = self.worker = 0.0
-        self.cpu: dict[int, float] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.worker, self.cpu = 0.0, dict[int, float]()
+        super().__init__()
 
     def _watch(self) -> None:
         import psutil
@@ -117,13 +109,11 @@ class Watch:
                     used = process.cpu_times()
                 except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                     continue
-                found = re.search(r"RssAnon:\s+(\d+) kB", status)
-                private = int(found[1]) / 1024 if found else 0.0
                 self.cpu[process.pid] = used.user + used.system
                 if process.pid == os.getpid():
-                    self.driver = max(self.driver, private)
+                    self.driver = max(self.driver, private_mib(process.pid))
                 elif "Name:\tray::" in status:
-                    self.worker = max(self.worker, private)
+                    self.worker = max(self.worker, private_mib(process.pid))
 
 
 def ours(path: Path, out: Path) -> dict[str, Any]:
