@@ -28,16 +28,9 @@ class Bare:
     def __init__(self, model: str, settings: config.Rollouts) -> None:
         from vllm import LLM
 
-        self.llm = LLM(
-            str(models.resolve(model)),
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30),
-            enforce_eager=settings.enforce_eager,
-            # the share is only what vLLM wants to find free, beside the other engine; the cache has its size
-            **({"gpu_memory_utilization": 0.01} if settings.gpus else {"block_size": 32}),
-        )
+        from psyco_ray.engine import options
+
+        self.llm = LLM(str(models.resolve(model)), **options(settings))
 
     def ready(self) -> None:
         """Answer once the engine is loaded."""

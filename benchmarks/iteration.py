@@ -141,6 +141,8 @@ def settings_of(job: config.Job, reward_model: str, where: Path, given: argparse
             "kv_cache_memory_bytes": int(engines.kv_cache_gb * engines.actors * 2**30),
             "block_size": 32,
             "enforce_eager": engines.enforce_eager,
+            "enable_chunked_prefill": False,  # with it and seeds vLLM dies on a CPU
+            "max_num_batched_tokens": 4096,
             "seed": job.seed,
         },
         "score_dtype": job.scorers.dtype,

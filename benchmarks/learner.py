@@ -9,7 +9,7 @@ in a job, with what its actors' environment sets; TRL's in a plain environment.
 
 What each side holds, by `--dtype` (default: bfloat16 where this CPU multiplies it, float32 elsewhere):
   float32    both: weights, gradients and Adam's moments in float32. Losses must agree within 1e-3 (`--fp32` the same).
-  bfloat16   ours: weights and gradients in bfloat16, master weights and moments in float32 (ZeRO-1).
+  bfloat16   ours: weights and gradients in bfloat16, master weights and moments in float32 (ZeRO-2).
              TRL, `--peer autocast`: weights, gradients and moments in float32, matrix products in bfloat16;
              `--peer pure`: everything in bfloat16, which loses small updates and is TRL's fastest and smallest.
 With `--prompt` or `--response` the pairs are made up, with as many tokens each.
@@ -94,7 +94,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
     settings = config.Learners(
         threads=given.threads,
         dtype=given.dtype,
-        zero_stage=0 if given.dtype == "float32" else 1,
+        zero_stage=0 if given.dtype == "float32" else 2,
         micro_batch_tokens=given.micro,
     )
     learner = LearnerGroup(
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"))
     parser.add_argument("--fp32", dest="dtype", action="store_const", const="float32")
-    parser.add_argument("--micro", type=int, default=640, help="our micro-batch, tokens")
+    parser.add_argument("--micro", type=int, default=300, help="our micro-batch, tokens")
     parser.add_argument("--peer", choices=("autocast", "pure"), default="autocast")
     parser.add_argument("--peer-micro", type=int, default=2, help="TRL's micro-batch, pairs")
     parser.add_argument("--peer-attention", default="sdpa", help="or eager")

@@ -25,6 +25,37 @@ from psyco_ray.records import Group, Prompt, Response, Streamed, Weights
 
 _ALL = ("weights", "kv_cache")  # what sleep frees, and waking brings back one by one
 _UNPROVEN = -1  # a version that nobody asks for
+_BATCHED_TOKENS = 4096  # of a step, vLLM's own default for a CPU
+
+
+def options(settings: Rollouts, shared: bool = False) -> dict[str, Any]:
+    """What vLLM is given of an engine's settings.
+
+    Args:
+        settings: engine size, dtype and parallelism.
+        shared: whether a learner rank computes on the same GPU while the engine sleeps.
+    """
+    found: dict[str, Any] = {
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "enforce_eager": settings.enforce_eager,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
+    }
+    if settings.block_size or not settings.gpus:
+        found["block_size"] = settings.block_size or 32
+    if settings.gpus:
+        # the cache has its size; a share of the GPU is only what vLLM wants to find free, beside whoever is there
+        found |= {"gpu_memory_utilization": 0.01, "enable_sleep_mode": shared}
+    else:
+        # a prompt is taken whole: after a part of one vLLM would rewind the random numbers of a request with a seed,
+        # which it cannot do on a CPU, and die
+        found |= {
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(_BATCHED_TOKENS, settings.max_model_len),
+        }
+    return found
 
 
 class Engine:
@@ -42,28 +73,14 @@ class Engine:
             trust_remote_code: whether code out of the model's repository may run.
             shared: whether a learner rank computes on the same GPU while this engine sleeps.
         """
-        on_gpu = settings.gpus > 0
-        memory: dict[str, Any] = {"kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30)}
-        block_size = settings.block_size or (None if on_gpu else 32)
-        if block_size:
-            memory["block_size"] = block_size
-        if on_gpu:
-            # the cache has its size; a share of the GPU is only what vLLM wants to find free, beside whoever is there
-            memory["gpu_memory_utilization"] = 0.01
-            memory["enable_sleep_mode"] = shared
         self._llm = LLM(
             str(model),
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            enforce_eager=settings.enforce_eager,
-            tensor_parallel_size=settings.tensor_parallel,
             seed=seed,
             trust_remote_code=trust_remote_code,
             weight_transfer_config=WeightTransferConfig(backend=transfer.BACKEND),
             # workers of several GPUs are processes of their own, which have to know the backend too
             worker_extension_cls=f"{transfer.__name__}.{transfer.Receiving.__name__}",
-            **memory,
+            **options(settings, shared),
         )
         self._settings = settings
         self._version = 0

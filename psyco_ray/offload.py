@@ -39,8 +39,13 @@ def to_device(engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> None
     if stage == 3:
         _move(_held(engine, optimizer), engine.device)
     elif zero._hp_optimizer_states_linked:
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
+        link(zero)
+
+
+def link(zero: Any) -> None:
+    """Link parameters with their moments anew, in an optimizer of ZeRO 1 or 2."""
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
 
 
 def _others() -> list[Any]:

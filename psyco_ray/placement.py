@@ -254,10 +254,16 @@ def _total(roles: Sequence[Role]) -> tuple[float, float]:
 
 def actor_environment(settings: Actors) -> dict[str, str]:
     """Environment of an actor's process; nothing of the driver's is passed on."""
-    # on the CPU freed memory is kept: to be given fresh pages at every step costs more than some operations
-    memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)} if not settings.gpus else {}
+    memory = {
+        # on the CPU freed memory is kept: to be given fresh pages at every step costs more than some operations
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        # packed texts have another shape each time, and kernels for a thousand shapes would be kept for all of them
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+        "LRU_CACHE_CAPACITY": "64",  # torch's own, of the same
+    }
     return {
-        **memory,
+        **({} if settings.gpus else memory),
         "OMP_NUM_THREADS": str(settings.threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

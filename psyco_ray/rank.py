@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from psyco_ray.losses import Objective
 
+_STEPPED_APART = 8  # parts of the weights that the optimizer steps one after the other
 _REDUCED_TOGETHER = 2**25  # gradients, which are copied for it
 
 
@@ -127,8 +128,9 @@ class LearnerRank:
         if settings.gradient_checkpointing:
             language_model.gradient_checkpointing_enable({"use_reentrant": False})
         self._model = language_model
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            _groups(trained) if settings.zero_stage in (1, 2) else trained,
             lr=optimizer.learning_rate,
             betas=optimizer.betas,
             weight_decay=optimizer.weight_decay,
@@ -187,6 +189,7 @@ class LearnerRank:
         if self._settings.zero_stage == 0 and self.world > 1:
             self._engine.allreduce_gradients(bucket_size=_REDUCED_TOGETHER)
         self._engine.step()
+        self._state.stepped()
         norm = self._engine.get_global_grad_norm()
         return sums if norm is None else {**sums, "grad_norm": float(norm)}
 
@@ -320,6 +323,24 @@ class LearnerRank:
                     yield name, parameter.data.clone()
                 else:
                     yield name, parameter.data
+
+
+def _groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters in some groups of about the same size, in order.
+
+    ZeRO-1 and -2 make a float32 copy of a group's gradients for its step, beside one of how they come: of all at once
+    that would be the most memory that training takes.
+    """
+    room = -(-sum(parameter.numel() for parameter in parameters) // _STEPPED_APART)
+    groups: list[dict[str, Any]] = []
+    filled = room
+    for parameter in parameters:
+        if filled >= room:
+            groups.append({"params": []})
+            filled = 0
+        groups[-1]["params"].append(parameter)
+        filled += parameter.numel()
+    return groups
 
 
 def _deepspeed_config(settings: Learners, optimizer: Optimizer, world: int) -> dict[str, Any]:

