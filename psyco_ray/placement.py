@@ -335,7 +335,8 @@ def learner_options(
             "num_gpus": settings.gpus,
             "max_restarts": 0,
             **(_selecting(settings) if group is None else _in_room(group, rank)),
-            "runtime_env": {"env_vars": actor_environment(settings)},
+            # nothing is compiled; DeepSpeed's optimizers that none of ours is would load the compiler all the same
+            "runtime_env": {"env_vars": {**actor_environment(settings), "TORCHDYNAMO_DISABLE": "1"}},
         }
 
     return options, own

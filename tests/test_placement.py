@@ -78,6 +78,7 @@ def test_a_run_on_nodes_with_roles_goes_where_the_plan_says_and_outlives_its_rol
     run = tmp_path / "run"
     text = JOB.format(run_dir=run, model=tiny_model, reward_model=tiny_reward_model)
     text = text.replace("iterations: 2", "iterations: 1").replace("rollouts: {", "rollouts: {actors: 2, ")
+    text = text.replace("learners: {actors: 1", "learners: {actors: 2")
     (tmp_path / "job.yaml").write_text(text)
     command = [sys.executable, str(SCRIPT), str(tmp_path / "job.yaml"), str(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)

@@ -27,7 +27,7 @@ sampling: {{responses: 4, max_tokens: 24}}
 dpo: {{optimizer: {{learning_rate: 1.0e-3, batch_size: 2}}}}
 rollouts: {{cpus: 0.1, max_model_len: 256, max_num_seqs: 32, kv_cache_gb: 0.1, speeches_per_item: 2}}
 scorers: {{actors: 1, cpus: 0.1, reward_model: {reward_model}, heldout_model: {reward_model}}}
-learners: {{actors: 2, cpus: 0.1, zero_stage: 2}}
+learners: {{actors: 1, cpus: 0.1, zero_stage: 2}}
 evaluation: {{speeches: 10}}
 """
 
@@ -92,7 +92,7 @@ def test_a_run_leaves_what_it_promises(undisturbed) -> None:
     assert not dev & {p["speech_id"] for p in first + pairs}
     [line] = json.loads((undisturbed / "iteration-002" / "timeline.json").read_text())["parts"]
     assert [what for what, _, _ in line["driver"]] == ["sample", "train", "save", "sync", "evaluate"]
-    assert line["actors"] == {"rollouts": 2, "scorers": 1, "learners": 2}
+    assert line["actors"] == {"rollouts": 2, "scorers": 1, "learners": 1}
     assert all(sum(line["busy"][role]) * line["bin_s"] > 0 for role in line["actors"])
 
 
