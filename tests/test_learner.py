@@ -16,6 +16,7 @@ from psyco_ray.batches import batches, learning_rate, plan_step
 from psyco_ray.config import Learners, Lora, Optimizer
 from psyco_ray.learner import LearnerGroup, StepResult
 from psyco_ray.losses import BradleyTerry, Dpo
+from psyco_ray.rank import _groups
 from psyco_ray.records import Example
 
 
@@ -306,6 +307,12 @@ def test_a_batch_is_shared_wholly_evenly_and_within_bounds(lengths: list[int], r
         assert max(map(len, micros)) - min(map(len, micros)) <= 1, "a rank would wait for another"
     longest = [max(e.tokens for share in shares for e in share[i]) for i in range(len(shares[0]))]
     assert longest == sorted(longest, reverse=True), "what is about as long is computed together"
+
+
+def test_the_optimizer_takes_the_weights_in_parts_of_about_a_size() -> None:
+    parameters = [torch.nn.Parameter(torch.empty(size)) for size in (400, 100, 100, 50, 50, 300)]
+    sizes = [[parameter.numel() for parameter in group["params"]] for group in _groups(parameters)]
+    assert sizes == [[400], [100, 100], [50, 50, 300]], "at least an eighth each, and no more than that needs"
 
 
 def test_batches_shuffle_every_epoch_and_leave_nothing_out() -> None:
