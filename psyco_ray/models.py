@@ -61,6 +61,10 @@ def check_dir(path: Path) -> Path:
 
 def context(path: Path) -> int | None:
     """Tokens that a model has positions for; None where its configuration tells no number."""
+    told = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    told = told.get("text_config") or told
+    if isinstance(told.get("max_position_embeddings"), int):  # without seconds of importing torch
+        return told["max_position_embeddings"]
     from transformers import AutoConfig
 
     return getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", None)
