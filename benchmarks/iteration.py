@@ -142,7 +142,7 @@ def settings_of(job: config.Job, reward_model: str, where: Path, given: argparse
             "block_size": 32,
             "enforce_eager": engines.enforce_eager,
             "enable_chunked_prefill": False,  # with it and seeds vLLM dies on a CPU
-            "max_num_batched_tokens": 4096,
+            "max_num_batched_tokens": max(4096, engines.max_model_len),
             "seed": job.seed,
         },
         "score_dtype": job.scorers.dtype,

@@ -60,8 +60,15 @@ def check_dir(path: Path) -> Path:
 
 
 def context(path: Path) -> int | None:
-    """Tokens that a model has positions for; None where its configuration tells no number."""
-    told = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    """Tokens that a model has positions for; None where its configuration tells no number.
+
+    Raises:
+        ValueError: its config.json is no JSON.
+    """
+    try:
+        told = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path / 'config.json'} is no JSON: {error}; give a whole model directory") from None
     told = told.get("text_config") or told
     if isinstance(told.get("max_position_embeddings"), int):  # without seconds of importing torch
         return told["max_position_embeddings"]

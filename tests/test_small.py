@@ -108,6 +108,13 @@ def test_incomplete_model_directories_are_named(tmp_path, files, message) -> Non
         models.resolve(str(tmp_path))
 
 
+def test_positions_are_read_from_the_configuration(tiny_model, tmp_path) -> None:
+    assert models.context(tiny_model) == 1024
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+        models.context(tmp_path)
+
+
 def test_a_model_without_chat_template_is_named(tiny_model, tmp_path) -> None:
     from transformers import AutoTokenizer
 
