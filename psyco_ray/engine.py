@@ -7,6 +7,7 @@ learner sends (`meet`, `start_update`, `take_piece`, `finish_update`), which cou
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,7 @@ class Engine:
             trust_remote_code: whether code out of the model's repository may run.
             shared: whether a learner rank computes on the same GPU while this engine sleeps.
         """
+        gc.freeze()  # vLLM collects five times while it starts: not through everything that was imported
         self._llm = LLM(
             str(model),
             seed=seed,

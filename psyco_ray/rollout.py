@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -56,7 +55,6 @@ class RolloutActor:
         from psyco_ray import models
         from psyco_ray.engine import Engine
 
-        gc.freeze()  # vLLM collects five times while it starts: not through everything that was imported
         self._engine = Engine(models.resolve(self._model), self._settings, self._seed, shared=self._shared)
         return self.name
 
