@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2, help="of each role; as many as there are cores or GPUs")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each actor; three roles must fit")
     parser.add_argument("--memory-gb", type=float, help="of one GPU")
-    parser.add_argument("--kv-gb", type=float, default=0.3, help="KV cache of an engine")
+    parser.add_argument("--kv-gb", type=float, default=0.6, help="KV cache of an engine")
     parser.add_argument("--zero", type=int, default=1, help="ZeRO stage of the learner")
     parser.add_argument("--micro", type=int, default=400, help="micro-batch of the learner, tokens")
     parser.add_argument("--rounds", type=int, default=2)

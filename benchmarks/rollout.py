@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each of the two engines")
     given = parser.parse_args()
     settings = config.Rollouts(
-        cpus=0.5, gpus=given.gpus, max_model_len=1024, max_num_seqs=128, kv_cache_gb=1.0, speeches_per_item=16
+        cpus=0.5, gpus=given.gpus, max_model_len=1024, max_num_seqs=128, kv_cache_gb=2.0, speeches_per_item=16
     )
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     line = by_turns("rollout", given.model, settings, given.speeches, given.responses, given.max_tokens, given.rounds)

@@ -36,6 +36,7 @@ from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
 from psyco_ray.records import Example, Item, Prompt, Weights
+from psyco_ray.roles import fast_dtype
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 
 BAR = 2.0
@@ -225,8 +226,8 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1, help="rollout actors")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of the learner")
-    parser.add_argument("--dtype", default="bfloat16", help="of the rollouts")
-    parser.add_argument("--learner-dtype", default="bfloat16", help="of the learner's compute, which is what is sent")
+    parser.add_argument("--dtype", default=fast_dtype({}), help="of the rollouts")
+    parser.add_argument("--learner-dtype", default=fast_dtype({}), help="of the learner's compute, which is what is sent")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the probe's prompt")
     parser.add_argument("--response", type=int, default=32, help="tokens of the probe's response")
     parser.add_argument("--deltas", action="store_true", help="send what changed to another node")

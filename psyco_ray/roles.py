@@ -70,9 +70,7 @@ class Rollouts(Pool):
     """The vLLM engines that sample responses."""
 
     role: ClassVar[str | None] = "rollout"
-    dtype: Literal["bfloat16", "float16", "float32"] = (
-        "bfloat16"  # also where a CPU has none: decoding waits for memory
-    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default_factory=fast_dtype)  # as a learner's
     max_model_len: Count = 2048  # tokens of prompt and response
     max_num_seqs: Count = 128  # sequences decoded together
     kv_cache_gb: Positive = 1.0  # of each engine

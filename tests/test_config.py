@@ -122,10 +122,10 @@ def test_wrong_settings_are_named_in_one_sentence(
         assert part in message, message
 
 
-def test_where_a_cpu_has_no_bfloat16_learners_and_scorers_compute_in_float32(monkeypatch) -> None:
+def test_where_a_cpu_has_no_bfloat16_all_roles_compute_in_float32(monkeypatch) -> None:
     for native, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(roles, "cpu_has_bfloat16", lambda native=native: native)
-        for kind in (config.Learners, config.Scorers):
+        for kind in (config.Learners, config.Scorers, config.Rollouts):
             assert kind().dtype == expected
             assert kind(gpus=1).dtype == "bfloat16"
             assert kind(dtype="bfloat16").dtype == "bfloat16"

@@ -61,7 +61,7 @@ def test_from_speeches_to_pairs_with_real_models(judge, tmp_path, local_ray):
             "pool": str(tmp_path / "pool.yaml"),
             "prompt": "respond-small",
             "max_tokens": 40,
-            "rollouts": {"cpus": 0.5, "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gb": 0.6},
+            "rollouts": {"cpus": 0.5, "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gb": 1.2},
         },
         "rate": {
             "endpoint": {"model": "judge", "base_url": judge, "key_env": None, "concurrency": 16},
