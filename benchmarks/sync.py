@@ -227,7 +227,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of the learner")
     parser.add_argument("--dtype", default=fast_dtype({}), help="of the rollouts")
-    parser.add_argument("--learner-dtype", default=fast_dtype({}), help="of the learner's compute, which is what is sent")
+    parser.add_argument(
+        "--learner-dtype", default=fast_dtype({}), help="of the learner's compute, which is what is sent"
+    )
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the probe's prompt")
     parser.add_argument("--response", type=int, default=32, help="tokens of the probe's response")
     parser.add_argument("--deltas", action="store_true", help="send what changed to another node")
