@@ -43,6 +43,7 @@ from psyco_ray import commands, config, jobfile, models, placement, reward
 from psyco_ray.crew import Crew
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.ledger import Ledger
+from psyco_ray.roles import fast_dtype
 from psyco_ray.rollout import environment
 from psyco_ray.telemetry import Telemetry
 
@@ -263,7 +264,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="iterations of each number")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each script")
     parser.add_argument("--score-batch", type=int, default=8, help="texts of a padded batch")
-    parser.add_argument("--peer-dtype", choices=("autocast", "bfloat16", "float32"), default="autocast")
+    best = "autocast" if fast_dtype({}) == "bfloat16" else "float32"
+    parser.add_argument("--peer-dtype", choices=("autocast", "bfloat16", "float32"), default=best)
     parser.add_argument("--peer-micro", type=int, default=2, help="TRL's micro-batch, pairs")
     parser.add_argument("--peer-attention", default="sdpa", help="or eager")
     parser.add_argument("--peer-omp", choices=("intel", "gnu"), default="intel")

@@ -1,14 +1,19 @@
 """A dataset from raw file to pairs: through the command, against a server that misbehaves and against a real judge."""
 
 import csv
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import commands
 import psutil
@@ -16,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from psyco_ray import cli
 from psyco_ray.data import parts, speeches, topics
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.records import PREFERENCES, PRINCIPLES
@@ -24,7 +30,18 @@ HERE = Path(__file__).parent
 
 
 def psyco_ray(*arguments: object) -> subprocess.CompletedProcess:
-    return commands.run("data", *arguments)
+    """The command in this process, on the tests' Ray."""
+    # with an address it is given none of its own
+    with patch("ray.shutdown"), patch.dict(os.environ, RAY_ADDRESS="the tests'"), capturing() as (out, err):
+        code = cli.main(["data", *map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def capturing() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        yield out, err
 
 
 def write_job(where: Path, url: str, count: int, **changes) -> Path:
@@ -60,7 +77,7 @@ def rows_of(directory: Path) -> list[dict]:
 def test_build_under_faults_from_file_to_pairs(tmp_path, serve, local_ray):
     url = serve("--share", "0.2", "--kinds", "429,500,cut,malformed,truncated,range", "--retry-after", "ms:50")
     job, run = write_job(tmp_path, url, 40), tmp_path / "run"
-    done = psyco_ray("build", job)
+    done = commands.run("data", "build", job)
     assert done.returncode == 0, done.stderr[-3000:]
     kept = {row["speech_id"]: row for row in rows_of(run / "collect" / "speeches")}
     answers, ratings = rows_of(run / "respond"), rows_of(run / "rate")
