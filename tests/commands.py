@@ -1,14 +1,19 @@
 """Commands that tests start and wait for; one that does not end in time is told with what it was doing, and ended."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import ray
+
+from psyco_ray import cli
 
 
 def run(*arguments: object, within_s: float = 400) -> subprocess.CompletedProcess:
@@ -17,6 +22,20 @@ def run(*arguments: object, within_s: float = 400) -> subprocess.CompletedProces
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         code = ended(subprocess.Popen(command, stdout=out, stderr=err), within_s, lambda: _text(err))
         return subprocess.CompletedProcess(command, code, _text(out), _text(err))
+
+
+def here(*arguments: object) -> subprocess.CompletedProcess:
+    """The same in this process and on the tests' Ray: where it matters what a command does, not how it starts."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as changed:
+        for name in ("psyco_ray.commands.connect", "ray.shutdown"):
+            changed.enter_context(patch(name))
+        # with an address a command makes no token of its own
+        changed.enter_context(patch.dict(os.environ, RAY_ADDRESS="the tests'"))
+        changed.enter_context(contextlib.redirect_stdout(out))
+        changed.enter_context(contextlib.redirect_stderr(err))
+        code = cli.main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def ended(process: subprocess.Popen, within_s: float, said) -> int:

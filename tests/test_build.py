@@ -1,19 +1,14 @@
 """A dataset from raw file to pairs: through the command, against a server that misbehaves and against a real judge."""
 
 import csv
-import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from unittest.mock import patch
 
 import commands
 import psutil
@@ -21,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from psyco_ray import cli
 from psyco_ray.data import parts, speeches, topics
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.records import PREFERENCES, PRINCIPLES
@@ -30,18 +24,7 @@ HERE = Path(__file__).parent
 
 
 def psyco_ray(*arguments: object) -> subprocess.CompletedProcess:
-    """The command in this process, on the tests' Ray."""
-    # with an address it is given none of its own
-    with patch("ray.shutdown"), patch.dict(os.environ, RAY_ADDRESS="the tests'"), capturing() as (out, err):
-        code = cli.main(["data", *map(str, arguments)])
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-
-@contextmanager
-def capturing() -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        yield out, err
+    return commands.here("data", *arguments)
 
 
 def write_job(where: Path, url: str, count: int, **changes) -> Path:

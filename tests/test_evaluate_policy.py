@@ -600,7 +600,7 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_paid_twice(local_ray,
     assert counts(slow_url)["by_kind"]["talker"] == 30
     assert counts(slow_url)["by_kind"]["judge"] < 30, "it was to be killed in between"
 
-    stopped = commands.run("evaluate-policy", path, "--max-cost", 0.01)
+    stopped = commands.here("evaluate-policy", path, "--max-cost", 0.01)
     assert stopped.returncode == 75, stopped.stderr[-3000:]
     assert "the same command goes on" in stopped.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()

@@ -410,7 +410,7 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_done_twice(local_ray,
     assert 0 < len(before) < 10, "it was to be killed in between"
     assert paid == 0
 
-    stopped = commands.run("evaluate-reward", path, "--max-cost", 0.05)
+    stopped = commands.here("evaluate-reward", path, "--max-cost", 0.05)
     assert stopped.returncode == 75, stopped.stderr[-3000:]
     assert "the same command goes on" in stopped.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()

@@ -11,7 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import ended
+from commands import ended, here
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -32,13 +32,13 @@ evaluation: {{speeches: 10}}
 """
 
 
-def start(job: Path, log: Path, *more: str, command: str = "iterate") -> subprocess.Popen:
-    whole = [sys.executable, "-m", "psyco_ray.cli", command, str(job), "--resume", *more]
+def start(job: Path, log: Path, *more: str) -> subprocess.Popen:
+    whole = [sys.executable, "-m", "psyco_ray.cli", "iterate", str(job), "--resume", *more]
     return subprocess.Popen(whole, stdout=log.open("a"), stderr=subprocess.STDOUT)
 
 
-def finish(job: Path, log: Path, *more: str, command: str = "iterate") -> None:
-    assert ended(start(job, log, *more, command=command), 400, log.read_text) == 0, log.read_text()[-3000:]
+def finish(job: Path, log: Path, *more: str) -> None:
+    assert ended(start(job, log, *more), 400, log.read_text) == 0, log.read_text()[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -187,12 +187,13 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
 
 
 def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(make_job, serve) -> None:
-    job, run, log = make_job("offline")
+    job, run, _ = make_job("offline")
     settings = ["speeches_per_iteration=18", "dpo.optimizer.batch_size=6", "dpo.loss=ipo", "dpo.sft=0.1"]
     settings += ["dpo.reference=previous"]
     judge = {"model": "judge", "base_url": serve(), "key_env": "null"}
     settings += [f"evaluation.judge.{key}={value}" for key, value in judge.items()]
-    finish(job, log, *settings, command="train-dpo")
+    found = here("train-dpo", job, *settings)
+    assert found.returncode == 0, found.stderr
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["pairs_from"], summary["iterations"], summary["steps"]) == ("file", 2, 6)
     steps = [json.loads((run / f"iteration-{k:03d}" / "train.json").read_text())["steps"] for k in (1, 2)]
