@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from psyco_ray import storage
 from psyco_ray.config import Job
-from psyco_ray.roles import Actors, Learners
+from psyco_ray.roles import Actors, Learners, Rollouts
 
 PLACEMENT_DEADLINE_S = 120.0
 ROLE_LABEL = "psyco-ray/role"
@@ -254,16 +254,16 @@ def _total(roles: Sequence[Role]) -> tuple[float, float]:
 
 def actor_environment(settings: Actors) -> dict[str, str]:
     """Environment of an actor's process; nothing of the driver's is passed on."""
-    memory = {
-        # on the CPU freed memory is kept: to be given fresh pages at every step costs more than some operations
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    memory = {}
+    if not settings.gpus:
         # packed texts have another shape each time, and kernels for a thousand shapes would be kept for all of them
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-        "LRU_CACHE_CAPACITY": "64",  # torch's own, of the same
-    }
+        memory = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}  # the second is torch's own
+        if not isinstance(settings, Rollouts):
+            # freed memory is kept: to be given fresh pages at every step costs more than some operations. An engine
+            # has the same few shapes all the time, and is no slower for giving back what an update of weights took
+            memory |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
     return {
-        **({} if settings.gpus else memory),
+        **memory,
         "OMP_NUM_THREADS": str(settings.threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
