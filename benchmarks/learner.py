@@ -37,6 +37,7 @@ from psyco_ray import config, models
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.records import Asked, Example
+from psyco_ray.roles import fast_dtype
 
 SPEED_BAR, MEMORY_BAR = 2.0, 0.7
 LEARNING_RATE = 5e-7
@@ -167,13 +168,6 @@ def made_up(tokenizer: Any, count: int, prompt: int, response: int) -> list[Aske
     return found
 
 
-def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 without taking it apart."""
-    import torch
-
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -190,7 +184,7 @@ def main() -> None:
     parser.add_argument("--peer-micro", type=int, default=2, help="TRL's micro-batch, pairs")
     parser.add_argument("--peer-attention", default="sdpa", help="or eager")
     given = parser.parse_args()
-    given.dtype = given.dtype or ("bfloat16" if native_bfloat16() else "float32")
+    given.dtype = given.dtype or fast_dtype({})
     model = models.resolve(given.model)
     count = given.steps * given.batch
     if given.prompt or given.response:

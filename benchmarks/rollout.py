@@ -20,6 +20,7 @@ import ray
 from engines import by_turns
 
 from psyco_ray import config
+from psyco_ray.roles import fast_dtype
 
 BAR = 0.95
 
@@ -41,7 +42,7 @@ def main() -> None:
         max_num_seqs=128,
         kv_cache_gb=2.0,
         speeches_per_item=16,
-        **({"dtype": given.dtype} if given.dtype else {}),
+        dtype=given.dtype or fast_dtype({"gpus": given.gpus}),
     )
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     line = by_turns("rollout", given.model, settings, given.speeches, given.responses, given.max_tokens, given.rounds)

@@ -27,13 +27,13 @@ def run(*arguments: object, within_s: float = 400) -> subprocess.CompletedProces
 def here(*arguments: object) -> subprocess.CompletedProcess:
     """The same in this process and on the tests' Ray: where it matters what a command does, not how it starts."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.ExitStack() as changed:
-        for name in ("psyco_ray.commands.connect", "ray.shutdown"):
-            changed.enter_context(patch(name))
-        # with an address a command makes no token of its own
-        changed.enter_context(patch.dict(os.environ, RAY_ADDRESS="the tests'"))
-        changed.enter_context(contextlib.redirect_stdout(out))
-        changed.enter_context(contextlib.redirect_stderr(err))
+    with (
+        patch("psyco_ray.commands.connect"),
+        patch("ray.shutdown"),
+        patch.dict(os.environ, RAY_ADDRESS="the tests'"),  # with an address a command makes no token of its own
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         code = cli.main([str(argument) for argument in arguments])
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 

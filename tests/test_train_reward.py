@@ -105,13 +105,12 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(undisturbed, make
 
 def test_bad_settings_are_one_sentence(make_job) -> None:
     job, run, _ = make_job("refused")
-    for mixture, said in (
-        ("{pairs: nowhere.jsonl}", "psyco-ray: pairs file nowhere.jsonl does not exist"),
-        ("{pair: sample}", "reward.mixture.0.pairs"),
-    ):
-        found = here("train-reward", job, f"reward.mixture=[{mixture}]")
-        assert found.returncode == 2
-        assert said in found.stderr.splitlines()[-1]
+    missing = here("train-reward", job, "reward.mixture=[{pairs: nowhere.jsonl}]")
+    assert missing.returncode == 2
+    assert missing.stderr.strip().splitlines()[-1] == "psyco-ray: pairs file nowhere.jsonl does not exist"
+    misspelt = here("train-reward", job, "reward.mixture=[{pair: sample}]")
+    assert misspelt.returncode == 2
+    assert "reward.mixture.0.pairs" in misspelt.stderr.splitlines()[-1]
     assert not (run / "reward.json").exists()
 
 
