@@ -115,13 +115,13 @@ class Crew:
             remove_placement_group(self._rooms)
 
     def wait_ready(self) -> None:
-        """Wait until every actor has its model."""
+        """Wait until every actor has its model; scorers load soonest: what is wrong with theirs is told soon."""
+        self.scorers.wait_ready()
         self.learner.wait_ready()
         if self.job.guards.roll_back and not self.trained:
             self.learner.save_state(self.ledger.place(_state(0)))
         self._turns.sampling()
         self.rollouts.wait_ready()
-        self.scorers.wait_ready()
 
     def pairs(self, iteration: int, drawn: list[Row]) -> list[Example]:
         """Sample responses to the drawn speeches, score them as they come, pair best and worst, add the reference.

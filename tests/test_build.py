@@ -59,7 +59,7 @@ def rows_of(directory: Path) -> list[dict]:
 
 def test_build_under_faults_from_file_to_pairs(tmp_path, serve, local_ray):
     url = serve("--share", "0.2", "--kinds", "429,500,cut,malformed,truncated,range", "--retry-after", "ms:50")
-    job, run = write_job(tmp_path, url, 40), tmp_path / "run"
+    job, run = write_job(tmp_path, url, 30), tmp_path / "run"
     done = commands.run("data", "build", job)
     assert done.returncode == 0, done.stderr[-3000:]
     kept = {row["speech_id"]: row for row in rows_of(run / "collect" / "speeches")}
@@ -124,7 +124,7 @@ def expected_pairs(kept: dict, ratings: list[dict]) -> dict[str, set]:
 def responded(tmp_path_factory, serve, local_ray):
     """A job whose speeches have their responses; the server that gave them is still there."""
     where = tmp_path_factory.mktemp("responded")
-    job = write_job(where, serve(), 60)
+    job = write_job(where, serve(), 30)
     for stage in ("collect", "respond"):
         done = psyco_ray(stage, job)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -144,12 +144,13 @@ def to_rate(responded, tmp_path, serve):
     return prepare
 
 
+@pytest.mark.long
 def test_killed_and_started_again_pays_twice_for_calls_in_flight_at_most(to_rate):
-    url, arguments, run = to_rate("--latency", "0.1")
+    url, arguments, run = to_rate("--latency", "0.2")
     kept = len(rows_of(run / "collect" / "speeches"))
     command = [sys.executable, "-m", "psyco_ray.cli", "data", "rate", *arguments]
     killed = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while counts(url)["paid"] < 150:
+    while counts(url)["paid"] < 60:
         assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.05)
     for process in [killed, *killed.children(recursive=True)]:  # Ray's processes too

@@ -493,6 +493,7 @@ def judge_all(pairs: list[dict], url: str, root: Path, model: str = "judge", **j
     return verdicts.judge(pairs, endpoint, root, Judging(**judging), Progress())
 
 
+@pytest.mark.long
 def test_strict_mode_asks_both_orders_and_nothing_twice(local_ray, tmp_path, url):
     pairs = [*PAIRS[:20], {**PAIRS[20], "theirs": PAIRS[20]["ours"]}]
     before = counts(url)["served"]
@@ -576,7 +577,7 @@ def command(path: Path) -> list[str]:
     return [sys.executable, "-m", "psyco_ray.cli", "evaluate-policy", str(path)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_then_out_of_money_then_done_and_nothing_is_paid_twice(local_ray, tmp_path, slow_url, tiny_model):
     flying = 2
     priced = {"price_in": 1.0, "price_out": 2.0, "concurrency": flying}

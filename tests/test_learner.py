@@ -19,6 +19,8 @@ from psyco_ray.losses import BradleyTerry, Dpo
 from psyco_ray.rank import _groups
 from psyco_ray.records import Example
 
+LONG = pytest.mark.long
+
 
 def examples(count: int, seed: int = 0, reference: bool = True) -> list[Example]:
     rng = random.Random(seed)
@@ -93,7 +95,9 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("ranks", "stage"), [pytest.param(1, 0, marks=LONG), pytest.param(2, 0, marks=LONG), (2, 2), (2, 3)]
+)
 def test_ranks_and_zero_stages_take_the_same_steps_as_one_process(
     local_ray, tiny_model, tmp_path, single_process, ranks, stage
 ) -> None:
@@ -111,19 +115,26 @@ def test_ranks_and_zero_stages_take_the_same_steps_as_one_process(
         assert difference.max() < 2e-3, name
 
 
-def test_bf16_follows_float32(local_ray, tiny_model, tmp_path, single_process) -> None:
+def test_bf16_follows_float32_and_a_loss_that_is_no_number_stops_with_the_pairs_name(
+    local_ray, tiny_model, tmp_path, single_process, caplog
+) -> None:
+    broken = Example("pair-broken", (5,), (6,), (7,), (float("nan"), 0.0))
     learner = group(tiny_model, Dpo(config.Dpo()), stage=2, dtype="bfloat16")
     try:
         losses, _ = trained(learner, examples(15), tmp_path)
         learner.save_model(tmp_path / "model")
+        with pytest.raises(ValueError, match=r"loss of pair pair-broken is nan; lower the learning rate"):
+            list(steps(learner, [*examples(6), broken], seed=0, fresh=True))
     finally:
         learner.close()
+    assert not [record for record in caplog.records if "rebuilt" in record.getMessage()], "it is not tried again"
     assert losses == pytest.approx(single_process[0], rel=0.05)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert written.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])  # 1 and 2 are one implementation
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [2, 3])  # 1 and 2 are one implementation
 def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, stage) -> None:
     settings = {"stage": stage, "dtype": "bfloat16"}
     whole = group(tiny_model, Dpo(config.Dpo()), **settings)
@@ -144,11 +155,15 @@ def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, st
 
 
 @pytest.mark.parametrize(
-    ("stage", "dtype", "before", "after"),
-    [pytest.param(0, "float32", 1, 2, marks=pytest.mark.long), (2, "bfloat16", 2, 1)],
+    ("stage", "dtype", "before", "resumed_with"),
+    [
+        pytest.param(0, "float32", 1, (1, 2), marks=LONG),
+        pytest.param(2, "bfloat16", 2, (2, 1), marks=LONG),
+        (2, "bfloat16", 2, (1,)),
+    ],
 )
 def test_a_state_with_moments_goes_on_in_the_middle(
-    local_ray, tiny_model, tmp_path, stage, dtype, before, after
+    local_ray, tiny_model, tmp_path, stage, dtype, before, resumed_with
 ) -> None:
     """Also with another number of ranks, which adds gradients in another order and so rounds differently."""
     pairs, settings = examples(12, reference=False), {"stage": stage, "dtype": dtype}
@@ -168,7 +183,7 @@ def test_a_state_with_moments_goes_on_in_the_middle(
         whole.close()
     assert first[0] != expected[0][-1]
     assert expected[1]["step"].item() == len(planned)
-    for ranks in (before, after):
+    for ranks in resumed_with:
         resumed = group(tiny_model, BradleyTerry(), ranks=ranks, state=str(tmp_path / "middle"), **settings)
         try:
             found = last(resumed, 3)
@@ -182,6 +197,7 @@ def test_a_state_with_moments_goes_on_in_the_middle(
             assert found[0] == pytest.approx(expected[0], rel={"float32": 1e-4, "bfloat16": 3e-2}[dtype])
 
 
+@pytest.mark.long
 def test_zero_3_goes_on_with_ranks_that_share_no_tensor_evenly(local_ray, tiny_model, tmp_path) -> None:
     pairs = examples(12, reference=False)
     planned = batches(pairs, Optimizer(batch_size=6, epochs=2), 3, seed=4)
@@ -199,7 +215,7 @@ def test_zero_3_goes_on_with_ranks_that_share_no_tensor_evenly(local_ray, tiny_m
     assert losses[2:4] == losses[4:6]
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=LONG), 3])
 def test_adapters_learn_and_are_merged_when_written(local_ray, tiny_model, tmp_path, stage) -> None:
     from transformers import AutoModelForSequenceClassification
 
@@ -233,18 +249,6 @@ def test_adapters_learn_and_are_merged_when_written(local_ray, tiny_model, tmp_p
     assert all("lora_" in name or name.startswith(("score", "step")) for name in stored)
 
 
-def test_values_come_in_the_order_of_the_pairs_however_they_are_packed(local_ray, tiny_model) -> None:
-    pairs = examples(23, reference=False)
-    learner = group(tiny_model, BradleyTerry(), ranks=2)
-    try:
-        together = learner.values(pairs)
-        alone = [learner.values([pair])[0] for pair in pairs[:5]]
-    finally:
-        learner.close()
-    for found, expected in zip(together[:5], alone, strict=True):
-        assert found == pytest.approx(expected, abs=1e-5)
-
-
 def test_reward_training_learns_its_pairs_and_saves_a_classifier(local_ray, tiny_model, tmp_path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -259,9 +263,12 @@ def test_reward_training_learns_its_pairs_and_saves_a_classifier(local_ray, tiny
     try:
         taken = list(steps(learner, pairs, seed=0))
         values = learner.values(pairs)
+        alone = [learner.values([pair])[0] for pair in pairs[:5]]
         learner.save_model(tmp_path / "reward")
     finally:
         learner.close()
+    for found, expected in zip(values[:5], alone, strict=True):
+        assert found == pytest.approx(expected, abs=1e-4), "in the order of the pairs however they are packed"
     assert taken[-1].loss < 0.3 < 0.5 < taken[0].loss
     assert taken[-1].metrics["accuracy"] == 1.0
     assert sum(chosen > rejected for chosen, rejected in values) == len(pairs)
@@ -272,17 +279,6 @@ def test_reward_training_learns_its_pairs_and_saves_a_classifier(local_ray, tiny
     assert chosen.shape == (1, 1)
     assert chosen.item() == pytest.approx(values[0][0], abs=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path / "reward").pad_token_id == model.config.pad_token_id
-
-
-def test_a_loss_that_is_no_number_stops_with_the_pairs_name(local_ray, tiny_model) -> None:
-    pairs = examples(6)
-    broken = Example("pair-broken", (5,), (6,), (7,), (float("nan"), 0.0))
-    learner = group(tiny_model, Dpo(config.Dpo()))
-    try:
-        with pytest.raises(ValueError, match=r"loss of pair pair-broken is nan; lower the learning rate"):
-            list(steps(learner, [*pairs, broken], seed=0))
-    finally:
-        learner.close()
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 4), st.integers(50, 1000))
@@ -337,12 +333,12 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])  # 1 and 2 are one implementation
-def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_path, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "ranks"), [pytest.param(2, 2, marks=LONG), pytest.param(3, 2, marks=LONG), (3, 1)])
+def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_path, stage: int, ranks: int) -> None:
     pairs = examples(12)
     found = {}
     for slept in (False, True):
-        learner = group(tiny_model, Dpo(config.Dpo()), ranks=2, stage=stage, dtype="bfloat16")
+        learner = group(tiny_model, Dpo(config.Dpo()), ranks=ranks, stage=stage, dtype="bfloat16")
         try:
             values = []
             for part in (pairs[:6], pairs[6:]):

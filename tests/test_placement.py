@@ -71,7 +71,7 @@ def test_without_labels_actors_may_go_anywhere(local_ray) -> None:
     assert "label_selector" not in placement.pool_options(config.Rollouts())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_nodes_with_roles_goes_where_the_plan_says_and_outlives_its_rollout_node(
     tmp_path, tiny_model, tiny_reward_model
 ) -> None:

@@ -251,14 +251,14 @@ def test_a_pool_where_nothing_succeeds_gives_up(pool) -> None:
 def test_members_join_and_leave_while_it_works(local_ray) -> None:
     pool = make_pool(size=1, slow=(0.15, 0.15, 0.15))
     try:
-        stream = thrice(pool, range(60))
+        stream = thrice(pool, range(36))
         found = [next(stream) for _ in range(6)]
         pool.resize(3)
         while {f[2] for f in found} != {0, 1, 2}:
             found.append(next(stream))
         pool.resize(1)
         found += stream
-        assert sorted(f[:2] for f in found) == [(item, part) for item in range(60) for part in range(3)]
+        assert sorted(f[:2] for f in found) == [(item, part) for item in range(36) for part in range(3)]
         assert {f[2] for f in found[-12:]} == {0}, "who leaves gets no more items"
         assert [member["member"] for member in pool.status()] == [0]
         assert pool.status()[0]["restarts"] == 0

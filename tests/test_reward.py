@@ -86,6 +86,7 @@ def vllm_scores(path: str, texts: list[str]) -> list[float]:
     return [output.outputs.probs[0] for output in found]
 
 
+@pytest.mark.long
 def test_vllm_gives_the_same_scores(local_ray, scorer, tiny_reward_model, texts) -> None:
     theirs = ray.get(vllm_scores.remote(str(tiny_reward_model), texts), timeout=300)
     assert theirs == pytest.approx(scorer.score_texts("reward", ASKED, ANSWERS), abs=1e-3)

@@ -265,7 +265,7 @@ def test_a_wrong_token_and_a_failed_job_are_told_in_one_sentence(head) -> None:
     assert done.stdout.strip().splitlines()[-1].endswith("failed with exit code 2; its log says why")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_job_goes_on_to_the_same_result(head, plain, tmp_path) -> None:
     run = tmp_path / "run"
     ours = ["psyco-ray", "submit", "job.yaml", "--address", head.address, f"run_dir={run}", *LENGTH]

@@ -82,6 +82,7 @@ def test_a_training_leaves_the_best_checkpoint_its_card_and_its_curve(undisturbe
     assert not (undisturbed / "reward-training").exists(), "what only a resumed run needs is gone"
 
 
+@pytest.mark.long
 def test_a_training_that_is_killed_goes_on_to_the_same_weights(undisturbed, make_job) -> None:
     job, run, log = make_job("killed")
     moment = random.Random(0).randrange(3, STEPS - 3)

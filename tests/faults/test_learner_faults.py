@@ -114,14 +114,16 @@ def same(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize(
     ("between", "within"),
     [
-        ({"start": 0, "step 1": 1, "values": 0}, {"step 3": 1, "model": 1}),
-        ({"step 2": 1, "export": 0, "model": 1}, {"step 5": 1}),
+        ({"export": 0}, {"step 5": 1}),
+        pytest.param({"start": 0, "step 2": 1, "values": 0, "model": 1}, {"step 4": 1}, marks=pytest.mark.long),
+        pytest.param({"step 1": 1, "step 4": 0}, {"values": 0, "export": 1, "model": 1}, marks=pytest.mark.long),
     ],
 )
-def test_ranks_that_are_killed_change_nothing(calm, tiny_model, tmp_path, between, within) -> None:
+def test_ranks_that_are_killed_or_hang_change_nothing(calm, tiny_model, tmp_path, caplog, between, within) -> None:
     """Between two calls, and within one: a rank stands still for a second, so that the call is surely under way."""
-    learner = group(tiny_model)
+    learner = group(tiny_model, step_s=10)
     seen: set[int] = set()
+    hung: list[int] = []
 
     def disturb(moment: str) -> None:
         seen.update(place[2] for place in learner._ranks.places())
@@ -131,40 +133,28 @@ def test_ranks_that_are_killed_change_nothing(calm, tiny_model, tmp_path, betwee
         if moment in within:
             hurt(learner, within[moment], signal.SIGSTOP)
             threading.Timer(1.0, os.kill, (process(learner, within[moment]), signal.SIGKILL)).start()
+        if moment == "step 3":
+            hung.append(process(learner, 1))
+            hurt(learner, 1, signal.SIGSTOP)
 
-    kills = len(between) + len(within)
+    blows = len(between) + len(within) + 1
     try:
-        found = timed(f"whole course with {kills} kills", lambda: course(learner, tmp_path, disturb))
+        found = timed(f"whole course with {blows} blows", lambda: course(learner, tmp_path, disturb))
         seen.update(place[2] for place in learner._ranks.places())
-        assert len(seen) >= 2 * (kills + 1), "some were not replaced"
+        assert len(seen) >= 2 * (blows + 1), "some were not replaced"
     finally:
         learner.close()
     same(found, calm)
     assert gone(list(seen))
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")], "a rank left half a directory"
     assert placed() == 0
-
-
-def test_a_rank_that_hangs_is_found_and_named_and_replaced(calm, tiny_model, tmp_path, caplog) -> None:
-    learner = group(tiny_model, step_s=10)
-    hung = process(learner, 1)
-
-    def disturb(moment: str) -> None:
-        if moment == "step 3":
-            hurt(learner, 1, signal.SIGSTOP)
-
-    try:
-        found = timed("whole course with a hang of 10 s", lambda: course(learner, tmp_path, disturb))
-    finally:
-        learner.close()
-    same(found, calm)
-    assert gone([hung])
     told = next(record.getMessage() for record in caplog.records if "no answer within 10 s" in record.getMessage())
-    assert f"process {hung} on node " in told
+    assert f"process {hung[0]} on node " in told
     assert "of optimizer step 5" in told
     assert "rebuilt from" in told
 
 
+@pytest.mark.long
 def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
     local_ray, tiny_model, tmp_path, monkeypatch, caplog
 ) -> None:
@@ -200,6 +190,7 @@ def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
     assert any("no room for 2 learner ranks" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.long
 def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model) -> None:
     learner = group(tiny_model, ranks=1, dtype="float32")
     try:
@@ -241,17 +232,6 @@ def test_a_group_that_dies_again_and_again_is_given_up(local_ray, tiny_model) ->
         learner.close()
     assert len(killed) == REBUILDS + 1
     assert placed() == 0
-
-
-def test_a_loss_that_is_no_number_is_not_tried_again(local_ray, tiny_model, caplog) -> None:
-    broken = Example("pair-broken", (5,), (6,), (7,), margin=float("nan"))
-    learner = group(tiny_model)
-    try:
-        with pytest.raises(ValueError, match="loss of pair pair-broken is nan"):
-            list(learner.train([[*PAIRS[:5], broken]], 1))
-    finally:
-        learner.close()
-    assert not [record for record in caplog.records if "rebuilt" in record.getMessage()]
 
 
 def test_settings_of_checkpoints_are_checked() -> None:
