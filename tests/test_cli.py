@@ -64,7 +64,7 @@ def test_a_wrong_key_is_named_by_the_command_itself(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_errors_out_of_actors_are_one_sentence_too(tmp_path, tiny_model, tiny_reward_model) -> None:
+def test_errors_out_of_actors_are_one_sentence_too(local_ray, tmp_path, tiny_model, tiny_reward_model) -> None:
     """A model directory that every actor finds broken only when it loads it."""
     import shutil
 
@@ -78,7 +78,7 @@ def test_errors_out_of_actors_are_one_sentence_too(tmp_path, tiny_model, tiny_re
         "rollouts: {cpus: 0.1, max_model_len: 512, kv_cache_gb: 0.1}\nsampling: {max_tokens: 8}\n"
         f"scorers: {{cpus: 0.1, reward_model: {broken}}}\nlearners: {{cpus: 0.1}}\n",
     )
-    found = commands.run("iterate", job)
+    found = commands.here("iterate", job)
     assert found.returncode == 2, found.stderr
     last = found.stderr.strip().splitlines()[-1]
     assert last.startswith(f"psyco-ray: the tokenizer of {broken} has no chat template")

@@ -155,18 +155,21 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
         deliver(self, work, result)
         if self.what == "iteration-002/samples" and not given:  # the first of the two results of an item
             given.append(work)
-            doer = next(m for m in captured[0].rollouts._members.values() if m.work is work)
+            [doer] = [member for member in captured[-1].rollouts._members.values() if member.work is work]
             os.kill(doer.process.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Member, "begin", beginning)
     monkeypatch.setattr(Stream, "deliver", delivering)
     honest = crew.LearnerGroup.export
     sent: list[int] = []
+    damaged = (
+        {2, 4} if iterations == 4 else set()
+    )  # engines that got such weights twice are made anew, which takes long
 
     def damaging(self, version: int, *how):
         weights = honest(self, version, *how)
         sent.append(version)
-        if version % 2 and sent.count(version) == 1:
+        if version in damaged and sent.count(version) == 1:
             bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(weights.refs[0]).items()}
             np.asarray(next(iter(bucket.values()))[0]).reshape(-1)[3] ^= 1
             return replace(weights, refs=(ray.put(bucket), *weights.refs[1:]))
@@ -176,9 +179,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=iterations))
     assert given
     assert not blows, "each was dealt"
-    assert sorted(sent) == sorted([*range(1, iterations + 1), *range(1, iterations + 1, 2)]), (
-        "the damaged were sent anew"
-    )
+    assert sorted(sent) == sorted([*range(1, iterations + 1), *damaged]), "the damaged weights were sent anew"
     for k in range(1, iterations + 1):
         answered_once(root, k)
         ours, calm = (pq.read_table(r / f"iteration-{k:03d}" / "pairs.parquet") for r in (root, undisturbed))
@@ -238,7 +239,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
     root = tmp_path / "run"
 
     def working() -> int:
-        return sum(member["state"] in ("idle", "busy") for member in captured[0].rollouts.status())
+        return sum(member["state"] in ("idle", "busy") for member in captured[-1].rollouts.status())
 
     def disturb(what: str, count: int) -> None:
         if "sample and score" not in what:
@@ -248,7 +249,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
                 assert eventually(lambda: (root / "status.json").exists())
                 control.scale(root, control.wishes([f"rollouts={size}"]))
                 asked.append(size)
-                assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[0].rollouts.status()
+                assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[-1].rollouts.status()
                 time.sleep(2.5)  # the status is written every two seconds
                 told.append(control.described(root))
 
