@@ -199,14 +199,16 @@ class Keeper:
         assert work is not None, "it is busy with something"
         self._worked(member.heard, time.monotonic())
         try:
-            stream.deliver(work, ray.get(next(member.ref), timeout=_FETCH_S))
-            member.heard = self._fit = time.monotonic()
-            self._failed_in_a_row = 0
-        except StopIteration:
-            member.items += 1
-            member.drop_work()
-            stream.finish(work)
-            member.turn(State.IDLE)
+            result = next(member.ref, None)  # its end is told by a default: a StopIteration could come from elsewhere
+            if result is None:
+                member.items += 1
+                member.drop_work()
+                stream.finish(work)
+                member.turn(State.IDLE)
+            else:
+                stream.deliver(work, ray.get(result, timeout=_FETCH_S))
+                member.heard = self._fit = time.monotonic()
+                self._failed_in_a_row = 0
         except RayTaskError as error:
             if isinstance(error, (ValueError, AssertionError)):  # the item does not do; the member is as good as before
                 member.drop_work()

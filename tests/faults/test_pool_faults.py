@@ -162,9 +162,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
     monkeypatch.setattr(Stream, "deliver", delivering)
     honest = crew.LearnerGroup.export
     sent: list[int] = []
-    damaged = (
-        {2, 4} if iterations == 4 else set()
-    )  # engines that got such weights twice are made anew, which takes long
+    damaged = {2, 4} if iterations == 4 else set()  # who gets such weights twice is made anew, which takes its time
 
     def damaging(self, version: int, *how):
         weights = honest(self, version, *how)
