@@ -147,10 +147,11 @@ def example(tokenizer: Any, one: Asked) -> Example:
 def made_up(tokenizer: Any, count: int, prompt: int, response: int) -> list[Asked]:
     """Pairs of random words, with as many tokens in each prompt and in each response, template included."""
     rng = random.Random(0)
+    vocabulary = tokenizer.get_vocab()  # made anew at each call
     words = [
         token[1:]
-        for token in sorted(tokenizer.get_vocab())
-        if token[0] == "Ġ" and token[1:].isascii() and token[1:].isalpha() and token[1:] in tokenizer.get_vocab()
+        for token in sorted(vocabulary)
+        if token[0] == "Ġ" and token[1:].isascii() and token[1:].isalpha() and token[1:] in vocabulary
     ]
 
     def text(length: int) -> str:
