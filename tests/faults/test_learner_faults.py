@@ -191,7 +191,8 @@ def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
 
 
 @pytest.mark.long
-def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model) -> None:
+def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model, caplog) -> None:
+    broken = Example("pair-broken", (5,), (6,), (7,), margin=float("nan"))
     learner = group(tiny_model, ranks=1, dtype="float32")
     try:
         list(learner.train(PLAN[:2], len(PLAN)))
@@ -203,6 +204,10 @@ def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model
         )
         with pytest.raises(ValueError, match="a batch of 6 pairs cannot be shared"):
             learner.resize(7)
+        caplog.clear()
+        with pytest.raises(ValueError, match="loss of pair pair-broken is nan"):
+            list(learner.train([[*PAIRS[:5], broken]], 1))
+        assert not [record for record in caplog.records if "rebuilt" in record.getMessage()], "it is not tried again"
     finally:
         learner.close()
 
