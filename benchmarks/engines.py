@@ -25,12 +25,20 @@ LIMIT_S = 1800.0  # of whatever an actor does
 class Bare:
     """Nothing but vLLM: one engine, one call of `generate` for all prompts."""
 
-    def __init__(self, model: str, settings: config.Rollouts) -> None:
+    def __init__(self, model: str, settings: config.Rollouts, defaults: bool = False) -> None:
+        """Load the model by our settings, or as vLLM does by itself but for the size of its cache.
+
+        By itself it would take nearly all memory for that, and not start where that much is not free.
+        """
         from vllm import LLM
 
         from psyco_ray.engine import options
 
-        self.llm = LLM(str(models.resolve(model)), **options(settings))
+        self.seeded = not defaults  # on a CPU vLLM dies of seeds where it takes prompts in parts, its default
+        given = options(settings)
+        if defaults:
+            given = {"kv_cache_memory_bytes": given["kv_cache_memory_bytes"] * settings.actors}
+        self.llm = LLM(str(models.resolve(model)), **given)
 
     def ready(self) -> None:
         """Answer once the engine is loaded."""
@@ -41,7 +49,8 @@ class Bare:
 
         self.llm.reset_prefix_cache()
         asked = [{"prompt_token_ids": list(p.token_ids)} for p in prompts]
-        params = [SamplingParams(n=responses, temperature=1.0, max_tokens=max_tokens, seed=p.seed) for p in prompts]
+        seeds = [p.seed if self.seeded else None for p in prompts]
+        params = [SamplingParams(n=responses, temperature=1.0, max_tokens=max_tokens, seed=seed) for seed in seeds]
         began = time.perf_counter()
         outputs = self.llm.generate(asked, params, use_tqdm=False)
         seconds = time.perf_counter() - began
@@ -81,12 +90,24 @@ def pool_of(
 
 
 def by_turns(
-    name: str, model: str, settings: config.Rollouts, speeches: int, responses: int, max_tokens: int, rounds: int
+    name: str,
+    model: str,
+    settings: config.Rollouts,
+    speeches: int,
+    responses: int,
+    max_tokens: int,
+    rounds: int,
+    *,
+    defaults: bool = False,
 ) -> dict[str, Any]:
-    """Tokens/s of one actor and of a bare engine, and the ratio, medians over rounds; one more goes before."""
+    """Tokens/s of the actors and of a bare engine, and the ratio, medians over rounds; one more goes before.
+
+    The engine has the actors' settings and place, or with `defaults` vLLM's own.
+    """
     pool = pool_of(model, settings)
     pool.wait_ready()  # one engine after the other: each looks at how much memory is free
-    bare = ray.remote(Bare).options(**placement.pool_options(settings, environment(settings))).remote(model, settings)
+    where = {"num_gpus": settings.gpus} if defaults else placement.pool_options(settings, environment(settings))
+    bare = ray.remote(Bare).options(**where).remote(model, settings, defaults)
     ray.get(bare.ready.remote(), timeout=LIMIT_S)
     prompts, size = list(prompts_of(model, speeches)), settings.speeches_per_item
     items = [Item(str(i), tuple(prompts[i : i + size])) for i in range(0, len(prompts), size)]
@@ -95,7 +116,7 @@ def by_turns(
         tokens, seconds = through_actor(pool, items, responses, max_tokens)
         bare_tokens, bare_seconds = ray.get(bare.generate.remote(prompts, responses, max_tokens), timeout=LIMIT_S)
         rates.append((tokens / seconds, bare_tokens / bare_seconds))
-        print(f"round {number}: actor {rates[-1][0]:.0f} tokens/s, bare {rates[-1][1]:.0f} tokens/s", flush=True)
+        print(f"round {number}: actors {rates[-1][0]:.0f} tokens/s, bare {rates[-1][1]:.0f} tokens/s", flush=True)
     pool.close()
     ours, peer = (round(statistics.median(side), 1) for side in zip(*rates[1:], strict=True))
     return {
