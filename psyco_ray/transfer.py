@@ -44,10 +44,10 @@ class Meeting(WeightTransferInitInfo):
 
 @dataclass
 class Update(WeightTransferUpdateInfo):
-    """All weights in the object store, what changed in those held, or a piece as a transport of vLLM announces it."""
+    """All weights, what changed in those held, or a piece as a transport of vLLM announces it."""
 
-    refs: list[ray.ObjectRef] | None = None  # buckets of ``{name: (array, dtype)}``
-    delta: ray.ObjectRef | None = None  # a `deltas.Delta` instead
+    refs: list[Any] | None = None  # buckets of ``{name: (array, dtype)}``, or references to such in the object store
+    delta: Any = None  # a `deltas.Delta` instead, or a reference to it
     digest: str = ""  # of all weights
     keep: bool = False  # hold them for the next delta
     piece: dict[str, Any] | None = None
@@ -130,10 +130,10 @@ class Transfer(WeightTransferEngine[Meeting, Update]):
     def _receive_stored(self, update: Update, load_weights: Load | None) -> None:
         if update.delta is not None:
             assert self._held, "a delta goes to who holds what it began with"
-            deltas.apply(ray.get(update.delta), self._held)
+            deltas.apply(_fetched([update.delta])[0], self._held)
             buckets = [self._held]
         else:
-            buckets = ray.get(update.refs)
+            buckets = _fetched(update.refs or [])
         found = digest(buckets)
         if found != update.digest:
             self._held = {}
@@ -175,6 +175,11 @@ class Receiving:
     def psyco_ray_arrived(self) -> str:
         """The digest of the weights that arrived piece by piece."""
         return self.weight_transfer_engine.arrived()  # type: ignore[attr-defined]
+
+
+def _fetched(held: list[Any]) -> list[Any]:
+    """What references point to; what comes itself stays as it is."""
+    return ray.get(held) if all(isinstance(one, ray.ObjectRef) for one in held) else held
 
 
 def _repack_tied_head(model: Any) -> None:

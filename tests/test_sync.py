@@ -1,5 +1,6 @@
 """Weights from real DeepSpeed ranks to real vLLM engines."""
 
+import os
 import random
 import time
 from dataclasses import replace
@@ -160,6 +161,32 @@ def test_a_delta_does_what_all_weights_do(learner, rollouts) -> None:
     assert {found.bytes for found in entire} == {whole.bytes}
     assert [found.logprob for found in by_delta] == [found.logprob for found in entire]
     assert abs(by_delta[0].logprob - before[0].logprob) > 1e-3
+
+
+@pytest.mark.long
+def test_an_engine_over_several_processes_takes_weights_and_deltas(learner, tiny_model) -> None:
+    probe = pairs(1, seed=7)[0]
+    texts = probe.prompt_ids, probe.chosen_ids
+    settings = Rollouts(tensor_parallel=2, cpus=1, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)
+    cores = sorted(os.sched_getaffinity(0))
+    variables = environment(settings) | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}
+    actor = ray.remote(RolloutActor).options(**placement.pool_options(settings, variables))
+    pool = ActorPool(
+        "rollout", lambda _: actor.remote("wide", str(tiny_model), settings, 0), 1, start_s=300, item_s=120
+    )
+    try:
+        pool.wait_ready()
+        whole = learner.export(50, 1, deltas=True)
+        [taken] = on_all(pool, "load_weights", whole, *texts)
+        assert (taken.version, taken.digest) == (50, whole.digest)
+        assert taken.logprob == pytest.approx(learner.values([probe])[0][0], abs=1e-3)
+        [by_delta] = on_all(pool, "load_weights", changed_a_little(whole, 51), *texts)
+        assert by_delta.bytes < whole.bytes / 100
+        [entire] = on_all(pool, "load_weights", replace(changed_a_little(whole, 51), version=52, delta=None), *texts)
+        assert by_delta.logprob == entire.logprob
+        assert abs(entire.logprob - taken.logprob) > 1e-3
+    finally:
+        pool.close()
 
 
 def test_whoever_cannot_use_a_delta_takes_all_weights(learner, rollouts) -> None:
