@@ -60,7 +60,7 @@ class Keeper:
         self._streams: list[Stream] = []
         self._parting: list[tuple[Any, Any, float]] = []  # actor, its last call, until when
         self._preparation: Preparation | None = None
-        self._failed_in_a_row = 0
+        self._failed_in_a_row = self._refused_in_a_row = 0
         self._fit = time.monotonic()  # when a member could last work
         self._looked = 0.0
         self._last_reason = ""
@@ -179,6 +179,7 @@ class Keeper:
             self._refuse(member, preparation, RuntimeError(wrong))
             return
         member.prepared, member.refused, member.failures = preparation, 0, 0
+        self._refused_in_a_row = 0
         preparation.answers[member.index] = answer
         self._worked(member.since, time.monotonic())
         member.turn(State.IDLE)
@@ -192,6 +193,15 @@ class Keeper:
         else:
             preparation.refusals[member.index] = error
             self._lose(member, str(error))
+            self._refused_in_a_row += 1
+            # newcomers load and are lost again for ever, where what they are to take went away with its owner
+            if self._unpreparable(preparation):
+                self._fail(preparation.failure(self.role))
+
+    def _unpreparable(self, preparation: Preparation) -> bool:
+        """Whether nobody has prepared, however often members were replaced."""
+        taken = any(member.prepared is preparation for member in self._members.values())
+        return not taken and self._refused_in_a_row > 2 * len(self._members)
 
     def _hear_result(self, member: Member) -> None:
         stream, work = member.stream, member.work

@@ -109,7 +109,7 @@ class ActorPool(Keeper):
         """
         with self._lock:
             preparation = Preparation(method, args, version, check, deadline_s)
-            self._preparation = preparation
+            self._preparation, self._refused_in_a_row = preparation, 0
         while True:
             with self._lock:
                 self._check()
@@ -117,7 +117,7 @@ class ActorPool(Keeper):
                 pending = [m for m in members if m.prepared is not preparation and m.must_prepare]
                 if not pending and preparation.answers:
                     return list(preparation.answers.values())
-                if not pending and len(preparation.refusals) >= len(members):
+                if self._unpreparable(preparation) or (not pending and len(preparation.refusals) >= len(members)):
                     raise preparation.failure(self.role)
                 if time.monotonic() - self._fit > self._start_s:
                     raise self._nobody()

@@ -58,6 +58,9 @@ class Worker:
         self.version = version
         return version
 
+    def load_file(self, path: str) -> int:
+        return os.stat(path).st_size
+
     def refuse_to_load(self, version: int) -> int:
         raise ValueError("the weights that arrived are others")
 
@@ -219,6 +222,25 @@ def test_where_nobody_takes_a_preparation_the_reason_is_raised(pool) -> None:
         pool.bring("refuse_to_load", 2, version=2, check=lambda _: None, deadline_s=20)
     pool.bring("load", 2, version=2, check=lambda _: None, deadline_s=20)
     assert {version for _, version in pool.stream("in_parts", [(1,)])} == {2}
+
+
+def test_work_ends_where_newcomers_cannot_take_what_the_others_had(local_ray, tmp_path) -> None:
+    held = tmp_path / "weights"
+    held.touch()
+    pool = make_pool(size=1, slow=(0.05,))
+    try:
+        pool.bring("load_file", str(held), version=1, check=lambda _: None, deadline_s=20)
+        stream = pool.stream("slow_once", range(400))
+        next(stream)
+        held.unlink()
+        for victim in pids(pool):
+            os.kill(victim, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="no worker actor took version 1: FileNotFoundError"):
+            list(stream)
+        pool.bring("load", 2, version=2, check=lambda _: None, deadline_s=20)
+        assert list(pool.stream("slow_once", [7])) == [7], "others may be brought"
+    finally:
+        pool.close()
 
 
 def test_an_item_that_kills_is_taken_apart_and_only_the_part_that_kills_is_lost(pool) -> None:
