@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Iterable, Iterator
@@ -57,22 +58,31 @@ class Crew:
             key_for(job.evaluation.judge)
 
     def __enter__(self) -> Self:
+        with contextlib.ExitStack() as made:  # closed at once where not all of it can be had
+            self._start(made)
+            self._made = made.pop_all()
+        return self
+
+    def _start(self, made: contextlib.ExitStack) -> None:
         job, deadlines = self.job, self.job.deadlines
         limits: dict[str, Any] = {"start_s": deadlines.start_s, "item_s": deadlines.item_s, "say": self.telemetry.say}
         rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
         # any other reference is the learner's own policy
         reference = job.model if job.dpo.reference == "base" else None
-        self._rooms = placement.shared_rooms(job) if job.colocated else None
+        rooms = placement.shared_rooms(job) if job.colocated else None
+        if rooms is not None:
+            made.callback(remove_placement_group, rooms)
         self.rollouts = ActorPool(
             "rollout",
             lambda index: rollout.options(
-                **placement.pool_options(job.rollouts, environment(job.rollouts), self._rooms, index)
+                **placement.pool_options(job.rollouts, environment(job.rollouts), rooms, index)
             ).remote(f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated),
             job.rollouts.actors,
             **limits,
             worked=functools.partial(self.timeline.worked, "rollouts"),
             resting=job.colocated,
         )
+        made.callback(self.rollouts.close)
         self.scorers = ActorPool(
             "scorer",
             lambda index: scorer.options(**placement.pool_options(job.scorers)).remote(
@@ -82,6 +92,7 @@ class Crew:
             **limits,
             worked=functools.partial(self.timeline.worked, "scorers"),
         )
+        made.callback(self.scorers.close)
         self._flow = Flow(job, self.ledger, self.telemetry, self.rollouts, self.scorers, tuple(self._rewards))
         self.learner = LearnerGroup(
             job.model,
@@ -90,11 +101,12 @@ class Crew:
             job.dpo.optimizer,
             seed=job.seed,
             state=self.ledger.place(_state(self.weights)) if self.trained else None,
-            rooms=self._rooms,
+            rooms=rooms,
             start_s=deadlines.start_s,
             step_s=deadlines.step_s,
             worked=functools.partial(self.timeline.worked, "learners"),
         )
+        made.callback(self.learner.close)
         self._turns = Turns(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
         self.control = Control(
             self.ledger,
@@ -104,15 +116,10 @@ class Crew:
             self.telemetry.say,
             fixed=("rollouts", "learners") if job.colocated else (),
         )
-        return self
+        made.callback(self.control.close)
 
     def __exit__(self, *_: object) -> None:
-        self.control.close()
-        self.rollouts.close()
-        self.scorers.close()
-        self.learner.close()
-        if self._rooms is not None:
-            remove_placement_group(self._rooms)
+        self._made.close()
 
     def wait_ready(self) -> None:
         """Wait until every actor has its model; scorers load soonest: what is wrong with theirs is told soon."""
@@ -177,12 +184,19 @@ class Crew:
             began = time.time()
             encoder = Encoder(self.job, for_policy=True)
             texts = table.take(pa.array([int(row) for row in drawn]))
-            found = encoder.examples(texts)
+            # with their places: files of a mixture may use the same ids, and a file may use one for several pairs
+            named = [f"{row}:{given}" for row, given in zip(drawn, texts["pair_id"].to_pylist(), strict=True)]
+            column = texts.schema.get_field_index("pair_id")
+            found = encoder.examples(texts.set_column(column, "pair_id", pa.array(named, pa.string())))
+            if not found:
+                raise ValueError(
+                    f"iteration {iteration} has no pair to train on: none of {len(drawn)} fits rollouts.max_model_len"
+                )
             shown = self.telemetry.track(found, f"iteration {iteration}: reference", len(found))
             with self.timeline.doing(iteration, "sample"):
                 paired = self._referenced(name, shown)
-            by_id = {row["pair_id"]: row for row in texts.to_pylist()}
-            rows = [pairs.offline_row(paired[example.key], by_id[example.key]) for example in found]
+            by_name = dict(zip(named, texts.to_pylist(), strict=True))
+            rows = [pairs.offline_row(paired[e.key], by_name[e.key]) for e in found if e.key in paired]
             self.ledger.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=PAIRS))
             lengths = [len(ids) for example in found for ids in (example.chosen_ids, example.rejected_ids)]
             self.ledger.finish(
@@ -204,22 +218,22 @@ class Crew:
         """One round of DPO on the pairs, then the model and the state that a resumed run continues from."""
         if self.ledger.record(stage(iteration, "train")) is not None:
             return
+        seed = int(key_of(self.job.seed, "train", iteration), 16) % 2**31
+        planned = batches(examples, self.job.dpo.optimizer, self.job.learners.actors, seed)
         # more ranks than pairs of a batch would have nothing to do
-        wanted = min(self.control.wanted.get("learners", len(self.learner.ranks)), self.job.dpo.optimizer.batch_size)
+        wanted = min(self.control.wanted.get("learners", len(self.learner.ranks)), *map(len, planned))
         if wanted != len(self.learner.ranks):
             self.learner.resize(wanted)
         with stopping.deferred():
-            self._train(iteration, examples)
+            self._train(iteration, planned)
 
-    def _train(self, iteration: int, examples: list[Example]) -> None:
+    def _train(self, iteration: int, planned: list[list[Example]]) -> None:
         self._turns.learning()
         how, keep = self.job.dpo.optimizer, self.job.keeps_optimizer
         log = StepLog(self.ledger, stage(iteration, "training"))
         if log.state is not None:
             self.learner.load_state(log.state)
             self.telemetry.say(f"iteration {iteration}: {log.done} steps are done")
-        seed = int(key_of(self.job.seed, "train", iteration), 16) % 2**31
-        planned = batches(examples, how, self.job.learners.actors, seed)
         # one schedule over all iterations goes by the steps that each was to have, ties and all
         each = how.epochs * -(-self.job.speeches_per_iteration // how.batch_size)
         first, total = ((iteration - 1) * each, self.job.iterations * each) if keep else (0, len(planned))

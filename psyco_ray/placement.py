@@ -27,7 +27,7 @@ ROLE_LABEL = "psyco-ray/role"
 _ONE_NODE_S = 10.0  # for all ranks on one node, before they may be on several: what is free by then is free
 
 
-class NoRoom(TimeoutError):
+class NoRoom(ValueError):
     """The cluster had no room in time."""
 
 
@@ -370,4 +370,7 @@ def _group(bundle: dict[str, float], count: int, label: str | None, room_s: floa
         if group.wait(wait_s):
             return group
         ray.util.remove_placement_group(group)
-    raise NoRoom(f"no room for {count} learner ranks of {bundle} within {room_s:g} s")
+    raise NoRoom(
+        f"no room for {count} learner ranks of {bundle} within {room_s:g} s; something else has it: wait for that, or "
+        "ask for less"
+    )
