@@ -46,7 +46,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         telemetry.say(f"{len(sources)} to train on, {len(dev)} speeches held out; all actors are ready")
 
         crew.evaluate(0, dev)
-        if job.pairs_from == "base" and not crew.trained:
+        if job.pairs_from == "base":  # the rollouts hold it until the first sync, also where a run goes on
             for iteration, drawn in draws.items():
                 crew.pairs(iteration, [by_id[key] for key in drawn])
         for iteration, drawn in draws.items():

@@ -47,9 +47,9 @@ def of_evaluation(facts: Facts, model: str) -> tuple[list[float], list[float]]:
 
 
 def gain(now: Facts, before: Facts, model: str) -> np.ndarray:
-    """By how much the mean score of each held-out speech rose."""
+    """By how much the mean score of each held-out speech rose, of those that both answered (others were set aside)."""
     new, old = now[model]["scores"], before[model]["scores"]
-    return np.array([np.mean(new[key]) - np.mean(old[key]) for key in sorted(new)])
+    return np.array([np.mean(new[key]) - np.mean(old[key]) for key in sorted(new.keys() & old.keys())])
 
 
 def monitors(now: Facts, base: Facts, best: Facts, kl: float | None) -> dict[str, float]:
@@ -103,7 +103,7 @@ def alarms(found: Mapping[str, float], guards: Guards) -> list[str]:
             guards.max_reward_gap,
             "the training reward rose {:.1f} deviations more than the held-out one",
         ),
-        ("kl", 1, guards.max_kl, "the policy is {:.0f} nats a response away from its reference"),
+        ("kl", 1, guards.max_kl, "the policy that sampled is {:.0f} nats a response away from its reference"),
     )
     return [
         text.format(found[name])

@@ -88,7 +88,8 @@ class Standing:
         how = self._job.guards
         if not (how.length_debias or how.min_margin):
             return 0.0, 0.0
-        facts = self.evaluation(self.going_on_from(iteration - 1))
+        sampler = self.going_on_from(iteration - 1) if self._job.pairs_from == "policy" else 0
+        facts = self.evaluation(sampler)
         assert facts is not None, "the policy that samples was evaluated"
         scores, tokens = guards.of_evaluation(facts, "reward")
         slope, _ = guards.length_effect(scores, tokens)
@@ -106,9 +107,10 @@ class Standing:
         assert base is not None, "the base model is evaluated first"
         assert best is not None, "the best policy was evaluated"
         steps = (self._ledger.record(stage(iteration, "train")) or {"steps": []})["steps"]
-        # before its first step the policy is the one that sampled, so that the shift estimates its divergence
-        on_policy = steps and self._job.pairs_from == "policy"
-        kl = (steps[0]["chosen_shift"] + steps[0]["rejected_shift"]) / 2 if on_policy else None
+        # before its first step the policy is the one that sampled, so that the shift estimates its divergence; from
+        # the base model, as long as that is the reference
+        known = steps and self._job.pairs_from == "policy" and self._job.dpo.reference == "base"
+        kl = (steps[0]["chosen_shift"] + steps[0]["rejected_shift"]) / 2 if known else None
         found = guards.monitors(facts, base, best, kl)
         heard = guards.alarms(found, self._job.guards)
         back = bool(heard) and self._job.guards.roll_back

@@ -88,8 +88,9 @@ def test_the_robust_preset_can_be_changed() -> None:
 
 @pytest.fixture
 def standing(tmp_path):
-    def make(records: list[dict], judge: dict | None = None, **settings) -> Standing:
+    def make(records: list[dict], judge: dict | None = None, more: dict | None = None, **settings) -> Standing:
         job = config.Job(
+            **(more or {}),
             evaluation={"judge": judge},
             run_dir=str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"),
             iterations=4,
@@ -160,3 +161,22 @@ def test_what_a_pair_must_be_worth_comes_from_the_policy_that_samples(standing) 
     assert slope == pytest.approx(0.2)
     assert least == pytest.approx(0.1 * np.std([0.2 * n for n in tokens]))
     assert standing([base], length_debias=False).worth(1)[0] == 0.0
+    trained = evaluation([0.0] * 20, tokens, [0.0] * 20, alarms=[], going_on_from=1)
+    assert standing([base, trained]).worth(2)[1] == 0.0
+    one_round = standing([base], more={"pairs_from": "base"})
+    assert one_round.worth(2) == pytest.approx((slope, least)), "all pairs are made before anything is evaluated"
+
+
+def test_a_speech_that_was_set_aside_in_one_evaluation_is_not_compared() -> None:
+    base = evaluation([1.0, 2.0, 3.0], [9, 9, 9], [0.0, 0.0, 0.0])
+    now = evaluation([1.0, 2.0, 3.0], [9, 9, 9], [1.0, 1.0, 5.0])
+    del base["heldout"]["scores"]["s0"], now["heldout"]["scores"]["s1"]
+    assert guards.gain(now, base, "heldout").tolist() == [5.0]
+
+
+def test_the_divergence_from_the_base_model_is_only_known_where_that_is_the_reference(standing) -> None:
+    base = evaluation([0.0, 1.0, 2.0], [40, 50, 60], [0.0, 1.0, 2.0])
+    trained = base | {"alarms": [], "going_on_from": 1}
+    assert standing([base, trained]).watched(1, base)["monitors"]["kl"] == 3.0
+    previous = standing([base, trained], more={"dpo": {"reference": "previous"}})
+    assert "kl" not in previous.watched(1, base)["monitors"]

@@ -108,7 +108,7 @@ def _side_by_side(job: config.Job, ledger: Ledger, evaluations: list[dict[str, A
     }
     before, after = (ledger.responses(stage(of, "dev")) for of in (0, len(evaluations) - 1))
     judge = "heldout" if "heldout" in evaluations[0] else "reward"
-    keys = sorted(before)
+    keys = sorted(before.keys() & after.keys())  # one or the other may have been set aside
     chosen = np.random.default_rng(job.seed).permutation(len(keys))[:SAMPLES_SHOWN]
     return [
         {
