@@ -6,6 +6,7 @@ Only safetensors are read or written, and code that a model repository ships is 
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("bfloat16", "float16", "float32")
 
+_TODAY = date(2024, 7, 26)  # what Llama 3.2's template itself takes where it is told no date
 _FILE_SIZE = "4GB"  # of safetensors at most: object stores copy no more than 5 GB at once
 
 
@@ -127,10 +129,14 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
     """Token ids of a conversation; it ends with the generation prompt if the last message is not the assistant's.
 
-    The template writes the special tokens, so none is added again (no double BOS).
+    The template writes the special tokens, so none is added again (no double BOS). One that writes the date of today
+    (Llama 3.2) is told the same every day: a run may go over midnight, and its seed is to give the same run tomorrow.
     """
     text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=messages[-1]["role"] != "assistant"
+        messages,
+        tokenize=False,
+        add_generation_prompt=messages[-1]["role"] != "assistant",
+        strftime_now=_TODAY.strftime,
     )
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
