@@ -19,7 +19,7 @@ from psyco_ray.data.calls import CallStage, Facts
 from psyco_ray.data.dataset import Dataset, load_texts
 from psyco_ray.data.rate import RateStage
 from psyco_ray.data.speeches import load_prompt
-from psyco_ray.judge.batch import run_batch
+from psyco_ray.judge.batch import Outcome, run_batch
 from psyco_ray.judge.journal import Journal
 from psyco_ray.ledger import key_of
 from psyco_ray.records import PRINCIPLES, TOPICS
@@ -160,7 +160,7 @@ STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
 }
 
 
-def cost(facts: Facts, endpoint: Endpoint) -> float | None:
+def cost(facts: Facts | Outcome, endpoint: Endpoint) -> float | None:
     """Dollars that calls took; None where the prices are not known."""
     if endpoint.price_in is None or endpoint.price_out is None:
         return None
@@ -224,15 +224,17 @@ def _call_in_batches(
 ) -> None:
     """Let the provider's batch API fill the journal; what it leaves out is asked with single calls afterwards."""
     most, limit = cost(expected, stage.endpoint), dataset.job.max_cost
-    if limit is not None and most is not None and most > limit:
+    if limit is not None and most is not None and most > limit - dataset.spent:
+        before = f" and ${dataset.spent:.2f} of it are spent" if dataset.spent else ""
         raise ValueError(
-            f"{what}: a batch may cost up to ${most:.2f}, max_cost is ${limit:.2f}; raise it, or set via to calls, "
-            "which can stop in between"
+            f"{what}: a batch may cost up to ${most:.2f}, max_cost is ${limit:.2f}{before}; raise it, or set via to "
+            "calls, which can stop in between"
         )
     asked = ((unit.speech_id, unit.call) for part in missing for unit in stage.units(part))
     journal = Journal(dataset.journal, f"batch-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     found = asyncio.run(run_batch(stage.endpoint, asked, journal, stage.out / "batches" / "state.json"))
     journal.close()
+    dataset.spent += cost(found, stage.endpoint) or 0.0
     progress.say(
         f"{what}: {found.sent} calls sent in batches, {found.answered} answered, {found.refused} refused, "
         f"{found.failed} to be asked again {' '.join(found.notes)}"

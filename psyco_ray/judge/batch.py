@@ -45,6 +45,8 @@ class Outcome:
     answered: int = 0
     refused: int = 0
     failed: int = 0  # to be asked again
+    prompt_tokens: int = 0  # of all answers
+    completion_tokens: int = 0
     notes: list[str] = field(default_factory=list)  # why calls failed, each reason once
 
 
@@ -218,6 +220,8 @@ def _enter(lines: bytes, speeches: dict[str, str], client: Client, journal: Jour
             _note(outcome, 1, problem)
             continue
         journal.add(speech_id, found["custom_id"], answer)
+        outcome.prompt_tokens += answer.prompt_tokens
+        outcome.completion_tokens += answer.completion_tokens
         outcome.answered += answer.refused is None
         outcome.refused += answer.refused is not None
 
