@@ -40,7 +40,8 @@ prepare_environment() {
     [ "$free" -ge 8000 ] || fail "the environment and the demo need 8 GB of disk in $ROOT, $((free / 1000)) GB are free; free some or move the checkout"
 
     echo "== making the environment in .venv (about 4.5 GB, some minutes, once)"
-    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || fail "$python cannot make a virtual environment; install its venv module"
+    # one that was begun without the venv module, or interrupted, has no pip
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$VENV" || fail "$python cannot make a virtual environment; install its venv module"
     # the CPU build of torch must be there first, or pip would choose a CUDA build of several GB
     pip_install "$TORCH" || pip_install "$TORCH" --index-url https://download.pytorch.org/whl/cpu ||
         fail "$TORCH could not be installed ($(tail -n 1 "$VENV/install.log")); check the network connection and pip's settings"

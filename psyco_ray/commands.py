@@ -145,6 +145,8 @@ def submit(job: config.Job, given: argparse.Namespace) -> int:
 
     if not given.address:
         raise ValueError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
+    for value in jobfile.flat(job.model_dump(mode="json")).values():
+        refuse_key(str(value))  # for Ray shows the command line, and keeps the job file
     if given.command != "plan":
         check_lasting(job.run_dir)
     return jobs.submit(
@@ -273,6 +275,7 @@ def _in_run(job: config.Job, given: argparse.Namespace, work: Callable[[Any, Any
     import ray
 
     from psyco_ray import stopping
+    from psyco_ray.judge.client import Unavailable
     from psyco_ray.ledger import Ledger
     from psyco_ray.telemetry import Telemetry
 
@@ -285,6 +288,9 @@ def _in_run(job: config.Job, given: argparse.Namespace, work: Callable[[Any, Any
                 work(ledger, telemetry)
         except stopping.Stopped:
             print("psyco-ray: stopped; the same command with --resume goes on from here", file=sys.stderr)
+            return RESUMABLE
+        except Unavailable as outage:  # the judge's
+            print(f"psyco-ray: {outage}; the same command with --resume goes on from here", file=sys.stderr)
             return RESUMABLE
         finally:
             telemetry.close()
@@ -301,7 +307,12 @@ def connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"logging_level": "warning", "log_to_driver": bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS"))}
     if address:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            raise ValueError(
+                f"no Ray cluster answers at {address}: {str(error).splitlines()[0]} Look at --address and RAY_ADDRESS"
+            ) from None
     else:
         ray.init(
             address="local",

@@ -15,7 +15,7 @@ from typing import Any
 
 from psyco_ray.data.commands import RESUMABLE
 
-EXCLUDES = ("/runs", "/wandb", "/build", "/dist", "*.egg-info", ".*_cache", ".env*")
+EXCLUDES = ("/runs", "/wandb", "/build", "/dist", "*.egg-info", ".*_cache", ".env*", "*.env")
 """What is never uploaded, beside what Ray leaves out (`.gitignore`, `.rayignore`, `.git`, environments)."""
 
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")

@@ -139,20 +139,24 @@ def test_a_speech_longer_than_the_context_is_named(local_ray, tmp_path, tiny_mod
     texts = [f"{LONG} {i}" for i in range(20)] + ["word " * 190]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts})
     too_small = job(path).model_copy(update={"rollouts": config.Rollouts(max_model_len=180)})
-    with pytest.raises(ValueError, match=r"the speech 'word word .* takes \d+ tokens with its prompt, 148 fit"):
+    with pytest.raises(ValueError, match=r"row \d+ takes \d+ tokens with its prompt, 148 fit"):
         data.load_speeches(too_small, str(tiny_model))
 
 
 def test_prompts_come_from_one_replaceable_file(tmp_path) -> None:
     own = tmp_path / "prompts.yaml"
-    own.write_text("mine:\n  system: Be kind.\n  user: 'Client: {client_speech}'\nbroken:\n  user: nothing\n")
+    own.write_text(
+        "mine:\n  system: Be kind.\n  user: 'Client: {client_speech}'\nbroken:\n  user: nothing\n"
+        "text: You are kind.\nempty:\n  user:\n"
+    )
     prompt = data.load_prompt(config.Prompts(file=str(own), respond="mine"))
     assert data.messages(prompt, "Hi {x}") == [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Client: Hi {x}"},
     ]
-    with pytest.raises(ValueError, match="no entry yours; it has mine, broken"):
+    with pytest.raises(ValueError, match="no entry yours; it has mine, broken, text, empty"):
         data.load_prompt(config.Prompts(file=str(own), respond="yours"))
-    with pytest.raises(ValueError, match=r"does not contain \{client_speech\}"):
-        data.load_prompt(config.Prompts(file=str(own), respond="broken"))
+    for wrong in ("broken", "text", "empty"):
+        with pytest.raises(ValueError, match=rf"the user text of {wrong} does not contain \{{client_speech\}}"):
+            data.load_prompt(config.Prompts(file=str(own), respond=wrong))
     assert len(data.messages(data.load_prompt(config.Prompts()), "Hi")) == 1

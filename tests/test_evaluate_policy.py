@@ -178,7 +178,7 @@ def test_wrong_speeches_are_named(tmp_path):
     for rows, said in (
         ([{"text": "a"}, {"text": " "}], "row 2 has an empty text"),
         ([{"client": "a"}], "no column question or speech or text; it has client"),
-        ([{"text": "a", "split": "eval"}], "row 1: the split of 'a'"),
+        ([{"text": "a", "split": "eval"}], "row 1: the split is 'eval'"),
     ):
         with pytest.raises(ValueError, match=said):
             load(file=write_lines(tmp_path / "speeches.jsonl", rows))

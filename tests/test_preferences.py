@@ -55,6 +55,36 @@ def test_texts_messages_conversations_and_strengths(tmp_path) -> None:
         assert found["chosen"] == chosen, name
 
 
+def test_the_turns_of_a_long_conversation_come_as_messages(tmp_path) -> None:
+    prompt = "Hello.<extra_id_1>Assistant\nHi, what is it?\n<extra_id_1>User\nI cannot sleep.\nAt all.\n"
+    row = {"prompt": prompt, "response_1": "one", "response_2": "two", "preference_strength": 1}
+    [found] = preferences.read(write(tmp_path / "turns.jsonl", [row])).table.to_pylist()
+    assert preferences.conversation(found["form"], found["asked"], {}) == [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi, what is it?"},
+        {"role": "user", "content": "I cannot sleep.\nAt all."},
+    ]
+    assert found["chosen"] == "two"
+
+
+def test_a_directory_as_on_the_hub_keeps_its_test_pairs_apart(tmp_path) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    for split in ("train", "test"):
+        rows = [row | {"prompt": f"{split} {row['prompt']}"} for row in plain(300)]
+        pq.write_table(pa.Table.from_pylist(rows), hub / f"{split}-00000-of-00001.parquet")
+    found = preferences.read(str(hub), dev_share=0.2).table.to_pylist()
+    by_split = {split: {row["asked"].split()[0] for row in found if row["split"] == split} for split in ("dev", "test")}
+    assert by_split == {"dev": {"train"}, "test": {"test"}}, "what is held out of training comes out of its own file"
+    assert sum(row["split"] == "test" for row in found) == 300
+    pq.write_table(pa.Table.from_pylist(plain(9)), hub / "validation-0.parquet")
+    found = preferences.read(str(hub)).table["split"].to_pylist()
+    assert Counter(found) == {"train": 300, "test": 300, "dev": 9}
+    pq.write_table(pa.Table.from_pylist(plain(9)), hub / "more.parquet")
+    with pytest.raises(ValueError, match=r"more\.parquet does not begin with the name of a split \(train, test, dev"):
+        preferences.read(str(hub))
+
+
 def test_what_cannot_be_used_is_left_out_and_counted(tmp_path) -> None:
     rows = [
         *plain(3),
@@ -62,6 +92,9 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path) -> None:
         {"prompt": "q", "chosen": "", "rejected": "b"},
         {"prompt": None, "chosen": "a", "rejected": "b"},
     ]
+    other = [{"chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": text}]} for text in "ab"]
+    with pytest.raises(ValueError, match=r"no usable pair \(a message without role and content: 1\)"):
+        preferences.read(write(tmp_path / "other.jsonl", [{**other[0], "rejected": other[1]["chosen"]}]))
     found = preferences.read(write(tmp_path / "pairs.jsonl", rows))
     assert found.table.num_rows == 3
     assert found.left_out == {"chosen and rejected are the same": 1, "empty chosen": 1, "empty prompt": 1}

@@ -63,6 +63,10 @@ def test_what_cannot_be_submitted_is_refused_in_one_sentence(here, capsys, monke
         told = refused(capsys, "job.yaml", *nobody, "--env", name)
         assert f"{name} looks like a secret" in told
         assert "sesame" not in told
+    secret = "s3://AKIA:sesame@bucket/run"
+    told = refused(capsys, "job.yaml", *nobody, f"run_dir={secret}")
+    assert "sesame" not in told
+    assert "has a key in it" in told
     outside = here.parent / "outside.yaml"
     outside.write_text("run_dir: /shared/run\n")
     assert "which is uploaded" in refused(capsys, str(outside), *nobody)
@@ -70,7 +74,14 @@ def test_what_cannot_be_submitted_is_refused_in_one_sentence(here, capsys, monke
 
 def test_a_directory_above_rays_limit_is_refused_by_its_largest_files(here, capsys) -> None:
     (here / ".gitignore").write_text("data/\n")
-    for name, size in {"model.bin": 80, "more.bin": 30, "data/left-out": 500, "runs/out": 500, ".env": 500}.items():
+    for name, size in {
+        "model.bin": 80,
+        "more.bin": 30,
+        "data/left-out": 500,
+        "runs/out": 500,
+        ".env": 500,
+        "keys.env": 500,
+    }.items():
         (here / name).parent.mkdir(exist_ok=True)
         with (here / name).open("wb") as file:
             file.truncate(size * 2**20)
@@ -85,7 +96,7 @@ def test_the_size_is_that_of_the_package_that_ray_makes(here) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     (here / "sub").mkdir()
-    for name in ("sub/a", "b", ".env"):
+    for name in ("sub/a", "b", ".env", "keys.env"):
         (here / name).write_bytes(b"x" * 12345)
     create_package(str(here), here.parent / "package.zip", include_gitignore=True, excludes=list(submit.EXCLUDES))
     counted = sum(size for size, _ in submit.uploaded(here))

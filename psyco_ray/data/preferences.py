@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from psyco_ray.data.speeches import Messages, is_dev, messages, read_table
+from psyco_ray.data.speeches import SPLITS, Messages, is_dev, messages, read_table
 from psyco_ray.records import COMPARISONS, PRINCIPLES
 
 Row = dict[str, Any]
@@ -26,8 +26,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
 """Columns by which a file's kind is told, the first that fits: the released dataset's, prompt and two answers (texts or
 lists of messages), two whole conversations, or two responses and how far the second is better (HelpSteer2)."""
 
-_SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("dev", "eval", "valid", "val", "validation"), "dev")
 _BATCH_ROWS = 4096
+_TURN = "<extra_id_1>"  # stands before the later turns of a HelpSteer2 prompt, each of which begins with who speaks
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _released(row: Row) -> Row:
 def _prompted(row: Row) -> Row:
     prompt = row["prompt"]
     listed = isinstance(prompt, list)
-    asked = json.dumps(prompt) if listed else prompt
+    asked = json.dumps([_message(one) for one in prompt]) if listed else prompt
     return _checked("messages" if listed else "text", asked, _last(row["chosen"]), _last(row["rejected"]))
 
 
@@ -122,7 +122,8 @@ def _conversations(row: Row) -> Row:
         raise _LeftOut("no prompt")
     if sides[0][:-1] != sides[1][:-1]:
         raise _LeftOut("two different prompts")
-    return _checked("messages", json.dumps(sides[0][:-1]), _last(sides[0]), _last(sides[1]))
+    asked = json.dumps([_message(one) for one in sides[0][:-1]])
+    return _checked("messages", asked, _last(sides[0]), _last(sides[1]))
 
 
 def _strength(row: Row) -> Row:
@@ -130,7 +131,14 @@ def _strength(row: Row) -> Row:
     if not strength:
         raise _LeftOut("no preference")
     better, worse = ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
-    return _checked("text", row["prompt"], row[better], row[worse])
+    first, *later = (row["prompt"] or "").split(_TURN)
+    if not later:
+        return _checked("text", first, row[better], row[worse])
+    asked = [{"role": "user", "content": first.strip()}]
+    for turn in later:
+        role, _, text = turn.partition("\n")
+        asked.append({"role": role.strip().lower(), "content": text.strip()})
+    return _checked("messages", json.dumps(asked), row[better], row[worse])
 
 
 _READERS: dict[str, Callable[[Row], Row]] = {
@@ -143,7 +151,14 @@ _READERS: dict[str, Callable[[Row], Row]] = {
 
 def _last(side: Any) -> Any:
     """A response: the text, or the last message's of a list."""
-    return side[-1]["content"] if isinstance(side, list) and side else side
+    return _message(side[-1])["content"] if isinstance(side, list) and side else side
+
+
+def _message(given: Any) -> dict[str, Any]:
+    """A message of a list."""
+    if not isinstance(given, dict) or not {"role", "content"} <= set(given):
+        raise _LeftOut("a message without role and content")
+    return given
 
 
 def _checked(form: str, asked: Any, chosen: Any, rejected: Any) -> Row:
@@ -170,9 +185,9 @@ def _gaps(row: Row) -> Row:
 def _split(name: str, number: int, given: Any, asked: str, dev_share: float) -> str:
     if given is None:
         return "dev" if is_dev(asked, dev_share) else "train"
-    if given not in _SPLITS:
-        raise ValueError(f"pairs file {name}: row {number} is of the split {given!r}; known are {', '.join(_SPLITS)}")
-    return _SPLITS[given]
+    if given not in SPLITS:
+        raise ValueError(f"pairs file {name}: row {number} is of the split {given!r}; known are {', '.join(SPLITS)}")
+    return SPLITS[given]
 
 
 def _from_hub(path: str) -> str:

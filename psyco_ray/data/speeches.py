@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,9 @@ from psyco_ray.starting import without_collector
 
 Messages = list[dict[str, str]]
 
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("dev", "eval", "valid", "val", "validation"), "dev")
+"""What a split may be called, in a column or at the beginning of a file's name."""
+
 SAMPLE = Path(str(files("psyco_ray") / "data" / "sample" / "pairs.jsonl"))
 """294 synthetic speeches with a preference pair each, in the released dataset's columns."""
 
@@ -33,7 +37,7 @@ def read_table(name: str, what: str) -> pa.Table:
         ValueError: it is missing, truncated or of another kind.
     """
     path = SAMPLE if name == "sample" else Path(name)
-    readers = {".parquet": pq.read_table, ".jsonl": pyarrow.json.read_json, ".csv": _read_csv}
+    readers = {".parquet": _read_parquet, ".jsonl": pyarrow.json.read_json, ".csv": _read_csv}
     readers[".jsonl.gz"] = readers[".jsonl"]
     ending = ".parquet" if path.is_dir() else "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     if ending not in readers:
@@ -47,6 +51,30 @@ def read_table(name: str, what: str) -> pa.Table:
     if not table.num_rows:
         raise ValueError(f"{what} file {path} has no rows")
     return table
+
+
+def _read_parquet(path: str) -> pa.Table:
+    """A Parquet file, or a directory of them: their names tell the split, as on the hub, where no column does.
+
+    Raises:
+        ValueError: some names tell one and others do not.
+    """
+    files = sorted(Path(path).rglob("[!._]*.parquet")) if Path(path).is_dir() else []
+    named = {file: SPLITS.get(re.split("[-_.]", file.name)[0]) for file in files}
+    if not any(named.values()) or "split" in pq.read_schema(files[0]).names:
+        return pq.read_table(path)
+    if untold := [file.name for file, split in named.items() if split is None]:
+        raise ValueError(
+            f"{path}: {untold[0]} does not begin with the name of a split ({', '.join(SPLITS)}), as others there do; "
+            "rename it or take it away"
+        )
+    if "dev" not in named.values():  # it is drawn from what is to be trained on
+        named = {file: None if split == "train" else split for file, split in named.items()}
+    tables = ((pq.read_table(file), split) for file, split in named.items())
+    return pa.concat_tables(
+        (one.append_column("split", pa.array([split] * one.num_rows, pa.string())) for one, split in tables),
+        promote_options="permissive",
+    )
 
 
 def _read_csv(path: str) -> pa.Table:
@@ -87,7 +115,7 @@ def split_of(row: dict[str, Any], text: str, dev_share: float) -> str:
     """
     given = row.get("split")
     if given not in (None, "train", "dev", "test"):
-        raise ValueError(f"the split of {text[:40]!r}... is {given!r}; train, dev and test are known")
+        raise ValueError(f"the split is {given!r}; train, dev and test are known")
     return given or ("dev" if is_dev(text, dev_share) else "train")
 
 
@@ -115,17 +143,20 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
     column = _speech_column(table, data)
     given = table.select([name for name in (column, "topic", "split") if name in table.column_names]).to_pylist()
     kept: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, int] = {}  # of the rows, by which messages name speeches: what clients say is not for logs
     for number, row in enumerate(given, start=1):
         text = None if row[column] is None else str(row[column])
         if text is None or not text.strip():
             raise ValueError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
         text = text.strip()
         if data.min_chars <= len(text) <= data.max_chars:
-            split = split_of(row, text, data.dev_share)
-            topic = None if row.get("topic") is None else str(row["topic"])
-            kept.setdefault(
-                speech_id(text), {"speech_id": speech_id(text), "speech": text, "split": split, "topic": topic}
-            )
+            try:
+                split = split_of(row, text, data.dev_share)
+            except ValueError as error:
+                raise ValueError(f"{data.speeches}: row {number}: {error}") from None
+            topic, key = None if row.get("topic") is None else str(row["topic"]), speech_id(text)
+            kept.setdefault(key, {"speech_id": key, "speech": text, "split": split, "topic": topic})
+            numbers.setdefault(key, number)
     rows = [kept[key] for key in sorted(kept) if kept[key]["split"] != "test"]
     for split in ("train", "dev"):
         if not any(row["split"] == split for row in rows):
@@ -144,7 +175,7 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
         row["prompt_ids"] = [int(token) for token in row["prompt_ids"]]
         if len(row["prompt_ids"]) > room:
             raise ValueError(
-                f"{data.speeches}: the speech {row['speech'][:40]!r}... takes {len(row['prompt_ids'])} tokens with its "
+                f"{data.speeches}: row {numbers[row['speech_id']]} takes {len(row['prompt_ids'])} tokens with its "
                 f"prompt, {room} fit; raise rollouts.max_model_len or lower sampling.max_tokens"
             )
     return rendered
@@ -165,7 +196,7 @@ def load_prompt(prompts: Prompts) -> dict[str, str]:
         known = ", ".join(entries) if isinstance(entries, dict) else "nothing"
         raise ValueError(f"prompts file {path} has no entry {prompts.respond}; it has {known}")
     entry = entries[prompts.respond]
-    if "{client_speech}" not in entry.get("user", ""):
+    if not isinstance(entry, dict) or "{client_speech}" not in str(entry.get("user")):
         raise ValueError(f"prompts file {path}: the user text of {prompts.respond} does not contain {{client_speech}}")
     return entry
 

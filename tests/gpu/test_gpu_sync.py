@@ -169,6 +169,7 @@ def test_one_side_frees_the_gpu_while_the_other_works(local_ray, tiny_model, sta
 def test_weights_over_nccl_give_the_log_probabilities_of_transformers(
     local_ray, tiny_model, tmp_path, start, record_property
 ) -> None:
-    both = start(Job(model=str(tiny_model), **roles(2, actors=1, gpus=1, cpus=1)))
+    given = SYNC.model_copy(update={"transport": "nccl"})
+    both = start(Job(model=str(tiny_model), **roles(2, actors=1, gpus=1, cpus=1) | {"sync": given}))
     assert both.job.transport == "nccl"
     check(both, tmp_path, record_property)
