@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -300,18 +301,30 @@ def _in_run(job: config.Job, given: argparse.Namespace, work: Callable[[Any, Any
     return 0
 
 
+def _knock(address: str) -> None:
+    """Raise an OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # other addresses are names, such as `auto`
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def connect(address: str | None) -> None:
-    """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone."""
+    """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone.
+
+    Raises:
+        ValueError: no cluster answers there.
+    """
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"logging_level": "warning", "log_to_driver": bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS"))}
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except ConnectionError as error:
+        except OSError as error:
             raise ValueError(
-                f"no Ray cluster answers at {address}: {str(error).splitlines()[0]} Look at --address and RAY_ADDRESS"
+                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); look at --address and RAY_ADDRESS"
             ) from None
     else:
         ray.init(

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import psutil
@@ -16,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from psyco_ray.data import parts, speeches, topics
+from psyco_ray import config
+from psyco_ray.data import build, calls, parts, speeches, topics
 from psyco_ray.data.pair import SCHEMA
+from psyco_ray.judge import batch
 from psyco_ray.records import PREFERENCES, PRINCIPLES
 
 HERE = Path(__file__).parent
@@ -182,6 +185,25 @@ def test_batches_fill_the_journal(to_rate):
     assert counts(url)["batch_requests"] == 7 * kept
     assert counts(url)["served"] == 7 * kept  # no single call beside them
     assert json.loads((run / "rate.json").read_text())["cost"] > 0
+
+
+def test_what_batches_cost_counts_against_the_limit(tmp_path, monkeypatch) -> None:
+    endpoint = config.Endpoint(model="judge", price_in=1.0, price_out=2.0, via="batch")
+    stage = SimpleNamespace(endpoint=endpoint, out=tmp_path / "rate")
+    dataset = SimpleNamespace(job=SimpleNamespace(max_cost=10.0), spent=4.0, journal=tmp_path / "journal")
+    said: list[str] = []
+    progress = SimpleNamespace(say=said.append)
+
+    async def answered(*_: object) -> batch.Outcome:
+        return batch.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)
+
+    monkeypatch.setattr(build, "run_batch", answered)
+    most = calls.Facts(prompt_tokens=2_000_000, completion_tokens=1_500_000)  # 5 dollars
+    build._call_in_batches(dataset, "rate", stage, [], most, progress)
+    assert dataset.spent == 6.0
+    assert "3 calls sent in batches" in said[0]
+    with pytest.raises(ValueError, match=r"up to \$5\.00, max_cost is \$10\.00 and \$6\.00 of it are spent"):
+        build._call_in_batches(dataset, "rate", stage, [], most, progress)
 
 
 @pytest.mark.parametrize(

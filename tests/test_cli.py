@@ -1,11 +1,14 @@
 """The command as a user meets it: bad input gives one sentence and exit code 2."""
 
+import socket
 from pathlib import Path
 
 import commands
 import pytest
 
 from psyco_ray import cli
+from psyco_ray import commands as driver_commands
+from psyco_ray.judge.client import Unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +67,29 @@ def test_a_wrong_key_is_named_by_the_command_itself(tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, capsys, monkeypatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        job = write_job(tmp_path, "scorers: {reward_model: a/b}\n")
+        told = refused(capsys, "iterate", job, "--address", address)
+        assert f"no Ray cluster answers at {address} (" in told
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert "look at --address and RAY_ADDRESS" in refused(capsys, "iterate", job, "--resume")
+
+
+def test_a_run_whose_judge_is_away_can_be_resumed(tmp_path, capsys, monkeypatch) -> None:
+    def away(*_: object) -> None:
+        raise Unavailable("judge: no answer for 600 s")
+
+    monkeypatch.setattr(driver_commands, "connect", lambda _: None)
+    monkeypatch.setattr(driver_commands, "_iterate", away)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    assert cli.main(["iterate", write_job(tmp_path, "scorers: {reward_model: a/b}\n")]) == 75
+    told = capsys.readouterr().err.strip()
+    assert told == "psyco-ray: judge: no answer for 600 s; the same command with --resume goes on from here"
+
+
 def test_errors_out_of_actors_are_one_sentence_too(local_ray, tmp_path, tiny_model, tiny_reward_model) -> None:
     """A model directory that every actor finds broken only when it loads it."""
     import shutil

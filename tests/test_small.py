@@ -115,6 +115,13 @@ def test_positions_are_read_from_the_configuration(tiny_model, tmp_path) -> None
         models.context(tmp_path)
 
 
+def test_a_template_that_writes_the_date_writes_the_same_every_day(tiny_model) -> None:
+    tokenizer = models.load_tokenizer(tiny_model)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
+    ids = models.conversation_ids(tokenizer, [{"role": "user", "content": "hello"}])
+    assert tokenizer.decode(ids) == "26 Jul 2024: hello"
+
+
 def test_a_model_without_chat_template_is_named(tiny_model, tmp_path) -> None:
     from transformers import AutoTokenizer
 
