@@ -204,7 +204,7 @@ COMPARISONS = pa.schema(
         ("topic", pa.string()),  # the coarse one
         ("subset", pa.string()),  # of a benchmark, or the pair's source
         ("gap", pa.float32()),  # of the mean ratings, chosen less rejected; null: not rated
-        *[(f"{principle}_gap", pa.int8()) for principle in PRINCIPLES],
+        *[(f"{principle}_gap", pa.float32()) for principle in PRINCIPLES],
     ]
 )
 """Preference pairs of whatever origin in one form."""

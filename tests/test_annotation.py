@@ -98,6 +98,8 @@ def test_no_cell_is_a_formula(tmp_path) -> None:
 
 def test_an_export_is_refused_where_it_would_do_harm(tmp_path) -> None:
     made = make_pairs(5)
+    with pytest.raises(ValueError, match="the count is -1; ask for 1 or more"):
+        annotation.export(made, tmp_path, count=-1)
     with pytest.raises(ValueError, match="200 pairs, but there are only 5; ask for fewer"):
         annotation.export(made, tmp_path)
     with pytest.raises(ValueError, match="same prefID"):

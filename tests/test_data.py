@@ -135,6 +135,23 @@ def test_bad_speech_files_are_named(local_ray, tmp_path, tiny_model, name, conte
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_that_old_excel_wrote_is_read_as_it_was_meant(tmp_path) -> None:
+    path = tmp_path / "old.csv"
+    path.write_bytes("text,topic\nI can’t sleep,Café\nplain,x\n".encode("cp1252"))
+    assert data.read_table(str(path), "speeches").to_pylist() == [
+        {"text": "I can’t sleep", "topic": "Café"},
+        {"text": "plain", "topic": "x"},
+    ]
+
+
+def test_what_is_wrong_with_a_table_is_told_without_what_is_in_it(tmp_path) -> None:
+    path = tmp_path / "commas.csv"
+    path.write_text("text,topic\nMy husband hits me, and I am afraid,Leave\n")
+    with pytest.raises(ValueError, match="Expected 2 columns, got 3") as caught:
+        data.read_table(str(path), "speeches")
+    assert "husband" not in str(caught.value)
+
+
 def test_a_speech_longer_than_the_context_is_named(local_ray, tmp_path, tiny_model) -> None:
     texts = [f"{LONG} {i}" for i in range(20)] + ["word " * 190]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts})

@@ -143,6 +143,13 @@ def test_every_held_out_speech_comes_once_with_its_coarse_topic():
     assert all(speeches.is_dev(row["speech"], 0.1) for row in found)
 
 
+def test_topics_may_be_numbers_or_missing(tmp_path):
+    rows = [{"text": f"speech {i}", "split": "dev", "topic": topic} for i, topic in enumerate((7, 7, None))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "numbers.parquet")
+    found = {row["speech"]: row["topic"] for row in load(file=str(tmp_path / "numbers.parquet"))}
+    assert found == {"speech 0": "7", "speech 1": "7", "speech 2": None}
+
+
 def test_more_speeches_hold_the_fewer_ones_and_the_seed_draws_them():
     few, more, others = ({row["speech_id"] for row in load(seed, limit=n)} for seed, n in ((0, 9), (0, 20), (1, 9)))
     assert len(few) == 9
@@ -198,7 +205,7 @@ def test_an_opponents_file_that_lacks_something_is_named(tmp_path):
     rows = load(limit=3)
     full = [{"speech": row["speech"], "response": "Mm."} for row in rows]
     for given_rows, said in (
-        (full[:2], re.escape(f"no response to 1 of the 3 speeches, the first of them: {rows[2]['speech'][:60]!r}")),
+        (full[:2], f"no response to 1 of the 3 speeches, the first of them by its id {rows[2]['speech_id']};"),
         ([*full, {**full[0], "response": "No."}], "row 4 answers a speech that an earlier row answers otherwise"),
         ([{**full[0], "response": ""}], "row 1 has an empty response"),
         ([{"speech": "a", "answer": "b"}], "no column response; it has speech, answer"),
@@ -328,6 +335,8 @@ def test_a_run_directory_stands_for_its_checkpoint_also_when_it_was_moved(tmp_pa
     assert answers.checkpoint(str(run_dir), 512) == str(run_dir / "iteration-002" / "checkpoint")
     (run_dir / "summary.json").write_text(json.dumps({"checkpoint": str(tiny_model)}))
     assert answers.checkpoint(str(run_dir), 512) == str(tiny_model)
+    (run_dir / "summary.json").write_text(json.dumps({"checkpoint": "smollm2-135m"}))
+    assert answers.checkpoint(str(run_dir), 512) == "smollm2-135m", "no policy was better than the base model"
     (run_dir / "summary.json").write_text("{}")
     with pytest.raises(ValueError, match="names no checkpoint"):
         answers.checkpoint(str(run_dir), 512)

@@ -110,6 +110,7 @@ RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
         ({"models": [{**ONE, "name": "../up"}]}, "cannot be a directory's"),
         ({"models": [{**RANKER, "group": "ours"}]}, "asked is a ranker"),
         ({"models": [{"name": "b", "endpoint": {"model": "judge", "via": "batch"}}]}, "b has via: batch"),
+        ({"models": [RANKER, {**RANKER, "name": "again"}]}, "two rankers ask the same model judge"),
         ({"models": [RANKER], "max_cost": 1}, "max_cost needs price_in and price_out of the endpoint of asked"),
         ({"tests": [{"name": "a", "pairs": "sample", "split": "eval"}]}, "split: 'eval' does not do"),
         ({"tests": [{"name": "a", "pairs": "sample"}] * 2}, "two sets of pairs are named a"),

@@ -96,6 +96,7 @@ def test_the_files_are_blind_shuffled_and_complete(tmp_path, files) -> None:
         for side in "AB":
             assert re.fullmatch(says[of[side]] + r" \d+", row[f"response {side}"])
         assert {text for column, text in row.items() if "response" not in column} == {item, row["client speech"], ""}
+    assert len({of["speech_id"] for of in key.values()}) == 20, "a speech comes again only where there is no other"
     assert 8 <= sum(of["A"] == "policy" for of in key.values()) <= 22
     blind = re.sub("policy says|other says", "", (tmp_path / "out" / "expert-1.csv").read_text("utf-8-sig"))
     assert not any(

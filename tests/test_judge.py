@@ -526,6 +526,15 @@ def batched(url: str, root: str, count: int = 30, model: str = "judge") -> batch
     return found
 
 
+def test_a_server_without_a_batch_api_is_one_sentence(tmp_path, monkeypatch) -> None:
+    async def refused(*_: object) -> None:
+        raise client.Refused("refused by the server (400): no such purpose")
+
+    monkeypatch.setattr(client.Client, "retried", refused)
+    with pytest.raises(ValueError, match=r"the batch API of judge: refused by the server \(400\).* set via to calls"):
+        batched("http://127.0.0.1:1/v1", tmp_path, 3)
+
+
 def test_batches_fill_the_journal_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(batch, "MOST_REQUESTS", 8)
     with server(lose_batch=True, batch_s=0.2) as url:

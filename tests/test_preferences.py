@@ -10,7 +10,7 @@ import pytest
 
 from psyco_ray import config, encode, models
 from psyco_ray.data import mixture, preferences
-from psyco_ray.records import COMPARISONS
+from psyco_ray.records import COMPARISONS, PRINCIPLES
 
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I cannot sleep."}]
 
@@ -34,6 +34,19 @@ def test_the_released_columns_come_with_their_gaps() -> None:
     assert row["gap"] == pytest.approx(sum(principles) / 7)
     messages = preferences.conversation("speech", row["asked"], {"system": "S", "user": "Client: {client_speech}"})
     assert messages[-1]["content"] == f"Client: {row['asked']}"
+
+
+def test_ratings_may_be_halves_or_texts_and_one_that_is_none_leaves_the_row_without(tmp_path) -> None:
+    ratings = {f"{side}_{principle}_rating": 3.0 for side in ("chosen", "rejected") for principle in PRINCIPLES}
+    for chosen, gap in ((4.5, 1.5), ("4 ", 1.0), ("n/a", None), (float("nan"), None)):
+        row = {"question": "q", "chosen": "a", "rejected": "b", **ratings, "chosen_safety_rating": chosen}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rated.parquet")
+        [found] = preferences.read(str(tmp_path / "rated.parquet")).table.to_pylist()
+        assert found["safety_gap"] == gap
+        assert found["gap"] == (None if gap is None else pytest.approx(gap / 7))
+    row = {"prompt": "q", "response_1": "one", "response_2": "two", "preference_strength": "2"}
+    [found] = preferences.read(write(tmp_path / "strength.jsonl", [row])).table.to_pylist()
+    assert found["chosen"] == "two"
 
 
 def test_texts_messages_conversations_and_strengths(tmp_path) -> None:

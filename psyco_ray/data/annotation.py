@@ -37,6 +37,8 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
     Raises:
         ValueError: there are too few pairs, two of one id, or the directory already holds an export.
     """
+    if count < 1:
+        raise ValueError(f"the experts need pairs, but the count is {count}; ask for 1 or more")
     if len(pairs) < count:
         raise ValueError(f"the experts shall judge {count} pairs, but there are only {len(pairs)}; ask for fewer")
     if len({pair["prefID"] for pair in pairs}) < len(pairs):

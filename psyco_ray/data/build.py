@@ -63,7 +63,10 @@ def answer(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     job, settings = dataset.job, dataset.job.respond
     pool = respond.members(load_texts(settings.pool, "pool"), settings.pool, settings)
     prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
-    described = [member.model_dump(include={"name", "model", "temperature"}) for member in pool]
+    described = [
+        member.model_dump(include={"name", "model", "temperature"}) | ({"api": member.api.model} if member.api else {})
+        for member in pool
+    ]
     dataset.begin("respond", prompt=key_of(prompt), pool=described, seed=job.seed, **_sampling(dataset))
     if (done := dataset.record("respond")) is not None:
         return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def _conversations(row: Row) -> Row:
 
 
 def _strength(row: Row) -> Row:
-    strength = row["preference_strength"]
+    strength = _number(row["preference_strength"])
     if not strength:
         raise _LeftOut("no preference")
     better, worse = ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
@@ -171,11 +172,20 @@ def _checked(form: str, asked: Any, chosen: Any, rejected: Any) -> Row:
     return {"form": form, **texts}
 
 
+def _number(given: Any) -> float | None:
+    """A number, also one that a CSV file holds as a text beside other texts; None where there is none."""
+    try:
+        found = float(given)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
 def _gaps(row: Row) -> Row:
     """Rating gaps, overall and by principle; empty where the row has not all seven ratings of both sides."""
-    gaps: dict[str, int] = {}
+    gaps: dict[str, float] = {}
     for principle in PRINCIPLES:
-        chosen, rejected = (row.get(f"{side}_{principle}_rating") for side in ("chosen", "rejected"))
+        chosen, rejected = (_number(row.get(f"{side}_{principle}_rating")) for side in ("chosen", "rejected"))
         if chosen is None or rejected is None:
             return {}
         gaps[f"{principle}_gap"] = chosen - rejected

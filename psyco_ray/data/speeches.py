@@ -46,8 +46,10 @@ def read_table(name: str, what: str) -> pa.Table:
         table = readers[ending](str(path))
     except FileNotFoundError:
         raise ValueError(f"{what} file {path} does not exist") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{what} file {path} cannot be read: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        # without the cells that pyarrow shows: they may be what a client says
+        said = re.sub(r"(got \d+:|invalid value).*", r"\1 ...", str(error).splitlines()[0])
+        raise ValueError(f"{what} file {path} cannot be read: {said}") from None
     if not table.num_rows:
         raise ValueError(f"{what} file {path} has no rows")
     return table
@@ -78,7 +80,11 @@ def _read_parquet(path: str) -> pa.Table:
 
 
 def _read_csv(path: str) -> pa.Table:
-    return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
+    how = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    found = pyarrow.csv.read_csv(path, parse_options=how)
+    if pa.binary() in found.schema.types:  # not in UTF-8, but as old versions of Excel write it
+        found = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(encoding="cp1252"), how)
+    return found
 
 
 @functools.lru_cache(maxsize=1)  # id, split and screen ask for the same text one after another

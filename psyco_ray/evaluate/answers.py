@@ -28,6 +28,7 @@ from psyco_ray.data.respond import ApiStage, Member, Responder, Share
 from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
 from psyco_ray.ledger import key_of
 from psyco_ray.pool import ActorPool
+from psyco_ray.remote import is_remote
 from psyco_ray.rollout import environment
 from psyco_ray.telemetry import Progress
 
@@ -192,7 +193,12 @@ def checkpoint(model: str, max_model_len: int) -> str:
         if named is None:
             raise ValueError(f"{summary} names no checkpoint; name the directory of the model itself")
         inside = directory.joinpath(*Path(named.partition("?")[0]).parts[-2:])  # the run may have been moved
-        found = storage.absolute(inside if inside.is_dir() else named)
+        if inside.is_dir():
+            found = storage.absolute(inside)
+        elif is_remote(named) or Path(named).is_dir():
+            found = storage.absolute(named)
+        else:
+            found = named  # the base model, where no policy was better
     context = models.context(models.resolve(found))
     if context is not None and context < max_model_len:
         raise ValueError(f"{model} holds {context} tokens, rollouts.max_model_len is {max_model_len}; lower it")

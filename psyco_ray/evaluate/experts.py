@@ -105,7 +105,10 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
                 f"the experts shall compare {count} pairs of {name}, but {path} and {opponent} have only {len(both)} "
                 "speeches that both answer, and not in the same words; ask for fewer with --count"
             )
-        for speech in sorted(both, key=lambda speech: ordering_hash(seed, f"draw {name}", speech))[:count]:
+        # other speeches than other comparisons have, as long as there are: the opponent's answer would come again
+        met = {of["speech_id"] for of in items.values()}
+        order = sorted((speech in met, ordering_hash(seed, f"draw {name}", speech), speech) for speech in both)
+        for _, _, speech in order[:count]:
             item = f"e{ordering_hash(seed, f'item {name}', speech)[:8]}"
             assert item not in items, "two pairs got the same item"
             a, b = SIDES if int(ordering_hash(seed, f"sides {name}", speech)[0], 16) % 2 else SIDES[::-1]
@@ -192,7 +195,7 @@ def read_verdicts(path: str) -> dict[str, float]:
         raise ValueError(f"verdicts file {path} does not hold rows with key and better; write both for every speech")
     found: dict[str, float] = {}
     for number, row in enumerate(rows, start=1):
-        if row["better"] is None:
+        if row["better"] in (None, ""):  # a CSV file knows no null
             continue
         if row["better"] not in list(_VERDICTS):
             raise ValueError(

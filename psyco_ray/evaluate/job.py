@@ -123,6 +123,13 @@ class EvaluateRewardJob(Section):
                     f"calibrate has the pairs of the test {test.name}, and a temperature must not be fitted on what it "
                     "is judged by; take another split or file"
                 )
+        asked = [(m.endpoint.model, m.endpoint.structured) for m in self.models if m.endpoint is not None]
+        for how in asked:
+            if asked.count(how) > 1:  # the journal knows a call by its model, wherever that is served
+                raise ValueError(
+                    f"two rankers ask the same model {how[0]}, and one would repeat the other's answers; name what "
+                    "serves it otherwise (--served-model-name), or evaluate it in another run_dir"
+                )
         for model in self.models:
             unpriced = model.endpoint is not None and None in (model.endpoint.price_in, model.endpoint.price_out)
             if self.max_cost is not None and unpriced:

@@ -159,8 +159,8 @@ def load_speeches(wanted: Speeches, seed: int) -> list[Row]:
             continue
         splits[split] = splits.get(split, 0) + 1
         if wanted.split in ("all", split):
-            topic = row.get("coarse_topic") or coarse.get(row.get("topic") or "", row.get("topic"))
-            found[key] = {"speech_id": key, "speech": text, "topic": topic}
+            fine, topic = (str(row.get(name) or "") for name in ("topic", "coarse_topic"))
+            found[key] = {"speech_id": key, "speech": text, "topic": topic or coarse.get(fine, fine) or None}
     if not found:
         known = ", ".join(f"{split}: {count}" for split, count in sorted(splits.items()))
         raise ValueError(
@@ -194,11 +194,11 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
             raise ValueError(
                 f"{where}: row {number} answers a speech that an earlier row answers otherwise; keep one of the two"
             )
-    missing = [row["speech"] for row in speeches if row["speech_id"] not in found]
+    missing = [row["speech_id"] for row in speeches if row["speech_id"] not in found]
     if missing:
         raise ValueError(
-            f"{where} has no response to {len(missing)} of the {len(speeches)} speeches, the first of them: "
-            f"{missing[0][:60]!r}...; add them, or name an endpoint or a model that answers"
+            f"{where} has no response to {len(missing)} of the {len(speeches)} speeches, the first of them by its id "
+            f"{missing[0]}; add them, or name an endpoint or a model that answers"
         )
     return {row["speech_id"]: found[row["speech_id"]] for row in speeches}
 

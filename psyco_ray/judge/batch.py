@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config import Endpoint
-from psyco_ray.judge.client import REFUSED, Answer, Call, Client, Unreadable, answer_of
+from psyco_ray.judge.client import REFUSED, Answer, Call, Client, Refused, Unreadable, answer_of
 from psyco_ray.judge.journal import Journal
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ async def run_batch(
                 _note(outcome, len(speeches), f"batch {batch.status} without an answer")
             journal.sync()
             sending.remove(sent)
+    except Refused as error:
+        raise ValueError(f"the batch API of {endpoint.model}: {error}; set via to calls, which need none") from None
     finally:
         await client.close()
     return outcome
