@@ -1,7 +1,6 @@
 """Policies against an opponent: a real engine, real Ray, judges behind a real server."""
 
 import json
-import re
 import string
 import subprocess
 import sys
