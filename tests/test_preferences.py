@@ -68,6 +68,13 @@ def test_texts_messages_conversations_and_strengths(tmp_path) -> None:
         assert found["chosen"] == chosen, name
 
 
+def test_a_clients_words_may_be_called_a_speech(tmp_path) -> None:
+    row = {"speech": "I cannot sleep.", "chosen": "a", "rejected": "b"}
+    [found] = preferences.read(write(tmp_path / "spoken.jsonl", [row])).table.to_pylist()
+    prompt = {"user": "Client: {client_speech}"}
+    assert preferences.conversation(found["form"], found["asked"], prompt)[-1]["content"] == "Client: I cannot sleep."
+
+
 def test_the_turns_of_a_long_conversation_come_as_messages(tmp_path) -> None:
     prompt = "Hello.<extra_id_1>Assistant\nHi, what is it?\n<extra_id_1>User\nI cannot sleep.\nAt all.\n"
     row = {"prompt": prompt, "response_1": "one", "response_2": "two", "preference_strength": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -20,12 +21,14 @@ Row = dict[str, Any]
 HUB = "hub:"
 SHAPES: dict[str, tuple[str, ...]] = {
     "released": ("question", "chosen", "rejected"),
+    "spoken": ("speech", "chosen", "rejected"),
     "prompted": ("prompt", "chosen", "rejected"),
     "conversations": ("chosen", "rejected"),
     "strength": ("prompt", "response_1", "response_2", "preference_strength"),
 }
-"""Columns by which a file's kind is told, the first that fits: the released dataset's, prompt and two answers (texts or
-lists of messages), two whole conversations, or two responses and how far the second is better (HelpSteer2)."""
+"""Columns by which a file's kind is told, the first that fits: the released dataset's, the same with the speech under
+another name, prompt and two answers (texts or lists of messages), two whole conversations, or two responses and how far
+the second is better (HelpSteer2)."""
 
 _BATCH_ROWS = 4096
 _TURN = "<extra_id_1>"  # stands before the later turns of a HelpSteer2 prompt, each of which begins with who speaks
@@ -106,8 +109,8 @@ class _LeftOut(Exception):
     """A row that cannot be used, and why."""
 
 
-def _released(row: Row) -> Row:
-    return _checked("speech", row["question"], row["chosen"], row["rejected"])
+def _released(row: Row, column: str = "question") -> Row:
+    return _checked("speech", row[column], row["chosen"], row["rejected"])
 
 
 def _prompted(row: Row) -> Row:
@@ -144,6 +147,7 @@ def _strength(row: Row) -> Row:
 
 _READERS: dict[str, Callable[[Row], Row]] = {
     "released": _released,
+    "spoken": functools.partial(_released, column="speech"),
     "prompted": _prompted,
     "conversations": _conversations,
     "strength": _strength,
