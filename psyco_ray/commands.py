@@ -142,12 +142,11 @@ def _evaluate(
 def submit(job: config.Job, given: argparse.Namespace) -> int:
     """Hand a job to a cluster."""
     from psyco_ray import submit as jobs
-    from psyco_ray.ledger import check_lasting
+    from psyco_ray.ledger import check_lasting, refuse_keys
 
     if not given.address:
         raise ValueError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
-    for value in jobfile.flat(job.model_dump(mode="json")).values():
-        refuse_key(str(value))  # for Ray shows the command line, and keeps the job file
+    refuse_keys(job)  # for Ray shows the command line, and keeps the job file
     if given.command != "plan":
         check_lasting(job.run_dir)
     return jobs.submit(

@@ -183,6 +183,16 @@ class RunDirectory:
             self._copy.push(name)
 
 
+def refuse_keys(job: config.Job) -> None:
+    """Refuse a job that has a key in the URI of any setting.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for value in jobfile.flat(job.model_dump(mode="json")).values():
+        refuse_key(str(value))
+
+
 class Ledger(RunDirectory):
     """The directory of one training run."""
 
@@ -192,8 +202,7 @@ class Ledger(RunDirectory):
         Raises:
             ValueError: the directory cannot be written, is in use, or holds another run.
         """
-        for value in jobfile.flat(job.model_dump(mode="json")).values():
-            refuse_key(str(value))  # for the job is written down
+        refuse_keys(job)  # for it is written down
         super().__init__(job.run_dir, may_be_remote=True)
         try:
             self._begin(job, resume)
