@@ -211,10 +211,8 @@ class Engine:
         self._wake("weights")
         self._llm.start_weight_update()
         delta = weights.delta if weights.delta is not None and weights.delta.since == self._held else None
-        update: dict[str, Any] = {"refs": list(weights.refs)} if delta is None else {"delta": delta.ref}
-        if self._settings.tensor_parallel > 1:
-            # workers of several GPUs are processes that Ray knows nothing of: what it holds is handed to them
-            update = {key: ray.get(held) for key, held in update.items()}
+        # fetched here: workers of several GPUs are processes that Ray knows nothing of; a single one shares the memory
+        update = {"buckets": ray.get(list(weights.refs))} if delta is None else {"delta": ray.get(delta.ref)}
         self._held = ""  # a delta that fails leaves no version behind
         self._llm.update_weights({"update_info": {**update, "digest": weights.digest, "keep": weights.keep}})
         self._held = weights.digest if weights.keep else ""

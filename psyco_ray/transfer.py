@@ -1,6 +1,6 @@
 """The receiving end of weight updates inside a vLLM worker.
 
-A worker has one weight-transfer engine for its life. Ours takes weights out of Ray's object store by itself, which any
+A worker has one weight-transfer engine for its life. Ours takes what its actor found in Ray's object store, which any
 engine can do at any time, and hands what comes over NCCL or CUDA IPC to vLLM's own engines, counting what arrives.
 
 Written for vLLM 0.32. In 0.24 the worker begins and ends the reload itself, and gives `receive_weights` a way to load;
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
@@ -27,7 +26,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from psyco_ray import deltas
-from psyco_ray.sync import as_tensor, digest
+from psyco_ray.sync import Bucket, as_tensor, digest
 from psyco_ray.tally import Tally
 
 BACKEND = "psyco_ray"
@@ -46,8 +45,8 @@ class Meeting(WeightTransferInitInfo):
 class Update(WeightTransferUpdateInfo):
     """All weights, what changed in those held, or a piece as a transport of vLLM announces it."""
 
-    refs: list[Any] | None = None  # buckets of ``{name: (array, dtype)}``, or references to such in the object store
-    delta: Any = None  # a `deltas.Delta` instead, or a reference to it
+    buckets: list[Bucket] | None = None
+    delta: deltas.Delta | None = None  # instead
     digest: str = ""  # of all weights
     keep: bool = False  # hold them for the next delta
     piece: dict[str, Any] | None = None
@@ -130,10 +129,11 @@ class Transfer(WeightTransferEngine[Meeting, Update]):
     def _receive_stored(self, update: Update, load_weights: Load | None) -> None:
         if update.delta is not None:
             assert self._held, "a delta goes to who holds what it began with"
-            deltas.apply(_fetched([update.delta])[0], self._held)
-            buckets = [self._held]
+            deltas.apply(update.delta, self._held)
+            buckets: list[Bucket] = [self._held]
         else:
-            buckets = _fetched(update.refs or [])
+            assert update.buckets is not None, "there is one or the other"
+            buckets = update.buckets
         found = digest(buckets)
         if found != update.digest:
             self._held = {}
@@ -175,11 +175,6 @@ class Receiving:
     def psyco_ray_arrived(self) -> str:
         """The digest of the weights that arrived piece by piece."""
         return self.weight_transfer_engine.arrived()  # type: ignore[attr-defined]
-
-
-def _fetched(held: list[Any]) -> list[Any]:
-    """What references point to; what comes itself stays as it is."""
-    return ray.get(held) if all(isinstance(one, ray.ObjectRef) for one in held) else held
 
 
 def _repack_tied_head(model: Any) -> None:
