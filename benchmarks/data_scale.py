@@ -94,11 +94,11 @@ def one_size(speeches: int, base_url: str, root: Path) -> None:
     """Run the stage over a made-up dataset and print what was seen."""
     import ray
 
-    from psyco_ray.config import Endpoint
+    from psyco_ray.config.data import DataJob
+    from psyco_ray.config.endpoint import Endpoint
+    from psyco_ray.config.job_file import parse
     from psyco_ray.data import build
     from psyco_ray.data.dataset import Dataset
-    from psyco_ray.data.job import DataJob
-    from psyco_ray.jobfile import parse
     from psyco_ray.telemetry import Progress
 
     made_up(root, speeches)

@@ -11,7 +11,10 @@ from typing import Any
 import ray.cloudpickle
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import config, models, placement
+from psyco_ray import models, placement
+from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.training import Prompts
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.pool import ActorPool
 from psyco_ray.records import Item, Prompt
@@ -25,7 +28,7 @@ LIMIT_S = 1800.0  # of whatever an actor does
 class Bare:
     """Nothing but vLLM: one engine, one call of `generate` for all prompts."""
 
-    def __init__(self, model: str, settings: config.Rollouts, defaults: bool = False) -> None:
+    def __init__(self, model: str, settings: Rollouts, defaults: bool = False) -> None:
         """Load the model by our settings, or as vLLM does by itself but for the size of its cache.
 
         By itself it would take nearly all memory for that, and not start where that much is not free.
@@ -70,14 +73,14 @@ def through_actor(pool: ActorPool, items: list[Item], responses: int, max_tokens
 def prompts_of(model: str, count: int) -> Iterator[Prompt]:
     """The first packaged speeches, rendered."""
     tokenizer = models.load_tokenizer(models.resolve(model))
-    prompt = speech_data.load_prompt(config.Prompts(respond="respond-small"))
+    prompt = load_prompt(Prompts(respond="respond-small"))
     for index, row in enumerate(speech_data.read_table("sample", "pairs").slice(0, count).to_pylist()):
-        ids = models.conversation_ids(tokenizer, speech_data.messages(prompt, row["question"]))
+        ids = models.conversation_ids(tokenizer, prompt_messages(prompt, row["question"]))
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index)
 
 
 def pool_of(
-    model: str, settings: config.Rollouts, rooms: Any = None, say: Callable[[str], None] = lambda _: None
+    model: str, settings: Rollouts, rooms: Any = None, say: Callable[[str], None] = lambda _: None
 ) -> ActorPool:
     """A pool of rollout actors, each in a room that it shares with a learner rank where there are rooms."""
     actor, shared = ray.remote(RolloutActor), rooms is not None
@@ -92,7 +95,7 @@ def pool_of(
 def by_turns(
     name: str,
     model: str,
-    settings: config.Rollouts,
+    settings: Rollouts,
     speeches: int,
     responses: int,
     max_tokens: int,

@@ -43,8 +43,10 @@ import updates
 from engines import by_turns
 from updates import learner_of, made_up
 
-from psyco_ray import capacity, config, live, models
+from psyco_ray import capacity, live, models
 from psyco_ray.batches import plan_step
+from psyco_ray.config.resources import Learners, Rollouts, Sync
+from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
 
 MFU_BAR, ROLLOUT_BAR = 0.40, 0.97  # the first for 3b, which fills a GPU and fits it
 USABLE = 0.9  # share of the GPU's memory
@@ -86,31 +88,31 @@ def peak_of(gpu: Gpu | None, given: float | None) -> float:
     return found
 
 
-def job_of(model: str, given: argparse.Namespace, on_gpu: bool) -> config.Job:
+def job_of(model: str, given: argparse.Namespace, on_gpu: bool) -> Job:
     """The settings of all measures: an engine and a rank, half a GPU each."""
     each: dict[str, Any] = {"cpus": 0.5, "gpus": 0.5 if on_gpu else 0.0}
     if on_gpu:
         sizes: dict[str, Any] = {"max_num_seqs": 256, "kv_cache_gb": 12.0, "speeches_per_item": 32}
     else:
         sizes = {"max_num_seqs": 32, "kv_cache_gb": 0.2, "speeches_per_item": 4}
-    how = config.Optimizer(batch_size=len(lengths_of(given.model)), warmup_ratio=0.0, schedule="constant")
-    return config.Job(
+    how = Optimizer(batch_size=len(lengths_of(given.model)), warmup_ratio=0.0, schedule="constant")
+    return Job(
         model=model,
         colocated=on_gpu,
-        sampling=config.Sampling(max_tokens=256 if on_gpu else 16),
-        dpo=config.Dpo(optimizer=how),
-        rollouts=config.Rollouts(max_model_len=1024, enforce_eager=not on_gpu, **sizes, **each),
-        learners=config.Learners(
+        sampling=Sampling(max_tokens=256 if on_gpu else 16),
+        dpo=DpoConfig(optimizer=how),
+        rollouts=Rollouts(max_model_len=1024, enforce_eager=not on_gpu, **sizes, **each),
+        learners=Learners(
             zero_stage=given.zero,
             micro_batch_tokens=given.micro or MICRO[given.model],
             gradient_checkpointing=given.checkpointing,
             **each,
         ),
-        sync=config.Sync(max_gap=1.0),  # random tokens are far from what bfloat16 tells apart well
+        sync=Sync(max_gap=1.0),  # random tokens are far from what bfloat16 tells apart well
     )
 
 
-def lacking(job: config.Job, name: str, gpu: Gpu | None) -> str | None:
+def lacking(job: Job, name: str, gpu: Gpu | None) -> str | None:
     """Why a model cannot be trained on the GPU; None where it can."""
     if gpu is None:
         return None
@@ -128,7 +130,7 @@ def lengths_of(model: str) -> list[tuple[int, int, int]]:
     return [(24, 20, 20)] * 8 if model == "tiny" else [(256, 256, 256)] * 64
 
 
-def learner(job: config.Job, given: argparse.Namespace) -> list[Line]:
+def learner(job: Job, given: argparse.Namespace) -> list[Line]:
     """Tokens/s of training, and the share of the peak that is."""
     group, lengths = learner_of(job), lengths_of(given.model)
     group.wait_ready()
@@ -141,7 +143,7 @@ def learner(job: config.Job, given: argparse.Namespace) -> list[Line]:
     return [share("learner", given, shapes.training_flops(shapes.of(job.model), lengths), seconds)]
 
 
-def forward(job: config.Job, given: argparse.Namespace) -> list[Line]:
+def forward(job: Job, given: argparse.Namespace) -> list[Line]:
     """Tokens/s of log-probabilities, and the share of the peak that is."""
     import torch
 
@@ -179,7 +181,7 @@ def share(measure: str, given: argparse.Namespace, operations: int, seconds: lis
     }
 
 
-def rollout(job: config.Job, given: argparse.Namespace) -> list[Line]:
+def rollout(job: Job, given: argparse.Namespace) -> list[Line]:
     """Tokens/s of a rollout actor and of a bare engine."""
     how, name = job.rollouts, f"gpu rollout {given.model}"
     sampled = 4 * how.speeches_per_item, job.sampling.responses, job.sampling.max_tokens
@@ -187,7 +189,7 @@ def rollout(job: config.Job, given: argparse.Namespace) -> list[Line]:
     return [{**line, "bar": ROLLOUT_BAR, "pass": line["ratio"] >= ROLLOUT_BAR}]
 
 
-def syncs(job: config.Job, given: argparse.Namespace) -> list[Line]:
+def syncs(job: Job, given: argparse.Namespace) -> list[Line]:
     """Seconds of weight updates by every transport."""
     return updates.by_transport(given.model, job, given.rounds)
 

@@ -39,11 +39,14 @@ import psutil
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import commands, config, jobfile, models, placement, reward
+from psyco_ray import commands, models, placement, reward
+from psyco_ray.config import job_file
+from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.resources import fast_dtype
+from psyco_ray.config.training import Job
 from psyco_ray.crew import Crew
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.ledger import Ledger
-from psyco_ray.roles import fast_dtype
 from psyco_ray.rollout import environment
 from psyco_ray.telemetry import Telemetry
 
@@ -66,7 +69,7 @@ Drawn = list[list[dict[str, Any]]]
 """The speeches of each iteration."""
 
 
-def ours(job: config.Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Drawn]:
+def ours(job: Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Drawn]:
     """Iterations of our system with its actors up, each number of speeches by turns, behind one that is not counted."""
     began = time.perf_counter()
     commands.connect(None)
@@ -97,14 +100,14 @@ def ours(job: config.Job, sizes: list[int], rounds: int) -> tuple[list[Iteration
     return found[1:], drawn[1:]
 
 
-def theirs(job: config.Job, reward_model: str, drawn: Drawn, given: argparse.Namespace) -> list[Iteration]:
+def theirs(job: Job, reward_model: str, drawn: Drawn, given: argparse.Namespace) -> list[Iteration]:
     """The same iterations as three processes each."""
     found: list[Iteration] = []
-    prompt = speech_data.load_prompt(job.prompts)
+    prompt = load_prompt(job.prompts)
     with tempfile.TemporaryDirectory() as directory:
         settings = settings_of(job, reward_model, Path(directory), given)
         for number, rows in enumerate(drawn):
-            settings["conversations"] = [speech_data.messages(prompt, row["speech"]) for row in rows]
+            settings["conversations"] = [prompt_messages(prompt, row["speech"]) for row in rows]
             settings["trained"] = f"{directory}/policy-{number}"
             Path(directory, "settings.json").write_text(json.dumps(settings))
             before, began, parts = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), []
@@ -120,7 +123,7 @@ def theirs(job: config.Job, reward_model: str, drawn: Drawn, given: argparse.Nam
     return found
 
 
-def settings_of(job: config.Job, reward_model: str, where: Path, given: argparse.Namespace) -> dict[str, Any]:
+def settings_of(job: Job, reward_model: str, where: Path, given: argparse.Namespace) -> dict[str, Any]:
     """What `scripted.py` reads: the job's settings in the names of vLLM, transformers and TRL."""
     how, engines, base = job.dpo.optimizer, job.rollouts, str(models.resolve(job.model))
     assert how.schedule == "constant", "TRL is given a constant learning rate"
@@ -176,7 +179,7 @@ def settings_of(job: config.Job, reward_model: str, where: Path, given: argparse
     }
 
 
-def environment_of(stage: str, job: config.Job, given: argparse.Namespace) -> dict[str, str]:
+def environment_of(stage: str, job: Job, given: argparse.Namespace) -> dict[str, str]:
     """The environment of a script: as many threads as given, and for vLLM what our engines have."""
     found = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "TOKENIZERS_PARALLELISM": "false"}
     if stage == "sample":
@@ -222,7 +225,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "reward"
         asked = [f"run_dir={directory}/run", f"scorers.reward_model={path}", *given.overrides]
-        job = jobfile.load_as(config.Job, ROOT / "jobs" / "demo.yaml", asked)
+        job = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml", asked)
         base = models.resolve(job.model)
         tokenizer = models.load_tokenizer(base)
         first = reward.new_model(base, tokenizer, "float32", seed=0)

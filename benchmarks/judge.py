@@ -31,7 +31,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import pyarrow as pa
 import ray
 
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.data import calls
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call

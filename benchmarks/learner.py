@@ -33,11 +33,12 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), H
 import ray
 from sides import OnDemand, asked_of, by_turns, check_losses, conversations, peak, result
 
-from psyco_ray import config, models
+from psyco_ray import models
+from psyco_ray.config.resources import Learners, fast_dtype
+from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.records import Asked, Example
-from psyco_ray.roles import fast_dtype
 
 SPEED_BAR, MEMORY_BAR = 2.0, 0.7
 LEARNING_RATE = 5e-7
@@ -92,7 +93,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
     tokenizer = models.load_tokenizer(Path(model))
     examples = [example(tokenizer, one) for one in asked]
     print(f"{len(examples)} pairs of {sum(e.tokens for e in examples) / len(examples):.0f} tokens", flush=True)
-    settings = config.Learners(
+    settings = Learners(
         threads=given.threads,
         dtype=given.dtype,
         zero_stage=0 if given.dtype == "float32" else 2,
@@ -100,9 +101,9 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
     )
     learner = LearnerGroup(
         model,
-        Dpo(config.Dpo()),
+        Dpo(DpoConfig()),
         settings,
-        config.Optimizer(
+        Optimizer(
             learning_rate=LEARNING_RATE, batch_size=given.batch, betas=BETAS, warmup_ratio=0.0, schedule="constant"
         ),
         seed=0,

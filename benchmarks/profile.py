@@ -32,7 +32,10 @@ import ray
 import scipy.optimize
 import yaml
 
-from psyco_ray import config, models, placement, reward, sync
+from psyco_ray import models, placement, reward, sync
+from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
+from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
@@ -166,7 +169,7 @@ class Bench:
             _, state_s = self.meter.take(ranks, lambda: self.learner.save_state(f"{directory}/state"))
         both = [*ranks, *self.rollouts.actors]
         before = self.meter.spent(both)
-        report = sync.push(self.learner, self.rollouts, 1, pairs[0], config.Sync(max_gap=10.0))
+        report = sync.push(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
         worked = [b - a for a, b in zip(before, self.meter.spent(both), strict=True)]
         # the learner writes first, then the engines read
         sync_s = max(worked[: len(ranks)]) + max(worked[len(ranks) :])
@@ -183,10 +186,10 @@ class Bench:
 def conversations(model: str, count: int) -> Iterator[tuple[Prompt, list[dict[str, str]]]]:
     """The first packaged speeches, rendered, again and again."""
     tokenizer = models.load_tokenizer(models.resolve(model))
-    prompt = speech_data.load_prompt(config.Prompts(respond="respond-small"))
+    prompt = load_prompt(Prompts(respond="respond-small"))
     rows = speech_data.read_table("sample", "pairs").to_pylist()
     for index in range(count):
-        messages = speech_data.messages(prompt, rows[index % len(rows)]["question"])
+        messages = prompt_messages(prompt, rows[index % len(rows)]["question"])
         ids = models.conversation_ids(tokenizer, messages)
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index), messages
 
@@ -194,9 +197,9 @@ def conversations(model: str, count: int) -> Iterator[tuple[Prompt, list[dict[st
 def bench(given: argparse.Namespace, reward_model: str) -> Bench:
     """Start the actors, as a run does."""
     cpus = {"cpus": 0.1, "gpus": given.gpus}
-    rollouts = config.Rollouts(**cpus, max_model_len=1024, max_num_seqs=SPEECHES * RESPONSES, kv_cache_gb=given.kv_gb)
-    scorers = config.Scorers(**cpus)
-    learners = config.Learners(**cpus, actors=given.actors, zero_stage=given.zero, micro_batch_tokens=given.micro)
+    rollouts = Rollouts(**cpus, max_model_len=1024, max_num_seqs=SPEECHES * RESPONSES, kv_cache_gb=given.kv_gb)
+    scorers = Scorers(**cpus)
+    learners = Learners(**cpus, actors=given.actors, zero_stage=given.zero, micro_batch_tokens=given.micro)
     limits: dict[str, Any] = {"start_s": 1800, "item_s": 1800}
     rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
     found = list(conversations(given.model, given.actors * SPEECHES))
@@ -219,9 +222,9 @@ def bench(given: argparse.Namespace, reward_model: str) -> Bench:
         ),
         LearnerGroup(
             given.model,
-            Dpo(config.Dpo()),
+            Dpo(DpoConfig()),
             learners,
-            config.Optimizer(batch_size=LARGE, schedule="constant"),
+            Optimizer(batch_size=LARGE, schedule="constant"),
             seed=0,
             start_s=1800,
             step_s=1800,

@@ -25,7 +25,9 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), H
 import ray
 from sides import OnDemand, Turn, asked_of, by_turns, check_losses, conversations, described, peak, result, timed
 
-from psyco_ray import config, models, reward
+from psyco_ray import models, reward
+from psyco_ray.config.resources import Learners, Scorers
+from psyco_ray.config.training import Optimizer
 from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
@@ -91,13 +93,13 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str
     learner = LearnerGroup(
         model,
         BradleyTerry(),
-        config.Learners(
+        Learners(
             threads=given.threads,
             dtype="float32" if given.fp32 else "bfloat16",
             zero_stage=0 if given.fp32 else 1,
             micro_batch_tokens=1400,  # fewer passes, of which each moves all gradients
         ),
-        config.Optimizer(
+        Optimizer(
             learning_rate=LEARNING_RATE, batch_size=BATCH, betas=(0.9, 0.999), warmup_ratio=0.0, schedule="constant"
         ),
         seed=0,
@@ -124,7 +126,7 @@ def score(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     dtype = "float32" if given.fp32 else "bfloat16"
-    scorer = ScorerActor("scorer", {"reward": model}, None, config.Scorers(dtype=dtype, threads=given.threads))
+    scorer = ScorerActor("scorer", {"reward": model}, None, Scorers(dtype=dtype, threads=given.threads))
     scorer.ready()
     classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)

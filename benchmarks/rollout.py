@@ -23,8 +23,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import ray
 from engines import by_turns
 
-from psyco_ray import config
-from psyco_ray.roles import fast_dtype
+from psyco_ray.config.resources import Rollouts, fast_dtype
 
 BAR = 0.95
 DEFAULTS_BAR = 1.0
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument("--defaults", action="store_true", help="against vLLM as it comes")
     given = parser.parse_args()
     actors = len(os.sched_getaffinity(0)) if given.defaults and not given.gpus else 1
-    settings = config.Rollouts(
+    settings = Rollouts(
         actors=actors,
         cpus=0.5,
         gpus=given.gpus,

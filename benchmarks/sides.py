@@ -19,8 +19,9 @@ from typing import Any
 
 import ray.cloudpickle
 
-from psyco_ray import config
-from psyco_ray.data import preferences, speeches
+from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.training import Prompts
+from psyco_ray.data import preferences
 from psyco_ray.records import Asked
 
 if str(Path(__file__).resolve().parent) in sys.path:
@@ -107,7 +108,7 @@ def cpu_seconds(_: Any) -> float:
 
 def asked_of(pairs: str, count: int) -> list[Asked]:
     """The first pairs of a file, chosen before rejected."""
-    prompt = speeches.load_prompt(config.Prompts())
+    prompt = load_prompt(Prompts())
     rows = preferences.read(pairs).table.slice(0, count).to_pylist()
     return [
         Asked(

@@ -30,7 +30,9 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import capacity, config, pairs
+from psyco_ray import capacity, pairs
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.training import Job
 from psyco_ray.flow import Flow
 from psyco_ray.ledger import Ledger
 from psyco_ray.pool import ActorPool
@@ -57,7 +59,7 @@ class Rates:
 
 def planned(count: int) -> Rates:
     """The rates that `plan` goes by; what an iteration of 6,400 speeches does once is shared out over `count`."""
-    job, profile, shape = config.Job(), capacity.profile_of("h100"), capacity.shape_of("llama-3.1-8b")
+    job, profile, shape = Job(), capacity.profile_of("h100"), capacity.shape_of("llama-3.1-8b")
     tokens = float(capacity.RESPONSE_TOKENS)
     roles = capacity.allocate(job, shape, profile, 8, tokens)
     work = capacity._Work(job, shape, profile, roles, tokens, None)
@@ -122,7 +124,7 @@ def measure(count: int) -> dict[str, Any]:
     rows = [{"speech_id": f"speech-{i}", "speech": "word " * 60, "prompt_ids": range(150)} for i in range(count)]
     dev = [{**row, "speech_id": f"held-out-{i}"} for i, row in enumerate(rows[: rates.held_out])]
     with tempfile.TemporaryDirectory() as directory:
-        job = config.Job(run_dir=directory, rollouts=config.Rollouts(speeches_per_item=8))
+        job = Job(run_dir=directory, rollouts=Rollouts(speeches_per_item=8))
         ledger = Ledger(job, resume=False)
         flow = Flow(job, ledger, Telemetry(job, ledger), rollouts, scorers, ("reward",))
         ours = streamed(flow, rows, dev, rates)

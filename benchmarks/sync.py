@@ -31,12 +31,13 @@ import numpy as np
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import config, placement, sync
+from psyco_ray import placement, sync
+from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
+from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
 from psyco_ray.records import Example, Item, Prompt, Weights
-from psyco_ray.roles import fast_dtype
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 
 BAR = 2.0
@@ -59,14 +60,14 @@ def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
     """A learner of one rank, ready."""
     learner = LearnerGroup(
         given.model,
-        Dpo(config.Dpo()),
-        config.Learners(
+        Dpo(DpoConfig()),
+        Learners(
             threads=given.threads,
             dtype=given.learner_dtype,
             zero_stage=0 if given.learner_dtype == "float32" else 1,
             micro_batch_tokens=1024,
         ),
-        config.Optimizer(learning_rate=rate, batch_size=PAIRS, warmup_ratio=0.0, schedule="constant"),
+        Optimizer(learning_rate=rate, batch_size=PAIRS, warmup_ratio=0.0, schedule="constant"),
         seed=0,
         start_s=600,
         step_s=600,
@@ -77,7 +78,7 @@ def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
 
 def pool_of(given: argparse.Namespace) -> ActorPool:
     """The rollout actors, ready."""
-    settings = config.Rollouts(
+    settings = Rollouts(
         actors=given.actors, cpus=0.5, dtype=given.dtype, max_model_len=512, max_num_seqs=16, kv_cache_gb=0.2
     )
     actor = ray.remote(RolloutActor)
@@ -111,7 +112,7 @@ def moved(given: argparse.Namespace, deltas: bool) -> tuple[float, float]:
     batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
     reports = []
     for version, _ in enumerate(learner.train(batches, steps=len(batches)), start=1):
-        report = sync.push(learner, pool, version, probe, config.Sync(max_gap=5.0, deltas=deltas))
+        report = sync.push(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
         print(
             f"deltas {deltas}, version {version}: {report.bytes / 2**20:.1f} MiB, export {report.export_s:.3f} s, "
             f"load {report.load_s:.3f} s; gap {report.gap:.4f} nats a token",
@@ -159,7 +160,7 @@ def moving(given: argparse.Namespace) -> dict[str, Any]:
     for version in range(1, len(batches) + 1):
         next(steps)
         began = time.perf_counter()
-        report = sync.push(learner, pool, version, probe, config.Sync(max_gap=5.0))
+        report = sync.push(learner, pool, version, probe, Sync(max_gap=5.0))
         pushed = time.perf_counter()
         item = Item("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
         next(pool.stream("sample", [SamplingRequest(item, version, 1, 1.0, 1.0, 1)], identity=lambda f: f[0].version))

@@ -16,7 +16,8 @@ import ray.cloudpickle
 from engines import LIMIT_S, pool_of
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray import config, placement, sync
+from psyco_ray import placement, sync
+from psyco_ray.config.training import Job
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.records import Example
@@ -42,7 +43,7 @@ def made_up(lengths: list[tuple[int, int, int]], seed: int) -> list[Example]:
     ]
 
 
-def learner_of(job: config.Job, rooms: PlacementGroup | None = None) -> LearnerGroup:
+def learner_of(job: Job, rooms: PlacementGroup | None = None) -> LearnerGroup:
     """A learner of one rank."""
     objective, how = Dpo(job.dpo), job.dpo.optimizer
     return LearnerGroup(job.model, objective, job.learners, how, seed=0, rooms=rooms, start_s=LIMIT_S, step_s=LIMIT_S)
@@ -74,7 +75,7 @@ class Update:
 class Pair:
     """A learner rank and the engine that gets its weights."""
 
-    job: config.Job
+    job: Job
 
     def __post_init__(self) -> None:
         job = self.job
@@ -103,7 +104,7 @@ class Pair:
         return Update(sum(parts), sum(left), copy_s, report.bytes)
 
 
-def by_transport(name: str, job: config.Job, rounds: int) -> list[Line]:
+def by_transport(name: str, job: Job, rounds: int) -> list[Line]:
     """Seconds of a weight update by every transport in turn, medians over rounds; one more goes before."""
     logging.getLogger("psyco_ray").addHandler(Strict(logging.WARNING))
     both, ways = Pair(job), sorted({job.transport, "object_store"})

@@ -13,8 +13,10 @@ from typing import Any
 
 from lint_manifests import ROLE, ROLES, Found, Manifest, Pods, autoscales, nodes, quantity, workers
 
-from psyco_ray import cli, config, jobfile
-from psyco_ray.roles import Actors, Pool
+from psyco_ray import cli
+from psyco_ray.config import job_file
+from psyco_ray.config.resources import Actors, PoolConfig
+from psyco_ray.config.training import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_IMAGE = "/opt/psyco-ray/"  # where the image has the checkout
@@ -172,7 +174,7 @@ def command(job: Manifest) -> Command:
     if given.kind is None:
         raise ValueError(f"runs {words[0]}, which takes no job file; name a command that does")
     path = Path(given.job) if Path(given.job).is_absolute() else ROOT / given.job
-    read = jobfile.load_as(given.kind, path, [*given.overrides, *rest])
+    read = job_file.load_as(given.kind, path, [*given.overrides, *rest])
     return Command(words[0], read, getattr(given, "resume", True))
 
 
@@ -210,9 +212,9 @@ def shared(job: Manifest) -> Found:
 def fits(job: Manifest) -> Found:
     """The groups hold the job's actors, at the beginning and when pools have grown."""
     wanted = command(job)
-    for role, name, actors, count in _demand(wanted) if isinstance(wanted.job, config.Job) else ():
+    for role, name, actors, count in _demand(wanted) if isinstance(wanted.job, Job) else ():
         groups = [g for g in workers(job["rayClusterSpec"]) if (g.spec.get("labels") or {}).get(ROLE, role) == role]
-        most = max(count, actors.autoscale.max if isinstance(actors, Pool) and actors.autoscale else 0)
+        most = max(count, actors.autoscale.max if isinstance(actors, PoolConfig) and actors.autoscale else 0)
         for bound, needed in (("replicas", count), ("maxReplicas", most)):
             room = sum(_replicas(g, bound) * _actors_in(g, actors) for g in groups)
             if room < needed and groups:

@@ -11,7 +11,7 @@ import yaml
 
 from psyco_ray import capacity, storage
 from psyco_ray.capacity import Forecast, Profile, Roles, Shape
-from psyco_ray.config import Job
+from psyco_ray.config.training import Job
 
 _WORTH_IT = 0.05  # share of an iteration that a change should save to be named
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from psyco_ray.config import Optimizer
+from psyco_ray.config.training import Optimizer
 from psyco_ray.records import Example
 
 Micro = list[Example]

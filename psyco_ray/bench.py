@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from psyco_ray.jobfile import Section, parse
+from psyco_ray.config.job_file import Section, parse
 
 WORSE = 0.15  # a ratio may get so much worse before it is flagged: machines are shared and noisy
 

@@ -17,10 +17,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from psyco_ray import jobfile
-from psyco_ray.config import Job, NotNegative, Positive, Prompts
-from psyco_ray.data import speeches
-from psyco_ray.jobfile import Section
+from psyco_ray.config import job_file
+from psyco_ray.config.job_file import NotNegative, Positive, Section
+from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.training import Job, Prompts
 
 RESPONSE_TOKENS = 256
 """Of a response, unless `sampling.max_tokens` ends it before or a run has told: some 190 words."""
@@ -114,7 +114,7 @@ def profile_of(device: str) -> Profile:
             f"there is no profile of device {device!r}; known are {known}, and "
             f"benchmarks/profile.py measures another: name the file that it writes"
         )
-    return jobfile.load_as(Profile, path)
+    return job_file.load_as(Profile, path)
 
 
 def shape_of(model: str) -> Shape:
@@ -271,7 +271,7 @@ def prompt_tokens(prompts: Prompts) -> float:
     Raises:
         ValueError: the texts are not there.
     """
-    texts = speeches.messages(speeches.load_prompt(prompts), "x" * SPEECH_CHARS)
+    texts = prompt_messages(load_prompt(prompts), "x" * SPEECH_CHARS)
     return sum(len(text["content"]) for text in texts) / CHARS_PER_TOKEN + TEMPLATE_TOKENS
 
 

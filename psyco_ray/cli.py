@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import commands, config, jobfile
+from psyco_ray import commands
+from psyco_ray.config import job_file
+from psyco_ray.config.errors import BAD_INPUT
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
+from psyco_ray.config.evaluate_reward import EvaluateRewardJob
+from psyco_ray.config.training import Job
 from psyco_ray.data import commands as commands_of_data
-from psyco_ray.evaluate.job import EvaluateRewardJob
-from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
-
-BAD_INPUT = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.kind is not None:
             given.overrides += rest
-        job = jobfile.load_as(given.kind, given.job, given.overrides) if given.kind else None
+        job = job_file.load_as(given.kind, given.job, given.overrides) if given.kind else None
         if hasattr(given, "address") and not (given.address or os.environ.get("RAY_ADDRESS")):
             # a token of this run's own, before Ray is imported: it would write one into the home directory
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--model", help="of the policy, such as llama-3.1-8b (default: the job's)")
             command.add_argument("--device", help="a profile's name or file, such as h100 (benchmarks/profile.py)")
             command.add_argument("--run", dest="finished", metavar="RUN", help="a finished run, to learn from")
-        command.set_defaults(run=run, kind=config.Job)
+        command.set_defaults(run=run, kind=Job)
     for name, evaluation, kind, text, example in (
         (
             "evaluate-reward",
@@ -118,7 +119,7 @@ def _add_submit(subparsers: Any) -> None:
     command.add_argument(
         "--driver-cpus", type=float, default=0, help="CPUs to reserve for it (default: 0, on the head)"
     )
-    command.set_defaults(run=commands.submit, kind=config.Job)
+    command.set_defaults(run=commands.submit, kind=Job)
 
 
 def _add_steering(subparsers: Any) -> None:

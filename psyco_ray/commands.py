@@ -11,15 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import config, jobfile, storage
-from psyco_ray.data.commands import RESUMABLE
-from psyco_ray.evaluate.job import EvaluateRewardJob
-from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
+from psyco_ray import storage
+from psyco_ray.config import job_file
+from psyco_ray.config.errors import RESUMABLE
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
+from psyco_ray.config.evaluate_reward import EvaluateRewardJob
+from psyco_ray.config.training import Job
 from psyco_ray.remote import is_remote, refuse_key
 from psyco_ray.starting import without_collector
 
 
-def plan(job: config.Job, given: argparse.Namespace) -> int:
+def plan(job: Job, given: argparse.Namespace) -> int:
     """Print the resource plan and how long an iteration takes; fails where the cluster cannot hold the job."""
     from psyco_ray import advice, placement
 
@@ -53,7 +55,7 @@ def plan(job: config.Job, given: argparse.Namespace) -> int:
     return 0
 
 
-def train_reward(job: config.Job, given: argparse.Namespace) -> int:
+def train_reward(job: Job, given: argparse.Namespace) -> int:
     """Train one reward model."""
 
     def work(ledger: Any, telemetry: Any) -> None:
@@ -65,7 +67,7 @@ def train_reward(job: config.Job, given: argparse.Namespace) -> int:
     return _in_run(job, given, work)
 
 
-def iterate(job: config.Job, given: argparse.Namespace) -> int:
+def iterate(job: Job, given: argparse.Namespace) -> int:
     """Iterative DPO with a reward model that is there."""
     if job.pairs_from == "file":
         raise ValueError("pairs_from is file, which is offline DPO; run train-dpo, or take policy or base")
@@ -74,7 +76,7 @@ def iterate(job: config.Job, given: argparse.Namespace) -> int:
     return _in_run(job, given, lambda ledger, telemetry: _iterate(job, ledger, telemetry))
 
 
-def train_dpo(job: config.Job, given: argparse.Namespace) -> int:
+def train_dpo(job: Job, given: argparse.Namespace) -> int:
     """Offline DPO: the policy learns from a file of pairs, in iterations that each end with a judged checkpoint."""
     if job.scorers.heldout_model is None and job.scorers.reward_model is None:
         raise ValueError("scorers.heldout_model is not set; name the reward model that shall judge the checkpoints")
@@ -82,7 +84,7 @@ def train_dpo(job: config.Job, given: argparse.Namespace) -> int:
     return _in_run(offline, given, lambda ledger, telemetry: _iterate(offline, ledger, telemetry))
 
 
-def demo(job: config.Job, given: argparse.Namespace) -> int:
+def demo(job: Job, given: argparse.Namespace) -> int:
     """Two reward models on halves of the pairs, then iterative DPO: A trains the policy, B only judges."""
 
     def work(ledger: Any, telemetry: Any) -> None:
@@ -123,7 +125,7 @@ def _evaluate(
 
     if given.max_cost is not None:
         settings = {**job.model_dump(mode="json"), "max_cost": given.max_cost}
-        job = jobfile.parse(type(job), settings, "--max-cost")
+        job = job_file.parse(type(job), settings, "--max-cost")
     directory = RunDirectory(job.run_dir)
     try:
         connect(given.address)
@@ -139,7 +141,7 @@ def _evaluate(
     return 0
 
 
-def submit(job: config.Job, given: argparse.Namespace) -> int:
+def submit(job: Job, given: argparse.Namespace) -> int:
     """Hand a job to a cluster."""
     from psyco_ray import submit as jobs
     from psyco_ray.ledger import check_lasting, refuse_keys
@@ -248,7 +250,7 @@ def _by_name(given: list[str], what: str) -> dict[str, str]:
     return found
 
 
-def _iterate(job: config.Job, ledger: Any, telemetry: Any) -> None:
+def _iterate(job: Job, ledger: Any, telemetry: Any) -> None:
     with without_collector():
         from psyco_ray.driver import iterate as run
         from psyco_ray.report import html
@@ -265,12 +267,12 @@ def _iterate(job: config.Job, ledger: Any, telemetry: Any) -> None:
     )
 
 
-def _with(job: config.Job, section: str, **changes: Any) -> config.Job:
+def _with(job: Job, section: str, **changes: Any) -> Job:
     """The job with some settings of a section changed."""
     return job.model_copy(update={section: getattr(job, section).model_copy(update=changes)})
 
 
-def _in_run(job: config.Job, given: argparse.Namespace, work: Callable[[Any, Any], None]) -> int:
+def _in_run(job: Job, given: argparse.Namespace, work: Callable[[Any, Any], None]) -> int:
     """Hold the run directory and Ray while `work` goes on."""
     import ray
 

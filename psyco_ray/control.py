@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray import live, placement, storage
+from psyco_ray.config.resources import PoolConfig
 from psyco_ray.ledger import RunDirectory
 from psyco_ray.pool import ActorPool
 from psyco_ray.remote import is_remote
-from psyco_ray.roles import Pool
 
 _EVERY_S, _STALE_S = 2.0, 30.0  # between two looks at the files, and how old a status may be while the driver lives
 _EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each look is a paid request
@@ -33,7 +33,7 @@ class Control:
         self,
         directory: RunDirectory,
         pools: Mapping[str, ActorPool],
-        settings: Mapping[str, Pool],
+        settings: Mapping[str, PoolConfig],
         seen: Callable[[dict[str, list[dict[str, Any]]]], dict[str, Any]],
         say: Callable[[str], None],
         fixed: Collection[str] = (),

@@ -16,7 +16,7 @@ from ray.util import remove_placement_group
 
 from psyco_ray import pairs, placement, stopping, sync
 from psyco_ray.batches import batches
-from psyco_ray.config import Job
+from psyco_ray.config.training import Job
 from psyco_ray.control import Control
 from psyco_ray.data.mixture import Encoder
 from psyco_ray.evaluate import heldout, verdicts

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from psyco_ray import placement
-from psyco_ray.config import Job
+from psyco_ray.config.training import Job
 from psyco_ray.crew import Crew
 from psyco_ray.data.mixture import mix
 from psyco_ray.data.speeches import draw, load_speeches

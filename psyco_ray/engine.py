@@ -21,7 +21,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from psyco_ray import transfer
-from psyco_ray.config import Rollouts
+from psyco_ray.config.resources import Rollouts
 from psyco_ray.records import Group, Prompt, Response, Streamed, Weights
 
 _ALL = ("weights", "kv_cache")  # what sleep frees, and waking brings back one by one

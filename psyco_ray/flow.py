@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from psyco_ray.config import Job
-from psyco_ray.data import speeches as speech_data
+from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.training import Job
 from psyco_ray.ledger import Ledger, key_of
 from psyco_ray.pool import ActorPool
 from psyco_ray.quarantine import Quarantine
@@ -33,7 +33,7 @@ class Flow:
         """Take the pools, which may still be loading, and the names of the scorers' reward models."""
         self._job, self._ledger, self._telemetry = job, ledger, telemetry
         self._rollouts, self._scorers, self._rewards = rollouts, scorers, rewards
-        self._prompt = speech_data.load_prompt(job.prompts)
+        self._prompt = load_prompt(job.prompts)
         self._busy = {"rollout": 0.0, "scorer": 0.0}
 
     def taken(self) -> dict[str, float]:
@@ -122,7 +122,7 @@ class Flow:
                     tokens = sum(len(response.token_ids) for response in group.responses)
                     live.count(rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses))
                     assert group.version == drawing["version"], f"version {group.version} came from a stale policy"
-                    yield group, speech_data.messages(self._prompt, speeches[group.prompt.speech_id]), models
+                    yield group, prompt_messages(self._prompt, speeches[group.prompt.speech_id]), models
 
             for group, seconds in self._scorers.stream(
                 "score",

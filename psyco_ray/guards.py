@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from psyco_ray.config import Guards
+from psyco_ray.config.training import Guards
 
 _LEAST_ERROR = 1e-6  # or a fall that all speeches share alike would be infinite
 

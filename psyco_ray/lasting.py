@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 from ray.util.placement_group import PlacementGroup
 
 from psyco_ray import placement, stopping
-from psyco_ray.config import Learners
+from psyco_ray.config.resources import Learners
 from psyco_ray.ranks import LostRanks, Ranks
 from psyco_ray.records import Example
 

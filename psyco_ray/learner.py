@@ -17,7 +17,8 @@ from ray.util.placement_group import PlacementGroup
 
 from psyco_ray import storage
 from psyco_ray.batches import learning_rate, plan_step
-from psyco_ray.config import Learners, Lora, Optimizer, Sync
+from psyco_ray.config.resources import Learners, Sync
+from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.lasting import Batches, Lasting, Training
 from psyco_ray.live import mfu, peak_flops
 from psyco_ray.member import reason_of

@@ -23,8 +23,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psyco_ray import config, jobfile, storage
-from psyco_ray.jobfile import Section
+from psyco_ray import storage
+from psyco_ray.config import job_file
+from psyco_ray.config.endpoint import ROAD
+from psyco_ray.config.job_file import Section
+from psyco_ray.config.training import Job
 from psyco_ray.records import SAMPLES, SCORES, Group, Item, group_rows, groups_from_rows
 from psyco_ray.remote import is_remote, refuse_key
 from psyco_ray.workcopy import WorkingCopy
@@ -39,7 +42,7 @@ MAY_CHANGE = {
     "checkpoints",
     "dpo.checkpoint_every",
     "reward.checkpoint_every",
-    *(f"evaluation.judge.{key}" for key in sorted(config.ROAD)),
+    *(f"evaluation.judge.{key}" for key in sorted(ROAD)),
     *(
         f"{role}.{key}"
         for role in ("rollouts", "scorers", "learners", "reward.learners")
@@ -153,10 +156,10 @@ class RunDirectory:
         path = self.root / "job.yaml"
         if path.exists():
             try:
-                jobfile.load_as(type(job), path)
+                job_file.load_as(type(job), path)
             except ValueError:
                 raise ValueError(f"run_dir {self.root} holds a run of another kind; choose another run_dir") from None
-        self.write_text("job.yaml", jobfile.dump(job))
+        self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
     def write_text(self, name: str, text: str) -> None:
@@ -183,20 +186,20 @@ class RunDirectory:
             self._copy.push(name)
 
 
-def refuse_keys(job: config.Job) -> None:
+def refuse_keys(job: Job) -> None:
     """Refuse a job that has a key in the URI of any setting.
 
     Raises:
         ValueError: there is one.
     """
-    for value in jobfile.flat(job.model_dump(mode="json")).values():
+    for value in job_file.flat(job.model_dump(mode="json")).values():
         refuse_key(str(value))
 
 
 class Ledger(RunDirectory):
     """The directory of one training run."""
 
-    def __init__(self, job: config.Job, resume: bool) -> None:
+    def __init__(self, job: Job, resume: bool) -> None:
         """Open the directory, lock it and write down the job.
 
         Raises:
@@ -210,15 +213,15 @@ class Ledger(RunDirectory):
             self.close()
             raise
 
-    def _begin(self, job: config.Job, resume: bool) -> None:
+    def _begin(self, job: Job, resume: bool) -> None:
         """Write the job down, unless the directory holds another run."""
         written = self.root / "job.yaml"
         # a run that made nothing yet, say because its data was refused, does not hold its directory
         if written.exists() and {path.name for path in self.root.iterdir()} - _BEFORE_WORK:
             if not resume:
                 raise ValueError(f"run_dir {self.run_dir} already holds a run; add --resume or choose another run_dir")
-            _same_job(jobfile.load_as(config.Job, written), job, storage.join(self.run_dir, "job.yaml"))
-        self.write_text("job.yaml", jobfile.dump(job))
+            _same_job(job_file.load_as(Job, written), job, storage.join(self.run_dir, "job.yaml"))
+        self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
     def table(self, stage: str, schema: pa.Schema, make: Callable[[], list[dict[str, Any]]]) -> pa.Table:
@@ -323,9 +326,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _same_job(old: config.Job, new: config.Job, where: str) -> None:
+def _same_job(old: Job, new: Job, where: str) -> None:
     """Refuse to continue a run with settings that change its results."""
-    before, after = jobfile.flat(old.model_dump(mode="json")), jobfile.flat(new.model_dump(mode="json"))
+    before, after = job_file.flat(old.model_dump(mode="json")), job_file.flat(new.model_dump(mode="json"))
     for key, value in after.items():
         if before.get(key) != value and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE):
             raise ValueError(

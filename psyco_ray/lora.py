@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray.config import Lora
+from psyco_ray.config.training import Lora
 
 if TYPE_CHECKING:
     import torch

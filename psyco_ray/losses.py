@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from psyco_ray import config
+from psyco_ray.config.training import DpoConfig
 from psyco_ray.records import Example
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class BradleyTerry:
 class Dpo:
     """What policy training minimises, given the log-probabilities of each pair's two responses."""
 
-    settings: config.Dpo
+    settings: DpoConfig
     head: ClassVar[str] = "policy"
 
     def given(self, examples: Sequence[Example]) -> list[tuple[float, float, float, float]]:

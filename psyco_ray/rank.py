@@ -13,7 +13,8 @@ import numpy as np
 import ray
 
 from psyco_ray.batches import Micro
-from psyco_ray.config import Learners, Lora, Optimizer
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.deltas import Exports
 from psyco_ray.records import Changed
 from psyco_ray.starting import without_collector

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray.config import Scorers
+from psyco_ray.config.resources import Scorers
 from psyco_ray.records import Asked, Scored
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from psyco_ray.config import Rollouts
+from psyco_ray.config.resources import Rollouts
 from psyco_ray.records import Group, Item, Loaded, Streamed, Weights
 from psyco_ray.starting import without_collector
 

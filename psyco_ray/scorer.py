@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from psyco_ray.config import Scorers
+from psyco_ray.config.resources import Scorers
 from psyco_ray.records import Asked, Example, Group, Scored
 from psyco_ray.reward import RewardModel
 from psyco_ray.starting import without_collector

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from psyco_ray import guards, storage
-from psyco_ray.config import Job
+from psyco_ray.config.training import Job
 from psyco_ray.ledger import Ledger
 
 Record = dict[str, Any]

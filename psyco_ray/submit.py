@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.data.commands import RESUMABLE
+from psyco_ray.config.errors import RESUMABLE
 
 EXCLUDES = ("/runs", "/wandb", "/build", "/dist", "*.egg-info", ".*_cache", ".env*", "*.env")
 """What is never uploaded, beside what Ray leaves out (`.gitignore`, `.rayignore`, `.git`, environments)."""

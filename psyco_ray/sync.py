@@ -14,7 +14,7 @@ import xxhash
 if TYPE_CHECKING:
     import torch
 
-    from psyco_ray.config import Sync, Transport
+    from psyco_ray.config.resources import Sync, Transport
     from psyco_ray.learner import LearnerGroup
     from psyco_ray.pool import ActorPool
     from psyco_ray.records import Example, Loaded, Streamed, Weights

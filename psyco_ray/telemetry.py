@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from psyco_ray import config
+from psyco_ray.config.training import Job
 from psyco_ray.learner import StepResult
 from psyco_ray.ledger import Ledger
 from psyco_ray.live import Live
@@ -73,7 +73,7 @@ class Progress:
 class Telemetry(Progress):
     """Progress and metrics of one training run."""
 
-    def __init__(self, job: config.Job, ledger: Ledger) -> None:
+    def __init__(self, job: Job, ledger: Ledger) -> None:
         super().__init__()
         self._ledger = ledger
         self._wandb = _wandb_run(job, ledger) if job.telemetry.wandb_project else None
@@ -113,7 +113,7 @@ class Telemetry(Progress):
             self._wandb.finish()
 
 
-def _wandb_run(job: config.Job, ledger: Ledger) -> Any:
+def _wandb_run(job: Job, ledger: Ledger) -> Any:
     try:
         import wandb
     except ImportError:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from psyco_ray import batches, placement, stopping, storage
-from psyco_ray.config import Job
+from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder, Mixture, mix
 from psyco_ray.evaluate import metrics
 from psyco_ray.learner import LearnerGroup

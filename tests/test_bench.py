@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from psyco_ray import bench, cli
+from psyco_ray.config import errors
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
@@ -67,10 +68,10 @@ def test_what_does_not_do_is_one_sentence(checkout, capfd) -> None:
         ("speed 1", {"speed": (1.0, "up")}, [], "ratios.speed.better: 'up' does not do"),
     ):
         baseline(checkout, arguments, **ratios)
-        assert cli.main(["bench", *names]) == cli.BAD_INPUT
+        assert cli.main(["bench", *names]) == errors.BAD_INPUT
         assert sentence in capfd.readouterr().err.splitlines()[-1]
     (checkout / "benchmarks" / "baselines" / "made_up.json").unlink()
-    assert cli.main(["bench"]) == cli.BAD_INPUT
+    assert cli.main(["bench"]) == errors.BAD_INPUT
     assert "run psyco-ray bench in a checkout" in capfd.readouterr().err
 
 

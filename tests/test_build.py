@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from psyco_ray import config
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.data import build, calls, parts, speeches, topics
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.judge import batch
@@ -188,7 +188,7 @@ def test_batches_fill_the_journal(to_rate):
 
 
 def test_what_batches_cost_counts_against_the_limit(tmp_path, monkeypatch) -> None:
-    endpoint = config.Endpoint(model="judge", price_in=1.0, price_out=2.0, via="batch")
+    endpoint = Endpoint(model="judge", price_in=1.0, price_out=2.0, via="batch")
     stage = SimpleNamespace(endpoint=endpoint, out=tmp_path / "rate")
     dataset = SimpleNamespace(job=SimpleNamespace(max_cost=10.0), spent=4.0, journal=tmp_path / "journal")
     said: list[str] = []

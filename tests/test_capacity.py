@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from psyco_ray import advice, capacity, cli, jobfile
+from psyco_ray import advice, capacity, cli
 from psyco_ray.capacity import Profile, Roles, Shape
-from psyco_ray.config import Job
+from psyco_ray.config import errors, job_file
+from psyco_ray.config.training import Job
 
 ROOT = Path(__file__).parents[1]
 DEMO_SECONDS = (80.0, 74.0, 71.7)
@@ -157,7 +158,7 @@ def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
     ],
 )
 def test_what_does_not_do_is_one_sentence(capsys, arguments, sentence) -> None:
-    assert cli.main(["plan", *arguments]) == cli.BAD_INPUT
+    assert cli.main(["plan", *arguments]) == errors.BAD_INPUT
     assert sentence in capsys.readouterr().err
 
 
@@ -181,7 +182,7 @@ def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() 
     """Those that the demo took on the machine where the profile was measured, one after the other."""
     rates = capacity.profile_of("cpu-2-cores")
     assert not rates.estimated
-    given = jobfile.load_as(Job, ROOT / "jobs" / "demo.yaml")
+    given = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
     shape = capacity.shape_of(given.model)
     found = capacity.forecast(given, shape, rates, capacity.roles_of(given), given.sampling.max_tokens, cores=2)
     assert found.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)

@@ -13,9 +13,9 @@ from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psyco_ray.config.data import DataJob, Source
 from psyco_ray.data import duplicates, parts, sources, speeches
 from psyco_ray.data.clean import clean
-from psyco_ray.data.job import DataJob, Source
 from psyco_ray.records import COLLECTED, DROPPED
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "raw"

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from psyco_ray import jobfile, placement
-from psyco_ray.config import Job
+from psyco_ray import placement
+from psyco_ray.config import job_file
+from psyco_ray.config.resources import Learners, Rollouts, Scorers
+from psyco_ray.config.training import Job
 from psyco_ray.member import State
 from psyco_ray.placement import Node
 from psyco_ray.pool import ActorPool
-from psyco_ray.roles import Learners, Rollouts, Scorers
 from psyco_ray.turns import Turns
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -55,7 +56,7 @@ def test_the_commands_in_job_files_fit_the_gpus_that_they_name(name: str, gpus: 
     comment = path.read_text().replace("\\\n#", " ")
     [command] = [line for line in comment.splitlines() if "colocated=true" in line]
     given = command[command.index("colocated=true") :].split()
-    wanted = jobfile.load_as(Job, path, given)
+    wanted = job_file.load_as(Job, path, given)
     cpus = int(re.search(rf"`psyco-ray plan`: {gpus} GPUs? and (\d+) CPUs", comment)[1])
     nodes = [Node("one", cpus, gpus)]
     placement.check("iterate", placement.iterate_phase(wanted), nodes)

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from pages import Page
 from scipy.stats import binom
 
-from psyco_ray import cli, config, jobfile
+from psyco_ray import cli
+from psyco_ray.config import job_file
+from psyco_ray.config.resources import Scorers
+from psyco_ray.config.training import DpoConfig, Job, Sampling
 from psyco_ray.evaluate import stats
 from psyco_ray.evaluate.compare import compare, paired
 from psyco_ray.ledger import RunDirectory
@@ -32,10 +35,10 @@ def make_run(
 ) -> Path:
     """A run directory as training leaves it: scores by iteration and speech, base model first."""
     settings.setdefault("iterations", len(scores) - 1)
-    scorers = config.Scorers(reward_model="rm", heldout_model=settings.pop("heldout_model", "held"))
-    job = jobfile.parse(config.Job, {"scorers": scorers.model_dump(), **settings}, "test")
+    scorers = Scorers(reward_model="rm", heldout_model=settings.pop("heldout_model", "held"))
+    job = job_file.parse(Job, {"scorers": scorers.model_dump(), **settings}, "test")
     run = RunDirectory(str(root))
-    run.write_text("job.yaml", jobfile.dump(job))
+    run.write_text("job.yaml", job_file.dump(job))
     for iteration, values in enumerate(scores):
         facts: dict = {"reward": sum(values) / len(values), "ci95": stats.bootstrap_mean(values, 0)}
         facts["scores"] = {key: [value] for key, value in zip(speeches, values, strict=True)}
@@ -280,8 +283,8 @@ FACTS = {
     "iterations": 16,
     "steps": 1600,
     "best": {"iteration": 12, "by": "mean held-out reward", "value": 1.25},
-    "dpo": config.Dpo().model_dump(),
-    "sampling": config.Sampling().model_dump(),
+    "dpo": DpoConfig().model_dump(),
+    "sampling": Sampling().model_dump(),
     "reward_model": "/secret/place/rm-3b",
     "heldout_model": "hub/rm-8b",
     "data": {"speeches": "/secret/place/speeches.parquet", "dev_share": 0.1},

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from psyco_ray import config, jobfile, roles
+from psyco_ray.config import job_file, resources
+from psyco_ray.config.data import DataJob, Respond
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
+from psyco_ray.config.evaluate_reward import EvaluateRewardJob
+from psyco_ray.config.resources import Learners, Rollouts, Scorers
+from psyco_ray.config.training import Job
 from psyco_ray.data import respond
-from psyco_ray.data.job import DataJob, Respond
-from psyco_ray.evaluate.job import EvaluateRewardJob
-from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
 
 JOBS = Path(__file__).parent.parent / "jobs"
 
@@ -19,7 +21,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_defaults_are_the_papers() -> None:
-    job = config.Job()
+    job = Job()
     assert (job.iterations, job.speeches_per_iteration, job.sampling.responses, job.sampling.temperature) == (
         16,
         6400,
@@ -36,18 +38,18 @@ def test_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_jobs_are_valid_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     if path.name.startswith("pool"):
-        assert len(respond.members(jobfile.read_yaml(path, "pool file"), str(path), Respond())) >= 4
+        assert len(respond.members(job_file.read_yaml(path, "pool file"), str(path), Respond())) >= 4
         return
     kinds = {"data": DataJob, "evaluate-reward": EvaluateRewardJob, "evaluate-policy": PolicyEvaluationJob}
-    kind = next((kinds[start] for start in kinds if path.name.startswith(start)), config.Job)
-    job = jobfile.load_as(kind, path)
-    assert jobfile.load_as(kind, write(tmp_path, jobfile.dump(job))) == job
+    kind = next((kinds[start] for start in kinds if path.name.startswith(start)), Job)
+    job = job_file.load_as(kind, path)
+    assert job_file.load_as(kind, write(tmp_path, job_file.dump(job))) == job
 
 
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, "sampling: {responses: 4}\n")
-    job = jobfile.load_as(
-        config.Job,
+    job = job_file.load_as(
+        Job,
         path,
         ["sampling.temperature=0.5", "seed=7", "scorers.reward_model=/a/b", "dpo.optimizer.betas=[0.5, 0.6]"],
     )
@@ -73,7 +75,7 @@ SHARED = "colocated: true\nrollouts: {actors: 2, gpus: 0.5}\nlearners: {actors: 
 def test_the_transport_follows_from_where_things_are(
     tmp_path: Path, text: str, overrides: list[str], transport: str
 ) -> None:
-    assert jobfile.load_as(config.Job, write(tmp_path, text), overrides).transport == transport
+    assert job_file.load_as(Job, write(tmp_path, text), overrides).transport == transport
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_wrong_settings_are_named_in_one_sentence(
     tmp_path: Path, text: str, overrides: list[str], parts: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
-        jobfile.load_as(config.Job, write(tmp_path, text), overrides)
+        job_file.load_as(Job, write(tmp_path, text), overrides)
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -124,15 +126,15 @@ def test_wrong_settings_are_named_in_one_sentence(
 
 def test_where_a_cpu_has_no_bfloat16_all_roles_compute_in_float32(monkeypatch) -> None:
     for native, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(roles, "cpu_has_bfloat16", lambda native=native: native)
-        for kind in (config.Learners, config.Scorers, config.Rollouts):
+        monkeypatch.setattr(resources, "cpu_has_bfloat16", lambda native=native: native)
+        for kind in (Learners, Scorers, Rollouts):
             assert kind().dtype == expected
             assert kind(gpus=1).dtype == "bfloat16"
             assert kind(dtype="bfloat16").dtype == "bfloat16"
     with pytest.raises(ValueError, match=r"gpus\n.*greater than or equal to 0"):
-        config.Learners(gpus=-1)
+        Learners(gpus=-1)
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.yaml does not exist"):
-        jobfile.load_as(config.Job, tmp_path / "nowhere.yaml")
+        job_file.load_as(Job, tmp_path / "nowhere.yaml")

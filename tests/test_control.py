@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from psyco_ray import cli, config, control, roles
+from psyco_ray import cli, control
+from psyco_ray.config.resources import Autoscale, Rollouts, Scorers
 from psyco_ray.control import Control
 from psyco_ray.ledger import RunDirectory
 
@@ -33,8 +34,8 @@ def going_on(tmp_path, monkeypatch):
     monkeypatch.setattr(control, "_EVERY_S", 0.05)
     directory = RunDirectory(str(tmp_path / "run"))
     pools = {"rollouts": Pool(), "scorers": Pool()}
-    bounds = roles.Autoscale(min=2, max=6)
-    settings = {"rollouts": config.Rollouts(cpus=1, gpus=2, autoscale=bounds), "scorers": config.Scorers()}
+    bounds = Autoscale(min=2, max=6)
+    settings = {"rollouts": Rollouts(cpus=1, gpus=2, autoscale=bounds), "scorers": Scorers()}
     said: list[str] = []
     made = Control(directory, pools, settings, seen, said.append)
     yield made, pools, tmp_path / "run", said
@@ -116,13 +117,13 @@ def test_what_cannot_be_read_or_written_is_told_once(going_on) -> None:
 
 def test_bounds_are_checked() -> None:
     with pytest.raises(ValueError, match=r"autoscale.min 4 is above autoscale.max 2"):
-        roles.Autoscale(min=4, max=2)
+        Autoscale(min=4, max=2)
 
 
 def test_what_shares_gpus_keeps_its_number(tmp_path) -> None:
     directory, said = RunDirectory(str(tmp_path / "run")), []
     pools = {"rollouts": Pool(), "scorers": Pool()}
-    settings = {"rollouts": config.Rollouts(), "scorers": config.Scorers()}
+    settings = {"rollouts": Rollouts(), "scorers": Scorers()}
     made = Control(directory, pools, settings, seen, said.append, fixed=("rollouts", "learners"))
     try:
         made._obey({"rollouts": 4, "scorers": 3, "learners": 2})

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from psyco_ray import config, crew, placement
+from psyco_ray import crew, placement
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import DpoConfig, Job, Optimizer, Part, Prompts
 from psyco_ray.data import mixture
 from psyco_ray.ledger import Ledger
 from psyco_ray.records import Example
@@ -16,11 +18,11 @@ from psyco_ray.records import Example
 @pytest.fixture
 def made(tmp_path, tiny_model):
     """A crew without actors: its scorers answer at once, and nothing is trained."""
-    job = config.Job(
+    job = Job(
         run_dir=str(tmp_path / "run"),
         model=str(tiny_model),
         pairs_from="file",
-        prompts=config.Prompts(respond="respond-small"),
+        prompts=Prompts(respond="respond-small"),
     )
     found = object.__new__(crew.Crew)
     found.job, found.ledger = job, Ledger(job, resume=False)
@@ -44,7 +46,7 @@ def test_pairs_of_two_files_that_bear_the_same_ids_are_all_trained(local_ray, ma
     for number, name in enumerate(("a", "b")):
         path = tmp_path / f"{name}.parquet"
         pq.write_table(crew.pa.Table.from_pylist(rows[4 * number : 4 * number + 4]), path)
-    parts = [config.Part(pairs=str(tmp_path / f"{name}.parquet")) for name in ("a", "b")]
+    parts = [Part(pairs=str(tmp_path / f"{name}.parquet")) for name in ("a", "b")]
     table = mixture.mix(parts, made.job.data, seed=0).train
     assert len(set(table["pair_id"].to_pylist())) < 8, "their ids are the numbers of their rows"
     made._flow.referenced = referenced
@@ -60,12 +62,12 @@ def test_pairs_of_two_files_that_bear_the_same_ids_are_all_trained(local_ray, ma
 def test_a_pair_that_scorers_gave_up_is_left_out(local_ray, made, tmp_path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(4)]
     pq.write_table(crew.pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    table = mixture.mix([config.Part(pairs=str(tmp_path / "pairs.parquet"))], made.job.data, seed=0).train
+    table = mixture.mix([Part(pairs=str(tmp_path / "pairs.parquet"))], made.job.data, seed=0).train
     made._flow.referenced = lambda name, examples: referenced(name, list(examples)[1:])
     assert len(made.offline_pairs(1, ["0", "1", "2", "3"], table)) == 3
     too_long = [row | {"chosen": "word " * 5000} for row in rows]
     pq.write_table(crew.pa.Table.from_pylist(too_long), tmp_path / "long.parquet")
-    table = mixture.mix([config.Part(pairs=str(tmp_path / "long.parquet"))], made.job.data, seed=0).train
+    table = mixture.mix([Part(pairs=str(tmp_path / "long.parquet"))], made.job.data, seed=0).train
     with pytest.raises(ValueError, match="none of 4 fits rollouts"):
         made.offline_pairs(2, ["0", "1", "2", "3"], table)
 
@@ -75,7 +77,7 @@ def test_no_more_ranks_train_than_the_smallest_batch_has_pairs(made, monkeypatch
     made.learner = SimpleNamespace(ranks=["a", "b"], resize=sizes.append)
     made.control = SimpleNamespace(wanted={"learners": 6})
     made.job = made.job.model_copy(
-        update={"learners": config.Learners(actors=2), "dpo": config.Dpo(optimizer=config.Optimizer(batch_size=8))}
+        update={"learners": Learners(actors=2), "dpo": DpoConfig(optimizer=Optimizer(batch_size=8))}
     )
     planned: list[list] = []
     monkeypatch.setattr(crew.Crew, "_train", lambda self, iteration, batches: planned.extend(batches))

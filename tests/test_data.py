@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray import config
+from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.training import Data, Job, Prompts, Sampling
 from psyco_ray.data import speeches as data
 from psyco_ray.records import PREFERENCES, PRINCIPLES
 
@@ -86,11 +88,11 @@ def test_draw_wants_enough_speeches() -> None:
         data.draw(["a", "b"], 5, 1, 0)
 
 
-def job(path: Path, **changes) -> config.Job:
-    return config.Job(
-        data=config.Data(speeches=str(path), dev_share=0.5, **changes),
-        sampling=config.Sampling(max_tokens=32),
-        rollouts=config.Rollouts(max_model_len=256),
+def job(path: Path, **changes) -> Job:
+    return Job(
+        data=Data(speeches=str(path), dev_share=0.5, **changes),
+        sampling=Sampling(max_tokens=32),
+        rollouts=Rollouts(max_model_len=256),
     )
 
 
@@ -155,7 +157,7 @@ def test_what_is_wrong_with_a_table_is_told_without_what_is_in_it(tmp_path) -> N
 def test_a_speech_longer_than_the_context_is_named(local_ray, tmp_path, tiny_model) -> None:
     texts = [f"{LONG} {i}" for i in range(20)] + ["word " * 190]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts})
-    too_small = job(path).model_copy(update={"rollouts": config.Rollouts(max_model_len=180)})
+    too_small = job(path).model_copy(update={"rollouts": Rollouts(max_model_len=180)})
     with pytest.raises(ValueError, match=r"row \d+ takes \d+ tokens with its prompt, 148 fit"):
         data.load_speeches(too_small, str(tiny_model))
 
@@ -166,14 +168,14 @@ def test_prompts_come_from_one_replaceable_file(tmp_path) -> None:
         "mine:\n  system: Be kind.\n  user: 'Client: {client_speech}'\nbroken:\n  user: nothing\n"
         "text: You are kind.\nempty:\n  user:\n"
     )
-    prompt = data.load_prompt(config.Prompts(file=str(own), respond="mine"))
-    assert data.messages(prompt, "Hi {x}") == [
+    prompt = load_prompt(Prompts(file=str(own), respond="mine"))
+    assert prompt_messages(prompt, "Hi {x}") == [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Client: Hi {x}"},
     ]
     with pytest.raises(ValueError, match="no entry yours; it has mine, broken, text, empty"):
-        data.load_prompt(config.Prompts(file=str(own), respond="yours"))
+        load_prompt(Prompts(file=str(own), respond="yours"))
     for wrong in ("broken", "text", "empty"):
         with pytest.raises(ValueError, match=rf"the user text of {wrong} does not contain \{{client_speech\}}"):
-            data.load_prompt(config.Prompts(file=str(own), respond=wrong))
-    assert len(data.messages(data.load_prompt(config.Prompts()), "Hi")) == 1
+            load_prompt(Prompts(file=str(own), respond=wrong))
+    assert len(prompt_messages(load_prompt(Prompts()), "Hi")) == 1

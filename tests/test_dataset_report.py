@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray import jobfile
+from psyco_ray.config import job_file
+from psyco_ray.config.data import DataJob
 from psyco_ray.data import parts
-from psyco_ray.data.job import DataJob
 from psyco_ray.records import COLLECTED, PREFERENCES, PRINCIPLES, RATINGS, RESPONSES, SET_ASIDE, TOPICS
 from psyco_ray.report import dataset
 
@@ -40,7 +40,7 @@ SPEND = {
     "topics": {"paid": 24, "reused": 0, "prompt_tokens": 4800, "completion_tokens": 240, "dollars": None},
     "rate": {"paid": 1234, "reused": 56, "prompt_tokens": 98765, "completion_tokens": 4321, "dollars": 12.345},
 }
-JOB = jobfile.parse(
+JOB = job_file.parse(
     DataJob,
     {
         "run_dir": "/secret/place/demo",

@@ -19,12 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
 
-from psyco_ray import cli, config, jobfile
-from psyco_ray.config import Judging
+from psyco_ray import cli
+from psyco_ray.config import evaluate_policy, job_file
+from psyco_ray.config.endpoint import Endpoint, Judging
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
+from psyco_ray.config.prompts import PACKAGED
 from psyco_ray.data import parts, speeches
-from psyco_ray.evaluate import answers, bouts, policy_job, verdicts, winrates
+from psyco_ray.evaluate import answers, bouts, speech_sets, verdicts, winrates
 from psyco_ray.evaluate import policy as evaluating
-from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
 from psyco_ray.ledger import RunDirectory
 from psyco_ray.report import policy as report
 from psyco_ray.telemetry import Progress
@@ -70,7 +72,7 @@ def settings(run: Path, **changes) -> dict:
 
 
 def parsed(given: dict) -> PolicyEvaluationJob:
-    return jobfile.parse(PolicyEvaluationJob, given, "job")
+    return job_file.parse(PolicyEvaluationJob, given, "job")
 
 
 def run(given: dict) -> dict:
@@ -131,7 +133,7 @@ def test_the_papers_settings_are_the_defaults(tmp_path):
 
 
 def load(seed: int = 0, **changes) -> list[dict]:
-    return policy_job.load_speeches(policy_job.Speeches(**{"split": "dev", **changes}), seed)
+    return speech_sets.load_speeches(evaluate_policy.Speeches(**{"split": "dev", **changes}), seed)
 
 
 def test_every_held_out_speech_comes_once_with_its_coarse_topic():
@@ -194,9 +196,9 @@ def test_wrong_speeches_are_named(tmp_path):
 
 def test_an_opponents_file_is_found_by_the_speech_whatever_its_case(responses, tmp_path):
     rows = load()
-    assert policy_job.load_responses(responses, rows).keys() == {row["speech_id"] for row in rows}
+    assert speech_sets.load_responses(responses, rows).keys() == {row["speech_id"] for row in rows}
     loud = [{"speech": row["speech"].upper(), "response": "Mm."} for row in rows]
-    found = policy_job.load_responses(write_lines(tmp_path / "loud.jsonl", loud), rows)
+    found = speech_sets.load_responses(write_lines(tmp_path / "loud.jsonl", loud), rows)
     assert found == {row["speech_id"]: "Mm." for row in rows}
 
 
@@ -210,9 +212,9 @@ def test_an_opponents_file_that_lacks_something_is_named(tmp_path):
         ([{"speech": "a", "answer": "b"}], "no column response; it has speech, answer"),
     ):
         with pytest.raises(ValueError, match=said):
-            policy_job.load_responses(write_lines(tmp_path / "some.jsonl", given_rows), rows)
+            speech_sets.load_responses(write_lines(tmp_path / "some.jsonl", given_rows), rows)
     again = write_lines(tmp_path / "again.jsonl", [*full, full[0]])
-    assert len(policy_job.load_responses(again, rows)) == 3
+    assert len(speech_sets.load_responses(again, rows)) == 3
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ PAIRS = [
 
 
 def laid_out(root: Path, pairs: list[dict], **judging) -> verdicts.Verdicts:
-    endpoint = config.Endpoint(**local("http://nowhere"))
+    endpoint = Endpoint(**local("http://nowhere"))
     return verdicts.Verdicts(pairs, endpoint, root, Judging(**judging))
 
 
@@ -287,7 +289,7 @@ def test_over_many_speeches_every_side_is_first_in_about_half():
 
 
 def test_the_prompts_have_their_places_once():
-    texts = yaml.safe_load((Path(config.__file__).parent / "prompts.yaml").read_text())
+    texts = yaml.safe_load(PACKAGED.read_text())
     wanted = {
         "judge": {"principles", "client_speech", "response_a", "response_b"},
         "respond-matched": {"client_speech", "words"},
@@ -307,7 +309,7 @@ def test_the_prompts_have_their_places_once():
     ],
 )
 def test_a_prompts_file_without_a_place_is_refused(entry, place, said, tmp_path, responses):
-    texts = yaml.safe_load((Path(config.__file__).parent / "prompts.yaml").read_text())
+    texts = yaml.safe_load(PACKAGED.read_text())
     texts[entry]["user"] = texts[entry]["user"].replace(place, "")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(texts))
     opponent = {"name": "other", "responses": responses}
@@ -497,7 +499,7 @@ def test_one_variant_and_one_judge_leave_the_other_tables_out(made):
 
 
 def judge_all(pairs: list[dict], url: str, root: Path, model: str = "judge", **judging) -> dict:
-    endpoint = config.Endpoint(**local(url, model, **judging.pop("endpoint", {})))
+    endpoint = Endpoint(**local(url, model, **judging.pop("endpoint", {})))
     return verdicts.judge(pairs, endpoint, root, Judging(**judging), Progress())
 
 

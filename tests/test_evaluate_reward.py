@@ -20,16 +20,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray import cli, config, jobfile
+from psyco_ray import cli
+from psyco_ray.config import evaluate_reward as jobs
+from psyco_ray.config import job_file
+from psyco_ray.config.evaluate_reward import EvaluateRewardJob
+from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
+from psyco_ray.config.training import Prompts, __file__
 from psyco_ray.data import speeches
-from psyco_ray.evaluate import job as jobs
-from psyco_ray.evaluate import ranker, reward
-from psyco_ray.evaluate.job import EvaluateRewardJob
+from psyco_ray.evaluate import pair_sets, ranker, reward
 from psyco_ray.ledger import RunDirectory
 from psyco_ray.telemetry import Progress
 
 HERE = Path(__file__).parent
-PROMPT = speeches.load_prompt(config.Prompts())
+PROMPT = load_prompt(Prompts())
 DEV, TRAIN = 33, 261  # pairs of the packaged sample
 
 
@@ -74,7 +77,7 @@ def settings(run: Path, models: list[dict], **changes) -> dict:
 
 
 def parsed(given: dict) -> EvaluateRewardJob:
-    return jobfile.parse(EvaluateRewardJob, given, "job")
+    return job_file.parse(EvaluateRewardJob, given, "job")
 
 
 def run(given: dict) -> dict:
@@ -139,7 +142,9 @@ def test_a_model_with_training_data_is_ours_unless_it_says_otherwise():
 def test_more_pairs_hold_the_fewer_ones_in_the_same_order(seed, one, other):
     few, more = sorted((one, other))
     ids = [
-        jobs.load(jobs.Test(name="t", pairs="sample", split="train", limit=limit), seed).table["pair_id"].to_pylist()
+        pair_sets.load(jobs.Test(name="t", pairs="sample", split="train", limit=limit), seed)
+        .table["pair_id"]
+        .to_pylist()
         for limit in (few, more)
     ]
     assert [len(found) for found in ids] == [few, more]
@@ -150,7 +155,7 @@ def test_the_draw_is_of_texts_whatever_their_order(tmp_path):
     lines = speeches.SAMPLE.read_text().splitlines(keepends=True)
     (tmp_path / "mirrored.jsonl").write_text("".join(reversed(lines)))
     drawn = [
-        jobs.load(jobs.Test(name="t", pairs=pairs, split="all", limit=20), seed).table["pair_id"].to_pylist()
+        pair_sets.load(jobs.Test(name="t", pairs=pairs, split="all", limit=20), seed).table["pair_id"].to_pylist()
         for pairs, seed in (("sample", 0), (str(tmp_path / "mirrored.jsonl"), 0), ("sample", 1))
     ]
     assert drawn[0] == drawn[1][::-1]
@@ -159,21 +164,21 @@ def test_the_draw_is_of_texts_whatever_their_order(tmp_path):
 
 def test_a_split_that_is_not_there_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no pair of the split test for t \(it has dev: 33, train: 261\)"):
-        jobs.load(jobs.Test(name="t", pairs="sample"), 0)
+        pair_sets.load(jobs.Test(name="t", pairs="sample"), 0)
     with pytest.raises(ValueError, match=r"none\.jsonl does not exist"):
-        jobs.load(jobs.Test(name="t", pairs=str(tmp_path / "none.jsonl")), 0)
+        pair_sets.load(jobs.Test(name="t", pairs=str(tmp_path / "none.jsonl")), 0)
 
 
 def test_a_limit_of_the_benchmark_holds_for_each_subset(bench_rows):
-    found = jobs.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
+    found = pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
     assert Counter(found.table["subset"].to_pylist()) == {"math-prm": 4, "hep-cpp": 4, "donotanswer": 3}
 
 
 def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_rows):
     with pytest.raises(ValueError, match="needs a column subset"):
-        jobs.load_bench(jobs.Bench(rows="sample"), 0)
+        pair_sets.load_bench(jobs.Bench(rows="sample"), 0)
     with pytest.raises(ValueError, match="hep-go"):
-        jobs.load_bench(jobs.Bench(rows=str(bench_rows), sections={"all": ["math-prm", "hep-go"]}), 0)
+        pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), sections={"all": ["math-prm", "hep-go"]}), 0)
 
 
 @pytest.mark.parametrize(
@@ -217,14 +222,14 @@ def test_a_conversation_of_several_turns_names_who_speaks():
 
 def test_the_rankers_prompts_have_their_places_once():
     for name, places in ranker.PLACES.items():
-        prompt = speeches.load_prompt(config.Prompts(respond=name)) if name == "rank" else texts()[name]
+        prompt = load_prompt(Prompts(respond=name)) if name == "rank" else texts()[name]
         found = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
         assert sorted(found) == sorted(places)
         assert prompt["user"].splitlines()[-1] == "- better: the number of the better response, 1 or 2"
 
 
 def texts() -> dict:
-    return yaml.safe_load((Path(config.__file__).parent / "prompts.yaml").read_text())
+    return yaml.safe_load(PACKAGED.read_text())
 
 
 def local(url: str, model: str = "judge", **more) -> dict:
@@ -233,7 +238,10 @@ def local(url: str, model: str = "judge", **more) -> dict:
 
 def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
     job = parsed(settings(tmp_path, [local("http://x")], rewardbench={"rows": str(bench_rows)}))
-    for name, of in (("dev", jobs.load(job.tests[0], 0)), ("rewardbench", jobs.load_bench(job.rewardbench, 0))):
+    for name, of in (
+        ("dev", pair_sets.load(job.tests[0], 0)),
+        ("rewardbench", pair_sets.load_bench(job.rewardbench, 0)),
+    ):
         rows = of.table.to_pylist()
         ranking = ranker.Ranking(job, job.models[0], name, rows, tmp_path)
         units = [unit for part in ranking._parts for unit in ranking._stage.units(part)]
@@ -368,7 +376,7 @@ def assert_scores_are_the_models(rows: list[dict], pairs: dict[str, dict], path:
     for row in rows:
         pair = pairs[row["pair_id"]]
         for side in ("chosen", "rejected"):
-            turns = [*speeches.messages(PROMPT, pair["question"]), {"role": "assistant", "content": pair[side]}]
+            turns = [*prompt_messages(PROMPT, pair["question"]), {"role": "assistant", "content": pair[side]}]
             text = tokenizer.apply_chat_template(turns, tokenize=False)
             with torch.no_grad():
                 score = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pages import Page
 
 from psyco_ray import cli
+from psyco_ray.data import annotation
 from psyco_ray.data.speeches import speech_id
 from psyco_ray.evaluate import experts
 from psyco_ray.evaluate.stats import wilson
@@ -80,7 +81,7 @@ def test_the_files_are_blind_shuffled_and_complete(tmp_path, files) -> None:
     policies = {name: files[name] for name in ("free", "matched")}
     experts.export(policies, files["opponent"], tmp_path / "out", count=15, seed=3)
     key = items(tmp_path / "out")
-    first, second = (read(tmp_path / "out" / f"{expert}.csv") for expert in experts.EXPERTS)
+    first, second = (read(tmp_path / "out" / f"{expert}.csv") for expert in annotation.EXPERTS)
     assert [row["item"] for row in first] != [row["item"] for row in second]
     by_item = {row["item"]: row for row in first}
     assert by_item == {row["item"]: row for row in second}
@@ -298,7 +299,7 @@ def test_shares_are_those_of_what_was_chosen(tmp_path_factory, chosen: list[str]
         cell = {"policy": policy, "opponent": other(policy)}.get(by_item[row["item"]], by_item[row["item"]])
         return {"relevance preference": cell}
 
-    for expert in experts.EXPERTS:
+    for expert in annotation.EXPERTS:
         fill(root / "out", expert, what)
     found = experts.score(root / "out")["comparisons"]["free"]["preferences"]["relevance"]
     made = [choice for choice in chosen if choice]
@@ -322,7 +323,7 @@ def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) 
     assert cli.main(["evaluate-experts", "export", *given, "--count", "6"]) == 0
     assert "keep key.json to yourself" in capsys.readouterr().out
     names = {item: place for place, item in enumerate(sorted(items(out)))}
-    for expert, shift in zip(experts.EXPERTS, (0, 1), strict=True):
+    for expert, shift in zip(annotation.EXPERTS, (0, 1), strict=True):
 
         def what(row: Row, policy: str, shift: int = shift) -> Row:
             place = names[row["item"]] + shift

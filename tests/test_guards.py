@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from psyco_ray import config, guards, pairs
+from psyco_ray import guards, pairs
+from psyco_ray.config.training import Guards, Job
 from psyco_ray.ledger import Ledger
 from psyco_ray.records import Group, Prompt, Response
 from psyco_ray.standing import Standing, stage
@@ -69,10 +70,10 @@ def test_monitors_tell_a_policy_that_games_its_reward() -> None:
     assert found["length_share"] == pytest.approx(1)
     assert found["distinct_ratio"] == pytest.approx(1 / 3)
     assert found["reward_gap"] > 2
-    heard = guards.alarms(found, config.Guards())
+    heard = guards.alarms(found, Guards())
     assert len(heard) == 6
     assert heard[0] == "answers are 3.00 times as long as the base model's"
-    assert guards.alarms(guards.monitors(base, base, base, kl=1.0), config.Guards(max_length_share=0.999)) != []
+    assert guards.alarms(guards.monitors(base, base, base, kl=1.0), Guards(max_length_share=0.999)) != []
     noisy = [v[0] - 1 + e for v, e in zip(base["heldout"]["scores"].values(), rng.normal(0, 0.5, 50), strict=True)]
     fallen = guards.monitors(evaluation(longer, longer, noisy), base, base, None)
     assert fallen["fall"] > 3
@@ -80,16 +81,16 @@ def test_monitors_tell_a_policy_that_games_its_reward() -> None:
 
 
 def test_the_robust_preset_can_be_changed() -> None:
-    robust = config.Guards(preset="robust", min_margin=0.3)
+    robust = Guards(preset="robust", min_margin=0.3)
     assert (robust.length_debias, robust.min_margin, robust.roll_back) == (True, 0.3, True)
-    paper = config.Guards()
+    paper = Guards()
     assert (paper.length_debias, paper.min_margin, paper.roll_back) == (False, 0.0, False)
 
 
 @pytest.fixture
 def standing(tmp_path):
     def make(records: list[dict], judge: dict | None = None, more: dict | None = None, **settings) -> Standing:
-        job = config.Job(
+        job = Job(
             **(more or {}),
             evaluation={"judge": judge},
             run_dir=str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"),

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import batch, client, limits
 from psyco_ray.judge.ask import Asked, Asker, parse_json
 from psyco_ray.judge.client import Answer, Call, Client, Refused, Unavailable, retry_after

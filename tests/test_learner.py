@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from psyco_ray import config
 from psyco_ray.batches import batches, learning_rate, plan_step
-from psyco_ray.config import Learners, Lora, Optimizer
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import DpoConfig, Lora, Optimizer
 from psyco_ray.learner import LearnerGroup, StepResult
 from psyco_ray.losses import BradleyTerry, Dpo
 from psyco_ray.rank import _groups
@@ -75,7 +75,7 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same training in plain torch: no Ray, no DeepSpeed, one pair at a time."""
     pairs, optimizer_config = examples(15), Optimizer(learning_rate=1e-3, batch_size=6, epochs=2, schedule="linear")
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    objective = Dpo(config.Dpo())
+    objective = Dpo(DpoConfig())
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     losses = []
     planned = batches(pairs, optimizer_config, 1, seed=1)
@@ -101,7 +101,7 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_ranks_and_zero_stages_take_the_same_steps_as_one_process(
     local_ray, tiny_model, tmp_path, single_process, ranks, stage
 ) -> None:
-    learner = group(tiny_model, Dpo(config.Dpo()), ranks=ranks, stage=stage)
+    learner = group(tiny_model, Dpo(DpoConfig()), ranks=ranks, stage=stage)
     try:
         losses, state = trained(learner, examples(15), tmp_path)
     finally:
@@ -119,7 +119,7 @@ def test_bf16_follows_float32_and_a_loss_that_is_no_number_stops_with_the_pairs_
     local_ray, tiny_model, tmp_path, single_process, caplog
 ) -> None:
     broken = Example("pair-broken", (5,), (6,), (7,), (float("nan"), 0.0))
-    learner = group(tiny_model, Dpo(config.Dpo()), stage=2, dtype="bfloat16")
+    learner = group(tiny_model, Dpo(DpoConfig()), stage=2, dtype="bfloat16")
     try:
         losses, _ = trained(learner, examples(15), tmp_path)
         learner.save_model(tmp_path / "model")
@@ -137,14 +137,14 @@ def test_bf16_follows_float32_and_a_loss_that_is_no_number_stops_with_the_pairs_
 @pytest.mark.parametrize("stage", [2, 3])  # 1 and 2 are one implementation
 def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, stage) -> None:
     settings = {"stage": stage, "dtype": "bfloat16"}
-    whole = group(tiny_model, Dpo(config.Dpo()), **settings)
+    whole = group(tiny_model, Dpo(DpoConfig()), **settings)
     try:
         trained(whole, examples(12), tmp_path)
         kept = (tmp_path / "state").rename(tmp_path / "kept")
         expected = trained(whole, examples(12, seed=9), tmp_path, fresh=True)
     finally:
         whole.close()
-    resumed = group(tiny_model, Dpo(config.Dpo()), state=str(kept), **settings)
+    resumed = group(tiny_model, Dpo(DpoConfig()), state=str(kept), **settings)
     try:
         found = trained(resumed, examples(12, seed=9), tmp_path)
     finally:
@@ -339,7 +339,7 @@ def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_pa
     pairs = examples(12)
     found = {}
     for slept in (False, True):
-        learner = group(tiny_model, Dpo(config.Dpo()), ranks=2, stage=stage, dtype="bfloat16")
+        learner = group(tiny_model, Dpo(DpoConfig()), ranks=2, stage=stage, dtype="bfloat16")
         try:
             values = []
             for part in (pairs[:6], pairs[6:]):

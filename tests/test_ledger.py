@@ -3,7 +3,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from psyco_ray import config
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.training import Job, Sampling
 from psyco_ray.control import Control
 from psyco_ray.ledger import Ledger, key_of
 from psyco_ray.records import Group, Item, Prompt, Response
@@ -11,8 +12,8 @@ from psyco_ray.records import Group, Item, Prompt, Response
 SCHEMA = pa.schema([("a", pa.int32())])
 
 
-def job(path: Path, **changes) -> config.Job:
-    return config.Job(run_dir=str(path / "run"), **changes)
+def job(path: Path, **changes) -> Job:
+    return Job(run_dir=str(path / "run"), **changes)
 
 
 def groups_of(item: Item) -> list[Group]:
@@ -110,14 +111,14 @@ def test_a_resumed_run_keeps_what_its_results_depend_on(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"job\.yaml was written with seed: 0, now it is 4"):
         Ledger(job(tmp_path, seed=4), True)
     with pytest.raises(ValueError, match=r"sampling\.responses: 8, now it is 2"):
-        Ledger(job(tmp_path, sampling=config.Sampling(responses=2)), True)
-    Ledger(job(tmp_path, iterations=3, rollouts=config.Rollouts(actors=4)), True).close()
+        Ledger(job(tmp_path, sampling=Sampling(responses=2)), True)
+    Ledger(job(tmp_path, iterations=3, rollouts=Rollouts(actors=4)), True).close()
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"run_dir .*file/run cannot be written: Not a directory"):
-        Ledger(config.Job(run_dir=str(tmp_path / "file" / "run")), False)
+        Ledger(Job(run_dir=str(tmp_path / "file" / "run")), False)
 
 
 def test_keys_depend_on_every_part() -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from psyco_ray import config
+from psyco_ray.config.training import DpoConfig
 from psyco_ray.losses import BradleyTerry, Dpo, bradley_terry
 
 
@@ -25,7 +25,7 @@ def test_a_margin_asks_for_more_and_centring_pulls_towards_zero() -> None:
 
 
 def objective(**settings) -> Dpo:
-    return Dpo(config.Dpo(**settings))
+    return Dpo(DpoConfig(**settings))
 
 
 def given(reference: list[float], tokens: list[float]) -> torch.Tensor:
@@ -62,9 +62,9 @@ def test_each_loss_equals_its_hand_computed_value(settings, expected) -> None:
 
 def test_settings_without_a_meaning_are_refused() -> None:
     with pytest.raises(ValueError, match="has no meaning for"):
-        config.Dpo(loss="ipo", label_smoothing=0.1)
+        DpoConfig(loss="ipo", label_smoothing=0.1)
     with pytest.raises(ValueError, match="robust needs"):
-        config.Dpo(loss="robust")
+        DpoConfig(loss="robust")
 
 
 def test_dpo_of_an_untrained_policy_is_log_two() -> None:

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 from test_run import JOB
 
-from psyco_ray import cli, config, placement
+from psyco_ray import cli, placement
+from psyco_ray.config.resources import Learners, Rollouts, Scorers
+from psyco_ray.config.training import Job
 from psyco_ray.placement import Node, Role
 
 SCRIPT = Path(__file__).parent / "cluster_with_roles.py"
 
 
 def phase(**counts: int) -> list[Role]:
-    job = config.Job(
-        rollouts=config.Rollouts(actors=counts.get("rollouts", 2)),
-        scorers=config.Scorers(actors=counts.get("scorers", 2)),
-        learners=config.Learners(actors=counts.get("learners", 2)),
+    job = Job(
+        rollouts=Rollouts(actors=counts.get("rollouts", 2)),
+        scorers=Scorers(actors=counts.get("scorers", 2)),
+        learners=Learners(actors=counts.get("learners", 2)),
     )
     return placement.iterate_phase(job)
 
@@ -68,7 +70,7 @@ def test_planning_for_a_cluster_needs_one(tmp_path, capsys, monkeypatch) -> None
 
 def test_without_labels_actors_may_go_anywhere(local_ray) -> None:
     assert placement.selector("rollout") == {}
-    assert "label_selector" not in placement.pool_options(config.Rollouts())
+    assert "label_selector" not in placement.pool_options(Rollouts())
 
 
 @pytest.mark.long

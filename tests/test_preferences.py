@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from psyco_ray import config, encode, models
+from psyco_ray import encode, models
+from psyco_ray.config.training import Data, Job, Part, Reward
 from psyco_ray.data import mixture, preferences
 from psyco_ray.records import COMPARISONS, PRINCIPLES
 
@@ -139,20 +140,20 @@ def test_splits_come_from_the_file_or_from_a_hash(tmp_path) -> None:
     assert hashed["train"] == 400 - hashed["dev"]
 
 
-def of(*parts: dict) -> list[config.Part]:
-    return [config.Part(**part) for part in parts]
+def of(*parts: dict) -> list[Part]:
+    return [Part(**part) for part in parts]
 
 
 def test_a_mixture_draws_counts_and_fractions_by_its_seed(tmp_path) -> None:
     first, second = (write(tmp_path / f"{n}.jsonl", plain(200, source=n)) for n in ("first", "second"))
     settings = of({"pairs": first, "count": 50}, {"pairs": second, "fraction": 0.5})
-    found = mixture.mix(settings, config.Data(), seed=3)
+    found = mixture.mix(settings, Data(), seed=3)
     drawn = Counter(found.train["subset"].to_pylist())
     available = {part["pairs"]: part["of"] for part in found.parts}
     assert drawn == {"first": 50, "second": round(0.5 * available[second])}
     assert [part["seed"] for part in found.parts] == [[3, 0], [3, 1]]
-    assert mixture.mix(settings, config.Data(), seed=3).train.equals(found.train)
-    other = mixture.mix(settings, config.Data(), seed=4)
+    assert mixture.mix(settings, Data(), seed=3).train.equals(found.train)
+    other = mixture.mix(settings, Data(), seed=4)
     assert other.train["asked"].to_pylist() != found.train["asked"].to_pylist()
     assert other.dev.equals(found.dev), "what is held out does not hang on the seed"
     assert not set(found.dev["asked"].to_pylist()) & set(found.train["asked"].to_pylist())
@@ -161,9 +162,9 @@ def test_a_mixture_draws_counts_and_fractions_by_its_seed(tmp_path) -> None:
 def test_a_mixture_that_wants_too_much_is_refused(tmp_path) -> None:
     file = write(tmp_path / "pairs.jsonl", plain(20, split="train"))
     with pytest.raises(ValueError, match=r"pairs\.jsonl has 20 pairs to train on, not 30; lower its count"):
-        mixture.mix(of({"pairs": file, "count": 30}), config.Data(), seed=0)
+        mixture.mix(of({"pairs": file, "count": 30}), Data(), seed=0)
     with pytest.raises(ValueError, match="both a count and a fraction"):
-        config.Part(pairs=file, count=3, fraction=0.5)
+        Part(pairs=file, count=3, fraction=0.5)
 
 
 def test_the_left_of_a_prompt_is_cut_and_never_a_response(tokenizer) -> None:
@@ -182,7 +183,7 @@ def test_the_left_of_a_prompt_is_cut_and_never_a_response(tokenizer) -> None:
 def test_pairs_are_encoded_in_the_order_that_is_asked_for(local_ray, tiny_model, tmp_path, tokenizer) -> None:
     rows = [*plain(150), {"prompt": "long", "chosen": "word " * 300, "rejected": "no"}]
     table = preferences.read(write(tmp_path / "pairs.jsonl", rows)).table
-    job = config.Job(model=str(tiny_model), reward=config.Reward(max_tokens=80))
+    job = Job(model=str(tiny_model), reward=Reward(max_tokens=80))
     plan = [[150, 3, 149], [7, 7, 0], list(range(100, 20, -1))]
     encoder = mixture.Encoder(job)
     found = list(encoder.batches(table, plan))
@@ -199,6 +200,6 @@ def test_pairs_are_encoded_in_the_order_that_is_asked_for(local_ray, tiny_model,
 
 def test_ratings_become_margins(local_ray, tiny_model) -> None:
     table = preferences.read("sample").table.slice(0, 3)
-    job = config.Job(model=str(tiny_model), reward=config.Reward(margin=0.5))
+    job = Job(model=str(tiny_model), reward=Reward(margin=0.5))
     examples = mixture.Encoder(job).examples(table)
     assert [e.margin for e in examples] == pytest.approx([0.5 * gap for gap in table["gap"].to_pylist()])

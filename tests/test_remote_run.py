@@ -16,7 +16,8 @@ from test_ledger import ITEMS, SCHEMA, groups_of
 from test_run import JOB, finish, start
 from test_storage import fill
 
-from psyco_ray import cli, config, control, placement, storage, workcopy
+from psyco_ray import cli, control, placement, remote, storage, workcopy
+from psyco_ray.config.training import Job
 from psyco_ray.learner import StepResult
 from psyco_ray.ledger import Ledger
 from psyco_ray.remote import Remote
@@ -25,7 +26,7 @@ from psyco_ray.steplog import StepLog
 
 
 def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
-    job = config.Job(run_dir=place)
+    job = Job(run_dir=place)
     ledger = Ledger(job, False)
     ledger.table("x", SCHEMA, lambda: [{"a": 1}])
 
@@ -75,7 +76,7 @@ def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
 
 
 def test_a_file_is_not_there_before_those_that_it_may_promise(place, monkeypatch) -> None:
-    ledger = Ledger(config.Job(run_dir=place), False)
+    ledger = Ledger(Job(run_dir=place), False)
     for name in ("journal/w.jsonl", "set-aside/01.parquet", "01.parquet", "soon.parquet"):  # the order of writing
         ledger.path(f"judge/{name}").write_text(name)
         time.sleep(0.02)
@@ -95,7 +96,7 @@ def test_a_file_is_not_there_before_those_that_it_may_promise(place, monkeypatch
 
 
 def test_only_what_differs_is_brought_here(place, monkeypatch) -> None:
-    ledger = Ledger(config.Job(run_dir=place), False)
+    ledger = Ledger(Job(run_dir=place), False)
     ledger.finish("a", 0.0)
     ledger.finish("b", 0.0)
     ledger.close()
@@ -103,16 +104,16 @@ def test_only_what_differs_is_brought_here(place, monkeypatch) -> None:
     brought: list[str] = []
     download = Remote.download
     monkeypatch.setattr(Remote, "download", lambda *given: (brought.append(given[1]), download(*given)))
-    Ledger(config.Job(run_dir=place), True).close()
+    Ledger(Job(run_dir=place), True).close()
     assert brought == ["b.json"]
 
 
 def test_one_driver_at_a_time(place, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(workcopy, "REFRESH_S", 0.2)
-    first = Ledger(config.Job(run_dir=place), False)
+    first = Ledger(Job(run_dir=place), False)
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"in use by process \d+ on .*, heard of \d s ago; .* can go on in \d+ s"):
-        Ledger(config.Job(run_dir=place), True)
+        Ledger(Job(run_dir=place), True)
     began = json.loads(Remote(place).read("LOCK"))["time"]
     time.sleep(1)
     assert json.loads(Remote(place).read("LOCK"))["time"] > began, "it says that it lives"
@@ -125,7 +126,7 @@ def test_one_driver_at_a_time(place, monkeypatch, tmp_path) -> None:
     assert Remote(place).read("stage.json") is None
     first.close()
     assert json.loads(Remote(place).read("LOCK"))["owner"] == "other", "it gives back only what it has"
-    second = Ledger(config.Job(run_dir=place), True)  # for the other was last heard of too long ago
+    second = Ledger(Job(run_dir=place), True)  # for the other was last heard of too long ago
     second.close()
     assert Remote(place).read("LOCK") is None
 
@@ -140,12 +141,12 @@ def test_of_two_that_race_one_is_refused(place, monkeypatch) -> None:
 
     monkeypatch.setattr(workcopy.time, "sleep", overtaken)
     with pytest.raises(ValueError, match="in use by process 1 on there"):
-        Ledger(config.Job(run_dir=place), False)
+        Ledger(Job(run_dir=place), False)
     assert json.loads(Remote(place).read("LOCK"))["owner"] == "rival"
 
 
 def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_path, capsys) -> None:
-    ledger = Ledger(config.Job(run_dir=place), False)
+    ledger = Ledger(Job(run_dir=place), False)
     Remote(place).write("scale.json", b'{"learners": 9}')  # of an earlier driver
     pushed: list[str] = []
     push = workcopy.WorkingCopy.push
@@ -196,7 +197,7 @@ def test_steps_of_a_remote_training_are_found_elsewhere(place, monkeypatch, tmp_
             fill(target, target.partition("?")[0][-1])
 
     step = StepResult(0, 3, 0.5, 1e-3, None, {"accuracy": 1.0}, 10, 0.1)
-    ledger = Ledger(config.Job(run_dir=place), False)
+    ledger = Ledger(Job(run_dir=place), False)
     log = StepLog(ledger, "it/training", best=None)
     fill(ledger.place("it/training/best-000001"))
     fill(ledger.place("it/training/worse-000001"))
@@ -206,7 +207,7 @@ def test_steps_of_a_remote_training_are_found_elsewhere(place, monkeypatch, tmp_
     ledger.close()
 
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
-    ledger = Ledger(config.Job(run_dir=place), True)
+    ledger = Ledger(Job(run_dir=place), True)
     found = StepLog(ledger, "it/training")
     assert (found.done, len(found.facts["steps"])) == (2, 2)
     assert (storage.fetch(found.state, digests=True) / "a.txt").read_text() == "2"
@@ -218,7 +219,7 @@ def test_steps_of_a_remote_training_are_found_elsewhere(place, monkeypatch, tmp_
 
 
 def test_checkpoints_are_looked_for_where_the_run_is(place) -> None:
-    job = config.Job(run_dir=place, checkpoints={"keep_last": 1})
+    job = Job(run_dir=place, checkpoints={"keep_last": 1})
     ledger = Ledger(job, False)
     for k, reward in enumerate((0.0, 3.0, 2.0, 1.0)):
         ledger.finish(stage(k, "evaluate"), 0.0, reward={"reward": reward})
@@ -234,7 +235,7 @@ def test_checkpoints_are_looked_for_where_the_run_is(place) -> None:
 
 
 def test_speeches_in_quarantine_are_known_on_another_machine(place, monkeypatch, tmp_path) -> None:
-    ledger = Ledger(config.Job(run_dir=place), False)
+    ledger = Ledger(Job(run_dir=place), False)
     lost: dict[str, str] = {}
 
     def gives_up(items):
@@ -250,7 +251,7 @@ def test_speeches_in_quarantine_are_known_on_another_machine(place, monkeypatch,
     assert sum(name.endswith(".quarantine.json") for name in names) == 1
 
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
-    ledger = Ledger(config.Job(run_dir=place), True)
+    ledger = Ledger(Job(run_dir=place), True)
     assert ledger.quarantined("it/samples") == lost
     again = list(ledger.groups("it/samples", ITEMS, lambda items: pytest.fail("asked again"), {}))
     assert len(again) == made
@@ -306,7 +307,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     reward, run = f"s3://bucket/reward?{server}", f"s3://bucket/run?{server}"
     with storage.complete_dir(reward) as staging:
         shutil.copytree(tiny_reward_model, staging, dirs_exist_ok=True)
-        (staging / storage.MANIFEST).unlink()
+        (staging / remote.MANIFEST).unlink()
     job.write_text(JOB.format(run_dir=tmp_path / "run", model=tiny_model, reward_model=tiny_reward_model))
     finish(job, log, *SMALL)
 

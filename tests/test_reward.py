@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from psyco_ray import config, models, reward
+from psyco_ray import models, reward
+from psyco_ray.config.resources import Scorers
 from psyco_ray.records import Asked, Example, Group, Prompt, Response, Scored
 from psyco_ray.scorer import ScorerActor
 
@@ -23,7 +24,7 @@ ANSWERS = ["That sounds tiring.", "Sleep more!", "What goes through your mind at
 
 @pytest.fixture(scope="module")
 def scorer(tiny_reward_model, tiny_model) -> ScorerActor:
-    settings = config.Scorers(dtype="float32")
+    settings = Scorers(dtype="float32")
     actor = ScorerActor("scorer-0", {"reward": str(tiny_reward_model)}, str(tiny_model), settings)
     actor.ready()
     return actor
@@ -109,7 +110,7 @@ def test_a_classifier_with_two_labels_is_no_reward_model(tiny_model, tmp_path) -
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 2 labels; one is needed"):
-        ScorerActor("x", {"reward": str(tmp_path)}, None, config.Scorers()).ready()
+        ScorerActor("x", {"reward": str(tmp_path)}, None, Scorers()).ready()
 
 
 def conversations(count: int, seed: int = 0, most: int = 4) -> list[Asked]:
@@ -217,7 +218,7 @@ def test_scores_of_a_family_are_those_of_transformers(kind, base_model, tmp_path
     asked = conversations(8)
     expected = [value for values in by_transformers(path, asked) for value in values]
     for row_tokens in (1, 150, 4096):
-        settings = config.Scorers(dtype="float32", row_tokens=row_tokens)
+        settings = Scorers(dtype="float32", row_tokens=row_tokens)
         found = reward.RewardModel(str(path), settings, None).score(asked)
         assert [one.key for one in found] == [one.key for one in asked]
         assert flat(found) == pytest.approx(expected, abs=1e-5)
@@ -236,7 +237,7 @@ def test_a_decoder_without_a_pad_token_or_a_template(base_model, tmp_path) -> No
         known.pad_token_id = None
         known.save_pretrained(path)
         expected = [value for values in by_transformers(path, asked) for value in values]
-        model = reward.RewardModel(str(path), config.Scorers(dtype="float32"), None)
+        model = reward.RewardModel(str(path), Scorers(dtype="float32"), None)
         assert flat(model.score(asked)) == pytest.approx(expected, abs=1e-5)
 
 
@@ -255,7 +256,7 @@ def family(request, base_model, tiny_reward_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def alone(family, many) -> tuple[reward.RewardModel, dict[tuple[str, str], float]]:
     """A model, and the score of every text alone."""
-    model = reward.RewardModel(str(family), config.Scorers(dtype="float32", row_tokens=300), None)
+    model = reward.RewardModel(str(family), Scorers(dtype="float32", row_tokens=300), None)
     return model, {
         (one.key, answer): model.score([Asked(one.key, one.messages, (answer,))])[0].values[0]
         for one in many
@@ -304,7 +305,7 @@ def test_a_long_prompt_loses_its_left_and_a_long_response_has_no_score(kind, bas
     ids = torch.tensor([whole[:1] + whole[1 + over :]])
     with torch.no_grad():
         expected = AutoModelForSequenceClassification.from_pretrained(path).eval()(ids).logits.item()
-    model = reward.RewardModel(str(path), config.Scorers(dtype="float32"), 50)
+    model = reward.RewardModel(str(path), Scorers(dtype="float32"), 50)
     cut, none = model.score([Asked("cut", messages, (answer,)), Asked("none", messages, (answer, "so " * 60))])
     assert (cut.cut, none.values) == (over, None)
     assert cut.values == pytest.approx([expected], abs=1e-5)
@@ -312,7 +313,7 @@ def test_a_long_prompt_loses_its_left_and_a_long_response_has_no_score(kind, bas
 
 def test_a_response_longer_than_the_model_reads_is_refused_by_name(base_model, tmp_path) -> None:
     path = saved(tmp_path / "model", base_model, "roberta", None, max_position_embeddings=54)
-    actor = ScorerActor("scorer-0", {"heldout": str(path)}, None, config.Scorers(dtype="float32"))
+    actor = ScorerActor("scorer-0", {"heldout": str(path)}, None, Scorers(dtype="float32"))
     actor.ready()
     messages = [{"role": "user", "content": "so " * 100}]
     assert len(actor.score_texts("heldout", messages, ["so " * 40])) == 1  # 50 positions are behind the pad token's

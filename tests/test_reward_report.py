@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pages import Page
 
-from psyco_ray import config
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import Reward
 from psyco_ray.evaluate import metrics, rewardbench, tables
 from psyco_ray.records import COMPARISONS, PRINCIPLES
 from psyco_ray.report import cards, reward
@@ -243,8 +244,8 @@ FACTS = {
         {"pairs": "/secret/place/psy.parquet", "train": 10_000, "dev": 900, "left_out": {"no preference": 12}},
         {"pairs": "hub:nvidia/HelpSteer2/preference.jsonl", "train": 5_000, "dev": 400, "left_out": {}},
     ],
-    "optimizer": config.Reward().optimizer.model_dump(),
-    "learners": config.Learners().model_dump(),
+    "optimizer": Reward().optimizer.model_dump(),
+    "learners": Learners().model_dump(),
     "margin": 0.5,
     "centre": 0.01,
     "lora": {"rank": 16, "alpha": 32.0},

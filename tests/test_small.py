@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from psyco_ray import config, models, packaged, pairs, placement
+from psyco_ray import models, packaged, pairs, placement
+from psyco_ray.config.resources import Learners, Rollouts
+from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats
 from psyco_ray.placement import Node, Role
 from psyco_ray.records import Group, Prompt, Response
@@ -69,7 +71,7 @@ def test_plan_fits_nodes_and_names_what_does_not() -> None:
 
 
 def test_plan_of_a_job_lists_every_role() -> None:
-    job = config.Job(rollouts=config.Rollouts(actors=3, gpus=1), learners=config.Learners(actors=2, gpus=1))
+    job = Job(rollouts=Rollouts(actors=3, gpus=1), learners=Learners(actors=2, gpus=1))
     table = placement.describe({"iterate": placement.iterate_phase(job)}, [Node("n", 4, 8)])
     assert "rollout                 3" in table
     assert table.splitlines()[-1] == "cluster: n: 4 CPUs, 8 GPUs"

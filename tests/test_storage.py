@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from psyco_ray import cli, config, models, storage
+from psyco_ray import cli, models, storage
+from psyco_ray.config.training import Job
 from psyco_ray.ledger import Ledger, RunDirectory
 from psyco_ray.remote import Remote
 
@@ -133,7 +134,7 @@ def test_damage_in_the_remote_place_or_in_the_copy_is_found(place) -> None:
 
 def test_a_key_in_a_uri_is_refused_and_not_shown(tmp_path) -> None:
     for uri in ("s3://AKIA:se/cret@bucket/run", "s3://AKIA@bucket/run", "abfs://box/run?client_secret=AKIA"):
-        for use in (Remote, RunDirectory, lambda uri: Ledger(config.Job(run_dir=str(tmp_path), model=uri), False)):
+        for use in (Remote, RunDirectory, lambda uri: Ledger(Job(run_dir=str(tmp_path), model=uri), False)):
             with pytest.raises(ValueError, match="has a key in it; take it out") as refused:
                 use(uri)
             assert "AKIA" not in str(refused.value)
@@ -144,13 +145,13 @@ def test_places_that_cannot_be_are_one_sentence(server) -> None:
     with pytest.raises(ValueError, match="which only training runs can have"):
         RunDirectory(f"s3://bucket/run?{server}")
     with pytest.raises(ValueError, match=r"s3://nowhere/run.* cannot be reached: "):
-        Ledger(config.Job(run_dir=f"s3://nowhere/run?{server}"), False)
+        Ledger(Job(run_dir=f"s3://nowhere/run?{server}"), False)
     with pytest.raises(ValueError, match=r"nothing://x.* cannot be reached: Unrecognized filesystem"):
-        Ledger(config.Job(run_dir="nothing://x"), False)
+        Ledger(Job(run_dir="nothing://x"), False)
 
 
 def test_file_uris_are_local(tmp_path) -> None:
-    ledger = Ledger(config.Job(run_dir=f"file://{tmp_path}/a%20run"), False)
+    ledger = Ledger(Job(run_dir=f"file://{tmp_path}/a%20run"), False)
     assert ledger.root == tmp_path / "a run"
     assert ledger.place("state") == str(tmp_path / "a run" / "state")
     ledger.close()

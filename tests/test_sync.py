@@ -10,8 +10,9 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import config, deltas, placement, sync
-from psyco_ray.config import Learners, Optimizer, Rollouts, Sync
+from psyco_ray import deltas, placement, sync
+from psyco_ray.config.resources import Learners, Rollouts, Sync
+from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
@@ -32,7 +33,7 @@ def pairs(count: int, seed: int = 0) -> list[Example]:
 def learner(local_ray, tiny_model):
     settings = Learners(actors=2, cpus=0.5, zero_stage=3, dtype="float32", micro_batch_tokens=200)
     optimizer = Optimizer(learning_rate=3e-3, batch_size=4, schedule="constant")
-    group = LearnerGroup(str(tiny_model), Dpo(config.Dpo()), settings, optimizer, seed=0, start_s=180, step_s=120)
+    group = LearnerGroup(str(tiny_model), Dpo(DpoConfig()), settings, optimizer, seed=0, start_s=180, step_s=120)
     group.wait_ready()
     yield group
     group.close()

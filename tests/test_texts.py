@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from psyco_ray import config, jobfile
+from psyco_ray.config import job_file
+from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.training import Prompts, __file__
 from psyco_ray.data import speeches
 from psyco_ray.records import PRINCIPLES
 
-PACKAGE = Path(config.__file__).parent
-PROMPTS = yaml.safe_load((PACKAGE / "prompts.yaml").read_text("utf-8"))
+PACKAGE = Path(__file__).parent
+PROMPTS = yaml.safe_load((PACKAGE / "config" / "prompts.yaml").read_text("utf-8"))
 TOPICS = yaml.safe_load((PACKAGE / "data" / "topics.yaml").read_text("utf-8"))
 POOL = yaml.safe_load((PACKAGE / "data" / "pool.yaml").read_text("utf-8"))
 
@@ -29,7 +32,7 @@ SIZES = {"3-4B": 3, "7-9B": 5, "12-14B": 4, "65-75B": 4, "commercial": 4}  # pap
     ],
 )
 def test_every_prompt_has_its_places_once(name: str, places: set[str]) -> None:
-    prompt = speeches.load_prompt(config.Prompts(respond=name))
+    prompt = load_prompt(Prompts(respond=name))
     found = [
         field for text in prompt.values() for _, field, _, _ in string.Formatter().parse(text) if field is not None
     ]
@@ -83,7 +86,7 @@ def test_the_pool_is_the_papers_twenty() -> None:
             assert owner
             assert name.removesuffix("-hf") == member["name"]
         else:
-            endpoint = jobfile.parse(config.Endpoint, member["api"], where=member["name"])
+            endpoint = job_file.parse(Endpoint, member["api"], where=member["name"])
             assert endpoint.base_url.startswith("https://")
             assert endpoint.key_env is not None
             assert endpoint.price_in is not None

@@ -14,8 +14,8 @@ import torch
 from commands import ended, here
 from safetensors.torch import load_file
 
-from psyco_ray import config
 from psyco_ray.batches import plan
+from psyco_ray.config.training import Optimizer
 from psyco_ray.train_reward import _merit
 
 JOB = """
@@ -116,6 +116,6 @@ def test_bad_settings_are_one_sentence(make_job) -> None:
 
 
 def test_the_plan_has_every_pair_once_an_epoch() -> None:
-    found = plan(72, config.Optimizer(batch_size=8, epochs=2), 2, seed=0)
+    found = plan(72, Optimizer(batch_size=8, epochs=2), 2, seed=0)
     assert len(found) == STEPS
     assert sorted(row for batch in found[:9] for row in batch) == list(range(72))

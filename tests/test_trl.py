@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import ray
 
-from psyco_ray import config, models
-from psyco_ray.config import Learners, Optimizer
-from psyco_ray.data import preferences, speeches
+from psyco_ray import models
+from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
+from psyco_ray.data import preferences
 from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry, Dpo, Objective
@@ -23,20 +25,20 @@ REWARDS = {  # ours, then TRL's settings
     "margin and centre": (BradleyTerry(centre=0.05), {"margins": True, "center_rewards_coefficient": 0.05}),
 }
 POLICIES = {
-    "sigmoid": (config.Dpo(beta=0.1), {"loss_type": ["sigmoid"]}),
+    "sigmoid": (DpoConfig(beta=0.1), {"loss_type": ["sigmoid"]}),
     # TRL knows smoothing in this form alone
     "label-smoothed": (
-        config.Dpo(beta=0.1, loss="robust", label_smoothing=0.1),
+        DpoConfig(beta=0.1, loss="robust", label_smoothing=0.1),
         {"loss_type": ["robust"], "label_smoothing": 0.1},
     ),
-    "ipo": (config.Dpo(beta=0.5, loss="ipo"), {"loss_type": ["ipo"], "beta": 0.5}),
-    "sft": (config.Dpo(beta=0.1, sft=0.2), {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}),
+    "ipo": (DpoConfig(beta=0.5, loss="ipo"), {"loss_type": ["ipo"], "beta": 0.5}),
+    "sft": (DpoConfig(beta=0.1, sft=0.2), {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]}),
 }
 
 
 def pairs() -> list[dict[str, Any]]:
     """64 packaged pairs as conversations, with margins of all sizes."""
-    prompt = speeches.load_prompt(config.Prompts(respond="respond-small"))
+    prompt = load_prompt(Prompts(respond="respond-small"))
     rows = preferences.read("sample").table.slice(0, 64).to_pylist()
     return [
         {

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from psyco_ray import jobfile
-from psyco_ray.config import Endpoint, Prompts, Rollouts
+from psyco_ray.config import job_file
+from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.prompts import load_prompt, load_texts
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.training import Prompts
 from psyco_ray.data import calls, parts, respond, topics
 from psyco_ray.data import collect as collecting
 from psyco_ray.data import pair as pairing
 from psyco_ray.data.calls import CallStage, Facts
-from psyco_ray.data.dataset import Dataset, load_texts
+from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.rate import RateStage
-from psyco_ray.data.speeches import load_prompt
 from psyco_ray.judge.batch import Outcome, run_batch
 from psyco_ray.judge.journal import Journal
 from psyco_ray.ledger import key_of
@@ -252,7 +254,7 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
     from psyco_ray.rollout import environment
 
     given = dataset.job.respond.rollouts.model_dump() | sharers[0].rollouts
-    settings = jobfile.parse(Rollouts, given, f"pool member {sharers[0].name}: rollouts")
+    settings = job_file.parse(Rollouts, given, f"pool member {sharers[0].name}: rollouts")
     done = set.intersection(*(set(parts.names(share.out(member))) for member in sharers))
     missing = [part for part in dataset.speeches() if part not in done]
     if not missing:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from psyco_ray import placement
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.data import parts
 from psyco_ray.judge.ask import Asked, Asker
 from psyco_ray.judge.client import Call, Unavailable

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from psyco_ray.config.data import Collect, DataJob
 from psyco_ray.data import crisis, duplicates, parts, sources
 from psyco_ray.data.clean import clean
-from psyco_ray.data.job import Collect, DataJob
 from psyco_ray.data.scrub import analyzer, scrub
 from psyco_ray.data.speeches import is_dev, speech_id, unit
 from psyco_ray.records import COLLECTED, DROPPED

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import jobfile, storage
-from psyco_ray.data.job import DataJob
+from psyco_ray import storage
+from psyco_ray.config import job_file
+from psyco_ray.config.data import DataJob
+from psyco_ray.config.errors import RESUMABLE
 from psyco_ray.remote import is_remote, refuse_key
-
-RESUMABLE = 75  # exit code: stopped early, nothing lost, the same command goes on (sysexits' EX_TEMPFAIL)
 
 _STAGES = {
     "collect": "clean the raw speeches, drop duplicates, split",
@@ -90,7 +90,7 @@ def _with_ray(name: str) -> Callable[[DataJob, argparse.Namespace], int]:
     def run(job: DataJob, given: argparse.Namespace) -> int:
         if given.max_cost is not None:
             settings = {**job.model_dump(mode="json"), "max_cost": given.max_cost}
-            job = jobfile.parse(DataJob, settings, "--max-cost")
+            job = job_file.parse(DataJob, settings, "--max-cost")
         return _run(name, job, given.address)
 
     return run

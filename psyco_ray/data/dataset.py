@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import jobfile
-from psyco_ray.config import ROAD
+from psyco_ray.config import job_file
+from psyco_ray.config.data import DataJob
+from psyco_ray.config.endpoint import ROAD
+from psyco_ray.config.prompts import load_texts
 from psyco_ray.data import parts
-from psyco_ray.data.job import DataJob
 from psyco_ray.ledger import RunDirectory, key_of, versions
 
 STAGES = ("collect", "topics", "respond", "rate", "pair")
@@ -36,7 +37,7 @@ class Dataset(RunDirectory):
         super().__init__(job.run_dir)
         self.job, self._address = job, address
         self.spent = 0.0  # dollars, by the command under way
-        self.write_text("job.yaml", jobfile.dump(job))
+        self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
     def connect(self) -> None:
@@ -101,17 +102,6 @@ class Dataset(RunDirectory):
 
     def _made_with(self, stage: str) -> str:
         return key_of((self.root / stage / "settings.json").read_text())
-
-
-def load_texts(name: str, packaged: str) -> Any:
-    """A YAML file of the user's, or the packaged one where it is called `default`.
-
-    Raises:
-        ValueError: the file is missing or no YAML.
-    """
-    places = {"prompts": "prompts.yaml", "pool": "data/pool.yaml", "topics": "data/topics.yaml"}
-    path = Path(__file__).parent.parent / places[packaged] if name == "default" else Path(name)
-    return jobfile.read_yaml(path, f"{packaged} file")
 
 
 def _what(settings: Any) -> Any:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from psyco_ray import models
-from psyco_ray.config import Data, Job, Part, Prompts
+from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.training import Data, Job, Part, Prompts
 from psyco_ray.data import preferences, speeches
 from psyco_ray.records import COMPARISONS, Example
 
@@ -170,7 +171,7 @@ def _taking(encode: Callable[[pa.Table], pa.Table], held: Any) -> Callable[[pa.T
 def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int, for_policy: bool) -> pa.Table:
     from psyco_ray.encode import TooLong, encode, encode_turn
 
-    prompt = speeches.load_prompt(prompts)
+    prompt = load_prompt(prompts)
     tokenizer = speeches.shared_tokenizer(model)
     rows: list[dict[str, Any]] = []
     for pair in table.to_pylist():

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psyco_ray import pairs
+from psyco_ray.config.data import Pairs
 from psyco_ray.data import parts
-from psyco_ray.data.job import Pairs
 from psyco_ray.records import PREFERENCES, PRINCIPLES
 
 Row = dict[str, Any]

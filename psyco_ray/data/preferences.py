@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from psyco_ray.data.speeches import SPLITS, Messages, is_dev, messages, read_table
+from psyco_ray.config.prompts import Messages, prompt_messages
+from psyco_ray.data.speeches import SPLITS, is_dev, read_table
 from psyco_ray.records import COMPARISONS, PRINCIPLES
 
 Row = dict[str, Any]
@@ -101,7 +102,7 @@ def conversation(form: str, asked: str, prompt: dict[str, str]) -> Messages:
         prompt: the respond prompt, which a speech is set into.
     """
     if form == "speech":
-        return messages(prompt, asked)
+        return prompt_messages(prompt, asked)
     return json.loads(asked) if form == "messages" else [{"role": "user", "content": asked}]
 
 

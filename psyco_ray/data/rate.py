@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.prompts import filled_messages
 from psyco_ray.data import parts
 from psyco_ray.data.calls import Row, Unit
 from psyco_ray.judge.ask import parse_json
@@ -69,19 +69,6 @@ class RateStage:
             ),
         }
         return filled_messages(self.prompt, filled)
-
-
-def fill(template: str, values: dict[str, str]) -> str:
-    """Put values in their places, all at once, so that a place's name inside a value stays as it is."""
-    places = "|".join(re.escape(place) for place in values)
-    return re.sub(places, lambda found: values[found[0]], template) if values else template
-
-
-def filled_messages(prompt: Mapping[str, str], values: dict[str, str]) -> tuple[dict[str, str], ...]:
-    """A prompt's `system` text, if it has one, and its `user` text, with their places filled."""
-    return tuple(
-        {"role": role, "content": fill(prompt[role], values)} for role in ("system", "user") if prompt.get(role)
-    )
 
 
 def shuffled(models: list[str], seed: int, speech_id: str, principle: str) -> list[str]:

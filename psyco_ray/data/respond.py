@@ -11,13 +11,14 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from psyco_ray import jobfile
-from psyco_ray.config import Endpoint, Positive, Rollouts
+from psyco_ray.config import job_file
+from psyco_ray.config.data import Respond
+from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.job_file import Positive, Section
+from psyco_ray.config.prompts import prompt_messages
+from psyco_ray.config.resources import Rollouts
 from psyco_ray.data import parts
 from psyco_ray.data.calls import Row, Unit
-from psyco_ray.data.job import Respond
-from psyco_ray.data.speeches import messages
-from psyco_ray.jobfile import Section
 from psyco_ray.judge.client import Call
 from psyco_ray.ledger import key_of
 from psyco_ray.records import RESPONSES, SET_ASIDE, Prompt
@@ -52,7 +53,7 @@ def members(entries: Any, where: str, settings: Respond) -> list[Member]:
     if not isinstance(entries, list):
         raise ValueError(f"pool file {where} must hold a list of members")
     found = [
-        jobfile.parse(Member, entry, f"pool file {where}: member {number}")
+        job_file.parse(Member, entry, f"pool file {where}: member {number}")
         for number, entry in enumerate(entries, start=1)
     ]
     names = [member.name for member in found]
@@ -136,7 +137,7 @@ class ApiStage:
         share, member = self.share, self.member
         for row in share.of(member, part):
             call = Call(
-                tuple(messages(share.prompt, row["speech"])),
+                tuple(prompt_messages(share.prompt, row["speech"])),
                 None,
                 share.max_tokens,
                 temperature=member.temperature or share.temperature,
@@ -180,7 +181,7 @@ class Responder:
         for part in todo:
             for row in share.of(member, part):
                 key = row["speech_id"]
-                ids = models.conversation_ids(self._tokenizer, messages(share.prompt, row["speech"]))
+                ids = models.conversation_ids(self._tokenizer, prompt_messages(share.prompt, row["speech"]))
                 if len(ids) > room:
                     aside[part].append(_too_long(key, member, len(ids), room))
                     continue

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from psyco_ray import jobfile
-from psyco_ray.data.job import Source
+from psyco_ray.config import job_file
+from psyco_ray.config.data import Source
 
 Row = dict[str, Any] | str
 """Cells by column, or the sentence that says why the row cannot be read."""
@@ -44,7 +44,7 @@ class RawRow:
     problem: str | None = None
 
 
-class Adapter(jobfile.Section):
+class Adapter(job_file.Section):
     """How the rows of a source are read; see ``sources.yaml``."""
 
     text: list[str] = Field(min_length=1)
@@ -103,8 +103,8 @@ def find(source: Source) -> list[Path]:
 def adapters() -> dict[str, Adapter]:
     """The entries of ``sources.yaml``."""
     path = Path(str(package_files("psyco_ray") / "data" / "sources.yaml"))
-    entries = jobfile.read_yaml(path, "adapters file")
-    return {name: jobfile.parse(Adapter, entry, f"{path}: {name}") for name, entry in entries.items()}
+    entries = job_file.read_yaml(path, "adapters file")
+    return {name: job_file.parse(Adapter, entry, f"{path}: {name}") for name, entry in entries.items()}
 
 
 def _adapter_of(source: Source) -> Adapter:

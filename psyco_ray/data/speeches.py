@@ -15,13 +15,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
-import yaml
 
-from psyco_ray.config import Data, Job, Prompts
+from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.training import Data, Job, Prompts
 from psyco_ray.records import SPEECHES
 from psyco_ray.starting import without_collector
-
-Messages = list[dict[str, str]]
 
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("dev", "eval", "valid", "val", "validation"), "dev")
 """What a split may be called, in a column or at the beginning of a file's name."""
@@ -187,32 +185,6 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
     return rendered
 
 
-def load_prompt(prompts: Prompts) -> dict[str, str]:
-    """The texts of the named prompt: `user` and perhaps `system`.
-
-    Raises:
-        ValueError: the file or the entry is missing, or the entry has no place for the speech.
-    """
-    path = Path(str(files("psyco_ray") / "prompts.yaml")) if prompts.file == "default" else Path(prompts.file)
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"prompts file {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(entries, dict) or prompts.respond not in entries:
-        known = ", ".join(entries) if isinstance(entries, dict) else "nothing"
-        raise ValueError(f"prompts file {path} has no entry {prompts.respond}; it has {known}")
-    entry = entries[prompts.respond]
-    if not isinstance(entry, dict) or "{client_speech}" not in str(entry.get("user")):
-        raise ValueError(f"prompts file {path}: the user text of {prompts.respond} does not contain {{client_speech}}")
-    return entry
-
-
-def messages(prompt: dict[str, str], speech: str) -> Messages:
-    """The conversation that asks for a response to a speech."""
-    system = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
-    return [*system, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
-
-
 def draw(ids: Sequence[str], count: int, iteration: int, seed: int) -> list[str]:
     """The speeches of an iteration (1, 2, ...): the next `count` of an endless row of reshuffled passes.
 
@@ -266,5 +238,5 @@ def _render(batch: pa.Table, model: str, prompts: Prompts) -> pa.Table:
     from psyco_ray import models
 
     prompt, tokenizer = load_prompt(prompts), shared_tokenizer(model)
-    ids = [models.conversation_ids(tokenizer, messages(prompt, text)) for text in batch["speech"].to_pylist()]
+    ids = [models.conversation_ids(tokenizer, prompt_messages(prompt, text)) for text in batch["speech"].to_pylist()]
     return batch.append_column("prompt_ids", pa.array(ids, type=SPEECHES.field("prompt_ids").type))

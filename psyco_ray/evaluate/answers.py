@@ -19,13 +19,13 @@ import pyarrow as pa
 import ray
 
 from psyco_ray import models, placement, storage
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
+from psyco_ray.config.prompts import fill
 from psyco_ray.data import calls, parts
 from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Row
-from psyco_ray.data.rate import fill
 from psyco_ray.data.respond import ApiStage, Member, Responder, Share
-from psyco_ray.evaluate.policy_job import PolicyEvaluationJob
 from psyco_ray.ledger import key_of
 from psyco_ray.pool import ActorPool
 from psyco_ray.remote import is_remote

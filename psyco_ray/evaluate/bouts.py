@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.data.calls import Row
 from psyco_ray.evaluate import agreement, winrates
-from psyco_ray.evaluate.policy_job import PolicyEvaluationJob, Variant
 from psyco_ray.evaluate.verdicts import Verdicts
 from psyco_ray.ledger import key_of, versions
 

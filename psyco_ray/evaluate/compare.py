@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from psyco_ray import jobfile
+from psyco_ray.config import job_file
 from psyco_ray.evaluate import stats
 from psyco_ray.ledger import MAY_CHANGE
 
@@ -57,7 +57,7 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
     trained = {name: root for name, root in named.items() if (root / _FIRST).exists()}
     records = {name: _records(root) for name, root in trained.items()}
     judge = _judge(records)
-    jobs = {name: jobfile.flat(_job(root / "job.yaml")) for name, root in trained.items()}
+    jobs = {name: job_file.flat(_job(root / "job.yaml")) for name, root in trained.items()}
     runs = {name: _run(root, records[name], judge, jobs[name]) for name, root in trained.items()}
     shared = _shared(records, judge)
     judges = _judges(records, jobs, judge, shared)
@@ -289,7 +289,7 @@ def _policies(run: str, path: Path) -> list[Record]:
 
 def _job(path: Path) -> Record:
     """A run's settings as they were written, which an older version may have done."""
-    found = jobfile.read_yaml(path, "job file")
+    found = job_file.read_yaml(path, "job file")
     if not isinstance(found, dict) or not {"model", "seed", "iterations"} <= found.keys():
         raise ValueError(f"job file {path} has no model, seed and iterations; take the one that the run wrote")
     return found

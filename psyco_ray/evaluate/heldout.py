@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psyco_ray import guards
-from psyco_ray.config import Evaluation
+from psyco_ray.config.training import Evaluation
 from psyco_ray.evaluate import stats, verdicts
 from psyco_ray.ledger import Ledger
 from psyco_ray.records import Group

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray import placement
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
+from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data.calls import Row
-from psyco_ray.data.speeches import load_prompt
 from psyco_ray.evaluate import answers
 from psyco_ray.evaluate.bouts import Bout, cases, pair_key, results, words
-from psyco_ray.evaluate.policy_job import PolicyEvaluationJob, Variant, load_responses, load_speeches
+from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client
 from psyco_ray.ledger import RunDirectory, write_table

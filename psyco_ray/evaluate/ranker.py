@@ -12,13 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged
+from psyco_ray.config.prompts import filled_messages, load_texts
 from psyco_ray.data import calls, parts
 from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Facts, Row, Unit
-from psyco_ray.data.dataset import load_texts
-from psyco_ray.data.rate import filled_messages
-from psyco_ray.evaluate.job import REWARDBENCH, EvaluateRewardJob, Judged
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call, Client
 from psyco_ray.ledger import key_of

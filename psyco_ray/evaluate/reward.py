@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import ray
 
 from psyco_ray import models, placement
+from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged, Test
+from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data import preferences
-from psyco_ray.data.speeches import load_prompt
 from psyco_ray.evaluate import metrics, rewardbench
-from psyco_ray.evaluate.job import REWARDBENCH, EvaluateRewardJob, Judged, Pairs, Test, load, load_bench
+from psyco_ray.evaluate.pair_sets import Pairs, load, load_bench
 from psyco_ray.evaluate.ranker import Ranking
 from psyco_ray.ledger import RunDirectory, key_of, versions, write_table
 from psyco_ray.pool import ActorPool

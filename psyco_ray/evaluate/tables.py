@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import jobfile
+from psyco_ray.config import job_file
 from psyco_ray.evaluate import rewardbench
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ GROUPS = {
 
 DASH = "–"
 
-_PAPER: dict[str, Any] = jobfile.read_yaml(Path(__file__).with_name("paper.yaml"), "the paper's tables")
+_PAPER: dict[str, Any] = job_file.read_yaml(Path(__file__).with_name("paper.yaml"), "the paper's tables")
 _MARKS = ("group", "paper")  # of a row, not cells
 _WORDS = ("Model", "Training Data")  # columns that hold no figures
 _SUBSETS = sum(len(subsets) for subsets in rewardbench.SECTIONS.values())

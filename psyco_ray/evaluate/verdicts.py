@@ -15,12 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from psyco_ray.config import Endpoint, Judging, Order
+from psyco_ray.config.endpoint import Endpoint, Judging, Order
+from psyco_ray.config.prompts import filled_messages, load_texts
 from psyco_ray.data import calls, parts
 from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Facts, Row, Unit
-from psyco_ray.data.dataset import load_texts
-from psyco_ray.data.rate import filled_messages
 from psyco_ray.data.speeches import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
 from psyco_ray.judge.ask import parse_json

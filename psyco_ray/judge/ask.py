@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import json_repair
 
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge.client import Answer, Call, Client, Refused, Unavailable
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.limits import Limiter, OutOfBudget

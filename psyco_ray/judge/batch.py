@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge.client import REFUSED, Answer, Call, Client, Refused, Unreadable, answer_of
 from psyco_ray.judge.journal import Journal
 

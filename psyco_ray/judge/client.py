@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from psyco_ray.config import Endpoint
+from psyco_ray.config.endpoint import Endpoint
 
 if TYPE_CHECKING:
     import openai  # takes seconds: only who calls imports it

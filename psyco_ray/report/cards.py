@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from psyco_ray.jobfile import flat
+from psyco_ray.config.job_file import flat
 
 METHODS = {
     "dpo-iter": "iterative DPO on pairs of its own responses (paper §4.2)",

@@ -16,9 +16,9 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psyco_ray import jobfile
+from psyco_ray.config import job_file
+from psyco_ray.config.data import DataJob
 from psyco_ray.data import parts
-from psyco_ray.data.job import DataJob
 from psyco_ray.data.speeches import text_hash
 from psyco_ray.records import PREFERENCES, PRINCIPLES
 from psyco_ray.report.cards import environment
@@ -139,7 +139,7 @@ def _topics(places: Sequence[Path]) -> dict[str, Any] | None:
     if not counts:
         return None
     without = sum(counts.pop(key) for key in list(counts) if key[1] is None)
-    table = jobfile.read_yaml(_PACKAGE / "data" / "topics.yaml", "topics file")
+    table = job_file.read_yaml(_PACKAGE / "data" / "topics.yaml", "topics file")
     groups = {
         coarse: [
             {"topic": topic, "count": counts.pop((coarse, topic), 0), "paper": about["paper_count"]}

@@ -9,7 +9,8 @@ import jinja2
 import numpy as np
 import pyarrow.parquet as pq
 
-from psyco_ray import config, jobfile
+from psyco_ray.config import job_file
+from psyco_ray.config.training import Job
 from psyco_ray.ledger import Ledger
 from psyco_ray.report import figures
 from psyco_ray.report.summary import MODEL_TITLES
@@ -19,7 +20,7 @@ SAMPLES_SHOWN = 8
 TITLES = {"policy": "Iterative DPO", "base": "One round of online DPO", "file": "Offline DPO"}
 
 
-def write(job: config.Job, ledger: Ledger, summary: dict[str, Any]) -> None:
+def write(job: Job, ledger: Ledger, summary: dict[str, Any]) -> None:
     """Write ``report.html`` of a finished run.
 
     Args:
@@ -41,7 +42,7 @@ def write(job: config.Job, ledger: Ledger, summary: dict[str, Any]) -> None:
         stage_times=_stage_times(summary["per_iteration"]),
         timeline=figures.timeline(_timelines(ledger, summary["iterations"])),
         samples=_side_by_side(job, ledger, evaluations),
-        job=jobfile.dump(job),
+        job=job_file.dump(job),
     )
     ledger.write_text("report.html", page)
 
@@ -100,7 +101,7 @@ def _timelines(ledger: Ledger, iterations: int) -> dict[str, list[dict[str, Any]
     return {f"iteration {k}" if k else "base model": of["parts"] for k, of in found.items() if of is not None}
 
 
-def _side_by_side(job: config.Job, ledger: Ledger, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _side_by_side(job: Job, ledger: Ledger, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers of the base model and of the policy to held-out speeches, drawn by the run's seed, not picked."""
     speeches = {
         row["speech_id"]: row

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from psyco_ray import storage
-from psyco_ray.config import Job
+from psyco_ray.config.training import Job
 from psyco_ray.ledger import Ledger, versions
 from psyco_ray.report.cards import policy_card
 from psyco_ray.standing import Standing, stage

@@ -13,9 +13,10 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from psyco_ray import config, placement
+from psyco_ray import placement
 from psyco_ray.batches import batches
-from psyco_ray.config import Learners, Optimizer
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import Checkpoints, Optimizer
 from psyco_ray.lasting import REBUILDS
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
@@ -241,4 +242,4 @@ def test_a_group_that_dies_again_and_again_is_given_up(local_ray, tiny_model) ->
 
 def test_settings_of_checkpoints_are_checked() -> None:
     with pytest.raises(ValueError, match="keep_last"):
-        config.Checkpoints(keep_last=0)
+        Checkpoints(keep_last=0)

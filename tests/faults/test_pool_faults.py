@@ -18,7 +18,9 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from psyco_ray import config, control, crew, driver, processes
+from psyco_ray import control, crew, driver, learner, processes
+from psyco_ray.config.resources import Learners, Rollouts, Scorers
+from psyco_ray.config.training import Data, Deadlines, DpoConfig, Evaluation, Job, Optimizer, Prompts, Sampling
 from psyco_ray.ledger import Ledger
 from psyco_ray.member import Member
 from psyco_ray.pool import ActorPool
@@ -31,22 +33,20 @@ SPEECHES = 16
 ITEM_S = 12.0  # after which an actor counts as hung
 
 
-def job(run_dir: Path, model: Path, reward_model: Path, **changes) -> config.Job:
-    return config.Job(
+def job(run_dir: Path, model: Path, reward_model: Path, **changes) -> Job:
+    return Job(
         run_dir=str(run_dir),
         model=str(model),
         speeches_per_iteration=SPEECHES,
-        data=config.Data(dev_share=0.2),
-        prompts=config.Prompts(respond="respond-small"),
-        sampling=config.Sampling(responses=4, max_tokens=24),
-        dpo=config.Dpo(optimizer=config.Optimizer(learning_rate=1e-3, batch_size=8)),
-        rollouts=config.Rollouts(
-            actors=2, cpus=0.1, max_model_len=256, max_num_seqs=32, kv_cache_gb=0.1, speeches_per_item=2
-        ),
-        scorers=config.Scorers(actors=2, cpus=0.1, reward_model=str(reward_model)),
-        learners=config.Learners(actors=1, cpus=0.1),
-        evaluation=config.Evaluation(speeches=6),
-        deadlines=config.Deadlines(item_s=ITEM_S),
+        data=Data(dev_share=0.2),
+        prompts=Prompts(respond="respond-small"),
+        sampling=Sampling(responses=4, max_tokens=24),
+        dpo=DpoConfig(optimizer=Optimizer(learning_rate=1e-3, batch_size=8)),
+        rollouts=Rollouts(actors=2, cpus=0.1, max_model_len=256, max_num_seqs=32, kv_cache_gb=0.1, speeches_per_item=2),
+        scorers=Scorers(actors=2, cpus=0.1, reward_model=str(reward_model)),
+        learners=Learners(actors=1, cpus=0.1),
+        evaluation=Evaluation(speeches=6),
+        deadlines=Deadlines(item_s=ITEM_S),
         **changes,
     )
 
@@ -54,7 +54,7 @@ def job(run_dir: Path, model: Path, reward_model: Path, **changes) -> config.Job
 class Watched(Telemetry):
     """Says to `disturb` where a run is; its steps are those that a user would see."""
 
-    def __init__(self, of: config.Job, ledger: Ledger, disturb: Callable[[str, int], None]) -> None:
+    def __init__(self, of: Job, ledger: Ledger, disturb: Callable[[str, int], None]) -> None:
         super().__init__(of, ledger)
         self._disturb = disturb
 
@@ -64,7 +64,7 @@ class Watched(Telemetry):
             self._disturb(what, count)
 
 
-def run(of: config.Job, disturb: Callable[[str, int], None] = lambda *_: None) -> Path:
+def run(of: Job, disturb: Callable[[str, int], None] = lambda *_: None) -> Path:
     ledger = Ledger(of, False)
     try:
         driver.iterate(of, ledger, Watched(of, ledger, disturb))
@@ -160,7 +160,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
 
     monkeypatch.setattr(Member, "begin", beginning)
     monkeypatch.setattr(Stream, "deliver", delivering)
-    honest = crew.LearnerGroup.export
+    honest = learner.LearnerGroup.export
     sent: list[int] = []
     damaged = {2, 4} if iterations == 4 else set()  # who gets such weights twice is made anew, which takes its time
 
@@ -173,7 +173,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
             return replace(weights, refs=(ray.put(bucket), *weights.refs[1:]))
         return weights
 
-    monkeypatch.setattr(crew.LearnerGroup, "export", damaging)
+    monkeypatch.setattr(learner.LearnerGroup, "export", damaging)
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=iterations))
     assert given
     assert not blows, "each was dealt"

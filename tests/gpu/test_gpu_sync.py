@@ -10,8 +10,9 @@ import ray
 import torch
 
 from psyco_ray import placement, sync
-from psyco_ray.config import Dpo as DpoSettings
-from psyco_ray.config import Job, Learners, Optimizer, Rollouts, Sampling, Sync
+from psyco_ray.config.resources import Learners, Rollouts, Sync
+from psyco_ray.config.training import DpoConfig as DpoSettings
+from psyco_ray.config.training import Job, Optimizer, Sampling
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from psyco_ray.jobfile import Count, NotNegative, Positive, Section
+from psyco_ray.config.job_file import Count, NotNegative, Positive, Section
 
 Transport = Literal["object_store", "nccl", "ipc"]
 
@@ -48,7 +48,7 @@ class Autoscale(Section):
         return self
 
 
-class Pool(Actors):
+class PoolConfig(Actors):
     """Actors whose number may change while a run goes on; `actors` is the number it begins with."""
 
     autoscale: Autoscale | None = None  # None: as many as `actors`, or as `psyco-ray scale` asks for
@@ -66,7 +66,7 @@ class Learners(Actors):
     gradient_checkpointing: bool = False
 
 
-class Rollouts(Pool):
+class Rollouts(PoolConfig):
     """The vLLM engines that sample responses."""
 
     role: ClassVar[str | None] = "rollout"
@@ -80,7 +80,7 @@ class Rollouts(Pool):
     speeches_per_item: Count = 16  # speeches an engine takes at a time
 
 
-class Scorers(Pool):
+class Scorers(PoolConfig):
     """The frozen models that turn texts into numbers: rewards and reference log-probabilities."""
 
     role: ClassVar[str | None] = "scorer"

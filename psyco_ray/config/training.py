@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from psyco_ray.jobfile import Count, NotNegative, NotNegativeCount, Positive, Section, Share
-from psyco_ray.roles import Learners, Rollouts, Scorers, Sync, Transport, check_sharing, transport_of
-
-Order = Literal["seeded", "strict"]
+from psyco_ray.config.endpoint import Endpoint, Judging
+from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, Share
+from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync, Transport, check_sharing, transport_of
 
 
 class Data(Section):
@@ -63,7 +62,7 @@ class Optimizer(Section):
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1  # where linear and cosine end, of learning_rate
 
 
-class Dpo(Section):
+class DpoConfig(Section):
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and its variants."""
 
     beta: Positive = 0.1
@@ -124,38 +123,6 @@ class Reward(Section):
     checkpoint_every: Count | None = None  # steps, for --resume; None: after every evaluation
 
 
-class Endpoint(Section):
-    """An OpenAI-compatible API and how it may be used. Its key is read from the environment, never stored."""
-
-    model: str
-    base_url: str = "https://api.openai.com/v1"
-    key_env: str | None = "OPENAI_API_KEY"  # the environment variable that holds the key; None: no key is needed
-    structured: Literal["json_schema", "json_object", "text"] = "json_schema"  # how far the server enforces JSON
-    timeout_s: Positive = 120.0  # of one call
-    retries: NotNegativeCount = 8  # of a call that the server failed, with growing pauses
-    concurrency: Count = 64  # calls in flight, of each caller
-    callers: Count = 1  # actors that call
-    requests_per_minute: Count | None = None  # over all callers
-    tokens_per_minute: Count | None = None
-    price_in: NotNegative | None = None  # US dollars per million prompt tokens
-    price_out: NotNegative | None = None
-    via: Literal["calls", "batch"] = "calls"  # batch: the provider's batch API, cheaper and slower
-
-
-ROAD = {"base_url", "key_env", "timeout_s", "retries", "concurrency", "callers", "requests_per_minute"}
-ROAD |= {"tokens_per_minute", "price_in", "price_out"}
-"""Settings of an endpoint that say how it is reached and how fast, not what it answers."""
-
-
-class Judging(Section):
-    """How a judge of two responses is asked."""
-
-    order: Order = "seeded"  # strict: both orders, and a tie where they disagree
-    attempts: Count = 3  # questions before an answer counts as unreadable
-    max_tokens: Count = 512  # of an answer
-    rationale_chars: Count | None = None  # limit in the JSON schema, for small judges that ramble; not all APIs know it
-
-
 class Evaluation(Section):
     """Held-out speeches, answered by the policy after every iteration."""
 
@@ -211,7 +178,7 @@ class Deadlines(Section):
     step_s: Positive = 1800.0  # one optimizer step
 
 
-class Telemetry(Section):
+class TelemetryConfig(Section):
     """Where metrics go beside ``metrics.jsonl`` and Ray's own metrics."""
 
     wandb_project: str | None = None  # Weights & Biases; WANDB_MODE=offline works
@@ -230,7 +197,7 @@ class Job(Section):
     mixture: tuple[Part, ...] = ()  # offline pairs for the policy; none: data.pairs, whole
     prompts: Prompts = Prompts()
     sampling: Sampling = Sampling()
-    dpo: Dpo = Dpo()
+    dpo: DpoConfig = DpoConfig()
     reward: Reward = Reward()
     rollouts: Rollouts = Rollouts()
     scorers: Scorers = Scorers()
@@ -241,7 +208,7 @@ class Job(Section):
     guards: Guards = Guards()
     checkpoints: Checkpoints = Checkpoints()
     deadlines: Deadlines = Deadlines()
-    telemetry: Telemetry = Telemetry()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
     def keeps_optimizer(self) -> bool:

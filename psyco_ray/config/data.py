@@ -6,8 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from psyco_ray.config import Count, Endpoint, NotNegative, Positive, Rollouts, Share
-from psyco_ray.jobfile import Section
+from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, Share
+from psyco_ray.config.resources import Rollouts
 
 
 class Source(Section):
