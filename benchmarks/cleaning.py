@@ -119,9 +119,9 @@ class Watch(Peaks):
 def ours(path: Path, out: Path) -> dict[str, Any]:
     import ray
 
-    from psyco_ray.commands import connect
     from psyco_ray.config.data import DataJob, Source
     from psyco_ray.data.collect import collect
+    from psyco_ray.run.ray_session import connect
 
     connect(None)
     before, began = time.process_time(), time.perf_counter()

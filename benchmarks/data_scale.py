@@ -29,16 +29,16 @@ SERVER = Path(__file__).parent.parent / "tests" / "fault_server.py"
 
 def made_up(root: Path, speeches: int) -> None:
     """A dataset whose responses wait for their ratings."""
-    from psyco_ray.data import parts
     from psyco_ray.data.speeches import speech_id
-    from psyco_ray.records import COLLECTED, RESPONSES
+    from psyco_ray.run import shards
+    from psyco_ray.run.schemas import COLLECTED, RESPONSES
 
     by_part: dict[str, list[dict]] = {}
     for number in range(speeches):
         text = f"Speech {number}: I have been lying awake since my brother moved out. " * 5
         key = speech_id(text)
         row = {"speech_id": key, "speech": text, "split": "train", "source": "made up", "source_row": number + 1}
-        by_part.setdefault(key[: parts.digits(speeches)], []).append(row)
+        by_part.setdefault(key[: shards.digits(speeches)], []).append(row)
     for part, rows in by_part.items():
         answers = [
             {
@@ -50,8 +50,8 @@ def made_up(root: Path, speeches: int) -> None:
             for row in rows
             for index in range(4)
         ]
-        parts.write(root / "collect" / "speeches", part, rows, COLLECTED)
-        parts.write(root / "respond", part, answers, RESPONSES)
+        shards.write(root / "collect" / "speeches", part, rows, COLLECTED)
+        shards.write(root / "respond", part, answers, RESPONSES)
 
 
 def private_mib(pid: int) -> float:
@@ -99,7 +99,7 @@ def one_size(speeches: int, base_url: str, root: Path) -> None:
     from psyco_ray.config.job_file import parse
     from psyco_ray.data import build
     from psyco_ray.data.dataset import Dataset
-    from psyco_ray.telemetry import Progress
+    from psyco_ray.run.progress import Progress
 
     made_up(root, speeches)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")

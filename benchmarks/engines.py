@@ -17,8 +17,8 @@ from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Item, Prompt
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.run.types import Item, Prompt
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

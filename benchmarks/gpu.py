@@ -43,7 +43,7 @@ import updates
 from engines import by_turns
 from updates import learner_of, made_up
 
-from psyco_ray import capacity, live, models
+from psyco_ray import capacity, learner_flops, models
 from psyco_ray.batches import plan_step
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
@@ -82,7 +82,7 @@ def peak_of(gpu: Gpu | None, given: float | None) -> float:
     Raises:
         ValueError: nobody knows them.
     """
-    found = given or (CPU_PEAK if gpu is None else live.peak_flops(gpu.name))
+    found = given or (CPU_PEAK if gpu is None else learner_flops.peak_flops(gpu.name))
     if found is None:
         raise ValueError(f"the peak of {gpu.name if gpu else 'this CPU'} is not known; name it with --peak, in FLOP/s")
     return found

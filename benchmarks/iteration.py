@@ -39,16 +39,17 @@ import psutil
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import commands, models, placement, reward
+from psyco_ray import models, placement, reward
 from psyco_ray.config import job_file
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import fast_dtype
 from psyco_ray.config.training import Job
 from psyco_ray.crew import Crew
 from psyco_ray.data import speeches as speech_data
-from psyco_ray.ledger import Ledger
 from psyco_ray.rollout import environment
-from psyco_ray.telemetry import Telemetry
+from psyco_ray.run import ray_session
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.telemetry import Telemetry
 
 BAR = 3.0
 STAGES = ("sample", "score", "train")
@@ -72,7 +73,7 @@ Drawn = list[list[dict[str, Any]]]
 def ours(job: Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Drawn]:
     """Iterations of our system with its actors up, each number of speeches by turns, behind one that is not counted."""
     began = time.perf_counter()
-    commands.connect(None)
+    ray_session.connect(None)
     ledger = Ledger(job, resume=False)
     telemetry = Telemetry(job, ledger)
     found: list[Iteration] = []

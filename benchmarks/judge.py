@@ -35,7 +35,7 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.data import calls
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
-from psyco_ray.telemetry import Progress
+from psyco_ray.run.progress import Progress
 
 BAR = 0.9
 PARTS = "0123456789abcdef"

@@ -38,7 +38,7 @@ from psyco_ray.config.resources import Learners, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
-from psyco_ray.records import Asked, Example
+from psyco_ray.run.types import Asked, Example
 
 SPEED_BAR, MEMORY_BAR = 2.0, 0.7
 LEARNING_RATE = 5e-7

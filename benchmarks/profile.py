@@ -40,8 +40,8 @@ from psyco_ray.data import speeches as speech_data
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Example, Group, Item, Prompt
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.run.types import Example, Group, Item, Prompt
 from psyco_ray.scorer import ScorerActor
 
 BAR = 0.9

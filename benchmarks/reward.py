@@ -31,7 +31,7 @@ from psyco_ray.config.training import Optimizer
 from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
-from psyco_ray.records import Asked, Example
+from psyco_ray.run.types import Asked, Example
 from psyco_ray.scorer import ScorerActor
 
 BAR = 1.5

@@ -34,7 +34,7 @@ import psutil
 import ray
 
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Group, Prompt, Response
+from psyco_ray.run.types import Group, Prompt, Response
 
 GROUPS = 8  # speeches of an item
 MEDIAN_S, SIGMA = 10.0, 0.5

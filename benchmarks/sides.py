@@ -22,7 +22,7 @@ import ray.cloudpickle
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import preferences
-from psyco_ray.records import Asked
+from psyco_ray.run.types import Asked
 
 if str(Path(__file__).resolve().parent) in sys.path:
     sys.path.remove(str(Path(__file__).resolve().parent))

@@ -34,11 +34,11 @@ from psyco_ray import capacity, pairs
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.flow import Flow
-from psyco_ray.ledger import Ledger
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Example, Group, Item, Response
 from psyco_ray.rollout import SamplingRequest
-from psyco_ray.telemetry import Telemetry
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.run.types import Example, Group, Item, Response
 
 BAR = 0.8
 SIGMA = 0.5

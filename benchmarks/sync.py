@@ -37,8 +37,8 @@ from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Example, Item, Prompt, Weights
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.run.types import Example, Item, Prompt, Weights
 
 BAR = 2.0
 DELTA_BAR = 0.1

@@ -20,7 +20,7 @@ from psyco_ray import placement, sync
 from psyco_ray.config.training import Job
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
-from psyco_ray.records import Example
+from psyco_ray.run.types import Example
 from psyco_ray.turns import Turns
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from psyco_ray import capacity, storage
+from psyco_ray import capacity
 from psyco_ray.capacity import Forecast, Profile, Roles, Shape
 from psyco_ray.config.training import Job
+from psyco_ray.run import storage
 
 _WORTH_IT = 0.05  # share of an iteration that a change should save to be named
 

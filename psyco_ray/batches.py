@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from psyco_ray.config.training import Optimizer
-from psyco_ray.records import Example
+from psyco_ray.run.types import Example
 
 Micro = list[Example]
 """Pairs that one forward and backward pass holds."""

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import storage
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import RESUMABLE
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.training import Job
-from psyco_ray.remote import is_remote, refuse_key
-from psyco_ray.starting import without_collector
+from psyco_ray.run import storage
+from psyco_ray.run.ray_session import connect
+from psyco_ray.run.remote import is_remote, refuse_key
+from psyco_ray.run.startup import without_collector
 
 
 def plan(job: Job, given: argparse.Namespace) -> int:
@@ -120,8 +119,8 @@ def _evaluate(
 
     from psyco_ray.judge.client import Unavailable
     from psyco_ray.judge.limits import OutOfBudget
-    from psyco_ray.ledger import RunDirectory
-    from psyco_ray.telemetry import Progress
+    from psyco_ray.run.directory import RunDirectory
+    from psyco_ray.run.progress import Progress
 
     if given.max_cost is not None:
         settings = {**job.model_dump(mode="json"), "max_cost": given.max_cost}
@@ -144,7 +143,7 @@ def _evaluate(
 def submit(job: Job, given: argparse.Namespace) -> int:
     """Hand a job to a cluster."""
     from psyco_ray import submit as jobs
-    from psyco_ray.ledger import check_lasting, refuse_keys
+    from psyco_ray.run.directory import check_lasting, refuse_keys
 
     if not given.address:
         raise ValueError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
@@ -276,19 +275,19 @@ def _in_run(job: Job, given: argparse.Namespace, work: Callable[[Any, Any], None
     """Hold the run directory and Ray while `work` goes on."""
     import ray
 
-    from psyco_ray import stopping
     from psyco_ray.judge.client import Unavailable
-    from psyco_ray.ledger import Ledger
-    from psyco_ray.telemetry import Telemetry
+    from psyco_ray.run import preemption
+    from psyco_ray.run.ledger import Ledger
+    from psyco_ray.run.telemetry import Telemetry
 
     ledger = Ledger(job, given.resume)
     try:
         connect(given.address)
         telemetry = Telemetry(job, ledger)
         try:
-            with stopping.listening():
+            with preemption.listening():
                 work(ledger, telemetry)
-        except stopping.Stopped:
+        except preemption.Stopped:
             print("psyco-ray: stopped; the same command with --resume goes on from here", file=sys.stderr)
             return RESUMABLE
         except Unavailable as outage:  # the judge's
@@ -300,39 +299,3 @@ def _in_run(job: Job, given: argparse.Namespace, work: Callable[[Any, Any], None
     finally:
         ledger.close()
     return 0
-
-
-def _knock(address: str) -> None:
-    """Raise an OSError where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():  # other addresses are names, such as `auto`
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def connect(address: str | None) -> None:
-    """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone.
-
-    Raises:
-        ValueError: no cluster answers there.
-    """
-    import ray
-
-    address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"logging_level": "warning", "log_to_driver": bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS"))}
-    if address:
-        try:
-            _knock(address)
-            ray.init(address=address, **quiet)
-        except OSError as error:
-            raise ValueError(
-                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); look at --address and RAY_ADDRESS"
-            ) from None
-    else:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            **quiet,
-        )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # after the line above, which sets Ray Data's logging up

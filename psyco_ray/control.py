@@ -14,11 +14,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import live, placement, storage
+from psyco_ray import placement
 from psyco_ray.config.resources import PoolConfig
-from psyco_ray.ledger import RunDirectory
 from psyco_ray.pool import ActorPool
-from psyco_ray.remote import is_remote
+from psyco_ray.run import storage, throughput
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.remote import is_remote
 
 _EVERY_S, _STALE_S = 2.0, 30.0  # between two looks at the files, and how old a status may be while the driver lives
 _EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each look is a paid request
@@ -168,7 +169,7 @@ def described(run: str | Path) -> str:
     done = f", {found['done']} of {found['total']}" if found.get("total") else ""
     lines = [f"{run}: {state}", f"stage: {found['stage'] or 'starting'}{done}; policy version {found['version']}"]
     if "now" in found and found["state"] == "going on":
-        lines.append(live.described(found["now"]))
+        lines.append(throughput.described(found["now"]))
     for role, members in found["pools"].items():
         wanted = f" ({found['wanted'][role]} asked for)" if role in found["wanted"] else ""
         lines.append(f"{role}: {len(members)}{wanted}")

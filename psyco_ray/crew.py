@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.util import remove_placement_group
 
-from psyco_ray import pairs, placement, stopping, sync
+from psyco_ray import pairs, placement, sync
 from psyco_ray.batches import batches
 from psyco_ray.config.training import Job
 from psyco_ray.control import Control
@@ -23,16 +23,19 @@ from psyco_ray.evaluate import heldout, verdicts
 from psyco_ray.flow import Flow
 from psyco_ray.judge.client import key_for
 from psyco_ray.learner import LearnerGroup
-from psyco_ray.ledger import Ledger, key_of
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import PAIRS, Example, Group
 from psyco_ray.rollout import RolloutActor, environment
+from psyco_ray.run import preemption
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.schemas import PAIRS
+from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.run.timeline import Timeline
+from psyco_ray.run.types import Example, Group
 from psyco_ray.scorer import ScorerActor
-from psyco_ray.standing import Standing, stage
+from psyco_ray.standing import Standing
 from psyco_ray.steplog import StepLog
-from psyco_ray.telemetry import Telemetry
-from psyco_ray.timeline import Timeline
 from psyco_ray.turns import Turns
 
 Row = dict[str, Any]
@@ -224,7 +227,7 @@ class Crew:
         wanted = min(self.control.wanted.get("learners", len(self.learner.ranks)), *map(len, planned))
         if wanted != len(self.learner.ranks):
             self.learner.resize(wanted)
-        with stopping.deferred():
+        with preemption.deferred():
             self._train(iteration, planned)
 
     def _train(self, iteration: int, planned: list[list[Example]]) -> None:

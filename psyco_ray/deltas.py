@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 
-from psyco_ray.records import Changed
+from psyco_ray.run.types import Changed
 from psyco_ray.sync import Bucket
 
 Delta = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -13,11 +13,11 @@ from psyco_ray.config.training import Job
 from psyco_ray.crew import Crew
 from psyco_ray.data.mixture import mix
 from psyco_ray.data.speeches import draw, load_speeches
-from psyco_ray.ledger import Ledger
-from psyco_ray.records import SPEECHES
 from psyco_ray.report import summary
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.schemas import SPEECHES
+from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.standing import Standing
-from psyco_ray.telemetry import Telemetry
 
 
 def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from psyco_ray import transfer
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.records import Group, Prompt, Response, Streamed, Weights
+from psyco_ray.run.types import Group, Prompt, Response, Streamed, Weights
 
 _ALL = ("weights", "kv_cache")  # what sleep frees, and waking brings back one by one
 _UNPROVEN = -1  # a version that nobody asks for

@@ -7,13 +7,13 @@ from typing import Any
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
-from psyco_ray.ledger import Ledger, key_of
 from psyco_ray.pool import ActorPool
 from psyco_ray.quarantine import Quarantine
-from psyco_ray.records import Example, Group, Item, Prompt
 from psyco_ray.rollout import SamplingRequest
-from psyco_ray.standing import stage
-from psyco_ray.telemetry import Telemetry
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.run.types import Example, Group, Item, Prompt
 
 Row = dict[str, Any]
 

@@ -15,10 +15,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray import placement, stopping
+from psyco_ray import placement
 from psyco_ray.config.resources import Learners
 from psyco_ray.ranks import LostRanks, Ranks
-from psyco_ray.records import Example
+from psyco_ray.run import preemption
+from psyco_ray.run.types import Example
 
 REBUILDS = 3  # of a group, without an optimizer step in between, before it is given up
 _FEWER_ROOM_S = 10.0  # for fewer ranks than there was room for: what is free by then is free
@@ -108,7 +109,7 @@ class Lasting(ABC):
         began = time.monotonic()
         while True:
             self._ranks.end()
-            stopping.check()  # what is on disk is whole, and there is nobody to write more
+            preemption.check()  # what is on disk is whole, and there is nobody to write more
             if self._closed:
                 raise loss
             if self._rebuilds == REBUILDS:

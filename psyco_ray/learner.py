@@ -8,22 +8,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray import storage
 from psyco_ray.batches import learning_rate, plan_step
 from psyco_ray.config.resources import Learners, Sync
 from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.lasting import Batches, Lasting, Training
-from psyco_ray.live import mfu, peak_flops
+from psyco_ray.learner_flops import mfu, peak_flops
 from psyco_ray.member import reason_of
 from psyco_ray.ranks import LostRanks
-from psyco_ray.records import Example, Streamed, Weights
+from psyco_ray.run import storage
+from psyco_ray.run.types import Example, StepResult, Streamed, Weights
 
 if TYPE_CHECKING:
     from psyco_ray.losses import Objective
@@ -35,20 +35,6 @@ _log = logging.getLogger(__name__)
 
 class NotSent(RuntimeError):
     """Weights could not be sent; there are new ranks in place of those that tried."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step reports: means over the pairs of its batch."""
-
-    step: int
-    steps: int
-    loss: float  # nats a pair
-    learning_rate: float
-    grad_norm: float | None  # before clipping; None where DeepSpeed does not tell
-    metrics: dict[str, float]
-    tokens: int
-    seconds: float
 
 
 class LearnerGroup(Lasting):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from psyco_ray.config.training import DpoConfig
-from psyco_ray.records import Example
+from psyco_ray.run.types import Example
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,9 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray import packaged, storage
-from psyco_ray.remote import is_remote
+from psyco_ray import packaged
+from psyco_ray.run import storage
+from psyco_ray.run.remote import is_remote
 
 if TYPE_CHECKING:
     import torch

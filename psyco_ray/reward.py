@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.resources import Scorers
-from psyco_ray.records import Asked, Scored
+from psyco_ray.run.types import Asked, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

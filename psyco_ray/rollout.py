@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.records import Group, Item, Loaded, Streamed, Weights
-from psyco_ray.starting import without_collector
+from psyco_ray.run.startup import without_collector
+from psyco_ray.run.types import Group, Item, Loaded, Streamed, Weights
 
 
 def environment(settings: Rollouts) -> dict[str, str]:

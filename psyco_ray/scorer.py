@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from psyco_ray.config.resources import Scorers
-from psyco_ray.records import Asked, Example, Group, Scored
 from psyco_ray.reward import RewardModel
-from psyco_ray.starting import without_collector
+from psyco_ray.run.startup import without_collector
+from psyco_ray.run.types import Asked, Example, Group, Scored
 
 
 class ScorerActor:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from psyco_ray import guards, storage
+from psyco_ray import guards
 from psyco_ray.config.training import Job
-from psyco_ray.ledger import Ledger
+from psyco_ray.run import storage
+from psyco_ray.run.ledger import Ledger, stage
 
 Record = dict[str, Any]
-
-
-def stage(iteration: int, name: str) -> str:
-    """The name of an iteration's stage in the ledger; iteration 0 is the base model."""
-    return f"iteration-{iteration:03d}/{name}"
 
 
 class Standing:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from psyco_ray import offload, storage
+from psyco_ray import offload
+from psyco_ray.run import storage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FILE_BYTES = 2**31

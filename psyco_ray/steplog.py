@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray import stopping, storage
+from psyco_ray.run import preemption, storage
 
 if TYPE_CHECKING:
-    from psyco_ray.learner import LearnerGroup, StepResult
-    from psyco_ray.ledger import Ledger
+    from psyco_ray.learner import LearnerGroup
+    from psyco_ray.run.ledger import Ledger
+    from psyco_ray.run.types import StepResult
 
 Record = dict[str, Any]
 
@@ -64,9 +65,9 @@ class StepLog:
         Raises:
             Stopped: it was.
         """
-        if stopping.asked():
+        if preemption.asked():
             self.write(learner, *kept)
-            raise stopping.Stopped
+            raise preemption.Stopped
 
     def clear(self) -> None:
         """Remove everything, for the training has ended."""

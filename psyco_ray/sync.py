@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from psyco_ray.config.resources import Sync, Transport
     from psyco_ray.learner import LearnerGroup
     from psyco_ray.pool import ActorPool
-    from psyco_ray.records import Example, Loaded, Streamed, Weights
+    from psyco_ray.run.types import Example, Loaded, Streamed, Weights
 
 _log = logging.getLogger(__name__)
 

@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from psyco_ray import batches, placement, stopping, storage
+from psyco_ray import batches, placement
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder, Mixture, mix
 from psyco_ray.evaluate import metrics
 from psyco_ray.learner import LearnerGroup
-from psyco_ray.ledger import Ledger, key_of, versions
 from psyco_ray.losses import BradleyTerry
-from psyco_ray.records import Example
 from psyco_ray.report.cards import reward_card
+from psyco_ray.run import preemption, storage
+from psyco_ray.run.directory import versions
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.run.types import Example
 from psyco_ray.steplog import StepLog
-from psyco_ray.telemetry import Telemetry
 
 Record = dict[str, Any]
 
@@ -47,8 +50,8 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
         running = [pool.submit(training.run) for training in trainings]
         for one in concurrent.futures.as_completed(running):
             one.result()
-    except stopping.Stopped:
-        stopping.settle()  # each training writes its state
+    except preemption.Stopped:
+        preemption.settle()  # each training writes its state
         raise
     finally:
         for training in trainings:
@@ -94,7 +97,7 @@ class _Training:
             f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{told}"
         )
         taken = self.learner.train(given, total, first=done, again=self._again)
-        with stopping.deferred():
+        with preemption.deferred():
             for step in self._telemetry.steps(taken, self._name):
                 self._log.add(step)
                 if self._due(self._job.reward.evaluate_every):

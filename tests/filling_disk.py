@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_ledger import ITEMS, groups_of
 
-from psyco_ray import cli, commands, storage
-from psyco_ray.learner import StepResult
+from psyco_ray import cli, commands
+from psyco_ray.run import ray_session, storage
+from psyco_ray.run.types import StepResult
 from psyco_ray.steplog import StepLog
 
 STEPS = 3
@@ -73,7 +74,7 @@ def act(job: str, full_from: str) -> dict:
         ledger.finish("it/train", log.began, steps=log.facts["steps"])
         log.clear()
 
-    commands.connect = lambda address: None
+    ray_session.connect = lambda address: None
     commands.train_reward = lambda job, given: commands._in_run(job, given, work)
     told = io.StringIO()
     with contextlib.redirect_stderr(told):

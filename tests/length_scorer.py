@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from psyco_ray.records import Group
+from psyco_ray.run.types import Group
 from psyco_ray.scorer import ScorerActor
 
 

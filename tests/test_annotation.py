@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from psyco_ray.data import annotation
 from psyco_ray.evaluate.stats import wilson
-from psyco_ray.records import PRINCIPLES
+from psyco_ray.run.schemas import PRINCIPLES
 
 SPEECH = "I can’t sleep, “again”; it is the third week.\nMy wife says: talk to someone. Café, naïve, 5 €."
 Row = dict[str, str]

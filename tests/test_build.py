@@ -18,10 +18,11 @@ import pytest
 import yaml
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.data import build, calls, parts, speeches, topics
+from psyco_ray.data import build, calls, speeches, topics
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.judge import batch
-from psyco_ray.records import PREFERENCES, PRINCIPLES
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
 
 HERE = Path(__file__).parent
 
@@ -57,7 +58,7 @@ def counts(url: str) -> dict:
 
 
 def rows_of(directory: Path) -> list[dict]:
-    return [row for part in parts.names(directory) for row in parts.read(directory, part)]
+    return [row for part in shards.names(directory) for row in shards.read(directory, part)]
 
 
 def test_build_under_faults_from_file_to_pairs(tmp_path, serve, local_ray):

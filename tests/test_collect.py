@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psyco_ray.config.data import DataJob, Source
-from psyco_ray.data import duplicates, parts, sources, speeches
+from psyco_ray.data import duplicates, sources, speeches
 from psyco_ray.data.clean import clean
-from psyco_ray.records import COLLECTED, DROPPED
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import COLLECTED, DROPPED
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "raw"
 
@@ -402,10 +403,10 @@ def raw(tmp_path) -> Path:
 
 
 def read_back(out: Path) -> tuple[list[dict], list[dict]]:
-    names = parts.names(out / "speeches")
+    names = shards.names(out / "speeches")
     dropped = pq.read_table(out / "dropped.parquet")
     assert dropped.schema == DROPPED
-    return [row for name in names for row in parts.read(out / "speeches", name)], dropped.to_pylist()
+    return [row for name in names for row in shards.read(out / "speeches", name)], dropped.to_pylist()
 
 
 def test_collect_tells_where_every_row_went(raw, tmp_path, local_ray) -> None:
@@ -453,9 +454,9 @@ def test_collect_tells_where_every_row_went(raw, tmp_path, local_ray) -> None:
         test = speeches.unit("test", row["speech"]) < 0.1243
         dev = speeches.is_dev(row["speech"], 0.1)
         assert row["split"] == ("test" if test else "dev" if dev else "train")
-    assert len(parts.names(out / "speeches")) == 16
-    for name in parts.names(out / "speeches"):
-        part = parts.read(out / "speeches", name)
+    assert len(shards.names(out / "speeches")) == 16
+    for name in shards.names(out / "speeches"):
+        part = shards.read(out / "speeches", name)
         assert [row["speech_id"] for row in part] == sorted(row["speech_id"] for row in part)
         assert all(row["speech_id"].startswith(name) for row in part)
         assert pq.read_schema(out / "speeches" / f"{name}.parquet") == COLLECTED

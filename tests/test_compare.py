@@ -15,9 +15,9 @@ from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import DpoConfig, Job, Sampling
 from psyco_ray.evaluate import stats
 from psyco_ray.evaluate.compare import compare, paired
-from psyco_ray.ledger import RunDirectory
 from psyco_ray.report import cards
 from psyco_ray.report import compare as report
+from psyco_ray.run.directory import RunDirectory
 
 ODD = "odd <b>name & | $pipe$"
 SPEECHES = [f"{i:016x}" for i in range(12)]

@@ -10,7 +10,7 @@ import pytest
 from psyco_ray import cli, control
 from psyco_ray.config.resources import Autoscale, Rollouts, Scorers
 from psyco_ray.control import Control
-from psyco_ray.ledger import RunDirectory
+from psyco_ray.run.directory import RunDirectory
 
 
 class Pool:

@@ -11,8 +11,8 @@ from psyco_ray import crew, placement
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Part, Prompts
 from psyco_ray.data import mixture
-from psyco_ray.ledger import Ledger
-from psyco_ray.records import Example
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.types import Example
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
-from psyco_ray.data import parts
-from psyco_ray.records import COLLECTED, PREFERENCES, PRINCIPLES, RATINGS, RESPONSES, SET_ASIDE, TOPICS
 from psyco_ray.report import dataset
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import COLLECTED, PREFERENCES, PRINCIPLES, RATINGS, RESPONSES, SET_ASIDE, TOPICS
 
 PAIRS = pa.schema([*PREFERENCES, *((name, pa.string()) for name in ("topic", "coarse_topic", "split"))])
 TABLES = {
@@ -102,7 +102,7 @@ def make(root: Path, names: list[str], tables: dict[str, list[dict]] | None = No
     for name in names:
         for part in "012":
             own = [row for i, row in enumerate(found[name]) if i % 3 == int(part)]
-            parts.write(root / name, part, own, TABLES[name])
+            shards.write(root / name, part, own, TABLES[name])
     return dataset.Made(JOB, **{name: (root / name,) for name in names}, **more)
 
 
@@ -285,7 +285,7 @@ def test_a_dataset_of_nothing_has_a_page_and_a_card(tmp_path) -> None:
 
 def test_stages_that_ran_and_gave_nothing(tmp_path) -> None:
     for name in ("pairs", "set_aside"):
-        parts.write(tmp_path / name, "0", [], TABLES[name])
+        shards.write(tmp_path / name, "0", [], TABLES[name])
     made = dataset.Made(JOB, collected=COLLECT, pairs=(tmp_path / "pairs",), set_aside=(tmp_path / "set_aside",))
     assert dataset.write(made, tmp_path)["set_aside"] == []
     assert "Every call gave a usable answer" in (tmp_path / "report.html").read_text()

@@ -24,12 +24,13 @@ from psyco_ray.config import evaluate_policy, job_file
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import PACKAGED
-from psyco_ray.data import parts, speeches
+from psyco_ray.data import speeches
 from psyco_ray.evaluate import answers, bouts, speech_sets, verdicts, winrates
 from psyco_ray.evaluate import policy as evaluating
-from psyco_ray.ledger import RunDirectory
 from psyco_ray.report import policy as report
-from psyco_ray.telemetry import Progress
+from psyco_ray.run import shards
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.progress import Progress
 
 HERE = Path(__file__).parent
 DEV = 33  # speeches of the packaged sample that are held out
@@ -349,11 +350,11 @@ def decided(root: Path, pairs: list[dict], chosen: dict[str, list[tuple[bool, bo
     for part in found._parts:
         rows = [
             {"key": row["key"], "ours_first": first, "ours": ours, "rationale": f"because of {ODD}"}
-            for row in parts.read(found._stage.pairs, part)
+            for row in shards.read(found._stage.pairs, part)
             for first, ours in chosen.get(row["key"], [])
         ]
         facts = dict.fromkeys(("units", "set_aside", "paid", "reused", "prompt_tokens", "completion_tokens"), 1)
-        parts.write(found._stage.out, part, rows, verdicts.VERDICTS, facts=facts)
+        shards.write(found._stage.out, part, rows, verdicts.VERDICTS, facts=facts)
     return found
 
 

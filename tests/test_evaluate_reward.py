@@ -28,8 +28,8 @@ from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts, __file__
 from psyco_ray.data import speeches
 from psyco_ray.evaluate import pair_sets, ranker, reward
-from psyco_ray.ledger import RunDirectory
-from psyco_ray.telemetry import Progress
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.progress import Progress
 
 HERE = Path(__file__).parent
 PROMPT = load_prompt(Prompts())

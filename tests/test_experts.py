@@ -17,8 +17,8 @@ from psyco_ray.data import annotation
 from psyco_ray.data.speeches import speech_id
 from psyco_ray.evaluate import experts
 from psyco_ray.evaluate.stats import wilson
-from psyco_ray.records import PRINCIPLES
 from psyco_ray.report import experts as report
+from psyco_ray.run.schemas import PRINCIPLES
 
 SPEECH = "I can’t sleep, “again”; it is the third week.\nMy wife says: talk to someone. Café, naïve, 5 €."
 ODD = "odd <b>name & | $pipe$"

@@ -5,9 +5,9 @@ import pytest
 
 from psyco_ray import guards, pairs
 from psyco_ray.config.training import Guards, Job
-from psyco_ray.ledger import Ledger
-from psyco_ray.records import Group, Prompt, Response
-from psyco_ray.standing import Standing, stage
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.types import Group, Prompt, Response
+from psyco_ray.standing import Standing
 
 
 def evaluation(scores: list[float], tokens: list[int], heldout: list[float], **more) -> dict:

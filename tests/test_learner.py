@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from psyco_ray.batches import batches, learning_rate, plan_step
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Lora, Optimizer
-from psyco_ray.learner import LearnerGroup, StepResult
+from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry, Dpo
 from psyco_ray.rank import _groups
-from psyco_ray.records import Example
+from psyco_ray.run.types import Example, StepResult
 
 LONG = pytest.mark.long
 

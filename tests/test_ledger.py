@@ -6,8 +6,9 @@ import pytest
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job, Sampling
 from psyco_ray.control import Control
-from psyco_ray.ledger import Ledger, key_of
-from psyco_ray.records import Group, Item, Prompt, Response
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.types import Group, Item, Prompt, Response
 
 SCHEMA = pa.schema([("a", pa.int32())])
 

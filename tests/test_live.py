@@ -2,14 +2,15 @@
 
 import pytest
 
-from psyco_ray import live
-from psyco_ray.live import Live
+from psyco_ray import learner_flops
+from psyco_ray.run import throughput
+from psyco_ray.run.throughput import Live
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -48,7 +49,7 @@ def test_what_did_not_happen_is_left_out_and_last_figures_stay(clock) -> None:
     assert "reward" not in found
     assert found["idle_share"] == {"learners": 1.0}
     assert found["groups_per_s"] == 0
-    assert live.described(found) == (
+    assert throughput.described(found) == (
         "in the last minute: 0 rollout tokens/s, 0.00 groups/s, 0 learner tokens/s, MFU 0.41, learners idle 100 %"
     )
 
@@ -56,18 +57,18 @@ def test_what_did_not_happen_is_left_out_and_last_figures_stay(clock) -> None:
 def test_members_that_left_make_no_idle_share_below_zero(clock) -> None:
     figures = Live()
     figures.look({"scorers": [member(50.0, 60.0), member(50.0, 60.0)]}, {})
-    clock[0] += live.WINDOW_S
+    clock[0] += throughput.WINDOW_S
     assert "scorers" not in figures.look({"scorers": [member(55.0, 70.0)]}, {})["idle_share"]
 
 
 def test_mfu_counts_what_is_trained() -> None:
-    peak = live.peak_flops("NVIDIA H100 80GB HBM3")
+    peak = learner_flops.peak_flops("NVIDIA H100 80GB HBM3")
     assert peak == 989e12
-    assert live.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert live.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert live.peak_flops("NVIDIA RTX A1000") is None
-    assert len({live.peak_flops(f"NVIDIA {name}") for name in ("L40S", "L40", "L4", "A10G", "A10")}) == 5
-    assert live.peak_flops("Radeon") is live.peak_flops(None) is None
+    assert learner_flops.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert learner_flops.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert learner_flops.peak_flops("NVIDIA RTX A1000") is None
+    assert len({learner_flops.peak_flops(f"NVIDIA {name}") for name in ("L40S", "L40", "L4", "A10G", "A10")}) == 5
+    assert learner_flops.peak_flops("Radeon") is learner_flops.peak_flops(None) is None
     # all of 8 billion weights: 6 operations a weight and token
-    assert live.mfu(8000, 8_000_000_000, 8_000_000_000, peak) == pytest.approx(8000 * 48e9 / 989e12)
-    assert live.mfu(8000, 8_000_000_000, 0, peak) == pytest.approx(8000 * 32e9 / 989e12)
+    assert learner_flops.mfu(8000, 8_000_000_000, 8_000_000_000, peak) == pytest.approx(8000 * 48e9 / 989e12)
+    assert learner_flops.mfu(8000, 8_000_000_000, 0, peak) == pytest.approx(8000 * 32e9 / 989e12)

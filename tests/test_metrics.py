@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_calibrat
 
 from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.evaluate.stats import wilson
-from psyco_ray.records import COMPARISONS, PRINCIPLES
+from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
 
 
 def auroc(labels, probabilities) -> float:

@@ -11,7 +11,7 @@ import pytest
 from psyco_ray import encode, models
 from psyco_ray.config.training import Data, Job, Part, Reward
 from psyco_ray.data import mixture, preferences
-from psyco_ray.records import COMPARISONS, PRINCIPLES
+from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
 
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I cannot sleep."}]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psyco_ray import pairs
 from psyco_ray.config.prompts import fill
 from psyco_ray.data import rate, respond
-from psyco_ray.records import PRINCIPLES
+from psyco_ray.run.schemas import PRINCIPLES
 
 ratings = st.fixed_dictionaries({name: st.integers(1, 5) for name in PRINCIPLES})
 rated = st.dictionaries(st.sampled_from("abcdefgh"), ratings, min_size=2, max_size=6)

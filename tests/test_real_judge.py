@@ -14,8 +14,8 @@ import commands
 import pytest
 import yaml
 
-from psyco_ray.data import parts
-from psyco_ray.records import PRINCIPLES
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import PRINCIPLES
 
 pytestmark = pytest.mark.long
 
@@ -104,4 +104,4 @@ def few(source: str, where: Path) -> str:
 
 
 def rows_of(directory: Path) -> list[dict]:
-    return [row for part in parts.names(directory) for row in parts.read(directory, part)]
+    return [row for part in shards.names(directory) for row in shards.read(directory, part)]

@@ -16,12 +16,14 @@ from test_ledger import ITEMS, SCHEMA, groups_of
 from test_run import JOB, finish, start
 from test_storage import fill
 
-from psyco_ray import cli, control, placement, remote, storage, workcopy
+from psyco_ray import cli, control, placement
 from psyco_ray.config.training import Job
-from psyco_ray.learner import StepResult
-from psyco_ray.ledger import Ledger
-from psyco_ray.remote import Remote
-from psyco_ray.standing import Standing, stage
+from psyco_ray.run import mirror, remote, storage
+from psyco_ray.run.lease import EXPIRES_S
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.remote import Remote
+from psyco_ray.run.types import StepResult
+from psyco_ray.standing import Standing
 from psyco_ray.steplog import StepLog
 
 
@@ -84,9 +86,9 @@ def test_a_file_is_not_there_before_those_that_it_may_promise(place, monkeypatch
     for name in ("journal/w.jsonl", "soon.parquet"):
         os.utime(ledger.root / "judge" / name, (later, later))
     sent: list[str] = []
-    push = workcopy.WorkingCopy.push
-    monkeypatch.setattr(workcopy.WorkingCopy, "push", lambda *given: (sent.append(given[1]), push(*given)))
-    monkeypatch.setattr(workcopy, "REFRESH_S", 0.2)
+    push = mirror.WorkingCopy.push
+    monkeypatch.setattr(mirror.WorkingCopy, "push", lambda *given: (sent.append(given[1]), push(*given)))
+    monkeypatch.setattr(mirror, "REFRESH_S", 0.2)
     first = [f"judge/{name}" for name in ("journal/w.jsonl", "set-aside/01.parquet", "01.parquet")]
     with ledger.mirrored("judge"):
         eventually(lambda: sent == first)
@@ -109,7 +111,7 @@ def test_only_what_differs_is_brought_here(place, monkeypatch) -> None:
 
 
 def test_one_driver_at_a_time(place, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(workcopy, "REFRESH_S", 0.2)
+    monkeypatch.setattr(mirror, "REFRESH_S", 0.2)
     first = Ledger(Job(run_dir=place), False)
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"in use by process \d+ on .*, heard of \d s ago; .* can go on in \d+ s"):
@@ -139,7 +141,7 @@ def test_of_two_that_race_one_is_refused(place, monkeypatch) -> None:
         Remote(place).write("LOCK", json.dumps(rival).encode())
         settle(seconds)
 
-    monkeypatch.setattr(workcopy.time, "sleep", overtaken)
+    monkeypatch.setattr(mirror.time, "sleep", overtaken)
     with pytest.raises(ValueError, match="in use by process 1 on there"):
         Ledger(Job(run_dir=place), False)
     assert json.loads(Remote(place).read("LOCK"))["owner"] == "rival"
@@ -149,8 +151,8 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     ledger = Ledger(Job(run_dir=place), False)
     Remote(place).write("scale.json", b'{"learners": 9}')  # of an earlier driver
     pushed: list[str] = []
-    push = workcopy.WorkingCopy.push
-    monkeypatch.setattr(workcopy.WorkingCopy, "push", lambda *given: (pushed.append(given[1]), push(*given)))
+    push = mirror.WorkingCopy.push
+    monkeypatch.setattr(mirror.WorkingCopy, "push", lambda *given: (pushed.append(given[1]), push(*given)))
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     seen = {"stage": "train", "done": 1, "total": 2, "version": 3}
     said: list[str] = []
@@ -324,7 +326,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     assert "going on\nstage: " in control.described(run)
     shutil.rmtree(cache)
     lease = json.loads(Remote(run).read("LOCK"))
-    lease["time"] -= workcopy.EXPIRES_S  # time goes by
+    lease["time"] -= EXPIRES_S  # time goes by
     Remote(run).write("LOCK", json.dumps(lease).encode())
     finish(job, log, *given)
 

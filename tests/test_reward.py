@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from psyco_ray import models, reward
 from psyco_ray.config.resources import Scorers
-from psyco_ray.records import Asked, Example, Group, Prompt, Response, Scored
+from psyco_ray.run.types import Asked, Example, Group, Prompt, Response, Scored
 from psyco_ray.scorer import ScorerActor
 
 ASKED = [{"role": "user", "content": "I cannot sleep and nobody knows why."}]

@@ -10,8 +10,8 @@ from pages import Page
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Reward
 from psyco_ray.evaluate import metrics, rewardbench, tables
-from psyco_ray.records import COMPARISONS, PRINCIPLES
 from psyco_ray.report import cards, reward
+from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
 
 VERSIONS = {"psyco_ray": "0.1.0", "torch": "2.13.0"}
 BENCH = ("alpacaeval-easy", "llmbar-natural", "donotanswer", "math-prm", "hep-go")

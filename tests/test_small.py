@@ -13,7 +13,7 @@ from psyco_ray.config.resources import Learners, Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats
 from psyco_ray.placement import Node, Role
-from psyco_ray.records import Group, Prompt, Response
+from psyco_ray.run.types import Group, Prompt, Response
 
 scores = st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=2, max_size=8)
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from psyco_ray import cli, models, storage
+from psyco_ray import cli, models
 from psyco_ray.config.training import Job
-from psyco_ray.ledger import Ledger, RunDirectory
-from psyco_ray.remote import Remote
+from psyco_ray.run import storage
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.remote import Remote
 
 
 def fill(target: str | Path, text: str = "one") -> None:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from test_run import JOB
 
 from psyco_ray import cli, submit
-from psyco_ray.ledger import RunDirectory
+from psyco_ray.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 LENGTH = ("iterations=1", "dpo.optimizer.epochs=5")  # steps enough for `ray job stop` to come while they are taken

@@ -16,8 +16,8 @@ from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Changed, Example, Item, Loaded, Prompt, Weights
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.run.types import Changed, Example, Item, Loaded, Prompt, Weights
 
 
 def pairs(count: int, seed: int = 0) -> list[Example]:

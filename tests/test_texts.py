@@ -11,7 +11,7 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Prompts, __file__
 from psyco_ray.data import speeches
-from psyco_ray.records import PRINCIPLES
+from psyco_ray.run.schemas import PRINCIPLES
 
 PACKAGE = Path(__file__).parent
 PROMPTS = yaml.safe_load((PACKAGE / "config" / "prompts.yaml").read_text("utf-8"))

@@ -3,10 +3,10 @@
 import pytest
 from pages import Page
 
-from psyco_ray import timeline
-from psyco_ray.ledger import RunDirectory
 from psyco_ray.report import figures
-from psyco_ray.timeline import BINS, Timeline
+from psyco_ray.run import timeline
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.timeline import BINS, Timeline
 
 
 @pytest.fixture

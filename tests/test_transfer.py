@@ -10,7 +10,7 @@ import ray
 import torch
 
 from psyco_ray import senders
-from psyco_ray.records import Streamed
+from psyco_ray.run.types import Streamed
 from psyco_ray.senders import Client, Described, Source, pieces
 from psyco_ray.tally import Tally, fingerprint
 

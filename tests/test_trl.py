@@ -15,7 +15,7 @@ from psyco_ray.data import preferences
 from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry, Dpo, Objective
-from psyco_ray.records import Example
+from psyco_ray.run.types import Example
 
 pytestmark = pytest.mark.long
 BATCH, LEARNING_RATE, SEED = 8, 1e-3, 11

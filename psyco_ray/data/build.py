@@ -15,7 +15,7 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import load_prompt, load_texts
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
-from psyco_ray.data import calls, parts, respond, topics
+from psyco_ray.data import calls, respond, topics
 from psyco_ray.data import collect as collecting
 from psyco_ray.data import pair as pairing
 from psyco_ray.data.calls import CallStage, Facts
@@ -23,10 +23,11 @@ from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.rate import RateStage
 from psyco_ray.judge.batch import Outcome, run_batch
 from psyco_ray.judge.journal import Journal
-from psyco_ray.ledger import key_of
-from psyco_ray.records import PRINCIPLES, TOPICS
 from psyco_ray.report import dataset as reporting
-from psyco_ray.telemetry import Progress
+from psyco_ray.run import shards
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.schemas import PRINCIPLES, TOPICS
 
 
 def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
@@ -52,8 +53,8 @@ def label(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     began = time.time()
     if settings.endpoint is None:
         for part in dataset.speeches():
-            rows = parts.read(dataset.root / "collect" / "speeches", part)
-            parts.write(dataset.root / "topics", part, topics.from_source(rows), TOPICS)
+            rows = shards.read(dataset.root / "collect" / "speeches", part)
+            shards.write(dataset.root / "topics", part, topics.from_source(rows), TOPICS)
         progress.say("topics: topics.endpoint names no model; the sources' own labels are kept where they are known")
         return dataset.finish("topics", began)
     stage = topics.TopicStage(settings.endpoint, settings.attempts, settings.max_tokens, prompt, dataset.root)
@@ -186,7 +187,7 @@ def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: 
 def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> Facts:
     """Run the parts of a stage that are not done; the facts of all parts."""
     todo = list(dataset.speeches())
-    done = set(parts.names(stage.out))
+    done = set(shards.names(stage.out))
     missing = [part for part in todo if part not in done]
     if missing:
         if dataset.job.max_cost is not None and None in (stage.endpoint.price_in, stage.endpoint.price_out):
@@ -201,7 +202,7 @@ def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> 
         limit = dataset.job.max_cost
         left = None if limit is None else limit - dataset.spent
         dataset.spent += calls.run(stage, missing, dataset.journal, left, what, progress)[1]
-    return sum((Facts(**parts.facts(stage.out, part)) for part in todo), Facts())
+    return sum((Facts(**shards.facts(stage.out, part)) for part in todo), Facts())
 
 
 def estimate(stage: CallStage, todo: Sequence[str]) -> Facts:
@@ -255,7 +256,7 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
 
     given = dataset.job.respond.rollouts.model_dump() | sharers[0].rollouts
     settings = job_file.parse(Rollouts, given, f"pool member {sharers[0].name}: rollouts")
-    done = set.intersection(*(set(parts.names(share.out(member))) for member in sharers))
+    done = set.intersection(*(set(shards.names(share.out(member))) for member in sharers))
     missing = [part for part in dataset.speeches() if part not in done]
     if not missing:
         return

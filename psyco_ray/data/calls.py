@@ -19,13 +19,13 @@ import pyarrow as pa
 
 from psyco_ray import placement
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.data import parts
 from psyco_ray.judge.ask import Asked, Asker
 from psyco_ray.judge.client import Call, Unavailable
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.limits import Limiter, Meter, OutOfBudget
-from psyco_ray.records import SET_ASIDE
-from psyco_ray.telemetry import Progress
+from psyco_ray.run import shards
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.schemas import SET_ASIDE
 
 Row = dict[str, Any]
 
@@ -123,8 +123,8 @@ class Caller:
                 aside.append(_aside(unit, found))
         self._journal.sync()
         await self._limiter.close()  # a done part is on the meter
-        parts.write(stage.out / "set-aside", part, aside, SET_ASIDE)
-        parts.write(stage.out, part, rows, stage.schema, facts=asdict(facts))
+        shards.write(stage.out / "set-aside", part, aside, SET_ASIDE)
+        shards.write(stage.out, part, rows, stage.schema, facts=asdict(facts))
         return facts
 
 
@@ -151,7 +151,7 @@ def run(
     """
     import ray
 
-    done = set(parts.names(stage.out))
+    done = set(shards.names(stage.out))
     missing = [part for part in todo if part not in done]
     if not missing:
         return Facts(), 0.0

@@ -21,11 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from psyco_ray.config.data import Collect, DataJob
-from psyco_ray.data import crisis, duplicates, parts, sources
+from psyco_ray.data import crisis, duplicates, sources
 from psyco_ray.data.clean import clean
 from psyco_ray.data.scrub import analyzer, scrub
 from psyco_ray.data.speeches import is_dev, speech_id, unit
-from psyco_ray.records import COLLECTED, DROPPED
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import COLLECTED, DROPPED
 
 _ROWS = 1000  # rows that are cleaned together
 _WRITTEN = 20_000  # rows that the driver writes together
@@ -265,7 +266,7 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
     """Write the rows that stay, part by part, each part sorted by speech id."""
     keys = _keys(cleaned)
     kept = kept[np.argsort(keys[kept])]
-    digits = parts.digits(len(kept))
+    digits = shards.digits(len(kept))
     names, starts = np.unique(keys[kept] >> np.uint64(64 - 4 * digits), return_index=True)
     ends = np.append(starts[1:], len(kept))
     for together in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN + 1):
@@ -284,7 +285,7 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
         speeches = pa.table(columns, schema=COLLECTED)
         for n in together:
             part = speeches.slice(starts[n] - begin, ends[n] - starts[n])
-            parts.write(directory, f"{names[n]:0{digits}x}", part, COLLECTED)
+            shards.write(directory, f"{names[n]:0{digits}x}", part, COLLECTED)
 
 
 def _keys(cleaned: pa.Table) -> np.ndarray:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import storage
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import RESUMABLE
-from psyco_ray.remote import is_remote, refuse_key
+from psyco_ray.run import storage
+from psyco_ray.run.remote import is_remote, refuse_key
 
 _STAGES = {
     "collect": "clean the raw speeches, drop duplicates, split",
@@ -103,7 +103,7 @@ def _run(name: str, job: DataJob, address: str | None) -> int:
     from psyco_ray.data.dataset import Dataset
     from psyco_ray.judge.client import Unavailable
     from psyco_ray.judge.limits import OutOfBudget
-    from psyco_ray.telemetry import Progress
+    from psyco_ray.run.progress import Progress
 
     dataset, progress = Dataset(job, address), Progress()
     try:

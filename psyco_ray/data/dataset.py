@@ -11,8 +11,9 @@ from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.endpoint import ROAD
 from psyco_ray.config.prompts import load_texts
-from psyco_ray.data import parts
-from psyco_ray.ledger import RunDirectory, key_of, versions
+from psyco_ray.run import shards
+from psyco_ray.run.directory import RunDirectory, versions
+from psyco_ray.run.hashing import key_of
 
 STAGES = ("collect", "topics", "respond", "rate", "pair")
 """In the order in which one builds on another."""
@@ -44,7 +45,7 @@ class Dataset(RunDirectory):
         """Have Ray, which only a stage with something left to do needs: what is wrong with a job is said before."""
         import ray
 
-        from psyco_ray.commands import connect
+        from psyco_ray.run.ray_session import connect
 
         if not ray.is_initialized():
             connect(self._address)
@@ -90,7 +91,7 @@ class Dataset(RunDirectory):
 
     def speeches(self) -> Iterator[str]:
         """The parts of the collected speeches."""
-        return iter(parts.names(self.root / "collect" / "speeches"))
+        return iter(shards.names(self.root / "collect" / "speeches"))
 
     def prompts(self) -> dict[str, Any]:
         """The texts of all prompts.

@@ -15,7 +15,8 @@ from psyco_ray import models
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Data, Job, Part, Prompts
 from psyco_ray.data import preferences, speeches
-from psyco_ray.records import COMPARISONS, Example
+from psyco_ray.run.schemas import COMPARISONS
+from psyco_ray.run.types import Example
 
 _ENCODED = pa.schema(
     [

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from psyco_ray import pairs
 from psyco_ray.config.data import Pairs
-from psyco_ray.data import parts
-from psyco_ray.records import PREFERENCES, PRINCIPLES
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
 
 Row = dict[str, Any]
 SPLITS = ("train", "dev", "test")
@@ -39,7 +39,7 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
     (root / "pairs").mkdir(exist_ok=True)
     writers = {split: pq.ParquetWriter(path, SCHEMA) for split, path in unfinished.items()}
     try:
-        for part in parts.names(root / "rate"):
+        for part in shards.names(root / "rate"):
             found, responses, incomplete = _pairs_of(root, part, settings)
             counts["responses"] += responses
             counts["not_fully_rated"] += incomplete
@@ -58,11 +58,11 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
 
 def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], int, int]:
     """The pairs of a part, how many responses it has, and how many of them lack a rating."""
-    speeches = {row["speech_id"]: row for row in parts.read(root / "collect" / "speeches", part)}
-    topics = {row["speech_id"]: row for row in parts.read(root / "topics", part)}
-    texts = {(row["speech_id"], row["model"]): row["response"] for row in parts.read(root / "respond", part)}
+    speeches = {row["speech_id"]: row for row in shards.read(root / "collect" / "speeches", part)}
+    topics = {row["speech_id"]: row for row in shards.read(root / "topics", part)}
+    texts = {(row["speech_id"], row["model"]): row["response"] for row in shards.read(root / "respond", part)}
     ratings: dict[str, dict[str, dict[str, int]]] = {}
-    for row in parts.read(root / "rate", part):
+    for row in shards.read(root / "rate", part):
         ratings.setdefault(row["speech_id"], {}).setdefault(row["model"], {})[row["principle"]] = row["rating"]
     rows, incomplete = list[Row](), 0
     for speech_id, by_model in sorted(ratings.items()):

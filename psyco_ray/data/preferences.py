@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from psyco_ray.config.prompts import Messages, prompt_messages
 from psyco_ray.data.speeches import SPLITS, is_dev, read_table
-from psyco_ray.records import COMPARISONS, PRINCIPLES
+from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
 
 Row = dict[str, Any]
 

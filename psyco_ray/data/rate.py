@@ -11,11 +11,11 @@ from typing import Any
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import filled_messages
-from psyco_ray.data import parts
 from psyco_ray.data.calls import Row, Unit
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
-from psyco_ray.records import PRINCIPLES, RATINGS
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import PRINCIPLES, RATINGS
 
 Rating = tuple[int, str]
 """1 to 5, and the judge's reason."""
@@ -42,9 +42,9 @@ class RateStage:
 
     def units(self, part: str) -> Iterator[Unit]:
         """A question for each speech with two responses or more, and each principle."""
-        speeches = {row["speech_id"]: row["speech"] for row in parts.read(self.root / "collect" / "speeches", part)}
+        speeches = {row["speech_id"]: row["speech"] for row in shards.read(self.root / "collect" / "speeches", part)}
         answers: dict[str, dict[str, str]] = {}
-        for row in parts.read(self.root / "respond", part):
+        for row in shards.read(self.root / "respond", part):
             answers.setdefault(row["speech_id"], {})[row["model"]] = row["response"]
         for speech_id, responses in sorted(answers.items()):
             if len(responses) < 2:

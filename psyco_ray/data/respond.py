@@ -17,11 +17,12 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.data import parts
 from psyco_ray.data.calls import Row, Unit
 from psyco_ray.judge.client import Call
-from psyco_ray.ledger import key_of
-from psyco_ray.records import RESPONSES, SET_ASIDE, Prompt
+from psyco_ray.run import shards
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.schemas import RESPONSES, SET_ASIDE
+from psyco_ray.run.types import Prompt
 
 
 class Member(Section):
@@ -99,7 +100,7 @@ class Share:
 
     def of(self, member: Member, part: str) -> list[Row]:
         """The speeches of a part that a member answers."""
-        rows = parts.read(self.root / "collect" / "speeches", part)
+        rows = shards.read(self.root / "collect" / "speeches", part)
         pool = list(self.pool)
         return [row for row in rows if member.name in drawn(pool, row["speech_id"], self.per_speech, self.seed)]
 
@@ -165,7 +166,7 @@ class Responder:
         """Answer the shares of some parts, member by member, and write each part once."""
         todo = str(batch["parts"][0]).split()
         for member in self._members:
-            done = set(parts.names(self._share.out(member)))
+            done = set(shards.names(self._share.out(member)))
             self._answer(member, [part for part in todo if part not in done])
         return {"done": [" ".join(todo)]}
 
@@ -198,18 +199,18 @@ class Responder:
                     empty = {"speech_id": key, "what": member.name, "reason": "empty answer", "answer": ""}
                     aside[part_of[key]].append(empty)
         for part in todo:
-            parts.write(share.out(member) / "set-aside", part, aside[part], SET_ASIDE)
-            parts.write(share.out(member), part, sorted(rows[part], key=lambda r: r["speech_id"]), RESPONSES)
+            shards.write(share.out(member) / "set-aside", part, aside[part], SET_ASIDE)
+            shards.write(share.out(member), part, sorted(rows[part], key=lambda r: r["speech_id"]), RESPONSES)
 
 
 def merge(pool: list[Member], share: Share, part: str) -> int:
     """Bring the members' responses to a part's speeches together; returns their number."""
-    rows = [row for member in pool for row in parts.read(share.out(member), part)]
-    aside = [row for member in pool for row in parts.read(share.out(member) / "set-aside", part)]
+    rows = [row for member in pool for row in shards.read(share.out(member), part)]
+    aside = [row for member in pool for row in shards.read(share.out(member) / "set-aside", part)]
     rows.sort(key=lambda row: (row["speech_id"], row["model"]))
     out = share.root / "respond"
-    parts.write(out / "set-aside", part, aside, SET_ASIDE)
-    parts.write(out, part, rows, RESPONSES)
+    shards.write(out / "set-aside", part, aside, SET_ASIDE)
+    shards.write(out, part, rows, RESPONSES)
     return len(rows)
 
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Data, Job, Prompts
-from psyco_ray.records import SPEECHES
-from psyco_ray.starting import without_collector
+from psyco_ray.run.schemas import SPEECHES
+from psyco_ray.run.startup import without_collector
 
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("dev", "eval", "valid", "val", "validation"), "dev")
 """What a split may be called, in a column or at the beginning of a file's name."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import load_texts, prompt_messages
-from psyco_ray.data import parts
 from psyco_ray.data.calls import Row, Unit
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
-from psyco_ray.records import TOPICS
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import TOPICS
 
 
 def coarse_of() -> dict[str, str]:
@@ -53,7 +53,7 @@ class TopicStage:
             for fine, about in topics.items()
         )
         asked = {**self.prompt, "user": self.prompt["user"].replace("{topics}", described)}
-        for row in parts.read(self.root / "collect" / "speeches", part):
+        for row in shards.read(self.root / "collect" / "speeches", part):
             call = Call(tuple(prompt_messages(asked, row["speech"])), schema, self.max_tokens, temperature=0.0)
             check = partial(_label, known={name.casefold(): name for name in coarse})
             yield Unit(row["speech_id"], "topic", call, check, partial(_row, row["speech_id"], coarse))

@@ -18,19 +18,20 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from psyco_ray import models, placement, storage
+from psyco_ray import models, placement
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
-from psyco_ray.data import calls, parts
+from psyco_ray.data import calls
 from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Row
 from psyco_ray.data.respond import ApiStage, Member, Responder, Share
-from psyco_ray.ledger import key_of
 from psyco_ray.pool import ActorPool
-from psyco_ray.remote import is_remote
 from psyco_ray.rollout import environment
-from psyco_ray.telemetry import Progress
+from psyco_ray.run import shards, storage
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.remote import is_remote
 
 _ASKED = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
@@ -47,7 +48,7 @@ class Questions(Share):
 
     def of(self, member: Member, part: str) -> list[Row]:
         """All questions of a part."""
-        return parts.read(self.root, part)
+        return shards.read(self.root, part)
 
     def out(self, member: Member) -> Path:
         """The directory of the answers."""
@@ -55,16 +56,16 @@ class Questions(Share):
 
     def missing(self) -> list[str]:
         """The parts that are not answered yet."""
-        done = set(parts.names(self.answers))
-        return [part for part in parts.names(self.root) if part not in done]
+        done = set(shards.names(self.answers))
+        return [part for part in shards.names(self.root) if part not in done]
 
     def read(self) -> dict[str, Row]:
         """The answers, by speech id; a speech that the model gave nothing on is missing."""
-        return {row["speech_id"]: row for part in parts.names(self.root) for row in parts.read(self.answers, part)}
+        return {row["speech_id"]: row for part in shards.names(self.root) for row in shards.read(self.answers, part)}
 
     def set_aside(self) -> list[Row]:
         """The speeches without an answer, each with the reason."""
-        return [row for part in parts.names(self.root) for row in parts.read(self.answers / "set-aside", part)]
+        return [row for part in shards.names(self.root) for row in shards.read(self.answers / "set-aside", part)]
 
 
 class Answerer(Responder):
@@ -107,9 +108,9 @@ def lay_out(
     asked = root / "questions" / texts
     by_part: dict[str, list[Row]] = {}
     for row in rows:
-        by_part.setdefault(row["speech_id"][: parts.digits(len(rows))], []).append(row)
+        by_part.setdefault(row["speech_id"][: shards.digits(len(rows))], []).append(row)
     for part, of in by_part.items():
-        parts.write(asked, part, of, _ASKED)
+        shards.write(asked, part, of, _ASKED)
     return Questions(
         pool=(name,),
         per_speech=1,
@@ -222,7 +223,7 @@ def mark(model: str) -> str:
 
 def _bundles(questions: Questions, job: PolicyEvaluationJob) -> Iterator[list[str]]:
     """Missing parts put together: enough to keep an engine full, few enough that every engine gets some."""
-    missing = {part: len(parts.read(questions.root, part)) for part in questions.missing()}
+    missing = {part: len(shards.read(questions.root, part)) for part in questions.missing()}
     wanted = min(4 * job.rollouts.max_num_seqs, math.ceil(sum(missing.values()) / job.rollouts.actors))
     bundle, size = list[str](), 0
     for part, count in missing.items():

@@ -17,7 +17,8 @@ from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.data.calls import Row
 from psyco_ray.evaluate import agreement, winrates
 from psyco_ray.evaluate.verdicts import Verdicts
-from psyco_ray.ledger import key_of, versions
+from psyco_ray.run.directory import versions
+from psyco_ray.run.hashing import key_of
 
 CASES = 8
 """Speeches whose responses the report shows side by side."""

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from psyco_ray.config import job_file
 from psyco_ray.evaluate import stats
-from psyco_ray.ledger import MAY_CHANGE
+from psyco_ray.run.ledger import MAY_CHANGE
 
 Record = dict[str, Any]
 Scores = dict[str, list[float]]  # of the responses to a held-out speech, by its id

@@ -21,7 +21,7 @@ from psyco_ray.data.annotation import EXPERTS
 from psyco_ray.data.sheets import harmless, ordering_hash, rows
 from psyco_ray.data.speeches import read_table, speech_id
 from psyco_ray.evaluate import agreement, stats
-from psyco_ray.records import PRINCIPLES
+from psyco_ray.run.schemas import PRINCIPLES
 
 PAPER_JUDGE = 0.825
 """Share of cases in which the paper's judge and its experts chose alike (§4.2)."""

@@ -8,9 +8,9 @@ from typing import Any
 from psyco_ray import guards
 from psyco_ray.config.training import Evaluation
 from psyco_ray.evaluate import stats, verdicts
-from psyco_ray.ledger import Ledger
-from psyco_ray.records import Group
-from psyco_ray.telemetry import Progress
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import Group
 
 Record = dict[str, Any]
 

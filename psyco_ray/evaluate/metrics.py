@@ -19,7 +19,7 @@ from scipy.special import expit
 from scipy.stats import mannwhitneyu
 
 from psyco_ray.evaluate.stats import wilson
-from psyco_ray.records import PRINCIPLES
+from psyco_ray.run.schemas import PRINCIPLES
 
 TEMPERATURES = (0.01, 100.0)
 """The bounds of a fitted temperature."""

@@ -66,7 +66,7 @@ def load_bench(bench: Bench, seed: int) -> Pairs:
 
 def _drawn(table: pa.Table, rows: Sequence[int], seed: int, limit: int | None) -> list[int]:
     """So many of the rows, the first by a hash of their texts, in the order of the table."""
-    from psyco_ray.ledger import key_of
+    from psyco_ray.run.hashing import key_of
 
     if limit is None or limit >= len(rows):
         return list(rows)

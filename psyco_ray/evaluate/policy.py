@@ -19,9 +19,9 @@ from psyco_ray.evaluate.bouts import Bout, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client
-from psyco_ray.ledger import RunDirectory, write_table
 from psyco_ray.report import policy as report
-from psyco_ray.telemetry import Progress
+from psyco_ray.run.directory import RunDirectory, write_table
+from psyco_ray.run.progress import Progress
 
 ANSWERED = pa.schema([(name, pa.string()) for name in ("speech_id", "speech", "topic", "response")])
 """``responses/<policy>/<variant>/responses.parquet`` (the opponent has no variant): all that a model answered."""

@@ -15,14 +15,15 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged
 from psyco_ray.config.prompts import filled_messages, load_texts
-from psyco_ray.data import calls, parts
+from psyco_ray.data import calls
 from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Facts, Row, Unit
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call, Client
-from psyco_ray.ledger import key_of
-from psyco_ray.records import PRINCIPLES
-from psyco_ray.telemetry import Progress
+from psyco_ray.run import shards
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.schemas import PRINCIPLES
 
 ORDERS = ("first", "second")
 """Where the chosen response stands when a pair is asked about."""
@@ -60,7 +61,7 @@ class RankStage:
 
     def units(self, part: str) -> Iterator[Unit]:
         """A question for each pair and order."""
-        for row in parts.read(self.pairs, part):
+        for row in shards.read(self.pairs, part):
             for place, order in enumerate(ORDERS, start=1):
                 shown = (row["chosen"], row["rejected"]) if place == 1 else (row["rejected"], row["chosen"])
                 call = Call(self._messages(row["asked"], *shown), CHOICE, self.max_tokens, temperature=0.0)
@@ -133,18 +134,18 @@ class Ranking:
         found = {
             (row["pair"], row["order"]): row["right"]
             for part in self._parts
-            for row in parts.read(self._stage.out, part)
+            for row in shards.read(self._stage.out, part)
         }
         first, second = ([found.get((key, order)) for key in self._keys] for order in ORDERS)
         return first, second
 
     def spent(self) -> dict[str, Any]:
         """What all its calls took, whenever they were sent."""
-        facts = sum((Facts(**parts.facts(self._stage.out, part)) for part in self._parts), Facts())
+        facts = sum((Facts(**shards.facts(self._stage.out, part)) for part in self._parts), Facts())
         return asdict(facts) | {"dollars": cost(facts, self._stage.endpoint)}
 
     def _missing(self) -> list[str]:
-        done = set(parts.names(self._stage.out))
+        done = set(shards.names(self._stage.out))
         return [part for part in self._parts if part not in done]
 
 
@@ -180,9 +181,9 @@ def _lay_out(distinct: dict[str, Row], directory: Path) -> list[str]:
     by_part: dict[str, list[Row]] = {}
     for key in sorted(distinct):
         row = {name: distinct[key][name] for name in PAIRS.names}
-        by_part.setdefault(key[: parts.digits(len(distinct))], []).append(row)
+        by_part.setdefault(key[: shards.digits(len(distinct))], []).append(row)
     for part, rows in by_part.items():
-        parts.write(directory, part, rows, PAIRS)
+        shards.write(directory, part, rows, PAIRS)
     return list(by_part)
 
 

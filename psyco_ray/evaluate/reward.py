@@ -24,12 +24,13 @@ from psyco_ray.data import preferences
 from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.evaluate.pair_sets import Pairs, load, load_bench
 from psyco_ray.evaluate.ranker import Ranking
-from psyco_ray.ledger import RunDirectory, key_of, versions, write_table
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Asked, Scored
 from psyco_ray.report import reward as report
+from psyco_ray.run.directory import RunDirectory, versions, write_table
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import Asked, Scored
 from psyco_ray.scorer import ScorerActor
-from psyco_ray.telemetry import Progress
 
 PAIRS_PER_ITEM = 32
 

@@ -25,7 +25,7 @@ def load_speeches(wanted: Speeches, seed: int) -> list[Row]:
     """
     from psyco_ray.data import topics
     from psyco_ray.data.speeches import read_table, speech_id, split_of
-    from psyco_ray.ledger import key_of
+    from psyco_ray.run.hashing import key_of
 
     table = read_table(wanted.file, "speeches")
     column = _column(table.column_names, _SPEECH_COLUMNS, f"speeches file {wanted.file}")
@@ -90,12 +90,12 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
 
 def _topics(where: str) -> Mapping[str, str | None]:
     """Coarse topics by speech id, out of a file or the parts of a directory."""
-    from psyco_ray.data import parts
     from psyco_ray.data.speeches import read_table
+    from psyco_ray.run import shards
 
     directory = Path(where)
     if directory.is_dir():  # which holds other files too, where a data job wrote it
-        rows = [row for part in parts.names(directory) for row in parts.read(directory, part)]
+        rows = [row for part in shards.names(directory) for row in shards.read(directory, part)]
     else:
         rows = read_table(where, "topics").to_pylist()
     columns = list(rows[0]) if rows else []

@@ -17,16 +17,17 @@ import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint, Judging, Order
 from psyco_ray.config.prompts import filled_messages, load_texts
-from psyco_ray.data import calls, parts
+from psyco_ray.data import calls
 from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Facts, Row, Unit
 from psyco_ray.data.speeches import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
-from psyco_ray.ledger import key_of
-from psyco_ray.records import PRINCIPLES
-from psyco_ray.telemetry import Progress
+from psyco_ray.run import shards
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.schemas import PRINCIPLES
 
 ENTRY = "judge"
 PLACES = ("{principles}", "{client_speech}", "{response_a}", "{response_b}")
@@ -62,7 +63,7 @@ class VerdictStage:
     def units(self, part: str) -> Iterator[Unit]:
         """A question for each pair and order; responses that are the same need none."""
         form = verdict_schema(self.rationale_chars)
-        for row in parts.read(self.pairs, part):
+        for row in shards.read(self.pairs, part):
             for ours_first in orders(self.order, self.seed, row):
                 shown = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
                 call = Call(self._messages(row["speech"], *shown), form, self.max_tokens, temperature=0.0)
@@ -128,7 +129,7 @@ class Verdicts:
         Raises:
             OutOfBudget, Unavailable, ValueError: as `calls.run`.
         """
-        done = set(parts.names(self._stage.out))
+        done = set(shards.names(self._stage.out))
         missing = [part for part in self._parts if part not in done]
         if not missing:
             return 0.0
@@ -143,7 +144,7 @@ class Verdicts:
         """The readable verdicts on each pair, as rows of VERDICTS."""
         found: dict[str, list[Row]] = {key: [] for key in self._keys}
         for part in self._parts:
-            for row in parts.read(self._stage.out, part):
+            for row in shards.read(self._stage.out, part):
                 found[row["key"]].append(row)
         return found
 
@@ -157,7 +158,7 @@ class Verdicts:
 
     def spent(self) -> dict[str, Any]:
         """What all its calls took, whenever they were sent."""
-        facts = sum((Facts(**parts.facts(self._stage.out, part)) for part in self._parts), Facts())
+        facts = sum((Facts(**shards.facts(self._stage.out, part)) for part in self._parts), Facts())
         return asdict(facts) | {"dollars": cost(facts, self._stage.endpoint)}
 
 
@@ -273,7 +274,7 @@ def _lay_out(rows: Sequence[Row], directory: Path) -> list[str]:
     """Write the pairs in parts, each named by the first digits of its speeches' ids, as the journal is."""
     by_part: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["speech_id"], row["key"])):
-        by_part.setdefault(row["speech_id"][: parts.digits(len(rows))], []).append(row)
+        by_part.setdefault(row["speech_id"][: shards.digits(len(rows))], []).append(row)
     for part, of in by_part.items():
-        parts.write(directory, part, of, PAIRS)
+        shards.write(directory, part, of, PAIRS)
     return list(by_part)

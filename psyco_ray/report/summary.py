@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from psyco_ray import storage
 from psyco_ray.config.training import Job
-from psyco_ray.ledger import Ledger, versions
 from psyco_ray.report.cards import policy_card
-from psyco_ray.standing import Standing, stage
+from psyco_ray.run import storage
+from psyco_ray.run.directory import versions
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.standing import Standing
 
 METHODS = {"policy": "dpo-iter", "base": "online", "file": "dpo"}
 _MEASURES = {

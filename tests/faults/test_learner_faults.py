@@ -21,7 +21,7 @@ from psyco_ray.lasting import REBUILDS
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
 from psyco_ray.ranks import Ranks
-from psyco_ray.records import Example
+from psyco_ray.run.types import Example
 
 pytestmark = pytest.mark.slow
 OPTIMIZER = Optimizer(learning_rate=1e-3, batch_size=6, epochs=3)

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from psyco_ray import control, crew, driver, learner, processes
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Data, Deadlines, DpoConfig, Evaluation, Job, Optimizer, Prompts, Sampling
-from psyco_ray.ledger import Ledger
 from psyco_ray.member import Member
 from psyco_ray.pool import ActorPool
 from psyco_ray.rollout import environment
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.stream import Stream, Work
-from psyco_ray.telemetry import Telemetry
 
 pytestmark = pytest.mark.slow
 SPEECHES = 16

@@ -16,8 +16,8 @@ from psyco_ray.config.training import Job, Optimizer, Sampling
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import ActorPool
-from psyco_ray.records import Example, Item, Prompt
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.run.types import Example, Item, Prompt
 from psyco_ray.turns import Turns
 
 pytestmark = pytest.mark.slow

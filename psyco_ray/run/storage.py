@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import xxhash
 
-from psyco_ray.remote import CHUNK, MANIFEST, Remote, damaged, is_remote
+from psyco_ray.run.remote import CHUNK, MANIFEST, Remote, damaged, is_remote
 
 
 def cache_dir() -> Path:

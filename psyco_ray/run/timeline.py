@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from psyco_ray.ledger import RunDirectory
-from psyco_ray.standing import stage
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.ledger import stage
 
 BINS = 120  # at most, of a part: about as many as a phone can show
 _WIDTH_S = 0.25  # of a bin at first

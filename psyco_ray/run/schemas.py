@@ -2,130 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from psyco_ray.run.types import Group, Item, Response
+
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
 """The seven principles a response is rated by, in the released dataset's order (paper §3.2)."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One speech, rendered for the policy, with the seed its responses are sampled by."""
-
-    speech_id: str
-    token_ids: tuple[int, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Item:
-    """The prompts that a rollout actor takes at a time; they are always sampled together."""
-
-    key: str
-    prompts: tuple[Prompt, ...]
-
-
-@dataclass(frozen=True)
-class Response:
-    """One sampled response; `finished` is false where it was cut at the token limit."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Group:
-    """All responses to one speech, and the version of the policy that sampled them."""
-
-    prompt: Prompt
-    responses: tuple[Response, ...]
-    version: int
-    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)  # reward model's name -> one score a response
-
-
-@dataclass(frozen=True)
-class Example:
-    """A preference pair as token ids, the unit of training.
-
-    `reference` holds the log-probabilities of chosen and rejected under the reference model (nats, summed over the
-    response's tokens); a reward model needs none. `margin` is by how much its reward of chosen should be ahead.
-    """
-
-    key: str
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
-    reference: tuple[float, float] | None = None
-    margin: float = 0.0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that a forward pass computes: the prompt once, then both responses."""
-        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A conversation and the responses to it that shall be scored."""
-
-    key: str
-    messages: tuple[dict[str, str], ...]
-    responses: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A reward model's raw scores of the responses of an `Asked`; None where one of them alone fills its context."""
-
-    key: str
-    values: tuple[float, ...] | None
-    cut: int = 0  # prompt tokens that were cut off at the left to fit the context
-
-
-@dataclass(frozen=True)
-class Changed:
-    """What is new in a version of the policy's weights since another one."""
-
-    since: str  # the other one's digest
-    ref: Any  # object reference to a `deltas.Delta`
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A version of the policy's weights in Ray's object store."""
-
-    version: int
-    digest: str
-    refs: tuple[Any, ...]  # object references to {name: (int16 or int32 array, dtype name)}
-    bytes: int
-    keep: bool = False  # receivers hold them, for the next may come as a delta
-    delta: Changed | None = None  # for those that hold what it began with
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A version of the policy's weights that was sent to the rollout actors that were there."""
-
-    version: int
-    digest: str  # by `Tally`
-    bytes: int
-    stored: Any  # for others: reference to digest, references and size of the same in Ray's object store
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a rollout actor answers when it has taken a version of the weights."""
-
-    version: int
-    digest: str
-    bytes: int  # that it took: all weights, or a delta
-    logprob: float  # of the probe under these weights, nats
-    seconds: float
 
 
 _IDS = pa.list_(pa.int32())

@@ -1,0 +1,96 @@
+"""A lease on a remote directory, so that two runs do not write to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from typing import Any
+
+from psyco_ray.run.remote import Remote
+
+LEASE = "LOCK"
+
+
+REFRESH_S = 10.0
+
+
+EXPIRES_S = 60.0
+
+
+_SETTLE_S = 1.0  # in which a rival that saw no lease either has written its own
+
+
+class Lease:
+    """A file that says who holds a run, written anew every few seconds while that process lives."""
+
+    def __init__(self, remote: Remote) -> None:
+        """Take it.
+
+        Raises:
+            ValueError: somebody else has it.
+        """
+        self._remote, self._owner = remote, uuid.uuid4().hex
+        holder = self._holder()
+        if holder is not None and time.time() - holder["time"] < EXPIRES_S:
+            raise self._in_use(holder)
+        self._write()
+        time.sleep(_SETTLE_S)
+        holder = self._holder()
+        if holder is None or holder["owner"] != self._owner:
+            raise self._in_use(holder or {})
+        self._lost, self._stop = False, threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Make sure that the run is still ours.
+
+        Raises:
+            ValueError: another process took it, or may have, for the place was out of reach too long.
+        """
+        if self._lost or time.monotonic() - self._written > EXPIRES_S - REFRESH_S:
+            raise ValueError(
+                f"run_dir {self._remote.target} is no longer held by this process: its lease was taken over or could "
+                "not be refreshed in time; see that no other process works in it, then go on with --resume"
+            )
+
+    def release(self) -> None:
+        """Give it back."""
+        self._stop.set()
+        self._thread.join()
+        holder = self._holder()
+        if holder is not None and holder["owner"] == self._owner:
+            self._remote.remove(LEASE)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(REFRESH_S):
+            try:
+                holder = self._holder()
+                self._lost = holder is None or holder["owner"] != self._owner
+                if self._lost:
+                    return
+                self._write()
+            except ValueError:  # out of reach for now; `check` says when that lasts too long
+                continue
+
+    def _holder(self) -> dict[str, Any] | None:
+        found = self._remote.read(LEASE)
+        return None if found is None else json.loads(found)
+
+    def _write(self) -> None:
+        who = {"owner": self._owner, "host": platform.node(), "pid": os.getpid(), "time": time.time()}
+        began = time.monotonic()
+        self._remote.write(LEASE, json.dumps(who).encode())
+        self._written = began
+
+    def _in_use(self, holder: dict[str, Any]) -> ValueError:
+        age = max(0.0, time.time() - holder.get("time", time.time()))
+        return ValueError(
+            f"run_dir {self._remote.target} is in use by process {holder.get('pid')} on {holder.get('host')}, heard of "
+            f"{age:.0f} s ago; wait for it or choose another run_dir. If it was killed, the run can go on in "
+            f"{EXPIRES_S - age:.0f} s"
+        )

@@ -1,0 +1,43 @@
+"""Connecting to a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # other addresses are names, such as `auto`
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def connect(address: str | None) -> None:
+    """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone.
+
+    Raises:
+        ValueError: no cluster answers there.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"logging_level": "warning", "log_to_driver": bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS"))}
+    if address:
+        try:
+            _knock(address)
+            ray.init(address=address, **quiet)
+        except OSError as error:
+            raise ValueError(
+                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); look at --address and RAY_ADDRESS"
+            ) from None
+    else:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            **quiet,
+        )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # after the line above, which sets Ray Data's logging up
