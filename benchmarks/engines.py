@@ -11,11 +11,12 @@ from typing import Any
 import ray.cloudpickle
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import models, placement
+from psyco_ray import placement
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import speeches as speech_data
+from psyco_ray.models import loading
 from psyco_ray.pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Item, Prompt
@@ -41,7 +42,7 @@ class Bare:
         given = options(settings)
         if defaults:
             given = {"kv_cache_memory_bytes": given["kv_cache_memory_bytes"] * settings.actors}
-        self.llm = LLM(str(models.resolve(model)), **given)
+        self.llm = LLM(str(loading.resolve(model)), **given)
 
     def ready(self) -> None:
         """Answer once the engine is loaded."""
@@ -72,10 +73,10 @@ def through_actor(pool: ActorPool, items: list[Item], responses: int, max_tokens
 
 def prompts_of(model: str, count: int) -> Iterator[Prompt]:
     """The first packaged speeches, rendered."""
-    tokenizer = models.load_tokenizer(models.resolve(model))
+    tokenizer = loading.load_tokenizer(loading.resolve(model))
     prompt = load_prompt(Prompts(respond="respond-small"))
     for index, row in enumerate(speech_data.read_table("sample", "pairs").slice(0, count).to_pylist()):
-        ids = models.conversation_ids(tokenizer, prompt_messages(prompt, row["question"]))
+        ids = loading.conversation_ids(tokenizer, prompt_messages(prompt, row["question"]))
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index)
 
 

@@ -43,10 +43,11 @@ import updates
 from engines import by_turns
 from updates import learner_of, made_up
 
-from psyco_ray import capacity, learner_flops, models
+from psyco_ray import capacity, learner_flops
 from psyco_ray.batches import plan_step
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
+from psyco_ray.models import loading
 
 MFU_BAR, ROLLOUT_BAR = 0.40, 0.97  # the first for 3b, which fills a GPU and fits it
 USABLE = 0.9  # share of the GPU's memory
@@ -147,11 +148,11 @@ def forward(job: Job, given: argparse.Namespace) -> list[Line]:
     """Tokens/s of log-probabilities, and the share of the peak that is."""
     import torch
 
-    from psyco_ray.logprobs import ResponseLogprobs, pack
+    from psyco_ray.models.packing import ResponseLogprobs, pack
 
     torch.set_num_threads(job.learners.threads)
     device = torch.device("cuda" if job.learners.gpus else "cpu")
-    plain = models.load_causal_lm(models.resolve(job.model), job.learners.dtype)
+    plain = loading.load_causal_lm(loading.resolve(job.model), job.learners.dtype)
     policy, lengths = ResponseLogprobs(plain, job.learners.logit_rows).to(device), lengths_of(given.model)
     [passes] = plan_step(made_up(lengths, 0), 1, job.learners.micro_batch_tokens)
     seconds = []

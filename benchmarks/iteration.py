@@ -39,13 +39,14 @@ import psutil
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import models, placement, reward
+from psyco_ray import placement
 from psyco_ray.config import job_file
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import fast_dtype
 from psyco_ray.config.training import Job
 from psyco_ray.crew import Crew
 from psyco_ray.data import speeches as speech_data
+from psyco_ray.models import loading, reward_model
 from psyco_ray.rollout import environment
 from psyco_ray.run import ray_session
 from psyco_ray.run.ledger import Ledger
@@ -126,7 +127,7 @@ def theirs(job: Job, reward_model: str, drawn: Drawn, given: argparse.Namespace)
 
 def settings_of(job: Job, reward_model: str, where: Path, given: argparse.Namespace) -> dict[str, Any]:
     """What `scripted.py` reads: the job's settings in the names of vLLM, transformers and TRL."""
-    how, engines, base = job.dpo.optimizer, job.rollouts, str(models.resolve(job.model))
+    how, engines, base = job.dpo.optimizer, job.rollouts, str(loading.resolve(job.model))
     assert how.schedule == "constant", "TRL is given a constant learning rate"
     pure = given.peer_dtype == "bfloat16"
     return {
@@ -227,10 +228,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         path = Path(directory) / "reward"
         asked = [f"run_dir={directory}/run", f"scorers.reward_model={path}", *given.overrides]
         job = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml", asked)
-        base = models.resolve(job.model)
-        tokenizer = models.load_tokenizer(base)
-        first = reward.new_model(base, tokenizer, "float32", seed=0)
-        models.save(path, first.state_dict(), first.config, tokenizer)
+        base = loading.resolve(job.model)
+        tokenizer = loading.load_tokenizer(base)
+        first = reward_model.new_model(base, tokenizer, "float32", seed=0)
+        loading.save(path, first.state_dict(), first.config, tokenizer)
         del first
         sizes = sorted(given.speeches)
         mine, drawn = ours(job, sizes, given.rounds)

@@ -33,11 +33,11 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), H
 import ray
 from sides import OnDemand, asked_of, by_turns, check_losses, conversations, peak, result
 
-from psyco_ray import models
 from psyco_ray.config.resources import Learners, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
+from psyco_ray.models import loading
 from psyco_ray.run.types import Asked, Example
 
 SPEED_BAR, MEMORY_BAR = 2.0, 0.7
@@ -90,7 +90,7 @@ class Trl(OnDemand):
 
 def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dict[str, Any]]:
     """Steps of both by turns; what is to be printed of speed and of memory."""
-    tokenizer = models.load_tokenizer(Path(model))
+    tokenizer = loading.load_tokenizer(Path(model))
     examples = [example(tokenizer, one) for one in asked]
     print(f"{len(examples)} pairs of {sum(e.tokens for e in examples) / len(examples):.0f} tokens", flush=True)
     settings = Learners(
@@ -136,9 +136,9 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
 
 def example(tokenizer: Any, one: Asked) -> Example:
     """A pair split where TRL splits it: before what the assistant's turn adds, all of which is trained."""
-    prompt = models.conversation_ids(tokenizer, list(one.messages))
+    prompt = loading.conversation_ids(tokenizer, list(one.messages))
     whole = [
-        models.conversation_ids(tokenizer, [*one.messages, {"role": "assistant", "content": text}])
+        loading.conversation_ids(tokenizer, [*one.messages, {"role": "assistant", "content": text}])
         for text in one.responses
     ]
     assert all(ids[: len(prompt)] == prompt for ids in whole), "the template writes a prompt as it writes it alone"
@@ -187,10 +187,10 @@ def main() -> None:
     parser.add_argument("--peer-attention", default="sdpa", help="or eager")
     given = parser.parse_args()
     given.dtype = given.dtype or fast_dtype({})
-    model = models.resolve(given.model)
+    model = loading.resolve(given.model)
     count = given.steps * given.batch
     if given.prompt or given.response:
-        tokenizer = models.load_tokenizer(model)
+        tokenizer = loading.load_tokenizer(model)
         asked = made_up(tokenizer, count, given.prompt or 64, given.response or 256)
     else:
         asked = asked_of(given.pairs, count)

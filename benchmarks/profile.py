@@ -32,13 +32,14 @@ import ray
 import scipy.optimize
 import yaml
 
-from psyco_ray import models, placement, reward, sync
+from psyco_ray import placement, weight_sync
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
+from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Group, Item, Prompt
@@ -169,7 +170,7 @@ class Bench:
             _, state_s = self.meter.take(ranks, lambda: self.learner.save_state(f"{directory}/state"))
         both = [*ranks, *self.rollouts.actors]
         before = self.meter.spent(both)
-        report = sync.push(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
+        report = weight_sync.push(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
         worked = [b - a for a, b in zip(before, self.meter.spent(both), strict=True)]
         # the learner writes first, then the engines read
         sync_s = max(worked[: len(ranks)]) + max(worked[len(ranks) :])
@@ -185,12 +186,12 @@ class Bench:
 
 def conversations(model: str, count: int) -> Iterator[tuple[Prompt, list[dict[str, str]]]]:
     """The first packaged speeches, rendered, again and again."""
-    tokenizer = models.load_tokenizer(models.resolve(model))
+    tokenizer = loading.load_tokenizer(loading.resolve(model))
     prompt = load_prompt(Prompts(respond="respond-small"))
     rows = speech_data.read_table("sample", "pairs").to_pylist()
     for index in range(count):
         messages = prompt_messages(prompt, rows[index % len(rows)]["question"])
-        ids = models.conversation_ids(tokenizer, messages)
+        ids = loading.conversation_ids(tokenizer, messages)
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index), messages
 
 
@@ -248,12 +249,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("profile.yaml"))
     given = parser.parse_args()
-    base = models.resolve(given.model)
+    base = loading.resolve(given.model)
     with tempfile.TemporaryDirectory() as directory:
-        tokenizer = models.load_tokenizer(base)
-        first = reward.new_model(base, tokenizer, "float32", seed=0)
+        tokenizer = loading.load_tokenizer(base)
+        first = reward_model.new_model(base, tokenizer, "float32", seed=0)
         parameters = first.num_parameters()
-        models.save(f"{directory}/reward", first.state_dict(), first.config, tokenizer)
+        loading.save(f"{directory}/reward", first.state_dict(), first.config, tokenizer)
         del first
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
         real = bench(given, f"{directory}/reward")

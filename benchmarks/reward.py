@@ -25,12 +25,12 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), H
 import ray
 from sides import OnDemand, Turn, asked_of, by_turns, check_losses, conversations, described, peak, result, timed
 
-from psyco_ray import models, reward
 from psyco_ray.config.resources import Learners, Scorers
 from psyco_ray.config.training import Optimizer
-from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
+from psyco_ray.models import loading, reward_model
+from psyco_ray.models.encoding import encode
 from psyco_ray.run.types import Asked, Example
 from psyco_ray.scorer import ScorerActor
 
@@ -84,7 +84,7 @@ class Trl(OnDemand):
 
 def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str, Any]:
     """Steps of both trainers by turns."""
-    tokenizer = models.load_tokenizer(Path(model))
+    tokenizer = loading.load_tokenizer(Path(model))
     examples = []
     for one in asked:
         found = encode(tokenizer, one.messages, one.responses, None)
@@ -177,12 +177,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fp32", action="store_true", help="compute in float32 and compare losses and scores")
     given = parser.parse_args()
-    base = models.resolve(given.model)
+    base = loading.resolve(given.model)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "reward"
-        tokenizer = models.load_tokenizer(base)
-        first = reward.new_model(base, tokenizer, "float32", seed=0)
-        models.save(path, first.state_dict(), first.config, tokenizer)
+        tokenizer = loading.load_tokenizer(base)
+        first = reward_model.new_model(base, tokenizer, "float32", seed=0)
+        loading.save(path, first.state_dict(), first.config, tokenizer)
         trained = train(str(path), asked_of(given.pairs, given.steps * BATCH), given)
         scored = score(str(path), asked_of(given.pairs, given.texts // 2), given)
     print(json.dumps(trained))

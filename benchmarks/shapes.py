@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from psyco_ray import models
+from psyco_ray.models import loading
 
 LLAMAS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -53,7 +53,7 @@ def of(model: str) -> Any:
     """A model's transformers configuration."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(models.resolve(model))
+    return AutoConfig.from_pretrained(loading.resolve(model))
 
 
 def layer_parameters(shape: Any) -> int:
@@ -83,7 +83,7 @@ def write(name: str, target: str) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = models.load_tokenizer(models.resolve("smollm2-135m"))
+    tokenizer = loading.load_tokenizer(loading.resolve("smollm2-135m"))
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     shape = LlamaConfig(**LLAMAS[name], max_position_embeddings=8192, **tokens)
     with torch.device("meta"):
@@ -96,4 +96,4 @@ def write(name: str, target: str) -> None:
             continue
         tensor = torch.ones(size, dtype=torch.bfloat16, device=device)
         state[key] = (tensor if "norm" in key else tensor.normal_(0, 0.02, generator=generator)).cpu()
-    models.save(target, state, shape, tokenizer)
+    loading.save(target, state, shape, tokenizer)

@@ -31,11 +31,12 @@ import numpy as np
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import placement, sync
+from psyco_ray import placement, weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
+from psyco_ray.models import weight_codec
 from psyco_ray.pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Item, Prompt, Weights
@@ -112,7 +113,7 @@ def moved(given: argparse.Namespace, deltas: bool) -> tuple[float, float]:
     batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
     reports = []
     for version, _ in enumerate(learner.train(batches, steps=len(batches)), start=1):
-        report = sync.push(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
+        report = weight_sync.push(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
         print(
             f"deltas {deltas}, version {version}: {report.bytes / 2**20:.1f} MiB, export {report.export_s:.3f} s, "
             f"load {report.load_s:.3f} s; gap {report.gap:.4f} nats a token",
@@ -160,7 +161,7 @@ def moving(given: argparse.Namespace) -> dict[str, Any]:
     for version in range(1, len(batches) + 1):
         next(steps)
         began = time.perf_counter()
-        report = sync.push(learner, pool, version, probe, Sync(max_gap=5.0))
+        report = weight_sync.push(learner, pool, version, probe, Sync(max_gap=5.0))
         pushed = time.perf_counter()
         item = Item("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
         next(pool.stream("sample", [SamplingRequest(item, version, 1, 1.0, 1.0, 1)], identity=lambda f: f[0].version))
@@ -195,8 +196,8 @@ def bfloat16(weights: Weights) -> dict[str, np.ndarray]:
     found = {}
     for ref in weights.refs:
         for name, packed in ray.get(ref).items():
-            rounded = sync.as_tensor(*packed).to(torch.bfloat16)
-            found[name] = sync.as_array(rounded)[0].copy()
+            rounded = weight_codec.as_tensor(*packed).to(torch.bfloat16)
+            found[name] = weight_codec.as_array(rounded)[0].copy()
     return found
 
 

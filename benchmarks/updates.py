@@ -16,10 +16,11 @@ import ray.cloudpickle
 from engines import LIMIT_S, pool_of
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray import placement, sync
+from psyco_ray import placement, weight_sync
 from psyco_ray.config.training import Job
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
+from psyco_ray.models import weight_codec
 from psyco_ray.run.types import Example
 from psyco_ray.turns import Turns
 
@@ -86,14 +87,16 @@ class Pair:
         self.turns.sampling()
         self.pool.wait_ready()
 
-    def update(self, version: int, way: sync.Transport, step: Callable[[], Any]) -> Update:
+    def update(self, version: int, way: weight_codec.Transport, step: Callable[[], Any]) -> Update:
         """Take an optimizer step and bring the weights over."""
         self.turns.learning()
         step()
         left: list[float] = []
         handover = functools.partial(timed, self.turns.sampling, left)
         probe = made_up(SHORT, 0)[0]
-        report = sync.push(self.group, self.pool, version, probe, self.job.sync, transport=way, handover=handover)
+        report = weight_sync.push(
+            self.group, self.pool, version, probe, self.job.sync, transport=way, handover=handover
+        )
         [copy_s] = ray.get([rank.__ray_call__.remote(copying, report.bytes) for rank in self.group.ranks])
         parts = report.export_s - sum(left), report.load_s
         print(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.util import remove_placement_group
 
-from psyco_ray import pairs, placement, sync
+from psyco_ray import pairs, placement, weight_sync
 from psyco_ray.batches import batches
 from psyco_ray.config.training import Job
 from psyco_ray.control import Control
@@ -283,7 +283,7 @@ class Crew:
             return
         probe = next(iter(self._read_pairs(self.trained)))
         push = functools.partial(
-            sync.push,
+            weight_sync.push,
             *(self.learner, self.rollouts, self.weights, probe, self.job.sync),
             transport=self.job.transport,
             workers=self.job.rollouts.tensor_parallel,

@@ -15,7 +15,7 @@ import ray
 from psyco_ray.batches import Micro
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Lora, Optimizer
-from psyco_ray.deltas import Exports
+from psyco_ray.models.weight_codec import Exports
 from psyco_ray.run.startup import without_collector
 from psyco_ray.run.types import Changed
 
@@ -93,8 +93,9 @@ class LearnerRank:
         import torch
         from transformers.integrations import HfDeepSpeedConfig
 
-        from psyco_ray import lora, models, reward
-        from psyco_ray.logprobs import ResponseLogprobs, ResponseScores
+        from psyco_ray import lora
+        from psyco_ray.models import loading, reward_model
+        from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
         from psyco_ray.state import TrainingState
 
         torch.set_num_threads(settings.threads)
@@ -115,13 +116,13 @@ class LearnerRank:
         config = _deepspeed_config(settings, optimizer, self.world)
         # transformers loads a ZeRO-3 model in shards while this object lives
         zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
-        path = models.resolve(model, digests=True)
-        self._tokenizer = models.load_tokenizer(path)
+        path = loading.resolve(model, digests=True)
+        self._tokenizer = loading.load_tokenizer(path)
         if objective.head == "reward":
-            language_model = reward.new_model(path, self._tokenizer, settings.dtype, seed)
+            language_model = reward_model.new_model(path, self._tokenizer, settings.dtype, seed)
             module: torch.nn.Module = ResponseScores(language_model)
         else:
-            language_model = models.load_causal_lm(path, settings.dtype)
+            language_model = loading.load_causal_lm(path, settings.dtype)
             module = ResponseLogprobs(language_model, settings.logit_rows)
         del zero3  # or the plain model that rank 0 alone builds to save would wait for the other ranks
         if adapters is not None:
@@ -165,7 +166,7 @@ class LearnerRank:
         """
         import torch
 
-        from psyco_ray.logprobs import pack
+        from psyco_ray.models.packing import pack
 
         torch.manual_seed(seed)
         for group in self._engine.optimizer.param_groups:
@@ -198,7 +199,7 @@ class LearnerRank:
         """Scores or log-probabilities (chosen, rejected) of pairs under the current weights, without training."""
         import torch
 
-        from psyco_ray.logprobs import pack
+        from psyco_ray.models.packing import pack
 
         found: list[tuple[float, float]] = []
         with torch.no_grad():
@@ -221,7 +222,7 @@ class LearnerRank:
         Returns:
             References to buckets of ``{name: (array, dtype)}``, their digest, bytes, and what is new if that is little.
         """
-        from psyco_ray.sync import Bucket, as_array, digest
+        from psyco_ray.models.weight_codec import Bucket, as_array, digest
 
         refs: list[ray.ObjectRef] = []
         buckets: list[Bucket] = []
@@ -291,11 +292,11 @@ class LearnerRank:
 
     def save_model(self, target: str) -> None:
         """Write the weights in the compute dtype as a model directory (rank 0; the others take part)."""
-        from psyco_ray import models
+        from psyco_ray.models import loading
 
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._full_parameters() if not self.rank}
         if not self.rank:
-            models.save(target, state, self._model.config, self._tokenizer)
+            loading.save(target, state, self._model.config, self._tokenizer)
 
     def save_state(self, target: str, moments: bool) -> None:
         """Write what training goes on from (rank 0; the others take part); see `TrainingState`."""

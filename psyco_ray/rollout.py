@@ -52,10 +52,10 @@ class RolloutActor:
     @without_collector()
     def ready(self) -> str:
         """Load the engine; the base model is version 0."""
-        from psyco_ray import models
         from psyco_ray.engine import Engine
+        from psyco_ray.models import loading
 
-        self._engine = Engine(models.resolve(self._model), self._settings, self._seed, shared=self._shared)
+        self._engine = Engine(loading.resolve(self._model), self._settings, self._seed, shared=self._shared)
         return self.name
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:

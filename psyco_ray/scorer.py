@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from psyco_ray.config.resources import Scorers
-from psyco_ray.reward import RewardModel
+from psyco_ray.models.reward_model import RewardModel
 from psyco_ray.run.startup import without_collector
 from psyco_ray.run.types import Asked, Example, Group, Scored
 
@@ -46,8 +46,8 @@ class ScorerActor:
         """
         import torch
 
-        from psyco_ray import models
-        from psyco_ray.logprobs import ResponseLogprobs
+        from psyco_ray.models import loading
+        from psyco_ray.models.packing import ResponseLogprobs
 
         torch.set_num_threads(self._settings.threads)
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
@@ -56,7 +56,7 @@ class ScorerActor:
         }
         self._reference = None
         if self._reference_spec:
-            policy = models.load_causal_lm(models.resolve(self._reference_spec), self._settings.dtype)
+            policy = loading.load_causal_lm(loading.resolve(self._reference_spec), self._settings.dtype)
             self._reference = ResponseLogprobs(policy.to(self._device))
         return self.name
 
@@ -112,7 +112,7 @@ class ScorerActor:
         """The example with its reference log-probabilities, and the seconds that took."""
         import torch
 
-        from psyco_ray.logprobs import pack
+        from psyco_ray.models.packing import pack
 
         assert self._reference is not None, "this scorer was made without a reference model"
         began = time.perf_counter()

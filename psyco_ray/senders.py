@@ -19,7 +19,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from psyco_ray.tally import Tally
+from psyco_ray.models.weight_checksum import Tally
 
 Parameters = Iterator[tuple[str, torch.Tensor]]
 

@@ -25,9 +25,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from psyco_ray import deltas
-from psyco_ray.sync import Bucket, as_tensor, digest
-from psyco_ray.tally import Tally
+from psyco_ray.models import weight_codec
+from psyco_ray.models.weight_checksum import Tally
+from psyco_ray.models.weight_codec import Bucket, as_tensor, digest
 
 BACKEND = "psyco_ray"
 Load = Callable[[Iterable[tuple[str, torch.Tensor]]], Any]
@@ -46,7 +46,7 @@ class Update(WeightTransferUpdateInfo):
     """All weights, what changed in those held, or a piece as a transport of vLLM announces it."""
 
     buckets: list[Bucket] | None = None
-    delta: deltas.Delta | None = None  # instead
+    delta: weight_codec.Delta | None = None  # instead
     digest: str = ""  # of all weights
     keep: bool = False  # hold them for the next delta
     piece: dict[str, Any] | None = None
@@ -129,7 +129,7 @@ class Transfer(WeightTransferEngine[Meeting, Update]):
     def _receive_stored(self, update: Update, load_weights: Load | None) -> None:
         if update.delta is not None:
             assert self._held, "a delta goes to who holds what it began with"
-            deltas.apply(update.delta, self._held)
+            weight_codec.apply(update.delta, self._held)
             buckets: list[Bucket] = [self._held]
         else:
             assert update.buckets is not None, "there is one or the other"

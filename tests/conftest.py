@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import torch
 
-from psyco_ray import models
+from psyco_ray.models import loading
 
 hypothesis.settings.register_profile("shared-machine", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("shared-machine")
@@ -24,12 +24,12 @@ hypothesis.settings.load_profile("shared-machine")
 @pytest.fixture(scope="session")
 def base_model() -> Path:
     """SmolLM2-135M-Instruct."""
-    return models.resolve("smollm2-135m")
+    return loading.resolve("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
 def tokenizer(base_model):
-    return models.load_tokenizer(base_model)
+    return loading.load_tokenizer(base_model)
 
 
 @pytest.fixture(scope="session")
@@ -78,12 +78,12 @@ def local_ray():
 @pytest.fixture(scope="session")
 def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
     """A reward model over the tiny model, as reward training saves it, with a random head."""
-    from psyco_ray import reward
+    from psyco_ray.models import reward_model
 
     path = tmp_path_factory.mktemp("models") / "tiny-reward"
-    tokenizer = models.load_tokenizer(tiny_model)
-    model = reward.new_model(tiny_model, tokenizer, "float32", seed=3)
-    models.save(path, model.state_dict(), model.config, tokenizer)
+    tokenizer = loading.load_tokenizer(tiny_model)
+    model = reward_model.new_model(tiny_model, tokenizer, "float32", seed=3)
+    loading.save(path, model.state_dict(), model.config, tokenizer)
     return path
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psyco_ray import attention, capacity, models
-from psyco_ray.logprobs import ResponseLogprobs, pack
+from psyco_ray import capacity
+from psyco_ray.models import attention, loading
+from psyco_ray.models.packing import ResponseLogprobs, pack
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 sys.path.insert(0, str(SCRIPT.parent))
@@ -57,7 +58,7 @@ def test_operations_by_hand() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_torch_counts_as_many_operations(tiny_model, training: bool) -> None:
-    policy = ResponseLogprobs(models.load_causal_lm(tiny_model, "float32"))
+    policy = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))
     packed = pack([([5] * prompt, [[6] * chosen, [7] * rejected]) for prompt, chosen, rejected in PAIRS])
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         found = policy(packed)
@@ -117,13 +118,13 @@ def test_a_share_of_the_peak(monkeypatch) -> None:
 def test_random_models_are_whole_and_the_same_each_time(tmp_path) -> None:
     for name in ("one", "two"):
         shapes.write("tiny", str(tmp_path / name))
-    one, two = (models.load_causal_lm(models.resolve(str(tmp_path / name)), "float32") for name in ("one", "two"))
+    one, two = (loading.load_causal_lm(loading.resolve(str(tmp_path / name)), "float32") for name in ("one", "two"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     weight, norm = one.model.layers[1].mlp.up_proj.weight, one.model.norm.weight
     assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert norm.eq(1).all()
     assert one.lm_head.weight is one.model.embed_tokens.weight
-    assert models.load_tokenizer(tmp_path / "one").eos_token_id == one.config.eos_token_id
+    assert loading.load_tokenizer(tmp_path / "one").eos_token_id == one.config.eos_token_id
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

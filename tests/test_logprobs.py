@@ -14,9 +14,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from psyco_ray import attention, models
-from psyco_ray.head import chunked_logprobs
-from psyco_ray.logprobs import ResponseLogprobs, ResponseScores, branch, pack
+from psyco_ray.models import attention, loading
+from psyco_ray.models.lm_head import chunked_logprobs
+from psyco_ray.models.packing import ResponseLogprobs, ResponseScores, branch, pack
 
 
 def trees(count: int, seed: int = 0) -> list:
@@ -38,7 +38,7 @@ def model(tiny_model):
 def packing(request, tiny_model, monkeypatch):
     """The same model, as it attends to packed sequences on a CPU and on a GPU."""
     monkeypatch.setattr(attention, "adds_mask", lambda *_: request.param == "mask added")
-    return models.load_causal_lm(tiny_model, "float32")
+    return loading.load_causal_lm(tiny_model, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_the_head_leaves_out_what_is_not_trained() -> None:
 def test_gradient_checkpointing_changes_no_gradient(tiny_model) -> None:
     gradients = []
     for saving in (False, True):
-        model = models.load_causal_lm(tiny_model, "float32").train()
+        model = loading.load_causal_lm(tiny_model, "float32").train()
         if saving:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         ResponseLogprobs(model, logit_rows=64)(pack(trees(4))).sum().backward()
@@ -174,7 +174,7 @@ def test_scores_are_those_of_transformers_and_do_not_depend_on_batch_mates(score
 
 def test_transformers_own_padding_does_not_move_a_score(scorer, tiny_reward_model) -> None:
     """A text that ends in the end-of-turn token keeps its score in a padded batch: the pad token is another one."""
-    tokenizer = models.load_tokenizer(tiny_reward_model)
+    tokenizer = loading.load_tokenizer(tiny_reward_model)
     assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
     assert scorer.config.pad_token_id == tokenizer.pad_token_id
     texts = ["Hello<|im_end|>", "A much longer answer, with many more words in it than the other one.<|im_end|>"]

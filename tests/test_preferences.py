@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from psyco_ray import encode, models
 from psyco_ray.config.training import Data, Job, Part, Reward
 from psyco_ray.data import mixture, preferences
+from psyco_ray.models import encoding, loading
 from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
 
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I cannot sleep."}]
@@ -169,15 +169,15 @@ def test_a_mixture_that_wants_too_much_is_refused(tmp_path) -> None:
 
 def test_the_left_of_a_prompt_is_cut_and_never_a_response(tokenizer) -> None:
     asked = [{"role": "user", "content": "word " * 300}]
-    whole = encode.encode(tokenizer, asked, ("short", "a longer answer than that"), None)
+    whole = encoding.encode(tokenizer, asked, ("short", "a longer answer than that"), None)
     longest = max(len(whole.prompt_ids) + len(ids) for ids in whole.response_ids)
-    found = encode.encode(tokenizer, asked, ("short", "a longer answer than that"), 120)
+    found = encoding.encode(tokenizer, asked, ("short", "a longer answer than that"), 120)
     assert found.cut == longest - 120
     assert found.response_ids == whole.response_ids
     assert found.prompt_ids == (*whole.prompt_ids[:1], *whole.prompt_ids[1 + found.cut :])
     assert tokenizer.bos_token_id == whole.prompt_ids[0], "the first token stays, for it begins the text"
-    with pytest.raises(encode.TooLong):
-        encode.encode(tokenizer, asked, ("word " * 200, "b"), 120)
+    with pytest.raises(encoding.TooLong):
+        encoding.encode(tokenizer, asked, ("word " * 200, "b"), 120)
 
 
 def test_pairs_are_encoded_in_the_order_that_is_asked_for(local_ray, tiny_model, tmp_path, tokenizer) -> None:
@@ -193,7 +193,7 @@ def test_pairs_are_encoded_in_the_order_that_is_asked_for(local_ray, tiny_model,
     asked = [{"role": "user", "content": table["asked"][7].as_py()}]
     said = [*asked, {"role": "assistant", "content": table["chosen"][7].as_py()}]
     example = found[1][0]
-    assert list(example.prompt_ids + example.chosen_ids) == models.conversation_ids(tokenizer, said)
+    assert list(example.prompt_ids + example.chosen_ids) == loading.conversation_ids(tokenizer, said)
     with pytest.raises(ValueError, match="every pair of a batch is longer than"):
         list(encoder.batches(table, [[150]]))
 

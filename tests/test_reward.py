@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from psyco_ray import models, reward
 from psyco_ray.config.resources import Scorers
+from psyco_ray.models import loading, reward_model
 from psyco_ray.run.types import Asked, Example, Group, Prompt, Response, Scored
 from psyco_ray.scorer import ScorerActor
 
@@ -38,12 +38,14 @@ def texts(tokenizer) -> list[str]:
 
 
 def test_the_head_is_seeded_and_the_models_own_head_stays(tiny_model, tiny_reward_model) -> None:
-    tokenizer = models.load_tokenizer(tiny_model)
-    first, same, other = (reward.new_model(tiny_model, tokenizer, "float32", seed).score.weight for seed in (1, 1, 2))
+    tokenizer = loading.load_tokenizer(tiny_model)
+    first, same, other = (
+        reward_model.new_model(tiny_model, tokenizer, "float32", seed).score.weight for seed in (1, 1, 2)
+    )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
-    again = reward.new_model(tiny_reward_model, tokenizer, "float32", seed=1).score.weight
-    assert torch.equal(again, reward.new_model(tiny_model, tokenizer, "float32", seed=3).score.weight)
+    again = reward_model.new_model(tiny_reward_model, tokenizer, "float32", seed=1).score.weight
+    assert torch.equal(again, reward_model.new_model(tiny_model, tokenizer, "float32", seed=3).score.weight)
 
 
 def test_score_of_a_group(scorer) -> None:
@@ -219,7 +221,7 @@ def test_scores_of_a_family_are_those_of_transformers(kind, base_model, tmp_path
     expected = [value for values in by_transformers(path, asked) for value in values]
     for row_tokens in (1, 150, 4096):
         settings = Scorers(dtype="float32", row_tokens=row_tokens)
-        found = reward.RewardModel(str(path), settings, None).score(asked)
+        found = reward_model.RewardModel(str(path), settings, None).score(asked)
         assert [one.key for one in found] == [one.key for one in asked]
         assert flat(found) == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in expected}) > 0.9 * len(expected), "the scores tell nothing apart"
@@ -237,7 +239,7 @@ def test_a_decoder_without_a_pad_token_or_a_template(base_model, tmp_path) -> No
         known.pad_token_id = None
         known.save_pretrained(path)
         expected = [value for values in by_transformers(path, asked) for value in values]
-        model = reward.RewardModel(str(path), Scorers(dtype="float32"), None)
+        model = reward_model.RewardModel(str(path), Scorers(dtype="float32"), None)
         assert flat(model.score(asked)) == pytest.approx(expected, abs=1e-5)
 
 
@@ -254,9 +256,9 @@ def family(request, base_model, tiny_reward_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(family, many) -> tuple[reward.RewardModel, dict[tuple[str, str], float]]:
+def alone(family, many) -> tuple[reward_model.RewardModel, dict[tuple[str, str], float]]:
     """A model, and the score of every text alone."""
-    model = reward.RewardModel(str(family), Scorers(dtype="float32", row_tokens=300), None)
+    model = reward_model.RewardModel(str(family), Scorers(dtype="float32", row_tokens=300), None)
     return model, {
         (one.key, answer): model.score([Asked(one.key, one.messages, (answer,))])[0].values[0]
         for one in many
@@ -298,14 +300,14 @@ def test_a_long_prompt_loses_its_left_and_a_long_response_has_no_score(kind, bas
     answer = "I hear you."
     messages = ({"role": "user", "content": long},)
     if kind == "llama":
-        whole = models.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+        whole = loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": answer}])
     else:
         whole = tokenizer(long, answer)["input_ids"]
     over = len(whole) - 50
     ids = torch.tensor([whole[:1] + whole[1 + over :]])
     with torch.no_grad():
         expected = AutoModelForSequenceClassification.from_pretrained(path).eval()(ids).logits.item()
-    model = reward.RewardModel(str(path), Scorers(dtype="float32"), 50)
+    model = reward_model.RewardModel(str(path), Scorers(dtype="float32"), 50)
     cut, none = model.score([Asked("cut", messages, (answer,)), Asked("none", messages, (answer, "so " * 60))])
     assert (cut.cut, none.values) == (over, None)
     assert cut.values == pytest.approx([expected], abs=1e-5)
@@ -328,12 +330,12 @@ def test_a_response_longer_than_the_model_reads_is_refused_by_name(base_model, t
 def test_only_plain_decoders_are_packed(kind: str, packs: bool) -> None:
     with torch.device("meta"):
         own = AutoConfig.for_model(kind, num_labels=1, num_hidden_layers=4)
-        assert reward.can_pack(AutoModelForSequenceClassification.from_config(own)) is packs
+        assert reward_model.can_pack(AutoModelForSequenceClassification.from_config(own)) is packs
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 600), st.booleans())
 def test_rows_hold_every_text_once_within_their_budget(lengths: list[int], budget: int, padded: bool) -> None:
-    found = reward.rows(lengths, budget, padded)
+    found = reward_model.rows(lengths, budget, padded)
     assert sorted(place for row in found for place in row) == list(range(len(lengths)))
     in_order = [lengths[place] for row in found for place in row]
     assert in_order == sorted(lengths)

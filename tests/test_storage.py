@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from psyco_ray import cli, models
+from psyco_ray import cli
 from psyco_ray.config.training import Job
+from psyco_ray.models import loading
 from psyco_ray.run import storage
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.ledger import Ledger
@@ -61,11 +62,11 @@ def test_a_damaged_local_directory_names_the_file(tmp_path) -> None:
 
 
 def test_models_from_elsewhere_load_as_before(tiny_model, tmp_path) -> None:
-    assert models.resolve(str(tiny_model), digests=True) == tiny_model
+    assert loading.resolve(str(tiny_model), digests=True) == tiny_model
     copy = tmp_path / "copy"
     shutil.copytree(tiny_model, copy)
     (copy / "manifest.json").write_text('{"name": "of another program"}')
-    assert models.resolve(str(copy), digests=True) == copy
+    assert loading.resolve(str(copy), digests=True) == copy
 
 
 def test_a_remote_directory_comes_back_and_goes(place) -> None:

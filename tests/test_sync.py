@@ -10,11 +10,12 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import deltas, placement, sync
+from psyco_ray import placement, weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
+from psyco_ray.models import weight_codec
 from psyco_ray.pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Changed, Example, Item, Loaded, Prompt, Weights
@@ -94,7 +95,7 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
     list(learner.train([pairs(8)] * 6, steps=6))
     apart = min(gaps(learner, rollouts, probe))
     assert apart > 0.05
-    report = sync.push(learner, rollouts, 1, probe, Sync(bucket_mb=1, deadline_s=60))
+    report = weight_sync.push(learner, rollouts, 1, probe, Sync(bucket_mb=1, deadline_s=60))
     together = max(gaps(learner, rollouts, probe))
     record_property("gap_before_and_after_nats_per_token", (apart, together))
     print(f"log-probability gap: {apart:.4f} nats a token before the sync, {together:.6f} after")
@@ -142,10 +143,10 @@ def changed_a_little(weights: Weights, version: int) -> Weights:
     for bucket in new:
         for array, _ in bucket.values():
             array.reshape(-1)[rng.integers(array.size, size=max(1, array.size // 1000))] ^= 1 << 22  # the exponent
-    delta = deltas.between(held, new)
-    changed = Changed(weights.digest, ray.put(delta), deltas.size(delta))
+    delta = weight_codec.between(held, new)
+    changed = Changed(weights.digest, ray.put(delta), weight_codec.size(delta))
     refs = tuple(map(ray.put, new))
-    return Weights(version, sync.digest(new), refs, weights.bytes, keep=True, delta=changed)
+    return Weights(version, weight_codec.digest(new), refs, weights.bytes, keep=True, delta=changed)
 
 
 def test_a_delta_does_what_all_weights_do(learner, rollouts) -> None:
@@ -209,11 +210,11 @@ def test_whoever_cannot_use_a_delta_takes_all_weights(learner, rollouts) -> None
 
 def test_pushes_with_deltas_send_what_changed_or_everything(learner, rollouts) -> None:
     probe, settings = pairs(1, seed=7)[0], Sync(deadline_s=60, deltas=True)
-    first = sync.push(learner, rollouts, 40, probe, settings)
-    same = sync.push(learner, rollouts, 41, probe, settings)
+    first = weight_sync.push(learner, rollouts, 40, probe, settings)
+    same = weight_sync.push(learner, rollouts, 41, probe, settings)
     assert (same.bytes, same.gap) == (0, pytest.approx(first.gap))
     list(learner.train([pairs(8, seed=5)], steps=1))
-    other = sync.push(learner, rollouts, 42, probe, settings)
+    other = weight_sync.push(learner, rollouts, 42, probe, settings)
     assert other.bytes > 1e6, "in float32 a step changes nearly every weight"
     assert other.gap < 1e-4
 
@@ -224,22 +225,22 @@ def test_a_delta_is_exact_and_none_where_it_does_not_pay() -> None:
     new = {name: (array.copy(), dtype) for name, (array, dtype) in old.items()}
     new["p1"][0][3, 2] += 1
     new["p3"][0][16, 7] -= 1
-    delta = deltas.between([old], [{"p0": new["p0"], "p1": new["p1"]}, {"p2": new["p2"], "p3": new["p3"]}])
+    delta = weight_codec.between([old], [{"p0": new["p0"], "p1": new["p1"]}, {"p2": new["p2"], "p3": new["p3"]}])
     assert delta is not None
     assert delta.keys() == {"p1", "p3"}
-    assert deltas.size(delta) == 2 * (4 + 2)
-    deltas.apply(delta, old)
-    assert sync.digest([old]) == sync.digest([new])
-    assert deltas.between([old], [new]) == {}
-    assert deltas.between([], [new]) is None
-    assert deltas.between([{"p0": old["p0"]}], [{"p0": (old["p0"][0], "float16")}]) is None
-    assert deltas.between([old], [{name: (array + 1, dtype) for name, (array, dtype) in old.items()}]) is None
+    assert weight_codec.size(delta) == 2 * (4 + 2)
+    weight_codec.apply(delta, old)
+    assert weight_codec.digest([old]) == weight_codec.digest([new])
+    assert weight_codec.between([old], [new]) == {}
+    assert weight_codec.between([], [new]) is None
+    assert weight_codec.between([{"p0": old["p0"]}], [{"p0": (old["p0"][0], "float16")}]) is None
+    assert weight_codec.between([old], [{name: (array + 1, dtype) for name, (array, dtype) in old.items()}]) is None
 
 
 @pytest.mark.slow
 def test_where_weights_cannot_be_sent_they_go_through_the_object_store(learner, rollouts, caplog) -> None:
     probe, before = pairs(1, seed=7)[0], learner.ranks
-    report = sync.push(learner, rollouts, 9, probe, Sync(deadline_s=120), transport="nccl")  # there is no GPU
+    report = weight_sync.push(learner, rollouts, 9, probe, Sync(deadline_s=120), transport="nccl")  # there is no GPU
     assert (report.version, report.actors) == (9, 2)
     assert max(gaps(learner, rollouts, probe)) < 1e-4
     assert learner.ranks != before, "a sender that failed may have left its partners waiting"
@@ -276,7 +277,7 @@ def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error,
     try:
         pool.wait_ready()
         with pytest.raises(error, match=f"no rollout actor took version 5: .*{told}"):
-            sync.push(learner, pool, 5, pairs(1, seed=7)[0], Sync(max_gap=0.02, deadline_s=2))
+            weight_sync.push(learner, pool, 5, pairs(1, seed=7)[0], Sync(max_gap=0.02, deadline_s=2))
     finally:
         pool.close()
 
@@ -284,16 +285,16 @@ def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_arrays_carry_every_bit(dtype: torch.dtype) -> None:
     tensor = torch.randn(5, 7).to(dtype)
-    array, name = sync.as_array(tensor)
+    array, name = weight_codec.as_array(tensor)
     assert np.issubdtype(array.dtype, np.integer)
-    assert torch.equal(sync.as_tensor(array, name), tensor)
+    assert torch.equal(weight_codec.as_tensor(array, name), tensor)
 
 
 def test_digest_depends_on_every_part_but_not_on_the_order() -> None:
-    a, b = sync.as_array(torch.arange(6.0)), sync.as_array(torch.arange(6.0).flip(0))
-    digest = sync.digest([{"a": a, "b": b}])
-    assert digest == sync.digest([{"b": b}, {"a": a}])
-    assert digest != sync.digest([{"a": b, "b": a}])
-    assert digest != sync.digest([{"a": a}])
-    assert digest != sync.digest([{"a": a, "b": (b[0].reshape(2, 3), b[1])}])
-    assert digest != sync.digest([{"a": a, "b": (b[0], "bfloat16")}])
+    a, b = weight_codec.as_array(torch.arange(6.0)), weight_codec.as_array(torch.arange(6.0).flip(0))
+    digest = weight_codec.digest([{"a": a, "b": b}])
+    assert digest == weight_codec.digest([{"b": b}, {"a": a}])
+    assert digest != weight_codec.digest([{"a": b, "b": a}])
+    assert digest != weight_codec.digest([{"a": a}])
+    assert digest != weight_codec.digest([{"a": a, "b": (b[0].reshape(2, 3), b[1])}])
+    assert digest != weight_codec.digest([{"a": a, "b": (b[0], "bfloat16")}])

@@ -10,9 +10,9 @@ import ray
 import torch
 
 from psyco_ray import senders
+from psyco_ray.models.weight_checksum import Tally, fingerprint
 from psyco_ray.run.types import Streamed
 from psyco_ray.senders import Client, Described, Source, pieces
-from psyco_ray.tally import Tally, fingerprint
 
 
 def parameters(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, torch.Tensor]]:
@@ -50,7 +50,7 @@ def test_a_fingerprint_knows_every_bit_and_place(dtype: torch.dtype) -> None:
 def test_a_fingerprint_does_not_depend_on_how_it_is_cut(monkeypatch) -> None:
     found = torch.randn(1000)
     whole = fingerprint(found)
-    monkeypatch.setattr("psyco_ray.tally._AT_A_TIME", 7)
+    monkeypatch.setattr("psyco_ray.models.weight_checksum._AT_A_TIME", 7)
     assert torch.equal(fingerprint(found), whole)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import ray
 
-from psyco_ray import models
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import preferences
-from psyco_ray.encode import encode
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry, Dpo, Objective
+from psyco_ray.models import loading
+from psyco_ray.models.encoding import encode
 from psyco_ray.run.types import Example
 
 pytestmark = pytest.mark.long
@@ -69,7 +69,7 @@ def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, li
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-    from psyco_ray import reward
+    from psyco_ray.models import reward_model
 
     torch.set_num_threads(2)
     common: dict[str, Any] = {
@@ -106,7 +106,7 @@ def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, li
     losses: dict[str, list[float]] = {}
     for name, (_, settings) in REWARDS.items():
         own = dict(settings)
-        classifier = reward.new_model(Path(model), models.load_tokenizer(Path(model)), "float32", SEED)
+        classifier = reward_model.new_model(Path(model), loading.load_tokenizer(Path(model)), "float32", SEED)
         classifier.set_attn_implementation("eager")  # TRL packs nothing
         losses[name] = recorded(
             RewardTrainer,
@@ -143,8 +143,8 @@ def turns(tokenizer, rows: list[dict[str, Any]]) -> list[Example]:
     """Split where the assistant begins, as TRL does, which also trains what the template writes after a turn's end."""
     found = []
     for number, row in enumerate(rows):
-        prompt = models.conversation_ids(tokenizer, row["prompt"])
-        whole = [models.conversation_ids(tokenizer, [*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
+        prompt = loading.conversation_ids(tokenizer, row["prompt"])
+        whole = [loading.conversation_ids(tokenizer, [*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
         found.append(Example(str(number), tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole)))
     return found
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from psyco_ray import models
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Data, Job, Part, Prompts
 from psyco_ray.data import preferences, speeches
+from psyco_ray.models import loading
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Example
 
@@ -103,7 +103,7 @@ class Encoder:
             too_long: pairs that it left out.
         """
         wanted = job.rollouts.max_model_len if for_policy else job.reward.max_tokens
-        most = min(wanted, models.context(models.resolve(job.model)) or wanted)
+        most = min(wanted, loading.context(loading.resolve(job.model)) or wanted)
         self._encode = functools.partial(
             _encode_rows, model=job.model, prompts=job.prompts, max_tokens=most, for_policy=for_policy
         )
@@ -170,7 +170,7 @@ def _taking(encode: Callable[[pa.Table], pa.Table], held: Any) -> Callable[[pa.T
 
 
 def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int, for_policy: bool) -> pa.Table:
-    from psyco_ray.encode import TooLong, encode, encode_turn
+    from psyco_ray.models.encoding import TooLong, encode, encode_turn
 
     prompt = load_prompt(prompts)
     tokenizer = speeches.shared_tokenizer(model)

@@ -152,14 +152,14 @@ class Responder:
     """An engine that answers the shares of the members with its model (a worker of Ray Data)."""
 
     def __init__(self, sharers: list[Member], share: Share, settings: Rollouts) -> None:
-        from psyco_ray import models
         from psyco_ray.engine import Engine
+        from psyco_ray.models import loading
 
         assert sharers[0].model is not None
-        path = models.resolve(sharers[0].model)
+        path = loading.resolve(sharers[0].model)
         self._members, self._share, self._settings = sharers, share, settings
         trusted = sharers[0].trust_remote_code
-        self._tokenizer = models.load_tokenizer(path, trusted)
+        self._tokenizer = loading.load_tokenizer(path, trusted)
         self._engine = Engine(path, settings, share.seed, trusted)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -171,7 +171,7 @@ class Responder:
         return {"done": [" ".join(todo)]}
 
     def _answer(self, member: Member, todo: list[str]) -> None:
-        from psyco_ray import models
+        from psyco_ray.models import loading
 
         share = self._share
         room = self._settings.max_model_len - share.max_tokens
@@ -182,7 +182,7 @@ class Responder:
         for part in todo:
             for row in share.of(member, part):
                 key = row["speech_id"]
-                ids = models.conversation_ids(self._tokenizer, prompt_messages(share.prompt, row["speech"]))
+                ids = loading.conversation_ids(self._tokenizer, prompt_messages(share.prompt, row["speech"]))
                 if len(ids) > room:
                     aside[part].append(_too_long(key, member, len(ids), room))
                     continue

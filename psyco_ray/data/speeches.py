@@ -228,15 +228,15 @@ def _speech_column(table: pa.Table, data: Data) -> str:
 @without_collector()
 def shared_tokenizer(model: str) -> Any:
     """A model's tokenizer, loaded once in a process."""
-    from psyco_ray import models
+    from psyco_ray.models import loading
 
-    return models.load_tokenizer(models.resolve(model))
+    return loading.load_tokenizer(loading.resolve(model))
 
 
 def _render(batch: pa.Table, model: str, prompts: Prompts) -> pa.Table:
     """Add each speech's prompt as token ids."""
-    from psyco_ray import models
+    from psyco_ray.models import loading
 
     prompt, tokenizer = load_prompt(prompts), shared_tokenizer(model)
-    ids = [models.conversation_ids(tokenizer, prompt_messages(prompt, text)) for text in batch["speech"].to_pylist()]
+    ids = [loading.conversation_ids(tokenizer, prompt_messages(prompt, text)) for text in batch["speech"].to_pylist()]
     return batch.append_column("prompt_ids", pa.array(ids, type=SPEECHES.field("prompt_ids").type))

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from psyco_ray import models, placement
+from psyco_ray import placement
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
@@ -26,6 +26,7 @@ from psyco_ray.data import calls
 from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Row
 from psyco_ray.data.respond import ApiStage, Member, Responder, Share
+from psyco_ray.models import loading
 from psyco_ray.pool import ActorPool
 from psyco_ray.rollout import environment
 from psyco_ray.run import shards, storage
@@ -200,7 +201,7 @@ def checkpoint(model: str, max_model_len: int) -> str:
             found = storage.absolute(named)
         else:
             found = named  # the base model, where no policy was better
-    context = models.context(models.resolve(found))
+    context = loading.context(loading.resolve(found))
     if context is not None and context < max_model_len:
         raise ValueError(f"{model} holds {context} tokens, rollouts.max_model_len is {max_model_len}; lower it")
     return found
@@ -212,7 +213,7 @@ def mark(model: str) -> str:
     Args:
         model: as `checkpoint` gives it.
     """
-    files = [file for file in sorted(models.resolve(model).iterdir()) if file.suffix in _MODEL_FILES]
+    files = [file for file in sorted(loading.resolve(model).iterdir()) if file.suffix in _MODEL_FILES]
     # the hub's cache names what a link leads to by its content
     state = [
         Path(os.readlink(file)).name if file.is_symlink() else [file.stat().st_size, file.stat().st_mtime_ns]

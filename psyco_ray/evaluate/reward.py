@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from psyco_ray import models, placement
+from psyco_ray import placement
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged, Test
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data import preferences
 from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.evaluate.pair_sets import Pairs, load, load_bench
 from psyco_ray.evaluate.ranker import Ranking
+from psyco_ray.models import loading
 from psyco_ray.pool import ActorPool
 from psyco_ray.report import reward as report
 from psyco_ray.run.directory import RunDirectory, versions, write_table
@@ -143,7 +144,7 @@ def mark(model: str) -> str:
     """
     from transformers import AutoConfig
 
-    path = models.resolve(model)
+    path = loading.resolve(model)
     try:
         settings = AutoConfig.from_pretrained(path)
     except (ValueError, OSError) as error:

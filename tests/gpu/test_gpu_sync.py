@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import placement, sync
+from psyco_ray import placement, weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig as DpoSettings
 from psyco_ray.config.training import Job, Optimizer, Sampling
@@ -62,10 +62,10 @@ class Both:
         self.turns.sampling()
         self.rollouts.wait_ready()
 
-    def push(self, version: int) -> sync.SyncReport:
+    def push(self, version: int) -> weight_sync.SyncReport:
         self.turns.learning()
         given = {"transport": self.job.transport, "handover": self.turns.sampling}
-        return sync.push(self.learner, self.rollouts, version, PROBE, self.job.sync, **given)
+        return weight_sync.push(self.learner, self.rollouts, version, PROBE, self.job.sync, **given)
 
     def logprobs(self) -> list[float]:
         """Of the probe a token, by every engine."""

@@ -26,7 +26,7 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from psyco_ray import attention
+    from psyco_ray.models import attention
 
     config = AutoConfig.from_pretrained(path, num_labels=1)
     trained = any("SequenceClassification" in name for name in config.architectures or [])
@@ -93,10 +93,10 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from psyco_ray import attention, models
-        from psyco_ray.logprobs import ResponseScores
+        from psyco_ray.models import attention, loading
+        from psyco_ray.models.packing import ResponseScores
 
-        path = models.resolve(spec)
+        path = loading.resolve(spec)
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=settings.dtype)
         if model.config.num_labels != 1:
             raise ValueError(f"reward model {spec} has {model.config.num_labels} labels; one is needed")
@@ -104,7 +104,7 @@ class RewardModel:
         self._device = torch.device("cuda" if settings.gpus else "cpu")
         self._model: Any = model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes question and answer
-        self._tokenizer = models.load_tokenizer(path) if can_pack(model) else AutoTokenizer.from_pretrained(path)
+        self._tokenizer = loading.load_tokenizer(path) if can_pack(model) else AutoTokenizer.from_pretrained(path)
         self._pad = model.config.get_text_config().pad_token_id
         self._max_tokens = max_tokens or positions(model)
         self._packed: Any = None
@@ -116,7 +116,7 @@ class RewardModel:
         """Raw scores of every conversation's responses, in the given order."""
         import torch
 
-        from psyco_ray.encode import TooLong
+        from psyco_ray.models.encoding import TooLong
 
         inputs: list[list[Inputs] | None] = []
         cuts: list[int] = []
@@ -137,7 +137,7 @@ class RewardModel:
 
     def _inputs(self, asked: Asked) -> tuple[list[Inputs], int]:
         """The model's inputs for each response, and how many tokens of the prompt were cut off."""
-        from psyco_ray.encode import encode
+        from psyco_ray.models.encoding import encode
 
         if not self._tokenizer.chat_template:
             return self._paired_inputs(asked)
@@ -147,7 +147,7 @@ class RewardModel:
 
     def _paired_inputs(self, asked: Asked) -> tuple[list[Inputs], int]:
         """Without a chat template: question and answer as a pair of texts, the question cut at its left."""
-        from psyco_ray.encode import TooLong
+        from psyco_ray.models.encoding import TooLong
 
         question = "\n\n".join(message["content"] for message in asked.messages)
         whole = [dict(self._tokenizer(question, text)) for text in asked.responses]
@@ -165,7 +165,7 @@ class RewardModel:
 
     def _score_packed(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
         """Scores of each group's responses, through rows of whole groups."""
-        from psyco_ray.logprobs import branch, pack
+        from psyco_ray.models.packing import branch, pack
 
         trees = [branch([self._read_through(one["input_ids"]) for one in group]) for group in groups]
         sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]

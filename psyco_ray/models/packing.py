@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from psyco_ray import attention
-from psyco_ray.head import chunked_logprobs
+from psyco_ray.models import attention
+from psyco_ray.models.lm_head import chunked_logprobs
 
 Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 """A prompt's token ids and those of each response to it."""

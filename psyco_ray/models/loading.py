@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray import packaged
+from psyco_ray.models import packaged
 from psyco_ray.run import storage
 from psyco_ray.run.remote import is_remote
 
@@ -115,7 +115,7 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from psyco_ray import attention
+    from psyco_ray.models import attention
 
     config = AutoConfig.from_pretrained(path)
     for unusual in ("final_logit_softcapping", "logits_scaling", "logit_scale"):

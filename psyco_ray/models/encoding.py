@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from psyco_ray import models
-from psyco_ray.logprobs import branch
+from psyco_ray.models import loading
+from psyco_ray.models.packing import branch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,9 @@ def encode(
     Raises:
         TooLong: a response would have to be cut; it never is.
     """
-    whole = [models.conversation_ids(tokenizer, [*asked, {"role": "assistant", "content": text}]) for text in responses]
+    whole = [
+        loading.conversation_ids(tokenizer, [*asked, {"role": "assistant", "content": text}]) for text in responses
+    ]
     over = max(len(ids) for ids in whole) - max_tokens if max_tokens else 0
     if over > 0:
         # a beginning-of-text token stays where it is
@@ -63,7 +65,7 @@ def encode_turn(
         TooLong: a response would have to be cut; it never is.
     """
     found = encode(tokenizer, asked, responses, max_tokens)
-    prompt = models.conversation_ids(tokenizer, list(asked))
+    prompt = loading.conversation_ids(tokenizer, list(asked))
     turns = []
     for ids in found.response_ids:
         # what both responses begin with stands in the shared part, of which the left may be missing
@@ -77,7 +79,7 @@ def encode_turn(
 
 def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, asked: Messages, whole: Sequence[Sequence[int]]) -> int:
     """How many tokens stand before any response."""
-    alone = models.conversation_ids(tokenizer, list(asked))
+    alone = loading.conversation_ids(tokenizer, list(asked))
     same = 0
     while same < len(alone) and all(same < len(ids) and ids[same] == alone[same] for ids in whole):
         same += 1

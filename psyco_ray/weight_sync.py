@@ -4,57 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-import xxhash
-
 if TYPE_CHECKING:
-    import torch
-
     from psyco_ray.config.resources import Sync, Transport
     from psyco_ray.learner import LearnerGroup
     from psyco_ray.pool import ActorPool
     from psyco_ray.run.types import Example, Loaded, Streamed, Weights
 
+
 _log = logging.getLogger(__name__)
-
-Bucket = Mapping[str, tuple[np.ndarray, str]]
-"""Parameter name -> (its bits as integers, its dtype's name)."""
-
-
-def as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
-    """A CPU tensor as an integer array over the same memory (NumPy knows no bfloat16), and its dtype's name."""
-    import torch
-
-    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
-    return tensor.detach().contiguous().view(bits).numpy(), str(tensor.dtype).removeprefix("torch.")
-
-
-def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
-    """The inverse of `as_array`, without a copy; the memory may be read-only, so copy out of it."""
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array).view(getattr(torch, dtype))
-
-
-def digest(buckets: Iterable[Bucket]) -> str:
-    """A digest of names, dtypes, shapes and every byte, in whatever order the parameters come.
-
-    It guards against truncated, mixed-up and damaged transfers, not against an adversary.
-    """
-    lines = sorted(
-        f"{name} {dtype} {array.shape} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)}"
-        for bucket in buckets
-        for name, (array, dtype) in bucket.items()
-    )
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
 
 @dataclass(frozen=True)
