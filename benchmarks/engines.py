@@ -11,13 +11,13 @@ from typing import Any
 import ray.cloudpickle
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import placement
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.models import loading
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Item, Prompt
 

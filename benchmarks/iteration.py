@@ -39,7 +39,6 @@ import psutil
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import placement
 from psyco_ray.config import job_file
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import fast_dtype
@@ -47,6 +46,7 @@ from psyco_ray.config.training import Job
 from psyco_ray.crew import Crew
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.models import loading, reward_model
+from psyco_ray.pool import placement
 from psyco_ray.rollout import environment
 from psyco_ray.run import ray_session
 from psyco_ray.run.ledger import Ledger

@@ -32,7 +32,7 @@ import ray
 import scipy.optimize
 import yaml
 
-from psyco_ray import placement, weight_sync
+from psyco_ray import weight_sync
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
@@ -40,7 +40,8 @@ from psyco_ray.data import speeches as speech_data
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.models import loading, reward_model
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Group, Item, Prompt
 from psyco_ray.scorer import ScorerActor

@@ -33,7 +33,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import psutil
 import ray
 
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.run.types import Group, Prompt, Response
 
 GROUPS = 8  # speeches of an item

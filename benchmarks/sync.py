@@ -31,13 +31,14 @@ import numpy as np
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import placement, weight_sync
+from psyco_ray import weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.models import weight_codec
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import fit, placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Item, Prompt, Weights
 
@@ -130,7 +131,7 @@ def two_nodes() -> None:
     """A Ray of two nodes, one for the learner and one for the rollouts."""
     from ray.cluster_utils import Cluster
 
-    labels = {role: {placement.ROLE_LABEL: role} for role in ("learner", "rollout")}
+    labels = {role: {fit.ROLE_LABEL: role} for role in ("learner", "rollout")}
     head = {"num_cpus": 4, "include_dashboard": False, "labels": labels["learner"]}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=4, labels=labels["rollout"])

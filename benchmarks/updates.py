@@ -16,11 +16,12 @@ import ray.cloudpickle
 from engines import LIMIT_S, pool_of
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray import placement, weight_sync
+from psyco_ray import weight_sync
 from psyco_ray.config.training import Job
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.models import weight_codec
+from psyco_ray.pool import placement
 from psyco_ray.run.types import Example
 from psyco_ray.turns import Turns
 

@@ -22,7 +22,8 @@ from psyco_ray.run.startup import without_collector
 
 def plan(job: Job, given: argparse.Namespace) -> int:
     """Print the resource plan and how long an iteration takes; fails where the cluster cannot hold the job."""
-    from psyco_ray import advice, placement
+    from psyco_ray import advice
+    from psyco_ray.pool import fit
 
     if given.job is None and given.gpus is None:
         raise ValueError("plan needs JOB.yaml, or --gpus for the paper's settings on so many GPUs")
@@ -39,11 +40,11 @@ def plan(job: Job, given: argparse.Namespace) -> int:
         raise ValueError("plan --cluster needs a cluster that is up; give --address or set RAY_ADDRESS")
     if live:
         connect(given.address)
-    nodes = placement.cluster_nodes()
-    phases = {"train-reward": placement.reward_phase(job), "iterate": placement.iterate_phase(job)}
-    print(placement.describe(phases, nodes))
+    nodes = fit.cluster_nodes()
+    phases = {"train-reward": fit.reward_phase(job), "iterate": fit.iterate_phase(job)}
+    print(fit.describe(phases, nodes))
     for phase, roles in phases.items():
-        where = placement.describe_places(phase, roles, nodes)
+        where = fit.describe_places(phase, roles, nodes)
         if live:
             print(where)
     print("every phase fits")

@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import placement
 from psyco_ray.config.resources import PoolConfig
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.run import storage, throughput
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.remote import is_remote

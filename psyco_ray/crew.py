@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.util import remove_placement_group
 
-from psyco_ray import pairs, placement, weight_sync
+from psyco_ray import pairs, weight_sync
 from psyco_ray.batches import batches
 from psyco_ray.config.training import Job
 from psyco_ray.control import Control
@@ -24,7 +24,8 @@ from psyco_ray.flow import Flow
 from psyco_ray.judge.client import key_for
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout import RolloutActor, environment
 from psyco_ray.run import preemption
 from psyco_ray.run.hashing import key_of

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from psyco_ray import placement
 from psyco_ray.config.training import Job
 from psyco_ray.crew import Crew
 from psyco_ray.data.mixture import mix
 from psyco_ray.data.speeches import draw, load_speeches
+from psyco_ray.pool import fit
 from psyco_ray.report import summary
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import SPEECHES
@@ -33,7 +33,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
     if standing.ended():
         telemetry.say("all iterations are done already")
         return summary.write(job, ledger)
-    placement.check("policy training", placement.iterate_phase(job), placement.cluster_nodes())
+    fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
     offline = mix(job.mixture, job.data, job.seed).train if job.pairs_from == "file" else None
     with Crew(job, ledger, telemetry) as crew:
         rows = ledger.table("speeches", SPEECHES, lambda: load_speeches(job, job.model)).to_pylist()

@@ -7,7 +7,7 @@ from typing import Any
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.quarantine import Quarantine
 from psyco_ray.rollout import SamplingRequest
 from psyco_ray.run.hashing import key_of

@@ -20,7 +20,7 @@ from psyco_ray.config.resources import Learners, Sync
 from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.lasting import Batches, Lasting, Training
 from psyco_ray.learner_flops import mfu, peak_flops
-from psyco_ray.member import reason_of
+from psyco_ray.pool.slot import reason_of
 from psyco_ray.ranks import LostRanks
 from psyco_ray.run import storage
 from psyco_ray.run.types import Example, StepResult, Streamed, Weights

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from psyco_ray import batches, placement
+from psyco_ray import batches
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder, Mixture, mix
 from psyco_ray.evaluate import metrics
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
+from psyco_ray.pool import fit
 from psyco_ray.report.cards import reward_card
 from psyco_ray.run import preemption, storage
 from psyco_ray.run.directory import versions
@@ -38,8 +39,8 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
     """
     missing = {name: job for name, job in jobs.items() if ledger.record(name) is None}
     for job in missing.values():
-        phase = placement.reward_phase(job, groups=len(missing))
-        placement.check("reward training", phase, placement.cluster_nodes())
+        phase = fit.reward_phase(job, groups=len(missing))
+        fit.check("reward training", phase, fit.cluster_nodes())
     trainings: list[_Training] = []
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(missing)))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from psyco_ray.learner import LearnerGroup
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool.actor_pool import ActorPool
 
 
 class Side(enum.Enum):

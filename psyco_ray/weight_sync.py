@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from psyco_ray.config.resources import Sync, Transport
     from psyco_ray.learner import LearnerGroup
-    from psyco_ray.pool import ActorPool
+    from psyco_ray.pool.actor_pool import ActorPool
     from psyco_ray.run.types import Example, Loaded, Streamed, Weights
 
 

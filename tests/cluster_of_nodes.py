@@ -9,7 +9,7 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool.actor_pool import ActorPool
 
 
 class Worker:

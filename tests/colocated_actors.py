@@ -9,7 +9,7 @@ import time
 import ray
 from test_colocated import job
 
-from psyco_ray import placement
+from psyco_ray.pool import placement
 
 
 class Actor:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from psyco_ray import placement
 from psyco_ray.config import job_file
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Job
-from psyco_ray.member import State
-from psyco_ray.placement import Node
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import fit
+from psyco_ray.pool.actor_pool import ActorPool
+from psyco_ray.pool.fit import Node
+from psyco_ray.pool.slot import State
 from psyco_ray.turns import Turns
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -36,7 +36,7 @@ def job(pairs: int, rollout: float = 0.4, learner: float = 0.5, scorer: float = 
 
 
 def places(wanted: Job, *nodes: Node) -> dict[str, str]:
-    found = placement.places("it", placement.iterate_phase(wanted), nodes)
+    found = fit.places("it", fit.iterate_phase(wanted), nodes)
     return {name: "".join(node.name for node in where) for name, where in found.items()}
 
 
@@ -59,18 +59,18 @@ def test_the_commands_in_job_files_fit_the_gpus_that_they_name(name: str, gpus: 
     wanted = job_file.load_as(Job, path, given)
     cpus = int(re.search(rf"`psyco-ray plan`: {gpus} GPUs? and (\d+) CPUs", comment)[1])
     nodes = [Node("one", cpus, gpus)]
-    placement.check("iterate", placement.iterate_phase(wanted), nodes)
-    placement.check("train-reward", placement.reward_phase(wanted), nodes)
+    fit.check("iterate", fit.iterate_phase(wanted), nodes)
+    fit.check("train-reward", fit.reward_phase(wanted), nodes)
     with pytest.raises(ValueError, match="cannot hold"):
-        placement.check("iterate", placement.iterate_phase(wanted), [Node("one", cpus - 1, gpus)])
+        fit.check("iterate", fit.iterate_phase(wanted), [Node("one", cpus - 1, gpus)])
 
 
 def test_parts_of_a_gpu_are_parts_of_one() -> None:
-    assert placement._without([1.0, 1.0], 1) == [0.0, 1.0]
-    assert placement._without([0.5, 0.5], 1) is None
-    assert placement._without([0.5, 1.0], 0.5) == [0.0, 1.0], "what is begun is used up first"
-    assert placement._without([1.0, 1.0, 1.0], 2.5) == [0.0, 0.0, 0.5]
-    assert placement._without([], 0) == []
+    assert fit._without([1.0, 1.0], 1) == [0.0, 1.0]
+    assert fit._without([0.5, 0.5], 1) is None
+    assert fit._without([0.5, 1.0], 0.5) == [0.0, 1.0], "what is begun is used up first"
+    assert fit._without([1.0, 1.0, 1.0], 2.5) == [0.0, 0.0, 0.5]
+    assert fit._without([], 0) == []
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from psyco_ray import crew, placement
+from psyco_ray import crew
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Part, Prompts
 from psyco_ray.data import mixture
+from psyco_ray.pool import placement
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.types import Example
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from test_run import JOB
 
-from psyco_ray import cli, placement
+from psyco_ray import cli
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Job
-from psyco_ray.placement import Node, Role
+from psyco_ray.pool import fit, placement
+from psyco_ray.pool.fit import Node, Role
 
 SCRIPT = Path(__file__).parent / "cluster_with_roles.py"
 
@@ -22,11 +23,11 @@ def phase(**counts: int) -> list[Role]:
         scorers=Scorers(actors=counts.get("scorers", 2)),
         learners=Learners(actors=counts.get("learners", 2)),
     )
-    return placement.iterate_phase(job)
+    return fit.iterate_phase(job)
 
 
 def planned(roles: list[Role], nodes: list[Node]) -> dict[str, str]:
-    return {name: "".join(node.name for node in found) for name, found in placement.places("it", roles, nodes).items()}
+    return {name: "".join(node.name for node in found) for name, found in fit.places("it", roles, nodes).items()}
 
 
 def test_actors_go_to_nodes_of_their_role() -> None:
@@ -46,7 +47,7 @@ def test_a_role_that_no_node_has_goes_to_nodes_of_none() -> None:
     assert planned(phase(), nodes) == {"rollout": "ho", "scorer": "ho", "learner": "ll", "ray data": "l"}
     with pytest.raises(ValueError, match="on nodes without a role, for none is labelled psyco-ray/role=scorer"):
         planned(phase(scorers=5), nodes)
-    told = placement.describe_places("iterate", phase(), nodes).splitlines()
+    told = fit.describe_places("iterate", phase(), nodes).splitlines()
     assert told[0].split(maxsplit=2)[2] == "1 on h, 1 on o (other) (no node is labelled psyco-ray/role=rollout)"
     assert told[2].split(maxsplit=2)[2] == "2 on l (learner)"
 
@@ -56,7 +57,7 @@ def test_without_roles_ranks_share_a_node_where_one_holds_all() -> None:
     learners = [role for role in phase(learners=4) if role.name == "learner"]
     assert planned(learners, nodes) == {"learner": "cccc"}
     assert planned(phase(learners=5)[2:3], nodes) == {"learner": "aabbc"}
-    assert "labelled" not in placement.describe_places("iterate", phase(learners=1), nodes)
+    assert "labelled" not in fit.describe_places("iterate", phase(learners=1), nodes)
 
 
 def test_planning_for_a_cluster_needs_one(tmp_path, capsys, monkeypatch) -> None:

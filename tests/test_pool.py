@@ -10,7 +10,7 @@ import psutil
 import pytest
 import ray
 
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool.actor_pool import ActorPool
 
 
 class Worker:

@@ -16,8 +16,9 @@ from test_ledger import ITEMS, SCHEMA, groups_of
 from test_run import JOB, finish, start
 from test_storage import fill
 
-from psyco_ray import cli, control, placement
+from psyco_ray import cli, control
 from psyco_ray.config.training import Job
+from psyco_ray.pool import placement
 from psyco_ray.run import mirror, remote, storage
 from psyco_ray.run.lease import EXPIRES_S
 from psyco_ray.run.ledger import Ledger, stage

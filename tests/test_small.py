@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from psyco_ray import pairs, placement
+from psyco_ray import pairs
 from psyco_ray.config.resources import Learners, Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats
 from psyco_ray.models import loading, packaged
-from psyco_ray.placement import Node, Role
+from psyco_ray.pool import fit
+from psyco_ray.pool.fit import Node, Role
 from psyco_ray.run.types import Group, Prompt, Response
 
 scores = st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=2, max_size=8)
@@ -62,18 +63,18 @@ def test_win_share_counts_ties_as_half() -> None:
 
 def test_plan_fits_nodes_and_names_what_does_not() -> None:
     roles = [Role("learner", 2, 1, 1), Role("rollout", 3, 1, 0)]
-    placement.check("x", roles, [Node("a", 3, 1), Node("b", 2, 1)])
+    fit.check("x", roles, [Node("a", 3, 1), Node("b", 2, 1)])
     with pytest.raises(ValueError, match=r"needs 5 CPUs and 2 GPUs, 1 node\(s\) have 8 CPUs and 1 GPUs, and learner 2"):
-        placement.check("iterate", roles, [Node("a", 8, 1)])
+        fit.check("iterate", roles, [Node("a", 8, 1)])
     with pytest.raises(ValueError, match="rollout 3 of 3"):
-        placement.check("iterate", roles, [Node("a", 4, 2)])
+        fit.check("iterate", roles, [Node("a", 4, 2)])
     with pytest.raises(ValueError, match="learner 1 of 1"):
-        placement.check("iterate", [Role("learner", 1, 4, 0)], [Node("a", 2, 0), Node("b", 3, 0)])
+        fit.check("iterate", [Role("learner", 1, 4, 0)], [Node("a", 2, 0), Node("b", 3, 0)])
 
 
 def test_plan_of_a_job_lists_every_role() -> None:
     job = Job(rollouts=Rollouts(actors=3, gpus=1), learners=Learners(actors=2, gpus=1))
-    table = placement.describe({"iterate": placement.iterate_phase(job)}, [Node("n", 4, 8)])
+    table = fit.describe({"iterate": fit.iterate_phase(job)}, [Node("n", 4, 8)])
     assert "rollout                 3" in table
     assert table.splitlines()[-1] == "cluster: n: 4 CPUs, 8 GPUs"
 

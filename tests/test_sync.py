@@ -10,13 +10,14 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import placement, weight_sync
+from psyco_ray import weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.models import weight_codec
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Changed, Example, Item, Loaded, Prompt, Weights
 

@@ -233,8 +233,8 @@ def with_a_transport_of_its_own(actor) -> None:
 def test_an_engine_takes_pieces_sleeps_and_believes_only_the_digest(local_ray, tiny_model) -> None:
     from transformers import AutoModelForCausalLM
 
-    from psyco_ray import placement
     from psyco_ray.config.resources import Rollouts
+    from psyco_ray.pool import placement
     from psyco_ray.rollout import RolloutActor, environment
 
     settings = Rollouts(actors=1, cpus=0.5, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)

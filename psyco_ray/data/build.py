@@ -251,7 +251,7 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
     """Let one open model answer the shares of its members: each engine loads it once."""
     import ray
 
-    from psyco_ray import placement
+    from psyco_ray.pool import fit, placement
     from psyco_ray.rollout import environment
 
     given = dataset.job.respond.rollouts.model_dump() | sharers[0].rollouts
@@ -263,10 +263,10 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
     dataset.connect()
     bundles = _bundles(missing, share, sharers, settings.max_num_seqs)
     workers = min(settings.actors, len(bundles))
-    placement.check(
+    fit.check(
         "respond",
-        [placement.Role("engine", workers, settings.cpus, settings.gpus, settings.role)],
-        placement.cluster_nodes(),
+        [fit.Role("engine", workers, settings.cpus, settings.gpus, settings.role)],
+        fit.cluster_nodes(),
     )
     options = placement.pool_options(settings, environment(settings))
     del options["max_restarts"], options["scheduling_strategy"]

@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from psyco_ray import placement
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
@@ -27,7 +26,8 @@ from psyco_ray.data.build import cost, estimate
 from psyco_ray.data.calls import Row
 from psyco_ray.data.respond import ApiStage, Member, Responder, Share
 from psyco_ray.models import loading
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout import environment
 from psyco_ray.run import shards, storage
 from psyco_ray.run.hashing import key_of

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from psyco_ray import placement
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data.calls import Row
@@ -19,6 +18,7 @@ from psyco_ray.evaluate.bouts import Bout, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client
+from psyco_ray.pool import fit
 from psyco_ray.report import policy as report
 from psyco_ray.run.directory import RunDirectory, write_table
 from psyco_ray.run.progress import Progress
@@ -78,7 +78,7 @@ class _Contest:
         self._local = {name: answers.checkpoint(model, job.rollouts.max_model_len) for name, model in models.items()}
         for endpoint in job.endpoints().values():
             Client(endpoint)  # which needs its key
-        placement.check("evaluation", [placement.Role.of("responder", job.rollouts)], placement.cluster_nodes())
+        fit.check("evaluation", [fit.Role.of("responder", job.rollouts)], fit.cluster_nodes())
 
     def opponent(self, speeches: Sequence[Row]) -> dict[str, str]:
         """The opponent's responses by speech id."""

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from psyco_ray import placement
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged, Test
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data import preferences
@@ -25,7 +24,8 @@ from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.evaluate.pair_sets import Pairs, load, load_bench
 from psyco_ray.evaluate.ranker import Ranking
 from psyco_ray.models import loading
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import fit, placement
+from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.report import reward as report
 from psyco_ray.run.directory import RunDirectory, versions, write_table
 from psyco_ray.run.hashing import key_of
@@ -194,7 +194,7 @@ def _score(job: EvaluateRewardJob, model: Judged, items: Sequence[Item], progres
     missing = {item.path.stem: item for item in items if not item.path.exists()}
     if not missing:
         return
-    placement.check("evaluation", [placement.Role.of("scorer", job.scorers)], placement.cluster_nodes())
+    fit.check("evaluation", [fit.Role.of("scorer", job.scorers)], fit.cluster_nodes())
     rewards, scorer = {model.name: model.model}, ray.remote(ScorerActor)
     pool = ActorPool(
         "scorer",

@@ -18,15 +18,16 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from psyco_ray import control, crew, driver, learner, processes
+from psyco_ray import control, crew, driver, learner
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Data, Deadlines, DpoConfig, Evaluation, Job, Optimizer, Prompts, Sampling
-from psyco_ray.member import Member
-from psyco_ray.pool import ActorPool
+from psyco_ray.pool import processes
+from psyco_ray.pool.actor_pool import ActorPool
+from psyco_ray.pool.slot import Member
+from psyco_ray.pool.work import Stream, Work
 from psyco_ray.rollout import environment
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.stream import Stream, Work
 
 pytestmark = pytest.mark.slow
 SPEECHES = 16

@@ -10,8 +10,8 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError
 
-from psyco_ray.processes import Process
-from psyco_ray.stream import Stream, Work
+from psyco_ray.pool.processes import Process
+from psyco_ray.pool.work import Stream, Work
 
 
 class State(enum.Enum):

@@ -11,9 +11,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from psyco_ray import processes
-from psyco_ray.member import Member, Preparation, State, reason_of
-from psyco_ray.stream import End, Stream, Work
+from psyco_ray.pool import processes
+from psyco_ray.pool.slot import Member, Preparation, State, reason_of
+from psyco_ray.pool.work import End, Stream, Work
 
 POLL_S = 0.02
 PARTING_S = 5.0

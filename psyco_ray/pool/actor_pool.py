@@ -14,10 +14,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from psyco_ray import processes
-from psyco_ray.keeper import PARTING_S, POLL_S, Keeper
-from psyco_ray.member import Member, Preparation, State, reason_of
-from psyco_ray.stream import End, Lost, Stream
+from psyco_ray.pool import processes
+from psyco_ray.pool.slot import Member, Preparation, State, reason_of
+from psyco_ray.pool.supervisor import PARTING_S, POLL_S, Keeper
+from psyco_ray.pool.work import End, Lost, Stream
 
 
 class ActorPool(Keeper):
