@@ -18,7 +18,7 @@ from psyco_ray.data import speeches as speech_data
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Item, Prompt
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -36,7 +36,7 @@ class Bare:
         """
         from vllm import LLM
 
-        from psyco_ray.engine import options
+        from psyco_ray.rollout.engine import options
 
         self.seeded = not defaults  # on a CPU vLLM dies of seeds where it takes prompts in parts, its default
         given = options(settings)

@@ -47,7 +47,7 @@ from psyco_ray.crew import Crew
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
-from psyco_ray.rollout import environment
+from psyco_ray.rollout.actor import environment
 from psyco_ray.run import ray_session
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry

@@ -42,9 +42,9 @@ from psyco_ray.losses import Dpo
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Example, Group, Item, Prompt
-from psyco_ray.scorer import ScorerActor
 
 BAR = 0.9
 SPEECHES, RESPONSES, MAX_TOKENS = 10, 4, 64  # of an engine's item

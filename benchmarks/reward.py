@@ -31,8 +31,8 @@ from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import BradleyTerry
 from psyco_ray.models import loading, reward_model
 from psyco_ray.models.encoding import encode
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Asked, Example
-from psyco_ray.scorer import ScorerActor
 
 BAR = 1.5
 BATCH = 8

@@ -35,7 +35,7 @@ from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.flow import Flow
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout import SamplingRequest
+from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Example, Group, Item, Response

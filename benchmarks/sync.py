@@ -39,7 +39,7 @@ from psyco_ray.losses import Dpo
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Item, Prompt, Weights
 
 BAR = 2.0

@@ -26,7 +26,8 @@ from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout import RolloutActor, environment
+from psyco_ray.rollout.actor import RolloutActor, environment
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run import preemption
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
@@ -34,7 +35,6 @@ from psyco_ray.run.schemas import PAIRS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.timeline import Timeline
 from psyco_ray.run.types import Example, Group
-from psyco_ray.scorer import ScorerActor
 from psyco_ray.standing import Standing
 from psyco_ray.steplog import StepLog
 from psyco_ray.turns import Turns

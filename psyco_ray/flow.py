@@ -9,7 +9,7 @@ from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.quarantine import Quarantine
-from psyco_ray.rollout import SamplingRequest
+from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from psyco_ray.rollout import RolloutActor
+from psyco_ray.rollout.actor import RolloutActor
 
 FATAL = "FATAL_TOKEN"
 

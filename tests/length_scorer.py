@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Group
-from psyco_ray.scorer import ScorerActor
 
 
 class LengthScorer(ScorerActor):

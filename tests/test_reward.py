@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models import loading, reward_model
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Asked, Example, Group, Prompt, Response, Scored
-from psyco_ray.scorer import ScorerActor
 
 ASKED = [{"role": "user", "content": "I cannot sleep and nobody knows why."}]
 ANSWERS = ["That sounds tiring.", "Sleep more!", "What goes through your mind at night, when the house is quiet?"]

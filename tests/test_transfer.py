@@ -235,7 +235,7 @@ def test_an_engine_takes_pieces_sleeps_and_believes_only_the_digest(local_ray, t
 
     from psyco_ray.config.resources import Rollouts
     from psyco_ray.pool import placement
-    from psyco_ray.rollout import RolloutActor, environment
+    from psyco_ray.rollout.actor import RolloutActor, environment
 
     settings = Rollouts(actors=1, cpus=0.5, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)
     options = placement.pool_options(settings, environment(settings))

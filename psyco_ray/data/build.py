@@ -252,7 +252,7 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
     import ray
 
     from psyco_ray.pool import fit, placement
-    from psyco_ray.rollout import environment
+    from psyco_ray.rollout.actor import environment
 
     given = dataset.job.respond.rollouts.model_dump() | sharers[0].rollouts
     settings = job_file.parse(Rollouts, given, f"pool member {sharers[0].name}: rollouts")

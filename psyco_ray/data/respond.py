@@ -152,8 +152,8 @@ class Responder:
     """An engine that answers the shares of the members with its model (a worker of Ray Data)."""
 
     def __init__(self, sharers: list[Member], share: Share, settings: Rollouts) -> None:
-        from psyco_ray.engine import Engine
         from psyco_ray.models import loading
+        from psyco_ray.rollout.engine import Engine
 
         assert sharers[0].model is not None
         path = loading.resolve(sharers[0].model)

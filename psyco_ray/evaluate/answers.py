@@ -28,7 +28,7 @@ from psyco_ray.data.respond import ApiStage, Member, Responder, Share
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout import environment
+from psyco_ray.rollout.actor import environment
 from psyco_ray.run import shards, storage
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress

@@ -27,11 +27,11 @@ from psyco_ray.models import loading
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.report import reward as report
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.directory import RunDirectory, versions, write_table
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Asked, Scored
-from psyco_ray.scorer import ScorerActor
 
 PAIRS_PER_ITEM = 32
 

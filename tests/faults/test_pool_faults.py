@@ -25,7 +25,7 @@ from psyco_ray.pool import processes
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.pool.slot import Member
 from psyco_ray.pool.work import Stream, Work
-from psyco_ray.rollout import environment
+from psyco_ray.rollout.actor import environment
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 

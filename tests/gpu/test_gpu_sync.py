@@ -17,7 +17,7 @@ from psyco_ray.learner import LearnerGroup
 from psyco_ray.losses import Dpo
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout import RolloutActor, SamplingRequest, environment
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Item, Prompt
 from psyco_ray.turns import Turns
 

@@ -52,8 +52,8 @@ class RolloutActor:
     @without_collector()
     def ready(self) -> str:
         """Load the engine; the base model is version 0."""
-        from psyco_ray.engine import Engine
         from psyco_ray.models import loading
+        from psyco_ray.rollout.engine import Engine
 
         self._engine = Engine(loading.resolve(self._model), self._settings, self._seed, shared=self._shared)
         return self.name

@@ -20,8 +20,8 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from psyco_ray import transfer
 from psyco_ray.config.resources import Rollouts
+from psyco_ray.rollout import weight_receiver
 from psyco_ray.run.types import Group, Prompt, Response, Streamed, Weights
 
 _ALL = ("weights", "kv_cache")  # what sleep frees, and waking brings back one by one
@@ -79,9 +79,9 @@ class Engine:
             str(model),
             seed=seed,
             trust_remote_code=trust_remote_code,
-            weight_transfer_config=WeightTransferConfig(backend=transfer.BACKEND),
+            weight_transfer_config=WeightTransferConfig(backend=weight_receiver.BACKEND),
             # workers of several GPUs are processes of their own, which have to know the backend too
-            worker_extension_cls=f"{transfer.__name__}.{transfer.Receiving.__name__}",
+            worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.Receiving.__name__}",
             **options(settings, shared),
         )
         self._settings = settings
