@@ -43,10 +43,11 @@ import updates
 from engines import by_turns
 from updates import learner_of, made_up
 
-from psyco_ray import capacity, learner_flops
-from psyco_ray.batches import plan_step
+from psyco_ray import capacity
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
+from psyco_ray.learner import flops
+from psyco_ray.learner.batching import plan_step
 from psyco_ray.models import loading
 
 MFU_BAR, ROLLOUT_BAR = 0.40, 0.97  # the first for 3b, which fills a GPU and fits it
@@ -83,7 +84,7 @@ def peak_of(gpu: Gpu | None, given: float | None) -> float:
     Raises:
         ValueError: nobody knows them.
     """
-    found = given or (CPU_PEAK if gpu is None else learner_flops.peak_flops(gpu.name))
+    found = given or (CPU_PEAK if gpu is None else flops.peak_flops(gpu.name))
     if found is None:
         raise ValueError(f"the peak of {gpu.name if gpu else 'this CPU'} is not known; name it with --peak, in FLOP/s")
     return found

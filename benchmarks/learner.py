@@ -35,8 +35,8 @@ from sides import OnDemand, asked_of, by_turns, check_losses, conversations, pea
 
 from psyco_ray.config.resources import Learners, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import Dpo
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import Dpo
 from psyco_ray.models import loading
 from psyco_ray.run.types import Asked, Example
 

@@ -37,8 +37,8 @@ from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import speeches as speech_data
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import Dpo
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import Dpo
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool

@@ -27,8 +27,8 @@ from sides import OnDemand, Turn, asked_of, by_turns, check_losses, conversation
 
 from psyco_ray.config.resources import Learners, Scorers
 from psyco_ray.config.training import Optimizer
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import BradleyTerry
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import BradleyTerry
 from psyco_ray.models import loading, reward_model
 from psyco_ray.models.encoding import encode
 from psyco_ray.rollout.scorer import ScorerActor

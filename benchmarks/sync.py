@@ -34,8 +34,8 @@ import sides  # noqa: F401 - takes this directory off the module path
 from psyco_ray import weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import Dpo
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import Dpo
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool

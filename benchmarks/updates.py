@@ -18,8 +18,8 @@ from ray.util.placement_group import PlacementGroup
 
 from psyco_ray import weight_sync
 from psyco_ray.config.training import Job
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import Dpo
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import Dpo
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.run.types import Example

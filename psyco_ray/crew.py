@@ -15,15 +15,15 @@ import ray
 from ray.util import remove_placement_group
 
 from psyco_ray import pairs, weight_sync
-from psyco_ray.batches import batches
 from psyco_ray.config.training import Job
 from psyco_ray.control import Control
 from psyco_ray.data.mixture import Encoder
 from psyco_ray.evaluate import heldout, verdicts
 from psyco_ray.flow import Flow
 from psyco_ray.judge.client import key_for
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import Dpo
+from psyco_ray.learner.batching import batches
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import Dpo
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, environment

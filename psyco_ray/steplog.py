@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from psyco_ray.run import preemption, storage
 
 if TYPE_CHECKING:
-    from psyco_ray.learner import LearnerGroup
+    from psyco_ray.learner.group import LearnerGroup
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.types import StepResult
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from psyco_ray import batches
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder, Mixture, mix
 from psyco_ray.evaluate import metrics
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import BradleyTerry
+from psyco_ray.learner import batching
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import BradleyTerry
 from psyco_ray.pool import fit
 from psyco_ray.report.cards import reward_card
 from psyco_ray.run import preemption, storage
@@ -71,7 +71,7 @@ class _Training:
         self._log = StepLog(ledger, self._place, evaluations=[], best=None, cut=0, too_long=0)
         self._facts = self._log.facts
         optimizer, ranks = job.reward.optimizer, job.reward.learners.actors
-        self._plan = batches.plan(mixture.train.num_rows, optimizer, ranks, job.seed)
+        self._plan = batching.plan(mixture.train.num_rows, optimizer, ranks, job.seed)
         self._encoder = Encoder(job, cut=self._facts["cut"], too_long=self._facts["too_long"])
         self.learner = LearnerGroup(
             job.model,

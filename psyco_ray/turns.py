@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from psyco_ray.learner import LearnerGroup
+from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.pool.actor_pool import ActorPool
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from psyco_ray.config.resources import Sync, Transport
-    from psyco_ray.learner import LearnerGroup
+    from psyco_ray.learner.group import LearnerGroup
     from psyco_ray.pool.actor_pool import ActorPool
     from psyco_ray.run.types import Example, Loaded, Streamed, Weights
 
@@ -100,7 +100,7 @@ def _sent(
     learner: LearnerGroup, rollouts: ActorPool, version: int, settings: Sync, transport: Transport, workers: int
 ) -> Weights | Streamed:
     """The weights on their way: with the actors that could be sent to, and in the object store."""
-    from psyco_ray.learner import NotSent
+    from psyco_ray.learner.group import NotSent
 
     idle = rollouts.idle if transport != "object_store" else []
     if idle:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from psyco_ray.batches import batches, learning_rate, plan_step
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Lora, Optimizer
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import BradleyTerry, Dpo
-from psyco_ray.rank import _groups
+from psyco_ray.learner.batching import batches, learning_rate, plan_step
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import BradleyTerry, Dpo
+from psyco_ray.learner.worker import _groups
 from psyco_ray.run.types import Example, StepResult
 
 LONG = pytest.mark.long

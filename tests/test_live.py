@@ -2,7 +2,7 @@
 
 import pytest
 
-from psyco_ray import learner_flops
+from psyco_ray.learner import flops
 from psyco_ray.run import throughput
 from psyco_ray.run.throughput import Live
 
@@ -62,13 +62,13 @@ def test_members_that_left_make_no_idle_share_below_zero(clock) -> None:
 
 
 def test_mfu_counts_what_is_trained() -> None:
-    peak = learner_flops.peak_flops("NVIDIA H100 80GB HBM3")
+    peak = flops.peak_flops("NVIDIA H100 80GB HBM3")
     assert peak == 989e12
-    assert learner_flops.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert learner_flops.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert learner_flops.peak_flops("NVIDIA RTX A1000") is None
-    assert len({learner_flops.peak_flops(f"NVIDIA {name}") for name in ("L40S", "L40", "L4", "A10G", "A10")}) == 5
-    assert learner_flops.peak_flops("Radeon") is learner_flops.peak_flops(None) is None
+    assert flops.peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert flops.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert flops.peak_flops("NVIDIA RTX A1000") is None
+    assert len({flops.peak_flops(f"NVIDIA {name}") for name in ("L40S", "L40", "L4", "A10G", "A10")}) == 5
+    assert flops.peak_flops("Radeon") is flops.peak_flops(None) is None
     # all of 8 billion weights: 6 operations a weight and token
-    assert learner_flops.mfu(8000, 8_000_000_000, 8_000_000_000, peak) == pytest.approx(8000 * 48e9 / 989e12)
-    assert learner_flops.mfu(8000, 8_000_000_000, 0, peak) == pytest.approx(8000 * 32e9 / 989e12)
+    assert flops.mfu(8000, 8_000_000_000, 8_000_000_000, peak) == pytest.approx(8000 * 48e9 / 989e12)
+    assert flops.mfu(8000, 8_000_000_000, 0, peak) == pytest.approx(8000 * 32e9 / 989e12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from psyco_ray.config.training import DpoConfig
-from psyco_ray.losses import BradleyTerry, Dpo, bradley_terry
+from psyco_ray.learner.losses import BradleyTerry, Dpo, bradley_terry
 
 
 def sigmoid(x: float) -> float:

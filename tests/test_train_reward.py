@@ -14,8 +14,8 @@ import torch
 from commands import ended, here
 from safetensors.torch import load_file
 
-from psyco_ray.batches import plan
 from psyco_ray.config.training import Optimizer
+from psyco_ray.learner.batching import plan
 from psyco_ray.train_reward import _merit
 
 JOB = """

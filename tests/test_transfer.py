@@ -9,10 +9,10 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import senders
+from psyco_ray.learner import weight_sender
+from psyco_ray.learner.weight_sender import Client, Described, Source, pieces
 from psyco_ray.models.weight_checksum import Tally, fingerprint
 from psyco_ray.run.types import Streamed
-from psyco_ray.senders import Client, Described, Source, pieces
 
 
 def parameters(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, torch.Tensor]]:
@@ -176,7 +176,7 @@ def test_vllms_own_trainer_side_takes_our_source_and_client(local_ray, monkeypat
     source = Source(described, lambda: iter(given), counted=True)
     actor = ray.remote(Receiver).options(num_cpus=0).remote()
     client = Client(transport, [actor], version=4, workers=1, deadline_s=30)
-    senders.send(transport, source, client, 0, ("10.0.0.1", 5000), 2, 160)
+    weight_sender.send(transport, source, client, 0, ("10.0.0.1", 5000), 2, 160)
     heard = ray.get(actor.heard.remote())
     assert not client.failures, client.failures
     assert source.tally.digest() == digest(given)

@@ -11,8 +11,8 @@ from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import preferences
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import BradleyTerry, Dpo, Objective
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import BradleyTerry, Dpo, Objective
 from psyco_ray.models import loading
 from psyco_ray.models.encoding import encode
 from psyco_ray.run.types import Example

@@ -13,14 +13,14 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from psyco_ray.batches import batches
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Checkpoints, Optimizer
-from psyco_ray.lasting import REBUILDS
-from psyco_ray.learner import LearnerGroup
-from psyco_ray.losses import BradleyTerry
+from psyco_ray.learner.batching import batches
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import BradleyTerry
+from psyco_ray.learner.recovery import REBUILDS
+from psyco_ray.learner.worker_group import Ranks
 from psyco_ray.pool import placement
-from psyco_ray.ranks import Ranks
 from psyco_ray.run.types import Example
 
 pytestmark = pytest.mark.slow

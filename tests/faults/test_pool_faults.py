@@ -18,9 +18,10 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from psyco_ray import control, crew, driver, learner
+from psyco_ray import control, crew, driver
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Data, Deadlines, DpoConfig, Evaluation, Job, Optimizer, Prompts, Sampling
+from psyco_ray.learner import group
 from psyco_ray.pool import processes
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.pool.slot import Member
@@ -161,7 +162,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
 
     monkeypatch.setattr(Member, "begin", beginning)
     monkeypatch.setattr(Stream, "deliver", delivering)
-    honest = learner.LearnerGroup.export
+    honest = group.LearnerGroup.export
     sent: list[int] = []
     damaged = {2, 4} if iterations == 4 else set()  # who gets such weights twice is made anew, which takes its time
 
@@ -174,7 +175,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
             return replace(weights, refs=(ray.put(bucket), *weights.refs[1:]))
         return weights
 
-    monkeypatch.setattr(learner.LearnerGroup, "export", damaging)
+    monkeypatch.setattr(group.LearnerGroup, "export", damaging)
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=iterations))
     assert given
     assert not blows, "each was dealt"

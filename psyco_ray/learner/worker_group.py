@@ -11,8 +11,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from psyco_ray.config.resources import Learners
+from psyco_ray.learner.worker import LearnerRank
 from psyco_ray.pool import placement
-from psyco_ray.rank import LearnerRank
 
 _DEATH_TOLD_S = 5.0  # after which a rank's death is known to Ray; its partners feel it sooner
 

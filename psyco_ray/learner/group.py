@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray.batches import learning_rate, plan_step
 from psyco_ray.config.resources import Learners, Sync
 from psyco_ray.config.training import Lora, Optimizer
-from psyco_ray.lasting import Batches, Lasting, Training
-from psyco_ray.learner_flops import mfu, peak_flops
+from psyco_ray.learner.batching import learning_rate, plan_step
+from psyco_ray.learner.flops import mfu, peak_flops
+from psyco_ray.learner.recovery import Batches, Lasting, Training
+from psyco_ray.learner.worker_group import LostRanks
 from psyco_ray.pool.slot import reason_of
-from psyco_ray.ranks import LostRanks
 from psyco_ray.run import storage
 from psyco_ray.run.types import Example, StepResult, Streamed, Weights
 
 if TYPE_CHECKING:
-    from psyco_ray.losses import Objective
+    from psyco_ray.learner.losses import Objective
 
 _VALUES_AT_A_TIME = 64  # pairs a rank computes values of in one call, which has a deadline
 

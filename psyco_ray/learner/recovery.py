@@ -16,8 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 from ray.util.placement_group import PlacementGroup
 
 from psyco_ray.config.resources import Learners
+from psyco_ray.learner.worker_group import LostRanks, Ranks
 from psyco_ray.pool import placement
-from psyco_ray.ranks import LostRanks, Ranks
 from psyco_ray.run import preemption
 from psyco_ray.run.types import Example
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from psyco_ray.batches import Micro
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Lora, Optimizer
+from psyco_ray.learner.batching import Micro
 from psyco_ray.models.weight_codec import Exports
 from psyco_ray.run.startup import without_collector
 from psyco_ray.run.types import Changed
@@ -22,7 +22,7 @@ from psyco_ray.run.types import Changed
 if TYPE_CHECKING:
     import torch
 
-    from psyco_ray.losses import Objective
+    from psyco_ray.learner.losses import Objective
 
 _STEPPED_APART = 8  # parts of the weights that the optimizer steps one after the other
 _REDUCED_TOGETHER = 2**25  # gradients, which are copied for it
@@ -93,10 +93,10 @@ class LearnerRank:
         import torch
         from transformers.integrations import HfDeepSpeedConfig
 
-        from psyco_ray import lora
+        from psyco_ray.learner import lora
+        from psyco_ray.learner.checkpoint import TrainingState
         from psyco_ray.models import loading, reward_model
         from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
-        from psyco_ray.state import TrainingState
 
         torch.set_num_threads(settings.threads)
         torch.manual_seed(seed)
@@ -269,17 +269,17 @@ class LearnerRank:
         Returns:
             Of rank 0: their digest, bytes, and why actors failed, by number.
         """
-        from psyco_ray import lora, senders
+        from psyco_ray.learner import lora, weight_sender
 
         described = [
-            senders.Described(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+            weight_sender.Described(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
             for name, parameter, _ in lora.exported(self._model)
         ]
         everywhere = transport == "ipc"  # each rank serves the engine on its own GPU
-        source = senders.Source(described, lambda: self._full_parameters(everywhere), counted=not self.rank)
-        client = senders.Client(transport, actors, version, workers, deadline_s)
+        source = weight_sender.Source(described, lambda: self._full_parameters(everywhere), counted=not self.rank)
+        client = weight_sender.Client(transport, actors, version, workers, deadline_s)
         world = 1 + workers * len(actors)
-        senders.send(transport, source, client, self.rank, meeting, world, piece_bytes)
+        weight_sender.send(transport, source, client, self.rank, meeting, world, piece_bytes)
         return source.tally.digest(), source.tally.bytes, client.failures
 
     def sleep(self) -> None:
@@ -314,7 +314,7 @@ class LearnerRank:
         wanted = everywhere or not self.rank
         import deepspeed
 
-        from psyco_ray import lora
+        from psyco_ray.learner import lora
 
         for name, parameter, layer in lora.exported(self._model):
             needed = [parameter, *(lora.adapters(layer) if layer is not None else [])]

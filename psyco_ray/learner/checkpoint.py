@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from psyco_ray import offload
+from psyco_ray.learner import offload
 from psyco_ray.run import storage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
