@@ -32,7 +32,7 @@ import pyarrow as pa
 import ray
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.data import calls
+from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.run.progress import Progress
@@ -67,11 +67,11 @@ class Ratings:
     attempts = 3
     schema = pa.schema([("speech_id", pa.string()), ("rating", pa.int64())])
 
-    def units(self, part: str) -> Iterator[calls.Unit]:
+    def units(self, part: str) -> Iterator[pipeline.Unit]:
         """The part's calls."""
         for number in range(self.calls_per_part):
             name = f"{part}{number:015x}"
-            yield calls.Unit(name, "rating", call(part, number), read_four, rows_of(name))
+            yield pipeline.Unit(name, "rating", call(part, number), read_four, rows_of(name))
 
 
 def read_four(text: str) -> list[int]:
@@ -81,7 +81,7 @@ def read_four(text: str) -> list[int]:
     return [answer[key] for key in KEYS[:4]]
 
 
-def rows_of(name: str) -> Callable[[Any, bool], list[calls.Row]]:
+def rows_of(name: str) -> Callable[[Any, bool], list[pipeline.Row]]:
     return lambda ratings, finished: [{"speech_id": name, "rating": rating} for rating in ratings]
 
 
@@ -116,7 +116,7 @@ def through_stage(endpoint: Endpoint, calls_per_part: int) -> int:
     """Ask everything once through the stage, with a new journal; returns how many answers came."""
     with tempfile.TemporaryDirectory() as directory:
         stage = Ratings(endpoint, Path(directory) / "rate", calls_per_part)
-        facts, _ = calls.run(stage, list(PARTS), Path(directory) / "journal", None, "rate", Progress())
+        facts, _ = pipeline.run(stage, list(PARTS), Path(directory) / "journal", None, "rate", Progress())
     return facts.paid - facts.set_aside
 
 

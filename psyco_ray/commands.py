@@ -119,7 +119,7 @@ def _evaluate(
     import ray
 
     from psyco_ray.judge.client import Unavailable
-    from psyco_ray.judge.limits import OutOfBudget
+    from psyco_ray.judge.rate_limit import OutOfBudget
     from psyco_ray.run.directory import RunDirectory
     from psyco_ray.run.progress import Progress
 

@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.data import build, calls, speeches, topics
+from psyco_ray.data import build, speeches, topics
 from psyco_ray.data.pair import SCHEMA
-from psyco_ray.judge import batch
+from psyco_ray.judge import batch_api, pipeline
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
 
@@ -195,11 +195,11 @@ def test_what_batches_cost_counts_against_the_limit(tmp_path, monkeypatch) -> No
     said: list[str] = []
     progress = SimpleNamespace(say=said.append)
 
-    async def answered(*_: object) -> batch.Outcome:
-        return batch.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)
+    async def answered(*_: object) -> batch_api.Outcome:
+        return batch_api.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)
 
     monkeypatch.setattr(build, "run_batch", answered)
-    most = calls.Facts(prompt_tokens=2_000_000, completion_tokens=1_500_000)  # 5 dollars
+    most = pipeline.Facts(prompt_tokens=2_000_000, completion_tokens=1_500_000)  # 5 dollars
     build._call_in_batches(dataset, "rate", stage, [], most, progress)
     assert dataset.spent == 6.0
     assert "3 calls sent in batches" in said[0]

@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.judge import batch, client, limits
+from psyco_ray.judge import batch_api, client, rate_limit
 from psyco_ray.judge.ask import Asked, Asker, parse_json
 from psyco_ray.judge.client import Answer, Call, Client, Refused, Unavailable, retry_after
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.limits import Limiter, Meter, OutOfBudget
+from psyco_ray.judge.rate_limit import Limiter, Meter, OutOfBudget
 
 HERE = Path(__file__).parent
 KEY = "sk-very-secret"
@@ -452,7 +452,7 @@ class Clock:
 def test_no_minute_gets_more_than_its_share(limit, callers, wishes) -> None:
     clock, granted = Clock(), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "monotonic", clock)
+        patch.setattr(rate_limit, "monotonic", clock)
         meter = Meter(limit, limit * 100, 1.0, 1.0, None)
         for pause, wished in wishes:
             for _ in range(callers):
@@ -468,7 +468,7 @@ def test_many_calls_share_a_question_to_the_meter(tmp_path) -> None:
     class Counted(Meter):
         leases = 0
 
-        def lease(self, requests: int, tokens: int) -> limits.Lease:
+        def lease(self, requests: int, tokens: int) -> rate_limit.Lease:
             self.leases += 1
             return super().lease(requests, tokens)
 
@@ -507,7 +507,7 @@ def test_callers_share_a_meter_that_is_an_actor(local_ray) -> None:
 
 def test_a_failing_meter_fails_its_calls() -> None:
     class Gone(Meter):
-        def lease(self, requests: int, tokens: int) -> limits.Lease:
+        def lease(self, requests: int, tokens: int) -> rate_limit.Lease:
             raise RuntimeError("the meter is gone")
 
     async def go() -> None:
@@ -518,10 +518,10 @@ def test_a_failing_meter_fails_its_calls() -> None:
     asyncio.run(go())
 
 
-def batched(url: str, root: str, count: int = 30, model: str = "judge") -> batch.Outcome:
+def batched(url: str, root: str, count: int = 30, model: str = "judge") -> batch_api.Outcome:
     endpoint, journal = Endpoint(model=model, base_url=url), Journal(Path(root) / "journal", str(time.monotonic_ns()))
     calls = [(speech(n), call(n)) for n in range(count)]
-    found = asyncio.run(batch.run_batch(endpoint, [*calls, calls[0]], journal, Path(root) / "batch.json", 0.05))
+    found = asyncio.run(batch_api.run_batch(endpoint, [*calls, calls[0]], journal, Path(root) / "batch.json", 0.05))
     journal.close()
     return found
 
@@ -536,7 +536,7 @@ def test_a_server_without_a_batch_api_is_one_sentence(tmp_path, monkeypatch) -> 
 
 
 def test_batches_fill_the_journal_once(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 8)
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 8)
     with server(lose_batch=True, batch_s=0.2) as url:
         first, second = batched(url, tmp_path), batched(url, tmp_path)
         third = batched(url, tmp_path, 33)
@@ -551,7 +551,7 @@ def test_batches_fill_the_journal_once(tmp_path, monkeypatch) -> None:
 
 
 def test_small_files_are_made_by_size_too(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(batch, "MOST_BYTES", 2000)
+    monkeypatch.setattr(batch_api, "MOST_BYTES", 2000)
     with server() as url:
         assert batched(url, tmp_path, 10).answered == 10
         assert told(url)["batches"] > 3

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,14 +15,16 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import load_prompt, load_texts
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
-from psyco_ray.data import calls, respond, topics
 from psyco_ray.data import collect as collecting
 from psyco_ray.data import pair as pairing
-from psyco_ray.data.calls import CallStage, Facts
+from psyco_ray.data import respond, topics
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.rate import RateStage
-from psyco_ray.judge.batch import Outcome, run_batch
+from psyco_ray.judge import pipeline
+from psyco_ray.judge.batch_api import run_batch
+from psyco_ray.judge.cost import cost, estimate
 from psyco_ray.judge.journal import Journal
+from psyco_ray.judge.pipeline import CallStage, Facts
 from psyco_ray.report import dataset as reporting
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
@@ -166,13 +168,6 @@ STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
 }
 
 
-def cost(facts: Facts | Outcome, endpoint: Endpoint) -> float | None:
-    """Dollars that calls took; None where the prices are not known."""
-    if endpoint.price_in is None or endpoint.price_out is None:
-        return None
-    return (facts.prompt_tokens * endpoint.price_in + facts.completion_tokens * endpoint.price_out) / 1e6
-
-
 def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: Progress) -> dict[str, Any]:
     """Run a stage of calls and record it."""
     facts = _call(dataset, name, stage, progress)
@@ -201,20 +196,8 @@ def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> 
         dataset.connect()
         limit = dataset.job.max_cost
         left = None if limit is None else limit - dataset.spent
-        dataset.spent += calls.run(stage, missing, dataset.journal, left, what, progress)[1]
+        dataset.spent += pipeline.run(stage, missing, dataset.journal, left, what, progress)[1]
     return sum((Facts(**shards.facts(stage.out, part)) for part in todo), Facts())
-
-
-def estimate(stage: CallStage, todo: Sequence[str]) -> Facts:
-    """What the calls of some parts will take at most; a sample of the parts stands for all."""
-    sample = list(todo)[:: max(1, len(todo) // 8)]
-    asked = [unit.call for part in sample for unit in stage.units(part)]
-    scale = len(todo) / len(sample)
-    return Facts(
-        units=round(len(asked) * scale),
-        prompt_tokens=round(sum(call.prompt_tokens() for call in asked) * scale),
-        completion_tokens=round(sum(call.max_tokens for call in asked) * scale),
-    )
 
 
 def _in_words(expected: Facts, endpoint: Endpoint) -> str:

@@ -102,7 +102,7 @@ def _run(name: str, job: DataJob, address: str | None) -> int:
     from psyco_ray.data import build
     from psyco_ray.data.dataset import Dataset
     from psyco_ray.judge.client import Unavailable
-    from psyco_ray.judge.limits import OutOfBudget
+    from psyco_ray.judge.rate_limit import OutOfBudget
     from psyco_ray.run.progress import Progress
 
     dataset, progress = Dataset(job, address), Progress()

@@ -17,8 +17,8 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.data.calls import Row, Unit
 from psyco_ray.judge.client import Call
+from psyco_ray.judge.pipeline import Row, Unit
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE

@@ -10,9 +10,9 @@ from typing import Any
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import load_texts, prompt_messages
-from psyco_ray.data.calls import Row, Unit
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
+from psyco_ray.judge.pipeline import Row, Unit
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import TOPICS
 

@@ -21,10 +21,10 @@ import ray
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
-from psyco_ray.data import calls
-from psyco_ray.data.build import cost, estimate
-from psyco_ray.data.calls import Row
 from psyco_ray.data.respond import ApiStage, Member, Responder, Share
+from psyco_ray.judge import pipeline
+from psyco_ray.judge.cost import cost, estimate
+from psyco_ray.judge.pipeline import Row
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
@@ -174,7 +174,7 @@ def call(
     dollars = cost(expected, endpoint)
     most = f", at most ${dollars:.2f}" if dollars is not None else ""
     progress.say(f"{name} answers: about {expected.units} calls to {endpoint.model}{most}")
-    return calls.run(stage, missing, journal, max_cost, f"{name} answers", progress)[1]
+    return pipeline.run(stage, missing, journal, max_cost, f"{name} answers", progress)[1]
 
 
 def checkpoint(model: str, max_model_len: int) -> str:

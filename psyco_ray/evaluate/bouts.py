@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
-from psyco_ray.data.calls import Row
 from psyco_ray.evaluate import agreement, winrates
 from psyco_ray.evaluate.verdicts import Verdicts
+from psyco_ray.judge.pipeline import Row
 from psyco_ray.run.directory import versions
 from psyco_ray.run.hashing import key_of
 

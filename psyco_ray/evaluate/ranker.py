@@ -15,11 +15,11 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged
 from psyco_ray.config.prompts import filled_messages, load_texts
-from psyco_ray.data import calls
-from psyco_ray.data.build import cost, estimate
-from psyco_ray.data.calls import Facts, Row, Unit
+from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call, Client
+from psyco_ray.judge.cost import cost, estimate
+from psyco_ray.judge.pipeline import Facts, Row, Unit
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -127,7 +127,7 @@ class Ranking:
         dollars = cost(expected, endpoint)
         most = f", at most ${dollars:.2f}" if dollars is not None else ""
         progress.say(f"{self.what}: about {expected.units} calls to {endpoint.model}{most}")
-        return calls.run(self._stage, missing, self._journal, max_cost, self.what, progress)[1]
+        return pipeline.run(self._stage, missing, self._journal, max_cost, self.what, progress)[1]
 
     def choices(self) -> tuple[list[bool | None], list[bool | None]]:
         """Whether the chosen response was picked where it was shown first, and where second; None: unreadable."""

@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint, Judging, Order
 from psyco_ray.config.prompts import filled_messages, load_texts
-from psyco_ray.data import calls
-from psyco_ray.data.build import cost, estimate
-from psyco_ray.data.calls import Facts, Row, Unit
 from psyco_ray.data.speeches import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
+from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
+from psyco_ray.judge.cost import cost, estimate
+from psyco_ray.judge.pipeline import Facts, Row, Unit
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -138,7 +138,7 @@ class Verdicts:
         dollars = cost(expected, endpoint)
         most = f", at most ${dollars:.2f}" if dollars is not None else ""
         progress.say(f"{self._what}: about {expected.units} calls to {endpoint.model}{most}")
-        return calls.run(self._stage, missing, self._journal, max_cost, self._what, progress)[1]
+        return pipeline.run(self._stage, missing, self._journal, max_cost, self._what, progress)[1]
 
     def given(self) -> dict[str, list[Row]]:
         """The readable verdicts on each pair, as rows of VERDICTS."""

@@ -13,7 +13,7 @@ import json_repair
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge.client import Answer, Call, Client, Refused, Unavailable
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.limits import Limiter, OutOfBudget
+from psyco_ray.judge.rate_limit import Limiter, OutOfBudget
 
 T = TypeVar("T")
 

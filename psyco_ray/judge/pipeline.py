@@ -21,7 +21,7 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge.ask import Asked, Asker
 from psyco_ray.judge.client import Call, Unavailable
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.limits import Limiter, Meter, OutOfBudget
+from psyco_ray.judge.rate_limit import Limiter, Meter, OutOfBudget
 from psyco_ray.pool import placement
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
