@@ -142,7 +142,7 @@ def peer(path: Path, out: Path) -> dict[str, Any]:
 
     from psyco_ray.data.clean import clean
     from psyco_ray.data.duplicates import PERMUTATIONS, grams
-    from psyco_ray.data.speeches import fold
+    from psyco_ray.data.splits import fold
 
     watch, began = Watch(), time.perf_counter()
     frame = pd.read_parquet(path)

@@ -29,7 +29,7 @@ SERVER = Path(__file__).parent.parent / "tests" / "fault_server.py"
 
 def made_up(root: Path, speeches: int) -> None:
     """A dataset whose responses wait for their ratings."""
-    from psyco_ray.data.speeches import speech_id
+    from psyco_ray.data.splits import speech_id
     from psyco_ray.run import shards
     from psyco_ray.run.schemas import COLLECTED, RESPONSES
 

@@ -14,7 +14,7 @@ import sides  # noqa: F401 - takes this directory off the module path
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
-from psyco_ray.data import speeches as speech_data
+from psyco_ray.data import tables
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
@@ -75,7 +75,7 @@ def prompts_of(model: str, count: int) -> Iterator[Prompt]:
     """The first packaged speeches, rendered."""
     tokenizer = loading.load_tokenizer(loading.resolve(model))
     prompt = load_prompt(Prompts(respond="respond-small"))
-    for index, row in enumerate(speech_data.read_table("sample", "pairs").slice(0, count).to_pylist()):
+    for index, row in enumerate(tables.read_table("sample", "pairs").slice(0, count).to_pylist()):
         ids = loading.conversation_ids(tokenizer, prompt_messages(prompt, row["question"]))
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index)
 

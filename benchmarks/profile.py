@@ -36,7 +36,7 @@ from psyco_ray import weight_sync
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
-from psyco_ray.data import speeches as speech_data
+from psyco_ray.data import tables
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import Dpo
 from psyco_ray.models import loading, reward_model
@@ -189,7 +189,7 @@ def conversations(model: str, count: int) -> Iterator[tuple[Prompt, list[dict[st
     """The first packaged speeches, rendered, again and again."""
     tokenizer = loading.load_tokenizer(loading.resolve(model))
     prompt = load_prompt(Prompts(respond="respond-small"))
-    rows = speech_data.read_table("sample", "pairs").to_pylist()
+    rows = tables.read_table("sample", "pairs").to_pylist()
     for index in range(count):
         messages = prompt_messages(prompt, rows[index % len(rows)]["question"])
         ids = loading.conversation_ids(tokenizer, messages)

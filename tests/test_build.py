@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.data import build, speeches, topics
+from psyco_ray.data import build, tables, topics
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.judge import batch_api, pipeline
 from psyco_ray.run import shards
@@ -33,7 +33,7 @@ def psyco_ray(*arguments: object) -> subprocess.CompletedProcess:
 
 def write_job(where: Path, url: str, count: int, **changes) -> Path:
     raw = where / "raw.jsonl"
-    rows = [json.loads(line) for line in speeches.SAMPLE.read_text().splitlines()[:count]]
+    rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()[:count]]
     raw.write_text("".join(json.dumps({"text": row["question"], "topic": row["topic"]}) + "\n" for row in rows))
     pool = where / "pool.yaml"
     api = {"base_url": url, "key_env": None}

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psyco_ray.config.data import DataJob, Source
-from psyco_ray.data import duplicates, sources, speeches
+from psyco_ray.data import duplicates, sources, splits
 from psyco_ray.data.clean import clean
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import COLLECTED, DROPPED
@@ -444,15 +444,15 @@ def test_collect_tells_where_every_row_went(raw, tmp_path, local_ray) -> None:
     assert detail["first", 203] == "10 characters"
     assert detail["first", 207].startswith("no JSON")
     for row in kept:
-        assert row["speech_id"] == speeches.speech_id(row["speech"])
+        assert row["speech_id"] == splits.speech_id(row["speech"])
         assert row["speech"] == clean(row["speech"])
         assert row["source_topic"] == {"first": "work", "second": "home"}[row["source"]]
     assert by_row["first", 4]["crisis"] == ["self-harm"]
     assert facts["crisis"]["self-harm"] == sum("self-harm" in row["crisis"] for row in kept)
     assert facts["splits"] == Counter(row["split"] for row in kept)
     for row in kept:
-        test = speeches.unit("test", row["speech"]) < 0.1243
-        dev = speeches.is_dev(row["speech"], 0.1)
+        test = splits.unit("test", row["speech"]) < 0.1243
+        dev = splits.is_dev(row["speech"], 0.1)
         assert row["split"] == ("test" if test else "dev" if dev else "train")
     assert len(shards.names(out / "speeches")) == 16
     for name in shards.names(out / "speeches"):
@@ -495,7 +495,7 @@ def test_collect_with_scrubbing_and_without_a_screen(tmp_path, local_ray) -> Non
     facts = collect(job, tmp_path / "out")
     (row,), (dropped,) = read_back(tmp_path / "out")
     assert row["speech"].endswith("Mail me: [EMAIL]")
-    assert row["speech_id"] == speeches.speech_id(row["speech"])
+    assert row["speech_id"] == splits.speech_id(row["speech"])
     assert row["crisis"] is None
     assert facts["crisis"] == {}
     assert dropped["reason"] == "exact duplicate", "the texts are the same once they are scrubbed"

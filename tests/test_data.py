@@ -11,6 +11,7 @@ from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Data, Job, Prompts, Sampling
 from psyco_ray.data import speeches as data
+from psyco_ray.data import splits, tables
 from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
 
 FINE_TOPICS = 42
@@ -18,15 +19,15 @@ LONG = "I have not slept properly since my brother moved out, and the house is s
 
 
 def rows(name: str = "sample") -> list[dict]:
-    return data.read_table(name, "pairs").to_pylist()
+    return tables.read_table(name, "pairs").to_pylist()
 
 
 def test_sample_has_speeches_over_all_topics_in_the_released_schema() -> None:
-    table = data.read_table("sample", "pairs")
+    table = tables.read_table("sample", "pairs")
     assert set(PREFERENCES.names) <= set(table.column_names)
     assert table.select(PREFERENCES.names).schema.equals(PREFERENCES)
     found = table.to_pylist()
-    assert len({data.fold(row["question"]) for row in found}) == len(found) >= 210
+    assert len({splits.fold(row["question"]) for row in found}) == len(found) >= 210
     topics = Counter(row["topic"] for row in found)
     assert len(topics) == FINE_TOPICS
     assert min(topics.values()) >= 5
@@ -60,16 +61,16 @@ def test_neither_length_nor_a_question_mark_gives_the_sample_label_away() -> Non
 
 
 def test_split_and_halves_depend_on_the_text_alone() -> None:
-    assert data.unit("split", "Some  TEXT\nhere") == data.unit("split", "some text here")
-    assert data.unit("split", "a") != data.unit("half", "a")
+    assert splits.unit("split", "Some  TEXT\nhere") == splits.unit("split", "some text here")
+    assert splits.unit("split", "a") != splits.unit("half", "a")
     texts = [f"speech number {i}" for i in range(4000)]
-    dev = [t for t in texts if data.is_dev(t, 0.1)]
+    dev = [t for t in texts if splits.is_dev(t, 0.1)]
     assert 0.08 < len(dev) / len(texts) < 0.12
-    assert set(dev) <= {t for t in texts if data.is_dev(t, 0.2)}, "a larger share only adds"
-    assert 0.45 < sum(data.half(t) == "a" for t in texts) / len(texts) < 0.55
+    assert set(dev) <= {t for t in texts if splits.is_dev(t, 0.2)}, "a larger share only adds"
+    assert 0.45 < sum(splits.half(t) == "a" for t in texts) / len(texts) < 0.55
     # frozen: a speech must never move between splits from one version to the next
-    assert data.speech_id("I cannot sleep.") == "9cd0b5407c428a9c"
-    assert data.unit("split", "I cannot sleep.") == pytest.approx(0.717521298529)
+    assert splits.speech_id("I cannot sleep.") == "9cd0b5407c428a9c"
+    assert splits.unit("split", "I cannot sleep.") == pytest.approx(0.717521298529)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99))
@@ -140,7 +141,7 @@ def test_bad_speech_files_are_named(local_ray, tmp_path, tiny_model, name, conte
 def test_a_table_that_old_excel_wrote_is_read_as_it_was_meant(tmp_path) -> None:
     path = tmp_path / "old.csv"
     path.write_bytes("text,topic\nI can’t sleep,Café\nplain,x\n".encode("cp1252"))
-    assert data.read_table(str(path), "speeches").to_pylist() == [
+    assert tables.read_table(str(path), "speeches").to_pylist() == [
         {"text": "I can’t sleep", "topic": "Café"},
         {"text": "plain", "topic": "x"},
     ]
@@ -150,7 +151,7 @@ def test_what_is_wrong_with_a_table_is_told_without_what_is_in_it(tmp_path) -> N
     path = tmp_path / "commas.csv"
     path.write_text("text,topic\nMy husband hits me, and I am afraid,Leave\n")
     with pytest.raises(ValueError, match="Expected 2 columns, got 3") as caught:
-        data.read_table(str(path), "speeches")
+        tables.read_table(str(path), "speeches")
     assert "husband" not in str(caught.value)
 
 

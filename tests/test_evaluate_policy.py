@@ -24,7 +24,7 @@ from psyco_ray.config import evaluate_policy, job_file
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import PACKAGED
-from psyco_ray.data import speeches
+from psyco_ray.data import splits, tables
 from psyco_ray.evaluate import answers, bouts, speech_sets, verdicts, winrates
 from psyco_ray.evaluate import policy as evaluating
 from psyco_ray.report import policy as report
@@ -34,7 +34,7 @@ from psyco_ray.run.progress import Progress
 
 HERE = Path(__file__).parent
 DEV = 33  # speeches of the packaged sample that are held out
-SAMPLE = [json.loads(line) for line in speeches.SAMPLE.read_text("utf-8").splitlines()]
+SAMPLE = [json.loads(line) for line in tables.SAMPLE.read_text("utf-8").splitlines()]
 ENGINE = {"cpus": 0.1, "max_model_len": 512, "max_num_seqs": 16, "kv_cache_gb": 0.1}
 ODD = "say <b>this</b> | & that"
 
@@ -142,7 +142,7 @@ def test_every_held_out_speech_comes_once_with_its_coarse_topic():
     assert len({row["speech_id"] for row in found}) == len(found) == DEV
     assert [row["speech_id"] for row in found] == sorted(row["speech_id"] for row in found)
     assert {row["topic"] for row in found} <= set(winrates.TOPICS)
-    assert all(speeches.is_dev(row["speech"], 0.1) for row in found)
+    assert all(splits.is_dev(row["speech"], 0.1) for row in found)
 
 
 def test_topics_may_be_numbers_or_missing(tmp_path):
@@ -161,7 +161,7 @@ def test_more_speeches_hold_the_fewer_ones_and_the_seed_draws_them():
 
 def test_what_a_data_job_collected_is_read_with_its_topics(tmp_path):
     rows = [
-        {"speech": row["question"], "split": split, "speech_id": speeches.speech_id(row["question"])}
+        {"speech": row["question"], "split": split, "speech_id": splits.speech_id(row["question"])}
         for row, split in zip(SAMPLE, ("test", "train", "test", "dev"), strict=False)
     ]
     for directory in ("speeches", "topics/set-aside"):

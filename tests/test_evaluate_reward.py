@@ -26,7 +26,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts, __file__
-from psyco_ray.data import speeches
+from psyco_ray.data import tables
 from psyco_ray.evaluate import pair_sets, ranker, reward
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress
@@ -152,7 +152,7 @@ def test_more_pairs_hold_the_fewer_ones_in_the_same_order(seed, one, other):
 
 
 def test_the_draw_is_of_texts_whatever_their_order(tmp_path):
-    lines = speeches.SAMPLE.read_text().splitlines(keepends=True)
+    lines = tables.SAMPLE.read_text().splitlines(keepends=True)
     (tmp_path / "mirrored.jsonl").write_text("".join(reversed(lines)))
     drawn = [
         pair_sets.load(jobs.Test(name="t", pairs=pairs, split="all", limit=20), seed).table["pair_id"].to_pylist()
@@ -324,7 +324,7 @@ def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url,
 
     judge, mine, mumbler = results["models"]
     rows = scored(tmp_path / "run" / "scores" / "mine" / "dev")
-    pairs = {row["prefID"]: row for row in map(json.loads, speeches.SAMPLE.read_text().splitlines())}
+    pairs = {row["prefID"]: row for row in map(json.loads, tables.SAMPLE.read_text().splitlines())}
     assert len(rows) == len({row["pair_id"] for row in rows}) == DEV
     assert_scores_are_the_models(rows[::7], pairs, tiny_reward_model)
     found = mine["tests"]["dev"]

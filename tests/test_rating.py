@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray import pairs
 from psyco_ray.config.prompts import fill
-from psyco_ray.data import rate, respond
+from psyco_ray.data import pair, rate, respond
 from psyco_ray.run.schemas import PRINCIPLES
 
 ratings = st.fixed_dictionaries({name: st.integers(1, 5) for name in PRINCIPLES})
@@ -27,7 +26,7 @@ def of_sum(total: int) -> dict[str, int]:
 def test_gap_of_one_is_a_sum_of_seven(responses):
     sums = {name: sum(given.values()) for name, given in responses.items()}
     wanted = {(a, b) for a in sums for b in sums if sums[a] - sums[b] >= 7}
-    found = pairs.gap_pairs(responses, {}, 1.0)
+    found = pair.gap_pairs(responses, {}, 1.0)
     assert set(found) == wanted
     assert len(found) == len(wanted)
 
@@ -35,8 +34,8 @@ def test_gap_of_one_is_a_sum_of_seven(responses):
 @pytest.mark.parametrize("low", range(7, 29))
 def test_a_gap_of_exactly_one_counts_whatever_floats_say(low):
     responses = {"better": of_sum(low + 7), "worse": of_sum(low)}
-    assert pairs.gap_pairs(responses, {}, 1.0) == [("better", "worse")]
-    assert pairs.gap_pairs({**responses, "better": of_sum(low + 6)}, {}, 1.0) == []
+    assert pair.gap_pairs(responses, {}, 1.0) == [("better", "worse")]
+    assert pair.gap_pairs({**responses, "better": of_sum(low + 6)}, {}, 1.0) == []
 
 
 def test_floats_would_drop_some_of_them():
@@ -46,7 +45,7 @@ def test_floats_would_drop_some_of_them():
 @given(rated)
 def test_test_pair_is_of_the_highest_and_the_lowest(responses):
     sums = {name: sum(given.values()) for name, given in responses.items()}
-    found = pairs.extreme_pair(responses, {}, 1.0)
+    found = pair.extreme_pair(responses, {}, 1.0)
     if max(sums.values()) - min(sums.values()) < 7:
         assert found == []
     else:
@@ -58,15 +57,15 @@ def test_test_pair_is_of_the_highest_and_the_lowest(responses):
 def test_order_of_arrival_changes_nothing(responses, random):
     names = list(responses)
     random.shuffle(names)
-    assert pairs.gap_pairs({name: responses[name] for name in names}, {}, 1.0) == pairs.gap_pairs(responses, {}, 1.0)
+    assert pair.gap_pairs({name: responses[name] for name in names}, {}, 1.0) == pair.gap_pairs(responses, {}, 1.0)
 
 
 def test_weights_are_exact():
     high, low = dict.fromkeys(PRINCIPLES, 1), dict.fromkeys(PRINCIPLES, 1)
     high["safety"] = 2
-    assert pairs.overall(high, {"safety": 0.1}) - pairs.overall(low, {"safety": 0.1}) == Fraction(1, 61)
+    assert pair.overall(high, {"safety": 0.1}) - pair.overall(low, {"safety": 0.1}) == Fraction(1, 61)
     only_safety = dict.fromkeys(PRINCIPLES, 0.0) | {"safety": 0.3}
-    assert pairs.gap_pairs({"a": high, "b": low}, only_safety, 1.0) == [("a", "b")]
+    assert pair.gap_pairs({"a": high, "b": low}, only_safety, 1.0) == [("a", "b")]
 
 
 @given(
@@ -141,4 +140,4 @@ def test_draws_are_stable_and_a_new_member_takes_at_most_one_place(seed, speech)
 
 def test_every_pair_of_responses_can_be_compared():
     responses = {"a": of_sum(35), "b": of_sum(27), "c": of_sum(20), "d": of_sum(13)}
-    assert len(pairs.gap_pairs(responses, {}, 1.0)) == len(list(combinations(responses, 2)))
+    assert len(pair.gap_pairs(responses, {}, 1.0)) == len(list(combinations(responses, 2)))

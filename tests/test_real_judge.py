@@ -92,7 +92,7 @@ def few(source: str, where: Path) -> str:
     """The first speeches of a file that are long enough, as CSV."""
     import pyarrow.parquet as pq
 
-    from psyco_ray.data.speeches import read_table
+    from psyco_ray.data.tables import read_table
 
     table = pq.read_table(source) if source.endswith(".parquet") else read_table(source, "speeches")
     column = "text" if "text" in table.column_names else "question"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray.data import crisis, scrub
-from psyco_ray.data.scrub import CRISIS_LINES
+from psyco_ray.data import crisis, pii
+from psyco_ray.data.pii import CRISIS_LINES
 
 PIECES = ("I am 12 years old", "call me at", "555-0123", "(212) 555-0123", "988", "Thanks,", "Maria", "\n", "-", ".")
 PIECES += ("My name is", "a@b.org", "@ana_b", "https://x.org/y?z=1.", "+44 20 7946 0958", "1-800-273-8255", "24/7")
@@ -32,7 +32,7 @@ PIECES += ("My name is", "a@b.org", "@ana_b", "https://x.org/y?z=1.", "+44 20 79
     ],
 )
 def test_personal_data_goes(text: str, scrubbed: str) -> None:
-    assert scrub.scrub(text) == scrubbed
+    assert pii.scrub(text) == scrubbed
 
 
 @pytest.mark.parametrize(
@@ -52,32 +52,32 @@ def test_personal_data_goes(text: str, scrubbed: str) -> None:
     ],
 )
 def test_other_numbers_and_words_stay(text: str) -> None:
-    assert scrub.scrub(text) == text
+    assert pii.scrub(text) == text
 
 
 @pytest.mark.parametrize("number", CRISIS_LINES)
 def test_numbers_of_crisis_lines_stay(number: str) -> None:
     for text in (f"I called {number} last night.", f"Their number is {number}", f"text {number}, he said"):
-        assert scrub.scrub(text) == text
+        assert pii.scrub(text) == text
 
 
 def test_crisis_lines_stay_with_a_country_code_and_their_neighbours_go() -> None:
     for text in ("Call 1-800-273-8255 now", "Call +1 (800) 273-8255 now", "Call +44 116 123 now", "Call 18002738255"):
-        assert scrub.scrub(text) == text
-    assert scrub.scrub("Call 1-800-273-8254 now") == "Call [PHONE] now"
-    assert scrub.scrub("Call 988, or me: 212-555-0988") == "Call 988, or me: [PHONE]"
+        assert pii.scrub(text) == text
+    assert pii.scrub("Call 1-800-273-8254 now") == "Call [PHONE] now"
+    assert pii.scrub("Call 988, or me: 212-555-0988") == "Call 988, or me: [PHONE]"
 
 
 @given(st.lists(st.sampled_from(PIECES)).map(" ".join) | st.text())
 def test_scrubbing_twice_changes_nothing_more(text: str) -> None:
-    once = scrub.scrub(text)
-    assert scrub.scrub(once) == once
+    once = pii.scrub(text)
+    assert pii.scrub(once) == once
 
 
 @pytest.mark.skipif(importlib.util.find_spec("presidio_analyzer") is not None, reason="the extra is installed")
 def test_presidio_without_its_extra_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match=r"psyco-ray\[presidio\]"):
-        scrub.scrub("Ana lives in Lisbon.", presidio=True)
+        pii.scrub("Ana lives in Lisbon.", presidio=True)
 
 
 def test_presidio_finds_persons_and_places(tmp_path, monkeypatch) -> None:
@@ -85,16 +85,16 @@ def test_presidio_finds_persons_and_places(tmp_path, monkeypatch) -> None:
     import spacy
 
     with pytest.raises(ValueError, match="spacy download no_such_model"):
-        scrub.analyzer("no_such_model")
+        pii.analyzer("no_such_model")
     pipeline = spacy.blank("en")
     pipeline.add_pipe("entity_ruler").add_patterns(
         [{"label": "PERSON", "pattern": "Ana"}, {"label": "GPE", "pattern": "Lisbon"}]
     )
     pipeline.to_disk(tmp_path / "model")
-    analyzer = scrub.analyzer(str(tmp_path / "model"))
-    monkeypatch.setattr(scrub, "analyzer", lambda: analyzer)
+    analyzer = pii.analyzer(str(tmp_path / "model"))
+    monkeypatch.setattr(pii, "analyzer", lambda: analyzer)
     text = "My name is Ana and Ana moved to Lisbon."
-    assert scrub.scrub(text, presidio=True) == "My name is [NAME] and [NAME] moved to [PLACE]."
+    assert pii.scrub(text, presidio=True) == "My name is [NAME] and [NAME] moved to [PLACE]."
 
 
 @pytest.mark.parametrize(

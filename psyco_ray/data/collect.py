@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from psyco_ray.config.data import Collect, DataJob
 from psyco_ray.data import crisis, duplicates, sources
 from psyco_ray.data.clean import clean
-from psyco_ray.data.scrub import analyzer, scrub
-from psyco_ray.data.speeches import is_dev, speech_id, unit
+from psyco_ray.data.pii import analyzer, scrub
+from psyco_ray.data.splits import is_dev, speech_id, unit
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import COLLECTED, DROPPED
 

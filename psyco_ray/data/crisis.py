@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from psyco_ray.data.speeches import fold
+from psyco_ray.data.splits import fold
 
 # A phrase a line, as a pattern that begins at a word, over folded text; capital words stand for those of _WORDS.
 _WORDS = {

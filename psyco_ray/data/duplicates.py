@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from datasketch import MinHash
 
-from psyco_ray.data.speeches import fold
+from psyco_ray.data.splits import fold
 
 PERMUTATIONS = 128
 _GRAM = 5  # characters

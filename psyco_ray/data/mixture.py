@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Data, Job, Part, Prompts
-from psyco_ray.data import preferences, speeches
+from psyco_ray.data import preferences, speeches, splits
 from psyco_ray.models import loading
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Example
@@ -61,7 +61,7 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
         table = _by_text(found.table)
         train = table.filter(pc.equal(table["split"], "train"))
         if half is not None:
-            halves = [speeches.half(asked) for asked in train["asked"].to_pylist()]
+            halves = [splits.half(asked) for asked in train["asked"].to_pylist()]
             train = train.filter(pc.equal(pa.array(halves), half))
         of = train.num_rows
         wanted = part.count or round(part.fraction * of)
@@ -192,6 +192,6 @@ def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int,
 
 def _by_text(table: pa.Table) -> pa.Table:
     """The rows in an order that depends on their texts alone."""
-    keys = [speeches.speech_id(asked) for asked in table["asked"].to_pylist()]
+    keys = [splits.speech_id(asked) for asked in table["asked"].to_pylist()]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return table.take(pa.array(order, pa.int64())) if keys else pa.Table.from_pylist([], schema=COMPARISONS)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psyco_ray import pairs
 from psyco_ray.config.data import Pairs
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
@@ -69,7 +69,7 @@ def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], int, i
         whole = {model: given for model, given in sorted(by_model.items()) if len(given) == len(PRINCIPLES)}
         incomplete += len(by_model) - len(whole)
         speech = speeches[speech_id]
-        choose = pairs.extreme_pair if speech["split"] == "test" else pairs.gap_pairs
+        choose = extreme_pair if speech["split"] == "test" else gap_pairs
         for number, (chosen, rejected) in enumerate(choose(whole, settings.weights, settings.min_gap), start=1):
             sides = {"chosen": chosen, "rejected": rejected}
             rows.append(
@@ -88,7 +88,44 @@ def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], int, i
     return rows, sum(len(by_model) for by_model in ratings.values()), incomplete
 
 
-def _rating_columns(sides: Mapping[str, str], rated: Mapping[str, pairs.Ratings]) -> Iterator[tuple[str, int]]:
+def _rating_columns(sides: Mapping[str, str], rated: Mapping[str, Ratings]) -> Iterator[tuple[str, int]]:
     for side, model in sides.items():
         for principle in PRINCIPLES:
             yield f"{side}_{principle}_rating", rated[model][principle]
+
+
+Ratings = Mapping[str, int]
+"""Principle -> rating of 1 to 5, all seven of them."""
+
+
+def overall(ratings: Ratings, weights: Mapping[str, float]) -> Fraction:
+    """The mean rating of a response, exactly: as floats, a gap of exactly 1 is often a little less.
+
+    Args:
+        ratings: one rating for every principle.
+        weights: of principles that shall count other than 1.
+    """
+    shares = {name: Fraction(str(weights.get(name, 1))) for name in PRINCIPLES}
+    return sum((shares[name] * ratings[name] for name in PRINCIPLES), Fraction()) / sum(shares.values())
+
+
+def gap_pairs(rated: Mapping[str, Ratings], weights: Mapping[str, float], min_gap: float) -> list[tuple[str, str]]:
+    """All pairs of responses whose mean ratings differ by the gap or more (paper §3.3, training).
+
+    Args:
+        rated: name of a response -> its ratings.
+        weights: of principles that shall count other than 1.
+        min_gap: smallest difference of the means, in rating points.
+
+    Returns:
+        The names of chosen and rejected; the widest gaps first, then by name.
+    """
+    means = {name: overall(ratings, weights) for name, ratings in rated.items()}
+    least = Fraction(str(min_gap))
+    found = [(a, b) for a in means for b in means if means[a] - means[b] >= least]
+    return sorted(found, key=lambda pair: (means[pair[1]] - means[pair[0]], pair))
+
+
+def extreme_pair(rated: Mapping[str, Ratings], weights: Mapping[str, float], min_gap: float) -> list[tuple[str, str]]:
+    """The pair of the highest and the lowest mean, if their gap does; the first by name of equals (paper, testing)."""
+    return gap_pairs(rated, weights, min_gap)[:1]

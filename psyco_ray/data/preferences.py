@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.prompts import Messages, prompt_messages
-from psyco_ray.data.speeches import SPLITS, is_dev, read_table
+from psyco_ray.data.splits import is_dev
+from psyco_ray.data.tables import SPLITS, read_table
 from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
 
 Row = dict[str, Any]

@@ -3,129 +3,20 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
 from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet as pq
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Data, Job, Prompts
+from psyco_ray.data.splits import speech_id, split_of
+from psyco_ray.data.tables import read_table
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.startup import without_collector
-
-SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("dev", "eval", "valid", "val", "validation"), "dev")
-"""What a split may be called, in a column or at the beginning of a file's name."""
-
-SAMPLE = Path(str(files("psyco_ray") / "data" / "sample" / "pairs.jsonl"))
-"""294 synthetic speeches with a preference pair each, in the released dataset's columns."""
-
-
-def read_table(name: str, what: str) -> pa.Table:
-    """Read a Parquet, JSONL or CSV file (by its ending), a directory of Parquet files, or the packaged `sample`.
-
-    Raises:
-        ValueError: it is missing, truncated or of another kind.
-    """
-    path = SAMPLE if name == "sample" else Path(name)
-    readers = {".parquet": _read_parquet, ".jsonl": pyarrow.json.read_json, ".csv": _read_csv}
-    readers[".jsonl.gz"] = readers[".jsonl"]
-    ending = ".parquet" if path.is_dir() else "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    if ending not in readers:
-        raise ValueError(f"{what} file {path} has none of the endings {', '.join(readers)}")
-    try:
-        table = readers[ending](str(path))
-    except FileNotFoundError:
-        raise ValueError(f"{what} file {path} does not exist") from None
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        # without the cells that pyarrow shows: they may be what a client says
-        said = re.sub(r"(got \d+:|invalid value).*", r"\1 ...", str(error).splitlines()[0])
-        raise ValueError(f"{what} file {path} cannot be read: {said}") from None
-    if not table.num_rows:
-        raise ValueError(f"{what} file {path} has no rows")
-    return table
-
-
-def _read_parquet(path: str) -> pa.Table:
-    """A Parquet file, or a directory of them: their names tell the split, as on the hub, where no column does.
-
-    Raises:
-        ValueError: some names tell one and others do not.
-    """
-    files = sorted(Path(path).rglob("[!._]*.parquet")) if Path(path).is_dir() else []
-    named = {file: SPLITS.get(re.split("[-_.]", file.name)[0]) for file in files}
-    if not any(named.values()) or "split" in pq.read_schema(files[0]).names:
-        return pq.read_table(path)
-    if untold := [file.name for file, split in named.items() if split is None]:
-        raise ValueError(
-            f"{path}: {untold[0]} does not begin with the name of a split ({', '.join(SPLITS)}), as others there do; "
-            "rename it or take it away"
-        )
-    if "dev" not in named.values():  # it is drawn from what is to be trained on
-        named = {file: None if split == "train" else split for file, split in named.items()}
-    tables = ((pq.read_table(file), split) for file, split in named.items())
-    return pa.concat_tables(
-        (one.append_column("split", pa.array([split] * one.num_rows, pa.string())) for one, split in tables),
-        promote_options="permissive",
-    )
-
-
-def _read_csv(path: str) -> pa.Table:
-    how = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    found = pyarrow.csv.read_csv(path, parse_options=how)
-    if pa.binary() in found.schema.types:  # not in UTF-8, but as old versions of Excel write it
-        found = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(encoding="cp1252"), how)
-    return found
-
-
-@functools.lru_cache(maxsize=1)  # id, split and screen ask for the same text one after another
-def fold(text: str) -> str:
-    """A text without case and white-space differences, by which equal speeches are recognised."""
-    return " ".join(text.casefold().split())
-
-
-def text_hash(purpose: str, text: str) -> str:
-    """A hash of a folded text, as 64 hex digits; equal on every machine, independent between purposes."""
-    return hashlib.sha256(f"{purpose}:{fold(text)}".encode()).hexdigest()
-
-
-def unit(purpose: str, text: str) -> float:
-    """A number in [0, 1) that belongs to a text: stable however much data is added."""
-    return int(text_hash(purpose, text)[:13], 16) / 16**13
-
-
-def speech_id(text: str) -> str:
-    """The name of a speech: 16 hex digits of its hash."""
-    return text_hash("speech", text)[:16]
-
-
-def is_dev(text: str, dev_share: float) -> bool:
-    """Whether a speech is held out; decided by its text alone (paper §3.3 draws; a hash never moves a speech)."""
-    return unit("split", text) < dev_share
-
-
-def split_of(row: dict[str, Any], text: str, dev_share: float) -> str:
-    """The split that a row names (train, dev or test), or that its speech's hash gives.
-
-    Raises:
-        ValueError: the row names another one.
-    """
-    given = row.get("split")
-    if given not in (None, "train", "dev", "test"):
-        raise ValueError(f"the split is {given!r}; train, dev and test are known")
-    return given or ("dev" if is_dev(text, dev_share) else "train")
-
-
-def half(text: str) -> str:
-    """The half of the pairs, a or b, that a speech's pairs belong to."""
-    return "a" if unit("half", text) < 0.5 else "b"
 
 
 def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from psyco_ray.data.annotation import EXPERTS
 from psyco_ray.data.sheets import harmless, ordering_hash, rows
-from psyco_ray.data.speeches import read_table, speech_id
+from psyco_ray.data.splits import speech_id
+from psyco_ray.data.tables import read_table
 from psyco_ray.evaluate import agreement, stats
 from psyco_ray.run.schemas import PRINCIPLES
 

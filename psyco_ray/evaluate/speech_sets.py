@@ -24,7 +24,8 @@ def load_speeches(wanted: Speeches, seed: int) -> list[Row]:
         ValueError: a file or its columns do not do, or no speech is of the wanted split.
     """
     from psyco_ray.data import topics
-    from psyco_ray.data.speeches import read_table, speech_id, split_of
+    from psyco_ray.data.splits import speech_id, split_of
+    from psyco_ray.data.tables import read_table
     from psyco_ray.run.hashing import key_of
 
     table = read_table(wanted.file, "speeches")
@@ -65,7 +66,8 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
     Raises:
         ValueError: the file or its columns do not do, a speech has no response, or two different ones.
     """
-    from psyco_ray.data.speeches import fold, read_table, speech_id
+    from psyco_ray.data.splits import fold, speech_id
+    from psyco_ray.data.tables import read_table
 
     table = read_table(file, "responses")
     where = f"responses file {file}"
@@ -90,7 +92,7 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
 
 def _topics(where: str) -> Mapping[str, str | None]:
     """Coarse topics by speech id, out of a file or the parts of a directory."""
-    from psyco_ray.data.speeches import read_table
+    from psyco_ray.data.tables import read_table
     from psyco_ray.run import shards
 
     directory = Path(where)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint, Judging, Order
 from psyco_ray.config.prompts import filled_messages, load_texts
-from psyco_ray.data.speeches import speech_id
+from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import parse_json
