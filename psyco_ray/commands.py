@@ -100,14 +100,14 @@ def demo(job: Job, given: argparse.Namespace) -> int:
 
 def evaluate_reward(job: EvaluateRewardJob, given: argparse.Namespace) -> int:
     """Compare reward models, and models that rank, on held-out pairs; the same command goes on after a stop."""
-    from psyco_ray.evaluate.reward import evaluate
+    from psyco_ray.evaluate.reward_models import evaluate
 
     return _evaluate(evaluate, job, given)
 
 
 def evaluate_policy(job: PolicyEvaluationJob, given: argparse.Namespace) -> int:
     """Win rates of policies against an opponent; the same command goes on after a stop."""
-    from psyco_ray.evaluate.policy import evaluate
+    from psyco_ray.evaluate.policies import evaluate
 
     return _evaluate(evaluate, job, given)
 
@@ -202,7 +202,7 @@ def score_experts(_: None, given: argparse.Namespace) -> int:
 
 def compare(_: None, given: argparse.Namespace) -> int:
     """Report training runs side by side."""
-    from psyco_ray.evaluate import compare as runs
+    from psyco_ray.evaluate import compare_runs as runs
     from psyco_ray.report import compare as report
 
     for run in given.runs:

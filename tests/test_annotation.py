@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psyco_ray.data import annotation
+from psyco_ray.evaluate import annotation
 from psyco_ray.evaluate.stats import wilson
 from psyco_ray.run.schemas import PRINCIPLES
 

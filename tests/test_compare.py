@@ -14,7 +14,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import DpoConfig, Job, Sampling
 from psyco_ray.evaluate import stats
-from psyco_ray.evaluate.compare import compare, paired
+from psyco_ray.evaluate.compare_runs import compare, paired
 from psyco_ray.report import cards
 from psyco_ray.report import compare as report
 from psyco_ray.run.directory import RunDirectory

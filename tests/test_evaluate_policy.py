@@ -25,8 +25,8 @@ from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import PACKAGED
 from psyco_ray.data import splits, tables
-from psyco_ray.evaluate import answers, bouts, speech_sets, verdicts, winrates
-from psyco_ray.evaluate import policy as evaluating
+from psyco_ray.evaluate import answers, matchups, speech_sets, verdicts, winrates
+from psyco_ray.evaluate import policies as evaluating
 from psyco_ray.report import policy as report
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory
@@ -374,7 +374,7 @@ def test_outcomes_of_both_orders_and_of_the_same_response(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[bouts.Bout], list[dict], dict[str, str]]:
+def made(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Bout], list[dict], dict[str, str]]:
     """Two policies on twenty speeches under both variants with two judges.
 
     The first judge takes `good` in 15, `bad` in 5; it cannot be read on the 20th speech, and there is no answer to the
@@ -404,13 +404,13 @@ def made(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[bouts.Bout], list[
             led = {key: [(n % 2 == 0, n % 2 == 0)] for n, key in enumerate(keys)}
             places = {judge: root / variant / judge for judge in ("sure", "led")}
             of = {"sure": decided(places["sure"], pairs, sure), "led": decided(places["led"], pairs, led)}
-            found.append(bouts.Bout(name, variant, given_answers, of))
+            found.append(matchups.Bout(name, variant, given_answers, of))
     return job, found, met, theirs
 
 
 def test_results_by_hand(made):
     job, of, met, theirs = made
-    found = bouts.results(job, of, met, theirs, silent=2)
+    found = matchups.results(job, of, met, theirs, silent=2)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["speeches"], found["opponent_silent"], found["opponent"]) == (20, 2, "other")
     assert [policy["name"] for policy in found["policies"]] == ["good", "bad"]
@@ -440,8 +440,8 @@ def test_results_by_hand(made):
 
 def test_the_page_holds_all_and_loads_nothing(made, tmp_path):
     job, of, met, theirs = made
-    shown = bouts.cases(job, of, met, theirs)
-    report.write(bouts.results(job, of, met, theirs, silent=2), shown, tmp_path)
+    shown = matchups.cases(job, of, met, theirs)
+    report.write(matchups.results(job, of, met, theirs, silent=2), shown, tmp_path)
     text = (tmp_path / "report.html").read_text("utf-8")
     page = Page(text)
     assert not [link for link in page.links if not link.startswith("#")]
@@ -451,20 +451,20 @@ def test_the_page_holds_all_and_loads_nothing(made, tmp_path):
         "Agreement between judges", "Models against each other", "sure prefers", f"because of {ODD}",
     ):  # fmt: skip
         assert words in page.text, words
-    assert len(shown) == bouts.CASES
+    assert len(shown) == matchups.CASES
     for case in shown:
         assert case["speech"] in page.text
         assert [(answer["policy"], answer["variant"]) for answer in case["answers"]] == [
             ("good", "free"), ("bad", "free"), ("good", "matched"), ("bad", "matched"),
         ]  # fmt: skip
-    assert bouts.cases(job, of, met, theirs) == shown
-    other = bouts.cases(job.model_copy(update={"seed": 1}), of, met, theirs)
+    assert matchups.cases(job, of, met, theirs) == shown
+    other = matchups.cases(job.model_copy(update={"seed": 1}), of, met, theirs)
     assert [case["speech"] for case in other] != [case["speech"] for case in shown]
 
 
 def test_table_3_cell_by_cell(made):
     job, of, met, theirs = made
-    results = bouts.results(job, of, met, theirs, silent=0)
+    results = matchups.results(job, of, met, theirs, silent=0)
     text = report.markdown(results)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n\n")[2].splitlines()]
     assert lines[0] == ["Model", *winrates.TOPICS.values(), "Overall"]
@@ -493,7 +493,7 @@ def test_table_3_cell_by_cell(made):
 def test_one_variant_and_one_judge_leave_the_other_tables_out(made):
     job, of, met, theirs = made
     alone = job.model_copy(update={"variants": ["free"], "judges": job.judges[:1], "policies": job.policies[:1]})
-    text = report.markdown(bouts.results(alone, of[:1], met, theirs, silent=0))
+    text = report.markdown(matchups.results(alone, of[:1], met, theirs, silent=0))
     assert "w/ Length Constraint" not in text
     assert "Agreement" not in text
     assert "against each other" not in text

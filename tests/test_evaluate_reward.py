@@ -27,7 +27,7 @@ from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts, __file__
 from psyco_ray.data import tables
-from psyco_ray.evaluate import pair_sets, ranker, reward
+from psyco_ray.evaluate import pair_sets, pairwise_ranker, reward_models
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress
 
@@ -83,7 +83,7 @@ def parsed(given: dict) -> EvaluateRewardJob:
 def run(given: dict) -> dict:
     directory = RunDirectory(given["run_dir"])
     try:
-        return reward.evaluate(parsed(given), directory, Progress())
+        return reward_models.evaluate(parsed(given), directory, Progress())
     finally:
         directory.close()
 
@@ -193,7 +193,7 @@ def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_row
     ],
 )
 def test_choices_are_read_with_tolerance(answer, number):
-    assert ranker.read_choice(answer) == number
+    assert pairwise_ranker.read_choice(answer) == number
 
 
 @pytest.mark.parametrize(
@@ -211,17 +211,21 @@ def test_choices_are_read_with_tolerance(answer, number):
 )
 def test_what_is_no_choice_is_refused(answer):
     with pytest.raises(ValueError, match=r"better is|holds no JSON"):
-        ranker.read_choice(answer)
+        pairwise_ranker.read_choice(answer)
 
 
 def test_a_conversation_of_several_turns_names_who_speaks():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    assert ranker.asked_text("messages", json.dumps(turns)) == "User: a\n\nAssistant: b\n\nUser: c"
-    assert ranker.asked_text("messages", json.dumps(turns[:1])) == ranker.asked_text("speech", "a") == "a"
+    assert pairwise_ranker.asked_text("messages", json.dumps(turns)) == "User: a\n\nAssistant: b\n\nUser: c"
+    assert (
+        pairwise_ranker.asked_text("messages", json.dumps(turns[:1]))
+        == pairwise_ranker.asked_text("speech", "a")
+        == "a"
+    )
 
 
 def test_the_rankers_prompts_have_their_places_once():
-    for name, places in ranker.PLACES.items():
+    for name, places in pairwise_ranker.PLACES.items():
         prompt = load_prompt(Prompts(respond=name)) if name == "rank" else texts()[name]
         found = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
         assert sorted(found) == sorted(places)
@@ -243,7 +247,7 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
         ("rewardbench", pair_sets.load_bench(job.rewardbench, 0)),
     ):
         rows = of.table.to_pylist()
-        ranking = ranker.Ranking(job, job.models[0], name, rows, tmp_path)
+        ranking = pairwise_ranker.Ranking(job, job.models[0], name, rows, tmp_path)
         units = [unit for part in ranking._parts for unit in ranking._stage.units(part)]
         assert len(units) == 2 * len(rows)
         by_pair = itertools.groupby(sorted(units, key=lambda unit: unit.speech_id), key=lambda unit: unit.speech_id)
@@ -296,11 +300,11 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_scored(tmp_path, 
 def test_a_models_mark_changes_with_its_weights(tmp_path, tiny_reward_model):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_reward_model, copy)  # keeps the times
-    assert reward.mark(str(copy)) == reward.mark(str(tiny_reward_model))
+    assert reward_models.mark(str(copy)) == reward_models.mark(str(tiny_reward_model))
     (copy / "README.md").write_text("a card")
-    assert reward.mark(str(copy)) == reward.mark(str(tiny_reward_model))
+    assert reward_models.mark(str(copy)) == reward_models.mark(str(tiny_reward_model))
     (copy / "model.safetensors").touch()
-    assert reward.mark(str(copy)) != reward.mark(str(tiny_reward_model))
+    assert reward_models.mark(str(copy)) != reward_models.mark(str(tiny_reward_model))
 
 
 @pytest.mark.slow

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from pages import Page
 
 from psyco_ray import cli
-from psyco_ray.data import annotation
 from psyco_ray.data.splits import speech_id
-from psyco_ray.evaluate import experts
+from psyco_ray.evaluate import annotation, experts
 from psyco_ray.evaluate.stats import wilson
 from psyco_ray.report import experts as report
 from psyco_ray.run.schemas import PRINCIPLES

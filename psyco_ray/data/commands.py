@@ -50,7 +50,8 @@ def export_annotation(job: DataJob, given: argparse.Namespace) -> int:
     """Write the experts' files."""
     import pyarrow.parquet as pq
 
-    from psyco_ray.data import annotation, pair
+    from psyco_ray.data import pair
+    from psyco_ray.evaluate import annotation
 
     refuse_key(job.run_dir)
     if is_remote(job.run_dir):
@@ -70,7 +71,7 @@ def export_annotation(job: DataJob, given: argparse.Namespace) -> int:
 
 def agreement(_: None, given: argparse.Namespace) -> int:
     """Print the agreement and write it beside the files."""
-    from psyco_ray.data import annotation
+    from psyco_ray.evaluate import annotation
 
     found = annotation.agreement(given.directory)
     print(json.dumps(found, indent=1))

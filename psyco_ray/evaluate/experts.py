@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from psyco_ray.data.annotation import EXPERTS
-from psyco_ray.data.sheets import harmless, ordering_hash, rows
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.tables import read_table
 from psyco_ray.evaluate import agreement, stats
+from psyco_ray.evaluate.annotation import EXPERTS
+from psyco_ray.evaluate.expert_csv import harmless, ordering_hash, rows
 from psyco_ray.run.schemas import PRINCIPLES
 
 PAPER_JUDGE = 0.825

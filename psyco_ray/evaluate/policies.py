@@ -13,7 +13,7 @@ import pyarrow as pa
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.evaluate import answers
-from psyco_ray.evaluate.bouts import Bout, cases, pair_key, results, words
+from psyco_ray.evaluate.matchups import Bout, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client

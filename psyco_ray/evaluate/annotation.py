@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.data.sheets import harmless, ordering_hash, rows
 from psyco_ray.evaluate import agreement as measures
+from psyco_ray.evaluate.expert_csv import harmless, ordering_hash, rows
 from psyco_ray.evaluate.stats import wilson
 
 EXPERTS = ("expert-1", "expert-2")

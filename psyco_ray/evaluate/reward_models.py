@@ -22,7 +22,7 @@ from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data import preferences
 from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.evaluate.pair_sets import Pairs, load, load_bench
-from psyco_ray.evaluate.ranker import Ranking
+from psyco_ray.evaluate.pairwise_ranker import Ranking
 from psyco_ray.models import loading
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
