@@ -203,7 +203,7 @@ def score_experts(_: None, given: argparse.Namespace) -> int:
 def compare(_: None, given: argparse.Namespace) -> int:
     """Report training runs side by side."""
     from psyco_ray.evaluate import compare_runs as runs
-    from psyco_ray.report import compare as report
+    from psyco_ray.report import compare_runs as report
 
     for run in given.runs:
         refuse_key(run)
@@ -253,10 +253,10 @@ def _by_name(given: list[str], what: str) -> dict[str, str]:
 def _iterate(job: Job, ledger: Any, telemetry: Any) -> None:
     with without_collector():
         from psyco_ray.driver import iterate as run
-        from psyco_ray.report import html
+        from psyco_ray.report import training_run
 
     found = run(job, ledger, telemetry)
-    html.write(job, ledger, found)
+    training_run.write(job, ledger, found)
     judged = found["heldout"] or found["train"]
     low, high = judged["ci95"]
     print(

@@ -16,7 +16,7 @@ from psyco_ray.learner import batching
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerry
 from psyco_ray.pool import fit
-from psyco_ray.report.cards import reward_card
+from psyco_ray.report.model_cards import reward_card
 from psyco_ray.run import preemption, storage
 from psyco_ray.run.directory import versions
 from psyco_ray.run.hashing import key_of

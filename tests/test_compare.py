@@ -15,8 +15,8 @@ from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import DpoConfig, Job, Sampling
 from psyco_ray.evaluate import stats
 from psyco_ray.evaluate.compare_runs import compare, paired
-from psyco_ray.report import cards
-from psyco_ray.report import compare as report
+from psyco_ray.report import compare_runs as report
+from psyco_ray.report import model_cards
 from psyco_ray.run.directory import RunDirectory
 
 ODD = "odd <b>name & | $pipe$"
@@ -309,7 +309,7 @@ def front_and_body(card: str) -> tuple[dict, str]:
 
 
 def test_policy_card_says_what_it_is_and_what_not() -> None:
-    front, body = front_and_body(cards.policy_card(FACTS))
+    front, body = front_and_body(model_cards.policy_card(FACTS))
     assert front["base_model"] == "Llama: 3B"
     assert (front["license"], front["language"], front["pipeline_tag"]) == ("other", ["en"], "text-generation")
     for said in (
@@ -343,12 +343,12 @@ def test_policy_card_says_what_it_is_and_what_not() -> None:
 
 def test_policy_card_without_judge_and_guards() -> None:
     bare = FACTS | {"method": "dpo", "reward_model": None, "heldout_model": None, "heldout": None, "guards": None}
-    _, body = front_and_body(cards.policy_card(bare))
+    _, body = front_and_body(model_cards.policy_card(bare))
     assert "| guards | none: the paper's recipe |" in body
     assert "| reward model that trains | none: the pairs are those of the data |" in body
     assert "| reward model that only judges | none |" in body
     assert "No reward model judged it" in body
     assert "beats the base" not in body
     for facts in (FACTS, bare):
-        for block in re.findall(r"(?:^\|.*\n)+", cards.policy_card(facts), re.M):
+        for block in re.findall(r"(?:^\|.*\n)+", model_cards.policy_card(facts), re.M):
             assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1

@@ -27,7 +27,7 @@ from psyco_ray.config.prompts import PACKAGED
 from psyco_ray.data import splits, tables
 from psyco_ray.evaluate import answers, matchups, speech_sets, verdicts, winrates
 from psyco_ray.evaluate import policies as evaluating
-from psyco_ray.report import policy as report
+from psyco_ray.report import policies as report
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress

@@ -25,7 +25,7 @@ from psyco_ray.config import evaluate_reward as jobs
 from psyco_ray.config import job_file
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
-from psyco_ray.config.training import Prompts, __file__
+from psyco_ray.config.training import Prompts
 from psyco_ray.data import tables
 from psyco_ray.evaluate import pair_sets, pairwise_ranker, reward_models
 from psyco_ray.run.directory import RunDirectory

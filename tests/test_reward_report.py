@@ -9,8 +9,8 @@ from pages import Page
 
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Reward
-from psyco_ray.evaluate import metrics, rewardbench, tables
-from psyco_ray.report import cards, reward
+from psyco_ray.evaluate import metrics, rewardbench
+from psyco_ray.report import model_cards, reward_models, reward_tables
 from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
 
 VERSIONS = {"psyco_ray": "0.1.0", "torch": "2.13.0"}
@@ -103,14 +103,14 @@ def bare() -> dict:
 
 
 def written(results: dict, out: Path) -> tuple[Page, str, str]:
-    reward.write(results, out)
+    reward_models.write(results, out)
     assert {path.name for path in out.iterdir()} == {"report.html", "tables.md"}
     page = (out / "report.html").read_text("utf-8")
     return Page(page), page, (out / "tables.md").read_text("utf-8")
 
 
 def test_table_1_cell_by_cell() -> None:
-    rows = tables.table1(small())
+    rows = reward_tables.table1(small())
     assert [(row["group"], row["Model"]) for row in rows if not row["paper"]] == [
         ("State-of-the-art reward models", "sky"),
         ("Generative LLMs", ODD),
@@ -130,7 +130,7 @@ def test_table_1_cell_by_cell() -> None:
 
 
 def test_table_2_cell_by_cell() -> None:
-    rows = [list(row.values()) for row in tables.table2(small())]
+    rows = [list(row.values()) for row in reward_tables.table2(small())]
     assert rows[0] == [False, "smol", "Psy", "97.6", "0.997", "0.017", "0.045", "86.1"]
     assert rows[1] == [True, "Llama-3B (paper)", "HelpSteer2", "81.6", "0.916", "0.120", "0.044", "83.6"]
     assert rows[4] == [True, "Llama-8B (paper)", "HelpSteer2 + PsyCoPref", "97.5", "0.998", "0.018", "0.040", "87.2"]
@@ -138,7 +138,7 @@ def test_table_2_cell_by_cell() -> None:
 
 
 def test_table_7_cell_by_cell() -> None:
-    rows = [list(row.values()) for row in tables.table7(small())]
+    rows = [list(row.values()) for row in reward_tables.table7(small())]
     ours = ["0.976", "0.045", "0.997", "0.017", "0.861", "0.038", "0.900", "0.090", "0.919"]
     assert rows[0] == [False, "rm-a", *ours]
     assert rows[1] == [False, "rm-b", *["–"] * 9]
@@ -150,27 +150,29 @@ def test_table_7_cell_by_cell() -> None:
 
 
 def test_markdown_has_the_same_cells() -> None:
-    text = tables.markdown(small())
+    text = reward_tables.markdown(small())
     assert "on psy." in text
     printed = [line for line in text.splitlines() if line.startswith("|")]
     lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in printed]
     found = [line for line in lines if line[0] and not line[0].startswith(("**", "---", "Model"))]
     plain = ODD.replace("|", "\\|").replace("<", "&lt;")
-    wanted = [[row[column] for column in table["columns"]] for table in tables.layout(small()) for row in table["rows"]]
+    wanted = [
+        [row[column] for column in table["columns"]] for table in reward_tables.layout(small()) for row in table["rows"]
+    ]
     assert found[-8:] == wanted[-8:]
     assert [line[0] for line in found[:13]] == [row[0].replace(ODD, plain) for row in wanted[:13]]
     assert [line[0] for line in lines if line[0].startswith("**")] == [
-        f"**{title}**" for title in tables.GROUPS.values()
+        f"**{title}**" for title in reward_tables.GROUPS.values()
     ]
     assert len({len(line) for line in lines[:18]}) == 1  # group rows are as wide as the others
 
 
 def test_the_note_names_what_is_no_full_rewardbench() -> None:
     results = small()
-    assert f"{ODD} ran on a benchmark of other subsets" in tables.note(results)
-    assert "rm-a ran" not in tables.note(results)
+    assert f"{ODD} ran on a benchmark of other subsets" in reward_tables.note(results)
+    assert "rm-a ran" not in reward_tables.note(results)
     results["models"][0]["rewardbench"]["missing"] = ["hep-go", "math-prm"]
-    assert "rm-a ran on RewardBench without 2 of its 23 subsets." in tables.note(results)
+    assert "rm-a ran on RewardBench without 2 of its 23 subsets." in reward_tables.note(results)
 
 
 def test_page_with_all_parts(tmp_path) -> None:
@@ -198,10 +200,10 @@ def test_page_with_all_parts(tmp_path) -> None:
     assert text.count("<svg") == 8
     assert "no preference: 1,234" in page.text
     assert "prompt was cut to fit in 4" in page.text
-    for table in tables.layout(results):
+    for table in reward_tables.layout(results):
         for row in table["rows"]:
             assert [row[column] for column in table["columns"]] in page.rows
-    assert markdown == tables.markdown(results)
+    assert markdown == reward_tables.markdown(results)
 
 
 @pytest.mark.parametrize("results", [realistic(40), bare()], ids=["all parts", "bare"])
@@ -212,7 +214,7 @@ def test_page_stands_alone(tmp_path, results) -> None:
     assert "secret" not in text
     assert "<b>name</b>" not in text
     assert ODD in page.text
-    reward.write(results, tmp_path / "again")
+    reward_models.write(results, tmp_path / "again")
     assert (tmp_path / "again" / "report.html").read_text("utf-8") == text
 
 
@@ -262,7 +264,7 @@ def front_and_body(card: str) -> tuple[dict, str]:
 
 
 def test_card_says_what_it_is_and_what_not() -> None:
-    front, body = front_and_body(cards.reward_card(FACTS))
+    front, body = front_and_body(model_cards.reward_card(FACTS))
     assert front["base_model"] == "Llama: 3B"
     assert front["license"] == "other"
     assert front["language"] == ["en"]
@@ -289,16 +291,16 @@ def test_card_says_what_it_is_and_what_not() -> None:
 
 
 def test_card_without_lora_and_dev_pairs() -> None:
-    _, body = front_and_body(cards.reward_card(FACTS | {"lora": None, "dev": None}))
+    _, body = front_and_body(model_cards.reward_card(FACTS | {"lora": None, "dev": None}))
     assert "| lora | none: all weights were trained |" in body
     assert "There were no dev pairs" in body
-    assert "3 more\nwere left out" in cards.reward_card(FACTS | {"too_long": 3})
+    assert "3 more\nwere left out" in model_cards.reward_card(FACTS | {"too_long": 3})
     assert "AUC" not in body
 
 
 def test_card_tables_hold_together() -> None:
     for facts in (FACTS, FACTS | {"lora": None, "dev": None}):
-        blocks = re.findall(r"(?:^\|.*\n)+", cards.reward_card(facts), re.M)
+        blocks = re.findall(r"(?:^\|.*\n)+", model_cards.reward_card(facts), re.M)
         for block in blocks:
             assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
         assert len(blocks) == (3 if facts["dev"] else 2)

@@ -19,7 +19,7 @@ from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client
 from psyco_ray.judge.pipeline import Row
 from psyco_ray.pool import fit
-from psyco_ray.report import policy as report
+from psyco_ray.report import policies as report
 from psyco_ray.run.directory import RunDirectory, write_table
 from psyco_ray.run.progress import Progress
 

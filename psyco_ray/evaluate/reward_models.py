@@ -26,7 +26,7 @@ from psyco_ray.evaluate.pairwise_ranker import Ranking
 from psyco_ray.models import loading
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.report import reward as report
+from psyco_ray.report import reward_models as report
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.directory import RunDirectory, versions, write_table
 from psyco_ray.run.hashing import key_of

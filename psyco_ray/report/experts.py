@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.report import figures
-from psyco_ray.report.cards import environment, markdown_table, plain
+from psyco_ray.report.render import environment, markdown_table, plain
 
 _ENDS = {"wins": "#1f6375", "ties": "#d9d5c7", "losses": "#c2572f"}
 _SIDES = {"policy": ("#1f6375", "o", -0.12), "opponent": ("#c2572f", "s", 0.12)}  # color, marker, place in its row

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from psyco_ray.config.training import Job
-from psyco_ray.report.cards import policy_card
+from psyco_ray.report.model_cards import policy_card
+from psyco_ray.report.render import MODEL_TITLES
 from psyco_ray.run import storage
 from psyco_ray.run.directory import versions
 from psyco_ray.run.ledger import Ledger, stage
@@ -18,7 +19,6 @@ _MEASURES = {
     "heldout": "mean reward by the model that only judges",
     "reward": "mean reward by the model that trains",
 }
-MODEL_TITLES = {"reward": "reward model that trains", "heldout": "reward model that only judges"}
 
 
 def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:

@@ -10,12 +10,12 @@ from typing import Any
 from psyco_ray.config import job_file
 from psyco_ray.evaluate import winrates
 from psyco_ray.report import figures
-from psyco_ray.report.cards import environment, markdown_table, plain
+from psyco_ray.report.render import environment, markdown_table, plain
 
 SETTINGS = {"free": "w/o Length Constraint", "matched": "w/ Length Constraint"}
 """The variants as table 3 calls them."""
 
-_PAPER = job_file.read_yaml(Path(winrates.__file__).with_name("paper.yaml"), "the paper's tables")["table3"]
+_PAPER = job_file.read_yaml(Path(__file__).with_name("paper.yaml"), "the paper's tables")["table3"]
 _DASH = "–"
 _SMALL_P = 0.001
 _WORDS = ("Model", "Setting", "Judge", "Judges", "Other one")  # columns that hold no figures

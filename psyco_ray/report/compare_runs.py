@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.report import figures
-from psyco_ray.report.cards import environment, markdown_table, plain
+from psyco_ray.report.render import environment, markdown_table, plain
 
 SETTINGS = {"free": "w/o length constraint", "matched": "w/ length constraint"}
 """The paper's titles of what policies are asked for, by the name that results give them."""

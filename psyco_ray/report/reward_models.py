@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from psyco_ray.evaluate import tables
-from psyco_ray.report import figures
-from psyco_ray.report.cards import environment
+from psyco_ray.report import figures, reward_tables
+from psyco_ray.report.render import environment
 
 _SIZE = (3.4, 2.9)  # inches: two figures side by side, or one as wide as a phone
 
@@ -26,15 +25,15 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     page = environment(escape=True).get_template("reward.html")
     text = page.render(
         results,
-        tables=tables.layout(results),
-        note=tables.note(results),
+        tables=reward_tables.layout(results),
+        note=reward_tables.note(results),
         best=_best(results),
         measured={test["name"]: _measured(results, test["name"]) for test in results["tests"]},
         bench=_bench(results),
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(text, encoding="utf-8")
-    (out / "tables.md").write_text(tables.markdown(results), encoding="utf-8")
+    (out / "tables.md").write_text(reward_tables.markdown(results), encoding="utf-8")
 
 
 def _best(results: Mapping[str, Any]) -> dict[str, Any] | None:

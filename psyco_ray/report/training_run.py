@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from psyco_ray.config import job_file
 from psyco_ray.config.training import Job
 from psyco_ray.report import figures
-from psyco_ray.report.summary import MODEL_TITLES
+from psyco_ray.report.render import MODEL_TITLES
 from psyco_ray.run.ledger import Ledger, stage
 
 SAMPLES_SHOWN = 8
