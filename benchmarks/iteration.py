@@ -43,7 +43,6 @@ from psyco_ray.config import job_file
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import fast_dtype
 from psyco_ray.config.training import Job
-from psyco_ray.crew import Crew
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
@@ -51,6 +50,7 @@ from psyco_ray.rollout.actor import environment
 from psyco_ray.run import ray_session
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.training.orchestrator import Crew
 
 BAR = 3.0
 STAGES = ("sample", "score", "train")

@@ -32,7 +32,6 @@ import ray
 import scipy.optimize
 import yaml
 
-from psyco_ray import weight_sync
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
@@ -45,6 +44,7 @@ from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Example, Group, Item, Prompt
+from psyco_ray.training import weight_sync
 
 BAR = 0.9
 SPEECHES, RESPONSES, MAX_TOKENS = 10, 4, 64  # of an engine's item

@@ -30,15 +30,16 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import capacity, pairs
+from psyco_ray import capacity
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
-from psyco_ray.flow import Flow
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Example, Group, Item, Response
+from psyco_ray.training import pairs
+from psyco_ray.training.pipeline import Flow
 
 BAR = 0.8
 SIGMA = 0.5

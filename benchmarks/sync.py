@@ -31,7 +31,6 @@ import numpy as np
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
@@ -41,6 +40,7 @@ from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Item, Prompt, Weights
+from psyco_ray.training import weight_sync
 
 BAR = 2.0
 DELTA_BAR = 0.1

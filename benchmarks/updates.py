@@ -16,14 +16,14 @@ import ray.cloudpickle
 from engines import LIMIT_S, pool_of
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray import weight_sync
 from psyco_ray.config.training import Job
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import Dpo
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.run.types import Example
-from psyco_ray.turns import Turns
+from psyco_ray.training import weight_sync
+from psyco_ray.training.colocation import Turns
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -59,7 +59,7 @@ def train_reward(job: Job, given: argparse.Namespace) -> int:
     """Train one reward model."""
 
     def work(ledger: Any, telemetry: Any) -> None:
-        from psyco_ray.train_reward import train_reward as train
+        from psyco_ray.training.reward_trainer import train_reward as train
 
         found = train({"reward": job}, ledger, telemetry)["reward"]
         print(f"reward model: {storage.join(job.run_dir, 'reward')}, held-out accuracy {found['accuracy']}")
@@ -88,7 +88,7 @@ def demo(job: Job, given: argparse.Namespace) -> int:
     """Two reward models on halves of the pairs, then iterative DPO: A trains the policy, B only judges."""
 
     def work(ledger: Any, telemetry: Any) -> None:
-        from psyco_ray.train_reward import train_reward as train
+        from psyco_ray.training.reward_trainer import train_reward as train
 
         names = {half: f"reward-{half}" for half in ("a", "b")}
         train({name: _with(job, "reward", half=half) for half, name in names.items()}, ledger, telemetry)
@@ -163,7 +163,7 @@ def submit(job: Job, given: argparse.Namespace) -> int:
 
 def status(_: None, given: argparse.Namespace) -> int:
     """Print what a run does."""
-    from psyco_ray import control
+    from psyco_ray.training import control
 
     print(control.described(given.run_dir))
     return 0
@@ -171,7 +171,7 @@ def status(_: None, given: argparse.Namespace) -> int:
 
 def scale(_: None, given: argparse.Namespace) -> int:
     """Ask a run for other numbers of actors."""
-    from psyco_ray import control
+    from psyco_ray.training import control
 
     control.scale(given.run_dir, control.wishes(given.wishes))
     print(f"asked for; psyco-ray status {given.run_dir} shows who came")

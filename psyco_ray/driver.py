@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from psyco_ray.config.training import Job
-from psyco_ray.crew import Crew
 from psyco_ray.data.mixture import mix
 from psyco_ray.data.speeches import draw, load_speeches
 from psyco_ray.pool import fit
-from psyco_ray.report import summary
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.standing import Standing
+from psyco_ray.training import summary
+from psyco_ray.training.orchestrator import Crew
+from psyco_ray.training.run_state import Standing
 
 
 def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from test_ledger import ITEMS, groups_of
 from psyco_ray import cli, commands
 from psyco_ray.run import ray_session, storage
 from psyco_ray.run.types import StepResult
-from psyco_ray.steplog import StepLog
+from psyco_ray.training.step_log import StepLog
 
 STEPS = 3
 

@@ -20,7 +20,7 @@ from psyco_ray.pool import fit
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.pool.fit import Node
 from psyco_ray.pool.slot import State
-from psyco_ray.turns import Turns
+from psyco_ray.training.colocation import Turns
 
 JOBS = Path(__file__).parent.parent / "jobs"
 SCRIPT = Path(__file__).parent / "colocated_actors.py"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from psyco_ray import cli, control
+from psyco_ray import cli
 from psyco_ray.config.resources import Autoscale, Rollouts, Scorers
-from psyco_ray.control import Control
 from psyco_ray.run.directory import RunDirectory
+from psyco_ray.training import control
+from psyco_ray.training.control import Control
 
 
 class Pool:

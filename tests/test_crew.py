@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from psyco_ray import crew
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Part, Prompts
 from psyco_ray.data import mixture
 from psyco_ray.pool import placement
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.types import Example
+from psyco_ray.training import orchestrator
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def made(tmp_path, tiny_model):
         pairs_from="file",
         prompts=Prompts(respond="respond-small"),
     )
-    found = object.__new__(crew.Crew)
+    found = object.__new__(orchestrator.Crew)
     found.job, found.ledger = job, Ledger(job, resume=False)
     found.telemetry = SimpleNamespace(track=lambda stream, *_: stream)
     found.timeline = SimpleNamespace(doing=lambda *_: contextlib.nullcontext())
@@ -46,7 +46,7 @@ def test_pairs_of_two_files_that_bear_the_same_ids_are_all_trained(local_ray, ma
     ]
     for number, name in enumerate(("a", "b")):
         path = tmp_path / f"{name}.parquet"
-        pq.write_table(crew.pa.Table.from_pylist(rows[4 * number : 4 * number + 4]), path)
+        pq.write_table(orchestrator.pa.Table.from_pylist(rows[4 * number : 4 * number + 4]), path)
     parts = [Part(pairs=str(tmp_path / f"{name}.parquet")) for name in ("a", "b")]
     table = mixture.mix(parts, made.job.data, seed=0).train
     assert len(set(table["pair_id"].to_pylist())) < 8, "their ids are the numbers of their rows"
@@ -62,12 +62,12 @@ def test_pairs_of_two_files_that_bear_the_same_ids_are_all_trained(local_ray, ma
 
 def test_a_pair_that_scorers_gave_up_is_left_out(local_ray, made, tmp_path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(4)]
-    pq.write_table(crew.pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    pq.write_table(orchestrator.pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     table = mixture.mix([Part(pairs=str(tmp_path / "pairs.parquet"))], made.job.data, seed=0).train
     made._flow.referenced = lambda name, examples: referenced(name, list(examples)[1:])
     assert len(made.offline_pairs(1, ["0", "1", "2", "3"], table)) == 3
     too_long = [row | {"chosen": "word " * 5000} for row in rows]
-    pq.write_table(crew.pa.Table.from_pylist(too_long), tmp_path / "long.parquet")
+    pq.write_table(orchestrator.pa.Table.from_pylist(too_long), tmp_path / "long.parquet")
     table = mixture.mix([Part(pairs=str(tmp_path / "long.parquet"))], made.job.data, seed=0).train
     with pytest.raises(ValueError, match="none of 4 fits rollouts"):
         made.offline_pairs(2, ["0", "1", "2", "3"], table)
@@ -81,7 +81,7 @@ def test_no_more_ranks_train_than_the_smallest_batch_has_pairs(made, monkeypatch
         update={"learners": Learners(actors=2), "dpo": DpoConfig(optimizer=Optimizer(batch_size=8))}
     )
     planned: list[list] = []
-    monkeypatch.setattr(crew.Crew, "_train", lambda self, iteration, batches: planned.extend(batches))
+    monkeypatch.setattr(orchestrator.Crew, "_train", lambda self, iteration, batches: planned.extend(batches))
     made.train(1, [Example(f"{i}", (1,), (2,), (3,), (0.0, 0.0)) for i in range(19)])
     assert sorted(map(len, planned))[0] == 3
     assert sizes == [3]
@@ -96,8 +96,8 @@ def test_what_was_started_is_closed_where_the_rest_finds_no_room(made, monkeypat
     def full(*_: object, **__: object) -> None:
         raise placement.NoRoom("no room for 2 learner ranks")
 
-    monkeypatch.setattr(crew, "ActorPool", pool)
-    monkeypatch.setattr(crew, "LearnerGroup", full)
+    monkeypatch.setattr(orchestrator, "ActorPool", pool)
+    monkeypatch.setattr(orchestrator, "LearnerGroup", full)
     made.trained, made.weights, made._rewards = 0, 0, {"reward": "a"}
     made.telemetry.say = print
     made.timeline.worked = print

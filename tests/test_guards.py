@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from psyco_ray import guards, pairs
 from psyco_ray.config.training import Guards, Job
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.types import Group, Prompt, Response
-from psyco_ray.standing import Standing
+from psyco_ray.training import guards, pairs
+from psyco_ray.training.run_state import Standing
 
 
 def evaluation(scores: list[float], tokens: list[int], heldout: list[float], **more) -> dict:

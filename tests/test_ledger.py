@@ -5,10 +5,10 @@ import pytest
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job, Sampling
-from psyco_ray.control import Control
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.types import Group, Item, Prompt, Response
+from psyco_ray.training.control import Control
 
 SCHEMA = pa.schema([("a", pa.int32())])
 

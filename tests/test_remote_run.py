@@ -16,7 +16,7 @@ from test_ledger import ITEMS, SCHEMA, groups_of
 from test_run import JOB, finish, start
 from test_storage import fill
 
-from psyco_ray import cli, control
+from psyco_ray import cli
 from psyco_ray.config.training import Job
 from psyco_ray.pool import placement
 from psyco_ray.run import mirror, remote, storage
@@ -24,8 +24,9 @@ from psyco_ray.run.lease import EXPIRES_S
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.remote import Remote
 from psyco_ray.run.types import StepResult
-from psyco_ray.standing import Standing
-from psyco_ray.steplog import StepLog
+from psyco_ray.training import control
+from psyco_ray.training.run_state import Standing
+from psyco_ray.training.step_log import StepLog
 
 
 def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from psyco_ray import pairs
 from psyco_ray.config.resources import Learners, Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats
@@ -16,6 +15,7 @@ from psyco_ray.models import loading, packaged
 from psyco_ray.pool import fit
 from psyco_ray.pool.fit import Node, Role
 from psyco_ray.run.types import Group, Prompt, Response
+from psyco_ray.training import pairs
 
 scores = st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=2, max_size=8)
 

@@ -10,7 +10,6 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
@@ -20,6 +19,7 @@ from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Changed, Example, Item, Loaded, Prompt, Weights
+from psyco_ray.training import weight_sync
 
 
 def pairs(count: int, seed: int = 0) -> list[Example]:

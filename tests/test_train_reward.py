@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from psyco_ray.config.training import Optimizer
 from psyco_ray.learner.batching import plan
-from psyco_ray.train_reward import _merit
+from psyco_ray.training.reward_trainer import _merit
 
 JOB = """
 run_dir: {run_dir}

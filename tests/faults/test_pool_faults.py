@@ -18,7 +18,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from psyco_ray import control, crew, driver
+from psyco_ray import driver
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Data, Deadlines, DpoConfig, Evaluation, Job, Optimizer, Prompts, Sampling
 from psyco_ray.learner import group
@@ -29,6 +29,7 @@ from psyco_ray.pool.work import Stream, Work
 from psyco_ray.rollout.actor import environment
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.training import control, orchestrator
 
 pytestmark = pytest.mark.slow
 SPEECHES = 16
@@ -100,11 +101,11 @@ def answered_once(root: Path, iteration: int, without: int = 0) -> None:
 
 
 @pytest.fixture
-def captured(monkeypatch) -> list[crew.Crew]:
+def captured(monkeypatch) -> list[orchestrator.Crew]:
     """The crews of the runs that follow, so that their members can be hurt."""
-    made: list[crew.Crew] = []
+    made: list[orchestrator.Crew] = []
 
-    class Captured(crew.Crew):
+    class Captured(orchestrator.Crew):
         def __enter__(self):
             made.append(self)
             return super().__enter__()
@@ -207,8 +208,8 @@ def test_a_speech_that_crashes_the_engine_is_set_aside_and_the_rest_is_answered(
     first = [row["speech_id"] for row in pq.read_table(undisturbed / "iteration-001" / "pairs.parquet").to_pylist()]
     others = Counter(token for key, row in speeches.items() for token in set(row["prompt_ids"]))
     poison, token = next((key, token) for key in first for token in speeches[key]["prompt_ids"] if others[token] == 1)
-    monkeypatch.setattr(crew, "RolloutActor", FaultyRollout)
-    monkeypatch.setattr(crew, "environment", lambda settings: {**environment(settings), FATAL: str(token)})
+    monkeypatch.setattr(orchestrator, "RolloutActor", FaultyRollout)
+    monkeypatch.setattr(orchestrator, "environment", lambda settings: {**environment(settings), FATAL: str(token)})
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=1))
     answered_once(root, 1, without=1)
     found = json.loads((root / "iteration-001" / "pairs.json").read_text())

@@ -9,7 +9,6 @@ import pytest
 import ray
 import torch
 
-from psyco_ray import weight_sync
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig as DpoSettings
 from psyco_ray.config.training import Job, Optimizer, Sampling
@@ -19,7 +18,8 @@ from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
 from psyco_ray.run.types import Example, Item, Prompt
-from psyco_ray.turns import Turns
+from psyco_ray.training import weight_sync
+from psyco_ray.training.colocation import Turns
 
 pytestmark = pytest.mark.slow
 

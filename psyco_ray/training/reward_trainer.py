@@ -23,7 +23,7 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Example
-from psyco_ray.steplog import StepLog
+from psyco_ray.training.step_log import StepLog
 
 Record = dict[str, Any]
 

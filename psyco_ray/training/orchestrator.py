@@ -14,12 +14,9 @@ import pyarrow.parquet as pq
 import ray
 from ray.util import remove_placement_group
 
-from psyco_ray import pairs, weight_sync
 from psyco_ray.config.training import Job
-from psyco_ray.control import Control
 from psyco_ray.data.mixture import Encoder
-from psyco_ray.evaluate import heldout, verdicts
-from psyco_ray.flow import Flow
+from psyco_ray.evaluate import verdicts
 from psyco_ray.judge.client import key_for
 from psyco_ray.learner.batching import batches
 from psyco_ray.learner.group import LearnerGroup
@@ -35,9 +32,12 @@ from psyco_ray.run.schemas import PAIRS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.timeline import Timeline
 from psyco_ray.run.types import Example, Group
-from psyco_ray.standing import Standing
-from psyco_ray.steplog import StepLog
-from psyco_ray.turns import Turns
+from psyco_ray.training import heldout, pairs, weight_sync
+from psyco_ray.training.colocation import Turns
+from psyco_ray.training.control import Control
+from psyco_ray.training.pipeline import Flow
+from psyco_ray.training.run_state import Standing
+from psyco_ray.training.step_log import StepLog
 
 Row = dict[str, Any]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psyco_ray import guards
 from psyco_ray.config.training import Evaluation
 from psyco_ray.evaluate import stats, verdicts
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group
+from psyco_ray.training import guards
 
 Record = dict[str, Any]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from psyco_ray import guards
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.training import guards
 
 Record = dict[str, Any]
 

@@ -11,7 +11,7 @@ from psyco_ray.report.render import MODEL_TITLES
 from psyco_ray.run import storage
 from psyco_ray.run.directory import versions
 from psyco_ray.run.ledger import Ledger, stage
-from psyco_ray.standing import Standing
+from psyco_ray.training.run_state import Standing
 
 METHODS = {"policy": "dpo-iter", "base": "online", "file": "dpo"}
 _MEASURES = {

@@ -8,12 +8,12 @@ from typing import Any
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.quarantine import Quarantine
 from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Example, Group, Item, Prompt
+from psyco_ray.training.quarantine import Quarantine
 
 Row = dict[str, Any]
 
