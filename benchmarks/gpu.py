@@ -43,7 +43,7 @@ import updates
 from engines import by_turns
 from updates import learner_of, made_up
 
-from psyco_ray import capacity
+from psyco_ray.cli.plan import cost_model
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
 from psyco_ray.learner import flops
@@ -118,7 +118,7 @@ def lacking(job: Job, name: str, gpu: Gpu | None) -> str | None:
     """Why a model cannot be trained on the GPU; None where it can."""
     if gpu is None:
         return None
-    needed = capacity.learner_bytes(job, capacity.shape_of(KNOWN[name]), 1, job.learners.zero_stage)
+    needed = cost_model.learner_bytes(job, cost_model.shape_of(KNOWN[name]), 1, job.learners.zero_stage)
     if needed <= USABLE * gpu.bytes:
         return None
     return (

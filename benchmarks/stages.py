@@ -30,7 +30,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
-from psyco_ray import capacity
+from psyco_ray.cli.plan import cost_model
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
@@ -49,7 +49,7 @@ SIGMA = 0.5
 class Rates:
     """Seconds that one actor takes for a speech, or that the whole takes once, and how many actors there are."""
 
-    roles: capacity.Roles
+    roles: cost_model.Roles
     sample: float
     answer: float  # to a held-out speech
     score: float  # a response
@@ -60,11 +60,11 @@ class Rates:
 
 def planned(count: int) -> Rates:
     """The rates that `plan` goes by; what an iteration of 6,400 speeches does once is shared out over `count`."""
-    job, profile, shape = Job(), capacity.profile_of("h100"), capacity.shape_of("llama-3.1-8b")
-    tokens = float(capacity.RESPONSE_TOKENS)
-    roles = capacity.allocate(job, shape, profile, 8, tokens)
-    work = capacity._Work(job, shape, profile, roles, tokens, None)
-    found = capacity.forecast(job, shape, profile, roles, tokens)
+    job, profile, shape = Job(), cost_model.profile_of("h100"), cost_model.shape_of("llama-3.1-8b")
+    tokens = float(cost_model.RESPONSE_TOKENS)
+    roles = cost_model.allocate(job, shape, profile, 8, tokens)
+    work = cost_model._Work(job, shape, profile, roles, tokens, None)
+    found = cost_model.forecast(job, shape, profile, roles, tokens)
     whole, held_out = job.speeches_per_iteration, job.evaluation.speeches
     return Rates(
         roles,

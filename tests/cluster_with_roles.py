@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main as psyco_ray
 
 
 def where(names: dict[str, str]) -> dict[str, list[str]]:
@@ -36,7 +36,7 @@ def main(job: str, run: Path) -> None:
     names = {cluster.head_node.node_id: "learner", first.node_id: "first", scorer.node_id: "scorer"}
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
-        code = cli.main(["plan", job, "--cluster", "--address", cluster.address])
+        code = psyco_ray(["plan", job, "--cluster", "--address", cluster.address])
     ray.shutdown()
     found: dict[str, Any] = {"plan": told.getvalue(), "plan_code": code}
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import psutil
 import ray
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 
 
 def run(*arguments: object, within_s: float = 400) -> subprocess.CompletedProcess:
@@ -28,13 +28,14 @@ def here(*arguments: object) -> subprocess.CompletedProcess:
     """The same in this process and on the tests' Ray: where it matters what a command does, not how it starts."""
     out, err = io.StringIO(), io.StringIO()
     with (
-        patch("psyco_ray.commands.connect"),
+        patch("psyco_ray.cli.commands.connect"),
+        patch("psyco_ray.run.ray_session.connect"),
         patch("ray.shutdown"),
         patch.dict(os.environ, RAY_ADDRESS="the tests'"),  # with an address a command makes no token of its own
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        code = cli.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_ledger import ITEMS, groups_of
 
-from psyco_ray import cli, commands
+from psyco_ray.cli import commands
+from psyco_ray.cli.main import main
 from psyco_ray.run import ray_session, storage
 from psyco_ray.run.types import StepResult
 from psyco_ray.training.step_log import StepLog
@@ -78,7 +79,7 @@ def act(job: str, full_from: str) -> dict:
     commands.train_reward = lambda job, given: commands._in_run(job, given, work)
     told = io.StringIO()
     with contextlib.redirect_stderr(told):
-        code = cli.main(["train-reward", job, "--resume"])
+        code = main(["train-reward", job, "--resume"])
     room(resource.RLIM_INFINITY)
     return {"code": code, "error": told.getvalue().strip(), "made": made}
 

@@ -1,12 +1,12 @@
-"""`psyco-ray bench` on made-up benchmarks: what it runs, flags and refuses."""
+"""`benchmarks/regression.py` on made-up benchmarks: what it runs, flags and refuses."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from psyco_ray import bench, cli
-from psyco_ray.config import errors
+from benchmarks import regression
+from benchmarks.regression import main
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
@@ -39,7 +39,7 @@ def baseline(checkout: Path, arguments: str, **ratios: tuple[float, str]) -> Pat
 )
 def test_a_ratio_that_fell_by_more_than_15_percent_is_flagged(checkout, capfd, ratio, better, code) -> None:
     baseline(checkout, f"speed {ratio}", speed=(2.0, better))
-    assert cli.main(["bench"]) == code
+    assert main([]) == code
     lines = capfd.readouterr().out.splitlines()
     assert "warming up" in lines
     assert lines[-2] == f"speed: {ratio:g}, 2 before{', WORSE' if code else ''}"
@@ -48,11 +48,11 @@ def test_a_ratio_that_fell_by_more_than_15_percent_is_flagged(checkout, capfd, r
 
 def test_todays_ratios_become_the_baseline_when_asked_for(checkout, capfd) -> None:
     file = baseline(checkout, "speed 0.5 size 4", speed=(2.0, "higher"), size=(4.0, "lower"))
-    assert cli.main(["bench", "made_up", "--update", "a laptop"]) == 1
+    assert main(["made_up", "--update", "a laptop"]) == 1
     assert "speed: 0.5, 2 before, WORSE, its bar is not reached" in capfd.readouterr().out
     found = json.loads(file.read_text())
     assert (found["device"], found["ratios"]["speed"]) == ("a laptop", {"ratio": 0.5, "better": "higher"})
-    assert cli.main(["bench"]) == 0
+    assert main([]) == 0
 
 
 def test_what_does_not_do_is_one_sentence(checkout, capfd) -> None:
@@ -68,14 +68,14 @@ def test_what_does_not_do_is_one_sentence(checkout, capfd) -> None:
         ("speed 1", {"speed": (1.0, "up")}, [], "ratios.speed.better: 'up' does not do"),
     ):
         baseline(checkout, arguments, **ratios)
-        assert cli.main(["bench", *names]) == errors.BAD_INPUT
+        assert main([*names]) == 2
         assert sentence in capfd.readouterr().err.splitlines()[-1]
     (checkout / "benchmarks" / "baselines" / "made_up.json").unlink()
-    assert cli.main(["bench"]) == errors.BAD_INPUT
-    assert "run psyco-ray bench in a checkout" in capfd.readouterr().err
+    assert main([]) == 2
+    assert "run benchmarks/regression.py in a checkout" in capfd.readouterr().err
 
 
 def test_the_baselines_that_are_shipped_can_be_run() -> None:
-    for script, found in bench.load(ROOT / "benchmarks").items():
+    for script, found in regression.load(ROOT / "benchmarks").items():
         assert (ROOT / "benchmarks" / f"{script}.py").is_file()
         assert found.ratios

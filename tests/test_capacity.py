@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from psyco_ray import advice, capacity, cli
-from psyco_ray.capacity import Profile, Roles, Shape
+from psyco_ray.cli.main import main
+from psyco_ray.cli.plan import advice, cost_model
+from psyco_ray.cli.plan.cost_model import Profile, Roles, Shape
 from psyco_ray.config import errors, job_file
 from psyco_ray.config.training import Job
 
@@ -50,8 +51,8 @@ def job(**changes: object) -> Job:
 
 def test_stages_by_hand() -> None:
     given, rates = job(), profile()
-    prompt = capacity.prompt_tokens(given.prompts)
-    found = capacity.forecast(given, SHAPE, rates, Roles(2, 1, 2), 10).stages
+    prompt = cost_model.prompt_tokens(given.prompts)
+    found = cost_model.forecast(given, SHAPE, rates, Roles(2, 1, 2), 10).stages
     item = 2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01
     scorer = 8 * (prompt + 40) * 0.002 + 8 * (prompt + 20) * 0.004
     assert found["sample and score"] == pytest.approx(max(2 * item, scorer))
@@ -64,9 +65,9 @@ def test_stages_by_hand() -> None:
 
 def test_cores_are_shared_and_gpus_are_not() -> None:
     given = job()
-    apart = capacity.forecast(given, SHAPE, profile(score_token_s=0.2), Roles(2, 2, 2), 10)
-    shared = capacity.forecast(given, SHAPE, profile("cpu", score_token_s=0.2), Roles(2, 2, 2), 10, cores=1)
-    prompt = capacity.prompt_tokens(given.prompts)
+    apart = cost_model.forecast(given, SHAPE, profile(score_token_s=0.2), Roles(2, 2, 2), 10)
+    shared = cost_model.forecast(given, SHAPE, profile("cpu", score_token_s=0.2), Roles(2, 2, 2), 10, cores=1)
+    prompt = cost_model.prompt_tokens(given.prompts)
     engines = 4 * (2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01)
     scorers = 8 * (prompt + 40) * 0.2 + 8 * (prompt + 20) * 0.004
     assert apart.stages["sample and score"] == pytest.approx(max(engines, scorers) / 2)
@@ -76,18 +77,18 @@ def test_cores_are_shared_and_gpus_are_not() -> None:
 
 def test_a_model_of_twice_the_size_takes_twice_the_time() -> None:
     large = Shape("two thousand", 2000, 2, 10, 100)
-    one, two = (capacity.forecast(job(), shape, profile(), Roles(2, 1, 2), 10) for shape in (SHAPE, large))
+    one, two = (cost_model.forecast(job(), shape, profile(), Roles(2, 1, 2), 10) for shape in (SHAPE, large))
     assert two.stages == pytest.approx({stage: 2 * seconds for stage, seconds in one.stages.items()})
     assert two.idle == pytest.approx(one.idle)
 
 
 def test_offline_pairs_are_not_sampled_and_a_reference_of_the_learner_is_not_scored() -> None:
-    both = capacity.forecast(job(), SHAPE, profile(), Roles(1, 1, 1), 10).stages
-    offline = capacity.forecast(job(pairs_from="file"), SHAPE, profile(), Roles(1, 1, 1), 10).stages
-    prompt = capacity.prompt_tokens(job().prompts)
+    both = cost_model.forecast(job(), SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    offline = cost_model.forecast(job(pairs_from="file"), SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    prompt = cost_model.prompt_tokens(job().prompts)
     assert offline["sample and score"] == pytest.approx(8 * (prompt + 20) * 0.004)
     moved = job(dpo={"reference": "previous", "optimizer": {"batch_size": 4}})
-    found = capacity.forecast(moved, SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    found = cost_model.forecast(moved, SHAPE, profile(), Roles(1, 1, 1), 10).stages
     assert found["train"] - both["train"] == pytest.approx(8 * (prompt + 20) * 0.004)
 
 
@@ -97,38 +98,38 @@ def test_all_gpus_are_shared_out_and_none_is_overfull(gpus: int, zero_stage: int
     given = Job.model_validate(
         {"learners": {"zero_stage": zero_stage, "gradient_checkpointing": True}, "rollouts": {"kv_cache_gb": 40}}
     )
-    shape, h100 = capacity.SHAPES["llama-3.1-8b"], capacity.profile_of("h100")
-    found = capacity.allocate(given, shape, h100, gpus, 256)
+    shape, h100 = cost_model.SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
+    found = cost_model.allocate(given, shape, h100, gpus, 256)
     assert found.gpus == gpus
     assert min(found.rollouts, found.scorers, found.learners) >= 1
-    assert capacity.learner_bytes(given, shape, found.learners, found.zero_stage) <= 80e9
-    seconds = capacity.forecast(given, shape, h100, found, 256).seconds
+    assert cost_model.learner_bytes(given, shape, found.learners, found.zero_stage) <= 80e9
+    seconds = cost_model.forecast(given, shape, h100, found, 256).seconds
     others = [Roles(r, s, gpus - r - s, 1, 3) for r, s in itertools.product(range(1, gpus), repeat=2) if r + s < gpus]
-    fitting = [o for o in others if capacity.learner_bytes(given, shape, o.learners, found.zero_stage) <= 72e9]
-    assert seconds == min(capacity.forecast(given, shape, h100, other, 256).seconds for other in fitting)
+    fitting = [o for o in others if cost_model.learner_bytes(given, shape, o.learners, found.zero_stage) <= 72e9]
+    assert seconds == min(cost_model.forecast(given, shape, h100, other, 256).seconds for other in fitting)
 
 
 def test_the_learner_gets_the_zero_stage_that_fits() -> None:
     given = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
-    h100 = capacity.profile_of("h100")
-    assert capacity.allocate(given, capacity.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
+    h100 = cost_model.profile_of("h100")
+    assert cost_model.allocate(given, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
     large = Shape("a 13b", 13_000_000_000, 40, 5120, 32_000)
     previous = given.model_copy(update={"dpo": given.dpo.model_copy(update={"reference": "previous"})})
-    found = capacity.allocate(previous, large, h100, 8, 256)
+    found = cost_model.allocate(previous, large, h100, 8, 256)
     assert found.zero_stage == 2
-    assert capacity.learner_bytes(given, large, found.learners, 1) > 72e9
+    assert cost_model.learner_bytes(given, large, found.learners, 1) > 72e9
 
 
 def test_eight_bytes_of_memory_a_parameter_are_those_of_adam() -> None:
     given = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
     shape = Shape("million", 10**6, 1, 1, 1)
-    found = [capacity.learner_bytes(given, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
+    found = [cost_model.learner_bytes(given, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
     assert found == [16e6, 7e6, 5.5e6, 4e6]
 
 
 def test_the_estimated_profile_is_the_arithmetic_that_it_states() -> None:
-    found = capacity.profile_of("h100")
-    parameters = capacity.SHAPES["llama-3.1-8b"].parameters
+    found = cost_model.profile_of("h100")
+    parameters = cost_model.SHAPES["llama-3.1-8b"].parameters
     assert found.estimated
     assert found.parameters == parameters
     assert found.decode_step_s == pytest.approx(2 * parameters / (0.6 * 3.35e12), rel=0.01)
@@ -139,8 +140,8 @@ def test_the_estimated_profile_is_the_arithmetic_that_it_states() -> None:
 
 def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
     for name in ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"):
-        assert capacity.shape_of(name).parameters == 8_030_261_248
-    found = capacity.shape_of(str(tiny_model))
+        assert cost_model.shape_of(name).parameters == 8_030_261_248
+    found = cost_model.shape_of(str(tiny_model))
     assert (found.layers, found.hidden) == (2, 64)
     assert 3e6 < found.parameters < 4e6
 
@@ -158,12 +159,12 @@ def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
     ],
 )
 def test_what_does_not_do_is_one_sentence(capsys, arguments, sentence) -> None:
-    assert cli.main(["plan", *arguments]) == errors.BAD_INPUT
+    assert main(["plan", *arguments]) == errors.BAD_INPUT
     assert sentence in capsys.readouterr().err
 
 
 def test_plan_for_gpus_proposes_predicts_and_names_what_decides(capsys) -> None:
-    assert cli.main(["plan", "--gpus", "32", "--model", "llama-3.1-8b"]) == 0
+    assert main(["plan", "--gpus", "32", "--model", "llama-3.1-8b"]) == 0
     said = capsys.readouterr().out
     assert "ESTIMATED" in said
     assert "32 GPUs as rollout : scorer : learner = " in said
@@ -172,7 +173,7 @@ def test_plan_for_gpus_proposes_predicts_and_names_what_decides(capsys) -> None:
 
 def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of this machine, not of a Ray that other tests brought up
-    assert cli.main(["plan", str(ROOT / "jobs" / "demo.yaml")]) == 0
+    assert main(["plan", str(ROOT / "jobs" / "demo.yaml")]) == 0
     said = capsys.readouterr().out
     assert "every phase fits" in said
     assert "an iteration" in said
@@ -180,11 +181,11 @@ def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
 
 def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() -> None:
     """Those that the demo took on the machine where the profile was measured, one after the other."""
-    rates = capacity.profile_of("cpu-2-cores")
+    rates = cost_model.profile_of("cpu-2-cores")
     assert not rates.estimated
     given = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
-    shape = capacity.shape_of(given.model)
-    found = capacity.forecast(given, shape, rates, capacity.roles_of(given), given.sampling.max_tokens, cores=2)
+    shape = cost_model.shape_of(given.model)
+    found = cost_model.forecast(given, shape, rates, cost_model.roles_of(given), given.sampling.max_tokens, cores=2)
     assert found.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
 
 

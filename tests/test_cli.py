@@ -6,8 +6,8 @@ from pathlib import Path
 import commands
 import pytest
 
-from psyco_ray import cli
-from psyco_ray import commands as driver_commands
+from psyco_ray.cli import commands as driver_commands
+from psyco_ray.cli.main import main
 from psyco_ray.judge.client import Unavailable
 
 
@@ -26,7 +26,7 @@ def write_job(tmp_path: Path, text: str = "") -> str:
 
 
 def refused(capsys, *arguments: str) -> str:
-    assert cli.main(list(arguments)) == 2
+    assert main(list(arguments)) == 2
     captured = capsys.readouterr().err.strip()
     assert captured.startswith("psyco-ray: ")
     assert "\n" not in captured
@@ -35,7 +35,7 @@ def refused(capsys, *arguments: str) -> str:
 
 def test_plan_prints_a_table(tmp_path, capsys) -> None:
     job = write_job(tmp_path, "rollouts: {cpus: 0.1}\nscorers: {cpus: 0.1}\nlearners: {cpus: 0.1}\n")
-    assert cli.main(["plan", job, "rollouts.actors=2"]) == 0
+    assert main(["plan", job, "rollouts.actors=2"]) == 0
     assert "rollout                 2" in capsys.readouterr().out
 
 
@@ -50,7 +50,7 @@ def test_options_may_stand_before_and_behind_overrides(tmp_path, capsys) -> None
     for arguments in (["seed=1", "--resume", "iterations=0"], ["--resume", "seed=1", "iterations=0"]):
         assert "iterations: 0 does not do" in refused(capsys, "iterate", job, *arguments)
     with pytest.raises(SystemExit) as caught:
-        cli.main(["iterate", job, "--resum"])
+        main(["iterate", job, "--resum"])
     assert caught.value.code == 2
 
 
@@ -85,7 +85,7 @@ def test_a_run_whose_judge_is_away_can_be_resumed(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(driver_commands, "connect", lambda _: None)
     monkeypatch.setattr(driver_commands, "_iterate", away)
     monkeypatch.setattr("ray.shutdown", lambda: None)
-    assert cli.main(["iterate", write_job(tmp_path, "scorers: {reward_model: a/b}\n")]) == 75
+    assert main(["iterate", write_job(tmp_path, "scorers: {reward_model: a/b}\n")]) == 75
     told = capsys.readouterr().err.strip()
     assert told == "psyco-ray: judge: no answer for 600 s; the same command with --resume goes on from here"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pages import Page
 from scipy.stats import binom
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 from psyco_ray.config import job_file
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import DpoConfig, Job, Sampling
@@ -267,12 +267,12 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     root = make_run(tmp_path / "a", rising(1))
-    assert cli.main(["compare", str(root), "--out", str(tmp_path / "out")]) == 0
+    assert main(["compare", str(root), "--out", str(tmp_path / "out")]) == 0
     assert "| a | final, iteration 2 |" in capsys.readouterr().out
-    assert cli.main(["compare", str(tmp_path)]) == 2
+    assert main(["compare", str(tmp_path)]) == 2
     assert "has neither" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        cli.main(["compare", str(root), "--out", str(tmp_path / "out"), "left over"])
+        main(["compare", str(root), "--out", str(tmp_path / "out"), "left over"])
 
 
 FACTS = {

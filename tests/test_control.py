@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 from psyco_ray.config.resources import Autoscale, Rollouts, Scorers
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.training import control
@@ -55,7 +55,7 @@ def wait_for(path: Path, text: str) -> str:
 def test_status_says_what_goes_on(going_on, capsys) -> None:
     _, _, run, _ = going_on
     wait_for(run / "status.json", "going on")
-    assert cli.main(["status", str(run)]) == 0
+    assert main(["status", str(run)]) == 0
     told = capsys.readouterr().out
     assert "stage: iteration 3: sample and score, 5 of 64; policy version 2" in told
     assert "  0  busy            3 s  version 2, 5 items, idle 25 %, replaced 1 times, n1" in told
@@ -64,9 +64,9 @@ def test_status_says_what_goes_on(going_on, capsys) -> None:
 def test_scale_is_obeyed_and_remembered(going_on, capsys) -> None:
     made, pools, run, said = going_on
     wait_for(run / "status.json", "going on")
-    assert cli.main(["scale", str(run), "rollouts=6"]) == 0
+    assert main(["scale", str(run), "rollouts=6"]) == 0
     wait_for(run / "status.json", '"rollouts": 6')
-    assert cli.main(["scale", str(run), "learners=4"]) == 0
+    assert main(["scale", str(run), "learners=4"]) == 0
     wait_for(run / "status.json", '"learners": 4')
     assert pools["rollouts"].sizes[0] == 6
     assert pools["scorers"].sizes == []
@@ -76,18 +76,18 @@ def test_scale_is_obeyed_and_remembered(going_on, capsys) -> None:
 
 @pytest.mark.parametrize("wish", ["rollouts", "rollouts=0", "rollouts=x", "judges=3", "=3"])
 def test_wishes_that_cannot_be_read_are_refused(wish, tmp_path, capsys) -> None:
-    assert cli.main(["scale", str(tmp_path), wish]) == 2
+    assert main(["scale", str(tmp_path), wish]) == 2
     assert f"{wish!r} is not of the form ROLE=NUMBER" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_run_and_a_dead_driver_are_named(tmp_path, capsys) -> None:
-    assert cli.main(["status", str(tmp_path)]) == 2
+    assert main(["status", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no status.json" in capsys.readouterr().err
     told = {"state": "going on", "written": time.time() - 100, "wanted": {}, "pools": {}, **seen()}
     (tmp_path / "status.json").write_text(json.dumps(told))
-    assert cli.main(["status", str(tmp_path)]) == 0
+    assert main(["status", str(tmp_path)]) == 0
     assert "its driver was last heard 100 s ago; go on with --resume" in capsys.readouterr().out
-    assert cli.main(["scale", str(tmp_path), "rollouts=2"]) == 2
+    assert main(["scale", str(tmp_path), "rollouts=2"]) == 2
     assert f"no run goes on in {tmp_path}" in capsys.readouterr().err
 
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 from psyco_ray.config import evaluate_policy, job_file
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
@@ -645,8 +645,8 @@ def test_the_command_says_what_a_job_lacks(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path / "run")))
-    assert cli.main(["evaluate-policy", str(path), "seed=-1"]) == 2
+    assert main(["evaluate-policy", str(path), "seed=-1"]) == 2
     assert "seed: -1 does not do" in capsys.readouterr().err
-    assert cli.main(["evaluate-policy", str(path), "--max-cost", "-1"]) == 2
+    assert main(["evaluate-policy", str(path), "--max-cost", "-1"]) == 2
     assert "--max-cost: max_cost: -1.0 does not do" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 from psyco_ray.config import evaluate_reward as jobs
 from psyco_ray.config import job_file
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
@@ -445,8 +445,8 @@ def test_the_command_says_what_a_job_lacks(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path / "run", [ONE])))
-    assert cli.main(["evaluate-reward", str(path), "seed=-1"]) == 2
+    assert main(["evaluate-reward", str(path), "seed=-1"]) == 2
     assert "seed: -1 does not do" in capsys.readouterr().err
-    assert cli.main(["evaluate-reward", str(path), "--max-cost", "-1"]) == 2
+    assert main(["evaluate-reward", str(path), "--max-cost", "-1"]) == 2
     assert "--max-cost: max_cost: -1.0 does not do" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import Page
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate import annotation, experts
 from psyco_ray.evaluate.stats import wilson
@@ -319,7 +319,7 @@ def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) 
         "--out",
         str(out),
     ]
-    assert cli.main(["evaluate-experts", "export", *given, "--count", "6"]) == 0
+    assert main(["evaluate-experts", "export", *given, "--count", "6"]) == 0
     assert "keep key.json to yourself" in capsys.readouterr().out
     names = {item: place for place, item in enumerate(sorted(items(out)))}
     for expert, shift in zip(annotation.EXPERTS, (0, 1), strict=True):
@@ -334,7 +334,7 @@ def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) 
     rows = [{"key": of["speech_id"], "better": "ours"} for of in items(out).values() if of["comparison"] == ODD]
     (tmp_path / "verdicts.json").write_text(json.dumps(rows))
     verdicts = ["--verdicts", f"{ODD}={tmp_path / 'verdicts.json'}"]
-    assert cli.main(["evaluate-experts", "score", str(out), *verdicts]) == 0
+    assert main(["evaluate-experts", "score", str(out), *verdicts]) == 0
     stored = json.loads((out / "experts.json").read_text())
     assert list(stored["comparisons"]) == [ODD, "matched"], "in the order of the export"
     markdown = (out / "experts.md").read_text("utf-8")
@@ -368,7 +368,7 @@ def test_bad_commands(tmp_path, files, capsys, monkeypatch) -> None:
         ([f"a={files['free']}", f"a={files['matched']}"], "names a twice"),
         ([f"a={tmp_path / 'gone.jsonl'}"], "does not exist"),
     ):
-        assert cli.main(["evaluate-experts", "export", *pairs, *opponent]) == 2
+        assert main(["evaluate-experts", "export", *pairs, *opponent]) == 2
         assert words in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psyco_ray import capacity
+from psyco_ray.cli.plan import cost_model
 from psyco_ray.models import attention, loading
 from psyco_ray.models.packing import ResponseLogprobs, pack
 
@@ -43,7 +43,7 @@ def test_the_shapes_are_those_that_plan_knows(name: str, known: str) -> None:
     matrices = one.num_hidden_layers * shapes.layer_parameters(one)
     ends = one.vocab_size * one.hidden_size * (1 if one.tie_word_embeddings else 2)
     norms = (2 * one.num_hidden_layers + 1) * one.hidden_size
-    assert matrices + ends + norms == capacity.SHAPES[known].parameters
+    assert matrices + ends + norms == cost_model.SHAPES[known].parameters
 
 
 def test_operations_by_hand() -> None:
@@ -52,7 +52,7 @@ def test_operations_by_hand() -> None:
     assert shapes.forward_flops(shape("tiny"), [(3, 2, 1)]) == layers + head + seen == 20_112_896
     assert shapes.training_flops(shape("tiny"), [(3, 2, 1)] * 5) == 15 * 20_112_896
     # 6 operations a parameter and token, and little more, where all tokens are responses and short
-    tokens = 6 * capacity.SHAPES["llama-3.2-3b"].parameters * 2000
+    tokens = 6 * cost_model.SHAPES["llama-3.2-3b"].parameters * 2000
     assert shapes.training_flops(shape("3b"), [(0, 1000, 1000)]) == pytest.approx(tokens, rel=0.06)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_run import JOB
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Job
 from psyco_ray.pool import fit, placement
@@ -65,7 +65,7 @@ def test_planning_for_a_cluster_needs_one(tmp_path, capsys, monkeypatch) -> None
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     (tmp_path / "job.yaml").write_text("seed: 1\n")
-    assert cli.main(["plan", str(tmp_path / "job.yaml"), "--cluster"]) == 2
+    assert main(["plan", str(tmp_path / "job.yaml"), "--cluster"]) == 2
     assert "give --address or set RAY_ADDRESS" in capsys.readouterr().err
 
 

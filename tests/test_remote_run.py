@@ -16,7 +16,8 @@ from test_ledger import ITEMS, SCHEMA, groups_of
 from test_run import JOB, finish, start
 from test_storage import fill
 
-from psyco_ray import cli
+from psyco_ray.cli import status
+from psyco_ray.cli.main import main
 from psyco_ray.config.training import Job
 from psyco_ray.pool import placement
 from psyco_ray.run import mirror, remote, storage
@@ -168,20 +169,20 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     began.close()
     assert pushed == ["status.json"] * 2
     with pytest.raises(ValueError, match="no run goes on in s3://"):
-        control.scale(place, {"learners": 2})
+        status.scale(place, {"learners": 2})
 
     monkeypatch.setattr(control, "_EVERY_REMOTE_S", 0.1)
     began = begin()
     eventually(lambda: json.loads(Remote(place).read("status.json"))["state"] == "going on")
-    assert cli.main(["scale", place, "learners=2"]) == 0
+    assert main(["scale", place, "learners=2"]) == 0
     eventually(lambda: json.loads(Remote(place).read("status.json"))["wanted"] == {"learners": 2})
     assert began.wanted == {"learners": 2}
     assert said == ["asked for 2 learners"]
-    assert cli.main(["status", place]) == 0
+    assert main(["status", place]) == 0
     assert "going on\nstage: train, 1 of 2; policy version 3" in capsys.readouterr().out
     began.close()
     monkeypatch.setattr(control, "_STALE_REMOTE_S", -1.0)
-    assert "ended" in control.described(place)
+    assert "ended" in status.described(place)
     assert not (tmp_path / "other").exists()
     ledger.close()
 
@@ -325,7 +326,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     process.kill()
     process.wait()
     assert not Remote(run).has("iteration-001/pairs.json"), "the kill came too late to show anything"
-    assert "going on\nstage: " in control.described(run)
+    assert "going on\nstage: " in status.described(run)
     shutil.rmtree(cache)
     lease = json.loads(Remote(run).read("LOCK"))
     lease["time"] -= EXPIRES_S  # time goes by
@@ -337,7 +338,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     assert ours.equals(pq.read_table(tmp_path / "run" / "iteration-001" / "pairs.parquet"))
     assert {"summary.json", "report.html", "iteration-001/state/manifest.json"} <= set(there)
     assert "LOCK" not in there
-    assert "ended" in control.described(run)
+    assert "ended" in status.described(run)
     local = tmp_path / "run" / "iteration-001"
     for kind in ("state", "checkpoint"):
         theirs = json.loads((local / kind / "manifest.json").read_text())

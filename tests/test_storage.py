@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from psyco_ray import cli
+from psyco_ray.cli.main import main
 from psyco_ray.config.training import Job
 from psyco_ray.models import loading
 from psyco_ray.run import storage
@@ -210,7 +210,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(place) -> None:
 
 
 def test_runs_to_compare_are_local(place, capsys) -> None:
-    assert cli.main(["compare", place]) == 2
+    assert main(["compare", place]) == 2
     told = capsys.readouterr().err
     assert "is remote, and compare reads local directories; copy" in told
     assert "://" in told

@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file
 from test_run import JOB
 
-from psyco_ray import cli, submit
+from psyco_ray.cli import submit
+from psyco_ray.cli.main import main
 from psyco_ray.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ LENGTH = ("iterations=1", "dpo.optimizer.epochs=5")  # steps enough for `ray job
 
 
 def refused(capsys, *arguments: str) -> str:
-    assert cli.main(["submit", *arguments]) == 2
+    assert main(["submit", *arguments]) == 2
     told = capsys.readouterr().err.strip()
     assert told.startswith("psyco-ray: ")
     assert "\n" not in told

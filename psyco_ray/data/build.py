@@ -25,7 +25,6 @@ from psyco_ray.judge.batch_api import run_batch
 from psyco_ray.judge.cost import cost, estimate
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.pipeline import CallStage, Facts
-from psyco_ray.report import dataset as reporting
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -131,32 +130,6 @@ def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     facts = pairing.pair(dataset.root, dataset.job.pair)
     progress.say("pair: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in facts.items()))
     return dataset.finish("pair", began, **facts)
-
-
-def report(dataset: Dataset) -> None:
-    """Write the page and the card of what there is so far."""
-    root = dataset.root
-    records = {stage: dataset.record(stage) or {} for stage in ("topics", "respond", "rate")}
-    spend = {stage: _spent(record) for stage, record in records.items() if "paid" in record}
-    spend |= {f"respond: {name}": _spent(record) for name, record in records["respond"].get("calls", {}).items()}
-    made = reporting.Made(
-        job=dataset.job,
-        collected=dataset.record("collect") or {},
-        spend=spend,
-        licences={source.name: source.licence for source in dataset.job.sources if source.licence},
-        speeches=[root / "collect" / "speeches"],
-        topics=[root / "topics"],
-        responses=[root / "respond"],
-        ratings=[root / "rate"],
-        pairs=[root / "pairs"],
-        set_aside=[root / stage / "set-aside" for stage in ("topics", "respond", "rate")],
-    )
-    reporting.write(made, root)
-
-
-def _spent(record: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: record[key] for key in ("paid", "reused", "prompt_tokens", "completion_tokens")}
-    return kept | {"dollars": record["cost"]}
 
 
 STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {

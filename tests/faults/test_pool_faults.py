@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from psyco_ray import driver
+from psyco_ray.cli import status
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Data, Deadlines, DpoConfig, Evaluation, Job, Optimizer, Prompts, Sampling
 from psyco_ray.learner import group
@@ -29,7 +30,7 @@ from psyco_ray.pool.work import Stream, Work
 from psyco_ray.rollout.actor import environment
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.training import control, orchestrator
+from psyco_ray.training import orchestrator
 
 pytestmark = pytest.mark.slow
 SPEECHES = 16
@@ -248,11 +249,11 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         for at, size in ((2, 2), (9, 1)):
             if count == at and what.startswith("iteration 1"):
                 assert eventually(lambda: (root / "status.json").exists())
-                control.scale(root, control.wishes([f"rollouts={size}"]))
+                status.scale(root, status.wishes([f"rollouts={size}"]))
                 asked.append(size)
                 assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[-1].rollouts.status()
                 time.sleep(2.5)  # the status is written every two seconds
-                told.append(control.described(root))
+                told.append(status.described(root))
 
     of = job(root, tiny_model, tiny_reward_model, iterations=2)
     of = of.model_copy(update={"rollouts": of.rollouts.model_copy(update={"actors": 1})})
@@ -266,9 +267,9 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         assert f"going on\nstage: iteration 1: sample and score, {count} of {SPEECHES}; policy version 0" in text
         assert f"rollouts: {size} ({size} asked for)" in text
         assert "scorers: 2" in text
-    assert "ended" in control.described(root)
+    assert "ended" in status.described(root)
     with pytest.raises(ValueError, match="no run goes on in"):
-        control.scale(root, {"rollouts": 2})
+        status.scale(root, {"rollouts": 2})
 
 
 def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:

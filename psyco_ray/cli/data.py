@@ -12,6 +12,8 @@ from typing import Any
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import RESUMABLE
+from psyco_ray.data.dataset import Dataset
+from psyco_ray.report import dataset as reporting
 from psyco_ray.run import storage
 from psyco_ray.run.remote import is_remote, refuse_key
 
@@ -112,7 +114,7 @@ def _run(name: str, job: DataJob, address: str | None) -> int:
             if stage in build.STAGES:
                 build.STAGES[stage](dataset, progress)
         if name in ("build", "report"):
-            build.report(dataset)
+            report(dataset)
             print(f"report: {dataset.root / 'report.html'}\ncard: {dataset.root / 'dataset-card.md'}")
     except (OutOfBudget, Unavailable) as stop:
         print(f"psyco-ray: {stop}. What was answered is kept, and the same command goes on from there", file=sys.stderr)
@@ -121,3 +123,29 @@ def _run(name: str, job: DataJob, address: str | None) -> int:
         ray.shutdown()
         dataset.close()
     return 0
+
+
+def report(dataset: Dataset) -> None:
+    """Write the page and the card of what there is so far."""
+    root = dataset.root
+    records = {stage: dataset.record(stage) or {} for stage in ("topics", "respond", "rate")}
+    spend = {stage: _spent(record) for stage, record in records.items() if "paid" in record}
+    spend |= {f"respond: {name}": _spent(record) for name, record in records["respond"].get("calls", {}).items()}
+    made = reporting.Made(
+        job=dataset.job,
+        collected=dataset.record("collect") or {},
+        spend=spend,
+        licences={source.name: source.licence for source in dataset.job.sources if source.licence},
+        speeches=[root / "collect" / "speeches"],
+        topics=[root / "topics"],
+        responses=[root / "respond"],
+        ratings=[root / "rate"],
+        pairs=[root / "pairs"],
+        set_aside=[root / stage / "set-aside" for stage in ("topics", "respond", "rate")],
+    )
+    reporting.write(made, root)
+
+
+def _spent(record: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: record[key] for key in ("paid", "reused", "prompt_tokens", "completion_tokens")}
+    return kept | {"dollars": record["cost"]}

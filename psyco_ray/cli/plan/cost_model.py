@@ -26,7 +26,7 @@ RESPONSE_TOKENS = 256
 """Of a response, unless `sampling.max_tokens` ends it before or a run has told: some 190 words."""
 SPEECH_CHARS, CHARS_PER_TOKEN, TEMPLATE_TOKENS = 300, 4.0, 10  # of a speech, of English, of a chat template
 _USABLE = 0.9  # share of a GPU's memory that may be planned with
-_PROFILES = files("psyco_ray") / "profiles"
+_PROFILES = files("psyco_ray") / "cli" / "plan" / "profiles"
 
 
 class Profile(Section):

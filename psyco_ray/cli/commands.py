@@ -22,7 +22,7 @@ from psyco_ray.run.startup import without_collector
 
 def plan(job: Job, given: argparse.Namespace) -> int:
     """Print the resource plan and how long an iteration takes; fails where the cluster cannot hold the job."""
-    from psyco_ray import advice
+    from psyco_ray.cli.plan import advice
     from psyco_ray.pool import fit
 
     if given.job is None and given.gpus is None:
@@ -143,7 +143,7 @@ def _evaluate(
 
 def submit(job: Job, given: argparse.Namespace) -> int:
     """Hand a job to a cluster."""
-    from psyco_ray import submit as jobs
+    from psyco_ray.cli import submit as jobs
     from psyco_ray.run.directory import check_lasting, refuse_keys
 
     if not given.address:
@@ -163,17 +163,17 @@ def submit(job: Job, given: argparse.Namespace) -> int:
 
 def status(_: None, given: argparse.Namespace) -> int:
     """Print what a run does."""
-    from psyco_ray.training import control
+    from psyco_ray.cli import status
 
-    print(control.described(given.run_dir))
+    print(status.described(given.run_dir))
     return 0
 
 
 def scale(_: None, given: argparse.Namespace) -> int:
     """Ask a run for other numbers of actors."""
-    from psyco_ray.training import control
+    from psyco_ray.cli import status
 
-    control.scale(given.run_dir, control.wishes(given.wishes))
+    status.scale(given.run_dir, status.wishes(given.wishes))
     print(f"asked for; psyco-ray status {given.run_dir} shows who came")
     return 0
 
@@ -217,24 +217,6 @@ def compare(_: None, given: argparse.Namespace) -> int:
     print(report.markdown(found))
     print(f"report: {given.out / 'compare.html'}")
     return 0
-
-
-def bench(_: None, given: argparse.Namespace) -> int:
-    """Run benchmarks; 1 where a ratio fell."""
-    from datetime import date
-
-    from psyco_ray import bench as benchmarks
-
-    directory, found = Path("benchmarks"), []
-    for script, baseline in benchmarks.load(directory, given.names).items():
-        ratios = benchmarks.run(directory, script, baseline)
-        print(benchmarks.told(ratios), flush=True)
-        found += ratios
-        if given.update:
-            today = benchmarks.renewed(baseline, ratios, given.update, date.today().isoformat())
-            (directory / "baselines" / f"{script}.json").write_text(today, encoding="utf-8")
-    print(benchmarks.summary(found))
-    return int(any(one.worse for one in found))
 
 
 def _by_name(given: list[str], what: str) -> dict[str, str]:

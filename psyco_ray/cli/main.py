@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from psyco_ray import commands
+from psyco_ray.cli import commands
+from psyco_ray.cli import data as commands_of_data
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import BAD_INPUT
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.training import Job
-from psyco_ray.data import commands as commands_of_data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,13 +142,6 @@ def _add_comparisons(subparsers: Any) -> None:
     command.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, finished or not")
     command.add_argument("--out", type=Path, default=Path("runs/compare"), help="directory (default: runs/compare)")
     command.set_defaults(run=commands.compare, kind=None)
-    text = "run the benchmarks of a checkout and compare them with their baselines"
-    command = subparsers.add_parser("bench", help=text, description=text, allow_abbrev=False)
-    command.add_argument("names", nargs="*", metavar="NAME", help="such as rollout (default: all that have a baseline)")
-    command.add_argument(
-        "--update", metavar="DEVICE", help="today's ratios become the baselines, measured on this device"
-    )
-    command.set_defaults(run=commands.bench, kind=None)
     text = "let two experts compare a policy with its opponent, blind"
     experts = subparsers.add_parser("evaluate-experts", help=text, description=text)
     steps = experts.add_subparsers(required=True, metavar="STEP")
@@ -169,7 +162,3 @@ def _add_comparisons(subparsers: Any) -> None:
         "--verdicts", nargs="+", default=[], metavar="NAME=FILE", help="a comparison's name and a judge's choices in it"
     )
     command.set_defaults(run=commands.score_experts, kind=None)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

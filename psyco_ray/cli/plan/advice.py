@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from psyco_ray import capacity
-from psyco_ray.capacity import Forecast, Profile, Roles, Shape
+from psyco_ray.cli.plan import cost_model
+from psyco_ray.cli.plan.cost_model import Forecast, Profile, Roles, Shape
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 
@@ -40,16 +40,16 @@ def forecast(
         ValueError: model, device or run do not do, or the GPUs do not hold the job.
     """
     on_gpu = gpus is not None or job.learners.gpus > 0
-    profile = capacity.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
-    shape = capacity.shape_of(model or job.model)
+    profile = cost_model.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
+    shape = cost_model.shape_of(model or job.model)
     records = _records(finished) if finished else []
-    tokens = min(float(job.sampling.max_tokens), capacity.RESPONSE_TOKENS)
+    tokens = min(float(job.sampling.max_tokens), cost_model.RESPONSE_TOKENS)
     if sampled := [record["pairs"]["mean_tokens"] for record in records if record["pairs"]["mean_tokens"]]:
         tokens = sum(sampled) / len(sampled)
-    roles = capacity.allocate(job, shape, profile, gpus, tokens) if gpus is not None else capacity.roles_of(job)
+    roles = cost_model.allocate(job, shape, profile, gpus, tokens) if gpus is not None else cost_model.roles_of(job)
     cores = cores or len(os.sched_getaffinity(0)) if profile.kind == "cpu" else None
-    found = capacity.forecast(job, shape, profile, roles, tokens, cores)
-    what, share = capacity.dominant(job, shape, profile, roles, tokens, cores)
+    found = cost_model.forecast(job, shape, profile, roles, tokens, cores)
+    what, share = cost_model.dominant(job, shape, profile, roles, tokens, cores)
     lines = [
         f"{shape.name}: {shape.parameters / 1e9:.3g} billion parameters, on {profile.device}"
         + (" (ESTIMATED, not measured)" if profile.estimated else f" (measured, {profile.model})"),
@@ -57,7 +57,7 @@ def forecast(
         _table(found, profile),
         f"{job.iterations} iterations: {_time(job.iterations * found.seconds)}; starts and reward training come on top",
         f"what decides: a quarter more {what} makes an iteration {100 * share:.0f} % longer",
-        f"assumed: {capacity.prompt_tokens(job.prompts):.0f} tokens of a prompt and {tokens:.0f} of a response"
+        f"assumed: {cost_model.prompt_tokens(job.prompts):.0f} tokens of a prompt and {tokens:.0f} of a response"
         + (f" (measured in {finished})" if sampled else "")
         + f"; rates carried over from {profile.model} by parameter count, sampling as bound by memory bandwidth and "
         "training by operations; reward models as large as the policy; no calls of a judge",
@@ -71,7 +71,7 @@ def _actors(roles: Roles) -> str:
 
 def _shared_out(job: Job, shape: Shape, profile: Profile, roles: Roles) -> str:
     """The proposal in the job's own keys."""
-    memory = capacity.learner_bytes(job, shape, roles.learners, roles.zero_stage) / 1e9
+    memory = cost_model.learner_bytes(job, shape, roles.learners, roles.zero_stage) / 1e9
     return (
         f"{roles.gpus} GPUs as rollout : scorer : learner = {roles.rollouts * roles.gpus_per_rollout} : "
         f"{roles.scorers} : {roles.learners}; a learner rank takes {memory:.0f} of {profile.memory_gb:g} GB\n"
@@ -123,7 +123,7 @@ def _taught(run: str, records: list[dict[str, Any]]) -> str:
     if text is None:
         raise ValueError(f"{run} has no job.yaml; name a run directory, not one of its stages")
     job = Job.model_validate(yaml.safe_load(text))
-    roles = capacity.roles_of(job)
+    roles = cost_model.roles_of(job)
     seconds = _mean_seconds(records)
     sampling = seconds["pairs"] + seconds["evaluate"]
     total = sum(seconds.values())

@@ -1,13 +1,21 @@
-"""The benchmarks of a checkout against the ratios that they gave before (`psyco-ray bench`)."""
+"""Runs the benchmarks of a checkout and compares their ratios with the baselines.
+
+    .venv/bin/python benchmarks/regression.py [NAME ...] [--update DEVICE]
+
+Without a name it runs every benchmark that has a baseline. --update writes today's ratios as the new baselines, with
+the name of the device. Exits with 1 if a ratio is worse than its baseline by more than 15 %.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +59,9 @@ def load(directory: Path, wanted: Sequence[str] = ()) -> dict[str, Baseline]:
     """
     files = {path.stem: path for path in sorted((directory / "baselines").glob("*.json"))}
     if not files:
-        raise ValueError(f"{directory}/baselines holds no *.json; run psyco-ray bench in a checkout of psyco_ray")
+        raise ValueError(
+            f"{directory}/baselines holds no *.json; run benchmarks/regression.py in a checkout of psyco_ray"
+        )
     for name in wanted:
         if name not in files:
             raise ValueError(f"no benchmark is named {name}; known are {', '.join(files)}")
@@ -93,14 +103,14 @@ def compare(name: str, line: dict[str, Any], was: Ratio) -> Found:
     return Found(name, ratio, was.ratio, worse=change < 1 - WORSE, reached=bool(line["pass"]))
 
 
-def renewed(baseline: Baseline, found: Sequence[Found], device: str, date: str) -> str:
+def renewed(baseline: Baseline, found: Sequence[Found], device: str, today: str) -> str:
     """The baseline's file with the ratios of today."""
     ratios = {one.name: baseline.ratios[one.name].model_copy(update={"ratio": one.ratio}) for one in found}
-    today = baseline.model_copy(update={"ratios": ratios, "device": device, "date": date})
-    return json.dumps(today.model_dump(mode="json"), indent=2) + "\n"
+    renewed_baseline = baseline.model_copy(update={"ratios": ratios, "device": device, "date": today})
+    return json.dumps(renewed_baseline.model_dump(mode="json"), indent=2) + "\n"
 
 
-def told(found: Sequence[Found]) -> str:
+def format_ratios(found: Sequence[Found]) -> str:
     """A line for each ratio."""
     return "\n".join(
         f"{one.name}: {one.ratio:g}, {one.baseline:g} before{', WORSE' if one.worse else ''}"
@@ -125,3 +135,30 @@ def _result(line: str) -> Iterator[dict[str, Any]]:
             return
         if isinstance(found, dict) and isinstance(found.get("ratio"), int | float):
             yield found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmarks; the exit code."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as rollout (default: all with a baseline)")
+    parser.add_argument("--update", metavar="DEVICE", help="write today's ratios as baselines, measured on this device")
+    options = parser.parse_args(arguments)
+    directory, results = Path("benchmarks"), []
+    try:
+        for script, baseline in load(directory, options.names).items():
+            ratios = run(directory, script, baseline)
+            print(format_ratios(ratios), flush=True)
+            results += ratios
+            if options.update:
+                renewed_text = renewed(baseline, ratios, options.update, date.today().isoformat())
+                (directory / "baselines" / f"{script}.json").write_text(renewed_text, encoding="utf-8")
+    except ValueError as error:
+        print(f"regression.py: {error}", file=sys.stderr)
+        return 2
+    print(summary(results))
+    return int(any(one.worse for one in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
