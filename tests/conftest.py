@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from support.paths import SUPPORT, TESTS
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written into the home directory
 os.environ.pop("RAY_ADDRESS", None)
-os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # actors that tests define are imported by name
+os.environ["PYTHONPATH"] = str(TESTS)  # actors that tests define are imported by name
 
 import hypothesis
 import pytest
@@ -93,7 +95,7 @@ def serve() -> Iterator[Callable[..., str]]:
     started = []
 
     def start(*options: str) -> str:
-        command = [sys.executable, str(Path(__file__).parent / "fault_server.py"), "--port", "0", *options]
+        command = [sys.executable, str(SUPPORT / "fault_server.py"), "--port", "0", *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         started.append(process)
         return f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"

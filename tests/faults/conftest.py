@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_judge import run, server, told
+from support.judging import run, server, told
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.paths import SUPPORT
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parent.parent / "cluster_of_nodes.py"
+SCRIPT = SUPPORT / "cluster_of_nodes.py"
 
 
 def test_work_goes_on_when_a_node_dies_and_leaves_a_node_that_is_drained() -> None:

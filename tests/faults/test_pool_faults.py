@@ -202,7 +202,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
 def test_a_speech_that_crashes_the_engine_is_set_aside_and_the_rest_is_answered(
     calm_run, captured, tiny_model, tiny_reward_model, tmp_path, monkeypatch
 ) -> None:
-    from faulty_actors import FATAL, FaultyRollout
+    from support.faulty_actors import FATAL, FaultyRollout
 
     undisturbed = calm_run(2)
     speeches = {row["speech_id"]: row for row in pq.read_table(undisturbed / "speeches.parquet").to_pylist()}
@@ -273,7 +273,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
 
 
 def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:
-    from faulty_actors import Parent
+    from support.faulty_actors import Parent
 
     actor = ray.remote(Parent)
     pool = ActorPool("engine", lambda _: actor.options(num_cpus=0).remote(), 1, start_s=60, item_s=30)

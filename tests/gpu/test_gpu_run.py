@@ -4,7 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from commands import run
+from support.commands import run
 
 COLOCATED = """
 run_dir: {run_dir}

@@ -1,0 +1,110 @@
+"""The command as a user meets it: bad input gives one sentence and exit code 2."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from support import commands
+
+from psyco_ray.cli import commands as driver_commands
+from psyco_ray.cli.main import main
+from psyco_ray.judge.client import Unavailable
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch) -> None:
+    """The command gives its Ray a token by way of the environment, which the other tests' Ray must not see."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def write_job(tmp_path: Path, text: str = "") -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"run_dir: {tmp_path / 'run'}\n{text}")
+    return str(path)
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith("psyco-ray: ")
+    assert "\n" not in captured
+    return captured
+
+
+def test_plan_prints_a_table(tmp_path, capsys) -> None:
+    job = write_job(tmp_path, "rollouts: {cpus: 0.1}\nscorers: {cpus: 0.1}\nlearners: {cpus: 0.1}\n")
+    assert main(["plan", job, "rollouts.actors=2"]) == 0
+    assert "rollout                 2" in capsys.readouterr().out
+
+
+def test_plan_fails_at_once_where_the_cluster_is_too_small(tmp_path, capsys) -> None:
+    message = refused(capsys, "plan", write_job(tmp_path), "learners.gpus=1", "learners.actors=8")
+    assert "the cluster cannot hold iterate" in message
+    assert "8 GPUs" in message
+
+
+def test_options_may_stand_before_and_behind_overrides(tmp_path, capsys) -> None:
+    job = write_job(tmp_path)
+    for arguments in (["seed=1", "--resume", "iterations=0"], ["--resume", "seed=1", "iterations=0"]):
+        assert "iterations: 0 does not do" in refused(capsys, "iterate", job, *arguments)
+    with pytest.raises(SystemExit) as caught:
+        main(["iterate", job, "--resum"])
+    assert caught.value.code == 2
+
+
+def test_iterate_wants_a_reward_model(tmp_path, capsys) -> None:
+    assert "scorers.reward_model is not set" in refused(capsys, "iterate", write_job(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_key_is_named_by_the_command_itself(tmp_path) -> None:
+    found = commands.run("iterate", write_job(tmp_path, "sampling: {temprature: 1}"))
+    assert found.returncode == 2
+    assert found.stderr.strip().endswith("unknown key sampling.temprature; did you mean sampling.temperature?")
+    assert found.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, capsys, monkeypatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        job = write_job(tmp_path, "scorers: {reward_model: a/b}\n")
+        told = refused(capsys, "iterate", job, "--address", address)
+        assert f"no Ray cluster answers at {address} (" in told
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert "look at --address and RAY_ADDRESS" in refused(capsys, "iterate", job, "--resume")
+
+
+def test_a_run_whose_judge_is_away_can_be_resumed(tmp_path, capsys, monkeypatch) -> None:
+    def away(*_: object) -> None:
+        raise Unavailable("judge: no answer for 600 s")
+
+    monkeypatch.setattr(driver_commands, "connect", lambda _: None)
+    monkeypatch.setattr(driver_commands, "_iterate", away)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    assert main(["iterate", write_job(tmp_path, "scorers: {reward_model: a/b}\n")]) == 75
+    told = capsys.readouterr().err.strip()
+    assert told == "psyco-ray: judge: no answer for 600 s; the same command with --resume goes on from here"
+
+
+def test_errors_out_of_actors_are_one_sentence_too(local_ray, tmp_path, tiny_model, tiny_reward_model) -> None:
+    """A model directory that every actor finds broken only when it loads it."""
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_reward_model, broken)
+    (broken / "chat_template.jinja").unlink()
+    (broken / "manifest.json").unlink()  # as if it came from elsewhere
+    job = write_job(
+        tmp_path,
+        f"model: {tiny_model}\nspeeches_per_iteration: 4\ndata: {{dev_share: 0.2}}\n"
+        "rollouts: {cpus: 0.1, max_model_len: 512, kv_cache_gb: 0.1}\nsampling: {max_tokens: 8}\n"
+        f"scorers: {{cpus: 0.1, reward_model: {broken}}}\nlearners: {{cpus: 0.1}}\n",
+    )
+    found = commands.here("iterate", job)
+    assert found.returncode == 2, found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"psyco-ray: the tokenizer of {broken} has no chat template")

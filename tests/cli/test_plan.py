@@ -1,0 +1,251 @@
+"""The forecast of an iteration: by hand on round rates, against stored runs, and what finished runs teach."""
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+from support.paths import ROOT
+
+from psyco_ray.cli.main import main
+from psyco_ray.cli.plan import advice, cost_model
+from psyco_ray.cli.plan.cost_model import Profile, Roles, Shape
+from psyco_ray.config import errors, job_file
+from psyco_ray.config.training import Job
+
+DEMO_SECONDS = (80.0, 74.0, 71.7)
+SHAPE = Shape("thousand", 1000, 2, 10, 100)
+RATES = {
+    "start_s": 1,
+    "prompt_token_s": 0.001,
+    "decode_step_s": 0.5,
+    "decode_token_s": 0.01,
+    "score_token_s": 0.002,
+    "reference_token_s": 0.004,
+    "train_token_s": 0.1,
+    "optimizer_step_s": 3,
+    "save_bytes_per_s": 60,
+    "sync_bytes_per_s": 100,
+}
+
+
+def profile(kind: str = "gpu", **changes: object) -> Profile:
+    given = {"device": "a slide rule", "kind": kind, "estimated": False, "memory_gb": 80, "model": "thousand"}
+    return Profile(**{**given, "parameters": 1000, **RATES, **changes})
+
+
+def job(**changes: object) -> Job:
+    """8 speeches in items of 2, 4 responses of 10 tokens, 2 held-out speeches, steps of 4 pairs."""
+    settings = {
+        "speeches_per_iteration": 8,
+        "sampling": {"responses": 4, "max_tokens": 16},
+        "rollouts": {"speeches_per_item": 2, "max_num_seqs": 8},
+        "evaluation": {"speeches": 2},
+        "dpo": {"optimizer": {"batch_size": 4}},
+        **changes,
+    }
+    return Job.model_validate(settings)
+
+
+def test_stages_by_hand() -> None:
+    given, rates = job(), profile()
+    prompt = cost_model.prompt_tokens(given.prompts)
+    found = cost_model.forecast(given, SHAPE, rates, Roles(2, 1, 2), 10).stages
+    item = 2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01
+    scorer = 8 * (prompt + 40) * 0.002 + 8 * (prompt + 20) * 0.004
+    assert found["sample and score"] == pytest.approx(max(2 * item, scorer))
+    assert found["train"] == pytest.approx(8 * (prompt + 20) / 2 * 0.1 + 2 * 3)
+    assert found["save"] == pytest.approx(100)
+    assert found["sync"] == pytest.approx(20)
+    answers = 2 * prompt * 0.001 + 16 * 0.5 + 2 * 10 * 0.01
+    assert found["evaluate"] == pytest.approx(max(answers, 2 * 2 * (prompt + 10) * 0.002))
+
+
+def test_cores_are_shared_and_gpus_are_not() -> None:
+    given = job()
+    apart = cost_model.forecast(given, SHAPE, profile(score_token_s=0.2), Roles(2, 2, 2), 10)
+    shared = cost_model.forecast(given, SHAPE, profile("cpu", score_token_s=0.2), Roles(2, 2, 2), 10, cores=1)
+    prompt = cost_model.prompt_tokens(given.prompts)
+    engines = 4 * (2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01)
+    scorers = 8 * (prompt + 40) * 0.2 + 8 * (prompt + 20) * 0.004
+    assert apart.stages["sample and score"] == pytest.approx(max(engines, scorers) / 2)
+    assert shared.stages["sample and score"] == pytest.approx(engines + scorers)
+    assert shared.stages["train"] > 1.5 * apart.stages["train"]
+
+
+def test_a_model_of_twice_the_size_takes_twice_the_time() -> None:
+    large = Shape("two thousand", 2000, 2, 10, 100)
+    one, two = (cost_model.forecast(job(), shape, profile(), Roles(2, 1, 2), 10) for shape in (SHAPE, large))
+    assert two.stages == pytest.approx({stage: 2 * seconds for stage, seconds in one.stages.items()})
+    assert two.idle == pytest.approx(one.idle)
+
+
+def test_offline_pairs_are_not_sampled_and_a_reference_of_the_learner_is_not_scored() -> None:
+    both = cost_model.forecast(job(), SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    offline = cost_model.forecast(job(pairs_from="file"), SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    prompt = cost_model.prompt_tokens(job().prompts)
+    assert offline["sample and score"] == pytest.approx(8 * (prompt + 20) * 0.004)
+    moved = job(dpo={"reference": "previous", "optimizer": {"batch_size": 4}})
+    found = cost_model.forecast(moved, SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    assert found["train"] - both["train"] == pytest.approx(8 * (prompt + 20) * 0.004)
+
+
+@pytest.mark.parametrize("gpus", [8, 32])
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_all_gpus_are_shared_out_and_none_is_overfull(gpus: int, zero_stage: int) -> None:
+    given = Job.model_validate(
+        {"learners": {"zero_stage": zero_stage, "gradient_checkpointing": True}, "rollouts": {"kv_cache_gb": 40}}
+    )
+    shape, h100 = cost_model.SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
+    found = cost_model.allocate(given, shape, h100, gpus, 256)
+    assert found.gpus == gpus
+    assert min(found.rollouts, found.scorers, found.learners) >= 1
+    assert cost_model.learner_bytes(given, shape, found.learners, found.zero_stage) <= 80e9
+    seconds = cost_model.forecast(given, shape, h100, found, 256).seconds
+    others = [Roles(r, s, gpus - r - s, 1, 3) for r, s in itertools.product(range(1, gpus), repeat=2) if r + s < gpus]
+    fitting = [o for o in others if cost_model.learner_bytes(given, shape, o.learners, found.zero_stage) <= 72e9]
+    assert seconds == min(cost_model.forecast(given, shape, h100, other, 256).seconds for other in fitting)
+
+
+def test_the_learner_gets_the_zero_stage_that_fits() -> None:
+    given = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
+    h100 = cost_model.profile_of("h100")
+    assert cost_model.allocate(given, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
+    large = Shape("a 13b", 13_000_000_000, 40, 5120, 32_000)
+    previous = given.model_copy(update={"dpo": given.dpo.model_copy(update={"reference": "previous"})})
+    found = cost_model.allocate(previous, large, h100, 8, 256)
+    assert found.zero_stage == 2
+    assert cost_model.learner_bytes(given, large, found.learners, 1) > 72e9
+
+
+def test_eight_bytes_of_memory_a_parameter_are_those_of_adam() -> None:
+    given = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
+    shape = Shape("million", 10**6, 1, 1, 1)
+    found = [cost_model.learner_bytes(given, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
+    assert found == [16e6, 7e6, 5.5e6, 4e6]
+
+
+def test_the_estimated_profile_is_the_arithmetic_that_it_states() -> None:
+    found = cost_model.profile_of("h100")
+    parameters = cost_model.SHAPES["llama-3.1-8b"].parameters
+    assert found.estimated
+    assert found.parameters == parameters
+    assert found.decode_step_s == pytest.approx(2 * parameters / (0.6 * 3.35e12), rel=0.01)
+    assert found.train_token_s == pytest.approx(6 * parameters / (0.35 * 989e12), rel=0.01)
+    for rate in (found.prompt_token_s, found.score_token_s, found.reference_token_s):
+        assert rate == pytest.approx(2 * parameters / (0.4 * 989e12), rel=0.01)
+
+
+def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
+    for name in ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"):
+        assert cost_model.shape_of(name).parameters == 8_030_261_248
+    found = cost_model.shape_of(str(tiny_model))
+    assert (found.layers, found.hidden) == (2, 64)
+    assert 3e6 < found.parameters < 4e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "plan needs JOB.yaml, or --gpus"),
+        (["--gpus", "8", "--model", "llama-9"], "the size of model 'llama-9' is not known; give one of llama-3.1-8b"),
+        (["--gpus", "8", "--device", "tpu"], "there is no profile of device 'tpu'; known are cpu-2-cores, h100"),
+        (["--gpus", "8", "--device", "cpu-2-cores"], "is of no GPU"),
+        (["--gpus", "3", "--model", "llama-3.1-8b"], "3 GPUs do not hold llama-3.1-8b"),
+        (["--gpus", "8", "--cluster"], "plan --cluster is about a job's own actors"),
+        (["--gpus", "8", "--run", "nowhere"], "nowhere holds no whole iteration"),
+    ],
+)
+def test_what_does_not_do_is_one_sentence(capsys, arguments, sentence) -> None:
+    assert main(["plan", *arguments]) == errors.BAD_INPUT
+    assert sentence in capsys.readouterr().err
+
+
+def test_plan_for_gpus_proposes_predicts_and_names_what_decides(capsys) -> None:
+    assert main(["plan", "--gpus", "32", "--model", "llama-3.1-8b"]) == 0
+    said = capsys.readouterr().out
+    assert "ESTIMATED" in said
+    assert "32 GPUs as rollout : scorer : learner = " in said
+    assert "what decides: a quarter more tokens of a response (256)" in said
+
+
+def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of this machine, not of a Ray that other tests brought up
+    assert main(["plan", str(ROOT / "jobs" / "demo.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "every phase fits" in said
+    assert "an iteration" in said
+
+
+def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() -> None:
+    """Those that the demo took on the machine where the profile was measured, one after the other."""
+    rates = cost_model.profile_of("cpu-2-cores")
+    assert not rates.estimated
+    given = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
+    shape = cost_model.shape_of(given.model)
+    found = cost_model.forecast(given, shape, rates, cost_model.roles_of(given), given.sampling.max_tokens, cores=2)
+    assert found.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
+
+
+def write_run(place: Path, gpus: float, rollout_busy: float, scorer_busy: float, train_s: float) -> str:
+    """A run of two iterations with 2 rollouts, 4 scorers and 2 ranks; sampling took 100 s."""
+    settings = {
+        "rollouts": {"actors": 2, "gpus": gpus},
+        "scorers": {"actors": 4, "gpus": gpus},
+        "learners": {"actors": 2, "gpus": gpus},
+    }
+    place.mkdir()
+    (place / "job.yaml").write_text(yaml.safe_dump(Job.model_validate(settings).model_dump(mode="json")))
+    for iteration in (1, 2):
+        stages = {
+            "pairs": {
+                "seconds": 90.0,
+                "mean_tokens": 50.0 * iteration,
+                "busy": {"rollout": 0.9 * rollout_busy, "scorer": 0.9 * scorer_busy},
+            },
+            "evaluate": {"seconds": 10.0, "busy": {"rollout": 0.1 * rollout_busy, "scorer": 0.1 * scorer_busy}},
+            "train": {"seconds": train_s},
+            "sync": {"export_s": 1.0, "load_s": 1.0},
+        }
+        (place / f"iteration-{iteration:03d}").mkdir()
+        for name, facts in stages.items():
+            (place / f"iteration-{iteration:03d}" / f"{name}.json").write_text(json.dumps(facts))
+    return str(place)
+
+
+def told(run: str) -> str:
+    return advice.forecast(job(), device="cpu-2-cores", finished=run)
+
+
+def test_idle_scorers_become_engines(tmp_path) -> None:
+    said = told(write_run(tmp_path / "run", 1, rollout_busy=198, scorer_busy=40, train_s=40))
+    # of 142 s: engines worked 99, scorers 10, ranks 40
+    assert "idle: rollouts 30 %, scorers 93 %, learners 72 %" in said
+    assert "from 2 : 4 : 2 to 4 : 1 : 3, which shortens an iteration by about 44 %" in said
+    assert "75 of a response (measured in" in said
+
+
+def test_a_slow_learner_gets_gpus(tmp_path) -> None:
+    said = told(write_run(tmp_path / "run", 1, rollout_busy=198, scorer_busy=100, train_s=1000))
+    assert "train takes 91 % of an iteration" in said
+    assert "from 2 : 4 : 2 to 2 : 1 : 5" in said
+
+
+def test_a_balanced_run_stays_as_it_is(tmp_path) -> None:
+    said = told(write_run(tmp_path / "run", 1, rollout_busy=100, scorer_busy=200, train_s=50))
+    assert "the roles are in balance" in said
+
+
+def test_roles_that_share_cores_gain_nothing_by_other_numbers(tmp_path) -> None:
+    said = told(write_run(tmp_path / "run", 0, rollout_busy=150, scorer_busy=100, train_s=50))
+    assert "all roles share the same cores" in said
+    assert "pairs takes 59 % of an iteration" in said
+
+
+def test_records_without_busy_seconds_are_refused(tmp_path) -> None:
+    run = write_run(tmp_path / "run", 0, rollout_busy=150, scorer_busy=100, train_s=50)
+    (tmp_path / "run" / "iteration-002" / "evaluate.json").write_text(json.dumps({"seconds": 10.0}))
+    with pytest.raises(ValueError, match="was made by an older version"):
+        told(run)

@@ -1,0 +1,202 @@
+"""Whole runs with a tiny model: the report, and a driver that is killed and goes on as if nothing had been."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.commands import ended, here
+from support.runs import JOB, finish, start
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def make_job(tmp_path_factory, tiny_model, tiny_reward_model, local_ray):
+    def make(name: str) -> tuple[Path, Path, Path]:
+        where = tmp_path_factory.mktemp(name)
+        job = where / "job.yaml"
+        job.write_text(JOB.format(run_dir=where / "run", model=tiny_model, reward_model=tiny_reward_model))
+        return job, where / "run", where / "log"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_job) -> Path:
+    job, run, _ = make_job("undisturbed")
+    done = here("iterate", job, "rollouts.actors=2")  # the other runs have one: it must not matter
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+def test_a_run_leaves_what_it_promises(undisturbed) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["iterations"] == 2
+    for judge in ("train", "heldout"):
+        low, high = summary[judge]["ci95"]
+        assert 0 <= low <= summary[judge]["win_rate_vs_base"] <= high <= 1
+        assert summary[judge]["speeches"] == 10
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2]
+    assert {"loss", "train_reward", "sync_s", "rollout_tokens_per_s", "dev_heldout"} <= set(lines[0])
+    now = json.loads((undisturbed / "status.json").read_text())["now"]
+    assert now["sync_bytes"] > 1e6
+    assert {"rollouts", "scorers", "learners"} == set(now["idle_share"])
+    assert all(now[f"{name}_per_s"] > 0 for name in ("rollout_tokens", "groups", "learner_tokens"))
+    pairs = pq.read_table(undisturbed / "iteration-002" / "pairs.parquet").to_pylist()
+    assert all(pair["chosen_score"] > pair["rejected_score"] for pair in pairs)
+    assert {pair["policy_version"] for pair in pairs} == {1}
+    first = pq.read_table(undisturbed / "iteration-001" / "pairs.parquet").to_pylist()
+    assert not {p["speech_id"] for p in first} & {p["speech_id"] for p in pairs}, "no speech comes again before all did"
+    checkpoint = undisturbed / "iteration-002" / "checkpoint"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    state = load_file(undisturbed / "iteration-002" / "state" / "state-00000.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, state[name].to(parameter.dtype)), name
+    assert AutoTokenizer.from_pretrained(checkpoint).chat_template
+    assert not (undisturbed / "iteration-001" / "state").exists(), "only the last state is kept"
+    speeches = pq.read_table(undisturbed / "speeches.parquet").to_pylist()
+    dev = {row["speech_id"] for row in speeches if row["split"] == "dev"}
+    assert not dev & {p["speech_id"] for p in first + pairs}
+    [line] = json.loads((undisturbed / "iteration-002" / "timeline.json").read_text())["parts"]
+    assert [what for what, _, _ in line["driver"]] == ["sample", "train", "save", "sync", "evaluate"]
+    assert line["actors"] == {"rollouts": 2, "scorers": 1, "learners": 1}
+    assert all(sum(line["busy"][role]) * line["bin_s"] > 0 for role in line["actors"])
+
+
+def test_the_report_stands_alone(undisturbed) -> None:
+    page = (undisturbed / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "held-out client speeches" in page
+    for outside in ("<script", "src=", "@import", "url("):
+        assert outside not in page.split("<pre>")[0].replace("url(#", ""), outside
+    assert "{{" not in page
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def children_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """All but Ray's agents: those try for a minute to tell a dead head of Ray their end."""
+    return [p for p in psutil.Process(driver.pid).children(recursive=True) if not named(p).endswith("Agent")]
+
+
+def named(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    return psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param(["sampling", "training", "training on", "saving"], marks=pytest.mark.long),
+        ["training on"],
+    ],
+    ids=len,
+)
+def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(undisturbed, make_job, moments) -> None:
+    job, run, log = make_job("disturbed")
+    settings = ("dpo.checkpoint_every=3", "checkpoints.keep_last=1", "checkpoints.keep_best=false")
+    before = shared_memory()
+    training = run / "iteration-001" / "training" / "progress.json"
+    for how, moment, there in (
+        (signal.SIGTERM, "sampling", lambda: any(run.glob("iteration-001/samples/*.scores.parquet"))),
+        (signal.SIGTERM, "training", lambda: "iteration 1: train step 2/" in log.read_text()),
+        (signal.SIGKILL, "training on", lambda: "iteration 1: train step 8/" in log.read_text()),
+        (signal.SIGKILL, "saving", (run / "iteration-002" / "checkpoint").exists),
+    ):
+        if moment not in moments:
+            continue
+        process = start(job, log, *settings)
+        deadline = time.monotonic() + 300
+        while not (log.exists() and there()):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.01)
+        children = children_of(process)
+        assert children
+        began = time.monotonic()
+        process.send_signal(how)
+        code = ended(process, 200, log.read_text)
+        print(f"recovery: {how.name} while {moment}: ended after {time.monotonic() - began:.1f} s")
+        if how is signal.SIGTERM:
+            assert code == 75, log.read_text()[-3000:]
+            ours = [line for line in log.read_text().splitlines() if "(raylet)" not in line]  # Ray may speak last
+            assert ours[-1].startswith("psyco-ray: stopped; the same command with --resume")
+            assert training.exists() == (moment == "training")
+        assert not still_there(children, 20), "a process was left behind"
+        assert not shared_memory() - before
+        assert not (run / "iteration-002" / "train.json").exists(), "it came too late to show anything"
+    finish(job, log, *settings)
+    assert log.read_text().count(" steps are done") == len({*moments} - {"sampling"}), (
+        "training went on from its checkpoints"
+    )
+    for iteration in (1, 2):
+        name = f"iteration-{iteration:03d}"
+        assert pq.read_table(run / name / "pairs.parquet").equals(pq.read_table(undisturbed / name / "pairs.parquet"))
+        ours, theirs = (json.loads((r / name / "train.json").read_text()) for r in (run, undisturbed))
+        assert (ours["steps"], ours["tokens"]) == (theirs["steps"], theirs["tokens"])
+        assert not (run / name / "training").exists()
+    ours, theirs = (load_file(r / "iteration-002" / "state" / "state-00000.safetensors") for r in (run, undisturbed))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    assert not (run / "iteration-001" / "checkpoint").exists(), "only the last one was to be kept"
+    named = json.loads((run / "summary.json").read_text())["checkpoint"]
+    assert Path(named).is_dir()
+    assert "iteration-001" not in named
+
+
+def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(make_job, serve) -> None:
+    job, run, _ = make_job("offline")
+    settings = ["speeches_per_iteration=18", "dpo.optimizer.batch_size=6", "dpo.loss=ipo", "dpo.sft=0.1"]
+    settings += ["dpo.reference=previous"]
+    judge = {"model": "judge", "base_url": serve(), "key_env": "null"}
+    settings += [f"evaluation.judge.{key}={value}" for key, value in judge.items()]
+    found = here("train-dpo", job, *settings)
+    assert found.returncode == 0, found.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["pairs_from"], summary["iterations"], summary["steps"]) == ("file", 2, 6)
+    steps = [json.loads((run / f"iteration-{k:03d}" / "train.json").read_text())["steps"] for k in (1, 2)]
+    assert [of[0]["margin"] for of in steps] == pytest.approx([0, 0], abs=1e-3), "the reference is the policy before"
+    rates = [step["lr"] for of in steps for step in of]
+    assert rates == sorted(rates, reverse=True), "the schedule does not begin anew"
+    first, second = (pq.read_table(run / f"iteration-{k:03d}" / "pairs.parquet").to_pylist() for k in (1, 2))
+    assert not {row["speech_id"] for row in first} & {row["speech_id"] for row in second}
+    assert first[0]["chosen_ids"][-1] == 2, "a response ends with the end of turn and nothing behind it"
+    assert (run / "report.html").read_text().count("Offline DPO") >= 1
+    rates = [json.loads((run / f"iteration-{k:03d}" / "evaluate.json").read_text())["judge"] for k in (1, 2)]
+    assert all(len(of["outcomes"]) == 10 for of in rates)
+    best = summary["best"]
+    assert best["value"] == max(0.5, *(of["win_rate_vs_base"] for of in rates))
+    assert best["by"].startswith("win rate")
+    assert summary["judge"]["win_rate_vs_base"] == rates[1]["win_rate_vs_base"]
+    if best["iteration"]:
+        assert (Path(summary["checkpoint"]) / "README.md").exists()
+
+
+@pytest.mark.long
+def test_one_round_samples_everything_from_the_base_model(make_job, undisturbed) -> None:
+    job, run, log = make_job("online")
+    finish(job, log, "pairs_from=base")
+    for k in (1, 2):
+        pairs = pq.read_table(run / f"iteration-{k:03d}" / "pairs.parquet").to_pylist()
+        assert {row["policy_version"] for row in pairs} == {0}
+    ours, theirs = (pq.read_table(r / "iteration-001" / "pairs.parquet") for r in (run, undisturbed))
+    assert ours.equals(theirs), "the first iteration samples from the base model either way"

@@ -1,0 +1,147 @@
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from statsmodels.stats.inter_rater import cohens_kappa
+from support.paths import SHARED_DATA
+
+from psyco_ray.evaluate.agreement import Estimate, Level, cohen_kappa, krippendorff_alpha, percent
+
+NAN = math.nan
+LEVELS: list[Level] = ["nominal", "ordinal", "interval"]
+MENTAL_ALIGN = SHARED_DATA / "mentalalign_ratings.parquet"
+
+
+def figure(estimate: Estimate) -> float:
+    assert estimate.value is not None
+    return estimate.value
+
+
+def ratings(raters: int, missing: float = 0.0):
+    values = st.integers(1, 5).map(float)
+    elements = values if not missing else st.one_of(values, values, st.just(NAN))
+    return arrays.arrays(float, st.tuples(st.integers(3, 30), st.just(raters)), elements=elements)
+
+
+def test_percent_and_kappa_by_hand() -> None:
+    # 20 both yes, 15 both no, 5 only the second, 10 only the first: 35 of 50; by chance 25 x 30 and 25 x 20 of 50
+    pairs = [(1, 1)] * 20 + [(0, 0)] * 15 + [(0, 1)] * 5 + [(1, 0)] * 10
+    assert figure(percent(pairs)) == pytest.approx(0.7)
+    assert figure(cohen_kappa(pairs)) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
+
+
+def test_quadratic_weights_by_hand() -> None:
+    # differences 0, 0, 1, 4 in the data; marginals {1: 2, 2: 1, 3: 1} and {1: 2, 3: 1, 2: 1} by chance
+    found = cohen_kappa([(1, 1), (2, 2), (3, 2), (1, 3)], weights="quadratic")
+    seen = (1 + 4) / 4
+    chance = sum((a - b) ** 2 for a in (1, 2, 3, 1) for b in (1, 2, 2, 3)) / 16
+    assert figure(found) == pytest.approx(1 - seen / chance)
+
+
+def test_alpha_by_hand() -> None:
+    # three items rated (1, 1), (1, 2), (2, 2): coincidences 1-1: 2, 1-2: 2 (both ways), 2-2: 2; 3 ratings of each value
+    found = [(1, 1), (1, 2), (2, 2)]
+    nominal = 1 - (2 / 6) / (2 * 3 * 3 / (6 * 5))
+    assert figure(krippendorff_alpha(found, "nominal")) == pytest.approx(nominal)
+    assert figure(krippendorff_alpha(found, "interval")) == pytest.approx(nominal)  # two values are one step apart
+    wider = [(1, 1), (1, 3), (3, 3), (2, 2)]  # one disagreement, of two steps; 3, 2 and 3 ratings of 1, 2 and 3
+    chance = 2 * (3 * 2 * 1 + 2 * 3 * 1 + 3 * 3 * 4) / (8 * 7)
+    assert figure(krippendorff_alpha(wider, "interval")) == pytest.approx(1 - (2 * 4 / 8) / chance)
+
+
+def test_missing_ratings_and_lone_ratings_do_not_count() -> None:
+    full = [(1, 1, NAN), (1, 2, 2), (NAN, 2, 2), (3, NAN, 3)]
+    lone = [(5, NAN, NAN), (NAN, NAN, NAN)]
+    for measure in (percent, lambda r: krippendorff_alpha(r, "ordinal")):
+        assert measure([*full, *lone]) == measure(full)
+    assert percent(full).items == 4
+    assert figure(percent(full)) == pytest.approx((1 + 1 + 1 + 1) / (1 + 3 + 1 + 1))
+    assert cohen_kappa([(1, 1), (1, 0), (NAN, 1), (0, NAN)]).items == 2
+
+
+def test_what_the_data_does_not_determine_is_none() -> None:
+    nothing = Estimate(None, None, None, 0)
+    for none in (np.empty((0, 2)), [(1, NAN), (NAN, 2)]):
+        assert percent(none) == cohen_kappa(none) == krippendorff_alpha(none, "nominal") == nothing
+    assert cohen_kappa([(1, 1)] * 4) == krippendorff_alpha([(1, 1)] * 4, "interval") == Estimate(None, None, None, 4)
+    assert percent([(1, 1)] * 4) == Estimate(1.0, 1.0, 1.0, 4)
+
+
+@given(ratings(2))
+def test_kappa_equals_statsmodels(found: np.ndarray) -> None:
+    assume(len(np.unique(found)) > 1)
+    table = np.zeros((5, 5))
+    np.add.at(table, tuple(found.T.astype(int) - 1), 1)
+    for weights in (None, "quadratic"):
+        theirs = cohens_kappa(table, wt=weights, return_results=False)
+        assert figure(cohen_kappa(found, weights, draws=2)) == pytest.approx(theirs)
+
+
+@given(ratings(4, missing=0.3))
+def test_alpha_equals_the_krippendorff_package(found: np.ndarray) -> None:
+    oracle = pytest.importorskip("krippendorff")
+    rated = found[(~np.isnan(found)).sum(axis=1) >= 2]
+    assume(len(np.unique(rated[~np.isnan(rated)])) > 1)
+    for level in LEVELS:
+        theirs = oracle.alpha(reliability_data=found.T, level_of_measurement=level)
+        assert figure(krippendorff_alpha(found, level, draws=2)) == pytest.approx(theirs)
+
+
+@given(ratings(3, missing=0.3), st.permutations(range(3)), st.randoms(use_true_random=False))
+def test_neither_the_order_of_items_nor_of_raters_matters(found: np.ndarray, raters: list[int], random) -> None:
+    items = list(range(len(found)))
+    random.shuffle(items)
+    shuffled = found[items][:, raters]
+    for level in LEVELS:
+        ours, theirs = (krippendorff_alpha(r, level, draws=2).value for r in (found, shuffled))
+        assert (ours is None) == (theirs is None)
+        assert ours is None or ours == pytest.approx(theirs)
+
+
+def test_intervals_are_those_of_a_plain_bootstrap() -> None:
+    generator = np.random.default_rng(5)
+    first = generator.integers(1, 6, 150)
+    second = np.where(generator.random(150) < 0.6, first, generator.integers(1, 6, 150))
+    found = np.stack([first, second], axis=1).astype(float)
+    plain = {"percent": [], "kappa": [], "alpha": []}
+    for _ in range(1500):
+        drawn = found[generator.integers(0, len(found), len(found))]
+        plain["percent"].append(figure(percent(drawn, draws=1)))
+        plain["kappa"].append(figure(cohen_kappa(drawn, draws=1)))
+        plain["alpha"].append(figure(krippendorff_alpha(drawn, "interval", draws=1)))
+    ours = {
+        "percent": percent(found),
+        "kappa": cohen_kappa(found),
+        "alpha": krippendorff_alpha(found, "interval"),
+    }
+    for name, estimate in ours.items():
+        assert (estimate.low, estimate.high) == pytest.approx(np.quantile(plain[name], [0.025, 0.975]), abs=0.015)
+
+
+def test_the_seed_alone_decides_the_interval() -> None:
+    found = np.random.default_rng(1).integers(1, 6, (40, 2)).astype(float)
+    assert krippendorff_alpha(found, "ordinal", seed=3) == krippendorff_alpha(found, "ordinal", seed=3)
+    assert krippendorff_alpha(found, "ordinal", seed=3).low != krippendorff_alpha(found, "ordinal", seed=4).low
+
+
+@pytest.mark.skipif(not MENTAL_ALIGN.exists(), reason="the ratings are not in this checkout")
+def test_alpha_of_many_real_ratings_is_quick_and_right() -> None:
+    oracle = pytest.importorskip("krippendorff")
+    import pandas as pd
+
+    table = pd.read_parquet(MENTAL_ALIGN)
+    for attribute in ("Guidance", "Safety", "Empathy"):
+        found = table.pivot(index=["conv_id", "model"], columns="judge", values=attribute).to_numpy()
+        began = time.process_time()
+        estimate = krippendorff_alpha(found, "ordinal")
+        assert time.process_time() - began < 5
+        theirs = oracle.alpha(reliability_data=found.T, level_of_measurement="ordinal")
+        assert figure(estimate) == pytest.approx(theirs)
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert estimate.low < figure(estimate) < estimate.high < estimate.low + 0.1
+        assert estimate.items > 9000

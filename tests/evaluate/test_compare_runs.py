@@ -1,0 +1,354 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+from support.pages import Page
+
+from psyco_ray.cli.main import main
+from psyco_ray.config import job_file
+from psyco_ray.config.resources import Scorers
+from psyco_ray.config.training import DpoConfig, Job, Sampling
+from psyco_ray.evaluate import stats
+from psyco_ray.evaluate.compare_runs import compare, paired
+from psyco_ray.report import compare_runs as report
+from psyco_ray.report import model_cards
+from psyco_ray.run.directory import RunDirectory
+
+ODD = "odd <b>name & | $pipe$"
+SPEECHES = [f"{i:016x}" for i in range(12)]
+
+
+def make_run(
+    root: Path,
+    scores: list[list[float]],
+    speeches: list[str] = SPEECHES,
+    judge: str = "both",
+    finished: bool = True,
+    tokens: list[float] | None = None,
+    steps: int = 4,
+    **settings,
+) -> Path:
+    """A run directory as training leaves it: scores by iteration and speech, base model first."""
+    settings.setdefault("iterations", len(scores) - 1)
+    scorers = Scorers(reward_model="rm", heldout_model=settings.pop("heldout_model", "held"))
+    job = job_file.parse(Job, {"scorers": scorers.model_dump(), **settings}, "test")
+    run = RunDirectory(str(root))
+    run.write_text("job.yaml", job_file.dump(job))
+    for iteration, values in enumerate(scores):
+        facts: dict = {"reward": sum(values) / len(values), "ci95": stats.bootstrap_mean(values, 0)}
+        facts["scores"] = {key: [value] for key, value in zip(speeches, values, strict=True)}
+        if iteration:
+            wins = [stats.win_share([new], [old]) for new, old in zip(values, scores[0], strict=True)]
+            facts |= {"win_rate_vs_base": sum(wins) / len(wins), "win_rate_ci95": stats.wilson(sum(wins), len(wins))}
+            run.finish(f"iteration-{iteration:03d}/train", 0.0, steps=[{"loss": 0.7}] * steps)
+        found = dict.fromkeys(["reward", "heldout"] if judge == "both" else [judge], facts)
+        mean = tokens[iteration] if tokens else 100.0
+        run.finish(f"iteration-{iteration:03d}/evaluate", 0.0, speeches=len(values), mean_tokens=mean, **found)
+    if finished:
+        run.write_json("summary.json", {"iterations": len(scores) - 1})
+    run.close()
+    return root
+
+
+def rising(height: float, iterations: int = 2) -> list[list[float]]:
+    return [[i / 12 + height * k for i in range(12)] for k in range(iterations + 1)]
+
+
+def policies(root: Path, names: list[str], opponent: str = "GPT-4o") -> Path:
+    root.mkdir()
+    rate = {"rate": 0.694, "wilson95": [0.678, 0.7095]}
+    topics = {"Safety": {"rate": 0.754}, "Youth": {"rate": 0.5}}
+    variants = {"free": {"overall": rate, "topics": topics}, "matched": {"overall": rate, "topics": {}}}
+    found = {"opponent": opponent, "policies": [{"name": name, "variants": variants} for name in names]}
+    (root / "evaluation.json").write_text(json.dumps(found))
+    return root
+
+
+def stands_alone(text: str) -> Page:
+    page = Page(text)
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"url\((?!#)|@import|<script|<link|<img", text)
+    return page
+
+
+def test_a_curve_by_hand(tmp_path) -> None:
+    # iteration 1 wins 2 of 3 speeches and ties one, iteration 2 loses all
+    scores = [[0.0, 1.0, 2.0], [1.0, 2.0, 2.0], [-1.0, 0.0, 1.0]]
+    root = make_run(tmp_path / "run", scores, SPEECHES[:3], tokens=[100, 130, 80], steps=5)
+    run = compare([root])["runs"]["run"]
+    assert [point["step"] for point in run["curve"]] == [0, 5, 10]
+    assert [point["win_rate"] for point in run["curve"]] == [0.5, 2.5 / 3, 0.0]
+    assert [point["reward"] for point in run["curve"]] == [1.0, 5 / 3, 0.0]
+    assert [point["length_ratio"] for point in run["curve"]] == [1.0, 1.3, 0.8]
+    assert run["curve"][1]["win_rate_ci95"] == list(stats.wilson(2.5, 3))
+    assert run["best"]["iteration"] == 1, "the hump, not the end"
+    assert run["final"]["iteration"] == 2
+    assert run["finished"]
+
+
+def test_paired_by_hand() -> None:
+    ours = {"a": [1.0, 3.0], "b": [1.0], "c": [5.0], "d": [0.0], "only ours": [9.0]}
+    theirs = {"a": [1.0], "b": [0.0, 1.0], "c": [5.0], "d": [2.0], "only theirs": [9.0]}
+    found = paired(ours, theirs)
+    assert (found["speeches"], found["wins"], found["ties"], found["losses"]) == (4, 2, 1, 1)
+    assert found["share"] == 2.5 / 4
+    assert found["difference"] == pytest.approx((1 + 0.5 + 0 - 2) / 4)
+    assert found["p"] == 1.0  # 2 of 3
+    eight = {str(i): [float(i > 0)] for i in range(8)}
+    assert paired(eight, {key: [0.5] for key in eight})["p"] == pytest.approx(2 * (1 + 8) / 2**8)  # 7 of 8 and beyond
+    assert paired(eight, eight)["p"] == 1.0
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=40))
+def test_paired_is_the_same_from_the_other_side(gaps: list[float]) -> None:
+    ours, theirs = {str(i): [gap] for i, gap in enumerate(gaps)}, {str(i): [0.0] for i in range(len(gaps))}
+    one, other = paired(ours, theirs), paired(theirs, ours)
+    assert (one["wins"], one["ties"], one["losses"]) == (other["losses"], other["ties"], other["wins"])
+    assert one["p"] == pytest.approx(other["p"])
+    assert one["share"] == pytest.approx(1 - other["share"])
+    fewer, decided = min(one["wins"], one["losses"]), one["wins"] + one["losses"]
+    assert one["p"] == pytest.approx(min(1.0, 2 * binom.cdf(fewer, decided, 0.5)))
+
+
+def test_runs_are_compared_at_their_ends_and_at_their_best(tmp_path) -> None:
+    humped = rising(1.0)
+    humped.append([value - 5 for value in humped[0]])
+    roots = [make_run(tmp_path / "offline", humped), make_run(tmp_path / "online", rising(0.5, 3))]
+    found = compare(roots)
+    (pair,) = found["pairs"]
+    assert (pair["a"], pair["b"]) == ("offline", "online")
+    assert (pair["final"]["wins"], pair["final"]["losses"]) == (0, 12)
+    assert pair["final"]["difference"] == pytest.approx(-5 - 1.5)
+    assert (pair["best"]["wins"], pair["best"]["losses"]) == (12, 0)  # 2.0 at iteration 2 against 1.5 at 3
+    assert pair["best"]["p"] == pytest.approx(2 / 2**12)
+    assert found["notes"] == []
+    assert found["shared_speeches"] == 12
+
+
+def test_what_differs_is_said(tmp_path) -> None:
+    a = make_run(tmp_path / "a", rising(1), learners={"actors": 2})
+    b = make_run(tmp_path / "b", rising(1), seed=3, dpo={"beta": 0.3}, evaluation={"temperature": 0.5})
+    found = compare([a, b])
+    assert [(row["setting"], row["values"]) for row in found["differences"]] == [
+        ("seed", {"a": 0, "b": 3}),
+        ("dpo.beta", {"a": 0.1, "b": 0.3}),
+        ("evaluation.temperature", {"a": 0.0, "b": 0.5}),
+    ]
+    assert found["notes"] == [
+        "The runs answered the held-out speeches with different settings: evaluation.temperature."
+    ]
+    other = [[value + 7 for value in row] for row in rising(1)]
+    judged = make_run(tmp_path / "judged", other, heldout_model="another")
+    own = make_run(tmp_path / "own", [[value + 9 for value in row] for row in other], heldout_model=None)
+    same = make_run(tmp_path / "same", other, heldout_model="/elsewhere/another")
+    found = compare([a, judged, own, same])
+    assert "different judges (a; judged, same; own)" in found["notes"][0]
+    assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [("judged", "same")]
+    based = make_run(tmp_path / "based", rising(2), model="another-base")
+    assert "different base models" in compare([a, based])["notes"][0]
+    shifted = make_run(tmp_path / "shifted", rising(1), speeches=[*SPEECHES[4:], "x", "y", "z", "zz"])
+    found = compare([a, shifted])
+    assert "different held-out speeches (a: 12, shifted: 12; all share 8)" in " ".join(found["notes"])
+
+
+def test_unfinished_runs_and_runs_without_a_heldout_judge_are_named(tmp_path) -> None:
+    going = make_run(tmp_path / "going", rising(1), iterations=16, finished=False)
+    bare = make_run(tmp_path / "bare", rising(1), judge="reward", heldout_model=None)
+    found = compare([going, bare])
+    assert found["judge"] == "reward"
+    assert found["notes"][0] == "going is not finished: 2 of 16 iterations are there."
+    assert "expect it to flatter" in found["notes"][1]
+    assert len(found["pairs"]) == 1, "one reward model trained both"
+    begun = make_run(tmp_path / "begun", rising(1, 0), iterations=16, finished=False)
+    assert compare([begun])["runs"]["begun"]["best"]["iteration"] == 0
+    assert compare([make_run(tmp_path / "early", rising(1), iterations=3)])["notes"] == [
+        "early ended after 2 of 3 iterations."
+    ]
+    longer = make_run(tmp_path / "longer", rising(1))
+    (longer / "summary.json").write_text('{"iterations": 1}')
+    assert not compare([longer])["runs"]["longer"]["finished"], "an old summary beside more iterations"
+
+
+def test_a_checkpoint_that_raised_an_alarm_is_not_the_best(tmp_path) -> None:
+    root = make_run(tmp_path / "run", rising(1))
+    path = root / "iteration-002" / "evaluate.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"alarms": ["answers are 3.0 times as long"]}))
+    found = compare([root])
+    assert found["runs"]["run"]["best"]["iteration"] == 1
+    assert found["notes"] == ["run raised an alarm in iteration 2, which cannot be its best."]
+
+
+def test_bad_input_is_one_sentence(tmp_path) -> None:
+    a = make_run(tmp_path / "a", rising(1))
+    apart = make_run(tmp_path / "apart", rising(1), speeches=[f"other-{i}" for i in range(12)])
+    (tmp_path / "empty").mkdir()
+    judged = [make_run(tmp_path / judge, rising(1), judge=judge) for judge in ("heldout", "reward")]
+    cases = {
+        "no kind of judge in common (heldout: heldout, reward: reward)": judged,
+        "share no held-out speech": [a, apart],
+        "is given twice": [a, tmp_path / "empty" / ".." / "a"],
+        "empty has neither iteration-000/evaluate.json": [a, tmp_path / "empty"],
+    }
+    for words, roots in cases.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            compare(roots)
+    for file, text, words in (
+        ("job.yaml", "[]", "job.yaml has no model, seed and iterations"),
+        ("iteration-001/evaluate.json", "{", "evaluate.json is no JSON"),
+    ):
+        good = (a / file).read_text()
+        (a / file).write_text(text)
+        with pytest.raises(ValueError, match=words):
+            compare([a])
+        (a / file).write_text(good)
+    (a / "iteration-002" / "train.json").unlink()
+    with pytest.raises(ValueError, match=r"iteration-002/train\.json does not exist, but what came after it does"):
+        compare([a])
+    old = policies(tmp_path / "old", ["x"])
+    (old / "evaluation.json").write_text('{"policies": [{"name": "x"}], "opponent": "y"}')
+    with pytest.raises(ValueError, match="is not what evaluate-policy writes"):
+        compare([old])
+
+
+def test_names_are_as_long_as_they_need_to_be(tmp_path) -> None:
+    roots = [make_run(tmp_path / place / "run", rising(1)) for place in ("x", "y")]
+    assert list(compare(roots)["runs"]) == ["x/run", "y/run"]
+
+
+def test_pages_of_everything(tmp_path) -> None:
+    roots = [
+        make_run(tmp_path / ODD, rising(1), tokens=[100, 120, 140]),
+        make_run(tmp_path / "_hidden", rising(0.5), finished=False, iterations=9, heldout_model="/secret/place/held"),
+        policies(tmp_path / "eval", ["3B + DPO-Iter", ODD]),
+        policies(tmp_path / "eval-2", ["8B"], opponent="another"),
+    ]
+    found = compare(roots)
+    report.write(found, tmp_path / "out")
+    report.write(found, tmp_path / "again")
+    names = {"compare.html", "compare.md", "compare.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    text = (tmp_path / "out" / "compare.html").read_text("utf-8")
+    page = stands_alone(text)
+    assert text.count("<svg") == 3
+    assert "<b>name" not in text
+    assert "secret" not in text
+    for said in (ODD, "_hidden is not finished: 2 of 9", "different opponents (GPT-4o, another)"):
+        assert said in page.text
+    assert ["_hidden", "final, iteration 2", "8", "100.0", "75.8 to 100.0"] in [row[:5] for row in page.rows]
+    assert ["3B + DPO-Iter", "eval", "GPT-4o", "75.4", "50.0", "69.4", "67.8 to 71.0"] in page.rows
+    markdown = (tmp_path / "out" / "compare.md").read_text("utf-8")
+    for block in re.findall(r"(?:^\|.*\n)+", markdown, re.M):
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    assert "<b" not in markdown
+    assert "Win rates, %, w/ length constraint" in markdown
+    stored = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert stored["runs"][ODD]["best"]["win_rate"] == 1.0
+
+
+def test_pages_of_one_run_and_of_policies_alone(tmp_path) -> None:
+    report.write(compare([make_run(tmp_path / "a", rising(1, 0), iterations=2)]), tmp_path / "out")
+    page = stands_alone((tmp_path / "out" / "compare.html").read_text("utf-8"))
+    assert "Runs in pairs" not in page.text
+    assert ["a", "final, iteration 0", "0", "50.0", "–"] in [row[:5] for row in page.rows]
+    report.write(compare([policies(tmp_path / "eval", ["8B"])]), tmp_path / "out")
+    text = (tmp_path / "out" / "compare.html").read_text("utf-8")
+    assert "<svg" not in text
+    assert "judge" not in stands_alone(text).text
+
+
+def test_the_command(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    root = make_run(tmp_path / "a", rising(1))
+    assert main(["compare", str(root), "--out", str(tmp_path / "out")]) == 0
+    assert "| a | final, iteration 2 |" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "has neither" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compare", str(root), "--out", str(tmp_path / "out"), "left over"])
+
+
+FACTS = {
+    "name": "demo-3b",
+    "base": "/secret/models/Llama: 3B",
+    "method": "dpo-iter",
+    "seed": 7,
+    "iterations": 16,
+    "steps": 1600,
+    "best": {"iteration": 12, "by": "mean held-out reward", "value": 1.25},
+    "dpo": DpoConfig().model_dump(),
+    "sampling": Sampling().model_dump(),
+    "reward_model": "/secret/place/rm-3b",
+    "heldout_model": "hub/rm-8b",
+    "data": {"speeches": "/secret/place/speeches.parquet", "dev_share": 0.1},
+    "heldout": {
+        "speeches": 1200,
+        "reward_before": 0.1,
+        "reward_before_ci95": (0.0, 0.2),
+        "reward_after": 1.25,
+        "reward_after_ci95": (1.1, 1.4),
+        "win_rate_vs_base": 0.87,
+        "ci95": (0.85, 0.889),
+    },
+    "length_ratio": 1.3,
+    "guards": {"min_margin": 0.2, "stop": {"patience": 3}},
+    "versions": {"psyco_ray": "0.1.0", "torch": "2.13.0"},
+}
+
+
+def front_and_body(card: str) -> tuple[dict, str]:
+    _, front, body = re.split(r"^---\n", card, maxsplit=2, flags=re.M)
+    return yaml.safe_load(front), body
+
+
+def test_policy_card_says_what_it_is_and_what_not() -> None:
+    front, body = front_and_body(model_cards.policy_card(FACTS))
+    assert front["base_model"] == "Llama: 3B"
+    assert (front["license"], front["language"], front["pipeline_tag"]) == ("other", ["en"], "text-generation")
+    for said in (
+        "iterative DPO",
+        "| optimizer steps | 1,600 |",
+        "| this checkpoint | iteration 12, chosen by mean held-out reward: 1.250 |",
+        "| reward model that trains | rm-3b |",
+        "| reward model that only judges | hub/rm-8b |",
+        "| dpo.beta | 0.1 |",
+        "| dpo.optimizer.learning_rate | 5e-07 |",
+        "| sampling.responses | 8 |",
+        "| data.speeches | speeches.parquet |",
+        "| guards.stop.patience | 3 |",
+        "On 1,200 held-out speeches",
+        "| this policy | 1.250 | 1.100 to 1.400 |",
+        "beats the base model's in 87.0 % of them (95 % interval 85.0 to 88.9 %)",
+        "1.30 times as long",
+        "psyco_ray 0.1.0, torch 2.13.0",
+        "Assistive drafts for a professional",
+        "Not for direct use with clients",
+        "Not for a crisis",
+        "Single-turn",
+        "English",
+        "non-commercial",
+        "rater of the data",
+        "opponent and judge",
+    ):
+        assert said in body, said
+    assert "secret" not in body
+
+
+def test_policy_card_without_judge_and_guards() -> None:
+    bare = FACTS | {"method": "dpo", "reward_model": None, "heldout_model": None, "heldout": None, "guards": None}
+    _, body = front_and_body(model_cards.policy_card(bare))
+    assert "| guards | none: the paper's recipe |" in body
+    assert "| reward model that trains | none: the pairs are those of the data |" in body
+    assert "| reward model that only judges | none |" in body
+    assert "No reward model judged it" in body
+    assert "beats the base" not in body
+    for facts in (FACTS, bare):
+        for block in re.findall(r"(?:^\|.*\n)+", model_cards.policy_card(facts), re.M):
+            assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1

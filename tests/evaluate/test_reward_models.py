@@ -1,0 +1,451 @@
+"""Reward models and rankers on held-out pairs: real Ray, a tiny reward model, a ranker behind a real server."""
+
+import itertools
+import json
+import shutil
+import string
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from support import commands
+
+from psyco_ray.cli.main import main
+from psyco_ray.config import evaluate_reward as jobs
+from psyco_ray.config import job_file
+from psyco_ray.config.evaluate_reward import EvaluateRewardJob
+from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
+from psyco_ray.config.training import Prompts
+from psyco_ray.data import tables
+from psyco_ray.evaluate import pair_sets, pairwise_ranker, reward_models
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.progress import Progress
+
+PROMPT = load_prompt(Prompts())
+DEV, TRAIN = 33, 261  # pairs of the packaged sample
+
+
+@pytest.fixture(scope="module")
+def url(serve):
+    """Of a ranker; it answers what the JSON schema allows, drawn by a hash of the question."""
+    return serve()
+
+
+def counts(url: str) -> dict:
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/counts") as answer:
+        return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def bench_rows(tmp_path_factory) -> Path:
+    """A benchmark of three subsets of 8, 5 and 3 pairs."""
+    path = tmp_path_factory.mktemp("bench") / "bench.jsonl"
+    rows = [
+        {
+            "prompt": f"What is {number} and {number} in {subset}?",
+            "chosen": f"It is {2 * number}.",
+            "rejected": f"It may be {2 * number + 1}, I think.",
+            "subset": subset,
+            "id": number,
+        }
+        for subset, count in (("math-prm", 8), ("hep-cpp", 5), ("donotanswer", 3))
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(run: Path, models: list[dict], **changes) -> dict:
+    return {
+        "run_dir": str(run),
+        "models": models,
+        "tests": [{"name": "dev", "pairs": "sample", "split": "dev"}],
+        "scorers": {"dtype": "float32", "actors": 2, "cpus": 0.1},
+        **changes,
+    }
+
+
+def parsed(given: dict) -> EvaluateRewardJob:
+    return job_file.parse(EvaluateRewardJob, given, "job")
+
+
+def run(given: dict) -> dict:
+    directory = RunDirectory(given["run_dir"])
+    try:
+        return reward_models.evaluate(parsed(given), directory, Progress())
+    finally:
+        directory.close()
+
+
+def times(directory: Path) -> dict[str, int]:
+    """When each part was written, by its path."""
+    found = directory.rglob("*.parquet")
+    return {str(path.relative_to(directory)): path.stat().st_mtime_ns for path in found if path.name[0] != "."}
+
+
+def scored(directory: Path) -> list[dict]:
+    return [row for path in sorted(directory.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+ONE = {"name": "one", "model": "x/y"}
+RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tests": []}, "nothing to evaluate on"),
+        ({"models": []}, "models"),
+        ({"models": [ONE, ONE]}, "two models are named one"),
+        ({"models": [{**ONE, **RANKER}]}, "asked needs either model .* or endpoint"),
+        ({"models": [{"name": "none"}]}, "none needs either model"),
+        ({"models": [{**ONE, "name": "../up"}]}, "cannot be a directory's"),
+        ({"models": [{**RANKER, "group": "ours"}]}, "asked is a ranker"),
+        ({"models": [{"name": "b", "endpoint": {"model": "judge", "via": "batch"}}]}, "b has via: batch"),
+        ({"models": [RANKER, {**RANKER, "name": "again"}]}, "two rankers ask the same model judge"),
+        ({"models": [RANKER], "max_cost": 1}, "max_cost needs price_in and price_out of the endpoint of asked"),
+        ({"tests": [{"name": "a", "pairs": "sample", "split": "eval"}]}, "split: 'eval' does not do"),
+        ({"tests": [{"name": "a", "pairs": "sample"}] * 2}, "two sets of pairs are named a"),
+        ({"tests": [{"name": "rewardbench", "pairs": "sample"}]}, "rewardbench is taken"),
+        ({"calibrate": {"name": "c", "pairs": "sample", "split": "dev"}}, "must not be fitted on what it is judged by"),
+        ({"calibrate": {"name": "c", "pairs": "sample", "split": "all"}}, "calibrate has the pairs of the test dev"),
+        ({"scorers": {"reward_model": "x"}}, "scorers.reward_model belongs to a training job"),
+        ({"test": []}, "unknown key test; did you mean tests"),
+    ],
+)
+def test_wrong_jobs_are_told_in_one_sentence(changes, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as caught:
+        parsed(settings(tmp_path, [ONE]) | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_training_data_is_ours_unless_it_says_otherwise():
+    groups = [{}, {"trained_on": "HelpSteer2"}, {"trained_on": "HelpSteer2", "group": "external"}]
+    models = [{**ONE, **more, "name": str(number)} for number, more in enumerate(groups)]
+    found = parsed(settings(Path("x"), [*models, RANKER])).models
+    assert [model.table_group for model in found] == ["external", "ours", "external", "ranker"]
+
+
+@hypothesis.settings(max_examples=30)
+@given(st.integers(0, 5), st.integers(1, TRAIN), st.integers(1, TRAIN))
+def test_more_pairs_hold_the_fewer_ones_in_the_same_order(seed, one, other):
+    few, more = sorted((one, other))
+    ids = [
+        pair_sets.load(jobs.Test(name="t", pairs="sample", split="train", limit=limit), seed)
+        .table["pair_id"]
+        .to_pylist()
+        for limit in (few, more)
+    ]
+    assert [len(found) for found in ids] == [few, more]
+    assert [key for key in ids[1] if key in set(ids[0])] == ids[0]
+
+
+def test_the_draw_is_of_texts_whatever_their_order(tmp_path):
+    lines = tables.SAMPLE.read_text().splitlines(keepends=True)
+    (tmp_path / "mirrored.jsonl").write_text("".join(reversed(lines)))
+    drawn = [
+        pair_sets.load(jobs.Test(name="t", pairs=pairs, split="all", limit=20), seed).table["pair_id"].to_pylist()
+        for pairs, seed in (("sample", 0), (str(tmp_path / "mirrored.jsonl"), 0), ("sample", 1))
+    ]
+    assert drawn[0] == drawn[1][::-1]
+    assert drawn[0] != drawn[2]
+
+
+def test_a_split_that_is_not_there_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no pair of the split test for t \(it has dev: 33, train: 261\)"):
+        pair_sets.load(jobs.Test(name="t", pairs="sample"), 0)
+    with pytest.raises(ValueError, match=r"none\.jsonl does not exist"):
+        pair_sets.load(jobs.Test(name="t", pairs=str(tmp_path / "none.jsonl")), 0)
+
+
+def test_a_limit_of_the_benchmark_holds_for_each_subset(bench_rows):
+    found = pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
+    assert Counter(found.table["subset"].to_pylist()) == {"math-prm": 4, "hep-cpp": 4, "donotanswer": 3}
+
+
+def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_rows):
+    with pytest.raises(ValueError, match="needs a column subset"):
+        pair_sets.load_bench(jobs.Bench(rows="sample"), 0)
+    with pytest.raises(ValueError, match="hep-go"):
+        pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), sections={"all": ["math-prm", "hep-go"]}), 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ('{"better": 1}', 1),
+        ('I think {"better": 2} fits.', 2),
+        ('{"better": "2"}', 2),
+        ('{"better": " response 1"}', 1),
+        ('{"better": 2.0, "reason": "warmer"}', 2),
+        ("2", 2),
+    ],
+)
+def test_choices_are_read_with_tolerance(answer, number):
+    assert pairwise_ranker.read_choice(answer) == number
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"better": 3}',
+        '{"better": true}',
+        '{"better": null}',
+        "{}",
+        '{"better": [1]}',
+        '{"better": "both"}',
+        "None",
+        "",
+    ],
+)
+def test_what_is_no_choice_is_refused(answer):
+    with pytest.raises(ValueError, match=r"better is|holds no JSON"):
+        pairwise_ranker.read_choice(answer)
+
+
+def test_a_conversation_of_several_turns_names_who_speaks():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert pairwise_ranker.asked_text("messages", json.dumps(turns)) == "User: a\n\nAssistant: b\n\nUser: c"
+    assert (
+        pairwise_ranker.asked_text("messages", json.dumps(turns[:1]))
+        == pairwise_ranker.asked_text("speech", "a")
+        == "a"
+    )
+
+
+def test_the_rankers_prompts_have_their_places_once():
+    for name, places in pairwise_ranker.PLACES.items():
+        prompt = load_prompt(Prompts(respond=name)) if name == "rank" else texts()[name]
+        found = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
+        assert sorted(found) == sorted(places)
+        assert prompt["user"].splitlines()[-1] == "- better: the number of the better response, 1 or 2"
+
+
+def texts() -> dict:
+    return yaml.safe_load(PACKAGED.read_text())
+
+
+def local(url: str, model: str = "judge", **more) -> dict:
+    return {"name": model, "endpoint": {"model": model, "base_url": url, "key_env": None, **more}}
+
+
+def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
+    job = parsed(settings(tmp_path, [local("http://x")], rewardbench={"rows": str(bench_rows)}))
+    for name, of in (
+        ("dev", pair_sets.load(job.tests[0], 0)),
+        ("rewardbench", pair_sets.load_bench(job.rewardbench, 0)),
+    ):
+        rows = of.table.to_pylist()
+        ranking = pairwise_ranker.Ranking(job, job.models[0], name, rows, tmp_path)
+        units = [unit for part in ranking._parts for unit in ranking._stage.units(part)]
+        assert len(units) == 2 * len(rows)
+        by_pair = itertools.groupby(sorted(units, key=lambda unit: unit.speech_id), key=lambda unit: unit.speech_id)
+        asked = {key: {unit.what: unit for unit in of_pair} for key, of_pair in by_pair}
+        for key, row in zip(ranking._keys, rows, strict=True):
+            for order, (one, two) in (("first", ("chosen", "rejected")), ("second", ("rejected", "chosen"))):
+                unit = asked[key][order]
+                text = unit.call.messages[-1]["content"]
+                assert f"Response 1: {row[one]}\n" in text
+                assert f"Response 2: {row[two]}\n" in text
+                assert row["asked"] in text
+                assert ("Facilitation of Self-Exploration" in text) == (name == "dev")
+                right = 1 if order == "first" else 2
+                assert [unit.rows(better, True)[0]["right"] for better in (right, 3 - right)] == [True, False]
+
+
+def test_a_prompts_file_without_the_rankers_places_is_refused(tmp_path):
+    mine = texts()
+    mine["rank"]["user"] = mine["rank"]["user"].replace("{response_2}", "")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    job = parsed(settings(tmp_path / "run", [local("http://x")], prompts={"file": str(tmp_path / "mine.yaml")}))
+    with pytest.raises(ValueError, match=r"mine\.yaml: the user text of rank does not contain \{response_2\}"):
+        run(job.model_dump())
+
+
+def test_a_run_directory_of_another_kind_is_not_touched(tmp_path):
+    (tmp_path / "job.yaml").write_text("iterations: 3\n")
+    with pytest.raises(ValueError, match="holds a run of another kind"):
+        run(settings(tmp_path, [ONE]))
+    assert (tmp_path / "job.yaml").read_text() == "iterations: 3\n"
+
+
+def test_what_is_no_reward_model_is_refused_before_anything_is_scored(tmp_path, tiny_model, tiny_reward_model):
+    good = {"name": "good", "model": str(tiny_reward_model)}
+    two = tmp_path / "two"
+    shutil.copytree(tiny_reward_model, two)
+    about = json.loads((two / "config.json").read_text())
+    (two / "config.json").write_text(json.dumps({**about, "id2label": {"0": "a", "1": "b"}}))
+    (two / "manifest.json").unlink()  # as if it came from elsewhere
+    for bad, said in (
+        (two, "has 2 labels; one is needed"),
+        (tiny_model, "is no reward model: its config.json names LlamaForCausalLM"),
+        (tmp_path / "nowhere", "is neither a directory, nor a hub id"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(settings(tmp_path / "run", [good, {"name": "bad", "model": str(bad)}]))
+    assert not (tmp_path / "run" / "scores").exists()
+
+
+def test_a_models_mark_changes_with_its_weights(tmp_path, tiny_reward_model):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_reward_model, copy)  # keeps the times
+    assert reward_models.mark(str(copy)) == reward_models.mark(str(tiny_reward_model))
+    (copy / "README.md").write_text("a card")
+    assert reward_models.mark(str(copy)) == reward_models.mark(str(tiny_reward_model))
+    (copy / "model.safetensors").touch()
+    assert reward_models.mark(str(copy)) != reward_models.mark(str(tiny_reward_model))
+
+
+@pytest.mark.slow
+def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url, bench_rows, tiny_reward_model):
+    given = settings(
+        tmp_path / "run",
+        [
+            local(url),
+            {"name": "mine", "model": str(tiny_reward_model), "base": "tiny", "trained_on": "nothing"},
+            local(url, "mumbler", structured="text"),
+        ],
+        calibrate={"name": "fit", "pairs": "sample", "split": "train", "limit": 40},
+        rewardbench={"rows": str(bench_rows)},
+    )
+    before = counts(url)["served"]
+    results = run(given)
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == results
+    assert [model["name"] for model in results["models"]] == ["judge", "mine", "mumbler"]
+    [about] = results["tests"]
+    assert (about["rows"], about["split"], about["left_out"]) == (DEV, "dev", {})
+
+    judge, mine, mumbler = results["models"]
+    rows = scored(tmp_path / "run" / "scores" / "mine" / "dev")
+    pairs = {row["prefID"]: row for row in map(json.loads, tables.SAMPLE.read_text().splitlines())}
+    assert len(rows) == len({row["pair_id"] for row in rows}) == DEV
+    assert_scores_are_the_models(rows[::7], pairs, tiny_reward_model)
+    found = mine["tests"]["dev"]
+    assert found["accuracy"] == sum(row["chosen"] > row["rejected"] for row in rows) / DEV
+    assert (found["pairs"], found["cut"], found["too_long"]) == (DEV, 0, 0)
+    assert sum(row["pairs"] for row in found["slices"]["length"]) == DEV
+    assert found["temperature"] > 0
+    assert found["calibrated"]["nll"] != found["nll"]
+    on_bench = scored(tmp_path / "run" / "scores" / "mine" / "rewardbench")
+    assert mine["rewardbench"]["micro"] == sum(row["chosen"] > row["rejected"] for row in on_bench) / 16
+    assert mine["rewardbench"]["pairs"] == 16
+    assert {name: of["pairs"] for name, of in mine["rewardbench"]["subsets"].items()} == {
+        "math-prm": 8, "hep-cpp": 5, "donotanswer": 3,
+    }  # fmt: skip
+
+    asked = 2 * (DEV + 16)
+    assert counts(url)["served"] - before == asked + 3 * asked  # the mumbler is asked three times
+    assert judge["tests"]["dev"]["unreadable"] == 0
+    assert judge["tests"]["dev"]["accuracy"] == pytest.approx(
+        (judge["tests"]["dev"]["first_accuracy"] + judge["tests"]["dev"]["second_accuracy"]) / 2
+    )
+    assert 0.2 < judge["tests"]["dev"]["accuracy"] < 0.8  # it draws lots
+    assert (mumbler["tests"]["dev"]["unreadable"], mumbler["tests"]["dev"]["accuracy"]) == (2 * DEV, 0.0)
+    assert mumbler["rewardbench"]["mean"] == 0
+    assert judge["tests"]["dev"]["spent"]["paid"] == 2 * DEV
+    for name in ("report.html", "tables.md"):
+        assert "mine" in (tmp_path / "run" / name).read_text()
+
+    served, written = counts(url)["served"], times(tmp_path / "run" / "scores")
+    assert run(given) == results
+    more = {**given, "tests": [*given["tests"], {"name": "some", "pairs": "sample", "split": "dev", "limit": 9}]}
+    again = run(more)
+    now = times(tmp_path / "run" / "scores")
+    assert {path: now[path] for path in written} == written
+    assert all(path.startswith("mine/some/") for path in set(now) - set(written))
+    assert again["models"][1]["tests"]["dev"] == found
+    assert again["models"][0]["tests"]["some"]["pairs"] == 9
+    assert counts(url)["served"] == served, "the journal had all answers about the same pairs"
+    assert again["models"][0]["tests"]["some"]["spent"]["reused"] == 2 * 9
+
+
+def assert_scores_are_the_models(rows: list[dict], pairs: dict[str, dict], path: Path) -> None:
+    """Against transformers, each conversation alone."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for row in rows:
+        pair = pairs[row["pair_id"]]
+        for side in ("chosen", "rejected"):
+            turns = [*prompt_messages(PROMPT, pair["question"]), {"role": "assistant", "content": pair[side]}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            with torch.no_grad():
+                score = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item()
+            assert row[side] == pytest.approx(score, abs=1e-4)
+
+
+def test_pairs_that_do_not_fit_are_counted_and_without_any_left_it_is_refused(local_ray, tmp_path, tiny_reward_model):
+    mine, one = [{"name": "mine", "model": str(tiny_reward_model)}], {"dtype": "float32", "cpus": 0.1}
+    found = run(settings(tmp_path / "some", mine, max_tokens=100, scorers=one))["models"][0]["tests"]["dev"]
+    assert found["cut"] > 0
+    assert found["pairs"] + found["too_long"] == DEV
+    assert sum(row["chosen"] is None for row in scored(tmp_path / "some" / "scores/mine/dev")) == found["too_long"]
+    with pytest.raises(ValueError, match="mine has no score on dev: in every pair a response alone fills its context"):
+        run(settings(tmp_path / "none", mine, max_tokens=8, scorers=one))
+
+
+def command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "psyco_ray.cli", "evaluate-reward", str(path)]
+
+
+@pytest.mark.long
+def test_killed_then_out_of_money_then_done_and_nothing_is_done_twice(local_ray, tmp_path, url, tiny_reward_model):
+    scores = tmp_path / "run" / "scores"
+    given = settings(
+        tmp_path / "run",
+        [{"name": "mine", "model": str(tiny_reward_model)}, local(url, "priced", price_in=1.0, price_out=2.0)],
+        tests=[{"name": "all", "pairs": "sample", "split": "all"}],
+        scorers={"dtype": "float32", "cpus": 0.1},
+    )
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(given))
+    killed = psutil.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not times(scores):
+        assert killed.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+    for process in [killed, *killed.children(recursive=True)]:  # Ray's processes too
+        process.kill()
+    killed.wait()
+    before, paid = times(scores), counts(url)["by_kind"].get("priced", 0)
+    assert 0 < len(before) < 10, "it was to be killed in between"
+    assert paid == 0
+
+    stopped = commands.here("evaluate-reward", path, "--max-cost", 0.05)
+    assert stopped.returncode == 75, stopped.stderr[-3000:]
+    assert "the same command goes on" in stopped.stderr
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    scored_now = times(scores)
+    assert len(scored_now) == 10
+    assert {name: scored_now[name] for name in before} == before
+    assert 0 < counts(url)["by_kind"]["priced"] < 2 * (DEV + TRAIN)
+
+    results = run(given)
+    assert times(scores) == scored_now
+    assert [model["tests"]["all"]["pairs"] for model in results["models"]] == [DEV + TRAIN] * 2
+    assert results["models"][1]["tests"]["all"]["unreadable"] == 0
+    assert counts(url)["by_kind"]["priced"] == 2 * (DEV + TRAIN)
+    assert counts(url)["paid_twice"] == 0
+
+
+def test_the_command_says_what_a_job_lacks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path / "run", [ONE])))
+    assert main(["evaluate-reward", str(path), "seed=-1"]) == 2
+    assert "seed: -1 does not do" in capsys.readouterr().err
+    assert main(["evaluate-reward", str(path), "--max-cost", "-1"]) == 2
+    assert "--max-cost: max_cost: -1.0 does not do" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+from support.groups import ITEMS, SCHEMA, groups_of, job
+
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.training import Job, Sampling
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.training.control import Control
+
+
+def test_tables_are_made_once(tmp_path) -> None:
+    made = []
+
+    def make() -> list[dict]:
+        made.append(1)
+        return [{"a": 1}, {"a": 2}]
+
+    for resume in (False, True):
+        ledger = Ledger(job(tmp_path), resume)
+        assert ledger.table("stage/x", SCHEMA, make)["a"].to_pylist() == [1, 2]
+        assert ledger.record("stage/x")["seconds"] >= 0
+        ledger.close()
+    assert made == [1]
+
+
+def test_a_table_without_its_record_is_made_again(tmp_path) -> None:
+    ledger = Ledger(job(tmp_path), False)
+    ledger.table("x", SCHEMA, lambda: [{"a": 1}])
+    (ledger.root / "x.json").unlink()
+    assert ledger.table("x", SCHEMA, lambda: [{"a": 5}])["a"].to_pylist() == [5]
+
+
+def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:
+    ledger = Ledger(job(tmp_path), False)
+
+    def dies_in_the_second(items):
+        first, second = items
+        yield groups_of(first)[0]
+        yield groups_of(second)[0]
+        yield from groups_of(first)[1:]
+        raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        list(ledger.groups("it/samples", ITEMS, dies_in_the_second, {}))
+    asked: list[str] = []
+
+    def rest(items):
+        for item in items:
+            asked.append(item.key)
+            yield from groups_of(item)
+
+    found = list(ledger.groups("it/samples", ITEMS, rest, {}))
+    assert asked == ["item1"]
+    expected = [group for item in ITEMS for group in groups_of(item)]
+    assert sorted(found, key=lambda g: g.prompt.speech_id) == expected
+    assert list(ledger.groups("it/samples", ITEMS, rest, {})) == expected
+    assert asked == ["item1"]
+
+
+def test_a_directory_in_use_is_refused(tmp_path) -> None:
+    ledger = Ledger(job(tmp_path), False)
+    with pytest.raises(ValueError, match=r"is in use by process \d+ on"):
+        Ledger(job(tmp_path), True)
+    ledger.close()
+    Ledger(job(tmp_path), True).close()
+
+
+def leave_a_run(tmp_path: Path) -> None:
+    ledger = Ledger(job(tmp_path), False)
+    ledger.finish("stage", 0.0)
+    ledger.close()
+
+
+def test_a_run_that_made_nothing_does_not_hold_its_directory(tmp_path) -> None:
+    ledger = Ledger(job(tmp_path), False)
+    Control(ledger, {}, {}, lambda _: {"stage": "", "version": 0}, print).close()
+    assert "status.json" in {path.name for path in ledger.root.iterdir()}
+    ledger.close()
+    Ledger(job(tmp_path, seed=4), False).close()
+    assert "seed: 4" in (tmp_path / "run" / "job.yaml").read_text()
+
+
+def test_an_old_run_is_not_overwritten_unasked(tmp_path) -> None:
+    leave_a_run(tmp_path)
+    with pytest.raises(ValueError, match="already holds a run; add --resume or choose another run_dir"):
+        Ledger(job(tmp_path), False)
+
+
+def test_a_resumed_run_keeps_what_its_results_depend_on(tmp_path) -> None:
+    leave_a_run(tmp_path)
+    with pytest.raises(ValueError, match=r"job\.yaml was written with seed: 0, now it is 4"):
+        Ledger(job(tmp_path, seed=4), True)
+    with pytest.raises(ValueError, match=r"sampling\.responses: 8, now it is 2"):
+        Ledger(job(tmp_path, sampling=Sampling(responses=2)), True)
+    Ledger(job(tmp_path, iterations=3, rollouts=Rollouts(actors=4)), True).close()
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"run_dir .*file/run cannot be written: Not a directory"):
+        Ledger(Job(run_dir=str(tmp_path / "file" / "run")), False)
+
+
+def test_keys_depend_on_every_part() -> None:
+    assert key_of({"a": 1, "b": [1, 2]}, "x") == key_of({"b": [1, 2], "a": 1}, "x")
+    assert len({key_of(*parts) for parts in ([1, 2], [2, 1], [[1], 2], ["1", 2])}) == 4
