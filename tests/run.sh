@@ -11,5 +11,6 @@ echo "psyco_ray tests: linter, types, then pytest; all but those marked long; un
 prepare_environment cpu,dev
 .venv/bin/ruff format --check --quiet . || fail "some files are not formatted; run .venv/bin/ruff format ."
 .venv/bin/ruff check --quiet .
+.venv/bin/lint-imports --no-cache >"$VENV/imports.log" || { tail -n +15 "$VENV/imports.log"; fail "an import crosses the layers of pyproject.toml"; }
 .venv/bin/mypy --no-error-summary
 .venv/bin/python -m pytest "$@"

@@ -101,15 +101,24 @@ def demo(job: Job, given: argparse.Namespace) -> int:
 def evaluate_reward(job: EvaluateRewardJob, given: argparse.Namespace) -> int:
     """Compare reward models, and models that rank, on held-out pairs; the same command goes on after a stop."""
     from psyco_ray.evaluate.reward_models import evaluate
+    from psyco_ray.report import reward_models as report
 
-    return _evaluate(evaluate, job, given)
+    def work(job: EvaluateRewardJob, directory: Any, progress: Any) -> None:
+        report.write(evaluate(job, directory, progress), directory.root)
+
+    return _evaluate(work, job, given)
 
 
 def evaluate_policy(job: PolicyEvaluationJob, given: argparse.Namespace) -> int:
     """Win rates of policies against an opponent; the same command goes on after a stop."""
     from psyco_ray.evaluate.policies import evaluate
+    from psyco_ray.report import policies as report
 
-    return _evaluate(evaluate, job, given)
+    def work(job: PolicyEvaluationJob, directory: Any, progress: Any) -> None:
+        results, cases = evaluate(job, directory, progress)
+        report.write(results, cases, directory.root)
+
+    return _evaluate(work, job, given)
 
 
 def _evaluate(

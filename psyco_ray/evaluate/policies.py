@@ -19,7 +19,6 @@ from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client
 from psyco_ray.judge.pipeline import Row
 from psyco_ray.pool import fit
-from psyco_ray.report import policies as report
 from psyco_ray.run.directory import RunDirectory, write_table
 from psyco_ray.run.progress import Progress
 
@@ -32,8 +31,10 @@ JUDGED = pa.schema([("key", pa.string()), ("better", pa.string()), ("outcome", p
 _BETTER = {1.0: "ours", 0.5: "tie", 0.0: "theirs", None: None}
 
 
-def evaluate(job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress) -> dict[str, Any]:
-    """Answer and judge what was not yet, count, and write ``evaluation.json``, the tables and the report.
+def evaluate(
+    job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Answer and judge what was not yet, count, and write ``evaluation.json``.
 
     Args:
         job: policies, opponent and judges.
@@ -41,7 +42,7 @@ def evaluate(job: PolicyEvaluationJob, directory: RunDirectory, progress: Progre
         progress: shows how far it is.
 
     Returns:
-        What ``evaluation.json`` holds, as `bouts.results` describes it.
+        What ``evaluation.json`` holds, as `matchups.results` describes it, and the sample cases of a report.
 
     Raises:
         ValueError: a file, a model or the directory does not do; as far as that can be seen, before anything is asked.
@@ -60,8 +61,7 @@ def evaluate(job: PolicyEvaluationJob, directory: RunDirectory, progress: Progre
             contest.judge(judge.name, bout, met)
     found = results(job, bouts, met, theirs, len(speeches) - len(met))
     directory.write_json("evaluation.json", found)
-    report.write(found, cases(job, bouts, met, theirs), directory.root)
-    return found
+    return found, cases(job, bouts, met, theirs)
 
 
 class _Contest:

@@ -26,7 +26,6 @@ from psyco_ray.evaluate.pairwise_ranker import Ranking
 from psyco_ray.models import loading
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.report import reward_models as report
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.directory import RunDirectory, versions, write_table
 from psyco_ray.run.hashing import key_of
@@ -68,7 +67,7 @@ class Scores:
 
 
 def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress) -> dict[str, Any]:
-    """Score all pairs that have no scores yet, compare the models, and write ``evaluation.json`` and the report.
+    """Score all pairs that have no scores yet, compare the models, and write ``evaluation.json``.
 
     Args:
         job: the models and the pairs.
@@ -129,7 +128,6 @@ def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress
         ],
     }
     directory.write_json("evaluation.json", results)
-    report.write(results, directory.root)
     return results
 
 

@@ -78,7 +78,9 @@ def parsed(given: dict) -> PolicyEvaluationJob:
 def run(given: dict) -> dict:
     directory = RunDirectory(given["run_dir"])
     try:
-        return evaluating.evaluate(parsed(given), directory, Progress())
+        results, cases = evaluating.evaluate(parsed(given), directory, Progress())
+        report.write(results, cases, directory.root)
+        return results
     finally:
         directory.close()
 

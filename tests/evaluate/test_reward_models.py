@@ -28,6 +28,7 @@ from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import tables
 from psyco_ray.evaluate import pair_sets, pairwise_ranker, reward_models
+from psyco_ray.report import reward_models as report
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress
 
@@ -82,7 +83,9 @@ def parsed(given: dict) -> EvaluateRewardJob:
 def run(given: dict) -> dict:
     directory = RunDirectory(given["run_dir"])
     try:
-        return reward_models.evaluate(parsed(given), directory, Progress())
+        results = reward_models.evaluate(parsed(given), directory, Progress())
+        report.write(results, directory.root)
+        return results
     finally:
         directory.close()
 
