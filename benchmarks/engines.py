@@ -18,8 +18,8 @@ from psyco_ray.data import tables
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
-from psyco_ray.run.types import Item, Prompt
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
+from psyco_ray.run.types import Prompt, PromptBatch
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -61,7 +61,7 @@ class Bare:
         return sum(len(c.token_ids) for o in outputs for c in o.outputs), seconds
 
 
-def through_actor(pool: ActorPool, items: list[Item], responses: int, max_tokens: int) -> tuple[int, float]:
+def through_actor(pool: ActorPool, items: list[PromptBatch], responses: int, max_tokens: int) -> tuple[int, float]:
     """Tokens sampled through the pool, and seconds that took."""
     requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, max_tokens) for item in items]
     began = time.perf_counter()
@@ -87,7 +87,7 @@ def pool_of(
     actor, shared = ray.remote(RolloutActor), rooms is not None
 
     def made(index: int) -> Any:
-        options = placement.pool_options(settings, environment(settings), rooms, index)
+        options = placement.pool_options(settings, actor_environment(settings), rooms, index)
         return actor.options(**options).remote(f"rollout-{index}", model, settings, 0, shared)
 
     return ActorPool("rollout", made, settings.actors, start_s=LIMIT_S, item_s=LIMIT_S, say=say, resting=shared)
@@ -110,11 +110,11 @@ def by_turns(
     """
     pool = pool_of(model, settings)
     pool.wait_ready()  # one engine after the other: each looks at how much memory is free
-    where = {"num_gpus": settings.gpus} if defaults else placement.pool_options(settings, environment(settings))
+    where = {"num_gpus": settings.gpus} if defaults else placement.pool_options(settings, actor_environment(settings))
     bare = ray.remote(Bare).options(**where).remote(model, settings, defaults)
     ray.get(bare.ready.remote(), timeout=LIMIT_S)
     prompts, size = list(prompts_of(model, speeches)), settings.speeches_per_item
-    items = [Item(str(i), tuple(prompts[i : i + size])) for i in range(0, len(prompts), size)]
+    items = [PromptBatch(str(i), tuple(prompts[i : i + size])) for i in range(0, len(prompts), size)]
     rates = []
     for number in range(rounds + 1):
         tokens, seconds = through_actor(pool, items, responses, max_tokens)

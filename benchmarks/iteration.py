@@ -46,11 +46,11 @@ from psyco_ray.config.training import Job
 from psyco_ray.data import speeches as speech_data
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
-from psyco_ray.rollout.actor import environment
+from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run import ray_session
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.training.orchestrator import Crew
+from psyco_ray.training.orchestrator import Orchestrator
 
 BAR = 3.0
 STAGES = ("sample", "score", "train")
@@ -81,7 +81,7 @@ def ours(job: Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Draw
     rows = {row["speech_id"]: row for row in speech_data.load_speeches(job, job.model) if row["split"] == "train"}
     counts = [min(sizes), *sizes * rounds]
     drawn = [[rows[key] for key in speech_data.draw(list(rows), n, k, job.seed)] for k, n in enumerate(counts, 1)]
-    with Crew(job, ledger, telemetry) as crew:
+    with Orchestrator(job, ledger, telemetry) as crew:
         crew.wait_ready()
         print(f"ours: start {time.perf_counter() - began:.1f} s, once for all iterations", flush=True)
         for iteration, chosen in enumerate(drawn, 1):
@@ -185,7 +185,7 @@ def environment_of(stage: str, job: Job, given: argparse.Namespace) -> dict[str,
     """The environment of a script: as many threads as given, and for vLLM what our engines have."""
     found = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "TOKENIZERS_PARALLELISM": "false"}
     if stage == "sample":
-        found |= {**placement.actor_environment(job.rollouts), **environment(job.rollouts)}
+        found |= {**placement.actor_environment(job.rollouts), **actor_environment(job.rollouts)}
         found["OMP_NUM_THREADS"] = str(given.threads)
     if given.peer_omp == "intel":
         found["LD_PRELOAD"] = str(Path(sys.prefix) / "lib" / "libiomp5.so")

@@ -67,11 +67,11 @@ class Ratings:
     attempts = 3
     schema = pa.schema([("speech_id", pa.string()), ("rating", pa.int64())])
 
-    def units(self, part: str) -> Iterator[pipeline.Unit]:
+    def units(self, part: str) -> Iterator[pipeline.Question]:
         """The part's calls."""
         for number in range(self.calls_per_part):
             name = f"{part}{number:015x}"
-            yield pipeline.Unit(name, "rating", call(part, number), read_four, rows_of(name))
+            yield pipeline.Question(name, "rating", call(part, number), read_four, rows_of(name))
 
 
 def read_four(text: str) -> list[int]:

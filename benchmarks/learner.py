@@ -36,9 +36,9 @@ from sides import OnDemand, asked_of, by_turns, check_losses, conversations, pea
 from psyco_ray.config.resources import Learners, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import Dpo
+from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.models import loading
-from psyco_ray.run.types import Asked, Example
+from psyco_ray.run.types import PreferencePair, ScoreRequest
 
 SPEED_BAR, MEMORY_BAR = 2.0, 0.7
 LEARNING_RATE = 5e-7
@@ -88,7 +88,7 @@ class Trl(OnDemand):
         )
 
 
-def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dict[str, Any]]:
+def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> list[dict[str, Any]]:
     """Steps of both by turns; what is to be printed of speed and of memory."""
     tokenizer = loading.load_tokenizer(Path(model))
     examples = [example(tokenizer, one) for one in asked]
@@ -101,7 +101,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
     )
     learner = LearnerGroup(
         model,
-        Dpo(DpoConfig()),
+        DpoObjective(DpoConfig()),
         settings,
         Optimizer(
             learning_rate=LEARNING_RATE, batch_size=given.batch, betas=BETAS, warmup_ratio=0.0, schedule="constant"
@@ -134,7 +134,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> list[dic
     ]
 
 
-def example(tokenizer: Any, one: Asked) -> Example:
+def example(tokenizer: Any, one: ScoreRequest) -> PreferencePair:
     """A pair split where TRL splits it: before what the assistant's turn adds, all of which is trained."""
     prompt = loading.conversation_ids(tokenizer, list(one.messages))
     whole = [
@@ -142,10 +142,10 @@ def example(tokenizer: Any, one: Asked) -> Example:
         for text in one.responses
     ]
     assert all(ids[: len(prompt)] == prompt for ids in whole), "the template writes a prompt as it writes it alone"
-    return Example(one.key, tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole))
+    return PreferencePair(one.key, tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole))
 
 
-def made_up(tokenizer: Any, count: int, prompt: int, response: int) -> list[Asked]:
+def made_up(tokenizer: Any, count: int, prompt: int, response: int) -> list[ScoreRequest]:
     """Pairs of random words, with as many tokens in each prompt and in each response, template included."""
     rng = random.Random(0)
     vocabulary = tokenizer.get_vocab()  # made anew at each call
@@ -158,12 +158,12 @@ def made_up(tokenizer: Any, count: int, prompt: int, response: int) -> list[Aske
     def text(length: int) -> str:
         return " ".join(rng.choices(words, k=length))
 
-    bare = example(tokenizer, Asked("", ({"role": "user", "content": "a"},), ("a", "a")))
+    bare = example(tokenizer, ScoreRequest("", ({"role": "user", "content": "a"},), ("a", "a")))
     around, after = len(bare.prompt_ids) - 1, len(bare.chosen_ids) - 1
     found = []
     for number in range(count):
         messages = ({"role": "user", "content": text(prompt - around)},)
-        found.append(Asked(str(number), messages, (text(response - after), text(response - after))))
+        found.append(ScoreRequest(str(number), messages, (text(response - after), text(response - after))))
         made = example(tokenizer, found[-1])
         lengths = (len(made.prompt_ids), len(made.chosen_ids), len(made.rejected_ids))
         assert lengths == (prompt, response, response), f"{lengths} tokens were made"

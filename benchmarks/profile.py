@@ -37,13 +37,13 @@ from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import tables
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import Dpo
+from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
 from psyco_ray.rollout.scorer import ScorerActor
-from psyco_ray.run.types import Example, Group, Item, Prompt
+from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch
 from psyco_ray.training import weight_sync
 
 BAR = 0.9
@@ -107,7 +107,9 @@ class Bench:
     def sampling(self, rounds: int) -> tuple[dict[str, float], list[Group]]:
         """Seconds of a prompt's token, of a step of all sequences, and of a token more in it; the last groups."""
         actors = self.rollouts.actors
-        items = [Item(str(i), tuple(self.prompts[i * SPEECHES : (i + 1) * SPEECHES])) for i in range(len(actors))]
+        items = [
+            PromptBatch(str(i), tuple(self.prompts[i * SPEECHES : (i + 1) * SPEECHES])) for i in range(len(actors))
+        ]
         counts: list[tuple[float, ...]] = []
         seconds: list[float] = []
         groups: list[Group] = []
@@ -128,7 +130,7 @@ class Bench:
         for group, _ in self.rollouts.stream("sample", requests, identity=lambda found: found[0].prompt.speech_id):
             yield group
 
-    def scoring(self, rounds: int, groups: list[Group], pairs: list[Example]) -> dict[str, float]:
+    def scoring(self, rounds: int, groups: list[Group], pairs: list[PreferencePair]) -> dict[str, float]:
         """Seconds of a token that is scored, and of one that gets its reference log-probability."""
         work: dict[str, list[Any]] = {
             "score": [(group, self.messages[group.prompt.speech_id], ("reward",)) for group in groups],
@@ -153,7 +155,7 @@ class Bench:
             [found[f"{method}_token_s"]] = self.meter.fit(method, [(tokens[method],)] * rounds, seconds)
         return found
 
-    def training(self, rounds: int, pairs: list[Example], parameters: int) -> dict[str, float]:
+    def training(self, rounds: int, pairs: list[PreferencePair], parameters: int) -> dict[str, float]:
         """Seconds of a trained token on one rank, of an optimizer step, and of what is written and sent."""
         sizes = [SMALL, LARGE] * (rounds + 1)  # the first two warm up
         batches = [pairs[:size] for size in sizes]
@@ -171,7 +173,7 @@ class Bench:
             _, state_s = self.meter.take(ranks, lambda: self.learner.save_state(f"{directory}/state"))
         both = [*ranks, *self.rollouts.actors]
         before = self.meter.spent(both)
-        report = weight_sync.push(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
+        report = weight_sync.push_weights(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
         worked = [b - a for a, b in zip(before, self.meter.spent(both), strict=True)]
         # the learner writes first, then the engines read
         sync_s = max(worked[: len(ranks)]) + max(worked[len(ranks) :])
@@ -208,7 +210,7 @@ def bench(given: argparse.Namespace, reward_model: str) -> Bench:
     return Bench(
         ActorPool(
             "rollout",
-            lambda index: rollout.options(**placement.pool_options(rollouts, environment(rollouts))).remote(
+            lambda index: rollout.options(**placement.pool_options(rollouts, actor_environment(rollouts))).remote(
                 f"rollout-{index}", given.model, rollouts, 0
             ),
             given.actors,
@@ -224,7 +226,7 @@ def bench(given: argparse.Namespace, reward_model: str) -> Bench:
         ),
         LearnerGroup(
             given.model,
-            Dpo(DpoConfig()),
+            DpoObjective(DpoConfig()),
             learners,
             Optimizer(batch_size=LARGE, schedule="constant"),
             seed=0,
@@ -262,7 +264,7 @@ def main() -> None:
         rates = {"start_s": real.starting()}
         sampled, groups = real.sampling(given.rounds)
         pairs = [
-            Example(
+            PreferencePair(
                 g.prompt.speech_id,
                 g.prompt.token_ids,
                 g.responses[0].token_ids,

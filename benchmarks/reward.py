@@ -28,11 +28,11 @@ from sides import OnDemand, Turn, asked_of, by_turns, check_losses, conversation
 from psyco_ray.config.resources import Learners, Scorers
 from psyco_ray.config.training import Optimizer
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import BradleyTerry
+from psyco_ray.learner.losses import BradleyTerryObjective
 from psyco_ray.models import loading, reward_model
 from psyco_ray.models.encoding import encode
 from psyco_ray.rollout.scorer import ScorerActor
-from psyco_ray.run.types import Asked, Example
+from psyco_ray.run.types import PreferencePair, ScoreRequest
 
 BAR = 1.5
 BATCH = 8
@@ -82,17 +82,17 @@ class Trl(OnDemand):
         )
 
 
-def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str, Any]:
+def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> dict[str, Any]:
     """Steps of both trainers by turns."""
     tokenizer = loading.load_tokenizer(Path(model))
     examples = []
     for one in asked:
         found = encode(tokenizer, one.messages, one.responses, None)
-        examples.append(Example(one.key, found.prompt_ids, *found.response_ids))
+        examples.append(PreferencePair(one.key, found.prompt_ids, *found.response_ids))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     learner = LearnerGroup(
         model,
-        BradleyTerry(),
+        BradleyTerryObjective(),
         Learners(
             threads=given.threads,
             dtype="float32" if given.fp32 else "bfloat16",
@@ -120,7 +120,7 @@ def train(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str
     return result("reward training", BATCH, ours, theirs, BAR)
 
 
-def score(model: str, asked: list[Asked], given: argparse.Namespace) -> dict[str, Any]:
+def score(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> dict[str, Any]:
     """All texts scored by both, by turns."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

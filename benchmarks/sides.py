@@ -22,7 +22,7 @@ import ray.cloudpickle
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import preferences
-from psyco_ray.run.types import Asked
+from psyco_ray.run.types import ScoreRequest
 
 if str(Path(__file__).resolve().parent) in sys.path:
     sys.path.remove(str(Path(__file__).resolve().parent))
@@ -106,12 +106,12 @@ def cpu_seconds(_: Any) -> float:
     return time.process_time()
 
 
-def asked_of(pairs: str, count: int) -> list[Asked]:
+def asked_of(pairs: str, count: int) -> list[ScoreRequest]:
     """The first pairs of a file, chosen before rejected."""
     prompt = load_prompt(Prompts())
     rows = preferences.read(pairs).table.slice(0, count).to_pylist()
     return [
-        Asked(
+        ScoreRequest(
             row["pair_id"],
             tuple(preferences.conversation(row["form"], row["asked"], prompt)),
             (row["chosen"], row["rejected"]),
@@ -120,7 +120,7 @@ def asked_of(pairs: str, count: int) -> list[Asked]:
     ]
 
 
-def conversations(asked: list[Asked]) -> list[dict[str, Any]]:
+def conversations(asked: list[ScoreRequest]) -> list[dict[str, Any]]:
     """The pairs as TRL takes them."""
     return [
         {

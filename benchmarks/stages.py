@@ -37,9 +37,9 @@ from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.run.types import Example, Group, Item, Response
+from psyco_ray.run.types import Group, PreferencePair, PromptBatch, Response
 from psyco_ray.training import pairs
-from psyco_ray.training.pipeline import Flow
+from psyco_ray.training.pipeline import SamplingPipeline
 
 BAR = 0.8
 SIGMA = 0.5
@@ -49,7 +49,7 @@ SIGMA = 0.5
 class Rates:
     """Seconds that one actor takes for a speech, or that the whole takes once, and how many actors there are."""
 
-    roles: cost_model.Roles
+    roles: cost_model.GpuSplit
     sample: float
     answer: float  # to a held-out speech
     score: float  # a response
@@ -105,7 +105,7 @@ class Simulated:
         time.sleep(seconds)
         yield replace(group, scores={name: tuple(map(float, range(len(group.responses)))) for name in names}), seconds
 
-    def reference(self, example: Example) -> Iterator[tuple[Example, float]]:
+    def reference(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
         """A pair with log-probabilities."""
         time.sleep(self._rates.reference)
         yield replace(example, reference=(-100.0, -100.0)), self._rates.reference
@@ -127,7 +127,7 @@ def measure(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         job = Job(run_dir=directory, rollouts=Rollouts(speeches_per_item=8))
         ledger = Ledger(job, resume=False)
-        flow = Flow(job, ledger, Telemetry(job, ledger), rollouts, scorers, ("reward",))
+        flow = SamplingPipeline(job, ledger, Telemetry(job, ledger), rollouts, scorers, ("reward",))
         ours = streamed(flow, rows, dev, rates)
         ledger.close()
     peer = one_after_another(rollouts, scorers, flow, rows, dev, rates)
@@ -139,7 +139,7 @@ def measure(count: int) -> dict[str, Any]:
     return {"name": "stages", **facts, "bar": BAR, "pass": ratio <= BAR}
 
 
-def streamed(flow: Flow, rows: list[Any], dev: list[Any], rates: Rates) -> float:
+def streamed(flow: SamplingPipeline, rows: list[Any], dev: list[Any], rates: Rates) -> float:
     """Seconds of an iteration as a run does it."""
     began = time.perf_counter()
     made = (pairs.pair_of(group) for group in flow.samples(1, rows, 0))
@@ -151,13 +151,13 @@ def streamed(flow: Flow, rows: list[Any], dev: list[Any], rates: Rates) -> float
 
 
 def one_after_another(
-    rollouts: ActorPool, scorers: ActorPool, flow: Flow, rows: list[Any], dev: list[Any], rates: Rates
+    rollouts: ActorPool, scorers: ActorPool, flow: SamplingPipeline, rows: list[Any], dev: list[Any], rates: Rates
 ) -> float:
     """Seconds of the same work where a stage begins when the one before it has ended."""
 
     def scored(name: str, of: list[Any], responses: int) -> list[Group]:
         prompts = flow._prompts(of, name, 1)
-        items = [Item(str(i), tuple(prompts[i : i + 8])) for i in range(0, len(prompts), 8)]
+        items = [PromptBatch(str(i), tuple(prompts[i : i + 8])) for i in range(0, len(prompts), 8)]
         requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, 256) for item in items]
         moments.append(time.perf_counter())
         sampled = rollouts.stream("sample", requests, identity=lambda found: found[0].prompt.speech_id)

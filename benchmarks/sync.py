@@ -34,12 +34,12 @@ import sides  # noqa: F401 - takes this directory off the module path
 from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import Dpo
+from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
-from psyco_ray.run.types import Example, Item, Prompt, Weights
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
+from psyco_ray.run.types import PreferencePair, Prompt, PromptBatch, Weights
 from psyco_ray.training import weight_sync
 
 BAR = 2.0
@@ -47,7 +47,7 @@ DELTA_BAR = 0.1
 PAIRS = 2  # of a step
 
 
-def pairs(prompt: int, response: int, count: int, seed: int) -> list[Example]:
+def pairs(prompt: int, response: int, count: int, seed: int) -> list[PreferencePair]:
     """Pairs of random tokens; the reference's log-probabilities are about those of chance."""
     rng = random.Random(seed)
 
@@ -55,14 +55,16 @@ def pairs(prompt: int, response: int, count: int, seed: int) -> list[Example]:
         return tuple(rng.randrange(100, 40000) for _ in range(length))
 
     chance = -10.0 * response
-    return [Example(f"{seed}-{i}", ids(prompt), ids(response), ids(response), (chance, chance)) for i in range(count)]
+    return [
+        PreferencePair(f"{seed}-{i}", ids(prompt), ids(response), ids(response), (chance, chance)) for i in range(count)
+    ]
 
 
 def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
     """A learner of one rank, ready."""
     learner = LearnerGroup(
         given.model,
-        Dpo(DpoConfig()),
+        DpoObjective(DpoConfig()),
         Learners(
             threads=given.threads,
             dtype=given.learner_dtype,
@@ -84,7 +86,7 @@ def pool_of(given: argparse.Namespace) -> ActorPool:
         actors=given.actors, cpus=0.5, dtype=given.dtype, max_model_len=512, max_num_seqs=16, kv_cache_gb=0.2
     )
     actor = ray.remote(RolloutActor)
-    options = placement.pool_options(settings, environment(settings))
+    options = placement.pool_options(settings, actor_environment(settings))
     pool = ActorPool(
         "rollout",
         lambda index: actor.options(**options).remote(f"rollout-{index}", given.model, settings, 0),
@@ -114,7 +116,7 @@ def moved(given: argparse.Namespace, deltas: bool) -> tuple[float, float]:
     batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
     reports = []
     for version, _ in enumerate(learner.train(batches, steps=len(batches)), start=1):
-        report = weight_sync.push(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
+        report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
         print(
             f"deltas {deltas}, version {version}: {report.bytes / 2**20:.1f} MiB, export {report.export_s:.3f} s, "
             f"load {report.load_s:.3f} s; gap {report.gap:.4f} nats a token",
@@ -162,9 +164,9 @@ def moving(given: argparse.Namespace) -> dict[str, Any]:
     for version in range(1, len(batches) + 1):
         next(steps)
         began = time.perf_counter()
-        report = weight_sync.push(learner, pool, version, probe, Sync(max_gap=5.0))
+        report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0))
         pushed = time.perf_counter()
-        item = Item("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
+        item = PromptBatch("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
         next(pool.stream("sample", [SamplingRequest(item, version, 1, 1.0, 1.0, 1)], identity=lambda f: f[0].version))
         seconds, copied = time.perf_counter() - began, memcpy_s(report.bytes)
         print(

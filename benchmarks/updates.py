@@ -18,12 +18,12 @@ from ray.util.placement_group import PlacementGroup
 
 from psyco_ray.config.training import Job
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import Dpo
+from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 from psyco_ray.training import weight_sync
-from psyco_ray.training.colocation import Turns
+from psyco_ray.training.colocation import ColocationManager
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -32,7 +32,7 @@ SHORT = [(32, 32, 32)] * 2  # pairs of the step before an update; tokens of prom
 Line = dict[str, Any]
 
 
-def made_up(lengths: list[tuple[int, int, int]], seed: int) -> list[Example]:
+def made_up(lengths: list[tuple[int, int, int]], seed: int) -> list[PreferencePair]:
     """Pairs of random tokens; the reference's log-probabilities are about those of chance."""
     draw = random.Random(seed)
 
@@ -40,14 +40,14 @@ def made_up(lengths: list[tuple[int, int, int]], seed: int) -> list[Example]:
         return tuple(draw.choices(range(100, 40000), k=length))
 
     return [
-        Example(f"{seed}-{i}", ids(prompt), ids(chosen), ids(rejected), (-11.0 * chosen, -11.0 * rejected))
+        PreferencePair(f"{seed}-{i}", ids(prompt), ids(chosen), ids(rejected), (-11.0 * chosen, -11.0 * rejected))
         for i, (prompt, chosen, rejected) in enumerate(lengths)
     ]
 
 
 def learner_of(job: Job, rooms: PlacementGroup | None = None) -> LearnerGroup:
     """A learner of one rank."""
-    objective, how = Dpo(job.dpo), job.dpo.optimizer
+    objective, how = DpoObjective(job.dpo), job.dpo.optimizer
     return LearnerGroup(job.model, objective, job.learners, how, seed=0, rooms=rooms, start_s=LIMIT_S, step_s=LIMIT_S)
 
 
@@ -83,7 +83,7 @@ class Pair:
         job = self.job
         rooms = placement.shared_rooms(job) if job.colocated else None
         self.pool, self.group = pool_of(job.model, job.rollouts, rooms, say=fail), learner_of(job, rooms)
-        self.turns = Turns(job.colocated, self.pool, self.group, LIMIT_S)
+        self.turns = ColocationManager(job.colocated, self.pool, self.group, LIMIT_S)
         self.group.wait_ready()
         self.turns.sampling()
         self.pool.wait_ready()
@@ -95,7 +95,7 @@ class Pair:
         left: list[float] = []
         handover = functools.partial(timed, self.turns.sampling, left)
         probe = made_up(SHORT, 0)[0]
-        report = weight_sync.push(
+        report = weight_sync.push_weights(
             self.group, self.pool, version, probe, self.job.sync, transport=way, handover=handover
         )
         [copy_s] = ray.get([rank.__ray_call__.remote(copying, report.bytes) for rank in self.group.ranks])

@@ -16,8 +16,8 @@ from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.training import summary
-from psyco_ray.training.orchestrator import Crew
-from psyco_ray.training.run_state import Standing
+from psyco_ray.training.orchestrator import Orchestrator
+from psyco_ray.training.run_state import RunState
 
 
 def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
@@ -29,13 +29,13 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
     Raises:
         ValueError: the job, its data or its models do not do, or the loss became NaN.
     """
-    standing = Standing(job, ledger)
+    standing = RunState(job, ledger)
     if standing.ended():
         telemetry.say("all iterations are done already")
         return summary.write(job, ledger)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
     offline = mix(job.mixture, job.data, job.seed).train if job.pairs_from == "file" else None
-    with Crew(job, ledger, telemetry) as crew:
+    with Orchestrator(job, ledger, telemetry) as crew:
         rows = ledger.table("speeches", SPEECHES, lambda: load_speeches(job, job.model)).to_pylist()
         by_id = {row["speech_id"]: row for row in rows}
         train = [row["speech_id"] for row in rows if row["split"] == "train"]

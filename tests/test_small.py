@@ -113,10 +113,10 @@ def test_incomplete_model_directories_are_named(tmp_path, files, message) -> Non
 
 
 def test_positions_are_read_from_the_configuration(tiny_model, tmp_path) -> None:
-    assert loading.context(tiny_model) == 1024
+    assert loading.max_positions(tiny_model) == 1024
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is no JSON"):
-        loading.context(tmp_path)
+        loading.max_positions(tmp_path)
 
 
 def test_a_template_that_writes_the_date_writes_the_same_every_day(tiny_model) -> None:

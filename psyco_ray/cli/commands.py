@@ -17,7 +17,7 @@ from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 from psyco_ray.run.ray_session import connect
 from psyco_ray.run.remote import is_remote, refuse_key
-from psyco_ray.run.startup import without_collector
+from psyco_ray.run.startup import gc_paused
 
 
 def plan(job: Job, given: argparse.Namespace) -> int:
@@ -127,8 +127,8 @@ def _evaluate(
     """Hold the run directory and Ray while an evaluation goes on."""
     import ray
 
-    from psyco_ray.judge.client import Unavailable
-    from psyco_ray.judge.rate_limit import OutOfBudget
+    from psyco_ray.judge.client import UnavailableError
+    from psyco_ray.judge.rate_limit import BudgetExceededError
     from psyco_ray.run.directory import RunDirectory
     from psyco_ray.run.progress import Progress
 
@@ -141,7 +141,7 @@ def _evaluate(
         evaluate(job, directory, Progress())
         print((directory.root / "tables.md").read_text(encoding="utf-8"))
         print(f"report: {directory.root / 'report.html'}")
-    except (OutOfBudget, Unavailable) as stop:
+    except (BudgetExceededError, UnavailableError) as stop:
         print(f"psyco-ray: {stop}. What was answered is kept, and the same command goes on from there", file=sys.stderr)
         return RESUMABLE
     finally:
@@ -153,13 +153,13 @@ def _evaluate(
 def submit(job: Job, given: argparse.Namespace) -> int:
     """Hand a job to a cluster."""
     from psyco_ray.cli import submit as jobs
-    from psyco_ray.run.directory import check_lasting, refuse_keys
+    from psyco_ray.run.directory import refuse_keys, require_durable
 
     if not given.address:
         raise ValueError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
     refuse_keys(job)  # for Ray shows the command line, and keeps the job file
     if given.command != "plan":
-        check_lasting(job.run_dir)
+        require_durable(job.run_dir)
     return jobs.submit(
         jobs.command_line(given.command, Path(given.job), given.overrides, Path.cwd(), given.resume),
         address=given.address,
@@ -242,7 +242,7 @@ def _by_name(given: list[str], what: str) -> dict[str, str]:
 
 
 def _iterate(job: Job, ledger: Any, telemetry: Any) -> None:
-    with without_collector():
+    with gc_paused():
         from psyco_ray.driver import iterate as run
         from psyco_ray.report import training_run
 
@@ -267,7 +267,7 @@ def _in_run(job: Job, given: argparse.Namespace, work: Callable[[Any, Any], None
     """Hold the run directory and Ray while `work` goes on."""
     import ray
 
-    from psyco_ray.judge.client import Unavailable
+    from psyco_ray.judge.client import UnavailableError
     from psyco_ray.run import preemption
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.telemetry import Telemetry
@@ -277,12 +277,12 @@ def _in_run(job: Job, given: argparse.Namespace, work: Callable[[Any, Any], None
         connect(given.address)
         telemetry = Telemetry(job, ledger)
         try:
-            with preemption.listening():
+            with preemption.handle_sigterm():
                 work(ledger, telemetry)
-        except preemption.Stopped:
+        except preemption.Preempted:
             print("psyco-ray: stopped; the same command with --resume goes on from here", file=sys.stderr)
             return RESUMABLE
-        except Unavailable as outage:  # the judge's
+        except UnavailableError as outage:  # the judge's
             print(f"psyco-ray: {outage}; the same command with --resume goes on from here", file=sys.stderr)
             return RESUMABLE
         finally:

@@ -104,8 +104,8 @@ def _run(name: str, job: DataJob, address: str | None) -> int:
 
     from psyco_ray.data import build
     from psyco_ray.data.dataset import Dataset
-    from psyco_ray.judge.client import Unavailable
-    from psyco_ray.judge.rate_limit import OutOfBudget
+    from psyco_ray.judge.client import UnavailableError
+    from psyco_ray.judge.rate_limit import BudgetExceededError
     from psyco_ray.run.progress import Progress
 
     dataset, progress = Dataset(job, address), Progress()
@@ -116,7 +116,7 @@ def _run(name: str, job: DataJob, address: str | None) -> int:
         if name in ("build", "report"):
             report(dataset)
             print(f"report: {dataset.root / 'report.html'}\ncard: {dataset.root / 'dataset-card.md'}")
-    except (OutOfBudget, Unavailable) as stop:
+    except (BudgetExceededError, UnavailableError) as stop:
         print(f"psyco-ray: {stop}. What was answered is kept, and the same command goes on from there", file=sys.stderr)
         return RESUMABLE
     finally:

@@ -27,8 +27,8 @@ class Endpoint(Section):
     via: Literal["calls", "batch"] = "calls"  # batch: the provider's batch API, cheaper and slower
 
 
-ROAD = {"base_url", "key_env", "timeout_s", "retries", "concurrency", "callers", "requests_per_minute"}
-ROAD |= {"tokens_per_minute", "price_in", "price_out"}
+TRANSPORT_FIELDS = {"base_url", "key_env", "timeout_s", "retries", "concurrency", "callers", "requests_per_minute"}
+TRANSPORT_FIELDS |= {"tokens_per_minute", "price_in", "price_out"}
 """Settings of an endpoint that say how it is reached and how fast, not what it answers."""
 
 

@@ -30,7 +30,7 @@ def _file_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_file_name)]
 
 
-class Judged(Section):
+class ModelUnderTest(Section):
     """A model under test: a reward model, or a generative model that picks the better of two."""
 
     name: Name
@@ -92,7 +92,7 @@ class EvaluateRewardJob(Section):
     run_dir: str = "runs/evaluate-reward"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     prompts: Prompts = Prompts()
-    models: list[Judged] = Field(min_length=1)
+    models: list[ModelUnderTest] = Field(min_length=1)
     tests: list[Test] = Field(default_factory=list)
     rewardbench: Bench | None = None
     calibrate: Test | None = None  # pairs on which each reward model's temperature is fitted

@@ -24,7 +24,7 @@ from psyco_ray.judge import pipeline
 from psyco_ray.judge.batch_api import run_batch
 from psyco_ray.judge.cost import cost, estimate
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.pipeline import CallStage, Facts
+from psyco_ray.judge.pipeline import CallStage, CallStats
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -44,7 +44,7 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     return dataset.finish("collect", began, **facts)
 
 
-def label(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """A fine and a coarse topic for every speech."""
     settings = dataset.job.topics
     prompt = _entry(dataset, "topic", "{client_speech}", "{topics}")
@@ -62,7 +62,7 @@ def label(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     return _ask(dataset, "topics", began, stage, progress)
 
 
-def answer(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Responses to every speech by the models drawn for it."""
     job, settings = dataset.job, dataset.job.respond
     pool = respond.members(load_texts(settings.pool, "pool"), settings.pool, settings)
@@ -75,7 +75,7 @@ def answer(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     if (done := dataset.record("respond")) is not None:
         return done
     began = time.time()
-    share = respond.Share(
+    share = respond.Assignment(
         pool=tuple(member.name for member in pool),
         per_speech=settings.per_speech,
         seed=job.seed,
@@ -134,8 +134,8 @@ def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
     "collect": collect,
-    "topics": label,
-    "respond": answer,
+    "topics": label_topics,
+    "respond": sample_responses,
     "rate": rate,
     "pair": pair,
 }
@@ -152,10 +152,10 @@ def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: 
     return dataset.finish(name, began, **asdict(facts), cost=cost(facts, stage.endpoint))
 
 
-def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> Facts:
+def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> CallStats:
     """Run the parts of a stage that are not done; the facts of all parts."""
     todo = list(dataset.speeches())
-    done = set(shards.names(stage.out))
+    done = set(shards.list_shards(stage.out))
     missing = [part for part in todo if part not in done]
     if missing:
         if dataset.job.max_cost is not None and None in (stage.endpoint.price_in, stage.endpoint.price_out):
@@ -170,10 +170,10 @@ def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> 
         limit = dataset.job.max_cost
         left = None if limit is None else limit - dataset.spent
         dataset.spent += pipeline.run(stage, missing, dataset.journal, left, what, progress)[1]
-    return sum((Facts(**shards.facts(stage.out, part)) for part in todo), Facts())
+    return sum((CallStats(**shards.facts(stage.out, part)) for part in todo), CallStats())
 
 
-def _in_words(expected: Facts, endpoint: Endpoint) -> str:
+def _in_words(expected: CallStats, endpoint: Endpoint) -> str:
     dollars = cost(expected, endpoint)
     return (
         f"about {expected.units} calls to {endpoint.model}, {expected.prompt_tokens} tokens in and at most "
@@ -182,7 +182,7 @@ def _in_words(expected: Facts, endpoint: Endpoint) -> str:
 
 
 def _call_in_batches(
-    dataset: Dataset, what: str, stage: CallStage, missing: list[str], expected: Facts, progress: Progress
+    dataset: Dataset, what: str, stage: CallStage, missing: list[str], expected: CallStats, progress: Progress
 ) -> None:
     """Let the provider's batch API fill the journal; what it leaves out is asked with single calls afterwards."""
     most, limit = cost(expected, stage.endpoint), dataset.job.max_cost
@@ -203,16 +203,18 @@ def _call_in_batches(
     )
 
 
-def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: respond.Share, progress: Progress) -> None:
+def _answer_locally(
+    dataset: Dataset, sharers: list[respond.ResponderModel], share: respond.Assignment, progress: Progress
+) -> None:
     """Let one open model answer the shares of its members: each engine loads it once."""
     import ray
 
     from psyco_ray.pool import fit, placement
-    from psyco_ray.rollout.actor import environment
+    from psyco_ray.rollout.actor import actor_environment
 
     given = dataset.job.respond.rollouts.model_dump() | sharers[0].rollouts
     settings = job_file.parse(Rollouts, given, f"pool member {sharers[0].name}: rollouts")
-    done = set.intersection(*(set(shards.names(share.out(member))) for member in sharers))
+    done = set.intersection(*(set(shards.list_shards(share.out(member))) for member in sharers))
     missing = [part for part in dataset.speeches() if part not in done]
     if not missing:
         return
@@ -224,7 +226,7 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
         [fit.Role("engine", workers, settings.cpus, settings.gpus, settings.role)],
         fit.cluster_nodes(),
     )
-    options = placement.pool_options(settings, environment(settings))
+    options = placement.pool_options(settings, actor_environment(settings))
     del options["max_restarts"], options["scheduling_strategy"]
     stream = ray.data.from_items(
         [{"parts": bundle} for bundle in bundles], override_num_blocks=len(bundles)
@@ -239,7 +241,9 @@ def _answer_locally(dataset: Dataset, sharers: list[respond.Member], share: resp
         pass
 
 
-def _bundles(missing: list[str], share: respond.Share, sharers: list[respond.Member], width: int) -> list[str]:
+def _bundles(
+    missing: list[str], share: respond.Assignment, sharers: list[respond.ResponderModel], width: int
+) -> list[str]:
     """Parts put together so that a member's share keeps its engine full: four times what it decodes at once."""
     bundles, current, prompts = list[str](), list[str](), 0
     for part in missing:

@@ -9,7 +9,7 @@ from typing import Any
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
-from psyco_ray.config.endpoint import ROAD
+from psyco_ray.config.endpoint import TRANSPORT_FIELDS
 from psyco_ray.config.prompts import load_texts
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory, versions
@@ -19,7 +19,7 @@ STAGES = ("collect", "topics", "respond", "rate", "pair")
 """In the order in which one builds on another."""
 
 _BUILDS_ON = {"collect": (), "topics": ("collect",), "respond": ("collect",), "rate": ("respond",)}
-_HOW = {*ROAD, "via", "blocks"}  # settings that say where and how fast, not what
+_HOW = {*TRANSPORT_FIELDS, "via", "blocks"}  # settings that say where and how fast, not what
 
 
 class Dataset(RunDirectory):
@@ -91,7 +91,7 @@ class Dataset(RunDirectory):
 
     def speeches(self) -> Iterator[str]:
         """The parts of the collected speeches."""
-        return iter(shards.names(self.root / "collect" / "speeches"))
+        return iter(shards.list_shards(self.root / "collect" / "speeches"))
 
     def prompts(self) -> dict[str, Any]:
         """The texts of all prompts.

@@ -16,7 +16,7 @@ from psyco_ray.config.training import Data, Job, Part, Prompts
 from psyco_ray.data import preferences, speeches, splits
 from psyco_ray.models import loading
 from psyco_ray.run.schemas import COMPARISONS
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 
 _ENCODED = pa.schema(
     [
@@ -103,7 +103,7 @@ class Encoder:
             too_long: pairs that it left out.
         """
         wanted = job.rollouts.max_model_len if for_policy else job.reward.max_tokens
-        most = min(wanted, loading.context(loading.resolve(job.model)) or wanted)
+        most = min(wanted, loading.max_positions(loading.resolve(job.model)) or wanted)
         self._encode = functools.partial(
             _encode_rows, model=job.model, prompts=job.prompts, max_tokens=most, for_policy=for_policy
         )
@@ -111,11 +111,11 @@ class Encoder:
         self.cut = cut  # times so far that a pair's prompt lost its left
         self.too_long = too_long  # times so far that a pair was left out, for a response alone is too long
 
-    def examples(self, table: pa.Table) -> list[Example]:
+    def examples(self, table: pa.Table) -> list[PreferencePair]:
         """All pairs of a table that fit."""
         return [example for example in self._stream(table, range(table.num_rows)) if example is not None]
 
-    def batches(self, table: pa.Table, plan: Sequence[Sequence[int]]) -> Iterator[list[Example]]:
+    def batches(self, table: pa.Table, plan: Sequence[Sequence[int]]) -> Iterator[list[PreferencePair]]:
         """The pairs of each batch, in the plan's order.
 
         Raises:
@@ -129,7 +129,7 @@ class Encoder:
             yield found
         assert next(stream, None) is None, "the stream has no more than the plan"
 
-    def _stream(self, table: pa.Table, order: Sequence[int]) -> Iterator[Example | None]:
+    def _stream(self, table: pa.Table, order: Sequence[int]) -> Iterator[PreferencePair | None]:
         import ray
 
         if not len(order):
@@ -144,12 +144,12 @@ class Encoder:
         for batch in encoded.iter_batches(batch_size=_BLOCK_ROWS, batch_format="pyarrow", prefetch_batches=4):
             yield from map(self._example, batch.to_pylist())
 
-    def _example(self, row: dict[str, Any]) -> Example | None:
+    def _example(self, row: dict[str, Any]) -> PreferencePair | None:
         if row["prompt_ids"] is None:
             self.too_long += 1
             return None
         self.cut += row["cut"] > 0
-        return Example(
+        return PreferencePair(
             key=row["pair_id"],
             prompt_ids=tuple(row["prompt_ids"]),
             chosen_ids=tuple(row["chosen_ids"]),
@@ -170,7 +170,7 @@ def _taking(encode: Callable[[pa.Table], pa.Table], held: Any) -> Callable[[pa.T
 
 
 def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int, for_policy: bool) -> pa.Table:
-    from psyco_ray.models.encoding import TooLong, encode, encode_turn
+    from psyco_ray.models.encoding import ResponseTooLongError, encode, encode_turn
 
     prompt = load_prompt(prompts)
     tokenizer = speeches.shared_tokenizer(model)
@@ -183,7 +183,7 @@ def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int,
             found = (encode_turn if for_policy else encode)(
                 tokenizer, asked, (pair["chosen"], pair["rejected"]), max_tokens
             )
-        except TooLong:
+        except ResponseTooLongError:
             continue
         chosen, rejected = found.response_ids
         row |= {"prompt_ids": found.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected, "cut": found.cut}

@@ -39,7 +39,7 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
     (root / "pairs").mkdir(exist_ok=True)
     writers = {split: pq.ParquetWriter(path, SCHEMA) for split, path in unfinished.items()}
     try:
-        for part in shards.names(root / "rate"):
+        for part in shards.list_shards(root / "rate"):
             found, responses, incomplete = _pairs_of(root, part, settings)
             counts["responses"] += responses
             counts["not_fully_rated"] += incomplete

@@ -13,7 +13,7 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import filled_messages
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Row, Unit
+from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PRINCIPLES, RATINGS
 
@@ -40,7 +40,7 @@ class RateStage:
         """The directory of its parts."""
         return self.root / "rate"
 
-    def units(self, part: str) -> Iterator[Unit]:
+    def units(self, part: str) -> Iterator[Question]:
         """A question for each speech with two responses or more, and each principle."""
         speeches = {row["speech_id"]: row["speech"] for row in shards.read(self.root / "collect" / "speeches", part)}
         answers: dict[str, dict[str, str]] = {}
@@ -54,7 +54,7 @@ class RateStage:
                 asked = self._messages(name, speeches[speech_id], [responses[model] for model in order])
                 call = Call(asked, rating_schema(len(order), self.rationale_chars), self.max_tokens, temperature=0.0)
                 rows = partial(rating_rows, speech_id, name, order, self.endpoint.model)
-                yield Unit(speech_id, name, call, partial(read_ratings, count=len(order)), rows)
+                yield Question(speech_id, name, call, partial(read_ratings, count=len(order)), rows)
 
     def _messages(self, name: str, speech: str, responses: list[str]) -> tuple[dict[str, str], ...]:
         principle = self.principles[name]

@@ -18,14 +18,14 @@ from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Row, Unit
+from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE
 from psyco_ray.run.types import Prompt
 
 
-class Member(Section):
+class ResponderModel(Section):
     """A model of the pool."""
 
     name: str
@@ -44,7 +44,7 @@ class Member(Section):
         return self
 
 
-def members(entries: Any, where: str, settings: Respond) -> list[Member]:
+def members(entries: Any, where: str, settings: Respond) -> list[ResponderModel]:
     """The members of a pool file.
 
     Raises:
@@ -54,7 +54,7 @@ def members(entries: Any, where: str, settings: Respond) -> list[Member]:
     if not isinstance(entries, list):
         raise ValueError(f"pool file {where} must hold a list of members")
     found = [
-        job_file.parse(Member, entry, f"pool file {where}: member {number}")
+        job_file.parse(ResponderModel, entry, f"pool file {where}: member {number}")
         for number, entry in enumerate(entries, start=1)
     ]
     names = [member.name for member in found]
@@ -86,7 +86,7 @@ def drawn(pool: list[str], speech_id: str, count: int, seed: int) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Share:
+class Assignment:
     """What every member is asked, and which speeches are its own."""
 
     pool: tuple[str, ...]
@@ -98,17 +98,17 @@ class Share:
     max_tokens: int
     root: Path  # of the dataset
 
-    def of(self, member: Member, part: str) -> list[Row]:
+    def of(self, member: ResponderModel, part: str) -> list[Row]:
         """The speeches of a part that a member answers."""
         rows = shards.read(self.root / "collect" / "speeches", part)
         pool = list(self.pool)
         return [row for row in rows if member.name in drawn(pool, row["speech_id"], self.per_speech, self.seed)]
 
-    def out(self, member: Member) -> Path:
+    def out(self, member: ResponderModel) -> Path:
         """The directory of a member's parts."""
         return self.root / "respond" / "members" / member.name
 
-    def seed_of(self, member: Member, speech_id: str) -> int:
+    def seed_of(self, member: ResponderModel, speech_id: str) -> int:
         """The seed of a response."""
         return int(key_of(self.seed, "respond", member.name, speech_id), 16) % 2**31
 
@@ -117,8 +117,8 @@ class Share:
 class ApiStage:
     """A commercial member's share: one call a speech."""
 
-    member: Member
-    share: Share
+    member: ResponderModel
+    share: Assignment
     attempts = 3
     schema = RESPONSES
 
@@ -133,7 +133,7 @@ class ApiStage:
         """The directory of its parts."""
         return self.share.out(self.member)
 
-    def units(self, part: str) -> Iterator[Unit]:
+    def units(self, part: str) -> Iterator[Question]:
         """A question for each speech of the member's share."""
         share, member = self.share, self.member
         for row in share.of(member, part):
@@ -145,13 +145,15 @@ class ApiStage:
                 top_p=share.top_p,
                 seed=share.seed_of(member, row["speech_id"]),
             )
-            yield Unit(row["speech_id"], member.name, call, _not_empty, partial(_row, row["speech_id"], member.name))
+            yield Question(
+                row["speech_id"], member.name, call, _not_empty, partial(_row, row["speech_id"], member.name)
+            )
 
 
 class Responder:
     """An engine that answers the shares of the members with its model (a worker of Ray Data)."""
 
-    def __init__(self, sharers: list[Member], share: Share, settings: Rollouts) -> None:
+    def __init__(self, sharers: list[ResponderModel], share: Assignment, settings: Rollouts) -> None:
         from psyco_ray.models import loading
         from psyco_ray.rollout.engine import Engine
 
@@ -166,11 +168,11 @@ class Responder:
         """Answer the shares of some parts, member by member, and write each part once."""
         todo = str(batch["parts"][0]).split()
         for member in self._members:
-            done = set(shards.names(self._share.out(member)))
+            done = set(shards.list_shards(self._share.out(member)))
             self._answer(member, [part for part in todo if part not in done])
         return {"done": [" ".join(todo)]}
 
-    def _answer(self, member: Member, todo: list[str]) -> None:
+    def _answer(self, member: ResponderModel, todo: list[str]) -> None:
         from psyco_ray.models import loading
 
         share = self._share
@@ -203,7 +205,7 @@ class Responder:
             shards.write(share.out(member), part, sorted(rows[part], key=lambda r: r["speech_id"]), RESPONSES)
 
 
-def merge(pool: list[Member], share: Share, part: str) -> int:
+def merge(pool: list[ResponderModel], share: Assignment, part: str) -> int:
     """Bring the members' responses to a part's speeches together; returns their number."""
     rows = [row for member in pool for row in shards.read(share.out(member), part)]
     aside = [row for member in pool for row in shards.read(share.out(member) / "set-aside", part)]
@@ -224,6 +226,6 @@ def _row(speech_id: str, model: str, text: str, finished: bool) -> list[Row]:
     return [{"speech_id": speech_id, "model": model, "response": text, "finished": finished}]
 
 
-def _too_long(speech_id: str, member: Member, tokens: int, room: int) -> Row:
+def _too_long(speech_id: str, member: ResponderModel, tokens: int, room: int) -> Row:
     reason = f"the prompt takes {tokens} tokens, {room} fit; raise respond.rollouts.max_model_len"
     return {"speech_id": speech_id, "what": member.name, "reason": reason, "answer": None}

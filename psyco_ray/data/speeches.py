@@ -16,7 +16,7 @@ from psyco_ray.config.training import Data, Job, Prompts
 from psyco_ray.data.splits import speech_id, split_of
 from psyco_ray.data.tables import read_table
 from psyco_ray.run.schemas import SPEECHES
-from psyco_ray.run.startup import without_collector
+from psyco_ray.run.startup import gc_paused
 
 
 def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def _speech_column(table: pa.Table, data: Data) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-@without_collector()
+@gc_paused()
 def shared_tokenizer(model: str) -> Any:
     """A model's tokenizer, loaded once in a process."""
     from psyco_ray.models import loading

@@ -12,7 +12,7 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import load_texts, prompt_messages
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Row, Unit
+from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import TOPICS
 
@@ -38,7 +38,7 @@ class TopicStage:
         """The directory of its parts."""
         return self.root / "topics"
 
-    def units(self, part: str) -> Iterator[Unit]:
+    def units(self, part: str) -> Iterator[Question]:
         """A question for each speech of the part."""
         coarse = coarse_of()
         schema = {
@@ -56,7 +56,7 @@ class TopicStage:
         for row in shards.read(self.root / "collect" / "speeches", part):
             call = Call(tuple(prompt_messages(asked, row["speech"])), schema, self.max_tokens, temperature=0.0)
             check = partial(_label, known={name.casefold(): name for name in coarse})
-            yield Unit(row["speech_id"], "topic", call, check, partial(_row, row["speech_id"], coarse))
+            yield Question(row["speech_id"], "topic", call, check, partial(_row, row["speech_id"], coarse))
 
 
 def from_source(rows: list[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.evaluate import agreement as measures
-from psyco_ray.evaluate.expert_csv import harmless, ordering_hash, rows
+from psyco_ray.evaluate.expert_csv import escape_formula, ordering_hash, rows
 from psyco_ray.evaluate.stats import wilson
 
 EXPERTS = ("expert-1", "expert-2")
@@ -57,7 +57,7 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
             for item in order
         ]
         with open(out / f"{expert}.csv", "w", encoding="utf-8-sig", newline="") as file:
-            csv.writer(file).writerows([list(_COLUMNS), *([harmless(cell) for cell in row] for row in rows)])
+            csv.writer(file).writerows([list(_COLUMNS), *([escape_formula(cell) for cell in row] for row in rows)])
     key = {
         item: {**sides[item], **{name: value for name, value in pair.items() if name not in _TEXTS}}
         for item, pair in sorted(items.items())

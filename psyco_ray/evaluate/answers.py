@@ -21,14 +21,14 @@ import ray
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
-from psyco_ray.data.respond import ApiStage, Member, Responder, Share
+from psyco_ray.data.respond import ApiStage, Assignment, Responder, ResponderModel
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.cost import cost, estimate
 from psyco_ray.judge.pipeline import Row
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import environment
+from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run import shards, storage
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -39,7 +39,7 @@ _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True)
-class Questions(Share):
+class Questions(Assignment):
     """What one model is asked: responders and API stages work on it as on a pool member's share of a dataset.
 
     `root` holds its parts, whose `speech` is the whole user text of a prompt.
@@ -47,32 +47,34 @@ class Questions(Share):
 
     answers: Path
 
-    def of(self, member: Member, part: str) -> list[Row]:
+    def of(self, member: ResponderModel, part: str) -> list[Row]:
         """All questions of a part."""
         return shards.read(self.root, part)
 
-    def out(self, member: Member) -> Path:
+    def out(self, member: ResponderModel) -> Path:
         """The directory of the answers."""
         return self.answers
 
     def missing(self) -> list[str]:
         """The parts that are not answered yet."""
-        done = set(shards.names(self.answers))
-        return [part for part in shards.names(self.root) if part not in done]
+        done = set(shards.list_shards(self.answers))
+        return [part for part in shards.list_shards(self.root) if part not in done]
 
     def read(self) -> dict[str, Row]:
         """The answers, by speech id; a speech that the model gave nothing on is missing."""
-        return {row["speech_id"]: row for part in shards.names(self.root) for row in shards.read(self.answers, part)}
+        return {
+            row["speech_id"]: row for part in shards.list_shards(self.root) for row in shards.read(self.answers, part)
+        }
 
     def set_aside(self) -> list[Row]:
         """The speeches without an answer, each with the reason."""
-        return [row for part in shards.names(self.root) for row in shards.read(self.answers / "set-aside", part)]
+        return [row for part in shards.list_shards(self.root) for row in shards.read(self.answers / "set-aside", part)]
 
 
 class Answerer(Responder):
     """A dataset's responder as a member of a pool, where every piece of work has a deadline."""
 
-    def __init__(self, member: Member, questions: Questions, job: PolicyEvaluationJob) -> None:
+    def __init__(self, member: ResponderModel, questions: Questions, job: PolicyEvaluationJob) -> None:
         self._load = partial(super().__init__, [member], questions, job.rollouts)
 
     def ready(self) -> None:
@@ -138,12 +140,12 @@ def generate(job: PolicyEvaluationJob, name: str, model: str, asked: Sequence[Qu
     work = [(questions, bundle) for questions in asked for bundle in _bundles(questions, job)]
     if not work:
         return
-    member = Member(name=name, model=model)
+    member = ResponderModel(name=name, model=model)
     pool = ActorPool(
         "responder",
         lambda index: (
             ray.remote(Answerer)
-            .options(**placement.pool_options(job.rollouts, environment(job.rollouts)))
+            .options(**placement.pool_options(job.rollouts, actor_environment(job.rollouts)))
             .remote(member, work[0][0], job)
         ),
         min(job.rollouts.actors, len(work)),
@@ -165,9 +167,9 @@ def call(
     """Let a model behind an API answer what it has not answered yet; the dollars that this took.
 
     Raises:
-        OutOfBudget, Unavailable, ValueError: as `calls.run`.
+        BudgetExceededError, UnavailableError, ValueError: as `pipeline.run`.
     """
-    stage, missing = ApiStage(Member(name=name, api=endpoint), questions), questions.missing()
+    stage, missing = ApiStage(ResponderModel(name=name, api=endpoint), questions), questions.missing()
     if not missing:
         return 0.0
     expected = estimate(stage, missing)
@@ -201,7 +203,7 @@ def checkpoint(model: str, max_model_len: int) -> str:
             found = storage.absolute(named)
         else:
             found = named  # the base model, where no policy was better
-    context = loading.context(loading.resolve(found))
+    context = loading.max_positions(loading.resolve(found))
     if context is not None and context < max_model_len:
         raise ValueError(f"{model} holds {context} tokens, rollouts.max_model_len is {max_model_len}; lower it")
     return found

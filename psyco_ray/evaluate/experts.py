@@ -21,7 +21,7 @@ from psyco_ray.data.splits import speech_id
 from psyco_ray.data.tables import read_table
 from psyco_ray.evaluate import agreement, stats
 from psyco_ray.evaluate.annotation import EXPERTS
-from psyco_ray.evaluate.expert_csv import harmless, ordering_hash, rows
+from psyco_ray.evaluate.expert_csv import escape_formula, ordering_hash, rows
 from psyco_ray.run.schemas import PRINCIPLES
 
 PAPER_JUDGE = 0.825
@@ -123,7 +123,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
             for item in sorted(items, key=lambda item: ordering_hash(seed, expert, item)):
                 speech, texts = items[item]["texts"]
                 shown = [speech, *[texts[items[item][side]] for side in "AB"]]
-                rows.writerow([item, *[harmless(text) for text in shown], *[""] * (len(_ASKED) + 1)])
+                rows.writerow([item, *[escape_formula(text) for text in shown], *[""] * (len(_ASKED) + 1)])
     hidden = {item: {name: of[name] for name in of if name != "texts"} for item, of in sorted(items.items())}
     key = {"seed": seed, "comparisons": list(policies), "items": hidden}
     (out / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ CASES = 8
 
 
 @dataclass(frozen=True)
-class Bout:
+class Matchup:
     """A policy's answers to all speeches under one variant, and what every judge says of them."""
 
     policy: str
@@ -40,7 +40,7 @@ class Bout:
 
 
 def results(
-    job: PolicyEvaluationJob, bouts: Sequence[Bout], met: Sequence[Row], theirs: Mapping[str, str], silent: int
+    job: PolicyEvaluationJob, bouts: Sequence[Matchup], met: Sequence[Row], theirs: Mapping[str, str], silent: int
 ) -> dict[str, Any]:
     """What ``evaluation.json`` holds.
 
@@ -92,7 +92,7 @@ def results(
     }
 
 
-def _figures(job: PolicyEvaluationJob, bout: Bout, met: Sequence[Row], theirs: Mapping[str, str]) -> dict[str, Any]:
+def _figures(job: PolicyEvaluationJob, bout: Matchup, met: Sequence[Row], theirs: Mapping[str, str]) -> dict[str, Any]:
     """All figures of a policy under one variant.
 
     Returns:
@@ -131,7 +131,7 @@ def _first_chosen(found: Verdicts) -> float | None:
     return sum(row["ours"] == row["ours_first"] for row in rows) / len(rows) if rows else None
 
 
-def _agreement(bout: Bout, main: str, other: str, seed: int) -> dict[str, Any]:
+def _agreement(bout: Matchup, main: str, other: str, seed: int) -> dict[str, Any]:
     """How far two judges agree on the speeches that were judged; an unreadable verdict is a missing one."""
     first, second = (bout.verdicts[judge].outcomes() for judge in (main, other))
     ratings = np.array([(first[key], second[key]) for key in first], dtype=float).reshape(-1, 2)
@@ -142,7 +142,7 @@ def _agreement(bout: Bout, main: str, other: str, seed: int) -> dict[str, Any]:
 
 
 def cases(
-    job: PolicyEvaluationJob, bouts: Sequence[Bout], met: Sequence[Row], theirs: Mapping[str, str]
+    job: PolicyEvaluationJob, bouts: Sequence[Matchup], met: Sequence[Row], theirs: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Speeches drawn by the seed, not picked, with all responses and verdicts (paper tables 4 and 8)."""
     drawn = sorted(met, key=lambda row: key_of(job.seed, "case", row["speech_id"]))[:CASES]

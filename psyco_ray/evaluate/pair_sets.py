@@ -13,14 +13,14 @@ from psyco_ray.config.evaluate_reward import Bench, Test
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TestPairs:
     """The pairs of a test, of the benchmark, or those to calibrate on."""
 
     table: pa.Table  # COMPARISONS
     left_out: Mapping[str, int]  # rows of the file that cannot be used, by reason
 
 
-def load(test: Test, seed: int) -> Pairs:
+def load(test: Test, seed: int) -> TestPairs:
     """The pairs of a test.
 
     Raises:
@@ -37,10 +37,10 @@ def load(test: Test, seed: int) -> Pairs:
             f"pairs file {test.pairs} has no pair of the split {test.split} for {test.name} (it has {known}); choose "
             "another split for it"
         )
-    return Pairs(found.table.take(_drawn(found.table, rows, seed, test.limit)), found.left_out)
+    return TestPairs(found.table.take(_drawn(found.table, rows, seed, test.limit)), found.left_out)
 
 
-def load_bench(bench: Bench, seed: int) -> Pairs:
+def load_bench(bench: Bench, seed: int) -> TestPairs:
     """The pairs of a benchmark; whatever splits the file itself names are taken together.
 
     Raises:
@@ -61,7 +61,7 @@ def load_bench(bench: Bench, seed: int) -> Pairs:
     right = [True] * len(by_subset)  # what does not fit is told now, not after hours of scoring
     rewardbench.bench_ranked(list(by_subset), right, right, bench.sections)
     rows = sorted(row for of in by_subset.values() for row in _drawn(found.table, of, seed, bench.limit))
-    return Pairs(found.table.take(rows), found.left_out)
+    return TestPairs(found.table.take(rows), found.left_out)
 
 
 def _drawn(table: pa.Table, rows: Sequence[int], seed: int, limit: int | None) -> list[int]:

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged
+from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
 from psyco_ray.config.prompts import filled_messages, load_texts
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call, Client
 from psyco_ray.judge.cost import cost, estimate
-from psyco_ray.judge.pipeline import Facts, Row, Unit
+from psyco_ray.judge.pipeline import CallStats, Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -59,13 +59,13 @@ class RankStage:
     out: Path
     schema = CHOICES
 
-    def units(self, part: str) -> Iterator[Unit]:
+    def units(self, part: str) -> Iterator[Question]:
         """A question for each pair and order."""
         for row in shards.read(self.pairs, part):
             for place, order in enumerate(ORDERS, start=1):
                 shown = (row["chosen"], row["rejected"]) if place == 1 else (row["rejected"], row["chosen"])
                 call = Call(self._messages(row["asked"], *shown), CHOICE, self.max_tokens, temperature=0.0)
-                yield Unit(row["pair"], order, call, read_choice, partial(_choice, row["pair"], order, place))
+                yield Question(row["pair"], order, call, read_choice, partial(_choice, row["pair"], order, place))
 
     def _messages(self, asked: str, first: str, second: str) -> tuple[dict[str, str], ...]:
         places = {"{client_speech}": asked, "{conversation}": asked, "{principles}": self.principles}
@@ -76,7 +76,9 @@ class RankStage:
 class Ranking:
     """One model's choices between the pairs of a test."""
 
-    def __init__(self, job: EvaluateRewardJob, model: Judged, name: str, rows: Sequence[Row], root: Path) -> None:
+    def __init__(
+        self, job: EvaluateRewardJob, model: ModelUnderTest, name: str, rows: Sequence[Row], root: Path
+    ) -> None:
         """Lay the pairs out; nothing is asked yet.
 
         Args:
@@ -118,7 +120,7 @@ class Ranking:
         """Ask what was not asked before; the dollars that this took.
 
         Raises:
-            OutOfBudget, Unavailable, ValueError: as `calls.run`.
+            BudgetExceededError, UnavailableError, ValueError: as `pipeline.run`.
         """
         missing, endpoint = self._missing(), self._stage.endpoint
         if not missing:
@@ -141,11 +143,11 @@ class Ranking:
 
     def spent(self) -> dict[str, Any]:
         """What all its calls took, whenever they were sent."""
-        facts = sum((Facts(**shards.facts(self._stage.out, part)) for part in self._parts), Facts())
+        facts = sum((CallStats(**shards.facts(self._stage.out, part)) for part in self._parts), CallStats())
         return asdict(facts) | {"dollars": cost(facts, self._stage.endpoint)}
 
     def _missing(self) -> list[str]:
-        done = set(shards.names(self._stage.out))
+        done = set(shards.list_shards(self._stage.out))
         return [part for part in self._parts if part not in done]
 
 

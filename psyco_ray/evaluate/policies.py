@@ -13,7 +13,7 @@ import pyarrow as pa
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.evaluate import answers
-from psyco_ray.evaluate.matchups import Bout, cases, pair_key, results, words
+from psyco_ray.evaluate.matchups import Matchup, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client
@@ -46,12 +46,12 @@ def evaluate(
 
     Raises:
         ValueError: a file, a model or the directory does not do; as far as that can be seen, before anything is asked.
-        OutOfBudget: the calls reached `max_cost`; everything paid for is kept.
-        Unavailable: a server failed again and again.
+        BudgetExceededError: the calls reached `max_cost`; everything paid for is kept.
+        UnavailableError: a server failed again and again.
     """
     directory.claim(job)
     speeches = load_speeches(job.speeches, job.seed)
-    contest = _Contest(job, directory, progress)
+    contest = PolicyEvaluation(job, directory, progress)
     theirs = contest.opponent(speeches)
     met = [row for row in speeches if row["speech_id"] in theirs]
     contest.write_answers(job.opponent.name, met, theirs)
@@ -64,7 +64,7 @@ def evaluate(
     return found, cases(job, bouts, met, theirs)
 
 
-class _Contest:
+class PolicyEvaluation:
     """An evaluation under way, and the dollars that its calls took so far."""
 
     def __init__(self, job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress) -> None:
@@ -95,7 +95,7 @@ class _Contest:
             answers.generate(self._job, opponent.name, self._local[opponent.name], [asked], self._progress)
         return {key: row["response"] for key, row in self._read(opponent.name, asked).items()}
 
-    def bouts(self, policy: str, met: Sequence[Row], theirs: Mapping[str, str]) -> list[Bout]:
+    def bouts(self, policy: str, met: Sequence[Row], theirs: Mapping[str, str]) -> list[Matchup]:
         """A policy's answers, under every variant; its engines load it once for all."""
         places = {
             row["speech_id"]: {"{client_speech}": row["speech"], "{words}": str(words(theirs[row["speech_id"]]))}
@@ -117,10 +117,10 @@ class _Contest:
                 for row in met
                 if row["speech_id"] in given
             ]
-            found.append(Bout(policy, variant, given, self._verdicts(policy, variant, pairs)))
+            found.append(Matchup(policy, variant, given, self._verdicts(policy, variant, pairs)))
         return found
 
-    def judge(self, judge: str, bout: Bout, met: Sequence[Row]) -> None:
+    def judge(self, judge: str, bout: Matchup, met: Sequence[Row]) -> None:
         """Ask a judge about a bout, and write down the outcomes."""
         self._spent += bout.verdicts[judge].ask(self._left(), self._progress)
         rows = [

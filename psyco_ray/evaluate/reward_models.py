@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Judged, Test
+from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest, Test
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data import preferences
 from psyco_ray.evaluate import metrics, rewardbench
-from psyco_ray.evaluate.pair_sets import Pairs, load, load_bench
+from psyco_ray.evaluate.pair_sets import TestPairs, load, load_bench
 from psyco_ray.evaluate.pairwise_ranker import Ranking
 from psyco_ray.models import loading
 from psyco_ray.pool import fit, placement
@@ -30,7 +30,7 @@ from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.directory import RunDirectory, versions, write_table
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.types import Asked, Scored
+from psyco_ray.run.types import ScoreRequest, ScoreResult
 
 PAIRS_PER_ITEM = 32
 
@@ -48,12 +48,12 @@ _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True)
-class Item:
+class ScoreBatch:
     """Pairs that a scorer takes at a time, and where their scores are kept."""
 
     path: Path
     rows: tuple[int, ...]  # of the pairs' table
-    asked: tuple[Asked, ...]
+    asked: tuple[ScoreRequest, ...]
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress
 
     Raises:
         ValueError: a file, a model or the directory does not do; as far as that can be seen, before anything is scored.
-        OutOfBudget: the rankers' calls reached `max_cost`; everything paid for is kept.
-        Unavailable: a ranker's server failed again and again.
+        BudgetExceededError: the rankers' calls reached `max_cost`; everything paid for is kept.
+        UnavailableError: a ranker's server failed again and again.
     """
     directory.claim(job)
     pairs = {test.name: load(test, job.seed) for test in job.tests}
@@ -165,7 +165,9 @@ def _state(file: Path) -> list[Any]:
     return [file.stat().st_size, file.stat().st_mtime_ns]
 
 
-def _items(job: EvaluateRewardJob, model: Judged, marked: str, name: str, pairs: Pairs, root: Path) -> list[Item]:
+def _items(
+    job: EvaluateRewardJob, model: ModelUnderTest, marked: str, name: str, pairs: TestPairs, root: Path
+) -> list[ScoreBatch]:
     """Pairs of about the same length together, the longest first, so that the end is not spent on one long item."""
     prompt = load_prompt(job.prompts)
     rows = pairs.table.select(["pair_id", "form", "asked", "chosen", "rejected"]).to_pylist()
@@ -179,14 +181,14 @@ def _items(job: EvaluateRewardJob, model: Judged, marked: str, name: str, pairs:
         ]
         key = key_of(marked, job.scorers.dtype, job.max_tokens, name, texts)
         asked = tuple(
-            Asked(f"{key}:{rows[at]['pair_id']}", tuple(turns), sides)
+            ScoreRequest(f"{key}:{rows[at]['pair_id']}", tuple(turns), sides)
             for at, (turns, sides) in zip(taken, texts, strict=True)
         )
-        items.append(Item(root / "scores" / model.name / name / f"{key}.parquet", taken, asked))
+        items.append(ScoreBatch(root / "scores" / model.name / name / f"{key}.parquet", taken, asked))
     return items
 
 
-def _score(job: EvaluateRewardJob, model: Judged, items: Sequence[Item], progress: Progress) -> None:
+def _score(job: EvaluateRewardJob, model: ModelUnderTest, items: Sequence[ScoreBatch], progress: Progress) -> None:
     """Score the items that are not there, each written as it comes."""
     assert model.model is not None, "a ranker gives no scores"
     missing = {item.path.stem: item for item in items if not item.path.exists()}
@@ -217,7 +219,7 @@ def _score(job: EvaluateRewardJob, model: Judged, items: Sequence[Item], progres
         pool.close()
 
 
-def _table(item: Item, scored: Sequence[Scored]) -> pa.Table:
+def _table(item: ScoreBatch, scored: Sequence[ScoreResult]) -> pa.Table:
     assert [one.key for one in scored] == [one.key for one in item.asked], "scores came in another order"
     rows = []
     for one in scored:
@@ -227,7 +229,7 @@ def _table(item: Item, scored: Sequence[Scored]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCORED)
 
 
-def _read(model: Judged, name: str, items: Sequence[Item]) -> Scores:
+def _read(model: ModelUnderTest, name: str, items: Sequence[ScoreBatch]) -> Scores:
     """The scores of all pairs, out of their parts.
 
     Raises:
@@ -256,7 +258,7 @@ def _read(model: Judged, name: str, items: Sequence[Item]) -> Scores:
     )
 
 
-def _measured(job: EvaluateRewardJob, pairs: Mapping[str, Pairs], scores: Mapping[str, Scores]) -> dict[str, Any]:
+def _measured(job: EvaluateRewardJob, pairs: Mapping[str, TestPairs], scores: Mapping[str, Scores]) -> dict[str, Any]:
     """A reward model's figures by test and on the benchmark."""
     temperature = None
     if job.calibrate is not None:
@@ -279,7 +281,7 @@ def _measured(job: EvaluateRewardJob, pairs: Mapping[str, Pairs], scores: Mappin
     return found
 
 
-def _ranked(job: EvaluateRewardJob, pairs: Mapping[str, Pairs], rankings: Mapping[str, Ranking]) -> dict[str, Any]:
+def _ranked(job: EvaluateRewardJob, pairs: Mapping[str, TestPairs], rankings: Mapping[str, Ranking]) -> dict[str, Any]:
     """A ranker's figures by test and on the benchmark."""
     found: dict[str, Any] = {}
     for name, ranking in rankings.items():
@@ -295,7 +297,7 @@ def _ranked(job: EvaluateRewardJob, pairs: Mapping[str, Pairs], rankings: Mappin
     return found
 
 
-def _about(test: Test, pairs: Pairs) -> dict[str, Any]:
+def _about(test: Test, pairs: TestPairs) -> dict[str, Any]:
     return {
         "name": test.name,
         "pairs": test.pairs,

@@ -97,7 +97,7 @@ def _topics(where: str) -> Mapping[str, str | None]:
 
     directory = Path(where)
     if directory.is_dir():  # which holds other files too, where a data job wrote it
-        rows = [row for part in shards.names(directory) for row in shards.read(directory, part)]
+        rows = [row for part in shards.list_shards(directory) for row in shards.read(directory, part)]
     else:
         rows = read_table(where, "topics").to_pylist()
     columns = list(rows[0]) if rows else []

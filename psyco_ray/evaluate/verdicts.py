@@ -23,7 +23,7 @@ from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.cost import cost, estimate
-from psyco_ray.judge.pipeline import Facts, Row, Unit
+from psyco_ray.judge.pipeline import CallStats, Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -60,14 +60,14 @@ class VerdictStage:
     out: Path
     schema = VERDICTS
 
-    def units(self, part: str) -> Iterator[Unit]:
+    def units(self, part: str) -> Iterator[Question]:
         """A question for each pair and order; responses that are the same need none."""
         form = verdict_schema(self.rationale_chars)
         for row in shards.read(self.pairs, part):
             for ours_first in orders(self.order, self.seed, row):
                 shown = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
                 call = Call(self._messages(row["speech"], *shown), form, self.max_tokens, temperature=0.0)
-                yield Unit(row["speech_id"], row["key"], call, read_verdict, partial(_row, row["key"], ours_first))
+                yield Question(row["speech_id"], row["key"], call, read_verdict, partial(_row, row["key"], ours_first))
 
     def _messages(self, speech: str, a: str, b: str) -> tuple[dict[str, str], ...]:
         places = {"{principles}": self.principles, "{client_speech}": speech, "{response_a}": a, "{response_b}": b}
@@ -127,9 +127,9 @@ class Verdicts:
         """Ask what was not asked before; the dollars that this took (0 where prices are not known).
 
         Raises:
-            OutOfBudget, Unavailable, ValueError: as `calls.run`.
+            BudgetExceededError, UnavailableError, ValueError: as `pipeline.run`.
         """
-        done = set(shards.names(self._stage.out))
+        done = set(shards.list_shards(self._stage.out))
         missing = [part for part in self._parts if part not in done]
         if not missing:
             return 0.0
@@ -158,7 +158,7 @@ class Verdicts:
 
     def spent(self) -> dict[str, Any]:
         """What all its calls took, whenever they were sent."""
-        facts = sum((Facts(**shards.facts(self._stage.out, part)) for part in self._parts), Facts())
+        facts = sum((CallStats(**shards.facts(self._stage.out, part)) for part in self._parts), CallStats())
         return asdict(facts) | {"dollars": cost(facts, self._stage.endpoint)}
 
 
@@ -192,8 +192,8 @@ def judge(
         1 where ours won, 0 where theirs did, 0.5 for a tie, None where no verdict could be read; by the pairs' keys.
 
     Raises:
-        OutOfBudget: the limit was reached; everything paid for is kept.
-        Unavailable: the server failed again and again.
+        BudgetExceededError: the limit was reached; everything paid for is kept.
+        UnavailableError: the server failed again and again.
         ValueError: the prompts file lacks something, or the server refuses the key or the model.
     """
     verdicts = Verdicts(pairs, endpoint, root, settings, prompts, seed, what)

@@ -11,15 +11,15 @@ from typing import Any, Generic, TypeVar
 import json_repair
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.judge.client import Answer, Call, Client, Refused, Unavailable
+from psyco_ray.judge.client import Answer, Call, Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.rate_limit import Limiter, OutOfBudget
+from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter
 
 T = TypeVar("T")
 
 
 @dataclass
-class Asked(Generic[T]):
+class AskResult(Generic[T]):
     """What asking came to."""
 
     value: T | None = None
@@ -46,9 +46,9 @@ class Asker:
         self._room = asyncio.Semaphore(endpoint.concurrency)
         self._ended: Exception | None = None
 
-    def desk(self, part: str) -> Desk:
+    def desk(self, part: str) -> ShardAsker:
         """A place to ask about the speeches of a part of the dataset; it holds what the journal has of them."""
-        return Desk(self, self._journal.load(part))
+        return ShardAsker(self, self._journal.load(part))
 
     async def close(self) -> None:
         """Report the last usage and close connections and journal."""
@@ -61,7 +61,7 @@ class Asker:
         """An answer of the server, written down before anything else happens with it.
 
         Raises:
-            OutOfBudget, Unavailable, ValueError: no call will be answered now.
+            BudgetExceededError, UnavailableError, ValueError: no call will be answered now.
         """
         async with self._room:
             if self._ended is not None:
@@ -69,7 +69,7 @@ class Asker:
             try:
                 answer = await self._limited(call)
                 self._journal.add(speech_id, key, answer)
-            except (OutOfBudget, Unavailable, ValueError) as error:
+            except (BudgetExceededError, UnavailableError, ValueError) as error:
                 self._ended = error
                 raise
             return answer
@@ -89,17 +89,17 @@ class Asker:
     async def _answer(self, call: Call) -> Answer:
         try:
             return await self._client.answer(call)
-        except Refused as refused:
+        except RefusedError as refused:
             return Answer("", True, refused.prompt_tokens, refused.completion_tokens, refused=str(refused))
 
 
-class Desk:
+class ShardAsker:
     """Asks about the speeches of one part."""
 
     def __init__(self, asker: Asker, known: dict[str, Answer]) -> None:
         self._asker, self._known = asker, known
 
-    async def ask(self, speech_id: str, call: Call, check: Callable[[str], T], attempts: int) -> Asked[T]:
+    async def ask(self, speech_id: str, call: Call, check: Callable[[str], T], attempts: int) -> AskResult[T]:
         """Ask until an answer passes the check, telling the model each time what was wrong.
 
         Args:
@@ -109,9 +109,9 @@ class Desk:
             attempts: how often to ask at most.
 
         Raises:
-            OutOfBudget, Unavailable, ValueError: no call will be answered now.
+            BudgetExceededError, UnavailableError, ValueError: no call will be answered now.
         """
-        asked: Asked[T] = Asked()
+        asked: AskResult[T] = AskResult()
         for _ in range(attempts):
             answer = await self._look_up(speech_id, call, asked)
             if answer.refused is not None:
@@ -128,7 +128,7 @@ class Desk:
                 return asked
         return asked
 
-    async def _look_up(self, speech_id: str, call: Call, asked: Asked[T]) -> Answer:
+    async def _look_up(self, speech_id: str, call: Call, asked: AskResult[T]) -> Answer:
         endpoint = self._asker.endpoint
         key = call.key(endpoint.model, endpoint.structured)
         answer = self._known.get(key)

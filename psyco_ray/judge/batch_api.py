@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.judge.client import REFUSED, Answer, Call, Client, Refused, Unreadable, answer_of
+from psyco_ray.judge.client import REFUSED, Answer, Call, Client, RefusedError, UnreadableError, answer_of
 from psyco_ray.judge.journal import Journal
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def run_batch(
         poll_s: seconds between looks at the batches.
 
     Raises:
-        Unavailable: the server failed again and again.
+        UnavailableError: the server failed again and again.
         ValueError: the server refuses the key, the model or a batch.
     """
     client, sending = Client(endpoint), _State(state)
@@ -88,7 +88,7 @@ async def run_batch(
                 _note(outcome, len(speeches), f"batch {batch.status} without an answer")
             journal.sync()
             sending.remove(sent)
-    except Refused as error:
+    except RefusedError as error:
         raise ValueError(f"the batch API of {endpoint.model}: {error}; set via to calls, which need none") from None
     finally:
         await client.close()
@@ -239,7 +239,7 @@ def _read(found: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
         return None, problem
     try:
         return answer_of(body), ""
-    except Unreadable as error:
+    except UnreadableError as error:
         return None, client.clean(str(error))
 
 

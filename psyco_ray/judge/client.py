@@ -77,7 +77,7 @@ class Answer:
     refused: str | None = None  # why the server will never answer this call
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The server refuses this very call for good; others may do."""
 
     def __init__(self, reason: str, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
@@ -85,11 +85,11 @@ class Refused(Exception):
         self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The server failed again and again."""
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """What the server sent is no chat completion."""
 
 
@@ -125,7 +125,7 @@ class Client:
 
         Raises:
             Refused: this very call will never be answered.
-            Unavailable: the endpoint failed more than `retries` times in a row.
+            UnavailableError: the endpoint failed more than `retries` times in a row.
             ValueError: no call can be answered: a wrong key, model or URL, a feature that the server lacks, no quota.
         """
         body = self.body(call)
@@ -139,7 +139,7 @@ class Client:
             written = len(found.text) // CHARACTERS_PER_TOKEN + 1
             found = replace(found, prompt_tokens=call.prompt_tokens(), completion_tokens=written)
         if found.refused is not None:
-            raise Refused(found.refused, found.prompt_tokens, found.completion_tokens)
+            raise RefusedError(found.refused, found.prompt_tokens, found.completion_tokens)
         return found
 
     async def retried(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -148,7 +148,7 @@ class Client:
         A 429 makes all requests of this client wait, and is no failure.
 
         Raises:
-            Refused, Unavailable, ValueError: as `answer` does.
+            RefusedError, UnavailableError, ValueError: as `answer` does.
         """
         import openai
 
@@ -164,7 +164,7 @@ class Client:
                 problem = _Again(f"no answer within {self._endpoint.timeout_s:g} s")
             except openai.APIConnectionError as error:
                 problem = _Again(f"connection failed: {self.clean(str(error.__cause__ or error))}")
-            except (Unreadable, json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (UnreadableError, json.JSONDecodeError, UnicodeDecodeError) as error:
                 problem = _Again(f"unreadable answer: {self.clean(str(error))}")
             if isinstance(problem, Exception):  # out here, so that it does not carry the request with the key
                 raise problem
@@ -174,7 +174,7 @@ class Client:
                 continue
             failures += 1
             if failures > self._endpoint.retries:
-                raise Unavailable(
+                raise UnavailableError(
                     f"{self._endpoint.base_url} failed {failures} times in a row for {self._endpoint.model}, at last: "
                     f"{problem.what}; start again once it works"
                 )
@@ -245,7 +245,7 @@ class Client:
                 f"{'set structured to json_object or text' if error.param == 'response_format' else 'change it'}"
             )
         if status in REFUSED:
-            return Refused(f"refused by the server ({status}): {said}")
+            return RefusedError(f"refused by the server ({status}): {said}")
         if status == 429 or status in _TRANSIENT or status >= 500:
             return _Again(f"HTTP {status}: {said}", retry_after(error.response.headers), limited=status == 429)
         return ValueError(f"{endpoint.base_url} answers with HTTP {status}: {said}; correct base_url or model")
@@ -262,9 +262,9 @@ def answer_of(body: Any) -> Answer:
         message, ended = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content") or "", message.get("refusal")
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise Unreadable(f"no chat completion: {body}") from None
+        raise UnreadableError(f"no chat completion: {body}") from None
     if not isinstance(text, str):
-        raise Unreadable(f"the content is no text: {text}")
+        raise UnreadableError(f"the content is no text: {text}")
     refused = "stopped by the content filter" if ended == "content_filter" else None
     return Answer(
         text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # halves of characters fit into no file

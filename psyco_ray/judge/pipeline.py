@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.judge.ask import Asked, Asker
-from psyco_ray.judge.client import Call, Unavailable
+from psyco_ray.judge.ask import Asker, AskResult
+from psyco_ray.judge.client import Call, UnavailableError
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.rate_limit import Limiter, Meter, OutOfBudget
+from psyco_ray.judge.rate_limit import BudgetExceededError, BudgetMeter, Limiter
 from psyco_ray.pool import placement
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
@@ -33,7 +33,7 @@ PARTS_AT_A_TIME = 4  # of each caller, so that the end of one part is hidden beh
 
 
 @dataclass(frozen=True)
-class Unit:
+class Question:
     """One thing to find out: a call, how its answer is read, and the rows that come of it."""
 
     speech_id: str
@@ -62,12 +62,12 @@ class CallStage(Protocol):
     def schema(self) -> pa.Schema:
         """Of its rows."""
 
-    def units(self, part: str) -> Iterator[Unit]:
+    def units(self, part: str) -> Iterator[Question]:
         """What there is to ask in a part; the same calls every time."""
 
 
 @dataclass
-class Facts:
+class CallStats:
     """Counts of a part or of a stage."""
 
     units: int = 0
@@ -77,8 +77,8 @@ class Facts:
     prompt_tokens: int = 0  # of all answers in use, whenever they were paid for
     completion_tokens: int = 0
 
-    def __add__(self, other: Facts) -> Facts:
-        return Facts(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
+    def __add__(self, other: CallStats) -> CallStats:
+        return CallStats(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
 
 
 class Caller:
@@ -99,11 +99,11 @@ class Caller:
                 if self._asker is None:  # here, for it belongs to this event loop
                     self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
                 told = {"facts": asdict(await self._do(str(batch["part"][0])))}
-            except (OutOfBudget, Unavailable, ValueError) as error:
+            except (BudgetExceededError, UnavailableError, ValueError) as error:
                 self._stopped = {"error": type(error).__name__, "text": str(error)}
         return {"told": [json.dumps(told or self._stopped)]}
 
-    async def _do(self, part: str) -> Facts:
+    async def _do(self, part: str) -> CallStats:
         assert self._asker is not None
         stage, desk = self._stage, self._asker.desk(part)
         units = list(stage.units(part))
@@ -111,11 +111,11 @@ class Caller:
             *(desk.ask(unit.speech_id, unit.call, unit.check, stage.attempts) for unit in units),
             return_exceptions=True,  # whatever ends the stage, the other calls in flight are paid for and kept
         )
-        facts, rows, aside = Facts(), list[Row](), list[Row]()
+        facts, rows, aside = CallStats(), list[Row](), list[Row]()
         for unit, found in zip(units, asked, strict=True):
             if isinstance(found, BaseException):
                 raise found
-            facts += Facts(1, 0, found.paid, found.reused, found.prompt_tokens, found.completion_tokens)
+            facts += CallStats(1, 0, found.paid, found.reused, found.prompt_tokens, found.completion_tokens)
             if found.reason is None:
                 rows += unit.rows(found.value, found.finished)
             else:
@@ -130,7 +130,7 @@ class Caller:
 
 def run(
     stage: CallStage, todo: Sequence[str], journal: Path, max_cost: float | None, what: str, progress: Progress
-) -> tuple[Facts, float]:
+) -> tuple[CallStats, float]:
     """Do the parts of a stage that are not done.
 
     Args:
@@ -145,19 +145,19 @@ def run(
         The facts of the parts done now, and the dollars that their calls cost (0 where prices are not known).
 
     Raises:
-        OutOfBudget: the limit was reached; everything paid for is kept.
-        Unavailable: the server failed again and again.
+        BudgetExceededError: the limit was reached; everything paid for is kept.
+        UnavailableError: the server failed again and again.
         ValueError: the server refuses the key or the model.
     """
     import ray
 
-    done = set(shards.names(stage.out))
+    done = set(shards.list_shards(stage.out))
     missing = [part for part in todo if part not in done]
     if not missing:
-        return Facts(), 0.0
+        return CallStats(), 0.0
     endpoint = stage.endpoint
     meter = (
-        ray.remote(Meter)
+        ray.remote(BudgetMeter)
         .options(num_cpus=0)
         .remote(
             endpoint.requests_per_minute, endpoint.tokens_per_minute, endpoint.price_in, endpoint.price_out, max_cost
@@ -175,21 +175,23 @@ def run(
         ),
         **placement.writer_options(stage.out),
     )
-    facts, stopped = Facts(), None
+    facts, stopped = CallStats(), None
     for row in progress.track(stream.iter_rows(), what, len(missing)):
         told = json.loads(row["told"])
         if "error" in told:
             stopped = told  # the other parts come back at once; Ray must not be left with a stream half read
         else:
-            facts += Facts(**told["facts"])
+            facts += CallStats(**told["facts"])
     dollars = ray.get(meter.spent.remote(), timeout=60)["cost"]
     progress.spend(dollars)
     if stopped is not None:
-        raise {"OutOfBudget": OutOfBudget, "Unavailable": Unavailable, "ValueError": ValueError}[stopped["error"]](
-            stopped["text"]
-        )
+        raise {
+            "BudgetExceededError": BudgetExceededError,
+            "UnavailableError": UnavailableError,
+            "ValueError": ValueError,
+        }[stopped["error"]](stopped["text"])
     return facts, dollars
 
 
-def _aside(unit: Unit, found: Asked[Any]) -> Row:
+def _aside(unit: Question, found: AskResult[Any]) -> Row:
     return {"speech_id": unit.speech_id, "what": unit.what, "reason": found.reason, "answer": found.text}

@@ -1,6 +1,6 @@
 """How fast and how much may be asked, over all callers: calls and tokens a minute, and dollars.
 
-One `Meter`, usually a Ray actor, grants the calls; each caller has a `Limiter` that asks it for many calls at a time.
+One `BudgetMeter`, usually a Ray actor, grants calls; the `Limiter` of each caller asks it for many at a time.
 A call that the server failed and that is sent again is not counted anew; the server's own 429 pauses stand for that.
 """
 
@@ -24,12 +24,12 @@ CALLS_PER_LEASE = 256
 TELL_S = 0.5  # after which usage is reported even if no call waits
 
 
-class OutOfBudget(Exception):
+class BudgetExceededError(Exception):
     """The next call could cost more than is left of `max_cost`."""
 
 
 @dataclass(frozen=True)
-class Lease:
+class BudgetLease:
     """What a meter answers: how many of the wished calls may be sent now, and when to ask for the others."""
 
     granted: int
@@ -38,7 +38,7 @@ class Lease:
     free: bool = False  # there is no limit at all, so there is no need to ask again
 
 
-class Meter:
+class BudgetMeter:
     """Counts calls, tokens and dollars, and says when the next call may be sent."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Meter:
         self._reserved: deque[tuple[float, float]] = deque()  # when granted, and what it may cost
         self._calls = self._prompt_tokens = self._completion_tokens = 0
 
-    def lease(self, requests: int, tokens: int) -> Lease:
+    def lease(self, requests: int, tokens: int) -> BudgetLease:
         """Grant as many calls as the limits and the budget allow.
 
         Args:
@@ -72,7 +72,7 @@ class Meter:
             tokens: what they may take together, questions and answers.
         """
         if self._max_cost is None and self._requests.free and self._tokens.free:
-            return Lease(requests, 0.0, free=True)
+            return BudgetLease(requests, 0.0, free=True)
         each = tokens / requests
         cost = each * max(self._price_in, self._price_out) / 1e6
         now = monotonic()
@@ -81,15 +81,15 @@ class Meter:
         committed = self._cost() + sum(held for _, held in self._reserved)
         for granted in range(requests):
             if self._max_cost is not None and committed + cost > self._max_cost:
-                return Lease(granted, SETTLE_S, stop=not self._reserved)
+                return BudgetLease(granted, SETTLE_S, stop=not self._reserved)
             wait_s = max(self._requests.wait_s(1, now), self._tokens.wait_s(each, now))
             if wait_s > 0:
-                return Lease(granted, wait_s)
+                return BudgetLease(granted, wait_s)
             self._requests.take(1)
             self._tokens.take(each)
             self._reserved.append((now, cost))
             committed += cost
-        return Lease(requests, 0.0)
+        return BudgetLease(requests, 0.0)
 
     def report(self, prompt_tokens: int, completion_tokens: int, calls: int) -> None:
         """Count the tokens of granted calls that are over, whether answered or not."""
@@ -137,7 +137,7 @@ class Limiter:
     """A caller's way to the meter."""
 
     def __init__(self, meter: Any) -> None:
-        """Connect to a `Meter`, here or as a Ray actor."""
+        """Connect to a `BudgetMeter`, here or as a Ray actor."""
         self._meter = meter
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._serving: asyncio.Task[None] | None = None
@@ -149,7 +149,7 @@ class Limiter:
         """Wait until a call of about so many tokens may be sent; `report` must follow when it is over.
 
         Raises:
-            OutOfBudget: it may not.
+            BudgetExceededError: it may not.
         """
         if self._free:
             return
@@ -175,14 +175,14 @@ class Limiter:
             await asyncio.sleep(GATHER_S)
             await self._tell()
             asked = [tokens for tokens, _ in self._waiting][:CALLS_PER_LEASE]
-            lease: Lease = await _result(self._meter.lease, len(asked), sum(asked))
+            lease: BudgetLease = await _result(self._meter.lease, len(asked), sum(asked))
             self._free = lease.free
             for _ in range(lease.granted):
                 _, admitted = self._waiting.popleft()
                 if not admitted.done():
                     admitted.set_result(None)
             if lease.stop:
-                raise OutOfBudget("max_cost is reached; raise it to go on")
+                raise BudgetExceededError("max_cost is reached; raise it to go on")
             if lease.granted < len(asked):
                 await asyncio.sleep(lease.wait_s)
 

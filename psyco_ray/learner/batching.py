@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from psyco_ray.config.training import Optimizer
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 
-Micro = list[Example]
+MicroBatch = list[PreferencePair]
 """Pairs that one forward and backward pass holds."""
 
 
-def plan_step(batch: Sequence[Example], ranks: int, tokens: int) -> list[list[Micro]]:
+def plan_step(batch: Sequence[PreferencePair], ranks: int, tokens: int) -> list[list[MicroBatch]]:
     """Share a batch among ranks: equally many passes on each, of pairs that are about as long, the longest first.
 
     The rows of a pass are as long as its longest pair, so pairs of one length leave little to fill up. No pass is above
@@ -29,7 +29,7 @@ def plan_step(batch: Sequence[Example], ranks: int, tokens: int) -> list[list[Mi
     if len(batch) < ranks:
         raise ValueError(f"a batch of {len(batch)} pairs cannot be shared by {ranks} ranks")
     left = sorted(batch, key=lambda e: (-e.tokens, e.key))
-    passes: list[list[Example]] = []
+    passes: list[list[PreferencePair]] = []
     while left:
         room = max(1, tokens // left[0].tokens) * ranks
         passes.append(left[:room])
@@ -41,7 +41,7 @@ def plan_step(batch: Sequence[Example], ranks: int, tokens: int) -> list[list[Mi
     return [[_dealt(of, ranks, rank) for of in passes] for rank in range(ranks)]
 
 
-def _dealt(pairs: Sequence[Example], ranks: int, rank: int) -> Micro:
+def _dealt(pairs: Sequence[PreferencePair], ranks: int, rank: int) -> MicroBatch:
     """A rank's share of a pass: forth and back over the ranks, so that nobody gets the longer ones all the time."""
     rounds = [pairs[i : i + ranks] for i in range(0, len(pairs), ranks)]
     places = [rank if number % 2 == 0 else ranks - 1 - rank for number in range(len(rounds))]
@@ -81,6 +81,8 @@ def plan(count: int, optimizer: Optimizer, ranks: int, seed: int) -> list[list[i
     return found
 
 
-def batches(examples: Sequence[Example], optimizer: Optimizer, ranks: int, seed: int) -> list[list[Example]]:
+def batches(
+    examples: Sequence[PreferencePair], optimizer: Optimizer, ranks: int, seed: int
+) -> list[list[PreferencePair]]:
     """The batches of all epochs of pairs that are at hand; see `plan`."""
     return [[examples[i] for i in batch] for batch in plan(len(examples), optimizer, ranks, seed)]

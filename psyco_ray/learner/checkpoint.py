@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 _FILE_BYTES = 2**31
 
 
-class TrainingState:
+class LearnerCheckpoint:
     """The trainable float32 weights and moments of a DeepSpeed engine over a torch AdamW."""
 
     def __init__(self, model: Any, engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> None:
@@ -62,7 +62,7 @@ class TrainingState:
         from safetensors.torch import save_file
 
         held: dict[str, torch.Tensor] = {}
-        with storage.complete_dir(target) as staging:
+        with storage.atomic_dir(target) as staging:
             for name, tensor in self._tensors(moments):
                 held[name] = tensor.detach().to("cpu", torch.float32, copy=True)
                 if sum(t.nbytes for t in held.values()) > _FILE_BYTES:

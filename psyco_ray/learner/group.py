@@ -1,6 +1,7 @@
 """DeepSpeed training of one model over several ranks, one Ray actor each.
 
-What is minimised is given (`losses.Dpo` for a policy, `losses.BradleyTerry` for a reward model): one code path.
+The objective is an argument (`DpoObjective` for a policy, `BradleyTerryObjective` for a reward model), so both train
+through one code path.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from psyco_ray.config.resources import Learners, Sync
 from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.learner.batching import learning_rate, plan_step
 from psyco_ray.learner.flops import mfu, peak_flops
-from psyco_ray.learner.recovery import Batches, Lasting, Training
-from psyco_ray.learner.worker_group import LostRanks
+from psyco_ray.learner.recovery import Batches, Lasting, ReplaySegment
+from psyco_ray.learner.worker_group import WorkerGroupFailedError
 from psyco_ray.pool.slot import reason_of
 from psyco_ray.run import storage
-from psyco_ray.run.types import Example, StepResult, Streamed, Weights
+from psyco_ray.run.types import PreferencePair, SentWeights, StepResult, Weights
 
 if TYPE_CHECKING:
     from psyco_ray.learner.losses import Objective
@@ -33,7 +34,7 @@ _VALUES_AT_A_TIME = 64  # pairs a rank computes values of in one call, which has
 _log = logging.getLogger(__name__)
 
 
-class NotSent(RuntimeError):
+class WeightSendError(RuntimeError):
     """Weights could not be sent; there are new ranks in place of those that tried."""
 
 
@@ -71,7 +72,7 @@ class LearnerGroup(Lasting):
             worked: told from when to when (`time.monotonic`) a rank was at work.
 
         Raises:
-            NoRoom: the cluster has no room for the ranks.
+            PlacementTimeoutError: the cluster has no room for the ranks.
         """
         self._optimizer, self._seed, self._step_s = optimizer, seed, step_s
         begin = {
@@ -110,7 +111,7 @@ class LearnerGroup(Lasting):
             assert isinstance(batches, list), "a stream cannot be walked again"
             given = batches
             again = lambda step: given[step - first :]  # noqa: E731 - short
-        training = Training(again, steps, first, first, fresh)
+        training = ReplaySegment(again, steps, first, first, fresh)
         if fresh:
             self._lasting(self._reset)
         self._since.append(training)
@@ -119,7 +120,7 @@ class LearnerGroup(Lasting):
             training.done, self._rebuilds = step + 1, 0
             yield result
 
-    def values(self, examples: Sequence[Example]) -> list[tuple[float, float]]:
+    def values(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
         """Scores or log-probabilities (chosen, rejected) under the current weights, in the order of the pairs."""
         found: list[tuple[float, float]] = []
         while part := examples[len(found) : len(found) + _VALUES_AT_A_TIME * len(self.ranks)]:
@@ -138,7 +139,7 @@ class LearnerGroup(Lasting):
         refs, digest, size, delta = answers[0]
         return Weights(version, digest, tuple(refs), size, deltas, delta)
 
-    def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> Streamed:
+    def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> SentWeights:
         """Send the current weights to rollout actors over NCCL or CUDA IPC, then store them for who joins later.
 
         An actor that failed to receive them is told of by its digest. What is stored lives as long as rank 0; nobody
@@ -152,7 +153,7 @@ class LearnerGroup(Lasting):
             settings: deadline, size of a piece.
 
         Raises:
-            NotSent: it failed, as where one of NCCL's partners dies; the group was rebuilt.
+            WeightSendError: it failed, as where one of NCCL's partners dies; the group was rebuilt.
         """
         piece, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
         given = transport, actors, version, workers
@@ -161,15 +162,19 @@ class LearnerGroup(Lasting):
             digest, size, failures = self._ranks.ask(
                 "send", *given, meeting, piece, 0.9 * deadline_s, deadline_s=deadline_s, doing="sending weights"
             )[0]
-        except (LostRanks, RayTaskError) as error:
+        except (WorkerGroupFailedError, RayTaskError) as error:
             # a sender that failed leaves the other ranks behind, waiting for it
-            loss = error if isinstance(error, LostRanks) else LostRanks(f"sending failed, {reason_of(error)}")
+            loss = (
+                error
+                if isinstance(error, WorkerGroupFailedError)
+                else WorkerGroupFailedError(f"sending failed, {reason_of(error)}")
+            )
             self._rebuild(loss)
-            raise NotSent(str(loss)) from error
+            raise WeightSendError(str(loss)) from error
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
         stored, *_ = [rank.export.remote(piece) for rank in self.ranks]
-        return Streamed(version, digest, size, stored)
+        return SentWeights(version, digest, size, stored)
 
     def save_model(self, target: str | Path) -> None:
         """Write a model directory that transformers and vLLM load, at a path that rank 0 sees or at a URI."""
@@ -213,7 +218,7 @@ class LearnerGroup(Lasting):
         self._ranks.end()
         try:
             self._replace(count)
-        except LostRanks as loss:
+        except WorkerGroupFailedError as loss:
             self._rebuild(loss)
 
     def mfu(self, tokens_per_s: float) -> float | None:
@@ -225,7 +230,7 @@ class LearnerGroup(Lasting):
         parameters, trained, _ = sizes[0]
         return mfu(tokens_per_s, parameters, trained, sum(peak for peak in peaks if peak is not None))
 
-    def _step(self, batch: Sequence[Example], step: int, steps: int) -> StepResult:
+    def _step(self, batch: Sequence[PreferencePair], step: int, steps: int) -> StepResult:
         began = time.monotonic()
         rate = learning_rate(self._optimizer, step, steps)
         shares = plan_step(batch, len(self.ranks), self._settings.micro_batch_tokens)
@@ -250,7 +255,7 @@ class LearnerGroup(Lasting):
             seconds=time.monotonic() - began,
         )
 
-    def _values(self, examples: Sequence[Example]) -> list[tuple[float, float]]:
+    def _values(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
         numbered = [replace(example, key=f"{i:09d}") for i, example in enumerate(examples)]
         # ZeRO-3 ranks walk in step, so every rank gets something to do
         numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.ranks))]
@@ -273,7 +278,7 @@ class LearnerGroup(Lasting):
     def _ask(self, method: str, *given: Any, doing: str) -> list[Any]:
         return self._ranks.ask(method, *given, deadline_s=self._step_s, doing=doing)
 
-    def _retake(self, training: Training) -> None:
+    def _retake(self, training: ReplaySegment) -> None:
         if training.fresh:
             self._reset()
         numbers = range(training.first, training.done)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from psyco_ray.config.training import DpoConfig
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,13 +62,13 @@ def dpo(ahead: Tensor, kind: str, beta: float, smoothing: float = 0.0) -> Tensor
 
 
 @dataclass(frozen=True)
-class BradleyTerry:
+class BradleyTerryObjective:
     """What reward training minimises, given the scores of each pair's two responses."""
 
     centre: float = 0.0
     head: ClassVar[str] = "reward"
 
-    def given(self, examples: Sequence[Example]) -> list[float]:
+    def given(self, examples: Sequence[PreferencePair]) -> list[float]:
         """What the loss needs beside the scores: each pair's margin."""
         return [example.margin for example in examples]
 
@@ -87,13 +87,13 @@ class BradleyTerry:
 
 
 @dataclass(frozen=True)
-class Dpo:
+class DpoObjective:
     """What policy training minimises, given the log-probabilities of each pair's two responses."""
 
     settings: DpoConfig
     head: ClassVar[str] = "policy"
 
-    def given(self, examples: Sequence[Example]) -> list[tuple[float, float, float, float]]:
+    def given(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float, float, float]]:
         """What the loss needs beside: log-probabilities under the reference, then tokens, of both responses."""
         found = []
         for one in examples:
@@ -128,4 +128,4 @@ class Dpo:
         return loss, metrics
 
 
-Objective = BradleyTerry | Dpo
+Objective = BradleyTerryObjective | DpoObjective

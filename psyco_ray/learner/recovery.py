@@ -16,23 +16,23 @@ from typing import Any, ParamSpec, TypeVar
 from ray.util.placement_group import PlacementGroup
 
 from psyco_ray.config.resources import Learners
-from psyco_ray.learner.worker_group import LostRanks, Ranks
+from psyco_ray.learner.worker_group import WorkerGroup, WorkerGroupFailedError
 from psyco_ray.pool import placement
 from psyco_ray.run import preemption
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 
 REBUILDS = 3  # of a group, without an optimizer step in between, before it is given up
 _FEWER_ROOM_S = 10.0  # for fewer ranks than there was room for: what is free by then is free
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Batches = Iterable[Sequence[Example]]
+Batches = Iterable[Sequence[PreferencePair]]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Training:
+class ReplaySegment:
     """A training's steps since the state that the group would be rebuilt from."""
 
     batches: Callable[[int], Batches]  # from a step on
@@ -65,12 +65,12 @@ class Lasting(ABC):
             worked: told from when to when a rank was at work.
 
         Raises:
-            NoRoom: the cluster has no room for the ranks.
+            PlacementTimeoutError: the cluster has no room for the ranks.
         """
         self._settings, self._begin, self._rooms, self._start_s = settings, begin, rooms, start_s
         self._worked = worked
         self._state = state  # where a rebuilt group starts from; None: the base model
-        self._since: list[Training] = []  # and what it does again
+        self._since: list[ReplaySegment] = []  # and what it does again
         self._rebuilds, self._closed = 0, False
         self._ranks = self._placed(settings.actors, placement.PLACEMENT_DEADLINE_S)
 
@@ -101,10 +101,10 @@ class Lasting(ABC):
         while True:
             try:
                 return action(*args, **kwargs)
-            except LostRanks as loss:
+            except WorkerGroupFailedError as loss:
                 self._rebuild(loss)
 
-    def _rebuild(self, loss: LostRanks) -> None:
+    def _rebuild(self, loss: WorkerGroupFailedError) -> None:
         """End what is left of the group and bring a new one to where it was."""
         began = time.monotonic()
         while True:
@@ -120,7 +120,7 @@ class Lasting(ABC):
             _log.warning("%s; the learner is rebuilt from %s", loss, self._state or "the base model")
             try:
                 self._replace(len(self.ranks))
-            except LostRanks as another:
+            except WorkerGroupFailedError as another:
                 loss = another
             else:
                 seconds = time.monotonic() - began
@@ -132,16 +132,16 @@ class Lasting(ABC):
         self._ranks = self._placed_or_fewer(count)
         if self._closed:
             self._ranks.end()
-            raise LostRanks("the learner was closed while it was rebuilt")
+            raise WorkerGroupFailedError("the learner was closed while it was rebuilt")
         self._ranks.wait_ready(self._start_s)
         for training in self._since:
             self._retake(training)
 
     @abstractmethod
-    def _retake(self, training: Training) -> None:
+    def _retake(self, training: ReplaySegment) -> None:
         """Take the steps of a training once more."""
 
-    def _placed_or_fewer(self, count: int) -> Ranks:
+    def _placed_or_fewer(self, count: int) -> WorkerGroup:
         """New ranks, as many of `count` as the cluster has room for.
 
         Raises:
@@ -149,15 +149,15 @@ class Lasting(ABC):
         """
         try:
             return self._placed(count, placement.PLACEMENT_DEADLINE_S)
-        except placement.NoRoom as error:
+        except placement.PlacementTimeoutError as error:
             for fewer in range(count - 1, 0, -1):
                 try:
                     ranks = self._placed(fewer, _FEWER_ROOM_S)
-                except placement.NoRoom:
+                except placement.PlacementTimeoutError:
                     continue
                 _log.warning("%s; the learner goes on with %d", error, fewer)
                 return ranks
             raise RuntimeError(f"the learner cannot be rebuilt: {error}, nor for fewer") from error
 
-    def _placed(self, count: int, room_s: float) -> Ranks:
-        return Ranks(self._settings, count, room_s, self._state, self._begin, self._rooms, self._worked)
+    def _placed(self, count: int, room_s: float) -> WorkerGroup:
+        return WorkerGroup(self._settings, count, room_s, self._state, self._begin, self._rooms, self._worked)

@@ -19,7 +19,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from psyco_ray.models.weight_checksum import Tally
+from psyco_ray.models.weight_checksum import WeightChecksum
 
 Parameters = Iterator[tuple[str, torch.Tensor]]
 
@@ -38,27 +38,27 @@ class Described:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-class Source:
+class ParameterSource:
     """The parameters, each whole, one after the other; vLLM reads it as its `WeightSource`."""
 
     def __init__(self, described: Sequence[Described], parameters: Callable[[], Parameters], counted: bool) -> None:
         """Say which they are, how they are had, and whether they are counted as they pass."""
         self._described, self._parameters, self._counted = list(described), parameters, counted
-        self.tally = Tally()
+        self.tally = WeightChecksum()
 
     def metadata(self) -> list[Described]:
         """What will come, in the same order."""
         return self._described
 
     def __iter__(self) -> Parameters:
-        self.tally = Tally()
+        self.tally = WeightChecksum()
         for name, tensor in self._parameters():
             if self._counted:
                 self.tally.add(name, tensor)
             yield name, tensor
 
 
-class Client:
+class ReceiverClient:
     """Speaks to rollout actors as vLLM's trainer side wants it.
 
     An actor that fails is left out from then on: the ranks have to come to an end together whatever becomes of it.
@@ -111,7 +111,13 @@ class Client:
 
 
 def send(
-    transport: str, source: Source, client: Client, rank: int, meeting: tuple[str, int], world: int, piece_bytes: int
+    transport: str,
+    source: ParameterSource,
+    client: ReceiverClient,
+    rank: int,
+    meeting: tuple[str, int],
+    world: int,
+    piece_bytes: int,
 ) -> None:
     """Send all parameters to the client's actors; every rank calls it.
 
@@ -147,7 +153,12 @@ def send(
 
 
 def _send_0_24(
-    transport: str, source: Source, client: Client, rank: int, place: dict[str, Any], how: dict[str, Any]
+    transport: str,
+    source: ParameterSource,
+    client: ReceiverClient,
+    rank: int,
+    place: dict[str, Any],
+    how: dict[str, Any],
 ) -> None:
     if transport == "ipc":
         _send_ipc_0_24(source, client, rank, how)
@@ -158,7 +169,9 @@ def _send_0_24(
         _send_nccl_0_24(source, client, place, how)
 
 
-def _send_nccl_0_24(source: Source, client: Client, place: dict[str, Any], how: dict[str, Any]) -> None:
+def _send_nccl_0_24(
+    source: ParameterSource, client: ReceiverClient, place: dict[str, Any], how: dict[str, Any]
+) -> None:
     """Rank 0's part: it meets the workers and sends while they receive."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerSendWeightsArgs, NCCLWeightTransferEngine
 
@@ -181,7 +194,7 @@ def _send_nccl_0_24(source: Source, client: Client, place: dict[str, Any], how: 
     group.destroy()
 
 
-def _send_ipc_0_24(source: Source, client: Client, rank: int, how: dict[str, Any]) -> None:
+def _send_ipc_0_24(source: ParameterSource, client: ReceiverClient, rank: int, how: dict[str, Any]) -> None:
     """Every rank's part: the workers find memory of their own GPU's rank among what all ranks offer."""
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerSendWeightsArgs, IPCWeightTransferEngine
 

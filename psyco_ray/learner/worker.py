@@ -14,10 +14,10 @@ import ray
 
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Lora, Optimizer
-from psyco_ray.learner.batching import Micro
-from psyco_ray.models.weight_codec import Exports
-from psyco_ray.run.startup import without_collector
-from psyco_ray.run.types import Changed
+from psyco_ray.learner.batching import MicroBatch
+from psyco_ray.models.weight_codec import DeltaTracker
+from psyco_ray.run.startup import gc_paused
+from psyco_ray.run.types import DeltaRef
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,12 @@ _STEPPED_APART = 8  # parts of the weights that the optimizer steps one after th
 _REDUCED_TOGETHER = 2**25  # gradients, which are copied for it
 
 
-class LearnerRank:
+class LearnerWorker:
     """One rank: a DeepSpeed engine in a process of its own."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
-        self._exports = Exports()
+        self._exports = DeltaTracker()
 
     def place(self) -> tuple[str, str, int]:
         """Address and id of the node that this rank runs on, and its process id."""
@@ -53,7 +53,7 @@ class LearnerRank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    @without_collector()
+    @gc_paused()
     def start(
         self,
         meeting: tuple[str, int],
@@ -94,7 +94,7 @@ class LearnerRank:
         from transformers.integrations import HfDeepSpeedConfig
 
         from psyco_ray.learner import lora
-        from psyco_ray.learner.checkpoint import TrainingState
+        from psyco_ray.learner.checkpoint import LearnerCheckpoint
         from psyco_ray.models import loading, reward_model
         from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
 
@@ -142,12 +142,12 @@ class LearnerRank:
         if settings.zero_stage == 0:
             # it would join all gradients into one more copy of them, also for a single rank: `step` adds them up itself
             self._engine.enable_backward_allreduce = False
-        self._state = TrainingState(language_model, self._engine, self._optimizer, settings.zero_stage)
+        self._state = LearnerCheckpoint(language_model, self._engine, self._optimizer, settings.zero_stage)
         if state:
             self._state.restore(state)
 
     def step(
-        self, micros: list[Micro], pairs: int, chosen_tokens: float, learning_rate: float, seed: int
+        self, micros: list[MicroBatch], pairs: int, chosen_tokens: float, learning_rate: float, seed: int
     ) -> dict[str, float]:
         """One optimizer step over this rank's share of a batch.
 
@@ -195,7 +195,7 @@ class LearnerRank:
         norm = self._engine.get_global_grad_norm()
         return sums if norm is None else {**sums, "grad_norm": float(norm)}
 
-    def values(self, micros: list[Micro]) -> list[tuple[float, float]]:
+    def values(self, micros: list[MicroBatch]) -> list[tuple[float, float]]:
         """Scores or log-probabilities (chosen, rejected) of pairs under the current weights, without training."""
         import torch
 
@@ -212,7 +212,7 @@ class LearnerRank:
         """Forget Adam's moments and step count, as a new optimizer over the same weights would."""
         self._state.reset_moments()
 
-    def export(self, bucket_bytes: int, deltas: bool = False) -> tuple[list[ray.ObjectRef], str, int, Changed | None]:
+    def export(self, bucket_bytes: int, deltas: bool = False) -> tuple[list[ray.ObjectRef], str, int, DeltaRef | None]:
         """Put the weights into the object store in the compute dtype; ranks other than 0 only take part.
 
         Args:
@@ -276,8 +276,10 @@ class LearnerRank:
             for name, parameter, _ in lora.exported(self._model)
         ]
         everywhere = transport == "ipc"  # each rank serves the engine on its own GPU
-        source = weight_sender.Source(described, lambda: self._full_parameters(everywhere), counted=not self.rank)
-        client = weight_sender.Client(transport, actors, version, workers, deadline_s)
+        source = weight_sender.ParameterSource(
+            described, lambda: self._full_parameters(everywhere), counted=not self.rank
+        )
+        client = weight_sender.ReceiverClient(transport, actors, version, workers, deadline_s)
         world = 1 + workers * len(actors)
         weight_sender.send(transport, source, client, self.rank, meeting, world, piece_bytes)
         return source.tally.digest(), source.tally.bytes, client.failures
@@ -299,7 +301,7 @@ class LearnerRank:
             loading.save(target, state, self._model.config, self._tokenizer)
 
     def save_state(self, target: str, moments: bool) -> None:
-        """Write what training goes on from (rank 0; the others take part); see `TrainingState`."""
+        """Write what training goes on from (rank 0; the others take part); see `LearnerCheckpoint`."""
         self._state.write(target, moments, self.rank)
 
     def load_state(self, target: str) -> None:

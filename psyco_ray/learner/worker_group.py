@@ -11,17 +11,17 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from psyco_ray.config.resources import Learners
-from psyco_ray.learner.worker import LearnerRank
+from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.pool import placement
 
 _DEATH_TOLD_S = 5.0  # after which a rank's death is known to Ray; its partners feel it sooner
 
 
-class LostRanks(RuntimeError):
+class WorkerGroupFailedError(RuntimeError):
     """A rank died, hung or lost its partners: this group cannot go on, but a new one can."""
 
 
-class Ranks:
+class WorkerGroup:
     """One actor for each rank."""
 
     def __init__(
@@ -41,15 +41,15 @@ class Ranks:
             count: how many there are.
             room_s: seconds within which the cluster must have room.
             state: directory of the state to continue from.
-            begin: the other arguments of `LearnerRank.start`.
+            begin: the other arguments of `LearnerWorker.start`.
             rooms: that they share with rollouts; None: they get their own.
             worked: told from when to when (`time.monotonic`) a rank was at work, whenever one has answered.
 
         Raises:
-            NoRoom: the cluster has no room for as many.
+            PlacementTimeoutError: the cluster has no room for as many.
         """
         self._worked = worked
-        actor = ray.remote(LearnerRank)
+        actor = ray.remote(LearnerWorker)
         options, self._group = placement.learner_options(settings, count, room_s, rooms)
         self.actors = [actor.options(**options(rank)).remote(rank, count) for rank in range(count)]
         self._places = [rank.place.remote() for rank in self.actors]
@@ -60,7 +60,7 @@ class Ranks:
         """Wait until every rank has its model.
 
         Raises:
-            LostRanks: one was lost, or did not get ready in time.
+            WorkerGroupFailedError: one was lost, or did not get ready in time.
         """
         self.get(self._started, deadline_s, "loading its model")
 
@@ -77,7 +77,7 @@ class Ranks:
             doing: what the ranks do meanwhile, for messages.
 
         Raises:
-            LostRanks: a rank died, hangs, or has lost its connection to the others.
+            WorkerGroupFailedError: a rank died, hangs, or has lost its connection to the others.
         """
         asked, waiting = time.monotonic(), list(answers)
         while waiting:
@@ -123,10 +123,12 @@ class Ranks:
                     return rank, error
         return None
 
-    def _lost(self, ranks: Sequence[int], doing: str, asked: float, cause: str) -> LostRanks:
+    def _lost(self, ranks: Sequence[int], doing: str, asked: float, cause: str) -> WorkerGroupFailedError:
         names = ", ".join(map(self._named, ranks))
         seconds = time.monotonic() - asked
-        return LostRanks(f"lost learner {names} after {seconds:.1f} s of {doing}: {cause.strip().splitlines()[0]}")
+        return WorkerGroupFailedError(
+            f"lost learner {names} after {seconds:.1f} s of {doing}: {cause.strip().splitlines()[0]}"
+        )
 
     def _named(self, rank: int) -> str:
         """A rank and where it runs, as far as that is known."""

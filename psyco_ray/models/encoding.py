@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Messages = Sequence[dict[str, str]]
 
 
-class TooLong(Exception):
+class ResponseTooLongError(Exception):
     """A response that leaves no room for a token of its prompt."""
 
 
@@ -40,7 +40,7 @@ def encode(
         max_tokens: of a conversation with its longest response; None: no bound.
 
     Raises:
-        TooLong: a response would have to be cut; it never is.
+        ResponseTooLongError: a response would have to be cut; it never is.
     """
     whole = [
         loading.conversation_ids(tokenizer, [*asked, {"role": "assistant", "content": text}]) for text in responses
@@ -50,7 +50,7 @@ def encode(
         # a beginning-of-text token stays where it is
         first = int(whole[0][0] == tokenizer.bos_token_id)
         if over + first >= _prompt_tokens(tokenizer, asked, whole):
-            raise TooLong
+            raise ResponseTooLongError
         whole = [ids[:first] + ids[first + over :] for ids in whole]
     prompt, answers = branch(whole)
     return Encoded(tuple(prompt), tuple(tuple(ids) for ids in answers), max(0, over))
@@ -62,7 +62,7 @@ def encode_turn(
     """As `encode`, but split where a policy begins to write, and ended where it stops: at the end of turn.
 
     Raises:
-        TooLong: a response would have to be cut; it never is.
+        ResponseTooLongError: a response would have to be cut; it never is.
     """
     found = encode(tokenizer, asked, responses, max_tokens)
     prompt = loading.conversation_ids(tokenizer, list(asked))

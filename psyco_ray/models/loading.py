@@ -62,7 +62,7 @@ def check_dir(path: Path) -> Path:
     return path
 
 
-def context(path: Path) -> int | None:
+def max_positions(path: Path) -> int | None:
     """Tokens that a model has positions for; None where its configuration tells no number.
 
     Raises:
@@ -157,7 +157,7 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
         model = auto.from_config(config)
     if config.tie_word_embeddings:
         model.tie_weights()
-    with storage.complete_dir(target) as staging:
+    with storage.atomic_dir(target) as staging:
         model.save_pretrained(staging, state_dict=state, max_shard_size=_FILE_SIZE)
         tokenizer.save_pretrained(staging)
 

@@ -38,7 +38,7 @@ def unpack(model: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with storage.locked(target.parent / f".{model}.lock"):
         if not target.is_dir():
-            with storage.complete_dir(target) as staging:
+            with storage.atomic_dir(target) as staging:
                 _convert_apart(model, source, staging)
     return target
 

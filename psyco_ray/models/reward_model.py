@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.resources import Scorers
-from psyco_ray.run.types import Asked, Scored
+from psyco_ray.run.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,18 +112,18 @@ class RewardModel:
             model.set_attn_implementation(attention.NAME)
             self._packed = ResponseScores(model)
 
-    def score(self, asked: Sequence[Asked]) -> list[Scored]:
+    def score(self, asked: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Raw scores of every conversation's responses, in the given order."""
         import torch
 
-        from psyco_ray.models.encoding import TooLong
+        from psyco_ray.models.encoding import ResponseTooLongError
 
         inputs: list[list[Inputs] | None] = []
         cuts: list[int] = []
         for one in asked:
             try:
                 found, cut = self._inputs(one)
-            except TooLong:
+            except ResponseTooLongError:
                 found, cut = None, 0
             inputs.append(found)
             cuts.append(cut)
@@ -131,11 +131,11 @@ class RewardModel:
         with torch.inference_mode():
             values = iter(self._score_packed(fitting) if self._packed else self._score_padded(fitting))
         return [
-            Scored(one.key, None if found is None else tuple(next(values)), cut)
+            ScoreResult(one.key, None if found is None else tuple(next(values)), cut)
             for one, found, cut in zip(asked, inputs, cuts, strict=True)
         ]
 
-    def _inputs(self, asked: Asked) -> tuple[list[Inputs], int]:
+    def _inputs(self, asked: ScoreRequest) -> tuple[list[Inputs], int]:
         """The model's inputs for each response, and how many tokens of the prompt were cut off."""
         from psyco_ray.models.encoding import encode
 
@@ -145,9 +145,9 @@ class RewardModel:
         whole = [[*found.prompt_ids, *ids] for ids in found.response_ids]
         return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in whole], found.cut
 
-    def _paired_inputs(self, asked: Asked) -> tuple[list[Inputs], int]:
+    def _paired_inputs(self, asked: ScoreRequest) -> tuple[list[Inputs], int]:
         """Without a chat template: question and answer as a pair of texts, the question cut at its left."""
-        from psyco_ray.models.encoding import TooLong
+        from psyco_ray.models.encoding import ResponseTooLongError
 
         question = "\n\n".join(message["content"] for message in asked.messages)
         whole = [dict(self._tokenizer(question, text)) for text in asked.responses]
@@ -156,7 +156,7 @@ class RewardModel:
             return whole, 0
         ids = self._tokenizer(question, add_special_tokens=False)["input_ids"]
         if over >= len(ids):
-            raise TooLong
+            raise ResponseTooLongError
         self._tokenizer.truncation_side = "left"
         return [
             dict(self._tokenizer(question, text, truncation="only_first", max_length=len(one["input_ids"]) - over))

@@ -28,7 +28,7 @@ def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-class Tally:
+class WeightChecksum:
     """Names, types, shapes and fingerprints of parameters as they pass, in whatever order.
 
     It guards against truncated, mixed-up and damaged transfers, not against an adversary.

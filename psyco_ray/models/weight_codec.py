@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import xxhash
 
-from psyco_ray.run.types import Changed
+from psyco_ray.run.types import DeltaRef
 
 if TYPE_CHECKING:
     import torch
@@ -61,20 +61,20 @@ Delta = dict[str, tuple[np.ndarray, np.ndarray]]
 LARGEST = 0.5  # of the weights' bytes; with more than this the weights themselves go
 
 
-class Exports:
+class DeltaTracker:
     """Remembers the weights that were exported last, as they lie in Ray's object store."""
 
     def __init__(self) -> None:
         self._last: tuple[str, list[Bucket]] = "", []
 
-    def changed(self, digest: str, weights: list[Bucket]) -> Changed | None:
+    def changed(self, digest: str, weights: list[Bucket]) -> DeltaRef | None:
         """What is new in these weights, put into the object store; None for the first, or where it is much."""
         (since, old), self._last = self._last, (digest, weights)
-        delta = between(old, weights)
-        return None if delta is None else Changed(since, ray.put(delta), size(delta))
+        delta = diff(old, weights)
+        return None if delta is None else DeltaRef(since, ray.put(delta), size(delta))
 
 
-def between(old: Sequence[Bucket], new: Sequence[Bucket]) -> Delta | None:
+def diff(old: Sequence[Bucket], new: Sequence[Bucket]) -> Delta | None:
     """The delta that makes `new` of `old`; None where it is too large to pay, or they are not of one model."""
     before = {name: packed for bucket in old for name, packed in bucket.items()}
     after = {name: packed for bucket in new for name, packed in bucket.items()}

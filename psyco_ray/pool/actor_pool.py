@@ -15,12 +15,12 @@ import ray
 from ray.exceptions import RayError
 
 from psyco_ray.pool import processes
-from psyco_ray.pool.slot import Member, Preparation, State, reason_of
-from psyco_ray.pool.supervisor import PARTING_S, POLL_S, Keeper
-from psyco_ray.pool.work import End, Lost, Stream
+from psyco_ray.pool.slot import PendingUpdate, Slot, State, reason_of
+from psyco_ray.pool.supervisor import PARTING_S, POLL_S, Supervisor
+from psyco_ray.pool.work import EndOfStream, FailedItem, WorkStream
 
 
-class ActorPool(Keeper):
+class ActorPool(Supervisor):
     """Members of one role."""
 
     def wait_ready(self) -> None:
@@ -69,13 +69,13 @@ class ActorPool(Keeper):
             RuntimeError: an item is lost and `lost` is None, or nothing works any more.
             TimeoutError: no member could be had for so long.
         """
-        stream = Stream(method, items, what, identity, split, 2 * max(4, len(self._members)))
+        stream = WorkStream(method, items, what, identity, split, 2 * max(4, len(self._members)))
         with self._lock:
             self._check()
             self._streams.append(stream)
         try:
-            while not isinstance(found := stream.out.get(), End):
-                if not isinstance(found, Lost):
+            while not isinstance(found := stream.out.get(), EndOfStream):
+                if not isinstance(found, FailedItem):
                     yield found
                 elif lost is None:
                     raise RuntimeError(f"{what}: {self.role} actors gave an item up, {found.reason}")
@@ -108,7 +108,7 @@ class ActorPool(Keeper):
             TimeoutError: no member succeeded in time, or none could be had.
         """
         with self._lock:
-            preparation = Preparation(method, args, version, check, deadline_s)
+            preparation = PendingUpdate(method, args, version, check, deadline_s)
             self._preparation, self._refused_in_a_row = preparation, 0
         while True:
             with self._lock:
@@ -167,7 +167,7 @@ class ActorPool(Keeper):
         """Have so many members: new ones work as soon as they can, the last ones leave when their item is done."""
         with self._lock:
             for index in range(size):
-                self._members.setdefault(index, Member(index)).leaving = False
+                self._members.setdefault(index, Slot(index)).leaving = False
             for index, member in list(self._members.items()):
                 if index < size:
                     continue
@@ -191,7 +191,7 @@ class ActorPool(Keeper):
         with self._lock:
             return [member.actor for member in self._members.values() if member.actor is not None]
 
-    def _wait_for(self, member: Member, answer: Any, method: str) -> bool:
+    def _wait_for(self, member: Slot, answer: Any, method: str) -> bool:
         """Whether a member has answered, or is gone."""
         if not ray.wait([answer], timeout=0)[0]:
             return False
@@ -206,7 +206,7 @@ class ActorPool(Keeper):
         self._closed.set()
         self._thread.join()
         for stream in self._streams:
-            stream.out.put(End(RuntimeError(f"the pool of {self.role} actors was closed")))
+            stream.out.put(EndOfStream(RuntimeError(f"the pool of {self.role} actors was closed")))
         for member in self._members.values():
             if member.state is State.IDLE:
                 self._say_goodbye(member)

@@ -24,7 +24,7 @@ PLACEMENT_DEADLINE_S = 120.0
 _ONE_NODE_S = 10.0  # for all ranks on one node, before they may be on several: what is free by then is free
 
 
-class NoRoom(ValueError):
+class PlacementTimeoutError(ValueError):
     """The cluster had no room in time."""
 
 
@@ -103,7 +103,7 @@ def shared_rooms(job: Job) -> PlacementGroup:
     """Room for pairs of one rollout and one learner rank, each pair on a GPU of its own.
 
     Raises:
-        NoRoom: the cluster did not have it in time.
+        PlacementTimeoutError: the cluster did not have it in time.
     """
     return _group(_shared_room(job), job.learners.actors, job.learners.role, PLACEMENT_DEADLINE_S)
 
@@ -123,7 +123,7 @@ def learner_options(
         The options by rank, and the group that was made for them.
 
     Raises:
-        NoRoom: the cluster did not have room in time.
+        PlacementTimeoutError: the cluster did not have room in time.
     """
     bundle = {key: value for key, value in (("CPU", settings.cpus), ("GPU", settings.gpus)) if value}
     own = _group(bundle, count, settings.role, room_s) if bundle and rooms is None else None
@@ -155,7 +155,7 @@ def _group(bundle: dict[str, float], count: int, label: str | None, room_s: floa
     """Room for `count` bundles on nodes of a label.
 
     Raises:
-        NoRoom: there was none within `room_s` seconds.
+        PlacementTimeoutError: there was none within `room_s` seconds.
     """
     found = selector(label)
     cpus, gpus = count * bundle.get("CPU", 0.0), count * bundle.get("GPU", 0.0)
@@ -170,7 +170,7 @@ def _group(bundle: dict[str, float], count: int, label: str | None, room_s: floa
         if group.wait(wait_s):
             return group
         ray.util.remove_placement_group(group)
-    raise NoRoom(
+    raise PlacementTimeoutError(
         f"no room for {count} learner ranks of {bundle} within {room_s:g} s; something else has it: wait for that, or "
         "ask for less"
     )

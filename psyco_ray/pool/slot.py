@@ -11,7 +11,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError
 
 from psyco_ray.pool.processes import Process
-from psyco_ray.pool.work import Stream, Work
+from psyco_ray.pool.work import WorkItem, WorkStream
 
 
 class State(enum.Enum):
@@ -26,7 +26,7 @@ class State(enum.Enum):
 
 
 @dataclass(eq=False)
-class Preparation:
+class PendingUpdate:
     """A call that every member makes before its next item, and what came of it."""
 
     method: str
@@ -44,7 +44,7 @@ class Preparation:
         return TimeoutError(told) if isinstance(first, TimeoutError) else RuntimeError(told)
 
 
-class Member:
+class Slot:
     """A place in a pool; when its actor is lost, another takes the place."""
 
     def __init__(self, index: int) -> None:
@@ -54,15 +54,15 @@ class Member:
         self.actor: Any = None
         self.ref: Any = None  # what it is waited for: an object reference, or a stream of them
         self.process: Process | None = None
-        self.prepared: Preparation | None = None
+        self.prepared: PendingUpdate | None = None
         self.refused = 0  # times in a row
         self.leaving = False  # for good
         self.moving = False  # to another node
         self.failures = 0  # to get ready, in a row
         self.not_before = 0.0
         self.error: Exception | None = None  # why it could not get ready
-        self.stream: Stream | None = None
-        self.work: Work | None = None
+        self.stream: WorkStream | None = None
+        self.work: WorkItem | None = None
         self.heard = 0.0  # when its last result came
         self.restarts = self.items = 0
         self._fit_since: float | None = None
@@ -77,7 +77,7 @@ class Member:
             self._fit_since = now
         self.state, self.since, self.heard, self.ref = state, now, now, ref
 
-    def begin(self, stream: Stream, work: Work) -> None:
+    def begin(self, stream: WorkStream, work: WorkItem) -> None:
         """Begin an item."""
         now = time.monotonic()
         work.doers += 1
@@ -87,7 +87,7 @@ class Member:
         call = getattr(self.actor, stream.method).options(num_returns="streaming")
         self.turn(State.BUSY, call.remote(work.item))
 
-    def drop_work(self) -> tuple[Stream, Work] | None:
+    def drop_work(self) -> tuple[WorkStream, WorkItem] | None:
         """What it was busy with; it is not any more."""
         if self.stream is None or self.work is None:
             return None

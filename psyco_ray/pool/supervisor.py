@@ -12,8 +12,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from psyco_ray.pool import processes
-from psyco_ray.pool.slot import Member, Preparation, State, reason_of
-from psyco_ray.pool.work import End, Stream, Work
+from psyco_ray.pool.slot import PendingUpdate, Slot, State, reason_of
+from psyco_ray.pool.work import EndOfStream, WorkItem, WorkStream
 
 POLL_S = 0.02
 PARTING_S = 5.0
@@ -25,7 +25,7 @@ _FETCH_S = 60.0  # for a result that is there, if perhaps on another node
 _LAGGARD = 2.0  # medians that an item may take before an idle member does it as well
 
 
-class Keeper:
+class Supervisor:
     """Members of one role, and the thread that keeps them; `ActorPool` says what can be asked of them."""
 
     def __init__(
@@ -56,10 +56,10 @@ class Keeper:
         self._make, self._start_s, self._item_s, self._say, self._worked = make, start_s, item_s, say, worked
         self._resting = resting
         self._lock = threading.RLock()
-        self._members = {index: Member(index) for index in range(size)}
-        self._streams: list[Stream] = []
+        self._members = {index: Slot(index) for index in range(size)}
+        self._streams: list[WorkStream] = []
         self._parting: list[tuple[Any, Any, float]] = []  # actor, its last call, until when
-        self._preparation: Preparation | None = None
+        self._preparation: PendingUpdate | None = None
         self._failed_in_a_row = self._refused_in_a_row = 0
         self._fit = time.monotonic()  # when a member could last work
         self._looked = 0.0
@@ -122,7 +122,7 @@ class Keeper:
     def _hand_out(self) -> None:
         """Give idle members work, each stream in turn; at a stream's end, what one of them takes long to do."""
         for stream in [s for s in self._streams if s.closed.is_set() or s.done]:
-            stream.out.put(End(None))
+            stream.out.put(EndOfStream(None))
             self._streams.remove(stream)
         for member in [] if self._resting else self._members.values():
             if member.state is not State.IDLE or member.leaving or member.prepared is not self._preparation:
@@ -139,7 +139,7 @@ class Keeper:
             else:
                 return  # no work for this one, none for the others
 
-    def _hear(self, member: Member) -> None:
+    def _hear(self, member: Slot) -> None:
         """Take what a member has to say."""
         if member.state is State.STARTING:
             self._hear_ready(member)
@@ -150,7 +150,7 @@ class Keeper:
         elif member.state is State.ENDING:
             member.turn(State.ABSENT)
 
-    def _hear_ready(self, member: Member) -> None:
+    def _hear_ready(self, member: Slot) -> None:
         try:
             member.process = ray.get(member.ref)
         except RayTaskError as error:
@@ -164,7 +164,7 @@ class Keeper:
                 member.failures = 0
             member.turn(State.IDLE)
 
-    def _hear_prepared(self, member: Member) -> None:
+    def _hear_prepared(self, member: Slot) -> None:
         preparation = self._preparation
         assert preparation is not None, "it prepares for something"
         try:
@@ -184,7 +184,7 @@ class Keeper:
         self._worked(member.since, time.monotonic())
         member.turn(State.IDLE)
 
-    def _refuse(self, member: Member, preparation: Preparation, error: Exception) -> None:
+    def _refuse(self, member: Slot, preparation: PendingUpdate, error: Exception) -> None:
         """A member failed to prepare: once it may try again."""
         member.refused += 1
         if member.refused == 1 and not isinstance(error, TimeoutError):
@@ -198,12 +198,12 @@ class Keeper:
             if self._unpreparable(preparation):
                 self._fail(preparation.failure(self.role))
 
-    def _unpreparable(self, preparation: Preparation) -> bool:
+    def _unpreparable(self, preparation: PendingUpdate) -> bool:
         """Whether nobody has prepared, however often members were replaced."""
         taken = any(member.prepared is preparation for member in self._members.values())
         return not taken and self._refused_in_a_row > 2 * len(self._members)
 
-    def _hear_result(self, member: Member) -> None:
+    def _hear_result(self, member: Slot) -> None:
         stream, work = member.stream, member.work
         assert stream is not None, "it is busy with something"
         assert work is not None, "it is busy with something"
@@ -256,7 +256,7 @@ class Keeper:
             for member in self._members.values():
                 member.moving = member.process is not None and member.process.node in draining
 
-    def _lose(self, member: Member, reason: str, error: Exception | None = None) -> None:
+    def _lose(self, member: Slot, reason: str, error: Exception | None = None) -> None:
         """Remove a member with whatever it left, give its item to another, and have its place filled.
 
         Args:
@@ -280,7 +280,7 @@ class Keeper:
         if self._failed_in_a_row > len(self._members) + 4 * _ATTEMPTS:
             self._fail(RuntimeError(f"{self._failed_in_a_row} items failed one after another; {self._last_reason}"))
 
-    def _part(self, member: Member) -> None:
+    def _part(self, member: Slot) -> None:
         """Let a member go that does no work."""
         if member.state in (State.IDLE, State.STARTING, State.PREPARING):
             self._say_goodbye(member)
@@ -289,13 +289,13 @@ class Keeper:
         else:
             self._vacate(member, State.ABSENT, None)
 
-    def _vacate(self, member: Member, state: State, ref: Any) -> None:
+    def _vacate(self, member: Slot, state: State, ref: Any) -> None:
         member.restarts += 1
         member.actor = member.process = member.prepared = None
         member.refused = 0
         member.turn(state, ref)
 
-    def _say_goodbye(self, member: Member) -> None:
+    def _say_goodbye(self, member: Slot) -> None:
         """Ask an actor to end by itself, with a deadline; one that is not ready yet would not hear it."""
         if member.state is State.STARTING:
             ray.kill(member.actor)
@@ -303,10 +303,10 @@ class Keeper:
             leaving = member.actor.__ray_terminate__.remote()
             self._parting.append((member.actor, leaving, time.monotonic() + PARTING_S))
 
-    def _end(self, stream: Stream, error: BaseException) -> None:
+    def _end(self, stream: WorkStream, error: BaseException) -> None:
         """Raise an error where a stream is read."""
         stream.closed.set()
-        stream.out.put(End(error))
+        stream.out.put(EndOfStream(error))
         if stream in self._streams:
             self._streams.remove(stream)
 
@@ -330,7 +330,7 @@ def _get_ready(actor: Any) -> processes.Process:
     return processes.describe()
 
 
-def _laggard(stream: Stream) -> Work | None:
+def _laggard(stream: WorkStream) -> WorkItem | None:
     """An item that one member takes much longer for than was usual, while nothing else is left to do."""
     if not stream.exhausted or not stream.durations:
         return None
@@ -339,6 +339,6 @@ def _laggard(stream: Stream) -> Work | None:
     return min(late, key=lambda work: work.began, default=None)
 
 
-def _of(member: Member, preparation: Preparation | None) -> Preparation:
+def _of(member: Slot, preparation: PendingUpdate | None) -> PendingUpdate:
     assert preparation is not None, f"{member} prepares for something"
     return preparation

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(eq=False)
-class Work:
+class WorkItem:
     """An item, what became of it so far, and who does it."""
 
     item: Any
@@ -24,7 +24,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Lost:
+class FailedItem:
     """An item that was given up."""
 
     item: Any
@@ -32,13 +32,13 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class End:
+class EndOfStream:
     """The end of a queue, and the error that ended it."""
 
     error: BaseException | None
 
 
-class Stream:
+class WorkStream:
     """Items that one caller wants done, and the results for it."""
 
     def __init__(
@@ -63,8 +63,8 @@ class Stream:
         self.method, self.what, self.identity, self.split = method, what, identity, split
         self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.closed = threading.Event()
-        self.again: deque[Work] = deque()
-        self.running: set[Work] = set()
+        self.again: deque[WorkItem] = deque()
+        self.running: set[WorkItem] = set()
         self.durations: deque[float] = deque(maxlen=256)  # of the last items, s
         self.exhausted = False
         self._feed: queue.Queue[Any] = queue.Queue(maxsize=ahead)
@@ -80,7 +80,7 @@ class Stream:
         """Items that were read and that nobody does."""
         return len(self.again) + self._feed.qsize()
 
-    def next(self) -> Work | None:
+    def next(self) -> WorkItem | None:
         """The next item; None if there is none now.
 
         Raises:
@@ -94,28 +94,28 @@ class Stream:
             found = self._feed.get_nowait()
         except queue.Empty:
             return None
-        if not isinstance(found, End):
-            return Work(found)
+        if not isinstance(found, EndOfStream):
+            return WorkItem(found)
         self.exhausted = True
         if found.error is not None:
             raise found.error
         return None
 
-    def deliver(self, work: Work, result: Any) -> None:
+    def deliver(self, work: WorkItem, result: Any) -> None:
         """Hand a result over, unless it came before."""
         key = self.identity(result)
         if not work.finished and key not in work.delivered:
             work.delivered.add(key)
             self.out.put(result)
 
-    def finish(self, work: Work) -> None:
+    def finish(self, work: WorkItem) -> None:
         """All results of an item are there."""
         if not work.finished:
             work.finished = True
             self.running.discard(work)
             self.durations.append(time.monotonic() - work.began)
 
-    def failed(self, work: Work, reason: str, most: int) -> None:
+    def failed(self, work: WorkItem, reason: str, most: int) -> None:
         """Who did an item is gone: do it again, in the end part by part, or give it up after `most` attempts."""
         if work.finished or work.doers:
             return
@@ -127,19 +127,19 @@ class Stream:
             return
         parts = self.split(work.item)
         if len(parts) > 1:
-            self.again.extend(Work(part, delivered=work.delivered) for part in parts)
+            self.again.extend(WorkItem(part, delivered=work.delivered) for part in parts)
         else:
             work.finished = True
-            self.out.put(Lost(work.item, reason))
+            self.out.put(FailedItem(work.item, reason))
 
     def _read(self, items: Iterable[Any]) -> None:
         try:
             for item in items:
                 if not self._put(item):
                     return
-            self._put(End(None))
+            self._put(EndOfStream(None))
         except BaseException as error:  # noqa: BLE001 - raised again by `next`
-            self._put(End(error))
+            self._put(EndOfStream(error))
 
     def _put(self, item: Any) -> bool:
         """Put an item unless nobody wants it any more; false if so."""

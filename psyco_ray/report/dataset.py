@@ -234,7 +234,7 @@ def _shares(counts: Counter[str]) -> list[dict[str, Any]]:
 
 
 def _set_aside(places: Sequence[Path]) -> list[dict[str, Any]] | None:
-    if not any(shards.names(directory) for directory in places):
+    if not any(shards.list_shards(directory) for directory in places):
         return None
     counts = Counter((row["reason"], row["what"]) for row in _rows(places, ["what", "reason"]))
     return [{"reason": reason, "what": what, "count": count} for (reason, what), count in sorted(counts.items())]
@@ -243,7 +243,7 @@ def _set_aside(places: Sequence[Path]) -> list[dict[str, Any]] | None:
 def _rows(places: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of all parts, of which one batch at a time is in memory."""
     for directory in places:
-        for part in shards.names(directory):
+        for part in shards.list_shards(directory):
             with pq.ParquetFile(directory / f"{part}.parquet") as file:
                 for batch in file.iter_batches(batch_size=4096, columns=columns):
                     yield from batch.to_pylist()

@@ -35,7 +35,7 @@ def write(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], out: P
     """Write ``report.html`` and ``tables.md``.
 
     Args:
-        results: as `bouts.results` gives them.
+        results: as `matchups.results` gives them.
         cases: as `bouts.cases` gives them.
         out: directory for both.
     """

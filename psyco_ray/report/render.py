@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from psyco_ray.config.job_file import flat
+from psyco_ray.config.job_file import flatten
 
 
 def environment(escape: bool) -> jinja2.Environment:
@@ -60,7 +60,7 @@ def _cell(text: Any) -> str:
 
 def _told(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Nested settings by their dotted keys; of a file only the name is told, not where it lay."""
-    found = flat(settings, f"{name}.")
+    found = flatten(settings, f"{name}.")
     return {key: _place(value) if isinstance(value, str) else value for key, value in found.items()}
 
 

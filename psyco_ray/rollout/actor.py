@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.run.startup import without_collector
-from psyco_ray.run.types import Group, Item, Loaded, Streamed, Weights
+from psyco_ray.run.startup import gc_paused
+from psyco_ray.run.types import Group, PromptBatch, SentWeights, Weights, WeightUpdateAck
 
 
-def environment(settings: Rollouts) -> dict[str, str]:
+def actor_environment(settings: Rollouts) -> dict[str, str]:
     """Environment of a rollout actor's process."""
     found = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the actor: nothing outlives it
@@ -29,7 +29,7 @@ def environment(settings: Rollouts) -> dict[str, str]:
 class SamplingRequest:
     """An item and how its responses are drawn; `version` is the policy that has to draw them."""
 
-    item: Item
+    item: PromptBatch
     version: int
     responses: int
     temperature: float
@@ -39,7 +39,7 @@ class SamplingRequest:
     def one_by_one(self) -> list[SamplingRequest]:
         """The same for each prompt alone, where they cannot be sampled together."""
         item = self.item
-        return [replace(self, item=Item(f"{item.key}/{one.speech_id}", (one,))) for one in item.prompts]
+        return [replace(self, item=PromptBatch(f"{item.key}/{one.speech_id}", (one,))) for one in item.prompts]
 
 
 class RolloutActor:
@@ -49,7 +49,7 @@ class RolloutActor:
         self.name, self._model, self._settings, self._seed = name, model, settings, seed
         self._shared = shared  # whether a learner rank has the same GPU
 
-    @without_collector()
+    @gc_paused()
     def ready(self) -> str:
         """Load the engine; the base model is version 0."""
         from psyco_ray.models import loading
@@ -81,12 +81,12 @@ class RolloutActor:
         self._engine.sleep(keep_weights)
 
     def load_weights(
-        self, weights: Weights | Streamed, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]
-    ) -> Loaded:
+        self, weights: Weights | SentWeights, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]
+    ) -> WeightUpdateAck:
         """Take new weights unless they have come already; compute the log-probability of a response with them."""
         began = time.perf_counter()
         taken = self._engine.load_weights(weights)
-        return Loaded(
+        return WeightUpdateAck(
             version=self._engine.version,
             digest=weights.digest,  # anything else that arrived was refused
             bytes=taken,

@@ -22,7 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.rollout import weight_receiver
-from psyco_ray.run.types import Group, Prompt, Response, Streamed, Weights
+from psyco_ray.run.types import Group, Prompt, Response, SentWeights, Weights
 
 _ALL = ("weights", "kv_cache")  # what sleep frees, and waking brings back one by one
 _UNPROVEN = -1  # a version that nobody asks for
@@ -144,7 +144,7 @@ class Engine:
                 f"{at_once} are to be sampled at a time; raise it or lower rollouts.max_num_seqs"
             )
 
-    def load_weights(self, weights: Weights | Streamed) -> int:
+    def load_weights(self, weights: Weights | SentWeights) -> int:
         """Take new weights and drop everything computed with the old ones.
 
         Returns:
@@ -153,7 +153,7 @@ class Engine:
         Raises:
             ValueError: what arrived is not what was sent (digest). From the object store nothing was loaded then.
         """
-        if isinstance(weights, Streamed) and self._arrived is not None:
+        if isinstance(weights, SentWeights) and self._arrived is not None:
             if self._arrived != (weights.version, weights.digest):
                 raise ValueError(
                     f"version {self._arrived[0]} with digest {self._arrived[1]} arrived, "
@@ -250,7 +250,7 @@ class Engine:
         return Group(prompt=prompt, responses=tuple(responses), version=self._version)
 
 
-def _stored(weights: Streamed) -> Weights:
+def _stored(weights: SentWeights) -> Weights:
     """The same weights in the object store; waits until they are there."""
     refs, digest, size = ray.get(weights.stored)
     return Weights(weights.version, digest, tuple(refs), size)

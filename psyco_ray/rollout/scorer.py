@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models.reward_model import RewardModel
-from psyco_ray.run.startup import without_collector
-from psyco_ray.run.types import Asked, Example, Group, Scored
+from psyco_ray.run.startup import gc_paused
+from psyco_ray.run.types import Group, PreferencePair, ScoreRequest, ScoreResult
 
 
 class ScorerActor:
@@ -37,7 +37,7 @@ class ScorerActor:
         self.name, self._settings, self._max_tokens = name, settings, max_tokens
         self._reward_specs, self._reference_spec = rewards, reference
 
-    @without_collector()
+    @gc_paused()
     def ready(self) -> str:
         """Load the models.
 
@@ -86,7 +86,7 @@ class ScorerActor:
         Raises:
             ValueError: a response alone fills the reward model's context.
         """
-        [scored] = self._rewards[name].score([Asked("", tuple(messages), tuple(responses))])
+        [scored] = self._rewards[name].score([ScoreRequest("", tuple(messages), tuple(responses))])
         if scored.values is None:
             raise ValueError(
                 f"a response alone fills the context of reward model {self._reward_specs[name]}; ask for shorter "
@@ -94,7 +94,7 @@ class ScorerActor:
             )
         return list(scored.values)
 
-    def score_many(self, item: tuple[str, tuple[Asked, ...]]) -> Iterator[tuple[list[Scored], float]]:
+    def score_many(self, item: tuple[str, tuple[ScoreRequest, ...]]) -> Iterator[tuple[list[ScoreResult], float]]:
         """Score the responses to many conversations.
 
         Args:
@@ -108,7 +108,7 @@ class ScorerActor:
         scored = self._rewards[name].score(asked)
         yield scored, time.perf_counter() - began
 
-    def reference(self, example: Example) -> Iterator[tuple[Example, float]]:
+    def reference(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
         """The example with its reference log-probabilities, and the seconds that took."""
         import torch
 

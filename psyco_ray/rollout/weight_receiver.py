@@ -26,7 +26,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from psyco_ray.models import weight_codec
-from psyco_ray.models.weight_checksum import Tally
+from psyco_ray.models.weight_checksum import WeightChecksum
 from psyco_ray.models.weight_codec import Bucket, as_tensor, digest
 
 BACKEND = "psyco_ray"
@@ -34,7 +34,7 @@ Load = Callable[[Iterable[tuple[str, torch.Tensor]]], Any]
 
 
 @dataclass
-class Meeting(WeightTransferInitInfo):
+class TransferInit(WeightTransferInitInfo):
     """Which of vLLM's transports brings the next weights, and what its own engine wants to know beforehand."""
 
     transport: str
@@ -52,23 +52,23 @@ class Update(WeightTransferUpdateInfo):
     piece: dict[str, Any] | None = None
 
 
-class Transfer(WeightTransferEngine[Meeting, Update]):
+class WeightReceiver(WeightTransferEngine[TransferInit, Update]):
     """Weights from the object store, or by one of vLLM's own engines, which lives from one meeting to the next."""
 
-    init_info_cls = Meeting
+    init_info_cls = TransferInit
     update_info_cls = Update
 
     def __init__(self, config: WeightTransferConfig, *parts: Any) -> None:
         super().__init__(config, *parts)
         self._parts = parts
         self._native: Any = None
-        self._started, self._tally = False, Tally()
+        self._started, self._tally = False, WeightChecksum()
         self._held: dict[str, tuple[np.ndarray, str]] = {}
 
-    def init_transfer_engine(self, init_info: Meeting) -> None:
+    def init_transfer_engine(self, init_info: TransferInit) -> None:
         """Meet the sender; for NCCL all receivers have to do so at the same time."""
         self.shutdown()
-        self._started, self._tally = False, Tally()
+        self._started, self._tally = False, WeightChecksum()
         chosen = WeightTransferConfig(backend=init_info.transport)
         self._native = WeightTransferEngineFactory.create_engine(chosen, *self._parts)
         self._native.init_transfer_engine(self._native.parse_init_info(init_info.settings))
@@ -186,4 +186,4 @@ def _repack_tied_head(model: Any) -> None:
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, Transfer)
+    WeightTransferEngineFactory.register_engine(BACKEND, WeightReceiver)

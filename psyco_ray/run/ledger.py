@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
-from psyco_ray.config.endpoint import ROAD
+from psyco_ray.config.endpoint import TRANSPORT_FIELDS
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 from psyco_ray.run.directory import RunDirectory, refuse_keys, versions
 from psyco_ray.run.schemas import SAMPLES, SCORES, group_rows, groups_from_rows
-from psyco_ray.run.types import Group, Item
+from psyco_ray.run.types import Group, PromptBatch
 
 MAY_CHANGE = {
     "run_dir",
@@ -33,7 +33,7 @@ MAY_CHANGE = {
     "checkpoints",
     "dpo.checkpoint_every",
     "reward.checkpoint_every",
-    *(f"evaluation.judge.{key}" for key in sorted(ROAD)),
+    *(f"evaluation.judge.{key}" for key in sorted(TRANSPORT_FIELDS)),
     *(
         f"{role}.{key}"
         for role in ("rollouts", "scorers", "learners", "reward.learners")
@@ -85,8 +85,8 @@ class Ledger(RunDirectory):
     def groups(
         self,
         stage: str,
-        items: Sequence[Item],
-        produce: Callable[[list[Item]], Iterable[Group]],
+        items: Sequence[PromptBatch],
+        produce: Callable[[list[PromptBatch]], Iterable[Group]],
         lost: Mapping[str, str],
     ) -> Iterator[Group]:
         """The scored groups of all items as a stream: stored ones first, then those that `produce` makes of the rest.
@@ -99,7 +99,7 @@ class Ledger(RunDirectory):
             produce: samples and scores items.
             lost: speech id -> reason, of the speeches that `produce` gives up; it fills this while it runs.
         """
-        missing: dict[str, Item] = {}
+        missing: dict[str, PromptBatch] = {}
         for item in items:
             samples, scores = (self.path(f"{stage}/{item.key}.{kind}.parquet") for kind in ("samples", "scores"))
             if samples.exists() and scores.exists():
@@ -134,7 +134,7 @@ class Ledger(RunDirectory):
             found.setdefault(row["speech_id"], []).append(row["response"])
         return found
 
-    def _store(self, stage: str, item: Item, groups: dict[str, Group]) -> None:
+    def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts if prompt.speech_id in groups]
         for kind, schema, index in (("samples", SAMPLES, 0), ("scores", SCORES, 1)):
             table = pa.Table.from_pylist([row for pair in rows for row in pair[index]], schema=schema)
@@ -143,7 +143,7 @@ class Ledger(RunDirectory):
 
 def _same_job(old: Job, new: Job, where: str) -> None:
     """Refuse to continue a run with settings that change its results."""
-    before, after = job_file.flat(old.model_dump(mode="json")), job_file.flat(new.model_dump(mode="json"))
+    before, after = job_file.flatten(old.model_dump(mode="json")), job_file.flatten(new.model_dump(mode="json"))
     for key, value in after.items():
         if before.get(key) != value and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE):
             raise ValueError(

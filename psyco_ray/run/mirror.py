@@ -12,10 +12,10 @@ from pathlib import Path
 
 from psyco_ray.run import storage
 from psyco_ray.run.lease import LEASE, REFRESH_S, Lease
-from psyco_ray.run.remote import MANIFEST, Remote
+from psyco_ray.run.remote import MANIFEST, RemoteDirectory
 
 
-class WorkingCopy:
+class RemoteMirror:
     """The small files of a remote run directory, here; what is written here is there before the call returns."""
 
     def __init__(self, target: str, root: Path) -> None:
@@ -28,7 +28,7 @@ class WorkingCopy:
         Raises:
             ValueError: the place cannot be reached, or the run is in use.
         """
-        self.remote, self._root = Remote(target), root
+        self.remote, self._root = RemoteDirectory(target), root
         self._lease = Lease(self.remote)
         try:
             self._pull()

@@ -13,13 +13,13 @@ _settled = threading.Condition()
 _deferring = 0  # how many pieces of work end by themselves after a SIGTERM
 
 
-class Stopped(BaseException):
+class Preempted(BaseException):
     """SIGTERM came; no `Exception`, for nothing on the way is meant to handle it."""
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """A context in which SIGTERM raises `Stopped` in the main thread, at once or when what is deferred has ended.
+def handle_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM raises `Preempted` in the main thread, at once or when what is deferred has ended.
 
     A second SIGTERM ends the process. Enter it after `ray.init`, which sets a handler of its own.
     """
@@ -64,7 +64,7 @@ def check() -> None:
         Stopped: it has.
     """
     if asked():
-        raise Stopped
+        raise Preempted
 
 
 def settle() -> None:
@@ -80,4 +80,4 @@ def _hear(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     _asked = True
     if not _deferring:
-        raise Stopped
+        raise Preempted

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from psyco_ray.run.throughput import Live
+from psyco_ray.run.throughput import RollingMetrics
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class Progress:
         self._began = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self.stage, self.done, self.total = "", 0, 0  # of what goes on now
-        self.live = Live()
+        self.live = RollingMetrics()
         self._spent, self._gauges = 0.0, dict[str, Any]()
 
     def say(self, text: str) -> None:

@@ -49,7 +49,7 @@ def damaged(where: str, what: str) -> ValueError:
     )
 
 
-class Remote:
+class RemoteDirectory:
     """A remote directory and the files below it, by their relative names."""
 
     def __init__(self, target: str) -> None:
@@ -69,11 +69,11 @@ class Remote:
         """Whether there is such a file."""
         return self.info(name).type == fs.FileType.File
 
-    def at(self, name: str) -> Remote:
+    def at(self, name: str) -> RemoteDirectory:
         """A directory below it."""
         # in text, for urlunsplit makes hdfs:/x out of hdfs:///x
         path, mark, options = self.target.partition("?")
-        return Remote(f"{path.rstrip('/')}/{quote(name)}{mark}{options}")
+        return RemoteDirectory(f"{path.rstrip('/')}/{quote(name)}{mark}{options}")
 
     def info(self, name: str) -> Any:
         """Size and time of a file, as pyarrow's `FileInfo`."""
@@ -122,7 +122,7 @@ class Remote:
         for chunk in self._chunks(name):
             target.write(chunk)
 
-    def copy(self, name: str, other: Remote) -> None:
+    def copy(self, name: str, other: RemoteDirectory) -> None:
         """Copy a file to the same name in another directory of the same place, without bringing it here."""
         with self._reaching():
             other._make_room(name)

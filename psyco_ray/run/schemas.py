@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from psyco_ray.run.types import Group, Item, Response
+from psyco_ray.run.types import Group, PromptBatch, Response
 
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
 """The seven principles a response is rated by, in the released dataset's order (paper §3.2)."""
@@ -169,7 +169,7 @@ def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return samples, scores
 
 
-def groups_from_rows(item: Item, samples: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[Group]:
+def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[Group]:
     """The groups of an item out of its rows of the SAMPLES and the SCORES table."""
     responses: dict[str, list[Response]] = {}
     versions: dict[str, int] = {}

@@ -26,7 +26,7 @@ def digits(speeches: int) -> int:
     return found
 
 
-def names(directory: Path) -> list[str]:
+def list_shards(directory: Path) -> list[str]:
     """The parts in a directory, in order."""
     return sorted(path.stem for path in directory.glob("*.parquet") if not path.name.startswith("."))
 

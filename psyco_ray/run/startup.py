@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def without_collector() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Imports and models are loaded without Python's garbage collector; usable as a decorator.
 
     It would look through all the modules that are there each time some thousand objects have come: a quarter of the

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import xxhash
 
-from psyco_ray.run.remote import CHUNK, MANIFEST, Remote, damaged, is_remote
+from psyco_ray.run.remote import CHUNK, MANIFEST, RemoteDirectory, damaged, is_remote
 
 
 def cache_dir() -> Path:
@@ -49,11 +49,11 @@ def join(target: str, name: str) -> str:
     """The target of a name below a target; a URI keeps its options."""
     if not is_remote(target):
         return str(local_path(target) / name)
-    return Remote(target).at(name).target
+    return RemoteDirectory(target).at(name).target
 
 
 @contextmanager
-def complete_dir(target: str | Path) -> Iterator[Path]:
+def atomic_dir(target: str | Path) -> Iterator[Path]:
     """A context in which a local directory is filled; at its end it is whole and durable at the target, or not at all.
 
     Raises:
@@ -61,7 +61,7 @@ def complete_dir(target: str | Path) -> Iterator[Path]:
     """
     from safetensors import SafetensorError
 
-    remote = Remote(str(target)) if is_remote(target) else None
+    remote = RemoteDirectory(str(target)) if is_remote(target) else None
     place = cache_dir() / "staging" / _hash(str(target)) if remote else local_path(target)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
     """A local directory with what a target holds; a remote one is downloaded into the cache, once for all processes.
 
     Args:
-        target: a directory that `complete_dir` wrote, or a local one from elsewhere.
+        target: a directory that `atomic_dir` wrote, or a local one from elsewhere.
         digests: read every byte of what is there already; what is downloaded is always checked so.
 
     Raises:
@@ -125,7 +125,7 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
             raise ValueError(f"directory {path} does not exist")
         check(path, digests)
         return path
-    remote = Remote(str(target))
+    remote = RemoteDirectory(str(target))
     manifest = remote.read(MANIFEST)
     if manifest is None:
         raise ValueError(
@@ -141,7 +141,7 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
                 return path
             except ValueError:  # only the copy is damaged, so it is fetched again
                 pass
-        with complete_dir(path) as staging:
+        with atomic_dir(path) as staging:
             (staging / MANIFEST).write_bytes(manifest)
             for name in _files(manifest, str(target)):
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -153,14 +153,14 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
 
 def exists(target: str | Path) -> bool:
     """Whether there is a (complete, if remote) directory."""
-    return Remote(str(target)).has(MANIFEST) if is_remote(target) else local_path(target).is_dir()
+    return RemoteDirectory(str(target)).has(MANIFEST) if is_remote(target) else local_path(target).is_dir()
 
 
 def remove_dir(target: str | Path) -> None:
     """Remove a directory, if it is there; a process killed meanwhile leaves none that looks complete."""
     if is_remote(target):
         shutil.rmtree(_cached(str(target)).parent, ignore_errors=True)
-        Remote(str(target)).remove()
+        RemoteDirectory(str(target)).remove()
         return
     path = local_path(target)
     if path.exists():
@@ -175,7 +175,7 @@ def move_dir(source: str, target: str) -> None:
         remove_dir(target)
         local_path(source).rename(local_path(target))
         return
-    old, new = Remote(source), Remote(target)
+    old, new = RemoteDirectory(source), RemoteDirectory(target)
     new.remove()
     for name in sorted(old.files(), key=lambda name: name == MANIFEST):  # the manifest is the last
         old.copy(name, new)
@@ -185,7 +185,7 @@ def move_dir(source: str, target: str) -> None:
 def subdirs(target: str) -> list[str]:
     """Names of the directories in a directory, complete or not; none if it is not there."""
     if is_remote(target):
-        return Remote(target).subdirs()
+        return RemoteDirectory(target).subdirs()
     path = local_path(target)
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
 
@@ -222,7 +222,7 @@ def read_file(directory: str | Path, name: str) -> bytes | None:
         ValueError: the place cannot be reached.
     """
     if is_remote(directory):
-        return Remote(str(directory)).read(name)
+        return RemoteDirectory(str(directory)).read(name)
     path = local_path(directory) / name
     return path.read_bytes() if path.exists() else None
 
@@ -234,7 +234,7 @@ def write_bytes(directory: str | Path, name: str, data: bytes) -> None:
         ValueError: it cannot be written.
     """
     if is_remote(directory):
-        Remote(str(directory)).write(name, data)
+        RemoteDirectory(str(directory)).write(name, data)
     else:
         write_file(local_path(directory) / name, lambda file: file.write(data))
 
@@ -246,7 +246,7 @@ def remove_file(directory: str | Path, name: str) -> None:
         ValueError: the place cannot be reached.
     """
     if is_remote(directory):
-        Remote(str(directory)).remove(name)
+        RemoteDirectory(str(directory)).remove(name)
     else:
         (local_path(directory) / name).unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ WINDOW_S = 60.0  # that speeds, means and idle shares are of
 Row = Mapping[str, Any]
 
 
-class Live:
+class RollingMetrics:
     """Counts what happens, from any thread, and tells how fast it went in the last minute."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Item:
+class PromptBatch:
     """The prompts that a rollout actor takes at a time; they are always sampled together."""
 
     key: str
@@ -46,7 +46,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Example:
+class PreferencePair:
     """A preference pair as token ids, the unit of training.
 
     `reference` holds the log-probabilities of chosen and rejected under the reference model (nats, summed over the
@@ -67,7 +67,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoreRequest:
     """A conversation and the responses to it that shall be scored."""
 
     key: str
@@ -76,8 +76,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A reward model's raw scores of the responses of an `Asked`; None where one of them alone fills its context."""
+class ScoreResult:
+    """Raw scores of a `ScoreRequest`'s responses; None if a response alone fills the reward model's context."""
 
     key: str
     values: tuple[float, ...] | None
@@ -85,7 +85,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Changed:
+class DeltaRef:
     """What is new in a version of the policy's weights since another one."""
 
     since: str  # the other one's digest
@@ -102,21 +102,21 @@ class Weights:
     refs: tuple[Any, ...]  # object references to {name: (int16 or int32 array, dtype name)}
     bytes: int
     keep: bool = False  # receivers hold them, for the next may come as a delta
-    delta: Changed | None = None  # for those that hold what it began with
+    delta: DeltaRef | None = None  # for those that hold what it began with
 
 
 @dataclass(frozen=True)
-class Streamed:
+class SentWeights:
     """A version of the policy's weights that was sent to the rollout actors that were there."""
 
     version: int
-    digest: str  # by `Tally`
+    digest: str  # by `WeightChecksum`
     bytes: int
     stored: Any  # for others: reference to digest, references and size of the same in Ray's object store
 
 
 @dataclass(frozen=True)
-class Loaded:
+class WeightUpdateAck:
     """What a rollout actor answers when it has taken a version of the weights."""
 
     version: int

@@ -15,7 +15,7 @@ class Side(enum.Enum):
     LEARNER = "learner"
 
 
-class Turns:
+class ColocationManager:
     """Gives the GPUs to one side; where each side has its own, both may always work and nothing is done here."""
 
     def __init__(self, shared: bool, rollouts: ActorPool, learner: LearnerGroup, deadline_s: float) -> None:

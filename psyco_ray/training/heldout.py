@@ -76,7 +76,7 @@ def judged(
 
     Raises:
         ValueError: no verdict could be read, or the server refuses the key or the model.
-        Unavailable: the server failed again and again.
+        UnavailableError: the server failed again and again.
     """
     assert settings.judge is not None, "somebody judges"
     pairs = [

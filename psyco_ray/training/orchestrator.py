@@ -20,10 +20,10 @@ from psyco_ray.evaluate import verdicts
 from psyco_ray.judge.client import key_for
 from psyco_ray.learner.batching import batches
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import Dpo
+from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, environment
+from psyco_ray.rollout.actor import RolloutActor, actor_environment
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run import preemption
 from psyco_ray.run.hashing import key_of
@@ -31,25 +31,25 @@ from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.schemas import PAIRS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.timeline import Timeline
-from psyco_ray.run.types import Example, Group
+from psyco_ray.run.types import Group, PreferencePair
 from psyco_ray.training import heldout, pairs, weight_sync
-from psyco_ray.training.colocation import Turns
+from psyco_ray.training.colocation import ColocationManager
 from psyco_ray.training.control import Control
-from psyco_ray.training.pipeline import Flow
-from psyco_ray.training.run_state import Standing
+from psyco_ray.training.pipeline import SamplingPipeline
+from psyco_ray.training.run_state import RunState
 from psyco_ray.training.step_log import StepLog
 
 Row = dict[str, Any]
 
 
-class Crew:
+class Orchestrator:
     """Rollout actors, scorers and learner ranks; they live from the first iteration to the last."""
 
     def __init__(self, job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
         """Find out how far the run is; entering the context starts the actors, each loading beside the others."""
         self.job, self.ledger, self.telemetry = job, ledger, telemetry
         self.version = 0  # of the rollouts' weights: the iteration that made them
-        self.standing = Standing(job, ledger)
+        self.standing = RunState(job, ledger)
         self.trained = self.standing.last_trained()
         # the learner's weights are those of that iteration, unless it was rolled back
         self.weights = self.standing.going_on_from(self.trained)
@@ -79,7 +79,7 @@ class Crew:
         self.rollouts = ActorPool(
             "rollout",
             lambda index: rollout.options(
-                **placement.pool_options(job.rollouts, environment(job.rollouts), rooms, index)
+                **placement.pool_options(job.rollouts, actor_environment(job.rollouts), rooms, index)
             ).remote(f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated),
             job.rollouts.actors,
             **limits,
@@ -97,10 +97,12 @@ class Crew:
             worked=functools.partial(self.timeline.worked, "scorers"),
         )
         made.callback(self.scorers.close)
-        self._flow = Flow(job, self.ledger, self.telemetry, self.rollouts, self.scorers, tuple(self._rewards))
+        self._flow = SamplingPipeline(
+            job, self.ledger, self.telemetry, self.rollouts, self.scorers, tuple(self._rewards)
+        )
         self.learner = LearnerGroup(
             job.model,
-            Dpo(job.dpo),
+            DpoObjective(job.dpo),
             job.learners,
             job.dpo.optimizer,
             seed=job.seed,
@@ -111,7 +113,7 @@ class Crew:
             worked=functools.partial(self.timeline.worked, "learners"),
         )
         made.callback(self.learner.close)
-        self._turns = Turns(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
+        self._turns = ColocationManager(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
         self.control = Control(
             self.ledger,
             {"rollouts": self.rollouts, "scorers": self.scorers},
@@ -134,7 +136,7 @@ class Crew:
         self._turns.sampling()
         self.rollouts.wait_ready()
 
-    def pairs(self, iteration: int, drawn: list[Row]) -> list[Example]:
+    def pairs(self, iteration: int, drawn: list[Row]) -> list[PreferencePair]:
         """Sample responses to the drawn speeches, score them as they come, pair best and worst, add the reference.
 
         The three run at the same time: a group is scored while others are still being sampled, and the reference
@@ -147,7 +149,7 @@ class Crew:
             groups: dict[str, Group] = {}
             slope, least = self.standing.worth(iteration)
 
-            def made() -> Iterator[Example]:
+            def made() -> Iterator[PreferencePair]:
                 scored = self._flow.samples(iteration, drawn, self.version)
                 for group in self.telemetry.track(scored, f"iteration {iteration}: sample and score", len(drawn)):
                     groups[group.prompt.speech_id] = group
@@ -181,7 +183,7 @@ class Crew:
             )
         return self._read_pairs(iteration)
 
-    def offline_pairs(self, iteration: int, drawn: list[str], table: pa.Table) -> list[Example]:
+    def offline_pairs(self, iteration: int, drawn: list[str], table: pa.Table) -> list[PreferencePair]:
         """The drawn rows of a file of preference pairs, with their reference log-probabilities."""
         name = stage(iteration, "pairs")
         if self.ledger.record(name) is None:
@@ -218,7 +220,7 @@ class Crew:
             )
         return self._read_pairs(iteration)
 
-    def train(self, iteration: int, examples: list[Example]) -> None:
+    def train(self, iteration: int, examples: list[PreferencePair]) -> None:
         """One round of DPO on the pairs, then the model and the state that a resumed run continues from."""
         if self.ledger.record(stage(iteration, "train")) is not None:
             return
@@ -231,7 +233,7 @@ class Crew:
         with preemption.deferred():
             self._train(iteration, planned)
 
-    def _train(self, iteration: int, planned: list[list[Example]]) -> None:
+    def _train(self, iteration: int, planned: list[list[PreferencePair]]) -> None:
         self._turns.learning()
         how, keep = self.job.dpo.optimizer, self.job.keeps_optimizer
         log = StepLog(self.ledger, stage(iteration, "training"))
@@ -284,7 +286,7 @@ class Crew:
             return
         probe = next(iter(self._read_pairs(self.trained)))
         push = functools.partial(
-            weight_sync.push,
+            weight_sync.push_weights,
             *(self.learner, self.rollouts, self.weights, probe, self.job.sync),
             transport=self.job.transport,
             workers=self.job.rollouts.tensor_parallel,
@@ -363,7 +365,7 @@ class Crew:
             self.telemetry.say(f"iteration {iteration}: rolled back to iteration {self.weights}")
         return found
 
-    def _referenced(self, name: str, examples: Iterable[Example]) -> dict[str, Example]:
+    def _referenced(self, name: str, examples: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs with their log-probabilities under the reference, base model or learner's policy, by key."""
         if self.job.dpo.reference == "base":
             return self._flow.referenced(name, examples)
@@ -381,7 +383,7 @@ class Crew:
         counts = {"rollouts": len(self.rollouts.actors), "scorers": len(self.scorers.actors)}
         return {**counts, "learners": len(self.learner.ranks)}
 
-    def _read_pairs(self, iteration: int) -> list[Example]:
+    def _read_pairs(self, iteration: int) -> list[PreferencePair]:
         """The pairs of an iteration from the ledger."""
         path = self.ledger.path(stage(iteration, "pairs.parquet"))
         return [pairs.example_of(row) for row in pq.read_table(path).to_pylist()]

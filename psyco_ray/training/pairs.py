@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psyco_ray.run.types import Example, Group
+from psyco_ray.run.types import Group, PreferencePair
 
 
 def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:
@@ -14,7 +14,7 @@ def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:
     return None if scores[best] == scores[worst] else (best, worst)
 
 
-def pair_of(group: Group, slope: float = 0.0, min_margin: float = 0.0) -> Example | None:
+def pair_of(group: Group, slope: float = 0.0, min_margin: float = 0.0) -> PreferencePair | None:
     """The preference pair of a group by its `reward` scores; None where no response is better than another.
 
     Two responses of the same text teach nothing and make no pair either. Where the group has `safety` scores, a
@@ -41,10 +41,10 @@ def pair_of(group: Group, slope: float = 0.0, min_margin: float = 0.0) -> Exampl
     chosen, rejected = group.responses[best], group.responses[worst]
     if chosen.text.split() == rejected.text.split():
         return None
-    return Example(group.prompt.speech_id, group.prompt.token_ids, chosen.token_ids, rejected.token_ids)
+    return PreferencePair(group.prompt.speech_id, group.prompt.token_ids, chosen.token_ids, rejected.token_ids)
 
 
-def row_of(pair: Example, group: Group) -> dict[str, Any]:
+def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:
     """A pair of sampled responses as a row of the PAIRS table."""
     sides: dict[str, Any] = {
         "speech_id": pair.key,
@@ -67,7 +67,7 @@ def row_of(pair: Example, group: Group) -> dict[str, Any]:
     return sides
 
 
-def offline_row(pair: Example, texts: Mapping[str, Any]) -> dict[str, Any]:
+def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any]:
     """A pair from a file as a row of the PAIRS table."""
     assert pair.reference is not None
     return {
@@ -82,9 +82,9 @@ def offline_row(pair: Example, texts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def example_of(row: Mapping[str, Any]) -> Example:
+def example_of(row: Mapping[str, Any]) -> PreferencePair:
     """The pair of a row of the PAIRS table."""
-    return Example(
+    return PreferencePair(
         key=row["speech_id"],
         prompt_ids=tuple(row["prompt_ids"]),
         chosen_ids=tuple(row["chosen_ids"]),

@@ -12,13 +12,13 @@ from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.run.types import Example, Group, Item, Prompt
+from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch
 from psyco_ray.training.quarantine import Quarantine
 
 Row = dict[str, Any]
 
 
-class Flow:
+class SamplingPipeline:
     """The work of rollout actors and scorers, each beside the other."""
 
     def __init__(
@@ -71,9 +71,9 @@ class Flow:
         }
         return self._scored(stage(iteration, "dev"), rows, self._prompts(rows, "dev", 0), drawing, self._rewards)
 
-    def referenced(self, name: str, examples: Iterable[Example]) -> dict[str, Example]:
+    def referenced(self, name: str, examples: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs of a stage with their log-probabilities under the reference model, by key."""
-        paired: dict[str, Example] = {}
+        paired: dict[str, PreferencePair] = {}
         lost = Quarantine(name, self._job.speeches_per_iteration, self._telemetry.say)
         for pair, seconds in self._scorers.stream(
             "reference", examples, what=f"{name}: reference", lost=lambda pair, reason: lost.add(pair.key, reason)
@@ -99,14 +99,14 @@ class Flow:
         speeches = {row["speech_id"]: row["speech"] for row in rows}
         size = self._job.rollouts.speeches_per_item
         batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-        items = [Item(key_of(drawing, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
+        items = [PromptBatch(key_of(drawing, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
         lost, live = Quarantine(place, len(rows), self._telemetry.say), self._telemetry.live
 
         def give_up(request: SamplingRequest, reason: str) -> None:
             for prompt in request.item.prompts:
                 lost.add(prompt.speech_id, reason)
 
-        def produce(missing: list[Item]) -> Iterator[Group]:
+        def produce(missing: list[PromptBatch]) -> Iterator[Group]:
             requests = (SamplingRequest(item, **drawing) for item in missing)
 
             def sampled() -> Iterator[tuple[Group, list[dict[str, str]], tuple[str, ...]]]:

@@ -14,7 +14,7 @@ from psyco_ray.data.mixture import Encoder, Mixture, mix
 from psyco_ray.evaluate import metrics
 from psyco_ray.learner import batching
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import BradleyTerry
+from psyco_ray.learner.losses import BradleyTerryObjective
 from psyco_ray.pool import fit
 from psyco_ray.report.model_cards import reward_card
 from psyco_ray.run import preemption, storage
@@ -22,7 +22,7 @@ from psyco_ray.run.directory import versions
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 from psyco_ray.training.step_log import StepLog
 
 Record = dict[str, Any]
@@ -41,17 +41,17 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
     for job in missing.values():
         phase = fit.reward_phase(job, groups=len(missing))
         fit.check("reward training", phase, fit.cluster_nodes())
-    trainings: list[_Training] = []
+    trainings: list[RewardTrainer] = []
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(missing)))
     try:
         for name, job in missing.items():
             how = job.reward
             mixture = mix(how.mixture, job.data, job.seed, how.half, how.dev_pairs)
-            trainings.append(_Training(name, job, mixture, ledger, telemetry))
+            trainings.append(RewardTrainer(name, job, mixture, ledger, telemetry))
         running = [pool.submit(training.run) for training in trainings]
         for one in concurrent.futures.as_completed(running):
             one.result()
-    except preemption.Stopped:
+    except preemption.Preempted:
         preemption.settle()  # each training writes its state
         raise
     finally:
@@ -61,7 +61,7 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
     return {name: ledger.record(name) or {} for name in jobs}
 
 
-class _Training:
+class RewardTrainer:
     """One reward model on its way; `progress.json` says how far, and everything that a resumed one needs."""
 
     def __init__(self, name: str, job: Job, mixture: Mixture, ledger: Ledger, telemetry: Telemetry) -> None:
@@ -75,7 +75,7 @@ class _Training:
         self._encoder = Encoder(job, cut=self._facts["cut"], too_long=self._facts["too_long"])
         self.learner = LearnerGroup(
             job.model,
-            BradleyTerry(centre=job.reward.centre),
+            BradleyTerryObjective(centre=job.reward.centre),
             job.reward.learners,
             optimizer,
             seed=int(key_of(job.seed, name), 16) % 2**31,
@@ -109,7 +109,7 @@ class _Training:
                     self._log.write(self.learner, *self._kept())
             self._finish(len(dev))
 
-    def _again(self, step: int) -> Iterator[list[Example]]:
+    def _again(self, step: int) -> Iterator[list[PreferencePair]]:
         """The batches from a step on, for a learner that lost a rank; what was cut in them is counted already."""
         return Encoder(self._job).batches(self._mixture.train, self._plan[step:])
 
@@ -118,7 +118,7 @@ class _Training:
         done, total = self._log.done, len(self._plan)
         return done == total or done % (every or total // self._job.reward.optimizer.epochs) == 0
 
-    def _evaluate(self, dev: list[Example]) -> None:
+    def _evaluate(self, dev: list[PreferencePair]) -> None:
         """Measure the current weights on the held-out pairs, and keep them if they are the best so far."""
         step, best = self._log.done, self._facts["best"]
         found = {"step": step, **_measured(self.learner.values(dev))}

@@ -13,7 +13,7 @@ from psyco_ray.training import guards
 Record = dict[str, Any]
 
 
-class Standing:
+class RunState:
     """Reads the records of a run's evaluations; the same records give the same decisions after a resume."""
 
     def __init__(self, job: Job, ledger: Ledger) -> None:

@@ -67,7 +67,7 @@ class StepLog:
         """
         if preemption.asked():
             self.write(learner, *kept)
-            raise preemption.Stopped
+            raise preemption.Preempted
 
     def clear(self) -> None:
         """Remove everything, for the training has ended."""

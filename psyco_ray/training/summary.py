@@ -11,7 +11,7 @@ from psyco_ray.report.render import MODEL_TITLES
 from psyco_ray.run import storage
 from psyco_ray.run.directory import versions
 from psyco_ray.run.ledger import Ledger, stage
-from psyco_ray.training.run_state import Standing
+from psyco_ray.training.run_state import RunState
 
 METHODS = {"policy": "dpo-iter", "base": "online", "file": "dpo"}
 _MEASURES = {
@@ -60,7 +60,7 @@ def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
 
 def write(job: Job, ledger: Ledger) -> dict[str, Any]:
     """Write and return ``summary.json``."""
-    standing = Standing(job, ledger)
+    standing = RunState(job, ledger)
     last = standing.last_evaluated()
     assert last, "a run that ends has trained"
     before, after, best = (

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from psyco_ray.config.resources import Sync, Transport
     from psyco_ray.learner.group import LearnerGroup
     from psyco_ray.pool.actor_pool import ActorPool
-    from psyco_ray.run.types import Example, Loaded, Streamed, Weights
+    from psyco_ray.run.types import PreferencePair, SentWeights, Weights, WeightUpdateAck
 
 
 _log = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ class SyncReport:
     gap: float  # largest difference of a probe's log-probability between learner and engines, nats a token
 
 
-def push(
+def push_weights(
     learner: LearnerGroup,
     rollouts: ActorPool,
     version: int,
-    probe: Example,
+    probe: PreferencePair,
     settings: Sync,
     *,
     transport: Transport = "object_store",
@@ -69,10 +69,10 @@ def push(
     handover()
     exported = time.monotonic()
 
-    def gap(loaded: Loaded) -> float:
+    def gap(loaded: WeightUpdateAck) -> float:
         return abs(loaded.logprob - expected) / len(probe.chosen_ids)
 
-    def wrong(loaded: Loaded) -> str | None:
+    def wrong(loaded: WeightUpdateAck) -> str | None:
         if (loaded.version, loaded.digest) != (version, weights.digest):
             return f"it took version {loaded.version} with digest {loaded.digest}, {weights.digest} was sent"
         if gap(loaded) > settings.max_gap:
@@ -98,14 +98,14 @@ def push(
 
 def _sent(
     learner: LearnerGroup, rollouts: ActorPool, version: int, settings: Sync, transport: Transport, workers: int
-) -> Weights | Streamed:
+) -> Weights | SentWeights:
     """The weights on their way: with the actors that could be sent to, and in the object store."""
-    from psyco_ray.learner.group import NotSent
+    from psyco_ray.learner.group import WeightSendError
 
     idle = rollouts.idle if transport != "object_store" else []
     if idle:
         try:
             return learner.send(transport, idle, version, workers, settings)
-        except NotSent as error:
+        except WeightSendError as error:
             _log.warning("%s; the weights of version %d go through the object store", error, version)
     return learner.export(version, settings.bucket_mb, settings.deltas)

@@ -8,7 +8,7 @@ from support import commands
 
 from psyco_ray.cli import commands as driver_commands
 from psyco_ray.cli.main import main
-from psyco_ray.judge.client import Unavailable
+from psyco_ray.judge.client import UnavailableError
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, capsys, monkeypat
 
 def test_a_run_whose_judge_is_away_can_be_resumed(tmp_path, capsys, monkeypatch) -> None:
     def away(*_: object) -> None:
-        raise Unavailable("judge: no answer for 600 s")
+        raise UnavailableError("judge: no answer for 600 s")
 
     monkeypatch.setattr(driver_commands, "connect", lambda _: None)
     monkeypatch.setattr(driver_commands, "_iterate", away)

@@ -11,12 +11,12 @@ from support.paths import ROOT
 
 from psyco_ray.cli.main import main
 from psyco_ray.cli.plan import advice, cost_model
-from psyco_ray.cli.plan.cost_model import Profile, Roles, Shape
+from psyco_ray.cli.plan.cost_model import GpuSplit, ModelShape, Profile
 from psyco_ray.config import errors, job_file
 from psyco_ray.config.training import Job
 
 DEMO_SECONDS = (80.0, 74.0, 71.7)
-SHAPE = Shape("thousand", 1000, 2, 10, 100)
+SHAPE = ModelShape("thousand", 1000, 2, 10, 100)
 RATES = {
     "start_s": 1,
     "prompt_token_s": 0.001,
@@ -52,7 +52,7 @@ def job(**changes: object) -> Job:
 def test_stages_by_hand() -> None:
     given, rates = job(), profile()
     prompt = cost_model.prompt_tokens(given.prompts)
-    found = cost_model.forecast(given, SHAPE, rates, Roles(2, 1, 2), 10).stages
+    found = cost_model.forecast(given, SHAPE, rates, GpuSplit(2, 1, 2), 10).stages
     item = 2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01
     scorer = 8 * (prompt + 40) * 0.002 + 8 * (prompt + 20) * 0.004
     assert found["sample and score"] == pytest.approx(max(2 * item, scorer))
@@ -65,8 +65,8 @@ def test_stages_by_hand() -> None:
 
 def test_cores_are_shared_and_gpus_are_not() -> None:
     given = job()
-    apart = cost_model.forecast(given, SHAPE, profile(score_token_s=0.2), Roles(2, 2, 2), 10)
-    shared = cost_model.forecast(given, SHAPE, profile("cpu", score_token_s=0.2), Roles(2, 2, 2), 10, cores=1)
+    apart = cost_model.forecast(given, SHAPE, profile(score_token_s=0.2), GpuSplit(2, 2, 2), 10)
+    shared = cost_model.forecast(given, SHAPE, profile("cpu", score_token_s=0.2), GpuSplit(2, 2, 2), 10, cores=1)
     prompt = cost_model.prompt_tokens(given.prompts)
     engines = 4 * (2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01)
     scorers = 8 * (prompt + 40) * 0.2 + 8 * (prompt + 20) * 0.004
@@ -76,19 +76,19 @@ def test_cores_are_shared_and_gpus_are_not() -> None:
 
 
 def test_a_model_of_twice_the_size_takes_twice_the_time() -> None:
-    large = Shape("two thousand", 2000, 2, 10, 100)
-    one, two = (cost_model.forecast(job(), shape, profile(), Roles(2, 1, 2), 10) for shape in (SHAPE, large))
+    large = ModelShape("two thousand", 2000, 2, 10, 100)
+    one, two = (cost_model.forecast(job(), shape, profile(), GpuSplit(2, 1, 2), 10) for shape in (SHAPE, large))
     assert two.stages == pytest.approx({stage: 2 * seconds for stage, seconds in one.stages.items()})
     assert two.idle == pytest.approx(one.idle)
 
 
 def test_offline_pairs_are_not_sampled_and_a_reference_of_the_learner_is_not_scored() -> None:
-    both = cost_model.forecast(job(), SHAPE, profile(), Roles(1, 1, 1), 10).stages
-    offline = cost_model.forecast(job(pairs_from="file"), SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    both = cost_model.forecast(job(), SHAPE, profile(), GpuSplit(1, 1, 1), 10).stages
+    offline = cost_model.forecast(job(pairs_from="file"), SHAPE, profile(), GpuSplit(1, 1, 1), 10).stages
     prompt = cost_model.prompt_tokens(job().prompts)
     assert offline["sample and score"] == pytest.approx(8 * (prompt + 20) * 0.004)
     moved = job(dpo={"reference": "previous", "optimizer": {"batch_size": 4}})
-    found = cost_model.forecast(moved, SHAPE, profile(), Roles(1, 1, 1), 10).stages
+    found = cost_model.forecast(moved, SHAPE, profile(), GpuSplit(1, 1, 1), 10).stages
     assert found["train"] - both["train"] == pytest.approx(8 * (prompt + 20) * 0.004)
 
 
@@ -104,7 +104,9 @@ def test_all_gpus_are_shared_out_and_none_is_overfull(gpus: int, zero_stage: int
     assert min(found.rollouts, found.scorers, found.learners) >= 1
     assert cost_model.learner_bytes(given, shape, found.learners, found.zero_stage) <= 80e9
     seconds = cost_model.forecast(given, shape, h100, found, 256).seconds
-    others = [Roles(r, s, gpus - r - s, 1, 3) for r, s in itertools.product(range(1, gpus), repeat=2) if r + s < gpus]
+    others = [
+        GpuSplit(r, s, gpus - r - s, 1, 3) for r, s in itertools.product(range(1, gpus), repeat=2) if r + s < gpus
+    ]
     fitting = [o for o in others if cost_model.learner_bytes(given, shape, o.learners, found.zero_stage) <= 72e9]
     assert seconds == min(cost_model.forecast(given, shape, h100, other, 256).seconds for other in fitting)
 
@@ -113,7 +115,7 @@ def test_the_learner_gets_the_zero_stage_that_fits() -> None:
     given = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
     h100 = cost_model.profile_of("h100")
     assert cost_model.allocate(given, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
-    large = Shape("a 13b", 13_000_000_000, 40, 5120, 32_000)
+    large = ModelShape("a 13b", 13_000_000_000, 40, 5120, 32_000)
     previous = given.model_copy(update={"dpo": given.dpo.model_copy(update={"reference": "previous"})})
     found = cost_model.allocate(previous, large, h100, 8, 256)
     assert found.zero_stage == 2
@@ -122,7 +124,7 @@ def test_the_learner_gets_the_zero_stage_that_fits() -> None:
 
 def test_eight_bytes_of_memory_a_parameter_are_those_of_adam() -> None:
     given = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
-    shape = Shape("million", 10**6, 1, 1, 1)
+    shape = ModelShape("million", 10**6, 1, 1, 1)
     found = [cost_model.learner_bytes(given, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
     assert found == [16e6, 7e6, 5.5e6, 4e6]
 

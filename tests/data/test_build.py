@@ -56,7 +56,7 @@ def counts(url: str) -> dict:
 
 
 def rows_of(directory: Path) -> list[dict]:
-    return [row for part in shards.names(directory) for row in shards.read(directory, part)]
+    return [row for part in shards.list_shards(directory) for row in shards.read(directory, part)]
 
 
 def test_build_under_faults_from_file_to_pairs(tmp_path, serve, local_ray):
@@ -197,7 +197,7 @@ def test_what_batches_cost_counts_against_the_limit(tmp_path, monkeypatch) -> No
         return batch_api.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)
 
     monkeypatch.setattr(build, "run_batch", answered)
-    most = pipeline.Facts(prompt_tokens=2_000_000, completion_tokens=1_500_000)  # 5 dollars
+    most = pipeline.CallStats(prompt_tokens=2_000_000, completion_tokens=1_500_000)  # 5 dollars
     build._call_in_batches(dataset, "rate", stage, [], most, progress)
     assert dataset.spent == 6.0
     assert "3 calls sent in batches" in said[0]

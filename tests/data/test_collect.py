@@ -404,7 +404,7 @@ def raw(tmp_path) -> Path:
 
 
 def read_back(out: Path) -> tuple[list[dict], list[dict]]:
-    names = shards.names(out / "speeches")
+    names = shards.list_shards(out / "speeches")
     dropped = pq.read_table(out / "dropped.parquet")
     assert dropped.schema == DROPPED
     return [row for name in names for row in shards.read(out / "speeches", name)], dropped.to_pylist()
@@ -455,8 +455,8 @@ def test_collect_tells_where_every_row_went(raw, tmp_path, local_ray) -> None:
         test = splits.unit("test", row["speech"]) < 0.1243
         dev = splits.is_dev(row["speech"], 0.1)
         assert row["split"] == ("test" if test else "dev" if dev else "train")
-    assert len(shards.names(out / "speeches")) == 16
-    for name in shards.names(out / "speeches"):
+    assert len(shards.list_shards(out / "speeches")) == 16
+    for name in shards.list_shards(out / "speeches"):
         part = shards.read(out / "speeches", name)
         assert [row["speech_id"] for row in part] == sorted(row["speech_id"] for row in part)
         assert all(row["speech_id"].startswith(name) for row in part)

@@ -176,7 +176,7 @@ def test_the_left_of_a_prompt_is_cut_and_never_a_response(tokenizer) -> None:
     assert found.response_ids == whole.response_ids
     assert found.prompt_ids == (*whole.prompt_ids[:1], *whole.prompt_ids[1 + found.cut :])
     assert tokenizer.bos_token_id == whole.prompt_ids[0], "the first token stays, for it begins the text"
-    with pytest.raises(encoding.TooLong):
+    with pytest.raises(encoding.ResponseTooLongError):
         encoding.encode(tokenizer, asked, ("word " * 200, "b"), 120)
 
 

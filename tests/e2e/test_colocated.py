@@ -20,7 +20,7 @@ from psyco_ray.pool import fit
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.pool.fit import Node
 from psyco_ray.pool.slot import State
-from psyco_ray.training.colocation import Turns
+from psyco_ray.training.colocation import ColocationManager
 
 SCRIPT = SUPPORT / "colocated_actors.py"
 
@@ -100,7 +100,7 @@ class Told:
 
 def test_one_side_leaves_before_the_other_comes() -> None:
     both = Told()
-    turns = Turns(True, both, both, 10)
+    turns = ColocationManager(True, both, both, 10)
     turns.learning()
     assert both.since() == [], "the learner loads first"
     turns.sampling()
@@ -116,7 +116,7 @@ def test_one_side_leaves_before_the_other_comes() -> None:
 
 def test_where_each_has_its_own_gpus_both_may_always_work() -> None:
     both = Told()
-    turns = Turns(False, both, both, 10)
+    turns = ColocationManager(False, both, both, 10)
     turns.sampling()
     turns.learning()
     assert both.since() == []

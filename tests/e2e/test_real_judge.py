@@ -104,4 +104,4 @@ def few(source: str, where: Path) -> str:
 
 
 def rows_of(directory: Path) -> list[dict]:
-    return [row for part in shards.names(directory) for row in shards.read(directory, part)]
+    return [row for part in shards.list_shards(directory) for row in shards.read(directory, part)]

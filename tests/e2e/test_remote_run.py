@@ -23,10 +23,10 @@ from psyco_ray.pool import placement
 from psyco_ray.run import mirror, remote, storage
 from psyco_ray.run.lease import EXPIRES_S
 from psyco_ray.run.ledger import Ledger, stage
-from psyco_ray.run.remote import Remote
+from psyco_ray.run.remote import RemoteDirectory
 from psyco_ray.run.types import StepResult
 from psyco_ray.training import control
-from psyco_ray.training.run_state import Standing
+from psyco_ray.training.run_state import RunState
 from psyco_ray.training.step_log import StepLog
 
 
@@ -76,7 +76,7 @@ def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
     assert (there.root / "judge" / "journal" / "w.jsonl").read_text() == "paid\n"
     assert (there.root / "judge" / "verdict.txt").read_text() == "A"
     there.remove("it")
-    assert set(Remote(place).subdirs()) == {"judge"}
+    assert set(RemoteDirectory(place).subdirs()) == {"judge"}
     there.close()
 
 
@@ -89,8 +89,8 @@ def test_a_file_is_not_there_before_those_that_it_may_promise(place, monkeypatch
     for name in ("journal/w.jsonl", "soon.parquet"):
         os.utime(ledger.root / "judge" / name, (later, later))
     sent: list[str] = []
-    push = mirror.WorkingCopy.push
-    monkeypatch.setattr(mirror.WorkingCopy, "push", lambda *given: (sent.append(given[1]), push(*given)))
+    push = mirror.RemoteMirror.push
+    monkeypatch.setattr(mirror.RemoteMirror, "push", lambda *given: (sent.append(given[1]), push(*given)))
     monkeypatch.setattr(mirror, "REFRESH_S", 0.2)
     first = [f"judge/{name}" for name in ("journal/w.jsonl", "set-aside/01.parquet", "01.parquet")]
     with ledger.mirrored("judge"):
@@ -105,10 +105,10 @@ def test_only_what_differs_is_brought_here(place, monkeypatch) -> None:
     ledger.finish("a", 0.0)
     ledger.finish("b", 0.0)
     ledger.close()
-    Remote(place).write("b.json", b"{}")
+    RemoteDirectory(place).write("b.json", b"{}")
     brought: list[str] = []
-    download = Remote.download
-    monkeypatch.setattr(Remote, "download", lambda *given: (brought.append(given[1]), download(*given)))
+    download = RemoteDirectory.download
+    monkeypatch.setattr(RemoteDirectory, "download", lambda *given: (brought.append(given[1]), download(*given)))
     Ledger(Job(run_dir=place), True).close()
     assert brought == ["b.json"]
 
@@ -119,21 +119,21 @@ def test_one_driver_at_a_time(place, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"in use by process \d+ on .*, heard of \d s ago; .* can go on in \d+ s"):
         Ledger(Job(run_dir=place), True)
-    began = json.loads(Remote(place).read("LOCK"))["time"]
+    began = json.loads(RemoteDirectory(place).read("LOCK"))["time"]
     time.sleep(1)
-    assert json.loads(Remote(place).read("LOCK"))["time"] > began, "it says that it lives"
+    assert json.loads(RemoteDirectory(place).read("LOCK"))["time"] > began, "it says that it lives"
     taken = {"owner": "other", "host": "there", "pid": 1, "time": time.time() - 61}
-    while json.loads(Remote(place).read("LOCK"))["owner"] != "other":  # until no refresh falls between
-        Remote(place).write("LOCK", json.dumps(taken).encode())
+    while json.loads(RemoteDirectory(place).read("LOCK"))["owner"] != "other":  # until no refresh falls between
+        RemoteDirectory(place).write("LOCK", json.dumps(taken).encode())
         time.sleep(1)
     with pytest.raises(ValueError, match=r"is no longer held by this process"):
         first.finish("stage", 0.0)
-    assert Remote(place).read("stage.json") is None
+    assert RemoteDirectory(place).read("stage.json") is None
     first.close()
-    assert json.loads(Remote(place).read("LOCK"))["owner"] == "other", "it gives back only what it has"
+    assert json.loads(RemoteDirectory(place).read("LOCK"))["owner"] == "other", "it gives back only what it has"
     second = Ledger(Job(run_dir=place), True)  # for the other was last heard of too long ago
     second.close()
-    assert Remote(place).read("LOCK") is None
+    assert RemoteDirectory(place).read("LOCK") is None
 
 
 def test_of_two_that_race_one_is_refused(place, monkeypatch) -> None:
@@ -141,21 +141,21 @@ def test_of_two_that_race_one_is_refused(place, monkeypatch) -> None:
     rival = {"owner": "rival", "host": "there", "pid": 1, "time": time.time()}
 
     def overtaken(seconds: float) -> None:
-        Remote(place).write("LOCK", json.dumps(rival).encode())
+        RemoteDirectory(place).write("LOCK", json.dumps(rival).encode())
         settle(seconds)
 
     monkeypatch.setattr(mirror.time, "sleep", overtaken)
     with pytest.raises(ValueError, match="in use by process 1 on there"):
         Ledger(Job(run_dir=place), False)
-    assert json.loads(Remote(place).read("LOCK"))["owner"] == "rival"
+    assert json.loads(RemoteDirectory(place).read("LOCK"))["owner"] == "rival"
 
 
 def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_path, capsys) -> None:
     ledger = Ledger(Job(run_dir=place), False)
-    Remote(place).write("scale.json", b'{"learners": 9}')  # of an earlier driver
+    RemoteDirectory(place).write("scale.json", b'{"learners": 9}')  # of an earlier driver
     pushed: list[str] = []
-    push = mirror.WorkingCopy.push
-    monkeypatch.setattr(mirror.WorkingCopy, "push", lambda *given: (pushed.append(given[1]), push(*given)))
+    push = mirror.RemoteMirror.push
+    monkeypatch.setattr(mirror.RemoteMirror, "push", lambda *given: (pushed.append(given[1]), push(*given)))
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     seen = {"stage": "train", "done": 1, "total": 2, "version": 3}
     said: list[str] = []
@@ -173,9 +173,9 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
 
     monkeypatch.setattr(control, "_EVERY_REMOTE_S", 0.1)
     began = begin()
-    eventually(lambda: json.loads(Remote(place).read("status.json"))["state"] == "going on")
+    eventually(lambda: json.loads(RemoteDirectory(place).read("status.json"))["state"] == "going on")
     assert main(["scale", place, "learners=2"]) == 0
-    eventually(lambda: json.loads(Remote(place).read("status.json"))["wanted"] == {"learners": 2})
+    eventually(lambda: json.loads(RemoteDirectory(place).read("status.json"))["wanted"] == {"learners": 2})
     assert began.wanted == {"learners": 2}
     assert said == ["asked for 2 learners"]
     assert main(["status", place]) == 0
@@ -218,7 +218,7 @@ def test_steps_of_a_remote_training_are_found_elsewhere(place, monkeypatch, tmp_
     assert (storage.fetch(found.state, digests=True) / "a.txt").read_text() == "2"
     assert storage.subdirs(ledger.place("it/training")) == ["best-000001", "state-000002"]
     found.clear()
-    assert not [name for name in Remote(place).files() if name.startswith("it/")]
+    assert not [name for name in RemoteDirectory(place).files() if name.startswith("it/")]
     assert StepLog(ledger, "it/training").state is None
     ledger.close()
 
@@ -230,7 +230,7 @@ def test_checkpoints_are_looked_for_where_the_run_is(place) -> None:
         ledger.finish(stage(k, "evaluate"), 0.0, reward={"reward": reward})
     for k in (1, 2):
         fill(ledger.place(stage(k, "checkpoint")))
-    standing = Standing(job, ledger)
+    standing = RunState(job, ledger)
     assert standing.best(3, kept=True) == 1
     ledger.remove(stage(1, "checkpoint"))
     ledger.write_text(f"{stage(3, 'checkpoint')}/README.md", "a card is no checkpoint")
@@ -252,7 +252,7 @@ def test_speeches_in_quarantine_are_known_on_another_machine(place, monkeypatch,
 
     made = len(list(ledger.groups("it/samples", ITEMS, gives_up, lost)))
     ledger.close()
-    names = list(Remote(place).at("it/samples").files())
+    names = list(RemoteDirectory(place).at("it/samples").files())
     assert sum(name.endswith(".quarantine.json") for name in names) == 1
 
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
@@ -310,7 +310,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
 ) -> None:
     job, log, cache = tmp_path / "job.yaml", tmp_path / "log", ray_with_own_cache
     reward, run = f"s3://bucket/reward?{server}", f"s3://bucket/run?{server}"
-    with storage.complete_dir(reward) as staging:
+    with storage.atomic_dir(reward) as staging:
         shutil.copytree(tiny_reward_model, staging, dirs_exist_ok=True)
         (staging / remote.MANIFEST).unlink()
     job.write_text(JOB.format(run_dir=tmp_path / "run", model=tiny_model, reward_model=tiny_reward_model))
@@ -319,21 +319,23 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     given = (*SMALL, f"run_dir={run}", f"scorers.reward_model={reward}")
     process = start(job, log, *given)
     deadline = time.monotonic() + 300
-    while not any(name.endswith(".scores.parquet") for name in Remote(run).at("iteration-001/samples").files()):
+    while not any(
+        name.endswith(".scores.parquet") for name in RemoteDirectory(run).at("iteration-001/samples").files()
+    ):
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.05)
     process.kill()
     process.wait()
-    assert not Remote(run).has("iteration-001/pairs.json"), "the kill came too late to show anything"
+    assert not RemoteDirectory(run).has("iteration-001/pairs.json"), "the kill came too late to show anything"
     assert "going on\nstage: " in status.described(run)
     shutil.rmtree(cache)
-    lease = json.loads(Remote(run).read("LOCK"))
+    lease = json.loads(RemoteDirectory(run).read("LOCK"))
     lease["time"] -= EXPIRES_S  # time goes by
-    Remote(run).write("LOCK", json.dumps(lease).encode())
+    RemoteDirectory(run).write("LOCK", json.dumps(lease).encode())
     finish(job, log, *given)
 
-    there = {name: Remote(run).read(name) for name in Remote(run).files()}
+    there = {name: RemoteDirectory(run).read(name) for name in RemoteDirectory(run).files()}
     ours = pq.read_table(pa.BufferReader(there["iteration-001/pairs.parquet"]))
     assert ours.equals(pq.read_table(tmp_path / "run" / "iteration-001" / "pairs.parquet"))
     assert {"summary.json", "report.html", "iteration-001/state/manifest.json"} <= set(there)

@@ -12,17 +12,17 @@ from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import preferences
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import BradleyTerry, Dpo, Objective
+from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective, Objective
 from psyco_ray.models import loading
 from psyco_ray.models.encoding import encode
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 
 pytestmark = pytest.mark.long
 BATCH, LEARNING_RATE, SEED = 8, 1e-3, 11
 EPOCHS = {"reward": 2, "policy": 1}
 REWARDS = {  # ours, then TRL's settings
-    "plain": (BradleyTerry(), {}),
-    "margin and centre": (BradleyTerry(centre=0.05), {"margins": True, "center_rewards_coefficient": 0.05}),
+    "plain": (BradleyTerryObjective(), {}),
+    "margin and centre": (BradleyTerryObjective(centre=0.05), {"margins": True, "center_rewards_coefficient": 0.05}),
 }
 POLICIES = {
     "sigmoid": (DpoConfig(beta=0.1), {"loss_type": ["sigmoid"]}),
@@ -131,25 +131,25 @@ def theirs(local_ray, tiny_model, tmp_path_factory) -> dict[str, list[float]]:
     return ray.get(trl_losses.remote(str(tiny_model), pairs(), str(out)), timeout=900)
 
 
-def examples(tokenizer, rows: list[dict[str, Any]]) -> list[Example]:
+def examples(tokenizer, rows: list[dict[str, Any]]) -> list[PreferencePair]:
     found = []
     for number, row in enumerate(rows):
         encoded = encode(tokenizer, row["prompt"], [row[side][0]["content"] for side in ("chosen", "rejected")], None)
-        found.append(Example(str(number), encoded.prompt_ids, *encoded.response_ids, margin=row["margin"]))
+        found.append(PreferencePair(str(number), encoded.prompt_ids, *encoded.response_ids, margin=row["margin"]))
     return found
 
 
-def turns(tokenizer, rows: list[dict[str, Any]]) -> list[Example]:
+def turns(tokenizer, rows: list[dict[str, Any]]) -> list[PreferencePair]:
     """Split where the assistant begins, as TRL does, which also trains what the template writes after a turn's end."""
     found = []
     for number, row in enumerate(rows):
         prompt = loading.conversation_ids(tokenizer, row["prompt"])
         whole = [loading.conversation_ids(tokenizer, [*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
-        found.append(Example(str(number), tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole)))
+        found.append(PreferencePair(str(number), tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole)))
     return found
 
 
-def our_losses(model: Path, objective: Objective, examples: list[Example]) -> list[float]:
+def our_losses(model: Path, objective: Objective, examples: list[PreferencePair]) -> list[float]:
     """Every step's loss; a policy's reference is the model it starts from."""
     learner = LearnerGroup(
         str(model),
@@ -188,6 +188,6 @@ def test_every_steps_loss_is_that_of_the_reward_trainer(theirs, tiny_model, toke
 def test_every_steps_loss_is_that_of_the_dpo_trainer(theirs, tiny_model, tokenizer, name: str) -> None:
     given = turns(tokenizer, [shortened(row) for row in pairs()])
     assert len({len(one.chosen_ids) for one in given}) > 5, "lengths are to matter"
-    ours = our_losses(tiny_model, Dpo(POLICIES[name][0]), given)
+    ours = our_losses(tiny_model, DpoObjective(POLICIES[name][0]), given)
     assert ours == pytest.approx(theirs[name], rel=1e-3)
     assert max(ours) - min(ours) > 0.05, "little was moved, so equal steps would show little"

@@ -375,7 +375,7 @@ def test_outcomes_of_both_orders_and_of_the_same_response(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Bout], list[dict], dict[str, str]]:
+def made(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Matchup], list[dict], dict[str, str]]:
     """Two policies on twenty speeches under both variants with two judges.
 
     The first judge takes `good` in 15, `bad` in 5; it cannot be read on the 20th speech, and there is no answer to the
@@ -405,7 +405,7 @@ def made(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Bout], li
             led = {key: [(n % 2 == 0, n % 2 == 0)] for n, key in enumerate(keys)}
             places = {judge: root / variant / judge for judge in ("sure", "led")}
             of = {"sure": decided(places["sure"], pairs, sure), "led": decided(places["led"], pairs, led)}
-            found.append(matchups.Bout(name, variant, given_answers, of))
+            found.append(matchups.Matchup(name, variant, given_answers, of))
     return job, found, met, theirs
 
 

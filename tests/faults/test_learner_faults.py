@@ -17,18 +17,18 @@ from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Checkpoints, Optimizer
 from psyco_ray.learner.batching import batches
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import BradleyTerry
+from psyco_ray.learner.losses import BradleyTerryObjective
 from psyco_ray.learner.recovery import REBUILDS
-from psyco_ray.learner.worker_group import Ranks
+from psyco_ray.learner.worker_group import WorkerGroup
 from psyco_ray.pool import placement
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 
 pytestmark = pytest.mark.slow
 OPTIMIZER = Optimizer(learning_rate=1e-3, batch_size=6, epochs=3)
 
 
-def examples(count: int) -> list[Example]:
-    return [Example(f"{i}", (5 + i, 7), tuple(range(9, 14 + i)), (3 + i, 4, 40)) for i in range(count)]
+def examples(count: int) -> list[PreferencePair]:
+    return [PreferencePair(f"{i}", (5 + i, 7), tuple(range(9, 14 + i)), (3 + i, 4, 40)) for i in range(count)]
 
 
 PAIRS = examples(12)
@@ -37,7 +37,7 @@ PLAN = batches(PAIRS, OPTIMIZER, 2, seed=4)  # 6 steps
 
 def group(model: Path, *, ranks: int = 2, cpus: float = 0.5, step_s: float = 120, dtype: str = "bfloat16"):
     settings = Learners(actors=ranks, cpus=cpus, zero_stage=2, dtype=dtype, micro_batch_tokens=80, logit_rows=16)
-    learner = LearnerGroup(str(model), BradleyTerry(), settings, OPTIMIZER, seed=5, start_s=180, step_s=step_s)
+    learner = LearnerGroup(str(model), BradleyTerryObjective(), settings, OPTIMIZER, seed=5, start_s=180, step_s=step_s)
     learner.wait_ready()
     return learner
 
@@ -162,13 +162,13 @@ def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
     monkeypatch.setattr(placement, "PLACEMENT_DEADLINE_S", 3.0)
     learner = group(tiny_model, cpus=3, dtype="float32")
     blockers = []
-    end = Ranks.end
+    end = WorkerGroup.end
 
-    def end_and_crowd(ranks: Ranks) -> None:
+    def end_and_crowd(ranks: WorkerGroup) -> None:
         end(ranks)
         assert all(blocker.wait(60) for blocker in blockers), "it takes the room before others ask for it"
 
-    monkeypatch.setattr(Ranks, "end", end_and_crowd)
+    monkeypatch.setattr(WorkerGroup, "end", end_and_crowd)
 
     def crowd(moment: str) -> None:
         if moment == "step 3":
@@ -193,7 +193,7 @@ def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
 
 @pytest.mark.long
 def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model, caplog) -> None:
-    broken = Example("pair-broken", (5,), (6,), (7,), margin=float("nan"))
+    broken = PreferencePair("pair-broken", (5,), (6,), (7,), margin=float("nan"))
     learner = group(tiny_model, ranks=1, dtype="float32")
     try:
         list(learner.train(PLAN[:2], len(PLAN)))

@@ -25,9 +25,9 @@ from psyco_ray.config.training import Data, Deadlines, DpoConfig, Evaluation, Jo
 from psyco_ray.learner import group
 from psyco_ray.pool import processes
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.pool.slot import Member
-from psyco_ray.pool.work import Stream, Work
-from psyco_ray.rollout.actor import environment
+from psyco_ray.pool.slot import Slot
+from psyco_ray.pool.work import WorkItem, WorkStream
+from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.training import orchestrator
@@ -102,16 +102,16 @@ def answered_once(root: Path, iteration: int, without: int = 0) -> None:
 
 
 @pytest.fixture
-def captured(monkeypatch) -> list[orchestrator.Crew]:
+def captured(monkeypatch) -> list[orchestrator.Orchestrator]:
     """The crews of the runs that follow, so that their members can be hurt."""
-    made: list[orchestrator.Crew] = []
+    made: list[orchestrator.Orchestrator] = []
 
-    class Captured(orchestrator.Crew):
+    class Captured(orchestrator.Orchestrator):
         def __enter__(self):
             made.append(self)
             return super().__enter__()
 
-    monkeypatch.setattr(driver, "Crew", Captured)
+    monkeypatch.setattr(driver, "Orchestrator", Captured)
     return made
 
 
@@ -143,27 +143,27 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
     blows = {(f"iteration-{k:03d}/{what}", n): how for (k, what, n), how in blows.items() if k <= iterations}
     begun: Counter[str] = Counter()
     seen: set[int] = set()
-    begin = Member.begin
+    begin = Slot.begin
 
-    def beginning(self: Member, stream: Stream, work: Work) -> None:
+    def beginning(self: Slot, stream: WorkStream, work: WorkItem) -> None:
         begin(self, stream, work)
         begun[stream.what] += 1
         seen.add(self.process.pid)
         if (blow := blows.pop((stream.what, begun[stream.what]), None)) is not None:
             os.kill(self.process.pid, blow)
 
-    deliver = Stream.deliver
-    given: list[Work] = []
+    deliver = WorkStream.deliver
+    given: list[WorkItem] = []
 
-    def delivering(self: Stream, work: Work, result: object) -> None:
+    def delivering(self: WorkStream, work: WorkItem, result: object) -> None:
         deliver(self, work, result)
         if self.what == "iteration-002/samples" and not given:  # the first of the two results of an item
             given.append(work)
             [doer] = [member for member in captured[-1].rollouts._members.values() if member.work is work]
             os.kill(doer.process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Member, "begin", beginning)
-    monkeypatch.setattr(Stream, "deliver", delivering)
+    monkeypatch.setattr(Slot, "begin", beginning)
+    monkeypatch.setattr(WorkStream, "deliver", delivering)
     honest = group.LearnerGroup.export
     sent: list[int] = []
     damaged = {2, 4} if iterations == 4 else set()  # who gets such weights twice is made anew, which takes its time
@@ -210,7 +210,9 @@ def test_a_speech_that_crashes_the_engine_is_set_aside_and_the_rest_is_answered(
     others = Counter(token for key, row in speeches.items() for token in set(row["prompt_ids"]))
     poison, token = next((key, token) for key in first for token in speeches[key]["prompt_ids"] if others[token] == 1)
     monkeypatch.setattr(orchestrator, "RolloutActor", FaultyRollout)
-    monkeypatch.setattr(orchestrator, "environment", lambda settings: {**environment(settings), FATAL: str(token)})
+    monkeypatch.setattr(
+        orchestrator, "actor_environment", lambda settings: {**actor_environment(settings), FATAL: str(token)}
+    )
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=1))
     answered_once(root, 1, without=1)
     found = json.loads((root / "iteration-001" / "pairs.json").read_text())

@@ -13,13 +13,13 @@ from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig as DpoSettings
 from psyco_ray.config.training import Job, Optimizer, Sampling
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import Dpo
+from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
-from psyco_ray.run.types import Example, Item, Prompt
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
+from psyco_ray.run.types import PreferencePair, Prompt, PromptBatch
 from psyco_ray.training import weight_sync
-from psyco_ray.training.colocation import Turns
+from psyco_ray.training.colocation import ColocationManager
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +27,13 @@ OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, schedule="constant")
 SYNC = Sync(bucket_mb=2, deadline_s=300)  # several pieces, and an embedding that is one by itself
 
 
-def pairs(count: int, seed: int = 0) -> list[Example]:
+def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
     rng = random.Random(seed)
 
     def ids(length: int) -> tuple[int, ...]:
         return tuple(rng.randrange(3, 40000) for _ in range(length))
 
-    return [Example(f"pair-{i}", ids(20), ids(30), ids(30), (-300.0, -300.0)) for i in range(count)]
+    return [PreferencePair(f"pair-{i}", ids(20), ids(30), ids(30), (-300.0, -300.0)) for i in range(count)]
 
 
 PROBE = pairs(1, seed=7)[0]
@@ -48,7 +48,7 @@ class Both:
         self.rollouts = ActorPool(
             "rollout",
             lambda index: actor.options(
-                **placement.pool_options(job.rollouts, environment(job.rollouts), self.rooms, index)
+                **placement.pool_options(job.rollouts, actor_environment(job.rollouts), self.rooms, index)
             ).remote(f"rollout-{index}", job.model, job.rollouts, 0, shared=job.colocated),
             job.rollouts.actors,
             start_s=600,
@@ -56,9 +56,9 @@ class Both:
             resting=job.colocated,
         )
         self.learner = LearnerGroup(
-            job.model, Dpo(job.dpo), job.learners, OPTIMIZER, seed=0, rooms=self.rooms, start_s=600, step_s=300
+            job.model, DpoObjective(job.dpo), job.learners, OPTIMIZER, seed=0, rooms=self.rooms, start_s=600, step_s=300
         )
-        self.turns = Turns(job.colocated, self.rollouts, self.learner, 120)
+        self.turns = ColocationManager(job.colocated, self.rollouts, self.learner, 120)
         self.learner.wait_ready()
         self.turns.sampling()
         self.rollouts.wait_ready()
@@ -66,7 +66,7 @@ class Both:
     def push(self, version: int) -> weight_sync.SyncReport:
         self.turns.learning()
         given = {"transport": self.job.transport, "handover": self.turns.sampling}
-        return weight_sync.push(self.learner, self.rollouts, version, PROBE, self.job.sync, **given)
+        return weight_sync.push_weights(self.learner, self.rollouts, version, PROBE, self.job.sync, **given)
 
     def logprobs(self) -> list[float]:
         """Of the probe a token, by every engine."""
@@ -136,7 +136,7 @@ def check(both: Both, tmp_path: Path, record_property) -> None:
         assert found == pytest.approx([expected] * len(found), abs=0.05)
     ray.kill(both.rollouts.actors[0])
     prompts = tuple(Prompt(f"s{i}", (5, 6, 7, 8 + i), 1000 * i) for i in range(4))
-    request = SamplingRequest(Item("item", prompts), 2, 4, 1.0, 1.0, 16)
+    request = SamplingRequest(PromptBatch("item", prompts), 2, 4, 1.0, 1.0, 16)
     stream = both.rollouts.stream("sample", [request], identity=lambda found: found[0].prompt.speech_id)
     assert [group.version for group, _ in stream] == [2] * 4, "another takes its place, with the weights of the others"
     assert both.rollouts.status()[0]["restarts"] == 1

@@ -21,9 +21,9 @@ from support.paths import TESTS
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import batch_api, client, rate_limit
 from psyco_ray.judge.ask import Asker, parse_json
-from psyco_ray.judge.client import Answer, Client, Refused, Unavailable, retry_after
+from psyco_ray.judge.client import Answer, Client, RefusedError, UnavailableError, retry_after
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.rate_limit import Limiter, Meter, OutOfBudget
+from psyco_ray.judge.rate_limit import BudgetExceededError, BudgetMeter, Limiter
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,7 @@ def test_a_refused_call_is_set_aside_for_good(model, reason, tmp_path) -> None:
 
 def test_an_endpoint_that_stays_down_ends_the_run(tmp_path) -> None:
     with pytest.raises(
-        Unavailable, match=r"127.0.0.1:9/v1 failed 3 times in a row .* start again once it works"
+        UnavailableError, match=r"127.0.0.1:9/v1 failed 3 times in a row .* start again once it works"
     ) as error:
         run("http://127.0.0.1:9/v1", tmp_path, 200, retries=2, concurrency=4)
     assert KEY not in "".join(traceback.format_exception(error.value))
@@ -361,9 +361,9 @@ def test_no_more_calls_are_in_flight_than_allowed(tmp_path) -> None:
 
 
 def test_the_budget_is_not_overspent(tmp_path) -> None:
-    meter = Meter(None, None, 100.0, 1000.0, 2.0)  # an answer's 40 tokens cost 4 cents
+    meter = BudgetMeter(None, None, 100.0, 1000.0, 2.0)  # an answer's 40 tokens cost 4 cents
     with server(latency=0.02) as url:
-        with pytest.raises(OutOfBudget, match="max_cost is reached; raise it to go on"):
+        with pytest.raises(BudgetExceededError, match="max_cost is reached; raise it to go on"):
             run(url, tmp_path, 200, Limiter(meter), concurrency=16)
         paid = told(url)["paid"]
     spent = meter.spent()
@@ -373,7 +373,7 @@ def test_the_budget_is_not_overspent(tmp_path) -> None:
 
 def test_calls_a_minute_are_held_over_two_seconds_too(tmp_path) -> None:
     with server() as url:
-        run(url, tmp_path, 90, Limiter(Meter(1200, None, None, None, None)))
+        run(url, tmp_path, 90, Limiter(BudgetMeter(1200, None, None, None, None)))
         times = told(url, "times")
     assert all(sum(start <= t < start + 2 for t in times) <= 66 for start in times)  # 20 a second, one burst of 20
     assert 3.3 < times[-1] - times[0] < 7
@@ -393,7 +393,7 @@ def test_no_minute_gets_more_than_its_share(limit, callers, wishes) -> None:
     clock, granted = Clock(), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rate_limit, "monotonic", clock)
-        meter = Meter(limit, limit * 100, 1.0, 1.0, None)
+        meter = BudgetMeter(limit, limit * 100, 1.0, 1.0, None)
         for pause, wished in wishes:
             for _ in range(callers):
                 lease = meter.lease(wished, wished * 100)
@@ -405,10 +405,10 @@ def test_no_minute_gets_more_than_its_share(limit, callers, wishes) -> None:
 
 
 def test_many_calls_share_a_question_to_the_meter(tmp_path) -> None:
-    class Counted(Meter):
+    class Counted(BudgetMeter):
         leases = 0
 
-        def lease(self, requests: int, tokens: int) -> rate_limit.Lease:
+        def lease(self, requests: int, tokens: int) -> rate_limit.BudgetLease:
             self.leases += 1
             return super().lease(requests, tokens)
 
@@ -424,7 +424,7 @@ def test_many_calls_share_a_question_to_the_meter(tmp_path) -> None:
 def test_callers_share_a_meter_that_is_an_actor(local_ray) -> None:
     import ray
 
-    meter = ray.remote(Meter).options(num_cpus=0).remote(600, None, 1.0, 1.0, 1.0)
+    meter = ray.remote(BudgetMeter).options(num_cpus=0).remote(600, None, 1.0, 1.0, 1.0)
 
     async def one(limiter: Limiter) -> None:
         await limiter.admit(100)
@@ -446,8 +446,8 @@ def test_callers_share_a_meter_that_is_an_actor(local_ray) -> None:
 
 
 def test_a_failing_meter_fails_its_calls() -> None:
-    class Gone(Meter):
-        def lease(self, requests: int, tokens: int) -> rate_limit.Lease:
+    class Gone(BudgetMeter):
+        def lease(self, requests: int, tokens: int) -> rate_limit.BudgetLease:
             raise RuntimeError("the meter is gone")
 
     async def go() -> None:
@@ -468,7 +468,7 @@ def batched(url: str, root: str, count: int = 30, model: str = "judge") -> batch
 
 def test_a_server_without_a_batch_api_is_one_sentence(tmp_path, monkeypatch) -> None:
     async def refused(*_: object) -> None:
-        raise client.Refused("refused by the server (400): no such purpose")
+        raise client.RefusedError("refused by the server (400): no such purpose")
 
     monkeypatch.setattr(client.Client, "retried", refused)
     with pytest.raises(ValueError, match=r"the batch API of judge: refused by the server \(400\).* set via to calls"):
@@ -529,7 +529,7 @@ def test_a_batch_outlives_the_process_that_sent_it(tmp_path) -> None:
 def test_the_client_raises_what_a_call_is_refused_for() -> None:
     async def go(url: str) -> None:
         asking = Client(Endpoint(model="filter", base_url=url))
-        with pytest.raises(Refused, match="content filter") as refused:
+        with pytest.raises(RefusedError, match="content filter") as refused:
             await asking.answer(call())
         assert refused.value.completion_tokens == 40  # it was paid for
         await asking.close()

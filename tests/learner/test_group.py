@@ -15,21 +15,21 @@ from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import DpoConfig, Lora, Optimizer
 from psyco_ray.learner.batching import batches, learning_rate, plan_step
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import BradleyTerry, Dpo
+from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective
 from psyco_ray.learner.worker import _groups
-from psyco_ray.run.types import Example, StepResult
+from psyco_ray.run.types import PreferencePair, StepResult
 
 LONG = pytest.mark.long
 
 
-def examples(count: int, seed: int = 0, reference: bool = True) -> list[Example]:
+def examples(count: int, seed: int = 0, reference: bool = True) -> list[PreferencePair]:
     rng = random.Random(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.randrange(3, 40000) for _ in range(rng.randint(low, high)))
 
     return [
-        Example(f"pair-{i}", ids(3, 12), ids(3, 20), ids(3, 20), (-30.0 - i, -31.0) if reference else None)
+        PreferencePair(f"pair-{i}", ids(3, 12), ids(3, 20), ids(3, 20), (-30.0 - i, -31.0) if reference else None)
         for i in range(count)
     ]
 
@@ -53,14 +53,14 @@ def group(
 
 
 def trained(
-    learner: LearnerGroup, pairs: list[Example], path: Path, fresh: bool = False
+    learner: LearnerGroup, pairs: list[PreferencePair], path: Path, fresh: bool = False
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     losses = [step.loss for step in steps(learner, pairs, seed=1, fresh=fresh)]
     learner.save_state(path / "state")
     return losses, load_file(path / "state" / "state-00000.safetensors")
 
 
-def steps(learner: LearnerGroup, pairs: list[Example], seed: int, fresh: bool = False) -> Iterator[StepResult]:
+def steps(learner: LearnerGroup, pairs: list[PreferencePair], seed: int, fresh: bool = False) -> Iterator[StepResult]:
     planned = batches(pairs, learner._optimizer, len(learner.ranks), seed)
     return learner.train(planned, len(planned), fresh=fresh)
 
@@ -75,7 +75,7 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same training in plain torch: no Ray, no DeepSpeed, one pair at a time."""
     pairs, optimizer_config = examples(15), Optimizer(learning_rate=1e-3, batch_size=6, epochs=2, schedule="linear")
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    objective = Dpo(DpoConfig())
+    objective = DpoObjective(DpoConfig())
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     losses = []
     planned = batches(pairs, optimizer_config, 1, seed=1)
@@ -101,7 +101,7 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_ranks_and_zero_stages_take_the_same_steps_as_one_process(
     local_ray, tiny_model, tmp_path, single_process, ranks, stage
 ) -> None:
-    learner = group(tiny_model, Dpo(DpoConfig()), ranks=ranks, stage=stage)
+    learner = group(tiny_model, DpoObjective(DpoConfig()), ranks=ranks, stage=stage)
     try:
         losses, state = trained(learner, examples(15), tmp_path)
     finally:
@@ -118,8 +118,8 @@ def test_ranks_and_zero_stages_take_the_same_steps_as_one_process(
 def test_bf16_follows_float32_and_a_loss_that_is_no_number_stops_with_the_pairs_name(
     local_ray, tiny_model, tmp_path, single_process, caplog
 ) -> None:
-    broken = Example("pair-broken", (5,), (6,), (7,), (float("nan"), 0.0))
-    learner = group(tiny_model, Dpo(DpoConfig()), stage=2, dtype="bfloat16")
+    broken = PreferencePair("pair-broken", (5,), (6,), (7,), (float("nan"), 0.0))
+    learner = group(tiny_model, DpoObjective(DpoConfig()), stage=2, dtype="bfloat16")
     try:
         losses, _ = trained(learner, examples(15), tmp_path)
         learner.save_model(tmp_path / "model")
@@ -137,14 +137,14 @@ def test_bf16_follows_float32_and_a_loss_that_is_no_number_stops_with_the_pairs_
 @pytest.mark.parametrize("stage", [2, 3])  # 1 and 2 are one implementation
 def test_a_restored_state_goes_on_bit_by_bit(local_ray, tiny_model, tmp_path, stage) -> None:
     settings = {"stage": stage, "dtype": "bfloat16"}
-    whole = group(tiny_model, Dpo(DpoConfig()), **settings)
+    whole = group(tiny_model, DpoObjective(DpoConfig()), **settings)
     try:
         trained(whole, examples(12), tmp_path)
         kept = (tmp_path / "state").rename(tmp_path / "kept")
         expected = trained(whole, examples(12, seed=9), tmp_path, fresh=True)
     finally:
         whole.close()
-    resumed = group(tiny_model, Dpo(DpoConfig()), state=str(kept), **settings)
+    resumed = group(tiny_model, DpoObjective(DpoConfig()), state=str(kept), **settings)
     try:
         found = trained(resumed, examples(12, seed=9), tmp_path)
     finally:
@@ -174,7 +174,7 @@ def test_a_state_with_moments_goes_on_in_the_middle(
         learner.save_state(tmp_path / "end", moments=True)
         return losses, load_file(tmp_path / "end" / "state-00000.safetensors")
 
-    whole = group(tiny_model, BradleyTerry(), ranks=before, **settings)
+    whole = group(tiny_model, BradleyTerryObjective(), ranks=before, **settings)
     try:
         first = [step.loss for step in whole.train(planned[:3], len(planned))]
         whole.save_state(tmp_path / "middle", moments=True)
@@ -184,7 +184,7 @@ def test_a_state_with_moments_goes_on_in_the_middle(
     assert first[0] != expected[0][-1]
     assert expected[1]["step"].item() == len(planned)
     for ranks in resumed_with:
-        resumed = group(tiny_model, BradleyTerry(), ranks=ranks, state=str(tmp_path / "middle"), **settings)
+        resumed = group(tiny_model, BradleyTerryObjective(), ranks=ranks, state=str(tmp_path / "middle"), **settings)
         try:
             found = last(resumed, 3)
         finally:
@@ -203,7 +203,7 @@ def test_zero_3_goes_on_with_ranks_that_share_no_tensor_evenly(local_ray, tiny_m
     planned = batches(pairs, Optimizer(batch_size=6, epochs=2), 3, seed=4)
     losses, middle = [], None
     for first in (0, 2):
-        learner = group(tiny_model, BradleyTerry(), ranks=3, stage=3, state=middle)
+        learner = group(tiny_model, BradleyTerryObjective(), ranks=3, stage=3, state=middle)
         try:
             for step in learner.train(planned[first:], len(planned), first):
                 losses.append(step.loss)
@@ -222,7 +222,7 @@ def test_adapters_learn_and_are_merged_when_written(local_ray, tiny_model, tmp_p
     pairs = examples(24, reference=False)
     learner = group(
         tiny_model,
-        BradleyTerry(),
+        BradleyTerryObjective(),
         ranks=2,
         stage=stage,
         optimizer=Optimizer(learning_rate=2e-2, batch_size=8, epochs=6, schedule="constant"),
@@ -255,7 +255,7 @@ def test_reward_training_learns_its_pairs_and_saves_a_classifier(local_ray, tiny
     pairs = examples(24, reference=False)
     learner = group(
         tiny_model,
-        BradleyTerry(),
+        BradleyTerryObjective(),
         ranks=2,
         stage=2,
         optimizer=Optimizer(learning_rate=3e-3, batch_size=8, epochs=6, schedule="constant"),
@@ -284,7 +284,7 @@ def test_reward_training_learns_its_pairs_and_saves_a_classifier(local_ray, tiny
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 4), st.integers(50, 1000))
 def test_a_batch_is_shared_wholly_evenly_and_within_bounds(lengths: list[int], ranks: int, tokens: int) -> None:
-    batch = [Example(f"{i:02d}", (1,), (1,) * length, (1,)) for i, length in enumerate(lengths)]
+    batch = [PreferencePair(f"{i:02d}", (1,), (1,) * length, (1,)) for i, length in enumerate(lengths)]
     if len(batch) < ranks:
         with pytest.raises(ValueError, match="cannot be shared"):
             plan_step(batch, ranks, tokens)
@@ -339,7 +339,7 @@ def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_pa
     pairs = examples(12)
     found = {}
     for slept in (False, True):
-        learner = group(tiny_model, Dpo(DpoConfig()), ranks=2, stage=stage, dtype="bfloat16")
+        learner = group(tiny_model, DpoObjective(DpoConfig()), ranks=2, stage=stage, dtype="bfloat16")
         try:
             values = []
             for part in (pairs[:6], pairs[6:]):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from psyco_ray.config.training import DpoConfig
-from psyco_ray.learner.losses import BradleyTerry, Dpo, bradley_terry
+from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective, bradley_terry
 
 
 def sigmoid(x: float) -> float:
@@ -18,14 +18,14 @@ def test_bradley_terry_equals_hand_computed_values() -> None:
 
 def test_a_margin_asks_for_more_and_centring_pulls_towards_zero() -> None:
     values = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
-    loss, metrics = BradleyTerry(centre=0.01)(values, torch.tensor([0.0, 0.6]), 1.0)
+    loss, metrics = BradleyTerryObjective(centre=0.01)(values, torch.tensor([0.0, 0.6]), 1.0)
     assert loss.tolist() == pytest.approx([-math.log(sigmoid(1.0)) + 0.09, -math.log(sigmoid(0.4)) + 0.09])
     assert metrics["margin"].tolist() == [1.0, 1.0]
     assert metrics["reward"].tolist() == [1.5, 1.5]
 
 
-def objective(**settings) -> Dpo:
-    return Dpo(DpoConfig(**settings))
+def objective(**settings) -> DpoObjective:
+    return DpoObjective(DpoConfig(**settings))
 
 
 def given(reference: list[float], tokens: list[float]) -> torch.Tensor:
@@ -85,5 +85,5 @@ def test_dpo_gradient_is_beta_times_the_doubt() -> None:
 
 
 def test_extreme_margins_stay_finite() -> None:
-    loss, _ = BradleyTerry()(torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.zeros(2), 1.0)
+    loss, _ = BradleyTerryObjective()(torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.zeros(2), 1.0)
     assert loss.tolist() == pytest.approx([0.0, 2e4])

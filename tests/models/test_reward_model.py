@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models import loading, reward_model
 from psyco_ray.rollout.scorer import ScorerActor
-from psyco_ray.run.types import Asked, Example, Group, Prompt, Response, Scored
+from psyco_ray.run.types import Group, PreferencePair, Prompt, Response, ScoreRequest, ScoreResult
 
 ASKED = [{"role": "user", "content": "I cannot sleep and nobody knows why."}]
 ANSWERS = ["That sounds tiring.", "Sleep more!", "What goes through your mind at night, when the house is quiet?"]
@@ -98,7 +98,7 @@ def test_vllm_gives_the_same_scores(local_ray, scorer, tiny_reward_model, texts)
 def test_reference_logprobs_are_those_of_the_model(scorer, tiny_model) -> None:
     from transformers import AutoModelForCausalLM
 
-    example = Example("p", (5, 6, 7), (8, 9), (10, 11, 12))
+    example = PreferencePair("p", (5, 6, 7), (8, 9), (10, 11, 12))
     [(found, _)] = scorer.reference(example)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     for ids, value in zip((example.chosen_ids, example.rejected_ids), found.reference, strict=True):
@@ -115,7 +115,7 @@ def test_a_classifier_with_two_labels_is_no_reward_model(tiny_model, tmp_path) -
         ScorerActor("x", {"reward": str(tmp_path)}, None, Scorers()).ready()
 
 
-def conversations(count: int, seed: int = 0, most: int = 4) -> list[Asked]:
+def conversations(count: int, seed: int = 0, most: int = 4) -> list[ScoreRequest]:
     """Conversations of one or three messages with one to `most` responses, of very different lengths."""
     rng = random.Random(seed)
     vocabulary = ["sleep", "work", "alone", "father", "door", "quiet", "never", "why", "tell", "friend", "again"]
@@ -123,10 +123,10 @@ def conversations(count: int, seed: int = 0, most: int = 4) -> list[Asked]:
     def text(low: int, high: int) -> str:
         return " ".join(rng.choices(vocabulary, k=rng.randint(low, high)))
 
-    def asked(index: int) -> Asked:
+    def asked(index: int) -> ScoreRequest:
         roles = ["user", "assistant", "user"] if rng.random() < 0.3 else ["user"]
         messages = tuple({"role": role, "content": text(1, 30)} for role in roles)
-        return Asked(f"c{index}", messages, tuple(text(1, 40) for _ in range(rng.randint(1, most))))
+        return ScoreRequest(f"c{index}", messages, tuple(text(1, 40) for _ in range(rng.randint(1, most))))
 
     return [asked(index) for index in range(count)]
 
@@ -191,12 +191,12 @@ def saved(path: Path, base: Path, kind: str, template: str | None, **changes) ->
     return path
 
 
-def by_transformers(path: Path, asked: list[Asked]) -> list[tuple[float, ...]]:
+def by_transformers(path: Path, asked: list[ScoreRequest]) -> list[tuple[float, ...]]:
     """Each rendered conversation alone and unpadded."""
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(path)
 
-    def score(one: Asked, answer: str) -> float:
+    def score(one: ScoreRequest, answer: str) -> float:
         if tokenizer.chat_template:
             whole = [*one.messages, {"role": "assistant", "content": answer}]
             text = tokenizer.apply_chat_template(whole, tokenize=False)
@@ -210,7 +210,7 @@ def by_transformers(path: Path, asked: list[Asked]) -> list[tuple[float, ...]]:
     return [tuple(score(one, answer) for answer in one.responses) for one in asked]
 
 
-def flat(scored: list[Scored]) -> list[float]:
+def flat(scored: list[ScoreResult]) -> list[float]:
     return [value for one in scored for value in one.values]
 
 
@@ -244,7 +244,7 @@ def test_a_decoder_without_a_pad_token_or_a_template(base_model, tmp_path) -> No
 
 
 @pytest.fixture(scope="module")
-def many() -> list[Asked]:
+def many() -> list[ScoreRequest]:
     return conversations(60, seed=1)
 
 
@@ -260,7 +260,7 @@ def alone(family, many) -> tuple[reward_model.RewardModel, dict[tuple[str, str],
     """A model, and the score of every text alone."""
     model = reward_model.RewardModel(str(family), Scorers(dtype="float32", row_tokens=300), None)
     return model, {
-        (one.key, answer): model.score([Asked(one.key, one.messages, (answer,))])[0].values[0]
+        (one.key, answer): model.score([ScoreRequest(one.key, one.messages, (answer,))])[0].values[0]
         for one in many
         for answer in one.responses
     }
@@ -278,7 +278,7 @@ def test_128_texts_together_score_as_each_alone(alone, many) -> None:
 def test_scores_do_not_depend_on_batch_mates(alone, many, data) -> None:
     model, scores = alone
     chosen = data.draw(st.lists(st.sampled_from(many), min_size=1, max_size=6))
-    asked = [Asked(one.key, one.messages, tuple(data.draw(st.permutations(one.responses)))) for one in chosen]
+    asked = [ScoreRequest(one.key, one.messages, tuple(data.draw(st.permutations(one.responses)))) for one in chosen]
     expected = [scores[one.key, answer] for one in asked for answer in one.responses]
     assert flat(model.score(asked)) == pytest.approx(expected, abs=1e-5)
 
@@ -308,7 +308,9 @@ def test_a_long_prompt_loses_its_left_and_a_long_response_has_no_score(kind, bas
     with torch.no_grad():
         expected = AutoModelForSequenceClassification.from_pretrained(path).eval()(ids).logits.item()
     model = reward_model.RewardModel(str(path), Scorers(dtype="float32"), 50)
-    cut, none = model.score([Asked("cut", messages, (answer,)), Asked("none", messages, (answer, "so " * 60))])
+    cut, none = model.score(
+        [ScoreRequest("cut", messages, (answer,)), ScoreRequest("none", messages, (answer, "so " * 60))]
+    )
     assert (cut.cut, none.values) == (over, None)
     assert cut.values == pytest.approx([expected], abs=1e-5)
 

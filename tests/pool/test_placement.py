@@ -95,7 +95,7 @@ def test_a_run_on_nodes_with_roles_goes_where_the_plan_says_and_outlives_its_rol
         "scorer": ("1", "(scorer)"),
         "learner": ("2", "(learner)"),
     }
-    expected = {"RolloutActor": ["first"] * 2, "ScorerActor": ["scorer"], "LearnerRank": ["learner"] * 2}
+    expected = {"RolloutActor": ["first"] * 2, "ScorerActor": ["scorer"], "LearnerWorker": ["learner"] * 2}
     assert {name: found["before"][name] for name in expected} == expected
     for moment in ("without", "still_without"):
         assert "RolloutActor" not in found[moment], "other nodes have room, and are not of this role"

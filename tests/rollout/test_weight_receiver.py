@@ -10,9 +10,9 @@ import ray
 import torch
 
 from psyco_ray.learner import weight_sender
-from psyco_ray.learner.weight_sender import Client, Described, Source, pieces
-from psyco_ray.models.weight_checksum import Tally, fingerprint
-from psyco_ray.run.types import Streamed
+from psyco_ray.learner.weight_sender import Described, ParameterSource, ReceiverClient, pieces
+from psyco_ray.models.weight_checksum import WeightChecksum, fingerprint
+from psyco_ray.run.types import SentWeights
 
 
 def parameters(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, torch.Tensor]]:
@@ -21,7 +21,7 @@ def parameters(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, torch.Ten
 
 
 def digest(found: list[tuple[str, torch.Tensor]]) -> str:
-    tally = Tally()
+    tally = WeightChecksum()
     for name, tensor in found:
         tally.add(name, tensor)
     return tally.digest()
@@ -82,7 +82,7 @@ def test_pieces_are_bounded_whole_and_copies() -> None:
 def test_a_source_can_be_read_again_and_counts_anew() -> None:
     given = parameters()
     described = [Described(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in given]
-    source = Source(described, lambda: iter(given), counted=True)
+    source = ParameterSource(described, lambda: iter(given), counted=True)
     for _ in range(2):
         assert [name for name, _ in source] == [one.name for one in source.metadata()]
         assert source.tally.digest() == digest(given)
@@ -104,7 +104,7 @@ class Receiver:
         return self.told
 
 
-def update(client: Client) -> None:
+def update(client: ReceiverClient) -> None:
     client.init_weight_transfer_engine({"world_size": 7})
     client.start_weight_update()
     client.update_weights({"names": ["a"]})
@@ -115,7 +115,7 @@ def update(client: Client) -> None:
 def test_every_worker_has_a_rank_of_its_own_and_who_fails_is_left_out(local_ray) -> None:
     actor = ray.remote(Receiver).options(num_cpus=0)
     actors = [actor.remote(), actor.remote("take_piece"), actor.remote()]
-    client = Client("nccl", actors, version=3, workers=2, deadline_s=30)
+    client = ReceiverClient("nccl", actors, version=3, workers=2, deadline_s=30)
     update(client)
     assert client.failures.keys() == {1}
     assert "take_piece: RuntimeError: no take_piece today" in client.failures[1]
@@ -133,7 +133,7 @@ def test_an_actor_that_hangs_is_left_out_at_the_deadline(local_ray) -> None:
             time.sleep(60)
 
     actor = ray.remote(Hanging).options(num_cpus=0).remote()
-    client = Client("ipc", [actor], version=1, workers=1, deadline_s=1)
+    client = ReceiverClient("ipc", [actor], version=1, workers=1, deadline_s=1)
     update(client)
     assert client.failures.keys() == {0}
     ray.kill(actor)
@@ -173,9 +173,9 @@ def test_vllms_own_trainer_side_takes_our_source_and_client(local_ray, monkeypat
 
     given = parameters()
     described = [Described(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in given]
-    source = Source(described, lambda: iter(given), counted=True)
+    source = ParameterSource(described, lambda: iter(given), counted=True)
     actor = ray.remote(Receiver).options(num_cpus=0).remote()
-    client = Client(transport, [actor], version=4, workers=1, deadline_s=30)
+    client = ReceiverClient(transport, [actor], version=4, workers=1, deadline_s=30)
     weight_sender.send(transport, source, client, 0, ("10.0.0.1", 5000), 2, 160)
     heard = ray.get(actor.heard.remote())
     assert not client.failures, client.failures
@@ -235,10 +235,10 @@ def test_an_engine_takes_pieces_sleeps_and_believes_only_the_digest(local_ray, t
 
     from psyco_ray.config.resources import Rollouts
     from psyco_ray.pool import placement
-    from psyco_ray.rollout.actor import RolloutActor, environment
+    from psyco_ray.rollout.actor import RolloutActor, actor_environment
 
     settings = Rollouts(actors=1, cpus=0.5, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)
-    options = placement.pool_options(settings, environment(settings))
+    options = placement.pool_options(settings, actor_environment(settings))
     actor = ray.remote(RolloutActor).options(**options).remote("rollout-0", str(tiny_model), settings, 0)
     ray.get(actor.ready.remote(), timeout=300)
     ray.get(actor.__ray_call__.remote(with_a_transport_of_its_own), timeout=60)
@@ -254,7 +254,7 @@ def test_an_engine_takes_pieces_sleeps_and_believes_only_the_digest(local_ray, t
     expected = logits.gather(1, torch.tensor(response)[:, None]).sum().item()
 
     def sent(version: int, weights: list) -> None:
-        client = Client("in_pieces", [actor], version, workers=1, deadline_s=60)
+        client = ReceiverClient("in_pieces", [actor], version, workers=1, deadline_s=60)
         client.init_weight_transfer_engine({})
         client.start_weight_update()
         for piece in pieces(iter(weights), 2**20):
@@ -263,7 +263,7 @@ def test_an_engine_takes_pieces_sleeps_and_believes_only_the_digest(local_ray, t
         assert not client.failures, client.failures
 
     def loaded(version: int, found: str):
-        return ray.get(actor.load_weights.remote(Streamed(version, found, 0, None), prompt, response), timeout=60)
+        return ray.get(actor.load_weights.remote(SentWeights(version, found, 0, None), prompt, response), timeout=60)
 
     for version, keep in ((1, True), (2, False)):
         ray.get(actor.sleep.remote(keep), timeout=60)

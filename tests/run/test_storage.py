@@ -17,12 +17,12 @@ from psyco_ray.models import loading
 from psyco_ray.run import storage
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.ledger import Ledger
-from psyco_ray.run.remote import Remote
+from psyco_ray.run.remote import RemoteDirectory
 
 
 def test_an_interrupted_directory_never_shows(tmp_path) -> None:
     def fill_half() -> None:
-        with storage.complete_dir(tmp_path / "model") as staging:
+        with storage.atomic_dir(tmp_path / "model") as staging:
             (staging / "half").write_text("x")
             raise OSError("disk full")
 
@@ -87,17 +87,17 @@ def test_places_with_directories_and_unusual_names(monkeypatch, tmp_path) -> Non
     """Where an object does not appear whole a file is moved into its place."""
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path))
     target = "mock:///some%20runs/one"
-    Remote(target).at("a b").write("x.json", b"1")
-    Remote(target).at("a b").write("x.json", b"2")
-    assert set(Remote("mock:///some%20runs").files()) == {"one/a b/x.json"}
+    RemoteDirectory(target).at("a b").write("x.json", b"1")
+    RemoteDirectory(target).at("a b").write("x.json", b"2")
+    assert set(RemoteDirectory("mock:///some%20runs").files()) == {"one/a b/x.json"}
     assert pyarrow.fs.FileSystem.from_uri(target)[1] == "some runs/one", "as others read the URI"
-    assert Remote(target).read("a b/x.json") == b"2"
+    assert RemoteDirectory(target).read("a b/x.json") == b"2"
     fill(storage.join(target, "state"))
     storage.move_dir(storage.join(target, "state"), storage.join(target, "other/final"))
     assert storage.subdirs(target) == ["a b", "other"]
     assert (storage.fetch(storage.join(target, "other/final"), digests=True) / "below" / "b.bin").is_file()
     storage.remove_dir(target)
-    assert not Remote(target).files()
+    assert not RemoteDirectory(target).files()
 
 
 def test_a_failure_before_the_manifest_leaves_no_directory(place, monkeypatch) -> None:
@@ -108,10 +108,10 @@ def test_a_failure_before_the_manifest_leaves_no_directory(place, monkeypatch) -
         raise OSError("connection lost")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Remote, "write", fails)
+        broken.setattr(RemoteDirectory, "write", fails)
         with pytest.raises(ValueError, match="connection lost"):
             fill(target)
-    assert set(Remote(target).files()) == {"a.txt", "below/b.bin"}, "the files are there"
+    assert set(RemoteDirectory(target).files()) == {"a.txt", "below/b.bin"}, "the files are there"
     assert not storage.exists(target)
     fill(target)
     assert storage.exists(target)
@@ -123,7 +123,7 @@ def test_damage_in_the_remote_place_or_in_the_copy_is_found(place) -> None:
     path = storage.fetch(target)
     (path / "a.txt").write_text("bad")
     assert (storage.fetch(target, digests=True) / "a.txt").read_text() == "one", "the copy is made again"
-    Remote(target).write("a.txt", b"bad")
+    RemoteDirectory(target).write("a.txt", b"bad")
     shutil.rmtree(storage.cache_dir())
     with pytest.raises(ValueError, match=r"s3://.*state.* is damaged: the bytes of a.txt"):
         storage.fetch(target)
@@ -131,7 +131,7 @@ def test_damage_in_the_remote_place_or_in_the_copy_is_found(place) -> None:
 
 def test_a_key_in_a_uri_is_refused_and_not_shown(tmp_path) -> None:
     for uri in ("s3://AKIA:se/cret@bucket/run", "s3://AKIA@bucket/run", "abfs://box/run?client_secret=AKIA"):
-        for use in (Remote, RunDirectory, lambda uri: Ledger(Job(run_dir=str(tmp_path), model=uri), False)):
+        for use in (RemoteDirectory, RunDirectory, lambda uri: Ledger(Job(run_dir=str(tmp_path), model=uri), False)):
             with pytest.raises(ValueError, match="has a key in it; take it out") as refused:
                 use(uri)
             assert "AKIA" not in str(refused.value)
@@ -182,11 +182,11 @@ except stopping.Stopped:
 def test_a_driver_that_is_stopped_while_it_writes_leaves_no_empty_file(place) -> None:
     found = subprocess.run([sys.executable, "-c", CUT, place], capture_output=True, text=True, timeout=120)
     assert found.returncode == 75, found.stderr
-    assert Remote(place).read("record.json") == b"whole"
+    assert RemoteDirectory(place).read("record.json") == b"whole"
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(place) -> None:
-    remote = Remote(place)
+    remote = RemoteDirectory(place)
     remote.write("status.json", b"old")
     true = remote._fs
 
@@ -196,7 +196,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(place) -> None:
 
         def open_input_stream(self, path):
             stream = true.open_input_stream(path)
-            Remote(place).write("status.json", b"new and longer")
+            RemoteDirectory(place).write("status.json", b"new and longer")
             return stream
 
     remote._fs = Busy()

@@ -4,7 +4,7 @@ import pytest
 
 from psyco_ray.learner import flops
 from psyco_ray.run import throughput
-from psyco_ray.run.throughput import Live
+from psyco_ray.run.throughput import RollingMetrics
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def member(busy_s: float, there_s: float) -> dict[str, float]:
 
 
 def test_speeds_means_and_idle_shares_are_those_of_the_last_minute(clock) -> None:
-    figures = Live()
+    figures = RollingMetrics()
     for second in range(1, 121):
         clock[0] += 1
         tokens = 10 if second <= 60 else 40
@@ -40,7 +40,7 @@ def test_speeds_means_and_idle_shares_are_those_of_the_last_minute(clock) -> Non
 
 
 def test_what_did_not_happen_is_left_out_and_last_figures_stay(clock) -> None:
-    figures = Live()
+    figures = RollingMetrics()
     figures.last(sync_bytes=1e6, mfu=0.3)
     figures.last(mfu=0.41)
     clock[0] += 500
@@ -55,7 +55,7 @@ def test_what_did_not_happen_is_left_out_and_last_figures_stay(clock) -> None:
 
 
 def test_members_that_left_make_no_idle_share_below_zero(clock) -> None:
-    figures = Live()
+    figures = RollingMetrics()
     figures.look({"scorers": [member(50.0, 60.0), member(50.0, 60.0)]}, {})
     clock[0] += throughput.WINDOW_S
     assert "scorers" not in figures.look({"scorers": [member(55.0, 70.0)]}, {})["idle_share"]

@@ -35,7 +35,7 @@ class Learner:
         return StepResult(number, STEPS, 0.5, 1e-3, None, {"accuracy": 1.0}, 10, 0.1)
 
     def save_state(self, target: str, moments: bool = False) -> None:
-        with storage.complete_dir(target) as staging:
+        with storage.atomic_dir(target) as staging:
             save_file({"w": self.weights}, staging / "state-00000.safetensors")
 
 

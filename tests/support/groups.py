@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from psyco_ray.config.training import Job
-from psyco_ray.run.types import Group, Item, Prompt, Response
+from psyco_ray.run.types import Group, Prompt, PromptBatch, Response
 
 SCHEMA = pa.schema([("a", pa.int32())])
 
@@ -14,7 +14,7 @@ def job(path: Path, **changes) -> Job:
     return Job(run_dir=str(path / "run"), **changes)
 
 
-def groups_of(item: Item) -> list[Group]:
+def groups_of(item: PromptBatch) -> list[Group]:
     return [
         Group(
             p, tuple(Response(f"{p.speech_id}-{i}", (i, p.seed), i == 0) for i in range(2)), 3, {"reward": (0.5, -1.0)}
@@ -23,4 +23,4 @@ def groups_of(item: Item) -> list[Group]:
     ]
 
 
-ITEMS = [Item(f"item{k}", tuple(Prompt(f"s{k}{i}", (1, 2, k), 10 * k + i) for i in range(3))) for k in range(2)]
+ITEMS = [PromptBatch(f"item{k}", tuple(Prompt(f"s{k}{i}", (1, 2, k), 10 * k + i) for i in range(3))) for k in range(2)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.judge.ask import Asked, Asker, parse_json
+from psyco_ray.judge.ask import Asker, AskResult, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import Limiter
@@ -56,7 +56,7 @@ def check(text: str) -> list[int]:
     return ratings
 
 
-async def ask_all(asker: Asker, count: int, attempts: int = 3) -> list[Asked]:
+async def ask_all(asker: Asker, count: int, attempts: int = 3) -> list[AskResult]:
     desks: dict = {}
     for number in range(count):
         part = speech(number)[:2]
@@ -69,8 +69,8 @@ async def ask_all(asker: Asker, count: int, attempts: int = 3) -> list[Asked]:
         await asker.close()
 
 
-def run(url: str, root: Path, count: int = 1, limiter: Limiter | None = None, **settings) -> list[Asked]:
-    async def go() -> list[Asked]:
+def run(url: str, root: Path, count: int = 1, limiter: Limiter | None = None, **settings) -> list[AskResult]:
+    async def go() -> list[AskResult]:
         endpoint = Endpoint(model=settings.pop("model", "judge"), base_url=url, **settings)
         return await ask_all(Asker(endpoint, Journal(root, f"writer-{time.monotonic_ns()}"), limiter), count)
 

@@ -7,7 +7,7 @@ from psyco_ray.config.training import Guards, Job
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.types import Group, Prompt, Response
 from psyco_ray.training import guards, pairs
-from psyco_ray.training.run_state import Standing
+from psyco_ray.training.run_state import RunState
 
 
 def evaluation(scores: list[float], tokens: list[int], heldout: list[float], **more) -> dict:
@@ -89,7 +89,7 @@ def test_the_robust_preset_can_be_changed() -> None:
 
 @pytest.fixture
 def standing(tmp_path):
-    def make(records: list[dict], judge: dict | None = None, more: dict | None = None, **settings) -> Standing:
+    def make(records: list[dict], judge: dict | None = None, more: dict | None = None, **settings) -> RunState:
         job = Job(
             **(more or {}),
             evaluation={"judge": judge},
@@ -104,7 +104,7 @@ def standing(tmp_path):
                 ledger.finish(stage(k, "train"), 0.0, steps=[{"chosen_shift": 4.0, "rejected_shift": 2.0}])
             ledger.finish(stage(k, "evaluate"), 0.0, **found)
         ledger.close()
-        return Standing(job, ledger)
+        return RunState(job, ledger)
 
     return make
 

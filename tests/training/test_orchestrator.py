@@ -12,7 +12,7 @@ from psyco_ray.config.training import DpoConfig, Job, Optimizer, Part, Prompts
 from psyco_ray.data import mixture
 from psyco_ray.pool import placement
 from psyco_ray.run.ledger import Ledger
-from psyco_ray.run.types import Example
+from psyco_ray.run.types import PreferencePair
 from psyco_ray.training import orchestrator
 
 
@@ -25,7 +25,7 @@ def made(tmp_path, tiny_model):
         pairs_from="file",
         prompts=Prompts(respond="respond-small"),
     )
-    found = object.__new__(orchestrator.Crew)
+    found = object.__new__(orchestrator.Orchestrator)
     found.job, found.ledger = job, Ledger(job, resume=False)
     found.telemetry = SimpleNamespace(track=lambda stream, *_: stream)
     found.timeline = SimpleNamespace(doing=lambda *_: contextlib.nullcontext())
@@ -34,7 +34,7 @@ def made(tmp_path, tiny_model):
     found.ledger.close()
 
 
-def referenced(name: str, examples) -> dict[str, Example]:
+def referenced(name: str, examples) -> dict[str, PreferencePair]:
     return {one.key: replace(one, reference=(-float(len(one.chosen_ids)), -1.0)) for one in examples}
 
 
@@ -81,8 +81,8 @@ def test_no_more_ranks_train_than_the_smallest_batch_has_pairs(made, monkeypatch
         update={"learners": Learners(actors=2), "dpo": DpoConfig(optimizer=Optimizer(batch_size=8))}
     )
     planned: list[list] = []
-    monkeypatch.setattr(orchestrator.Crew, "_train", lambda self, iteration, batches: planned.extend(batches))
-    made.train(1, [Example(f"{i}", (1,), (2,), (3,), (0.0, 0.0)) for i in range(19)])
+    monkeypatch.setattr(orchestrator.Orchestrator, "_train", lambda self, iteration, batches: planned.extend(batches))
+    made.train(1, [PreferencePair(f"{i}", (1,), (2,), (3,), (0.0, 0.0)) for i in range(19)])
     assert sorted(map(len, planned))[0] == 3
     assert sizes == [3]
 
@@ -94,7 +94,7 @@ def test_what_was_started_is_closed_where_the_rest_finds_no_room(made, monkeypat
         return SimpleNamespace(close=lambda: closed.append(role))
 
     def full(*_: object, **__: object) -> None:
-        raise placement.NoRoom("no room for 2 learner ranks")
+        raise placement.PlacementTimeoutError("no room for 2 learner ranks")
 
     monkeypatch.setattr(orchestrator, "ActorPool", pool)
     monkeypatch.setattr(orchestrator, "LearnerGroup", full)

@@ -13,29 +13,31 @@ import torch
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
-from psyco_ray.learner.losses import Dpo
+from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, environment
-from psyco_ray.run.types import Changed, Example, Item, Loaded, Prompt, Weights
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
+from psyco_ray.run.types import DeltaRef, PreferencePair, Prompt, PromptBatch, Weights, WeightUpdateAck
 from psyco_ray.training import weight_sync
 
 
-def pairs(count: int, seed: int = 0) -> list[Example]:
+def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
     rng = random.Random(seed)
 
     def ids(length: int) -> tuple[int, ...]:
         return tuple(rng.randrange(3, 40000) for _ in range(length))
 
-    return [Example(f"pair-{i}", ids(20), ids(30), ids(30), (-300.0, -300.0)) for i in range(count)]
+    return [PreferencePair(f"pair-{i}", ids(20), ids(30), ids(30), (-300.0, -300.0)) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
 def learner(local_ray, tiny_model):
     settings = Learners(actors=2, cpus=0.5, zero_stage=3, dtype="float32", micro_batch_tokens=200)
     optimizer = Optimizer(learning_rate=3e-3, batch_size=4, schedule="constant")
-    group = LearnerGroup(str(tiny_model), Dpo(DpoConfig()), settings, optimizer, seed=0, start_s=180, step_s=120)
+    group = LearnerGroup(
+        str(tiny_model), DpoObjective(DpoConfig()), settings, optimizer, seed=0, start_s=180, step_s=120
+    )
     group.wait_ready()
     yield group
     group.close()
@@ -47,7 +49,7 @@ def rollouts(local_ray, tiny_model):
     actor = ray.remote(RolloutActor)
     pool = ActorPool(
         "rollout",
-        lambda index: actor.options(**placement.pool_options(settings, environment(settings))).remote(
+        lambda index: actor.options(**placement.pool_options(settings, actor_environment(settings))).remote(
             f"rollout-{index}", str(tiny_model), settings, 0
         ),
         settings.actors,
@@ -63,7 +65,7 @@ def on_all(rollouts: ActorPool, method: str, *args) -> list:
     return ray.get([getattr(actor, method).remote(*args) for actor in rollouts.actors], timeout=60)
 
 
-def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: Example) -> list[float]:
+def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: PreferencePair) -> list[float]:
     expected = learner.values([probe])[0][0]
     texts = probe.prompt_ids, probe.chosen_ids
     found = on_all(rollouts, "__ray_call__", lambda actor: actor._engine.logprob(*texts))
@@ -72,7 +74,7 @@ def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: Example) -> list[flo
 
 def request(version: int, count: int = 6) -> SamplingRequest:
     prompts = tuple(Prompt(f"s{i}", (5, 6, 7, 8 + i), 1000 * i) for i in range(count))
-    return SamplingRequest(Item("item", prompts), version, 4, 1.0, 1.0, 16)
+    return SamplingRequest(PromptBatch("item", prompts), version, 4, 1.0, 1.0, 16)
 
 
 def sampled(rollouts: ActorPool, version: int) -> dict[str, list[tuple[int, ...]]]:
@@ -84,7 +86,7 @@ def sampled(rollouts: ActorPool, version: int) -> dict[str, list[tuple[int, ...]
 def test_more_prompts_than_a_step_takes_are_all_answered(rollouts) -> None:
     rng = random.Random(0)
     prompts = tuple(Prompt(f"s{i}", tuple(rng.randrange(3, 40000) for _ in range(200)), i) for i in range(30))
-    asked = SamplingRequest(Item("item", prompts), 0, 1, 1.0, 1.0, 4)
+    asked = SamplingRequest(PromptBatch("item", prompts), 0, 1, 1.0, 1.0, 4)
     stream = rollouts.stream("sample", [asked], identity=lambda found: found[0].prompt.speech_id)
     assert len({group.prompt.speech_id for group, _ in stream}) == 30
 
@@ -96,7 +98,7 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
     list(learner.train([pairs(8)] * 6, steps=6))
     apart = min(gaps(learner, rollouts, probe))
     assert apart > 0.05
-    report = weight_sync.push(learner, rollouts, 1, probe, Sync(bucket_mb=1, deadline_s=60))
+    report = weight_sync.push_weights(learner, rollouts, 1, probe, Sync(bucket_mb=1, deadline_s=60))
     together = max(gaps(learner, rollouts, probe))
     record_property("gap_before_and_after_nats_per_token", (apart, together))
     print(f"log-probability gap: {apart:.4f} nats a token before the sync, {together:.6f} after")
@@ -144,8 +146,8 @@ def changed_a_little(weights: Weights, version: int) -> Weights:
     for bucket in new:
         for array, _ in bucket.values():
             array.reshape(-1)[rng.integers(array.size, size=max(1, array.size // 1000))] ^= 1 << 22  # the exponent
-    delta = weight_codec.between(held, new)
-    changed = Changed(weights.digest, ray.put(delta), weight_codec.size(delta))
+    delta = weight_codec.diff(held, new)
+    changed = DeltaRef(weights.digest, ray.put(delta), weight_codec.size(delta))
     refs = tuple(map(ray.put, new))
     return Weights(version, weight_codec.digest(new), refs, weights.bytes, keep=True, delta=changed)
 
@@ -172,7 +174,7 @@ def test_an_engine_over_several_processes_takes_weights_and_deltas(learner, tiny
     texts = probe.prompt_ids, probe.chosen_ids
     settings = Rollouts(tensor_parallel=2, cpus=1, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)
     cores = sorted(os.sched_getaffinity(0))
-    variables = environment(settings) | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}
+    variables = actor_environment(settings) | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}
     actor = ray.remote(RolloutActor).options(**placement.pool_options(settings, variables))
     pool = ActorPool(
         "rollout", lambda _: actor.remote("wide", str(tiny_model), settings, 0), 1, start_s=300, item_s=120
@@ -211,11 +213,11 @@ def test_whoever_cannot_use_a_delta_takes_all_weights(learner, rollouts) -> None
 
 def test_pushes_with_deltas_send_what_changed_or_everything(learner, rollouts) -> None:
     probe, settings = pairs(1, seed=7)[0], Sync(deadline_s=60, deltas=True)
-    first = weight_sync.push(learner, rollouts, 40, probe, settings)
-    same = weight_sync.push(learner, rollouts, 41, probe, settings)
+    first = weight_sync.push_weights(learner, rollouts, 40, probe, settings)
+    same = weight_sync.push_weights(learner, rollouts, 41, probe, settings)
     assert (same.bytes, same.gap) == (0, pytest.approx(first.gap))
     list(learner.train([pairs(8, seed=5)], steps=1))
-    other = weight_sync.push(learner, rollouts, 42, probe, settings)
+    other = weight_sync.push_weights(learner, rollouts, 42, probe, settings)
     assert other.bytes > 1e6, "in float32 a step changes nearly every weight"
     assert other.gap < 1e-4
 
@@ -226,22 +228,24 @@ def test_a_delta_is_exact_and_none_where_it_does_not_pay() -> None:
     new = {name: (array.copy(), dtype) for name, (array, dtype) in old.items()}
     new["p1"][0][3, 2] += 1
     new["p3"][0][16, 7] -= 1
-    delta = weight_codec.between([old], [{"p0": new["p0"], "p1": new["p1"]}, {"p2": new["p2"], "p3": new["p3"]}])
+    delta = weight_codec.diff([old], [{"p0": new["p0"], "p1": new["p1"]}, {"p2": new["p2"], "p3": new["p3"]}])
     assert delta is not None
     assert delta.keys() == {"p1", "p3"}
     assert weight_codec.size(delta) == 2 * (4 + 2)
     weight_codec.apply(delta, old)
     assert weight_codec.digest([old]) == weight_codec.digest([new])
-    assert weight_codec.between([old], [new]) == {}
-    assert weight_codec.between([], [new]) is None
-    assert weight_codec.between([{"p0": old["p0"]}], [{"p0": (old["p0"][0], "float16")}]) is None
-    assert weight_codec.between([old], [{name: (array + 1, dtype) for name, (array, dtype) in old.items()}]) is None
+    assert weight_codec.diff([old], [new]) == {}
+    assert weight_codec.diff([], [new]) is None
+    assert weight_codec.diff([{"p0": old["p0"]}], [{"p0": (old["p0"][0], "float16")}]) is None
+    assert weight_codec.diff([old], [{name: (array + 1, dtype) for name, (array, dtype) in old.items()}]) is None
 
 
 @pytest.mark.slow
 def test_where_weights_cannot_be_sent_they_go_through_the_object_store(learner, rollouts, caplog) -> None:
     probe, before = pairs(1, seed=7)[0], learner.ranks
-    report = weight_sync.push(learner, rollouts, 9, probe, Sync(deadline_s=120), transport="nccl")  # there is no GPU
+    report = weight_sync.push_weights(
+        learner, rollouts, 9, probe, Sync(deadline_s=120), transport="nccl"
+    )  # there is no GPU
     assert (report.version, report.actors) == (9, 2)
     assert max(gaps(learner, rollouts, probe)) < 1e-4
     assert learner.ranks != before, "a sender that failed may have left its partners waiting"
@@ -257,11 +261,11 @@ class Taking:
 
     def ready(self) -> None: ...
 
-    def load_weights(self, weights, prompt_ids, response_ids) -> Loaded:
+    def load_weights(self, weights, prompt_ids, response_ids) -> WeightUpdateAck:
         if self.how == "slow":
             time.sleep(30)
         # forgetful: it says that it took them, and computes with others
-        return Loaded(weights.version, "" if self.how == "other" else weights.digest, weights.bytes, -1.0, 0.0)
+        return WeightUpdateAck(weights.version, "" if self.how == "other" else weights.digest, weights.bytes, -1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +282,7 @@ def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error,
     try:
         pool.wait_ready()
         with pytest.raises(error, match=f"no rollout actor took version 5: .*{told}"):
-            weight_sync.push(learner, pool, 5, pairs(1, seed=7)[0], Sync(max_gap=0.02, deadline_s=2))
+            weight_sync.push_weights(learner, pool, 5, pairs(1, seed=7)[0], Sync(max_gap=0.02, deadline_s=2))
     finally:
         pool.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from psyco_ray.cli.plan import cost_model
-from psyco_ray.cli.plan.cost_model import Forecast, Profile, Roles, Shape
+from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, ModelShape, Profile
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 
@@ -49,7 +49,7 @@ def forecast(
     roles = cost_model.allocate(job, shape, profile, gpus, tokens) if gpus is not None else cost_model.roles_of(job)
     cores = cores or len(os.sched_getaffinity(0)) if profile.kind == "cpu" else None
     found = cost_model.forecast(job, shape, profile, roles, tokens, cores)
-    what, share = cost_model.dominant(job, shape, profile, roles, tokens, cores)
+    what, share = cost_model.sensitivity(job, shape, profile, roles, tokens, cores)
     lines = [
         f"{shape.name}: {shape.parameters / 1e9:.3g} billion parameters, on {profile.device}"
         + (" (ESTIMATED, not measured)" if profile.estimated else f" (measured, {profile.model})"),
@@ -65,11 +65,11 @@ def forecast(
     return "\n".join([*lines, *([_taught(finished, records)] if finished else [])])
 
 
-def _actors(roles: Roles) -> str:
+def _actors(roles: GpuSplit) -> str:
     return f"{roles.rollouts} rollouts, {roles.scorers} scorers, {roles.learners} learner ranks"
 
 
-def _shared_out(job: Job, shape: Shape, profile: Profile, roles: Roles) -> str:
+def _shared_out(job: Job, shape: ModelShape, profile: Profile, roles: GpuSplit) -> str:
     """The proposal in the job's own keys."""
     memory = cost_model.learner_bytes(job, shape, roles.learners, roles.zero_stage) / 1e9
     return (
@@ -154,7 +154,7 @@ def _mean_seconds(records: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _change(job: Job, roles: Roles, seconds: dict[str, float], busy: dict[str, float], sampling: float) -> str:
+def _change(job: Job, roles: GpuSplit, seconds: dict[str, float], busy: dict[str, float], sampling: float) -> str:
     """What to change, in a sentence or two."""
     total = sum(seconds.values())
     longest = max(seconds, key=lambda name: seconds[name])
@@ -176,7 +176,7 @@ def _change(job: Job, roles: Roles, seconds: dict[str, float], busy: dict[str, f
     )
 
 
-def _balanced(roles: Roles, busy: dict[str, float], sampling: float, train: float) -> Roles:
+def _balanced(roles: GpuSplit, busy: dict[str, float], sampling: float, train: float) -> GpuSplit:
     """The split of the same GPUs with which such iterations are shortest."""
     each = roles.gpus_per_rollout
     splits = [
@@ -187,7 +187,7 @@ def _balanced(roles: Roles, busy: dict[str, float], sampling: float, train: floa
     return min(splits or [roles], key=lambda other: _rebalanced(roles, other, busy, sampling, train))
 
 
-def _rebalanced(roles: Roles, other: Roles, busy: dict[str, float], sampling: float, train: float) -> float:
+def _rebalanced(roles: GpuSplit, other: GpuSplit, busy: dict[str, float], sampling: float, train: float) -> float:
     """Seconds of sampling and training after a change: work is shared out evenly, what was waited for stays."""
     slowest = max(busy["rollout"] / roles.rollouts, busy["scorer"] / roles.scorers)
     after = max(busy["rollout"] / other.rollouts, busy["scorer"] / other.scorers)

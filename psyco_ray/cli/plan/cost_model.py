@@ -51,7 +51,7 @@ class Profile(Section):
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What a model's memory and arithmetic go by."""
 
     name: str
@@ -64,15 +64,15 @@ class Shape:
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("llama-3.1-8b", 8_030_261_248, 32, 4096, 128_256),
-        Shape("llama-3.2-3b", 3_212_749_824, 28, 3072, 128_256),
-        Shape("smollm2-135m", 134_515_008, 30, 576, 49_152),
+        ModelShape("llama-3.1-8b", 8_030_261_248, 32, 4096, 128_256),
+        ModelShape("llama-3.2-3b", 3_212_749_824, 28, 3072, 128_256),
+        ModelShape("smollm2-135m", 134_515_008, 30, 576, 49_152),
     )
 }
 
 
 @dataclass(frozen=True)
-class Roles:
+class GpuSplit:
     """How many actors there are of each role."""
 
     rollouts: int
@@ -117,7 +117,7 @@ def profile_of(device: str) -> Profile:
     return job_file.load_as(Profile, path)
 
 
-def shape_of(model: str) -> Shape:
+def shape_of(model: str) -> ModelShape:
     """The shape of a model by its name, or by the ``config.json`` of its directory.
 
     Raises:
@@ -137,12 +137,12 @@ def shape_of(model: str) -> Shape:
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     text = config.get_text_config()
-    return Shape(model, parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
+    return ModelShape(model, parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 
-def roles_of(job: Job) -> Roles:
+def roles_of(job: Job) -> GpuSplit:
     """The actors that a job's settings name."""
-    return Roles(
+    return GpuSplit(
         job.rollouts.actors,
         job.scorers.actors,
         job.learners.actors,
@@ -152,7 +152,7 @@ def roles_of(job: Job) -> Roles:
 
 
 def forecast(
-    job: Job, shape: Shape, profile: Profile, roles: Roles, response_tokens: float, cores: int | None = None
+    job: Job, shape: ModelShape, profile: Profile, roles: GpuSplit, response_tokens: float, cores: int | None = None
 ) -> Forecast:
     """How long an iteration takes.
 
@@ -204,9 +204,9 @@ class _Work:
     """What the roles have to do in an iteration, in seconds."""
 
     job: Job
-    shape: Shape
+    shape: ModelShape
     profile: Profile
-    roles: Roles
+    roles: GpuSplit
     response_tokens: float
     cores: int | None
 
@@ -281,7 +281,7 @@ def rewards_of(job: Job) -> list[str]:
     return [name for name in named if name is not None] or ["a", "b"]
 
 
-def learner_bytes(job: Job, shape: Shape, ranks: int, zero_stage: int) -> float:
+def learner_bytes(job: Job, shape: ModelShape, ranks: int, zero_stage: int) -> float:
     """Memory of one rank: weights and gradients in bfloat16, float32 weights and both moments, activations, logits."""
     shared = {0: (16, 0), 1: (4, 12), 2: (2, 14), 3: (0, 16)}[zero_stage]  # bytes a parameter: whole, over all ranks
     settings = job.learners
@@ -293,7 +293,7 @@ def learner_bytes(job: Job, shape: Shape, ranks: int, zero_stage: int) -> float:
     return shape.parameters * (shared[0] + shared[1] / ranks) + activations + logits
 
 
-def allocate(job: Job, shape: Shape, profile: Profile, gpus: int, response_tokens: float) -> Roles:
+def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_tokens: float) -> GpuSplit:
     """The split of so many GPUs, all of them, with which an iteration is shortest and every role fits its memory.
 
     The job's ZeRO stage is kept if the learner fits with it on any number of ranks, else the next that does is taken.
@@ -327,17 +327,17 @@ def allocate(job: Job, shape: Shape, profile: Profile, gpus: int, response_token
     )
 
 
-def _splits(gpus: int, each: int, fitting: list[int], stage: int) -> Iterator[Roles]:
+def _splits(gpus: int, each: int, fitting: list[int], stage: int) -> Iterator[GpuSplit]:
     """All ways to share GPUs out that leave none over."""
     for learners in fitting:
         for scorers in range(1, gpus - learners - each + 1):
             rollouts, over = divmod(gpus - learners - scorers, each)
             if not over:
-                yield Roles(rollouts, scorers, learners, each, stage)
+                yield GpuSplit(rollouts, scorers, learners, each, stage)
 
 
-def dominant(
-    job: Job, shape: Shape, profile: Profile, roles: Roles, response_tokens: float, cores: int | None = None
+def sensitivity(
+    job: Job, shape: ModelShape, profile: Profile, roles: GpuSplit, response_tokens: float, cores: int | None = None
 ) -> tuple[str, float]:
     """The assumption that a quarter more of changes the iteration most, and by which share."""
 
