@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ray.cloudpickle
@@ -80,9 +80,7 @@ def prompts_of(model: str, count: int) -> Iterator[Prompt]:
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index)
 
 
-def pool_of(
-    model: str, settings: Rollouts, rooms: Any = None, say: Callable[[str], None] = lambda _: None
-) -> ActorPool:
+def pool_of(model: str, settings: Rollouts, rooms: Any = None) -> ActorPool:
     """A pool of rollout actors, each in a room that it shares with a learner rank where there are rooms."""
     actor, shared = ray.remote(RolloutActor), rooms is not None
 
@@ -90,7 +88,7 @@ def pool_of(
         options = placement.pool_options(settings, actor_environment(settings), rooms, index)
         return actor.options(**options).remote(f"rollout-{index}", model, settings, 0, shared)
 
-    return ActorPool("rollout", made, settings.actors, start_s=LIMIT_S, item_s=LIMIT_S, say=say, resting=shared)
+    return ActorPool("rollout", made, settings.actors, start_s=LIMIT_S, item_s=LIMIT_S, resting=shared)
 
 
 def by_turns(

@@ -55,12 +55,7 @@ class Strict(logging.Handler):
     """Makes an error of a warning, such as that weights went another way than the one that is measured."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        fail(record.getMessage())
-
-
-def fail(why: str) -> None:
-    """End the measure."""
-    raise RuntimeError(why)
+        raise RuntimeError(record.getMessage())
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Pair:
     def __post_init__(self) -> None:
         job = self.job
         rooms = placement.shared_rooms(job) if job.colocated else None
-        self.pool, self.group = pool_of(job.model, job.rollouts, rooms, say=fail), learner_of(job, rooms)
+        self.pool, self.group = pool_of(job.model, job.rollouts, rooms), learner_of(job, rooms)
         self.turns = ColocationManager(job.colocated, self.pool, self.group, LIMIT_S)
         self.group.wait_ready()
         self.turns.sampling()

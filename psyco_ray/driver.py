@@ -6,6 +6,7 @@ returns at once when the ledger says that it is done, so a resumed run walks thr
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from psyco_ray.config.training import Job
@@ -19,6 +20,8 @@ from psyco_ray.training import summary
 from psyco_ray.training.orchestrator import Orchestrator
 from psyco_ray.training.run_state import RunState
 
+_log = logging.getLogger(__name__)
+
 
 def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
     """Train the policy for all iterations of the job, on its own responses ranked by the reward model, or on a file's.
@@ -27,11 +30,11 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         The run's summary, as in ``summary.json``.
 
     Raises:
-        ValueError: the job, its data or its models do not do, or the loss became NaN.
+        InputError: the job, its data or its models do not do, or the loss became NaN.
     """
     standing = RunState(job, ledger)
     if standing.ended():
-        telemetry.say("all iterations are done already")
+        _log.info("all iterations are done already")
         return summary.write(job, ledger)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
     offline = mix(job.mixture, job.data, job.seed).train if job.pairs_from == "file" else None
@@ -43,7 +46,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         sources = train if offline is None else [str(row) for row in range(offline.num_rows)]
         draws = {k: draw(sources, job.speeches_per_iteration, k, job.seed) for k in range(1, job.iterations + 1)}
         crew.wait_ready()
-        telemetry.say(f"{len(sources)} to train on, {len(dev)} speeches held out; all actors are ready")
+        _log.info(f"{len(sources)} to train on, {len(dev)} speeches held out; all actors are ready")
 
         crew.evaluate(0, dev)
         if job.pairs_from == "base":  # the rollouts hold it until the first sync, also where a run goes on
@@ -51,7 +54,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
                 crew.pairs(iteration, [by_id[key] for key in drawn])
         for iteration, drawn in draws.items():
             if standing.ended():
-                telemetry.say(f"{job.guards.patience} iterations were rolled back; the run ends here")
+                _log.info(f"{job.guards.patience} iterations were rolled back; the run ends here")
                 break
             if crew.trained < iteration:
                 crew.sync()

@@ -11,16 +11,23 @@ from support.paths import SUPPORT, TESTS
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a token would be written into the home directory
 os.environ.pop("RAY_ADDRESS", None)
-os.environ["PYTHONPATH"] = str(TESTS)  # actors that tests define are imported by name
+os.environ["PYTHONPATH"] = str(TESTS)  # actors of tests/support are imported by name
 
 import hypothesis
 import pytest
+import ray
 import torch
 
 from psyco_ray.models import loading
 
 hypothesis.settings.register_profile("shared-machine", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("shared-machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Actors that a test file defines are pickled by value: workers cannot import the file."""
+    for module in {item.module for item in items if isinstance(item, pytest.Function)}:
+        ray.cloudpickle.register_pickle_by_value(module)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config import job_file
-from psyco_ray.config.errors import RESUMABLE
+from psyco_ray.config.errors import RESUMABLE, InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.training import Job
@@ -26,18 +26,18 @@ def plan(job: Job, given: argparse.Namespace) -> int:
     from psyco_ray.pool import fit
 
     if given.job is None and given.gpus is None:
-        raise ValueError("plan needs JOB.yaml, or --gpus for the paper's settings on so many GPUs")
+        raise InputError("plan needs JOB.yaml, or --gpus for the paper's settings on so many GPUs")
     asked = {name: getattr(given, name) for name in ("gpus", "model", "device", "finished")}
     if any(value is not None for value in asked.values()):
         if given.cluster:
-            raise ValueError(
+            raise InputError(
                 "plan --cluster is about a job's own actors; leave --gpus, --model, --device and --run out"
             )
         print(advice.forecast(job, **asked))
         return 0
     live = bool(given.address or os.environ.get("RAY_ADDRESS"))
     if given.cluster and not live:
-        raise ValueError("plan --cluster needs a cluster that is up; give --address or set RAY_ADDRESS")
+        raise InputError("plan --cluster needs a cluster that is up; give --address or set RAY_ADDRESS")
     if live:
         connect(given.address)
     nodes = fit.cluster_nodes()
@@ -50,7 +50,7 @@ def plan(job: Job, given: argparse.Namespace) -> int:
     print("every phase fits")
     try:
         print(advice.forecast(job, cores=max(1, int(sum(node.cpus for node in nodes)))))
-    except ValueError as error:  # the job may run all the same
+    except InputError as error:  # the job may run all the same
         print(f"how long it takes is not known: {error}")
     return 0
 
@@ -70,16 +70,16 @@ def train_reward(job: Job, given: argparse.Namespace) -> int:
 def iterate(job: Job, given: argparse.Namespace) -> int:
     """Iterative DPO with a reward model that is there."""
     if job.pairs_from == "file":
-        raise ValueError("pairs_from is file, which is offline DPO; run train-dpo, or take policy or base")
+        raise InputError("pairs_from is file, which is offline DPO; run train-dpo, or take policy or base")
     if job.scorers.reward_model is None:
-        raise ValueError("scorers.reward_model is not set; name a reward model, or train one with train-reward")
+        raise InputError("scorers.reward_model is not set; name a reward model, or train one with train-reward")
     return _in_run(job, given, lambda ledger, telemetry: _iterate(job, ledger, telemetry))
 
 
 def train_dpo(job: Job, given: argparse.Namespace) -> int:
     """Offline DPO: the policy learns from a file of pairs, in iterations that each end with a judged checkpoint."""
     if job.scorers.heldout_model is None and job.scorers.reward_model is None:
-        raise ValueError("scorers.heldout_model is not set; name the reward model that shall judge the checkpoints")
+        raise InputError("scorers.heldout_model is not set; name the reward model that shall judge the checkpoints")
     offline = job.model_copy(update={"pairs_from": "file"})
     return _in_run(offline, given, lambda ledger, telemetry: _iterate(offline, ledger, telemetry))
 
@@ -156,7 +156,7 @@ def submit(job: Job, given: argparse.Namespace) -> int:
     from psyco_ray.run.directory import refuse_keys, require_durable
 
     if not given.address:
-        raise ValueError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
+        raise InputError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
     refuse_keys(job)  # for Ray shows the command line, and keeps the job file
     if given.command != "plan":
         require_durable(job.run_dir)
@@ -217,7 +217,7 @@ def compare(_: None, given: argparse.Namespace) -> int:
     for run in given.runs:
         refuse_key(run)
         if is_remote(run):
-            raise ValueError(
+            raise InputError(
                 f"{run.partition('?')[0]} is remote, and compare reads local directories; copy the run's *.json and "
                 "job.yaml here, in their directories, and name the copy"
             )
@@ -234,9 +234,9 @@ def _by_name(given: list[str], what: str) -> dict[str, str]:
     for text in given:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise ValueError(f"{what} {text!r} is not of the form NAME=FILE, such as free=responses.parquet")
+            raise InputError(f"{what} {text!r} is not of the form NAME=FILE, such as free=responses.parquet")
         if name in found:
-            raise ValueError(f"{what} names {name} twice; give each file its own name")
+            raise InputError(f"{what} names {name} twice; give each file its own name")
         found[name] = path
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
-from psyco_ray.config.errors import RESUMABLE
+from psyco_ray.config.errors import RESUMABLE, InputError
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.report import dataset as reporting
 from psyco_ray.run import storage
@@ -57,13 +57,13 @@ def export_annotation(job: DataJob, given: argparse.Namespace) -> int:
 
     refuse_key(job.run_dir)
     if is_remote(job.run_dir):
-        raise ValueError(f"run_dir {job.run_dir} is remote, which only training runs can have; take a local one")
+        raise InputError(f"run_dir {job.run_dir} is remote, which only training runs can have; take a local one")
     run = storage.local_path(job.run_dir)
     root = run / "pairs"
     rows: list[dict[str, Any]] = []
     for split in pair.SPLITS:
         if not (root / f"{split}.parquet").exists():
-            raise ValueError(f"run_dir {job.run_dir} has no pairs yet; run `psyco-ray data pair` first")
+            raise InputError(f"run_dir {job.run_dir} has no pairs yet; run `psyco-ray data pair` first")
         rows += pq.read_table(root / f"{split}.parquet").to_pylist()
     out = run / "annotation"
     annotation.export(rows, out, given.count, job.seed)

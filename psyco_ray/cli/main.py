@@ -12,10 +12,11 @@ from typing import Any
 from psyco_ray.cli import commands
 from psyco_ray.cli import data as commands_of_data
 from psyco_ray.config import job_file
-from psyco_ray.config.errors import BAD_INPUT
+from psyco_ray.config.errors import INPUT_ERROR, InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.training import Job
+from psyco_ray.run import logs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     for unknown in rest:
         if unknown.startswith("-") or given.kind is None:
             parser.error(f"unknown argument {unknown}")
+    logs.configure()
     try:
         if given.kind is not None:
             given.overrides += rest
@@ -33,13 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
             # a token of this run's own, before Ray is imported: it would write one into the home directory
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         return given.run(job, given)
-    except ValueError as error:  # out of an actor it comes wrapped, with a remote traceback as its text
+    except InputError as error:  # out of an actor it comes wrapped, with a remote traceback as its text
         return _refuse(getattr(error, "cause", error))
 
 
-def _refuse(error: ValueError) -> int:
+def _refuse(error: InputError) -> int:
     print(f"psyco-ray: {error}", file=sys.stderr)
-    return BAD_INPUT
+    return INPUT_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:

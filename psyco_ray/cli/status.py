@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage, throughput
 from psyco_ray.run.remote import is_remote
 from psyco_ray.training.control import _STALE_REMOTE_S, _STALE_S, ROLES, SCALE, STATUS
@@ -21,11 +22,11 @@ def scale(run: str | Path, wishes: Mapping[str, int]) -> None:
         wishes: numbers by role.
 
     Raises:
-        ValueError: no run goes on there.
+        InputError: no run goes on there.
     """
     found = _status(run)
     if found["state"] != "going on" or _silent_s(run, found):
-        raise ValueError(f"no run goes on in {run}; to begin with other numbers set rollouts.actors and so on")
+        raise InputError(f"no run goes on in {run}; to begin with other numbers set rollouts.actors and so on")
     storage.write_bytes(run, SCALE, json.dumps({**found["wanted"], **wishes}).encode())
 
 
@@ -36,7 +37,7 @@ def described(run: str | Path) -> str:
         run: its directory, a path or a URI.
 
     Raises:
-        ValueError: there is no run.
+        InputError: there is no run.
     """
     found = _status(run)
     state = found["state"]
@@ -62,13 +63,13 @@ def wishes(given: list[str]) -> dict[str, int]:
     """Numbers of actors by role, out of ROLE=NUMBER.
 
     Raises:
-        ValueError: one is not of that form.
+        InputError: one is not of that form.
     """
     found: dict[str, int] = {}
     for text in given:
         role, _, count = text.partition("=")
         if role not in ROLES or not count.isdigit() or int(count) < 1:
-            raise ValueError(
+            raise InputError(
                 f"{text!r} is not of the form ROLE=NUMBER with a role of {', '.join(ROLES)}, as rollouts=6"
             )
         found[role] = int(count)
@@ -78,7 +79,7 @@ def wishes(given: list[str]) -> dict[str, int]:
 def _status(run: str | Path) -> dict[str, Any]:
     written = storage.read_file(run, STATUS)
     if written is None:
-        raise ValueError(f"{run} holds no {STATUS}; name the directory of a run that was started")
+        raise InputError(f"{run} holds no {STATUS}; name the directory of a run that was started")
     found: dict[str, Any] = json.loads(written)
     return found
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.config.errors import RESUMABLE
+from psyco_ray.config.errors import RESUMABLE, InputError
 
 EXCLUDES = ("/runs", "/wandb", "/build", "/dist", "*.egg-info", ".*_cache", ".env*", "*.env")
 """What is never uploaded, beside what Ray leaves out (`.gitignore`, `.rayignore`, `.git`, environments)."""
@@ -29,10 +29,10 @@ def command_line(command: str, job: Path, overrides: Sequence[str], directory: P
     """What runs on the cluster, in the uploaded directory, whose package goes before an installed one.
 
     Raises:
-        ValueError: the job file is not in the directory.
+        InputError: the job file is not in the directory.
     """
     if not job.resolve().is_relative_to(directory.resolve()):
-        raise ValueError(f"job file {job} is not in {directory.resolve()}, which is uploaded; move it or submit there")
+        raise InputError(f"job file {job} is not in {directory.resolve()}, which is uploaded; move it or submit there")
     inside = str(job.resolve().relative_to(directory.resolve()))
     flags = ["--resume"] if resume else []
     return shlex.join(["python", "-m", "psyco_ray.cli", *command.split(), inside, *overrides, *flags])
@@ -42,7 +42,7 @@ def check_size(directory: Path) -> None:
     """Make sure that Ray's server takes the working directory, before anything is sent.
 
     Raises:
-        ValueError: it does not; the largest files are named.
+        InputError: it does not; the largest files are named.
     """
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
@@ -50,7 +50,7 @@ def check_size(directory: Path) -> None:
     size = sum(bytes_ for bytes_, _ in files)
     if size >= DASHBOARD_CLIENT_MAX_SIZE:
         largest = ", ".join(f"{path} ({bytes_ / _MIB:.1f} MiB)" for bytes_, path in sorted(files, reverse=True)[:3])
-        raise ValueError(
+        raise InputError(
             f"{directory.resolve()} is {size / _MIB:.0f} MiB and Ray takes up to {DASHBOARD_CLIENT_MAX_SIZE // _MIB}; "
             f"the largest files are {largest}: name what is not needed in .rayignore"
         )
@@ -77,16 +77,16 @@ def environment(names: Sequence[str]) -> dict[str, str]:
     """The named variables with the values that they have here.
 
     Raises:
-        ValueError: one is not set, or looks like a secret: whoever sees the cluster's dashboard would see it.
+        InputError: one is not set, or looks like a secret: whoever sees the cluster's dashboard would see it.
     """
     for name in names:
         if name.upper().endswith(SECRETS):
-            raise ValueError(
+            raise InputError(
                 f"{name} looks like a secret, and a job's variables can be read by whoever reaches the cluster; "
                 "there it comes from a Kubernetes secret, or from the environment that Ray was started in"
             )
         if name not in os.environ:
-            raise ValueError(f"--env {name}: it is not set here; set it or leave it out")
+            raise InputError(f"--env {name}: it is not set here; set it or leave it out")
     return {name: os.environ[name] for name in names}
 
 
@@ -108,12 +108,12 @@ def submit(
         0; with `follow` also 75 where the job was stopped and can be resumed, and 1 where it failed.
 
     Raises:
-        ValueError: the cluster cannot be reached, refuses the token, or does not take the job.
+        InputError: the cluster cannot be reached, refuses the token, or does not take the job.
     """
     from ray.job_submission import JobSubmissionClient
 
     if not address.startswith(("http://", "https://")):
-        raise ValueError(f"address {address} is not one of a dashboard; it begins with http://, as http://head:8265")
+        raise InputError(f"address {address} is not one of a dashboard; it begins with http://, as http://head:8265")
     logging.getLogger("ray").setLevel(logging.ERROR)  # it would name every ignore file
     check_size(directory)
     with _plainly(address):
@@ -160,15 +160,15 @@ def _plainly(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError:
-        raise ValueError(
+        raise InputError(
             f"the cluster at {address} refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
         ) from None
     except OSError:
-        raise ValueError(
+        raise InputError(
             f"no Ray dashboard answers at {address}; see whether the address is right and reachable from here"
         ) from None
     except RuntimeError as error:
-        raise ValueError(f"the cluster at {address} does not take the job: {_first_line(str(error))}") from None
+        raise InputError(f"the cluster at {address} does not take the job: {_first_line(str(error))}") from None
 
 
 def _first_line(text: str | None) -> str:

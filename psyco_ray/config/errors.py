@@ -1,8 +1,17 @@
-"""Exit codes and the error that a user caused."""
+"""Exit codes of the commands, and the error that a user's input raises."""
 
 from __future__ import annotations
 
-RESUMABLE = 75  # exit code: stopped early, nothing lost, the same command goes on (sysexits' EX_TEMPFAIL)
+INPUT_ERROR = 2  # invalid input: one sentence on stderr, no traceback
+RESUMABLE = 75  # stopped early, nothing lost, the same command continues (EX_TEMPFAIL of sysexits)
 
 
-BAD_INPUT = 2
+class InputError(ValueError):
+    """Invalid input: a job, file, model or machine that a user can change.
+
+    The message is one sentence that names the file, key or value and the way out, without any client's words. A command
+    prints it and exits with `INPUT_ERROR`. Any other exception is a bug and shows its traceback.
+
+    Example:
+        >>> raise InputError("iterations is 0; give 1 or more")
+    """

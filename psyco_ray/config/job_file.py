@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from psyco_ray.config.errors import InputError
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -30,12 +32,12 @@ def load_as(kind: type[AnyJob], path: str | Path | None, overrides: list[str] | 
     """Read a job file (None: an empty one) and apply overrides such as ``sampling.responses=4`` (values are YAML).
 
     Raises:
-        ValueError: naming the file, the key, what was given and what would do.
+        InputError: naming the file, the key, what was given and what would do.
     """
     file = Path(path or "defaults")
     settings = (read_yaml(file, "job file") if path else None) or {}
     if not isinstance(settings, dict):
-        raise ValueError(f"job file {file} must hold keys and values, not a {type(settings).__name__}")
+        raise InputError(f"job file {file} must hold keys and values, not a {type(settings).__name__}")
     for override in overrides or []:
         _apply(settings, override)
     return parse(kind, settings, where=str(file))
@@ -45,26 +47,26 @@ def read_yaml(path: Path, what: str) -> Any:
     """What a YAML file holds.
 
     Raises:
-        ValueError: it is missing or no YAML.
+        InputError: it is missing or no YAML.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{what} {path} does not exist") from None
+        raise InputError(f"{what} {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{what} {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{what} {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
 def parse(kind: type[AnyJob], settings: dict[str, Any], where: str) -> AnyJob:
     """Check settings and fill in the defaults.
 
     Raises:
-        ValueError: for the first wrong key or value, with the nearest right key.
+        InputError: for the first wrong key or value, with the nearest right key.
     """
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise ValueError(f"{where}: {_explain(kind, error)}") from None
+        raise InputError(f"{where}: {_explain(kind, error)}") from None
 
 
 def dump(job: Section) -> str:
@@ -84,12 +86,12 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     """Set one ``a.b=value`` override in nested settings."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"override {override!r} is not of the form key=value, such as sampling.responses=4")
+        raise InputError(f"override {override!r} is not of the form key=value, such as sampling.responses=4")
     *parents, last = key.split(".")
     for parent in parents:
         settings = settings.setdefault(parent, {})
         if not isinstance(settings, dict):
-            raise ValueError(f"override {override!r}: {parent} is a value, not a section")
+            raise InputError(f"override {override!r}: {parent} is a value, not a section")
     try:
         settings[last] = yaml.safe_load(text)
     except yaml.YAMLError:

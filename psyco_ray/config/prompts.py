@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from psyco_ray.config import job_file
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Prompts
 
 PACKAGED = Path(__file__).with_name("prompts.yaml")
@@ -22,19 +23,19 @@ def load_prompt(prompts: Prompts) -> dict[str, str]:
     """The texts of the named prompt: `user` and perhaps `system`.
 
     Raises:
-        ValueError: the file or the entry is missing, or the entry has no place for the speech.
+        InputError: the file or the entry is missing, or the entry has no place for the speech.
     """
     path = PACKAGED if prompts.file == "default" else Path(prompts.file)
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"prompts file {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"prompts file {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(entries, dict) or prompts.respond not in entries:
         known = ", ".join(entries) if isinstance(entries, dict) else "nothing"
-        raise ValueError(f"prompts file {path} has no entry {prompts.respond}; it has {known}")
+        raise InputError(f"prompts file {path} has no entry {prompts.respond}; it has {known}")
     entry = entries[prompts.respond]
     if not isinstance(entry, dict) or "{client_speech}" not in str(entry.get("user")):
-        raise ValueError(f"prompts file {path}: the user text of {prompts.respond} does not contain {{client_speech}}")
+        raise InputError(f"prompts file {path}: the user text of {prompts.respond} does not contain {{client_speech}}")
     return entry
 
 
@@ -48,7 +49,7 @@ def load_texts(name: str, packaged: str) -> Any:
     """A YAML file of the user's, or the packaged one where it is called `default`.
 
     Raises:
-        ValueError: the file is missing or no YAML.
+        InputError: the file is missing or no YAML.
     """
     places = {"prompts": "config/prompts.yaml", "pool": "data/pool.yaml", "topics": "data/topics.yaml"}
     path = Path(__file__).parent.parent / places[packaged] if name == "default" else Path(name)

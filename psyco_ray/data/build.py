@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -12,6 +13,7 @@ from typing import Any
 
 from psyco_ray.config import job_file
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, load_texts
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
@@ -30,6 +32,8 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PRINCIPLES, TOPICS
 
+_log = logging.getLogger(__name__)
+
 
 def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Raw files to clean speeches with a split."""
@@ -40,7 +44,7 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     dataset.connect()
     facts = collecting.collect(dataset.job, dataset.root / "collect")
     dropped = ", ".join(f"{count} {reason}" for reason, count in facts["dropped"].items()) or "nothing"
-    progress.say(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
+    _log.info(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
     return dataset.finish("collect", began, **facts)
 
 
@@ -56,7 +60,7 @@ def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
         for part in dataset.speeches():
             rows = shards.read(dataset.root / "collect" / "speeches", part)
             shards.write(dataset.root / "topics", part, topics.from_source(rows), TOPICS)
-        progress.say("topics: topics.endpoint names no model; the sources' own labels are kept where they are known")
+        _log.info("topics: topics.endpoint names no model; the sources' own labels are kept where they are known")
         return dataset.finish("topics", began)
     stage = topics.TopicStage(settings.endpoint, settings.attempts, settings.max_tokens, prompt, dataset.root)
     return _ask(dataset, "topics", began, stage, progress)
@@ -94,7 +98,7 @@ def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
             facts = _call(dataset, f"respond: {member.name}", stage, progress)
             spent[member.name] = asdict(facts) | {"cost": cost(facts, member.api)}
     count = sum(respond.merge(pool, share, part) for part in dataset.speeches())
-    progress.say(f"respond: {count} responses by {len(pool)} models")
+    _log.info(f"respond: {count} responses by {len(pool)} models")
     return dataset.finish("respond", began, responses=count, calls=spent)
 
 
@@ -105,7 +109,7 @@ def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     principles = dataset.prompts().get("principles") or {}
     for name in PRINCIPLES:
         if not {"title", "text"} <= set(principles.get(name) or {}):
-            raise ValueError(f"prompts file {job.prompts}: principles has no {name} with title and text")
+            raise InputError(f"prompts file {job.prompts}: principles has no {name} with title and text")
     dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
     if (done := dataset.record("rate")) is not None:
         return done
@@ -125,10 +129,10 @@ def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Preference pairs; made anew every time, for it takes seconds."""
     if dataset.record("rate") is None:
-        raise ValueError(f"run_dir {dataset.root}: pair builds on rate; run `psyco-ray data rate` first")
+        raise InputError(f"run_dir {dataset.root}: pair builds on rate; run `psyco-ray data rate` first")
     began = time.time()
     facts = pairing.pair(dataset.root, dataset.job.pair)
-    progress.say("pair: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in facts.items()))
+    _log.info("pair: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in facts.items()))
     return dataset.finish("pair", began, **facts)
 
 
@@ -144,7 +148,7 @@ STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
 def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: Progress) -> dict[str, Any]:
     """Run a stage of calls and record it."""
     facts = _call(dataset, name, stage, progress)
-    progress.say(
+    _log.info(
         f"{name}: {facts.units} questions, {facts.paid} calls sent, {facts.reused} answers out of the journal, "
         f"{facts.set_aside} set aside, {facts.prompt_tokens} + {facts.completion_tokens} tokens"
         + (f", ${spent:.2f}" if (spent := cost(facts, stage.endpoint)) is not None else "")
@@ -159,11 +163,11 @@ def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> 
     missing = [part for part in todo if part not in done]
     if missing:
         if dataset.job.max_cost is not None and None in (stage.endpoint.price_in, stage.endpoint.price_out):
-            raise ValueError(
+            raise InputError(
                 f"{what}: max_cost needs price_in and price_out of its endpoint, dollars per million tokens"
             )
         expected = estimate(stage, missing)
-        progress.say(f"{what}: {_in_words(expected, stage.endpoint)}")
+        _log.info(f"{what}: {_in_words(expected, stage.endpoint)}")
         if stage.endpoint.via == "batch":
             _call_in_batches(dataset, what, stage, missing, expected, progress)
         dataset.connect()
@@ -188,7 +192,7 @@ def _call_in_batches(
     most, limit = cost(expected, stage.endpoint), dataset.job.max_cost
     if limit is not None and most is not None and most > limit - dataset.spent:
         before = f" and ${dataset.spent:.2f} of it are spent" if dataset.spent else ""
-        raise ValueError(
+        raise InputError(
             f"{what}: a batch may cost up to ${most:.2f}, max_cost is ${limit:.2f}{before}; raise it, or set via to "
             "calls, which can stop in between"
         )
@@ -197,7 +201,7 @@ def _call_in_batches(
     found = asyncio.run(run_batch(stage.endpoint, asked, journal, stage.out / "batches" / "state.json"))
     journal.close()
     dataset.spent += cost(found, stage.endpoint) or 0.0
-    progress.say(
+    _log.info(
         f"{what}: {found.sent} calls sent in batches, {found.answered} answered, {found.refused} refused, "
         f"{found.failed} to be asked again {' '.join(found.notes)}"
     )
@@ -259,14 +263,14 @@ def _entry(dataset: Dataset, name: str, *places: str) -> dict[str, str]:
     """A prompt of the prompts file.
 
     Raises:
-        ValueError: it is missing, or one of its places is.
+        InputError: it is missing, or one of its places is.
     """
     entry = dataset.prompts().get(name)
     if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
-        raise ValueError(f"prompts file {dataset.job.prompts} has no entry {name} with a user text")
+        raise InputError(f"prompts file {dataset.job.prompts} has no entry {name} with a user text")
     for place in places:
         if place not in entry["user"]:
-            raise ValueError(f"prompts file {dataset.job.prompts}: the user text of {name} does not contain {place}")
+            raise InputError(f"prompts file {dataset.job.prompts}: the user text of {name} does not contain {place}")
     return entry
 
 

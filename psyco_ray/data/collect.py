@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from psyco_ray.config.data import Collect, DataJob
+from psyco_ray.config.errors import InputError
 from psyco_ray.data import crisis, duplicates, sources
 from psyco_ray.data.clean import clean
 from psyco_ray.data.pii import analyzer, scrub
@@ -69,7 +70,7 @@ def collect(job: DataJob, out: Path) -> dict[str, Any]:
         of the `sources` their own rows, kept and reasons.
 
     Raises:
-        ValueError: a source cannot be read, the `presidio` extra is missing, or no speech is left.
+        InputError: a source cannot be read, the `presidio` extra is missing, or no speech is left.
     """
     for source in job.sources:
         sources.check(source)
@@ -85,7 +86,7 @@ def collect(job: DataJob, out: Path) -> dict[str, Any]:
         kept = np.flatnonzero(stands_for == np.arange(len(stands_for)))
         facts = _write_dropped(cleaned, order, stands_for, job, work / "dropped.parquet")
         if not len(kept):
-            raise ValueError(
+            raise InputError(
                 f"no speech is left of {facts['rows']} rows ({facts['dropped']}); look at collect.min_chars "
                 f"{job.collect.min_chars}, collect.max_chars {job.collect.max_chars} and the sources' text columns"
             )
@@ -116,7 +117,7 @@ def _clean_all(job: DataJob, path: Path) -> pa.Table:
     with pa.ipc.new_file(path, _CLEANED) as writer:
         for batch in cleaned.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in batch.filter(pc.equal(batch["row"], _BROKEN)).to_pylist():
-                raise ValueError(row["detail"])
+                raise InputError(row["detail"])
             writer.write_table(batch.select(_CLEANED.names).cast(_CLEANED))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 

@@ -10,6 +10,7 @@ from typing import Any
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.endpoint import TRANSPORT_FIELDS
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_texts
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory, versions
@@ -33,7 +34,7 @@ class Dataset(RunDirectory):
             address: of the Ray cluster that makes it; None: that of the environment, or one of its own.
 
         Raises:
-            ValueError: it cannot be written or is in use.
+            InputError: it cannot be written or is in use.
         """
         super().__init__(job.run_dir)
         self.job, self._address = job, address
@@ -64,11 +65,11 @@ class Dataset(RunDirectory):
             more: other things that do, such as the text of a prompt.
 
         Raises:
-            ValueError: an earlier stage is not done, or this one was begun with other settings.
+            InputError: an earlier stage is not done, or this one was begun with other settings.
         """
         for earlier in _BUILDS_ON[stage]:
             if self.record(earlier) is None:
-                raise ValueError(
+                raise InputError(
                     f"run_dir {self.root}: {stage} builds on {earlier}; run `psyco-ray data {earlier}` first"
                 )
         job = self.job.model_dump(mode="json")
@@ -84,7 +85,7 @@ class Dataset(RunDirectory):
         for key in sorted({*_flat(wanted), *_flat(written)}):
             then, now = _flat(written).get(key), _flat(wanted).get(key)
             if then != now:
-                raise ValueError(
+                raise InputError(
                     f"run_dir {self.root} holds {stage} made with {key} {then!r}, now it is {now!r}; take the old "
                     f"value, another run_dir, or remove {path.parent} and {self.root / stage}.json to make it anew"
                 )
@@ -97,7 +98,7 @@ class Dataset(RunDirectory):
         """The texts of all prompts.
 
         Raises:
-            ValueError: the file is missing or no YAML of named texts.
+            InputError: the file is missing or no YAML of named texts.
         """
         return load_texts(self.job.prompts, "prompts")
 

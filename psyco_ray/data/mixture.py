@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Data, Job, Part, Prompts
 from psyco_ray.data import preferences, speeches, splits
@@ -51,7 +52,7 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
         dev_pairs: at most so many held-out pairs.
 
     Raises:
-        ValueError: a wrong file, a part with fewer pairs than wanted, or nothing to train on.
+        InputError: a wrong file, a part with fewer pairs than wanted, or nothing to train on.
     """
     drawn: list[pa.Table] = []
     held_out: list[pa.Table] = []
@@ -66,7 +67,7 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
         of = train.num_rows
         wanted = part.count or round(part.fraction * of)
         if wanted > of:
-            raise ValueError(f"pairs file {part.pairs} has {of} pairs to train on, not {wanted}; lower its count")
+            raise InputError(f"pairs file {part.pairs} has {of} pairs to train on, not {wanted}; lower its count")
         if wanted < of:
             picks = np.random.default_rng([seed, number]).choice(of, wanted, replace=False)
             train = train.take(pa.array(np.sort(picks)))
@@ -86,7 +87,7 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
     whole = pa.concat_tables(drawn)
     if not whole.num_rows:
         files = ", ".join(part["pairs"] for part in told)
-        raise ValueError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
+        raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
     return Mixture(whole, _by_text(pa.concat_tables(held_out)).slice(0, dev_pairs), told)
 
 
@@ -119,13 +120,13 @@ class Encoder:
         """The pairs of each batch, in the plan's order.
 
         Raises:
-            ValueError: nothing of a batch fits.
+            InputError: nothing of a batch fits.
         """
         stream = self._stream(table, [row for batch in plan for row in batch])
         for batch in plan:
             found = [example for example in (next(stream) for _ in batch) if example is not None]
             if not found:
-                raise ValueError("every pair of a batch is longer than its bound; raise reward.max_tokens")
+                raise InputError("every pair of a batch is longer than its bound; raise reward.max_tokens")
             yield found
         assert next(stream, None) is None, "the stream has no more than the plan"
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psyco_ray.config.data import Pairs
+from psyco_ray.config.errors import InputError
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
 
@@ -31,9 +32,9 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
     """
     for name in settings.weights:
         if name not in PRINCIPLES:
-            raise ValueError(f"pair.weights names {name}; the principles are {', '.join(PRINCIPLES)}")
+            raise InputError(f"pair.weights names {name}; the principles are {', '.join(PRINCIPLES)}")
     if not any(settings.weights.get(name, 1) for name in PRINCIPLES):
-        raise ValueError("pair.weights makes every principle count 0; leave some above it")
+        raise InputError("pair.weights makes every principle count 0; leave some above it")
     counts = {f"{split}_pairs": 0 for split in SPLITS} | {"responses": 0, "not_fully_rated": 0}
     unfinished = {split: root / "pairs" / f".{split}.parquet" for split in SPLITS}
     (root / "pairs").mkdir(exist_ok=True)

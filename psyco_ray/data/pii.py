@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.errors import InputError
+
 CRISIS_LINES = {
     "911": "United States, Canada",
     "988": "United States, Canada",
@@ -108,7 +110,7 @@ def scrub(text: str, presidio: bool = False) -> str:
         presidio: also persons and places ([NAME], [PLACE]) as Presidio finds them.
 
     Raises:
-        ValueError: `presidio` without the extra of that name.
+        InputError: `presidio` without the extra of that name.
     """
     text = _EMAIL.sub("[EMAIL]", text)
     text = _LINK.sub("[LINK]", text)
@@ -124,16 +126,16 @@ def analyzer(model: str = _SPACY_MODEL) -> Any:
     """Presidio's analyzer over a spaCy model, which must be installed.
 
     Raises:
-        ValueError: the `presidio` extra or the model is missing.
+        InputError: the `presidio` extra or the model is missing.
     """
     try:
         import spacy
         from presidio_analyzer import AnalyzerEngine
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError:
-        raise ValueError("scrub.presidio needs an extra: pip install 'psyco-ray[presidio]'") from None
+        raise InputError("scrub.presidio needs an extra: pip install 'psyco-ray[presidio]'") from None
     if not (spacy.util.is_package(model) or Path(model).is_dir()):
-        raise ValueError(f"scrub.presidio needs a model of spaCy's: python -m spacy download {model}")
+        raise InputError(f"scrub.presidio needs a model of spaCy's: python -m spacy download {model}")
     models = [{"lang_code": "en", "model_name": model}]
     provider = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": models})
     return AnalyzerEngine(nlp_engine=provider.create_engine(), supported_languages=["en"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import Messages, prompt_messages
 from psyco_ray.data.splits import is_dev
 from psyco_ray.data.tables import SPLITS, read_table
@@ -54,13 +55,13 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
         by_hash: split by that hash even where it has one.
 
     Raises:
-        ValueError: a wrong file, missing columns, an unknown split, or no usable pair.
+        InputError: a wrong file, missing columns, an unknown split, or no usable pair.
     """
     table = read_table(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
     shape = next((s for s, columns in SHAPES.items() if set(columns) <= set(table.column_names)), None)
     if shape is None:
         wanted = "; or ".join(", ".join(columns) for columns in SHAPES.values())
-        raise ValueError(f"pairs file {name} has the columns {', '.join(table.column_names)}; wanted are {wanted}")
+        raise InputError(f"pairs file {name} has the columns {', '.join(table.column_names)}; wanted are {wanted}")
     kept: list[pa.Table] = []
     left_out: Counter[str] = Counter()
     number = 0
@@ -90,7 +91,7 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
     found = pa.concat_tables(kept)
     if not found.num_rows:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
-        raise ValueError(f"pairs file {name} has no usable pair ({reasons})")
+        raise InputError(f"pairs file {name} has no usable pair ({reasons})")
     return Comparisons(found, dict(left_out))
 
 
@@ -202,7 +203,7 @@ def _split(name: str, number: int, given: Any, asked: str, dev_share: float) -> 
     if given is None:
         return "dev" if is_dev(asked, dev_share) else "train"
     if given not in SPLITS:
-        raise ValueError(f"pairs file {name}: row {number} is of the split {given!r}; known are {', '.join(SPLITS)}")
+        raise InputError(f"pairs file {name}: row {number} is of the split {given!r}; known are {', '.join(SPLITS)}")
     return SPLITS[given]
 
 
@@ -212,11 +213,11 @@ def _from_hub(path: str) -> str:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     if path.count("/") < 2:
-        raise ValueError(f"pairs {HUB}{path} is not of the form {HUB}owner/name/path/to/file")
+        raise InputError(f"pairs {HUB}{path} is not of the form {HUB}owner/name/path/to/file")
     owner, dataset, file = path.split("/", 2)
     try:
         return str(Path(hf_hub_download(f"{owner}/{dataset}", file, repo_type="dataset")))
     except (LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{HUB}{path} is not in the hub's cache and the hub cannot be reached: {error}") from None
+        raise InputError(f"{HUB}{path} is not in the hub's cache and the hub cannot be reached: {error}") from None
     except (EntryNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(f"the hub does not give {path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"the hub does not give {path}: {str(error).splitlines()[0]}") from None

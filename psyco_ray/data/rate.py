@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import filled_messages
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
@@ -92,18 +93,18 @@ def read_ratings(text: str, count: int) -> list[Rating]:
     """The ratings out of an answer, in the order shown.
 
     Raises:
-        ValueError: saying which key is missing or wrong.
+        InputError: saying which key is missing or wrong.
     """
     answer = parse_json(text)
     if not isinstance(answer, dict):
-        raise ValueError("the answer is not a JSON object")
+        raise InputError("the answer is not a JSON object")
     found = []
     for i in range(1, count + 1):
         given = answer.get(f"response_{i}_rating")
         if isinstance(given, str) and given.strip().isdigit():
             given = int(given)
         if isinstance(given, bool) or given not in (1, 2, 3, 4, 5):
-            raise ValueError(f"response_{i}_rating is {given!r}, not an integer from 1 to 5")
+            raise InputError(f"response_{i}_rating is {given!r}, not an integer from 1 to 5")
         found.append((int(given), str(answer.get(f"rationale_{i}", ""))))
     return found
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from psyco_ray.config import job_file
 from psyco_ray.config.data import Respond
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
@@ -40,7 +41,7 @@ class ResponderModel(Section):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.model is None) == (self.api is None):
-            raise ValueError(f"{self.name} needs either model or api")
+            raise InputError(f"{self.name} needs either model or api")
         return self
 
 
@@ -48,11 +49,11 @@ def members(entries: Any, where: str, settings: Respond) -> list[ResponderModel]
     """The members of a pool file.
 
     Raises:
-        ValueError: a wrong entry, a name that comes twice, fewer members than are drawn, or members whose code was not
+        InputError: a wrong entry, a name that comes twice, fewer members than are drawn, or members whose code was not
             allowed to run.
     """
     if not isinstance(entries, list):
-        raise ValueError(f"pool file {where} must hold a list of members")
+        raise InputError(f"pool file {where} must hold a list of members")
     found = [
         job_file.parse(ResponderModel, entry, f"pool file {where}: member {number}")
         for number, entry in enumerate(entries, start=1)
@@ -60,14 +61,14 @@ def members(entries: Any, where: str, settings: Respond) -> list[ResponderModel]
     names = [member.name for member in found]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"pool file {where}: two members are named {name}")
+            raise InputError(f"pool file {where}: two members are named {name}")
         if name != directory_of(name):
-            raise ValueError(f"pool file {where}: the name {name!r} may have letters, digits, dots, - and _ alone")
+            raise InputError(f"pool file {where}: the name {name!r} may have letters, digits, dots, - and _ alone")
     if len(found) < settings.per_speech:
-        raise ValueError(f"pool file {where} has {len(found)} members; respond.per_speech draws {settings.per_speech}")
+        raise InputError(f"pool file {where} has {len(found)} members; respond.per_speech draws {settings.per_speech}")
     coded = [member.name for member in found if member.trust_remote_code]
     if coded and not settings.trust_remote_code:
-        raise ValueError(
+        raise InputError(
             f"pool file {where}: {', '.join(coded)} would run code out of their repositories; set "
             "respond.trust_remote_code=true if you trust it, or leave them out of a pool file of your own"
         )
@@ -218,7 +219,7 @@ def merge(pool: list[ResponderModel], share: Assignment, part: str) -> int:
 
 def _not_empty(text: str) -> str:
     if not text.strip():
-        raise ValueError("the answer is empty")
+        raise InputError("the answer is empty")
     return text.strip()
 
 

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import Source
+from psyco_ray.config.errors import InputError
 
 Row = dict[str, Any] | str
 """Cells by column, or the sentence that says why the row cannot be read."""
@@ -57,7 +58,7 @@ def read(source: Source) -> Iterator[RawRow]:
     """All rows of a source, in the order of its files' names; CSV, JSONL and Parquet in bounded memory.
 
     Raises:
-        ValueError: a file is missing, empty, unreadable or of another kind, or has none of the columns.
+        InputError: a file is missing, empty, unreadable or of another kind, or has none of the columns.
     """
     adapter = _adapter_of(source)
     rows = itertools.chain.from_iterable(_rows(path, source, adapter) for path in find(source))
@@ -73,7 +74,7 @@ def check(source: Source) -> None:
     """Look at the beginning of every file of a source.
 
     Raises:
-        ValueError: as `read` does, for what can be seen there.
+        InputError: as `read` does, for what can be seen there.
     """
     adapter = _adapter_of(source)
     for path in find(source):
@@ -84,7 +85,7 @@ def find(source: Source) -> list[Path]:
     """The files of a source, sorted by name; those of a hub dataset are downloaded into the hub's cache.
 
     Raises:
-        ValueError: there are none, or the hub does not give them.
+        InputError: there are none, or the hub does not give them.
     """
     if source.hub is not None:
         return _download(source.hub)
@@ -92,10 +93,10 @@ def find(source: Source) -> list[Path]:
     paths = [Path(source.path)] if Path(source.path).is_file() else [Path(p) for p in sorted(glob.glob(source.path))]
     paths = [path for path in paths if path.is_file()]
     if not paths:
-        raise ValueError(f"source {source.name}: there is no file {source.path}; path is a file or a glob of files")
+        raise InputError(f"source {source.name}: there is no file {source.path}; path is a file or a glob of files")
     for path in paths:
         if path.suffix.lower() not in _READERS:
-            raise ValueError(f"source {source.name}: {path} has none of the endings {', '.join(_READERS)}")
+            raise InputError(f"source {source.name}: {path} has none of the endings {', '.join(_READERS)}")
     return paths
 
 
@@ -111,11 +112,11 @@ def _adapter_of(source: Source) -> Adapter:
     """The adapter, with the columns that the job names in place of its own.
 
     Raises:
-        ValueError: no adapter has that name.
+        InputError: no adapter has that name.
     """
     if source.adapter not in adapters():
         known = ", ".join(sorted(adapters()))
-        raise ValueError(f"source {source.name}: there is no adapter {source.adapter}; there are {known}")
+        raise InputError(f"source {source.name}: there is no adapter {source.adapter}; there are {known}")
     columns = {"text": source.text, "topic": source.topic}
     named = {key: [column] for key, column in columns.items() if column is not None}
     return adapters()[source.adapter].model_copy(update=named)
@@ -125,23 +126,23 @@ def _rows(path: Path, source: Source, adapter: Adapter) -> Iterator[Row]:
     """The rows of a file, at least one.
 
     Raises:
-        ValueError: the file is empty, unreadable or has none of the columns.
+        InputError: the file is empty, unreadable or has none of the columns.
     """
     try:
         columns, rows = _READERS[path.suffix.lower()](path, [*adapter.text, *adapter.topic])
         first = next(rows, None)
         if first is None:
-            raise ValueError(f"source {source.name}: {path} has no rows; leave it out")
+            raise InputError(f"source {source.name}: {path} has no rows; leave it out")
         for key, wanted, needed in (("text", adapter.text, True), ("topic", adapter.topic, source.topic is not None)):
             if needed and columns and not set(wanted) & set(columns):
-                raise ValueError(
+                raise InputError(
                     f"source {source.name}: {path} has no column {' or '.join(wanted)}; it has "
                     f"{', '.join(filter(None, columns))}; name the right one in the source's {key}"
                 )
         yield first
         yield from rows
     except (OSError, pa.ArrowException, csv.Error) as error:
-        raise ValueError(f"source {source.name}: {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"source {source.name}: {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
@@ -185,7 +186,7 @@ def _array(path: Path) -> Iterator[Row]:
     try:
         values = json.loads("".join(_lines(path)), strict=False)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON array: {error}") from None
+        raise InputError(f"{path} is no JSON array: {error}") from None
     for value in values:
         yield value if isinstance(value, dict) else f"a {type(value).__name__} in place of an object"
 
@@ -232,13 +233,13 @@ def _download(hub: str) -> list[Path]:
     try:
         directory = Path(snapshot_download(hub, repo_type="dataset", allow_patterns=wanted))
     except RepositoryNotFoundError:
-        raise ValueError(f"the hub has no dataset {hub} (a private one needs HF_TOKEN in the environment)") from None
+        raise InputError(f"the hub has no dataset {hub} (a private one needs HF_TOKEN in the environment)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(f"dataset {hub} is not in the hub's cache and the hub cannot be reached: {error}") from None
+        raise InputError(f"dataset {hub} is not in the hub's cache and the hub cannot be reached: {error}") from None
     for pattern in wanted:
         if paths := sorted(directory.rglob(pattern)):
             return paths
-    raise ValueError(f"the hub's dataset {hub} has no file of the endings {', '.join(_HUB_ENDINGS)}")
+    raise InputError(f"the hub's dataset {hub} has no file of the endings {', '.join(_HUB_ENDINGS)}")
 
 
 def _text(cells: dict[str, Any], adapter: Adapter) -> tuple[str | None, str | None]:

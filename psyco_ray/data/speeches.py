@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Data, Job, Prompts
 from psyco_ray.data.splits import speech_id, split_of
@@ -27,7 +28,7 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
         tokenizer_of: the model whose chat template renders the prompts.
 
     Raises:
-        ValueError: a wrong file or column, an empty speech, one that leaves no room in the context, or nothing left.
+        InputError: a wrong file or column, an empty speech, one that leaves no room in the context, or nothing left.
 
     A `split` column decides where there is one; speeches of the test split are left out.
     """
@@ -42,20 +43,20 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
     for number, row in enumerate(given, start=1):
         text = None if row[column] is None else str(row[column])
         if text is None or not text.strip():
-            raise ValueError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
+            raise InputError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
         text = text.strip()
         if data.min_chars <= len(text) <= data.max_chars:
             try:
                 split = split_of(row, text, data.dev_share)
             except ValueError as error:
-                raise ValueError(f"{data.speeches}: row {number}: {error}") from None
+                raise InputError(f"{data.speeches}: row {number}: {error}") from None
             topic, key = None if row.get("topic") is None else str(row["topic"]), speech_id(text)
             kept.setdefault(key, {"speech_id": key, "speech": text, "split": split, "topic": topic})
             numbers.setdefault(key, number)
     rows = [kept[key] for key in sorted(kept) if kept[key]["split"] != "test"]
     for split in ("train", "dev"):
         if not any(row["split"] == split for row in rows):
-            raise ValueError(
+            raise InputError(
                 f"{data.speeches}: no {split} speech is left of {len(given)} rows; look at data.min_chars "
                 f"{data.min_chars}, data.max_chars {data.max_chars} and data.dev_share {data.dev_share}"
             )
@@ -69,7 +70,7 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
     for row in rendered:
         row["prompt_ids"] = [int(token) for token in row["prompt_ids"]]
         if len(row["prompt_ids"]) > room:
-            raise ValueError(
+            raise InputError(
                 f"{data.speeches}: row {numbers[row['speech_id']]} takes {len(row['prompt_ids'])} tokens with its "
                 f"prompt, {room} fit; raise rollouts.max_model_len or lower sampling.max_tokens"
             )
@@ -82,10 +83,10 @@ def draw(ids: Sequence[str], count: int, iteration: int, seed: int) -> list[str]
     Nothing comes twice in an iteration, nor again before everything has come once.
 
     Raises:
-        ValueError: an iteration wants more speeches than there are.
+        InputError: an iteration wants more speeches than there are.
     """
     if count > len(ids):
-        raise ValueError(
+        raise InputError(
             f"speeches_per_iteration is {count}, but only {len(ids)} speeches are there to train on; lower it"
         )
     left: list[str] = []
@@ -108,7 +109,7 @@ def _speech_column(table: pa.Table, data: Data) -> str:
     wanted = [data.speech_column] if data.speech_column else ["question", "speech", "text"]
     found = next((name for name in wanted if name in table.column_names), None)
     if found is None:
-        raise ValueError(
+        raise InputError(
             f"speeches file {data.speeches} has no column {' or '.join(wanted)}; it has "
             f"{', '.join(table.column_names)}; name the right one in data.speech_column"
         )

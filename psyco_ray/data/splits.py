@@ -6,6 +6,8 @@ import functools
 import hashlib
 from typing import Any
 
+from psyco_ray.config.errors import InputError
+
 
 @functools.lru_cache(maxsize=1)  # id, split and screen ask for the same text one after another
 def fold(text: str) -> str:
@@ -37,11 +39,11 @@ def split_of(row: dict[str, Any], text: str, dev_share: float) -> str:
     """The split that a row names (train, dev or test), or that its speech's hash gives.
 
     Raises:
-        ValueError: the row names another one.
+        InputError: the row names another one.
     """
     given = row.get("split")
     if given not in (None, "train", "dev", "test"):
-        raise ValueError(f"the split is {given!r}; train, dev and test are known")
+        raise InputError(f"the split is {given!r}; train, dev and test are known")
     return given or ("dev" if is_dev(text, dev_share) else "train")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_texts, prompt_messages
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
@@ -74,7 +75,7 @@ def _label(text: str, known: dict[str, str]) -> str:
     answer = parse_json(text)
     given = str(answer.get("topic", "")).strip().casefold() if isinstance(answer, dict) else ""
     if given not in known:
-        raise ValueError(f"{given[:60]!r} is not one of the topics" if given else 'the answer has no "topic"')
+        raise InputError(f"{given[:60]!r} is not one of the topics" if given else 'the answer has no "topic"')
     return known[given]
 
 

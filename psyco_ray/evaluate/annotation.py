@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate import agreement as measures
 from psyco_ray.evaluate.expert_csv import escape_formula, ordering_hash, rows
 from psyco_ray.evaluate.stats import wilson
@@ -35,16 +36,16 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
         seed: of all that is random.
 
     Raises:
-        ValueError: there are too few pairs, two of one id, or the directory already holds an export.
+        InputError: there are too few pairs, two of one id, or the directory already holds an export.
     """
     if count < 1:
-        raise ValueError(f"the experts need pairs, but the count is {count}; ask for 1 or more")
+        raise InputError(f"the experts need pairs, but the count is {count}; ask for 1 or more")
     if len(pairs) < count:
-        raise ValueError(f"the experts shall judge {count} pairs, but there are only {len(pairs)}; ask for fewer")
+        raise InputError(f"the experts shall judge {count} pairs, but there are only {len(pairs)}; ask for fewer")
     if len({pair["prefID"] for pair in pairs}) < len(pairs):
-        raise ValueError("two of the pairs have the same prefID; give each pair its own")
+        raise InputError("two of the pairs have the same prefID; give each pair its own")
     if (out / "key.json").exists():
-        raise ValueError(f"{out} already holds an export, perhaps filled in; choose another directory")
+        raise InputError(f"{out} already holds an export, perhaps filled in; choose another directory")
     drawn = sorted(pairs, key=lambda pair: ordering_hash(seed, "draw", pair["prefID"]))[:count]
     items = {f"p{ordering_hash(seed, 'item', pair['prefID'])[:8]}": pair for pair in drawn}
     assert len(items) == count, "two pairs got the same item"
@@ -77,15 +78,15 @@ def agreement(directory: Path) -> dict[str, Any]:
         and `alpha` (nominal) with bootstrap intervals, and the `paper`'s share; None where there is nothing to compare.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or a row holds something else than a choice.
+        InputError: a file is missing or cannot be read, or a row holds something else than a choice.
     """
     path = directory / "key.json"
     try:
         key = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; name the directory that the pairs were exported to") from None
+        raise InputError(f"{path} does not exist; name the directory that the pairs were exported to") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}; take the file that was exported") from None
+        raise InputError(f"{path} is no JSON: {error}; take the file that was exported") from None
     items = key["items"]
     labels = {item: "A" if sides["A"] == "chosen" else "B" for item, sides in items.items()}
     choices = {expert: _choices(directory / f"{expert}.csv", labels) for expert in EXPERTS}
@@ -124,12 +125,12 @@ def _choices(path: Path, labels: dict[str, str]) -> dict[str, str]:
     for number, row in rows(path, ("item", "preference")):
         item, choice = row["item"].strip(), " ".join(row["preference"].split())
         if item not in labels:
-            raise ValueError(f"{path} row {number}: item {item!r} is not in key.json; take the row as it was exported")
+            raise InputError(f"{path} row {number}: item {item!r} is not in key.json; take the row as it was exported")
         if item in seen:
-            raise ValueError(f"{path} row {number}: item {item} comes a second time; keep one of its rows")
+            raise InputError(f"{path} row {number}: item {item} comes a second time; keep one of its rows")
         seen.add(item)
         if choice and choice.casefold() not in _CHOICES:
-            raise ValueError(
+            raise InputError(
                 f"{path} row {number}: the preference {choice!r} of item {item} is neither A nor B; "
                 "write A or B, or leave it empty"
             )

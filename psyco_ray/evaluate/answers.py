@@ -7,6 +7,7 @@ killed run answers only what is missing.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import pyarrow as pa
 import ray
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
 from psyco_ray.data.respond import ApiStage, Assignment, Responder, ResponderModel
@@ -33,6 +35,8 @@ from psyco_ray.run import shards, storage
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.remote import is_remote
+
+_log = logging.getLogger(__name__)
 
 _ASKED = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
@@ -151,7 +155,6 @@ def generate(job: PolicyEvaluationJob, name: str, model: str, asked: Sequence[Qu
         min(job.rollouts.actors, len(work)),
         start_s=job.deadlines.start_s,
         item_s=job.deadlines.item_s,
-        say=progress.say,
     )
     try:
         pool.wait_ready()
@@ -175,7 +178,7 @@ def call(
     expected = estimate(stage, missing)
     dollars = cost(expected, endpoint)
     most = f", at most ${dollars:.2f}" if dollars is not None else ""
-    progress.say(f"{name} answers: about {expected.units} calls to {endpoint.model}{most}")
+    _log.info(f"{name} answers: about {expected.units} calls to {endpoint.model}{most}")
     return pipeline.run(stage, missing, journal, max_cost, f"{name} answers", progress)[1]
 
 
@@ -187,7 +190,7 @@ def checkpoint(model: str, max_model_len: int) -> str:
         max_model_len: tokens of prompt and response that it must hold.
 
     Raises:
-        ValueError: there is no such model, or it holds fewer tokens.
+        InputError: there is no such model, or it holds fewer tokens.
     """
     directory = Path(model).expanduser()
     found = str(directory.absolute()) if directory.is_dir() else model
@@ -195,7 +198,7 @@ def checkpoint(model: str, max_model_len: int) -> str:
     if summary.exists() and not (directory / "config.json").exists():
         named = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
         if named is None:
-            raise ValueError(f"{summary} names no checkpoint; name the directory of the model itself")
+            raise InputError(f"{summary} names no checkpoint; name the directory of the model itself")
         inside = directory.joinpath(*Path(named.partition("?")[0]).parts[-2:])  # the run may have been moved
         if inside.is_dir():
             found = storage.absolute(inside)
@@ -205,7 +208,7 @@ def checkpoint(model: str, max_model_len: int) -> str:
             found = named  # the base model, where no policy was better
     context = loading.max_positions(loading.resolve(found))
     if context is not None and context < max_model_len:
-        raise ValueError(f"{model} holds {context} tokens, rollouts.max_model_len is {max_model_len}; lower it")
+        raise InputError(f"{model} holds {context} tokens, rollouts.max_model_len is {max_model_len}; lower it")
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from psyco_ray.config import job_file
+from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate import stats
 from psyco_ray.run.ledger import MAY_CHANGE
 
@@ -45,12 +46,12 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
         `policy`, `setting` (free or matched length), `overall`, `wilson95` and the rates by `topics`.
 
     Raises:
-        ValueError: a directory holds neither, or is given twice, or the runs share no held-out speech or no judge.
+        InputError: a directory holds neither, or is given twice, or the runs share no held-out speech or no judge.
     """
     named = _names(directories)
     for root in named.values():
         if not (root / _FIRST).exists() and not (root / _EVALUATED).exists():
-            raise ValueError(
+            raise InputError(
                 f"{root} has neither {_FIRST} of a training run nor {_EVALUATED} of evaluate-policy; name the "
                 "directory of a run that has evaluated its base model"
             )
@@ -118,7 +119,7 @@ def _names(directories: Sequence[Path]) -> dict[str, Path]:
     roots = [directory.resolve() for directory in directories]
     for root in roots:
         if roots.count(root) > 1:
-            raise ValueError(f"{root} is given twice; name every run once")
+            raise InputError(f"{root} is given twice; name every run once")
     depth = 1
     while len({root.parts[-depth:] for root in roots}) < len(roots):
         depth += 1
@@ -174,7 +175,7 @@ def _judge(records: Mapping[str, list[Record]]) -> str:
     kinds = ", ".join(
         f"{name}: {' and '.join(judge for judge in JUDGES if judge in of[0])}" for name, of in records.items()
     )
-    raise ValueError(f"the runs have no kind of judge in common ({kinds}); compare those that have one")
+    raise InputError(f"the runs have no kind of judge in common ({kinds}); compare those that have one")
 
 
 def _shared(records: Mapping[str, list[Record]], judge: str) -> set[str]:
@@ -182,7 +183,7 @@ def _shared(records: Mapping[str, list[Record]], judge: str) -> set[str]:
     keys = [set(of[0][judge]["scores"]) for of in records.values()]
     shared = set.intersection(*keys) if keys else set()
     if keys and not shared:
-        raise ValueError(
+        raise InputError(
             f"the runs {', '.join(records)} share no held-out speech, so nothing compares them; compare runs of the "
             "same data.speeches and data.dev_share"
         )
@@ -284,14 +285,14 @@ def _policies(run: str, path: Path) -> list[Record]:
             for setting, variant in policy["variants"].items()
         ]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not what evaluate-policy writes ({error!r}); run the evaluation again") from None
+        raise InputError(f"{path} is not what evaluate-policy writes ({error!r}); run the evaluation again") from None
 
 
 def _job(path: Path) -> Record:
     """A run's settings as they were written, which an older version may have done."""
     found = job_file.read_yaml(path, "job file")
     if not isinstance(found, dict) or not {"model", "seed", "iterations"} <= found.keys():
-        raise ValueError(f"job file {path} has no model, seed and iterations; take the one that the run wrote")
+        raise InputError(f"job file {path} has no model, seed and iterations; take the one that the run wrote")
     return found
 
 
@@ -299,8 +300,8 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
+        raise InputError(
             f"{path} does not exist, but what came after it does; copy the run with all its files"
         ) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}; take the file that the run wrote") from None
+        raise InputError(f"{path} is no JSON: {error}; take the file that the run wrote") from None

@@ -8,6 +8,8 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from psyco_ray.config.errors import InputError
+
 
 def escape_formula(cell: str) -> str:
     """A cell that a spreadsheet shows as text and does not compute."""
@@ -23,7 +25,7 @@ def rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str
     """The rows of a filled file that are not blank, with their numbers in the spreadsheet, cut down to the columns.
 
     Raises:
-        ValueError: the file is missing, no text, or lacks a column.
+        InputError: the file is missing, no text, or lacks a column.
     """
     text = _text(path)
     folded = {name.casefold(): name for name in wanted}
@@ -34,7 +36,7 @@ def rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str
             break
     missing = [name for key, name in folded.items() if key not in header]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{path} has no column {missing[0]}, separated by commas, semicolons or tabs; save it from the "
             "spreadsheet as CSV with all of its columns"
         )
@@ -49,7 +51,7 @@ def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; put the filled file there") from None
+        raise InputError(f"{path} does not exist; put the filled file there") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -57,4 +59,4 @@ def _text(path: Path) -> str:
     try:
         return data.decode("cp1252")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is neither UTF-8 nor Windows-1252 text; save it as CSV UTF-8") from None
+        raise InputError(f"{path} is neither UTF-8 nor Windows-1252 text; save it as CSV UTF-8") from None

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.tables import read_table
 from psyco_ray.evaluate import agreement, stats
@@ -56,20 +57,20 @@ def read_responses(path: str) -> Responses:
         path: a Parquet, JSONL or CSV file, or a directory of Parquet files, with the columns speech and response.
 
     Raises:
-        ValueError: it cannot be read, lacks a column or a text, or answers a speech twice.
+        InputError: it cannot be read, lacks a column or a text, or answers a speech twice.
     """
     table = read_table(path, "responses")
     for column in ("speech", "response"):
         if column not in table.column_names:
-            raise ValueError(f"responses file {path} has no column {column}; it has {', '.join(table.column_names)}")
+            raise InputError(f"responses file {path} has no column {column}; it has {', '.join(table.column_names)}")
     found: Responses = {}
     for number, row in enumerate(table.select(["speech", "response"]).to_pylist(), start=1):
         for column, text in row.items():
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"responses file {path}: row {number} has no {column}; remove the row or fill it in")
+                raise InputError(f"responses file {path}: row {number} has no {column}; remove the row or fill it in")
         key = speech_id(row["speech"])
         if key in found:
-            raise ValueError(
+            raise InputError(
                 f"responses file {path}: row {number} answers a speech that an earlier row answers; keep one of them"
             )
         found[key] = (row["speech"], row["response"])
@@ -90,19 +91,19 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
         seed: of all that is random.
 
     Raises:
-        ValueError: responses do not do, a comparison has too few pairs, or the directory already holds an export.
+        InputError: responses do not do, a comparison has too few pairs, or the directory already holds an export.
     """
     if count < 1:
-        raise ValueError(f"a comparison needs pairs, but the count is {count}; ask for 1 or more")
+        raise InputError(f"a comparison needs pairs, but the count is {count}; ask for 1 or more")
     if (out / "key.json").exists():
-        raise ValueError(f"{out} already holds an export, perhaps filled in; choose another directory")
+        raise InputError(f"{out} already holds an export, perhaps filled in; choose another directory")
     theirs = read_responses(opponent)
     items: dict[str, dict[str, Any]] = {}
     for name, path in policies.items():
         ours = read_responses(path)
         both = [key for key in ours.keys() & theirs.keys() if ours[key][1] != theirs[key][1]]
         if len(both) < count:
-            raise ValueError(
+            raise InputError(
                 f"the experts shall compare {count} pairs of {name}, but {path} and {opponent} have only {len(both)} "
                 "speeches that both answer, and not in the same words; ask for fewer with --count"
             )
@@ -148,14 +149,14 @@ def score(directory: Path, verdicts: Mapping[str, str] | None = None) -> dict[st
         `paper`: its share. What nobody filled in is None.
 
     Raises:
-        ValueError: a file is missing or cannot be read, a cell holds what it must not, or a name is of no comparison.
+        InputError: a file is missing or cannot be read, a cell holds what it must not, or a name is of no comparison.
     """
     key = _key(directory / "key.json")
     items, names, seed = key["items"], key["comparisons"], key["seed"]
     answers = {expert: _answers(directory / f"{expert}.csv", items) for expert in EXPERTS}
     for name in verdicts or {}:
         if name not in names:
-            raise ValueError(f"there is no comparison {name} in {directory}; it has {', '.join(names)}")
+            raise InputError(f"there is no comparison {name} in {directory}; it has {', '.join(names)}")
     by_name = {name: [item for item, of in items.items() if of["comparison"] == name] for name in names}
     chosen = {
         item: verdict
@@ -189,22 +190,22 @@ def read_verdicts(path: str) -> dict[str, float]:
             theirs or tie, and null where the judge's answer could not be read. Evaluate-policy writes such files.
 
     Raises:
-        ValueError: it cannot be read, or a row does not do.
+        InputError: it cannot be read, or a row does not do.
     """
     rows = _json(Path(path)) if path.endswith(".json") else read_table(path, "verdicts").to_pylist()
     if not isinstance(rows, list) or not all(isinstance(row, dict) and {"key", "better"} <= row.keys() for row in rows):
-        raise ValueError(f"verdicts file {path} does not hold rows with key and better; write both for every speech")
+        raise InputError(f"verdicts file {path} does not hold rows with key and better; write both for every speech")
     found: dict[str, float] = {}
     for number, row in enumerate(rows, start=1):
         if row["better"] in (None, ""):  # a CSV file knows no null
             continue
         if row["better"] not in list(_VERDICTS):
-            raise ValueError(
+            raise InputError(
                 f"verdicts file {path}: row {number} has better {row['better']!r}; {', '.join(_VERDICTS)} are known, "
                 "and null where the judge could not be read"
             )
         if row["key"] in found:
-            raise ValueError(f"verdicts file {path}: row {number} has the key {row['key']} again; keep one of the rows")
+            raise InputError(f"verdicts file {path}: row {number} has the key {row['key']} again; keep one of the rows")
         found[row["key"]] = _VERDICTS[row["better"]]
     return found
 
@@ -213,7 +214,7 @@ def _by_item(verdicts: Mapping[str, float], of: Sequence[str], items: _Items) ->
     """A judge's choices as an expert would have filled them in."""
     found = {item: _turned(verdicts[key], items[item]) for item in of if (key := items[item]["speech_id"]) in verdicts}
     if not found:
-        raise ValueError(
+        raise InputError(
             f"no verdict is about a speech of the comparison {items[of[0]]['comparison']}; their keys must be "
             f"speech ids, such as {items[of[0]]['speech_id']}"
         )
@@ -313,10 +314,10 @@ def _with_judge(
 
 def _key(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise ValueError(f"{path} does not exist; name the directory that evaluate-experts export wrote")
+        raise InputError(f"{path} does not exist; name the directory that evaluate-experts export wrote")
     found = _json(path)
     if not isinstance(found, dict) or not {"seed", "comparisons", "items"} <= found.keys():
-        raise ValueError(f"{path} is not the key of evaluate-experts export; take the file that was exported")
+        raise InputError(f"{path} is not the key of evaluate-experts export; take the file that was exported")
     return found
 
 
@@ -324,7 +325,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def _answers(path: Path, items: _Items) -> Answers:
@@ -334,9 +335,9 @@ def _answers(path: Path, items: _Items) -> Answers:
     for number, row in rows(path, ("item", *_ASKED)):
         item = row["item"].strip()
         if item not in items:
-            raise ValueError(f"{path} row {number}: item {item!r} is not in key.json; take the row as it was exported")
+            raise InputError(f"{path} row {number}: item {item!r} is not in key.json; take the row as it was exported")
         if item in seen:
-            raise ValueError(f"{path} row {number}: item {item} comes a second time; keep one of its rows")
+            raise InputError(f"{path} row {number}: item {item} comes a second time; keep one of its rows")
         seen.add(item)
         for column in _ASKED:
             text = " ".join(row[column].split()).casefold()
@@ -344,7 +345,7 @@ def _answers(path: Path, items: _Items) -> Answers:
                 (_CHOICES, "A, B or tie") if column.endswith("preference") else (_POINTS, "a whole number, 1 to 5")
             )
             if text and text not in known:
-                raise ValueError(
+                raise InputError(
                     f"{path} row {number}, column {column}: {row[column].strip()!r} does not do; write {words}, "
                     "or leave it empty"
                 )

@@ -18,6 +18,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scipy.stats import mannwhitneyu
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate.stats import wilson
 from psyco_ray.run.schemas import PRINCIPLES
 
@@ -49,7 +50,7 @@ def both_orders(chosen: ArrayLike, rejected: ArrayLike, temperature: float = 1.0
         The probability that the first response is the better one, and 1 or 0 for whether it is: twice as many as pairs.
 
     Raises:
-        ValueError: there is no pair, or a score is not finite.
+        InputError: there is no pair, or a score is not finite.
     """
     assert temperature > 0, temperature
     margins = _margins(chosen, rejected) / temperature
@@ -98,7 +99,7 @@ def measure(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
         gives at temperature 1, and `histogram`: `edges` of equal bins and the counts of `chosen` and `rejected` scores.
 
     Raises:
-        ValueError: there is no pair, or a score is not finite.
+        InputError: there is no pair, or a score is not finite.
     """
     margins = _margins(chosen, rejected)
     right = int((margins > 0).sum())
@@ -126,7 +127,7 @@ def calibrated(chosen: ArrayLike, rejected: ArrayLike, temperature: float) -> di
         `ece10` and `ece15` (10 and 15 bins), `brier`, `nll` (nats a pair) and `reliability` in 10 bins.
 
     Raises:
-        ValueError: there is no pair, or a score is not finite.
+        InputError: there is no pair, or a score is not finite.
     """
     probabilities, labels = both_orders(chosen, rejected, temperature)
     return {
@@ -145,7 +146,7 @@ def fit_temperature(chosen: ArrayLike, rejected: ArrayLike) -> float:
     by ever higher ones; there the answer is the bound, 0.01 or 100. Scores that are all tied say nothing: 1.
 
     Raises:
-        ValueError: there is no pair, or a score is not finite.
+        InputError: there is no pair, or a score is not finite.
     """
     margins = _margins(chosen, rejected)
     if not margins.any():
@@ -194,11 +195,11 @@ def ranked(first_right: Sequence[bool | None], second_right: Sequence[bool | Non
         `first_accuracy`, `second_accuracy`, and `consistent`: the share of pairs in which it named the same response.
 
     Raises:
-        ValueError: there is no pair.
+        InputError: there is no pair.
     """
     marks = shares_right(first_right, second_right)
     if not marks:
-        raise ValueError("there are no pairs to measure a ranker on; take a split or a file that has some")
+        raise InputError("there are no pairs to measure a ranker on; take a split or a file that has some")
     both = list(zip(first_right, second_right, strict=True))
     return {
         "pairs": len(marks),
@@ -222,11 +223,11 @@ def _margins(chosen: ArrayLike, rejected: ArrayLike) -> _Floats:
     better, worse = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
     assert better.shape == worse.shape, (better.shape, worse.shape)
     if not better.size:
-        raise ValueError("there are no pairs to measure scores on; take a split or a file that has some")
+        raise InputError("there are no pairs to measure scores on; take a split or a file that has some")
     finite = np.isfinite(better) & np.isfinite(worse)
     if not finite.all():
         first = int(np.argmin(finite))
-        raise ValueError(
+        raise InputError(
             f"pair {first + 1} of {len(finite)} has the scores {better[first]} and {worse[first]}; "
             "they must be finite: look at the reward model's weights and dtype"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import Bench, Test
 
 
@@ -24,7 +25,7 @@ def load(test: Test, seed: int) -> TestPairs:
     """The pairs of a test.
 
     Raises:
-        ValueError: the file does not do, or has none of the wanted split.
+        InputError: the file does not do, or has none of the wanted split.
     """
     from psyco_ray.data import preferences
 
@@ -33,7 +34,7 @@ def load(test: Test, seed: int) -> TestPairs:
     rows = [row for row, split in enumerate(splits) if test.split in ("all", split)]
     if not rows:
         known = ", ".join(f"{split}: {count}" for split, count in sorted(Counter(splits).items()))
-        raise ValueError(
+        raise InputError(
             f"pairs file {test.pairs} has no pair of the split {test.split} for {test.name} (it has {known}); choose "
             "another split for it"
         )
@@ -44,7 +45,7 @@ def load_bench(bench: Bench, seed: int) -> TestPairs:
     """The pairs of a benchmark; whatever splits the file itself names are taken together.
 
     Raises:
-        ValueError: the file does not do, a pair is of no subset, or the sections do not fit.
+        InputError: the file does not do, a pair is of no subset, or the sections do not fit.
     """
     from psyco_ray.data import preferences
     from psyco_ray.evaluate import rewardbench
@@ -56,7 +57,7 @@ def load_bench(bench: Bench, seed: int) -> TestPairs:
         if bench.split not in ("all", split):
             continue
         if subset is None:
-            raise ValueError(f"pairs file {bench.rows} has a pair without a subset; a benchmark needs a column subset")
+            raise InputError(f"pairs file {bench.rows} has a pair without a subset; a benchmark needs a column subset")
         by_subset.setdefault(subset, []).append(row)
     right = [True] * len(by_subset)  # what does not fit is told now, not after hours of scoring
     rewardbench.bench_ranked(list(by_subset), right, right, bench.sections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
 from psyco_ray.config.prompts import filled_messages, load_texts
 from psyco_ray.judge import pipeline
@@ -24,6 +26,8 @@ from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PRINCIPLES
+
+_log = logging.getLogger(__name__)
 
 ORDERS = ("first", "second")
 """Where the chosen response stands when a pair is asked about."""
@@ -89,7 +93,7 @@ class Ranking:
             root: the run directory.
 
         Raises:
-            ValueError: the prompts file lacks something.
+            InputError: the prompts file lacks something.
         """
         assert model.endpoint is not None, "a ranker has an endpoint"
         self.what = f"{model.name} on {name}"
@@ -128,7 +132,7 @@ class Ranking:
         expected = estimate(self._stage, missing)
         dollars = cost(expected, endpoint)
         most = f", at most ${dollars:.2f}" if dollars is not None else ""
-        progress.say(f"{self.what}: about {expected.units} calls to {endpoint.model}{most}")
+        _log.info(f"{self.what}: about {expected.units} calls to {endpoint.model}{most}")
         return pipeline.run(self._stage, missing, self._journal, max_cost, self.what, progress)[1]
 
     def choices(self) -> tuple[list[bool | None], list[bool | None]]:
@@ -155,14 +159,14 @@ def read_choice(text: str) -> int:
     """The number of the better response, 1 or 2, out of an answer.
 
     Raises:
-        ValueError: saying what is wrong.
+        InputError: saying what is wrong.
     """
     answer = parse_json(text)
     given = answer.get("better") if isinstance(answer, dict) else answer
     if isinstance(given, str) and (worded := re.fullmatch(r"(?:response\s*)?([12])", given.strip(), re.IGNORECASE)):
         given = int(worded[1])
     if isinstance(given, bool) or given not in (1, 2):
-        raise ValueError(f"better is {given!r}, not 1 or 2")
+        raise InputError(f"better is {given!r}, not 1 or 2")
     return int(given)
 
 
@@ -192,10 +196,10 @@ def _lay_out(distinct: dict[str, Row], directory: Path) -> list[str]:
 def _entry(file: str, texts: Any, name: str) -> dict[str, str]:
     entry = texts.get(name) if isinstance(texts, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
-        raise ValueError(f"prompts file {file} has no entry {name} with a user text")
+        raise InputError(f"prompts file {file} has no entry {name} with a user text")
     for place in PLACES[name]:
         if place not in entry["user"]:
-            raise ValueError(f"prompts file {file}: the user text of {name} does not contain {place}")
+            raise InputError(f"prompts file {file}: the user text of {name} does not contain {place}")
     return entry
 
 
@@ -204,5 +208,5 @@ def _principles(file: str, texts: dict[str, Any]) -> str:
     given = texts.get("principles") or {}
     for name in PRINCIPLES:
         if not {"title", "text"} <= set(given.get(name) or {}):
-            raise ValueError(f"prompts file {file}: principles has no {name} with title and text")
+            raise InputError(f"prompts file {file}: principles has no {name} with title and text")
     return "\n\n".join(f"{given[name]['title']}\n{given[name]['text']}" for name in PRINCIPLES)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.evaluate import answers
@@ -45,7 +46,7 @@ def evaluate(
         What ``evaluation.json`` holds, as `matchups.results` describes it, and the sample cases of a report.
 
     Raises:
-        ValueError: a file, a model or the directory does not do; as far as that can be seen, before anything is asked.
+        InputError: a file, a model or the directory does not do; as far as that can be seen, before anything is asked.
         BudgetExceededError: the calls reached `max_cost`; everything paid for is kept.
         UnavailableError: a server failed again and again.
     """
@@ -149,12 +150,12 @@ class PolicyEvaluation:
         """A model's answers by speech id.
 
         Raises:
-            ValueError: there is not a single one.
+            InputError: there is not a single one.
         """
         found = asked.read()
         if not found:
             aside = asked.set_aside()
-            raise ValueError(f"{name} answered none of the {len(aside)} speeches; the first time: {aside[0]['reason']}")
+            raise InputError(f"{name} answered none of the {len(aside)} speeches; the first time: {aside[0]['reason']}")
         return found
 
     def _verdicts(self, policy: str, variant: Variant, pairs: Sequence[Row]) -> dict[str, Verdicts]:
@@ -180,5 +181,5 @@ def _prompt(job: PolicyEvaluationJob, variant: Variant) -> dict[str, str]:
     name = job.prompts.matched if variant == "matched" else job.prompts.respond
     entry = load_prompt(job.prompts.model_copy(update={"respond": name}))
     if variant == "matched" and "{words}" not in entry["user"]:
-        raise ValueError(f"prompts file {job.prompts.file}: the user text of {name} does not contain {{words}}")
+        raise InputError(f"prompts file {job.prompts.file}: the user text of {name} does not contain {{words}}")
     return entry

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest, Test
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.data import preferences
@@ -78,7 +79,7 @@ def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress
         What ``evaluation.json`` holds: `tests`, and for each of `models` its figures by test and on RewardBench.
 
     Raises:
-        ValueError: a file, a model or the directory does not do; as far as that can be seen, before anything is scored.
+        InputError: a file, a model or the directory does not do; as far as that can be seen, before anything is scored.
         BudgetExceededError: the rankers' calls reached `max_cost`; everything paid for is kept.
         UnavailableError: a ranker's server failed again and again.
     """
@@ -138,7 +139,7 @@ def mark(model: str) -> str:
         model: its directory or hub id.
 
     Raises:
-        ValueError: there is no such model, or it is no reward model.
+        InputError: there is no such model, or it is no reward model.
     """
     from transformers import AutoConfig
 
@@ -147,15 +148,15 @@ def mark(model: str) -> str:
         settings = AutoConfig.from_pretrained(path)
     except (ValueError, OSError) as error:
         said = str(error).splitlines()[0]
-        raise ValueError(f"reward model {model}: its config.json cannot be used: {said}") from None
+        raise InputError(f"reward model {model}: its config.json cannot be used: {said}") from None
     named = settings.architectures or ["no architecture"]
     if not any("SequenceClassification" in name for name in named):
-        raise ValueError(
+        raise InputError(
             f"{model} is no reward model: its config.json names {named[0]}; give a sequence classifier with one label, "
             "or serve the model and name its endpoint, to use it as a ranker"
         )
     if settings.num_labels != 1:
-        raise ValueError(f"reward model {model} has {settings.num_labels} labels; one is needed")
+        raise InputError(f"reward model {model} has {settings.num_labels} labels; one is needed")
     return key_of([[file.name, *_state(file)] for file in sorted(path.iterdir()) if file.suffix in _MODEL_FILES])
 
 
@@ -204,7 +205,6 @@ def _score(job: EvaluateRewardJob, model: ModelUnderTest, items: Sequence[ScoreB
         min(job.scorers.actors, len(missing)),
         start_s=job.deadlines.start_s,
         item_s=job.deadlines.item_s,
-        say=progress.say,
     )
     try:
         pool.wait_ready()
@@ -233,20 +233,20 @@ def _read(model: ModelUnderTest, name: str, items: Sequence[ScoreBatch]) -> Scor
     """The scores of all pairs, out of their parts.
 
     Raises:
-        ValueError: no pair has one, or one is not finite.
+        InputError: no pair has one, or one is not finite.
     """
     by_row: dict[int, dict[str, Any]] = {}
     for item in items:
         by_row.update(zip(item.rows, pq.read_table(item.path).to_pylist(), strict=True))
     kept = [row for row in sorted(by_row) if by_row[row]["chosen"] is not None]
     if not kept:
-        raise ValueError(
+        raise InputError(
             f"{model.name} has no score on {name}: in every pair a response alone fills its context; raise max_tokens "
             "or leave one of the two out"
         )
     for row in kept:
         if not math.isfinite(by_row[row]["chosen"] - by_row[row]["rejected"]):
-            raise ValueError(
+            raise InputError(
                 f"{model.name} gives pair {by_row[row]['pair_id']} of {name} a score that is not finite; look at its "
                 f"weights and at scorers.dtype, and remove {items[0].path.parent} to score again"
             )

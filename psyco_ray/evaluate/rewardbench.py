@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate import metrics
 
 SECTIONS: dict[str, dict[str, int]] = {
@@ -71,7 +72,7 @@ def bench(
         both orders `auc`, `ece10` and `brier`.
 
     Raises:
-        ValueError: there is no pair, a score is not finite, a pair has no subset, or `sections` does not fit.
+        InputError: there is no pair, a score is not finite, a pair has no subset, or `sections` does not fit.
     """
     pooled = metrics.measure(chosen, rejected)
     right = [float(better > worse) for better, worse in zip(chosen, rejected, strict=True)]
@@ -96,7 +97,7 @@ def bench_ranked(
         What `bench` does, less `auc`, `ece10` and `brier`.
 
     Raises:
-        ValueError: there is no pair, a pair has no subset, or `sections` does not fit.
+        InputError: there is no pair, a pair has no subset, or `sections` does not fit.
     """
     return _bench(subsets, metrics.shares_right(first_right, second_right), sections)
 
@@ -105,10 +106,10 @@ def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sect
     marks: dict[str, list[float]] = {}
     for row, (subset, mark) in enumerate(zip(subsets, right, strict=True), start=1):
         if subset is None:
-            raise ValueError(f"pair {row} of the benchmark has no subset; fill the column `subset`")
+            raise InputError(f"pair {row} of the benchmark has no subset; fill the column `subset`")
         marks.setdefault(subset, []).append(mark)
     if not marks:
-        raise ValueError("there are no pairs to measure a benchmark on; take a file that has some")
+        raise InputError("there are no pairs to measure a benchmark on; take a file that has some")
     counts = {subset: len(values) for subset, values in marks.items()}
     known = {subset for weights in SECTIONS.values() for subset in weights}
     official = sections is None and set(counts) <= known
@@ -145,11 +146,11 @@ def _by_pairs(counts: Mapping[str, int], sections: Sections | None) -> dict[str,
     named = [subset for of in sections.values() for subset in of]
     twice = next((subset for subset in named if named.count(subset) > 1), None)
     if twice is not None:
-        raise ValueError(f"subset {twice} is named twice in the benchmark's sections; name it in one")
+        raise InputError(f"subset {twice} is named twice in the benchmark's sections; name it in one")
     for subset in named:
         if subset not in counts:
-            raise ValueError(f"the benchmark's sections name the subset {subset}; it has {', '.join(sorted(counts))}")
+            raise InputError(f"the benchmark's sections name the subset {subset}; it has {', '.join(sorted(counts))}")
     for subset in counts:
         if subset not in named:
-            raise ValueError(f"subset {subset} is in none of the benchmark's sections {', '.join(sections)}; add it")
+            raise InputError(f"subset {subset} is in none of the benchmark's sections {', '.join(sections)}; add it")
     return {section: {subset: counts[subset] for subset in of} for section, of in sections.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import Speeches
 
 Row = dict[str, Any]
@@ -21,7 +22,7 @@ def load_speeches(wanted: Speeches, seed: int) -> list[Row]:
     """The speeches to be answered, ordered by id: `speech_id`, `speech` and `topic` (the coarse one, or None).
 
     Raises:
-        ValueError: a file or its columns do not do, or no speech is of the wanted split.
+        InputError: a file or its columns do not do, or no speech is of the wanted split.
     """
     from psyco_ray.data import topics
     from psyco_ray.data.splits import speech_id, split_of
@@ -39,7 +40,7 @@ def load_speeches(wanted: Speeches, seed: int) -> list[Row]:
         try:
             split = split_of(row, text, wanted.dev_share)
         except ValueError as error:
-            raise ValueError(f"speeches file {wanted.file}: row {number}: {error}") from None
+            raise InputError(f"speeches file {wanted.file}: row {number}: {error}") from None
         key = speech_id(text)
         if key in found:
             continue
@@ -49,7 +50,7 @@ def load_speeches(wanted: Speeches, seed: int) -> list[Row]:
             found[key] = {"speech_id": key, "speech": text, "topic": topic or coarse.get(fine, fine) or None}
     if not found:
         known = ", ".join(f"{split}: {count}" for split, count in sorted(splits.items()))
-        raise ValueError(
+        raise InputError(
             f"speeches file {wanted.file} has no speech of the split {wanted.split} (it has {known}); choose another "
             "speeches.split"
         )
@@ -64,7 +65,7 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
     """The opponent's responses out of a file, by speech id.
 
     Raises:
-        ValueError: the file or its columns do not do, a speech has no response, or two different ones.
+        InputError: the file or its columns do not do, a speech has no response, or two different ones.
     """
     from psyco_ray.data.splits import fold, speech_id
     from psyco_ray.data.tables import read_table
@@ -78,12 +79,12 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
         key = speech_id(_text(row[column], f"{where}: row {number} has an empty {column}"))
         text = _text(row[_RESPONSE_COLUMN], f"{where}: row {number} has an empty {_RESPONSE_COLUMN}")
         if fold(found.setdefault(key, text)) != fold(text):
-            raise ValueError(
+            raise InputError(
                 f"{where}: row {number} answers a speech that an earlier row answers otherwise; keep one of the two"
             )
     missing = [row["speech_id"] for row in speeches if row["speech_id"] not in found]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{where} has no response to {len(missing)} of the {len(speeches)} speeches, the first of them by its id "
             f"{missing[0]}; add them, or name an endpoint or a model that answers"
         )
@@ -110,10 +111,10 @@ def _column(columns: list[str], wanted: tuple[str, ...], where: str) -> str:
     for name in wanted:
         if name in columns:
             return name
-    raise ValueError(f"{where} has no column {' or '.join(wanted)}; it has {', '.join(columns) or 'none'}")
+    raise InputError(f"{where} has no column {' or '.join(wanted)}; it has {', '.join(columns) or 'none'}")
 
 
 def _text(given: Any, otherwise: str) -> str:
     if given is None or not str(given).strip():
-        raise ValueError(f"{otherwise}; fill it in or remove the row")
+        raise InputError(f"{otherwise}; fill it in or remove the row")
     return str(given).strip()

@@ -6,6 +6,7 @@ checkpoint that gives the same response to the same speech.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint, Judging, Order
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import filled_messages, load_texts
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
@@ -28,6 +30,8 @@ from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PRINCIPLES
+
+_log = logging.getLogger(__name__)
 
 ENTRY = "judge"
 PLACES = ("{principles}", "{client_speech}", "{response_a}", "{response_b}")
@@ -99,7 +103,7 @@ class Verdicts:
             what: the name of this work on the progress line.
 
         Raises:
-            ValueError: the prompts file lacks something.
+            InputError: the prompts file lacks something.
         """
         keys = [pair["key"] for pair in pairs]
         assert len(set(keys)) == len(keys), "two pairs have the same key"
@@ -137,7 +141,7 @@ class Verdicts:
         expected = estimate(self._stage, missing)
         dollars = cost(expected, endpoint)
         most = f", at most ${dollars:.2f}" if dollars is not None else ""
-        progress.say(f"{self._what}: about {expected.units} calls to {endpoint.model}{most}")
+        _log.info(f"{self._what}: about {expected.units} calls to {endpoint.model}{most}")
         return pipeline.run(self._stage, missing, self._journal, max_cost, self._what, progress)[1]
 
     def given(self) -> dict[str, list[Row]]:
@@ -194,7 +198,7 @@ def judge(
     Raises:
         BudgetExceededError: the limit was reached; everything paid for is kept.
         UnavailableError: the server failed again and again.
-        ValueError: the prompts file lacks something, or the server refuses the key or the model.
+        InputError: the prompts file lacks something, or the server refuses the key or the model.
     """
     verdicts = Verdicts(pairs, endpoint, root, settings, prompts, seed, what)
     verdicts.ask(max_cost, progress)
@@ -228,13 +232,13 @@ def read_verdict(text: str) -> tuple[str, str]:
     """The better response, A or B, and the reason, out of an answer.
 
     Raises:
-        ValueError: saying what is wrong.
+        InputError: saying what is wrong.
     """
     answer = parse_json(text)
     given = answer.get("better") if isinstance(answer, dict) else answer
     worded = re.fullmatch(r"(?:response\s*)?([AB])", given.strip(), re.IGNORECASE) if isinstance(given, str) else None
     if worded is None:
-        raise ValueError(f"better is {given!r}, not A or B")
+        raise InputError(f"better is {given!r}, not A or B")
     return worded[1].upper(), str(answer.get("rationale", "")) if isinstance(answer, dict) else ""
 
 
@@ -242,19 +246,19 @@ def load_entry(prompts: str) -> tuple[dict[str, str], str]:
     """The judge's prompt, and titles and texts of the seven principles, out of a prompts file.
 
     Raises:
-        ValueError: one of them is missing, or a place in the prompt is.
+        InputError: one of them is missing, or a place in the prompt is.
     """
     texts = load_texts(prompts, "prompts")
     entry = texts.get(ENTRY) if isinstance(texts, dict) else None
     if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
-        raise ValueError(f"prompts file {prompts} has no entry {ENTRY} with a user text")
+        raise InputError(f"prompts file {prompts} has no entry {ENTRY} with a user text")
     for place in PLACES:
         if place not in entry["user"]:
-            raise ValueError(f"prompts file {prompts}: the user text of {ENTRY} does not contain {place}")
+            raise InputError(f"prompts file {prompts}: the user text of {ENTRY} does not contain {place}")
     given = texts.get("principles") or {}
     for name in PRINCIPLES:
         if not {"title", "text"} <= set(given.get(name) or {}):
-            raise ValueError(f"prompts file {prompts}: principles has no {name} with title and text")
+            raise InputError(f"prompts file {prompts}: principles has no {name} with title and text")
     return entry, "\n\n".join(f"{given[name]['title']}\n{given[name]['text']}" for name in PRINCIPLES)
 
 

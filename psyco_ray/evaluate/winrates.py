@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate import stats
 
 Outcome = float | None
@@ -48,10 +49,10 @@ def win_rate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
         and `decided`: the rate among the speeches that were neither tied nor unreadable, None without any.
 
     Raises:
-        ValueError: there is no speech.
+        InputError: there is no speech.
     """
     if not outcomes:
-        raise ValueError("there is no outcome to take a win rate of")
+        raise InputError("there is no outcome to take a win rate of")
     points = _points(outcomes)
     wins, ties = int((points == 1).sum()), int((points == 0.5).sum())
     unreadable = sum(outcome is None for outcome in outcomes)
@@ -110,10 +111,10 @@ def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float])
         differences do not vary, so that nothing can be controlled for), and `separable`: whether the prior was needed.
 
     Raises:
-        ValueError: there is no speech.
+        InputError: there is no speech.
     """
     if not outcomes:
-        raise ValueError("there is no outcome to control for length")
+        raise InputError("there is no outcome to control for length")
     won = _points(outcomes)
     scaled = length_covariate(differences)
     design = np.column_stack([np.ones(len(won)), *([] if np.ptp(scaled) < 1e-9 else [scaled])])

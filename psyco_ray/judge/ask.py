@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import json_repair
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.judge.client import Answer, Call, Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter
@@ -39,7 +40,7 @@ class Asker:
         """Make ready.
 
         Raises:
-            ValueError: the key is missing.
+            InputError: the key is missing.
         """
         self.endpoint = endpoint
         self._client, self._journal, self._limiter = Client(endpoint), journal, limiter
@@ -148,7 +149,7 @@ def parse_json(text: str) -> Any:
     Nothing is made up: an answer that ends before its JSON does is refused, not completed.
 
     Raises:
-        ValueError: saying what is wrong.
+        InputError: saying what is wrong.
     """
     if text.lstrip().startswith("<think>"):
         text = text.partition("</think>")[2]
@@ -159,13 +160,13 @@ def parse_json(text: str) -> Any:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        raise ValueError("the answer has JSON that no file can hold") from None
+        raise InputError("the answer has JSON that no file can hold") from None
     return value
 
 
 def _mended(piece: str) -> Any:
     if not piece:
-        raise ValueError("the answer holds no JSON")
+        raise InputError("the answer holds no JSON")
     try:
         return json.loads(piece, strict=False)
     except json.JSONDecodeError:
@@ -173,7 +174,7 @@ def _mended(piece: str) -> Any:
     except RecursionError:
         value = None
     if not isinstance(value, dict | list):
-        raise ValueError("the answer holds no readable JSON")
+        raise InputError("the answer holds no readable JSON")
     return value
 
 
@@ -195,7 +196,7 @@ def _pieces(text: str) -> Iterator[str]:
             if depth == 0:
                 yield text[start : place + 1]
     if depth:
-        raise ValueError("the answer ends before its JSON does")
+        raise InputError("the answer ends before its JSON does")
 
 
 def _again(call: Call, text: str, reason: str) -> Call:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.judge.client import REFUSED, Answer, Call, Client, RefusedError, UnreadableError, answer_of
 from psyco_ray.judge.journal import Journal
 
@@ -66,7 +67,7 @@ async def run_batch(
 
     Raises:
         UnavailableError: the server failed again and again.
-        ValueError: the server refuses the key, the model or a batch.
+        InputError: the server refuses the key, the model or a batch.
     """
     client, sending = Client(endpoint), _State(state)
     outcome = Outcome()
@@ -89,7 +90,7 @@ async def run_batch(
             journal.sync()
             sending.remove(sent)
     except RefusedError as error:
-        raise ValueError(f"the batch API of {endpoint.model}: {error}; set via to calls, which need none") from None
+        raise InputError(f"the batch API of {endpoint.model}: {error}; set via to calls, which need none") from None
     finally:
         await client.close()
     return outcome
@@ -207,7 +208,7 @@ async def _ended(client: Client, state: _State, sent: _Sent, poll_s: float) -> B
         if batch.status == "failed":
             state.remove(sent)  # it cost nothing, and a next run makes it anew
             problems = [problem.message for problem in (batch.errors and batch.errors.data) or []]
-            raise ValueError(f"batch {batch_id} was refused: {problems[0] if problems else 'no reason given'}")
+            raise InputError(f"batch {batch_id} was refused: {problems[0] if problems else 'no reason given'}")
         await asyncio.sleep(poll_s)
 
 

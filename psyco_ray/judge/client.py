@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 
 if TYPE_CHECKING:
     import openai  # takes seconds: only who calls imports it
@@ -109,7 +110,7 @@ class Client:
         """Make ready; nothing is sent yet.
 
         Raises:
-            ValueError: the environment variable with the key is missing or holds no key.
+            InputError: the environment variable with the key is missing or holds no key.
         """
         import openai
 
@@ -126,7 +127,7 @@ class Client:
         Raises:
             Refused: this very call will never be answered.
             UnavailableError: the endpoint failed more than `retries` times in a row.
-            ValueError: no call can be answered: a wrong key, model or URL, a feature that the server lacks, no quota.
+            InputError: no call can be answered: a wrong key, model or URL, a feature that the server lacks, no quota.
         """
         body = self.body(call)
 
@@ -224,23 +225,23 @@ class Client:
         said = self.clean(error.message)
         key = endpoint.key_env or "an API key (key_env names its environment variable)"
         if status == 402 or "insufficient_quota" in (error.code, error.type):
-            return ValueError(
+            return InputError(
                 f"the account behind {key} has no quota left at {endpoint.base_url}; top it up and start again"
             )
         if status == 401:
-            return ValueError(f"{endpoint.base_url} does not accept the key; put a valid one into {key}")
+            return InputError(f"{endpoint.base_url} does not accept the key; put a valid one into {key}")
         if status == 403:
-            return ValueError(
+            return InputError(
                 f"{endpoint.base_url} does not let this key use {endpoint.model}; choose another model or put another "
                 f"key into {key}"
             )
         if status == 404:
-            return ValueError(
+            return InputError(
                 f"{endpoint.base_url} knows no model {endpoint.model}, or is not the API's base_url, which often ends "
                 "in /v1; correct model or base_url"
             )
         if status == 400 and error.param in _FORM:
-            return ValueError(
+            return InputError(
                 f"{endpoint.base_url} does not take the {error.param} that {endpoint.model} was asked with: {said}; "
                 f"{'set structured to json_object or text' if error.param == 'response_format' else 'change it'}"
             )
@@ -248,7 +249,7 @@ class Client:
             return RefusedError(f"refused by the server ({status}): {said}")
         if status == 429 or status in _TRANSIENT or status >= 500:
             return _Again(f"HTTP {status}: {said}", retry_after(error.response.headers), limited=status == 429)
-        return ValueError(f"{endpoint.base_url} answers with HTTP {status}: {said}; correct base_url or model")
+        return InputError(f"{endpoint.base_url} answers with HTTP {status}: {said}; correct base_url or model")
 
 
 def answer_of(body: Any) -> Answer:
@@ -296,16 +297,16 @@ def key_for(endpoint: Endpoint) -> str | None:
     """The API key out of the environment variable that the endpoint names.
 
     Raises:
-        ValueError: it is not set, or cannot be a key.
+        InputError: it is not set, or cannot be a key.
     """
     if endpoint.key_env is None:
         return None
     key = os.environ.get(endpoint.key_env, "").strip()
     if not key:
-        raise ValueError(
+        raise InputError(
             f"the environment variable {endpoint.key_env} with the key for {endpoint.base_url} is not set; set it, or "
             "set key_env to null if the server needs no key"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(f"the environment variable {endpoint.key_env} holds characters that no key has; set it anew")
+        raise InputError(f"the environment variable {endpoint.key_env} holds characters that no key has; set it anew")
     return key

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.judge.client import Answer
 
 LINES_PER_SYNC = 64
@@ -59,16 +60,16 @@ class Journal:
         """Write down an answer; from here on it outlives this process, and after the next sync the machine.
 
         Raises:
-            ValueError: the journal cannot be written.
+            InputError: the journal cannot be written.
         """
         entry = {"speech": speech_id, "key": key, **vars(answer)}
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         try:
             written = os.write(self._file(speech_id[:2]), line)  # in one piece, so that a kill cuts no line
         except OSError as error:
-            raise ValueError(f"journal {self._root} cannot be written: {error.strerror}; make it writable") from None
+            raise InputError(f"journal {self._root} cannot be written: {error.strerror}; make it writable") from None
         if written < len(line):
-            raise ValueError(f"journal {self._root} cannot be written: the disk is full; make room")
+            raise InputError(f"journal {self._root} cannot be written: the disk is full; make room")
         self._unsynced += 1
         if self._unsynced >= LINES_PER_SYNC or time.monotonic() - self._synced_at >= SECONDS_PER_SYNC:
             self.sync()

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.judge.ask import Asker, AskResult
 from psyco_ray.judge.client import Call, UnavailableError
 from psyco_ray.judge.journal import Journal
@@ -99,7 +100,7 @@ class Caller:
                 if self._asker is None:  # here, for it belongs to this event loop
                     self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
                 told = {"facts": asdict(await self._do(str(batch["part"][0])))}
-            except (BudgetExceededError, UnavailableError, ValueError) as error:
+            except (BudgetExceededError, UnavailableError, InputError) as error:
                 self._stopped = {"error": type(error).__name__, "text": str(error)}
         return {"told": [json.dumps(told or self._stopped)]}
 
@@ -147,7 +148,7 @@ def run(
     Raises:
         BudgetExceededError: the limit was reached; everything paid for is kept.
         UnavailableError: the server failed again and again.
-        ValueError: the server refuses the key or the model.
+        InputError: the server refuses the key or the model.
     """
     import ray
 
@@ -188,7 +189,7 @@ def run(
         raise {
             "BudgetExceededError": BudgetExceededError,
             "UnavailableError": UnavailableError,
-            "ValueError": ValueError,
+            "InputError": InputError,
         }[stopped["error"]](stopped["text"])
     return facts, dollars
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Optimizer
 from psyco_ray.run.types import PreferencePair
 
@@ -24,10 +25,10 @@ def plan_step(batch: Sequence[PreferencePair], ranks: int, tokens: int) -> list[
         For every rank its passes, each with at least one pair.
 
     Raises:
-        ValueError: there are fewer pairs than ranks.
+        InputError: there are fewer pairs than ranks.
     """
     if len(batch) < ranks:
-        raise ValueError(f"a batch of {len(batch)} pairs cannot be shared by {ranks} ranks")
+        raise InputError(f"a batch of {len(batch)} pairs cannot be shared by {ranks} ranks")
     left = sorted(batch, key=lambda e: (-e.tokens, e.key))
     passes: list[list[PreferencePair]] = []
     while left:
@@ -64,10 +65,10 @@ def plan(count: int, optimizer: Optimizer, ranks: int, seed: int) -> list[list[i
     """The batches of all epochs as positions of pairs, each epoch shuffled anew; a small rest joins the batch before.
 
     Raises:
-        ValueError: there are fewer pairs than ranks.
+        InputError: there are fewer pairs than ranks.
     """
     if count < ranks:
-        raise ValueError(f"{count} pairs cannot be shared by {ranks} ranks; give more pairs or fewer ranks")
+        raise InputError(f"{count} pairs cannot be shared by {ranks} ranks; give more pairs or fewer ranks")
     order = np.random.default_rng(seed)
     size = optimizer.batch_size
     found: list[list[int]] = []

@@ -53,7 +53,7 @@ class LearnerCheckpoint:
             rank: of this process; 0 writes.
 
         Raises:
-            ValueError: it cannot be written.
+            InputError: it cannot be written.
         """
         if rank:
             for _ in self._tensors(moments):
@@ -74,7 +74,7 @@ class LearnerCheckpoint:
         """Go on from a state directory; without moments in it, as a new optimizer would.
 
         Raises:
-            ValueError: it is not there or damaged.
+            InputError: it is not there or damaged.
         """
         from safetensors import safe_open
 

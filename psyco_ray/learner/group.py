@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners, Sync
 from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.learner.batching import learning_rate, plan_step
@@ -105,7 +106,7 @@ class LearnerGroup(Lasting):
             again: the batches from a step on, for steps that a rebuilt group repeats; None: `batches` is a list.
 
         Raises:
-            ValueError: the loss became NaN, or a batch has fewer pairs than there are ranks.
+            InputError: the loss became NaN, or a batch has fewer pairs than there are ranks.
         """
         if again is None:
             assert isinstance(batches, list), "a stream cannot be walked again"
@@ -209,10 +210,10 @@ class LearnerGroup(Lasting):
         """Go on with another number of ranks, which start from the last state; with fewer where there is no room.
 
         Raises:
-            ValueError: a batch has fewer pairs.
+            InputError: a batch has fewer pairs.
         """
         if not 1 <= count <= self._optimizer.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"learners={count}: a batch of {self._optimizer.batch_size} pairs cannot be shared by so many ranks"
             )
         self._ranks.end()

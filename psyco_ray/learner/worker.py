@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.learner.batching import MicroBatch
@@ -162,7 +163,7 @@ class LearnerWorker:
             Sums over this rank's pairs: loss, metrics; `grad_norm` is the whole model's.
 
         Raises:
-            ValueError: the loss is not a number.
+            InputError: the loss is not a number.
         """
         import torch
 
@@ -179,7 +180,7 @@ class LearnerWorker:
             losses, metrics = self._objective(values, given, chosen_tokens)
             for example, loss in zip(micro, losses.tolist(), strict=True):
                 if not math.isfinite(loss):
-                    raise ValueError(
+                    raise InputError(
                         f"the loss of pair {example.key} is {loss}; lower the learning rate or look at that pair"
                     )
             self._engine.set_gradient_accumulation_boundary(index == len(micros) - 1)

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from psyco_ray.config.errors import InputError
+
 NAME = "packed"
 BLOCK = 256  # queries at a time: later ones of a long response are not looked at by earlier ones
 
@@ -47,10 +49,10 @@ def attention(
         more: what other kinds of attention take.
 
     Raises:
-        ValueError: the model has attention sinks.
+        InputError: the model has attention sinks.
     """
     if more.get("s_aux") is not None:
-        raise ValueError(f"{type(module).__name__} has attention sinks, which are not supported; choose another model")
+        raise InputError(f"{type(module).__name__} has attention sinks, which are not supported; choose another model")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask.dtype != torch.bool:
         return _by_branches(query * scaling, key, value, attention_mask, softcap, sizes), None

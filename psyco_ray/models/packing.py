@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.models import attention
 from psyco_ray.models.lm_head import chunked_logprobs
 
@@ -49,13 +50,13 @@ def pack(trees: Sequence[Tree]) -> Packed:
     long one, and short trees share a row.
 
     Raises:
-        ValueError: a prompt or a response has no tokens.
+        InputError: a prompt or a response has no tokens.
     """
     for prompt, responses in trees:
         if not prompt:
-            raise ValueError("a prompt without tokens cannot be packed")
+            raise InputError("a prompt without tokens cannot be packed")
         if not all(responses):
-            raise ValueError("a response without tokens cannot be packed")
+            raise InputError("a response without tokens cannot be packed")
     sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
     places, rows, width = _places(sizes)
     tree_of = np.full((rows, width), -1)

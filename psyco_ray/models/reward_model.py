@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
 from psyco_ray.run.types import ScoreRequest, ScoreResult
 
@@ -53,7 +54,7 @@ def distinct_pad(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token that can pad without being mistaken for the end of a turn.
 
     Raises:
-        ValueError: the tokenizer has no special token to spare.
+        InputError: the tokenizer has no special token to spare.
     """
     ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
@@ -64,7 +65,7 @@ def distinct_pad(tokenizer: PreTrainedTokenizerBase) -> int:
         found = tokenizer.convert_tokens_to_ids(token)
         if found not in ends:
             return found
-    raise ValueError(
+    raise InputError(
         f"the tokenizer of {tokenizer.name_or_path} has no special token to pad with beside the end of turn; add one"
     )
 
@@ -88,7 +89,7 @@ class RewardModel:
             max_tokens: of a conversation with its response; None: as many as the model has positions.
 
         Raises:
-            ValueError: the directory is not complete, or the model has not one label.
+            InputError: the directory is not complete, or the model has not one label.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -99,7 +100,7 @@ class RewardModel:
         path = loading.resolve(spec)
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=settings.dtype)
         if model.config.num_labels != 1:
-            raise ValueError(f"reward model {spec} has {model.config.num_labels} labels; one is needed")
+            raise InputError(f"reward model {spec} has {model.config.num_labels} labels; one is needed")
         self._row_tokens = settings.row_tokens
         self._device = torch.device("cuda" if settings.gpus else "cpu")
         self._model: Any = model.eval().to(self._device)

@@ -65,7 +65,7 @@ class ActorPool(Supervisor):
             lost: told about an item that members died of again and again, with the last reason; None: that is an error.
 
         Raises:
-            ValueError: as a member raised it.
+            InputError: as a member raised it.
             RuntimeError: an item is lost and `lost` is None, or nothing works any more.
             TimeoutError: no member could be had for so long.
         """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import ray
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Actors
 from psyco_ray.config.training import Job
 
@@ -95,7 +96,7 @@ def check(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> None:
     """Make sure that all actors of a phase fit on the machines at once.
 
     Raises:
-        ValueError: naming the first role that finds no room, and what is free.
+        InputError: naming the first role that finds no room, and what is free.
     """
     places(phase, roles, nodes)
 
@@ -107,7 +108,7 @@ def places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> dict[str
         The machine of each actor, by role.
 
     Raises:
-        ValueError: naming the first role that finds no room, and what is free.
+        InputError: naming the first role that finds no room, and what is free.
     """
     cpus = [node.cpus for node in nodes]
     gpus = [[1.0] * int(node.gpus) for node in nodes]  # what is free of each
@@ -121,7 +122,7 @@ def places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> dict[str
         for placed in range(role.count):
             room = [i for i in homes if cpus[i] + 1e-9 >= role.cpus and _without(gpus[i], role.gpus) is not None]
             if not room:
-                raise ValueError(_no_room(phase, roles, nodes, role, placed))
+                raise InputError(_no_room(phase, roles, nodes, role, placed))
             chosen = min(room, key=lambda i: taken[i]) if role.label in ("rollout", "scorer") else room[0]
             cpus[chosen] -= role.cpus
             gpus[chosen] = _without(gpus[chosen], role.gpus) or []
@@ -190,7 +191,7 @@ def describe_places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) ->
     """Where the actors of a phase go, a line for each role.
 
     Raises:
-        ValueError: naming the first role that finds no room, and what is free.
+        InputError: naming the first role that finds no room, and what is free.
     """
     lines = []
     for name, found in places(phase, roles, nodes).items():

@@ -15,6 +15,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Actors, Learners, Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.pool.fit import ROLE_LABEL, _is_home, _labels, _shared_room, cluster_nodes
@@ -24,7 +25,7 @@ PLACEMENT_DEADLINE_S = 120.0
 _ONE_NODE_S = 10.0  # for all ranks on one node, before they may be on several: what is free by then is free
 
 
-class PlacementTimeoutError(ValueError):
+class PlacementTimeoutError(InputError):
     """The cluster had no room in time."""
 
 

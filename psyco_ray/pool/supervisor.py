@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import threading
 import time
@@ -14,6 +15,8 @@ from ray.exceptions import RayError, RayTaskError
 from psyco_ray.pool import processes
 from psyco_ray.pool.slot import PendingUpdate, Slot, State, reason_of
 from psyco_ray.pool.work import EndOfStream, WorkItem, WorkStream
+
+_log = logging.getLogger(__name__)
 
 POLL_S = 0.02
 PARTING_S = 5.0
@@ -36,7 +39,6 @@ class Supervisor:
         *,
         start_s: float,
         item_s: float,
-        say: Callable[[str], None] = lambda _: None,
         worked: Callable[[float, float], None] = lambda *_: None,
         resting: bool = False,
     ) -> None:
@@ -48,12 +50,11 @@ class Supervisor:
             size: number of members.
             start_s: seconds a member may take to get ready.
             item_s: seconds a member may take between two results.
-            say: told about members that are lost and replaced.
             worked: told from when to when (`time.monotonic`) a member was at work, whenever it is heard.
             resting: create none before `rise`.
         """
         self.role = role
-        self._make, self._start_s, self._item_s, self._say, self._worked = make, start_s, item_s, say, worked
+        self._make, self._start_s, self._item_s, self._worked = make, start_s, item_s, worked
         self._resting = resting
         self._lock = threading.RLock()
         self._members = {index: Slot(index) for index in range(size)}
@@ -104,7 +105,7 @@ class Supervisor:
             if member.leaving and member.state in (State.IDLE, State.ABSENT):
                 self._part(member)
             elif member.moving and member.state is State.IDLE:
-                self._say(f"{self.role} {member} leaves: its node is being drained")
+                _log.warning(f"{self.role} {member} leaves: its node is being drained")
                 self._part(member)
             elif self._resting:
                 continue
@@ -188,7 +189,7 @@ class Supervisor:
         """A member failed to prepare: once it may try again."""
         member.refused += 1
         if member.refused == 1 and not isinstance(error, TimeoutError):
-            self._say(f"{self.role} {member}: {error}; it tries again")
+            _log.warning(f"{self.role} {member}: {error}; it tries again")
             member.turn(State.IDLE)
         else:
             preparation.refusals[member.index] = error
@@ -273,7 +274,7 @@ class Supervisor:
         if doing is not None:
             self._failed_in_a_row += 1
             doing[0].failed(doing[1], self._last_reason, _ATTEMPTS)
-        self._say(f"{self._last_reason}; it is replaced" + ("; its item goes to another" if doing else ""))
+        _log.warning(f"{self._last_reason}; it is replaced" + ("; its item goes to another" if doing else ""))
         ray.kill(member.actor)
         reaping = processes.end_remotely(member.process) if member.process else None
         self._vacate(member, State.ENDING if reaping is not None else State.ABSENT, reaping)

@@ -20,6 +20,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.rollout import weight_receiver
 from psyco_ray.run.types import Group, Prompt, Response, SentWeights, Weights
@@ -130,7 +131,7 @@ class Engine:
         """On the CPU, refuse what could fill the KV cache: the CPU engine dies when it has to push a sequence out.
 
         Raises:
-            ValueError: naming the sizes that do not fit together.
+            InputError: naming the sizes that do not fit together.
         """
         cache = self._llm.llm_engine.vllm_config.cache_config
         if not current_platform.is_cpu() or cache.num_gpu_blocks is None:
@@ -139,7 +140,7 @@ class Engine:
         at_once = min(self._settings.max_num_seqs, len(prompts) * responses)
         hold = cache.num_gpu_blocks // -(-longest // cache.block_size)
         if at_once > hold:
-            raise ValueError(
+            raise InputError(
                 f"rollouts.kv_cache_gb {self._settings.kv_cache_gb:g} holds {hold} sequences of {longest} tokens, "
                 f"{at_once} are to be sampled at a time; raise it or lower rollouts.max_num_seqs"
             )
@@ -151,11 +152,11 @@ class Engine:
             Bytes of what was taken: of all weights, or of what changed since those that this engine holds.
 
         Raises:
-            ValueError: what arrived is not what was sent (digest). From the object store nothing was loaded then.
+            InputError: what arrived is not what was sent (digest). From the object store nothing was loaded then.
         """
         if isinstance(weights, SentWeights) and self._arrived is not None:
             if self._arrived != (weights.version, weights.digest):
-                raise ValueError(
+                raise InputError(
                     f"version {self._arrived[0]} with digest {self._arrived[1]} arrived, "
                     f"version {weights.version} with digest {weights.digest} was sent"
                 )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models.reward_model import RewardModel
 from psyco_ray.run.startup import gc_paused
@@ -42,7 +43,7 @@ class ScorerActor:
         """Load the models.
 
         Raises:
-            ValueError: a directory is not complete, or a reward model has not one label.
+            InputError: a directory is not complete, or a reward model has not one label.
         """
         import torch
 
@@ -70,7 +71,7 @@ class ScorerActor:
             The group with its scores, and the seconds that took.
 
         Raises:
-            ValueError: a response alone fills a reward model's context.
+            InputError: a response alone fills a reward model's context.
         """
         began = time.perf_counter()
         group, messages, names = item
@@ -84,11 +85,11 @@ class ScorerActor:
         """Raw scores of responses to one conversation: the rendered conversation through its end of turn.
 
         Raises:
-            ValueError: a response alone fills the reward model's context.
+            InputError: a response alone fills the reward model's context.
         """
         [scored] = self._rewards[name].score([ScoreRequest("", tuple(messages), tuple(responses))])
         if scored.values is None:
-            raise ValueError(
+            raise InputError(
                 f"a response alone fills the context of reward model {self._reward_specs[name]}; ask for shorter "
                 "responses (sampling.max_tokens) or take another reward model"
             )

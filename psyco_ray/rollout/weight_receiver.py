@@ -25,6 +25,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.models import weight_codec
 from psyco_ray.models.weight_checksum import WeightChecksum
 from psyco_ray.models.weight_codec import Bucket, as_tensor, digest
@@ -80,7 +81,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, Update]):
         """Load all weights out of the object store, or a piece that comes another way.
 
         Raises:
-            ValueError: what is in the object store is not what was sent; nothing was loaded.
+            InputError: what is in the object store is not what was sent; nothing was loaded.
         """
         if update_info.piece is None:
             self._receive_stored(update_info, load_weights)
@@ -137,7 +138,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, Update]):
         found = digest(buckets)
         if found != update.digest:
             self._held = {}
-            raise ValueError(
+            raise InputError(
                 f"the weights that arrived have digest {found}, those sent had {update.digest}; nothing was loaded"
             )
         if update.delta is None:

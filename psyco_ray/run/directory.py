@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Section
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
@@ -37,7 +38,7 @@ class RunDirectory:
             may_be_remote: whether all that is written goes through this class.
 
         Raises:
-            ValueError: it cannot be written, is in use, or would go away with a submitted job's working directory.
+            InputError: it cannot be written, is in use, or would go away with a submitted job's working directory.
         """
         refuse_key(run_dir)
         self.run_dir = run_dir
@@ -45,7 +46,7 @@ class RunDirectory:
             require_durable(run_dir)
         remote = is_remote(run_dir)
         if remote and not may_be_remote:
-            raise ValueError(f"run_dir {run_dir} is remote, which only training runs can have; take a local one")
+            raise InputError(f"run_dir {run_dir} is remote, which only training runs can have; take a local one")
         self.root = storage.working_copy(run_dir) if remote else storage.local_path(run_dir)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
-            raise ValueError(
+            raise InputError(
                 f"run_dir {run_dir} is in use by process {self._lock.read().strip() or 'unknown'}; "
                 "wait for it or choose another run_dir"
             ) from None
@@ -122,14 +123,14 @@ class RunDirectory:
         """Write a job down with its versions, unless the directory holds a run of another kind.
 
         Raises:
-            ValueError: it does.
+            InputError: it does.
         """
         path = self.root / "job.yaml"
         if path.exists():
             try:
                 job_file.load_as(type(job), path)
             except ValueError:
-                raise ValueError(f"run_dir {self.root} holds a run of another kind; choose another run_dir") from None
+                raise InputError(f"run_dir {self.root} holds a run of another kind; choose another run_dir") from None
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
@@ -147,8 +148,8 @@ class RunDirectory:
         """Write a JSON file, whole or not at all."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
-    def _unwritable(self, error: OSError) -> ValueError:
-        return ValueError(
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
             f"run_dir {self.root} cannot be written: {error.strerror}; make room or make it writable, or choose another"
         )
 
@@ -161,7 +162,7 @@ def refuse_keys(job: Job) -> None:
     """Refuse a job that has a key in the URI of any setting.
 
     Raises:
-        ValueError: there is one.
+        InputError: there is one.
     """
     for value in job_file.flatten(job.model_dump(mode="json")).values():
         refuse_key(str(value))
@@ -171,10 +172,10 @@ def require_durable(run_dir: str) -> None:
     """Make sure that a submitted job's results outlive it.
 
     Raises:
-        ValueError: the directory is relative, so that it would be in what Ray unpacked for the job.
+        InputError: the directory is relative, so that it would be in what Ray unpacked for the job.
     """
     if not is_remote(run_dir) and not storage.local_path(run_dir).is_absolute():
-        raise ValueError(
+        raise InputError(
             f"run_dir {run_dir} would be in the submitted job's temporary directory; give run_dir=/… on a volume that "
             "all nodes have, or a URI such as s3://bucket/run"
         )

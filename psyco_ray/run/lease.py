@@ -10,6 +10,7 @@ import time
 import uuid
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.run.remote import RemoteDirectory
 
 LEASE = "LOCK"
@@ -31,7 +32,7 @@ class Lease:
         """Take it.
 
         Raises:
-            ValueError: somebody else has it.
+            InputError: somebody else has it.
         """
         self._remote, self._owner = remote, uuid.uuid4().hex
         holder = self._holder()
@@ -50,10 +51,10 @@ class Lease:
         """Make sure that the run is still ours.
 
         Raises:
-            ValueError: another process took it, or may have, for the place was out of reach too long.
+            InputError: another process took it, or may have, for the place was out of reach too long.
         """
         if self._lost or time.monotonic() - self._written > EXPIRES_S - REFRESH_S:
-            raise ValueError(
+            raise InputError(
                 f"run_dir {self._remote.target} is no longer held by this process: its lease was taken over or could "
                 "not be refreshed in time; see that no other process works in it, then go on with --resume"
             )
@@ -87,9 +88,9 @@ class Lease:
         self._remote.write(LEASE, json.dumps(who).encode())
         self._written = began
 
-    def _in_use(self, holder: dict[str, Any]) -> ValueError:
+    def _in_use(self, holder: dict[str, Any]) -> InputError:
         age = max(0.0, time.time() - holder.get("time", time.time()))
-        return ValueError(
+        return InputError(
             f"run_dir {self._remote.target} is in use by process {holder.get('pid')} on {holder.get('host')}, heard of "
             f"{age:.0f} s ago; wait for it or choose another run_dir. If it was killed, the run can go on in "
             f"{EXPIRES_S - age:.0f} s"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
 from psyco_ray.config.endpoint import TRANSPORT_FIELDS
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 from psyco_ray.run.directory import RunDirectory, refuse_keys, versions
@@ -52,7 +53,7 @@ class Ledger(RunDirectory):
         """Open the directory, lock it and write down the job.
 
         Raises:
-            ValueError: the directory cannot be written, is in use, or holds another run.
+            InputError: the directory cannot be written, is in use, or holds another run.
         """
         refuse_keys(job)  # for it is written down
         super().__init__(job.run_dir, may_be_remote=True)
@@ -68,7 +69,7 @@ class Ledger(RunDirectory):
         # a run that made nothing yet, say because its data was refused, does not hold its directory
         if written.exists() and {path.name for path in self.root.iterdir()} - _BEFORE_WORK:
             if not resume:
-                raise ValueError(f"run_dir {self.run_dir} already holds a run; add --resume or choose another run_dir")
+                raise InputError(f"run_dir {self.run_dir} already holds a run; add --resume or choose another run_dir")
             _same_job(job_file.load_as(Job, written), job, storage.join(self.run_dir, "job.yaml"))
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
@@ -146,7 +147,7 @@ def _same_job(old: Job, new: Job, where: str) -> None:
     before, after = job_file.flatten(old.model_dump(mode="json")), job_file.flatten(new.model_dump(mode="json"))
     for key, value in after.items():
         if before.get(key) != value and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE):
-            raise ValueError(
+            raise InputError(
                 f"{where} was written with {key}: {before.get(key)!r}, now it is {value!r}; "
                 "continue with the old value or choose another run_dir"
             )

@@ -26,7 +26,7 @@ class RemoteMirror:
             root: directory of the copy.
 
         Raises:
-            ValueError: the place cannot be reached, or the run is in use.
+            InputError: the place cannot be reached, or the run is in use.
         """
         self.remote, self._root = RemoteDirectory(target), root
         self._lease = Lease(self.remote)
@@ -40,7 +40,7 @@ class RemoteMirror:
         """Bring a file there, whole or not at all.
 
         Raises:
-            ValueError: the place cannot be reached, or another process has taken the run over.
+            InputError: the place cannot be reached, or another process has taken the run over.
         """
         self._lease.check()
         self.remote.write(name, (self._root / name).read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,21 +15,17 @@ T = TypeVar("T")
 
 _LOG_EVERY_S = 15.0
 
+_log = logging.getLogger(__name__)
+
 
 class Progress:
     """How far a run is, on a terminal or in a log."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self.stage, self.done, self.total = "", 0, 0  # of what goes on now
         self.live = RollingMetrics()
         self._spent, self._gauges = 0.0, dict[str, Any]()
-
-    def say(self, text: str) -> None:
-        """One line about what happens."""
-        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-        print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
 
     def track(self, stream: Iterable[T], what: str, total: int) -> Iterator[T]:
         """Pass a stream on and show how far it is."""
@@ -42,8 +39,8 @@ class Progress:
             yield found
             if not self._terminal and time.monotonic() - shown > _LOG_EVERY_S:
                 shown = time.monotonic()
-                self.say(f"{what}: {self.done} of {total}")
-        self.say(f"{what}: {self.done} done")
+                _log.info(f"{what}: {self.done} of {total}")
+        _log.info(f"{what}: {self.done} done")
 
     def spend(self, dollars: float) -> None:
         """More dollars were spent on API calls."""

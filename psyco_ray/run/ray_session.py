@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 
+from psyco_ray.config.errors import InputError
+
 
 def _knock(address: str) -> None:
     """Raise an OSError where nobody listens: Ray itself would try for minutes."""
@@ -18,7 +20,7 @@ def connect(address: str | None) -> None:
     """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone.
 
     Raises:
-        ValueError: no cluster answers there.
+        InputError: no cluster answers there.
     """
     import ray
 
@@ -29,7 +31,7 @@ def connect(address: str | None) -> None:
             _knock(address)
             ray.init(address=address, **quiet)
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); look at --address and RAY_ADDRESS"
             ) from None
     else:

@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from psyco_ray.config.errors import InputError
+
 MANIFEST = "manifest.json"
 CHUNK = 2**24  # bytes that are read or sent at a time
 _APPEAR_WHOLE = {"s3", "gcs", "abfs"}  # where an object is there only once its stream is closed
@@ -30,21 +32,21 @@ def refuse_key(target: str) -> None:
     """Refuse a URI with a key in it: it would stand in logs and job files.
 
     Raises:
-        ValueError: there is one. The message does not show it.
+        InputError: there is one. The message does not show it.
     """
     # an S3 secret may hold a slash, so that no parser finds it
     in_s3 = target.startswith("s3://") and "@" in target.partition("?")[0]
     in_options = any(_SECRET.search(name) for name, _ in parse_qsl(target.partition("?")[2]))
     if is_remote(target) and (in_s3 or in_options or urlsplit(target).password is not None):
-        raise ValueError(
+        raise InputError(
             f"a URI that begins with {target.partition('://')[0]}:// has a key in it; take it out and give it in the "
             "environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
 
 
-def damaged(where: str, what: str) -> ValueError:
+def damaged(where: str, what: str) -> InputError:
     """The error that names a damaged directory and the way out."""
-    return ValueError(
+    return InputError(
         f"directory {where} is damaged: {what}; put a whole copy in its place, or make it anew in another run_dir"
     )
 
@@ -56,7 +58,7 @@ class RemoteDirectory:
         """Say which.
 
         Raises:
-            ValueError: no file system of pyarrow knows such a URI, or it has a key in it.
+            InputError: no file system of pyarrow knows such a URI, or it has a key in it.
         """
         refuse_key(target)
         parts = urlsplit(target)
@@ -117,7 +119,7 @@ class RemoteDirectory:
         """Write what a file holds into an open one here.
 
         Raises:
-            ValueError: it is not there.
+            InputError: it is not there.
         """
         for chunk in self._chunks(name):
             target.write(chunk)
@@ -185,7 +187,7 @@ class RemoteDirectory:
         try:
             yield
         except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{self.target} cannot be reached: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{self.target} cannot be reached: {str(error).splitlines()[0]}") from None
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import xxhash
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.run.remote import CHUNK, MANIFEST, RemoteDirectory, damaged, is_remote
 
 
@@ -57,7 +58,7 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
     """A context in which a local directory is filled; at its end it is whole and durable at the target, or not at all.
 
     Raises:
-        ValueError: it cannot be written, say because the disk is full.
+        InputError: it cannot be written, say because the disk is full.
     """
     from safetensors import SafetensorError
 
@@ -83,7 +84,7 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"directory {target} cannot be written: {error}; make room or make it writable") from error
+        raise InputError(f"directory {target} cannot be written: {error}; make room or make it writable") from error
 
 
 def check(directory: Path, digests: bool = False, name: str | Path | None = None) -> None:
@@ -95,7 +96,7 @@ def check(directory: Path, digests: bool = False, name: str | Path | None = None
         name: what an error calls it; None: its path.
 
     Raises:
-        ValueError: it is damaged; the first damaged file is named.
+        InputError: it is damaged; the first damaged file is named.
     """
     path, where = directory / MANIFEST, str(name or directory)
     if not path.is_file():
@@ -118,17 +119,17 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
         digests: read every byte of what is there already; what is downloaded is always checked so.
 
     Raises:
-        ValueError: there is no such directory, or it is damaged.
+        InputError: there is no such directory, or it is damaged.
     """
     if not is_remote(target):
         if not (path := local_path(target)).is_dir():
-            raise ValueError(f"directory {path} does not exist")
+            raise InputError(f"directory {path} does not exist")
         check(path, digests)
         return path
     remote = RemoteDirectory(str(target))
     manifest = remote.read(MANIFEST)
     if manifest is None:
-        raise ValueError(
+        raise InputError(
             f"{target} has no {MANIFEST}: it does not exist, was not written whole, or not by psyco_ray; "
             "name another directory, or copy a model from elsewhere to a local one"
         )
@@ -198,7 +199,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         write: is given the open file.
 
     Raises:
-        ValueError: it cannot be written, say because the disk is full.
+        InputError: it cannot be written, say because the disk is full.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -212,14 +213,14 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
-        raise ValueError(f"{path.parent} cannot be written ({path.name}): {why}; make room, then go on") from error
+        raise InputError(f"{path.parent} cannot be written ({path.name}): {why}; make room, then go on") from error
 
 
 def read_file(directory: str | Path, name: str) -> bytes | None:
     """What a small file in a directory holds; None if there is none.
 
     Raises:
-        ValueError: the place cannot be reached.
+        InputError: the place cannot be reached.
     """
     if is_remote(directory):
         return RemoteDirectory(str(directory)).read(name)
@@ -231,7 +232,7 @@ def write_bytes(directory: str | Path, name: str, data: bytes) -> None:
     """Write a small file into a directory, whole or not at all.
 
     Raises:
-        ValueError: it cannot be written.
+        InputError: it cannot be written.
     """
     if is_remote(directory):
         RemoteDirectory(str(directory)).write(name, data)
@@ -243,7 +244,7 @@ def remove_file(directory: str | Path, name: str) -> None:
     """Remove a file from a directory, if it is there.
 
     Raises:
-        ValueError: the place cannot be reached.
+        InputError: the place cannot be reached.
     """
     if is_remote(directory):
         RemoteDirectory(str(directory)).remove(name)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import StepResult
+
+_log = logging.getLogger(__name__)
 
 
 class Telemetry(Progress):
@@ -26,7 +30,7 @@ class Telemetry(Progress):
             self.stage, self.done, self.total = what, step.step + 1, step.steps
             self.live.count(learner_tokens=step.tokens, learner_s=step.seconds)
             accuracy, speed = step.metrics["accuracy"], step.tokens / step.seconds
-            self.say(
+            _log.info(
                 f"{what} step {step.step + 1}/{step.steps}: loss {step.loss:.4f}, accuracy {accuracy:.2f}, "
                 f"{speed:.0f} tokens/s"
             )
@@ -59,7 +63,7 @@ def _wandb_run(job: Job, ledger: Ledger) -> Any:
     try:
         import wandb
     except ImportError:
-        raise ValueError(
+        raise InputError(
             "telemetry.wandb_project is set but wandb is not installed; pip install 'psyco-ray[wandb]' or leave it out"
         ) from None
     return wandb.init(

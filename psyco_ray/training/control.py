@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +20,8 @@ from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.run import storage
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.remote import is_remote
+
+_log = logging.getLogger(__name__)
 
 _EVERY_S, _STALE_S = 2.0, 30.0  # between two looks at the files, and how old a status may be while the driver lives
 _EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each look is a paid request
@@ -35,7 +38,6 @@ class Control:
         pools: Mapping[str, ActorPool],
         settings: Mapping[str, PoolConfig],
         seen: Callable[[dict[str, list[dict[str, Any]]]], dict[str, Any]],
-        say: Callable[[str], None],
         fixed: Collection[str] = (),
     ) -> None:
         """Begin.
@@ -45,12 +47,11 @@ class Control:
             pools: by role.
             settings: of the pools, by role.
             seen: what else the status tells, given that of the pools' members: stage, progress, version, figures.
-            say: told about changes.
             fixed: roles whose numbers stay as they are.
         """
         self.wanted: dict[str, int] = {}  # by role, where it was asked for
         self._directory, self._pools, self._settings = directory, pools, settings
-        self._seen, self._say, self._fixed = seen, say, fixed
+        self._seen, self._fixed = seen, fixed
         self._obeyed: bytes | None = None  # the last file of `scale`
         self._failing = False
         self._began = time.time()
@@ -107,7 +108,7 @@ class Control:
             action()
         except (OSError, ValueError) as error:
             if not self._failing:
-                self._say(f"{STATUS} or {SCALE} in {self._directory.run_dir}: {error}")
+                _log.warning(f"{STATUS} or {SCALE} in {self._directory.run_dir}: {error}")
             self._failing = True
         else:
             self._failing = False
@@ -121,12 +122,12 @@ class Control:
 
     def _obey(self, asked: dict[str, int]) -> None:
         if kept := ", ".join(role for role in asked if role in self._fixed):
-            self._say(f"the number of {kept} stays, for they share GPUs")
+            _log.warning(f"the number of {kept} stays, for they share GPUs")
         asked = {role: count for role, count in asked.items() if role not in self._fixed}
         if not asked:
             return
         self.wanted |= asked
-        self._say("asked for " + ", ".join(f"{count} {role}" for role, count in asked.items()))
+        _log.warning("asked for " + ", ".join(f"{count} {role}" for role, count in asked.items()))
         for role in asked.keys() & self._pools.keys():
             self._pools[role].resize(asked[role])
 

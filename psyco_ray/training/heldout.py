@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Evaluation
 from psyco_ray.evaluate import stats, verdicts
 from psyco_ray.run.ledger import Ledger
@@ -75,7 +76,7 @@ def judged(
         were `unreadable`; those count nowhere.
 
     Raises:
-        ValueError: no verdict could be read, or the server refuses the key or the model.
+        InputError: no verdict could be read, or the server refuses the key or the model.
         UnavailableError: the server failed again and again.
     """
     assert settings.judge is not None, "somebody judges"
@@ -93,7 +94,7 @@ def judged(
         if outcome is not None:
             readable.setdefault(key.rpartition(":")[0], []).append(outcome)
     if not readable:
-        raise ValueError(
+        raise InputError(
             f"evaluation.judge {settings.judge.model} gave no verdict that could be read on {len(pairs)} pairs of "
             "answers; ask a stronger model, or one that keeps to a JSON schema"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.util import remove_placement_group
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder
 from psyco_ray.evaluate import verdicts
@@ -38,6 +40,8 @@ from psyco_ray.training.control import Control
 from psyco_ray.training.pipeline import SamplingPipeline
 from psyco_ray.training.run_state import RunState
 from psyco_ray.training.step_log import StepLog
+
+_log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -69,7 +73,7 @@ class Orchestrator:
 
     def _start(self, made: contextlib.ExitStack) -> None:
         job, deadlines = self.job, self.job.deadlines
-        limits: dict[str, Any] = {"start_s": deadlines.start_s, "item_s": deadlines.item_s, "say": self.telemetry.say}
+        limits: dict[str, Any] = {"start_s": deadlines.start_s, "item_s": deadlines.item_s}
         rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
         # any other reference is the learner's own policy
         reference = job.model if job.dpo.reference == "base" else None
@@ -119,7 +123,6 @@ class Orchestrator:
             {"rollouts": self.rollouts, "scorers": self.scorers},
             {"rollouts": job.rollouts, "scorers": job.scorers},
             self._seen,
-            self.telemetry.say,
             fixed=("rollouts", "learners") if job.colocated else (),
         )
         made.callback(self.control.close)
@@ -159,7 +162,7 @@ class Orchestrator:
             with self.control.working(), self.timeline.doing(iteration, "sample"):
                 paired = self._referenced(name, made())
             if not paired:
-                raise ValueError(
+                raise InputError(
                     f"iteration {iteration} has no pair to train on: {self.job.scorers.reward_model} ranks no response "
                     "above another" + (" beyond what length explains (guards.length_debias)" if slope else "")
                 )
@@ -195,7 +198,7 @@ class Orchestrator:
             column = texts.schema.get_field_index("pair_id")
             found = encoder.examples(texts.set_column(column, "pair_id", pa.array(named, pa.string())))
             if not found:
-                raise ValueError(
+                raise InputError(
                     f"iteration {iteration} has no pair to train on: none of {len(drawn)} fits rollouts.max_model_len"
                 )
             shown = self.telemetry.track(found, f"iteration {iteration}: reference", len(found))
@@ -239,7 +242,7 @@ class Orchestrator:
         log = StepLog(self.ledger, stage(iteration, "training"))
         if log.state is not None:
             self.learner.load_state(log.state)
-            self.telemetry.say(f"iteration {iteration}: {log.done} steps are done")
+            _log.info(f"iteration {iteration}: {log.done} steps are done")
         # one schedule over all iterations goes by the steps that each was to have, ties and all
         each = how.epochs * -(-self.job.speeches_per_iteration // how.batch_size)
         first, total = ((iteration - 1) * each, self.job.iterations * each) if keep else (0, len(planned))
@@ -299,7 +302,7 @@ class Orchestrator:
             try:
                 report = push()
             except RuntimeError as error:  # where no actor at all took them, the fault may be with what was sent
-                self.telemetry.say(f"{error}; the weights are sent anew")
+                _log.info(f"{error}; the weights are sent anew")
                 self._turns.learning()
                 report = push()
         self.version = self.weights
@@ -308,7 +311,7 @@ class Orchestrator:
             {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes, "gap": report.gap},
         )
         self.telemetry.live.last(sync_seconds=report.export_s + report.load_s, sync_bytes=report.bytes)
-        self.telemetry.say(
+        _log.info(
             f"iteration {self.version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
             f"{report.actors} rollout actor(s) in {report.export_s + report.load_s:.1f} s"
         )
@@ -354,7 +357,7 @@ class Orchestrator:
         if iteration:
             facts |= self.standing.watched(iteration, facts)
             for alarm in facts["alarms"]:
-                self.telemetry.say(f"iteration {iteration}: ALARM, {alarm}")
+                _log.info(f"iteration {iteration}: ALARM, {alarm}")
         found = self.ledger.finish(name, began, **facts)
         for old in set(range(1, iteration)) - self.standing.kept(iteration):
             self.ledger.remove(stage(old, "checkpoint"))
@@ -362,7 +365,7 @@ class Orchestrator:
             self.weights = found["going_on_from"]
             self._turns.learning()
             self.learner.load_state(self.ledger.place(_state(self.weights)))
-            self.telemetry.say(f"iteration {iteration}: rolled back to iteration {self.weights}")
+            _log.info(f"iteration {iteration}: rolled back to iteration {self.weights}")
         return found
 
     def _referenced(self, name: str, examples: Iterable[PreferencePair]) -> dict[str, PreferencePair]:

@@ -74,7 +74,7 @@ class SamplingPipeline:
     def referenced(self, name: str, examples: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs of a stage with their log-probabilities under the reference model, by key."""
         paired: dict[str, PreferencePair] = {}
-        lost = Quarantine(name, self._job.speeches_per_iteration, self._telemetry.say)
+        lost = Quarantine(name, self._job.speeches_per_iteration)
         for pair, seconds in self._scorers.stream(
             "reference", examples, what=f"{name}: reference", lost=lambda pair, reason: lost.add(pair.key, reason)
         ):
@@ -100,7 +100,7 @@ class SamplingPipeline:
         size = self._job.rollouts.speeches_per_item
         batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         items = [PromptBatch(key_of(drawing, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
-        lost, live = Quarantine(place, len(rows), self._telemetry.say), self._telemetry.live
+        lost, live = Quarantine(place, len(rows)), self._telemetry.live
 
         def give_up(request: SamplingRequest, reason: str) -> None:
             for prompt in request.item.prompts:

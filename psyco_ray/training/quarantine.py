@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+
+_log = logging.getLogger(__name__)
 
 _SHARE = 0.01  # of a stage's speeches that may be lost
 _ALWAYS = 3  # as many may be, however few there are
@@ -11,16 +13,15 @@ _ALWAYS = 3  # as many may be, however few there are
 class Quarantine:
     """What a stage gave up."""
 
-    def __init__(self, stage: str, of: int, say: Callable[[str], None]) -> None:
+    def __init__(self, stage: str, of: int) -> None:
         """Begin with nothing.
 
         Args:
             stage: its name, in messages.
             of: speeches of the stage.
-            say: told about each.
         """
         self.reasons: dict[str, str] = {}  # by speech id
-        self._stage, self._most, self._say = stage, max(_ALWAYS, int(_SHARE * of)), say
+        self._stage, self._most = stage, max(_ALWAYS, int(_SHARE * of))
 
     def add(self, speech_id: str, reason: str) -> None:
         """Set a speech aside.
@@ -34,4 +35,4 @@ class Quarantine:
                 f"{self._stage}: {len(self.reasons)} speeches failed again and again, more than the {self._most} that "
                 f"are set aside; the last: {reason}"
             )
-        self._say(f"{self._stage}: speech {speech_id} is set aside: {reason}")
+        _log.warning(f"{self._stage}: speech {speech_id} is set aside: {reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import PreferencePair
 from psyco_ray.training.step_log import StepLog
 
+_log = logging.getLogger(__name__)
+
 Record = dict[str, Any]
 
 
@@ -35,7 +38,7 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
         Each one's record: accuracy on the held-out pairs with its interval, losses, sizes.
 
     Raises:
-        ValueError: the pairs or the model do not do, or the loss became NaN.
+        InputError: the pairs or the model do not do, or the loss became NaN.
     """
     missing = {name: job for name, job in jobs.items() if ledger.record(name) is None}
     for job in missing.values():
@@ -94,9 +97,7 @@ class RewardTrainer:
         given = itertools.chain([next(stream)], stream) if done < total else iter(())
         self.learner.wait_ready()
         told = f"; {done} of {total} steps are done" if done else ""
-        self._telemetry.say(
-            f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{told}"
-        )
+        _log.info(f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{told}")
         taken = self.learner.train(given, total, first=done, again=self._again)
         with preemption.deferred():
             for step in self._telemetry.steps(taken, self._name):
@@ -124,7 +125,7 @@ class RewardTrainer:
         found = {"step": step, **_measured(self.learner.values(dev))}
         self._facts["evaluations"].append(found)
         if "accuracy" in found:
-            self._telemetry.say(f"{self._name}: accuracy {found['accuracy']:.3f} on {len(dev)} held-out pairs")
+            _log.info(f"{self._name}: accuracy {found['accuracy']:.3f} on {len(dev)} held-out pairs")
         # without held-out pairs the last step is as good as any
         if best is None or "accuracy" not in found or _merit(found) > _merit(best):
             self._facts["best"] = found

@@ -161,7 +161,7 @@ def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
     ],
 )
 def test_what_does_not_do_is_one_sentence(capsys, arguments, sentence) -> None:
-    assert main(["plan", *arguments]) == errors.BAD_INPUT
+    assert main(["plan", *arguments]) == errors.INPUT_ERROR
     assert sentence in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from support import commands
+from support.logs import messages
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.data import build, tables, topics
@@ -190,8 +191,8 @@ def test_what_batches_cost_counts_against_the_limit(tmp_path, monkeypatch) -> No
     endpoint = Endpoint(model="judge", price_in=1.0, price_out=2.0, via="batch")
     stage = SimpleNamespace(endpoint=endpoint, out=tmp_path / "rate")
     dataset = SimpleNamespace(job=SimpleNamespace(max_cost=10.0), spent=4.0, journal=tmp_path / "journal")
-    said: list[str] = []
-    progress = SimpleNamespace(say=said.append)
+    said = messages()
+    progress = SimpleNamespace()
 
     async def answered(*_: object) -> batch_api.Outcome:
         return batch_api.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)

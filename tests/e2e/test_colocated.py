@@ -12,6 +12,7 @@ import time
 import pytest
 import ray
 from support.colocated import job
+from support.logs import messages
 from support.paths import JOBS, SUPPORT
 
 from psyco_ray.config import job_file
@@ -146,9 +147,9 @@ class Sleeper:
 
 @pytest.fixture
 def sleepers(local_ray):
-    said: list[str] = []
+    said = messages()
     actor = ray.remote(Sleeper).options(num_cpus=0)
-    pool = ActorPool("sleeper", actor.remote, 2, start_s=60, item_s=30, say=said.append, resting=True)
+    pool = ActorPool("sleeper", actor.remote, 2, start_s=60, item_s=30, resting=True)
     yield pool, said
     pool.close()
 

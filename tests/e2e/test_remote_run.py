@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.files import fill
 from support.groups import ITEMS, SCHEMA, groups_of
+from support.logs import messages
 from support.runs import JOB, finish, start
 
 from psyco_ray.cli import status
@@ -158,10 +159,10 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     monkeypatch.setattr(mirror.RemoteMirror, "push", lambda *given: (pushed.append(given[1]), push(*given)))
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     seen = {"stage": "train", "done": 1, "total": 2, "version": 3}
-    said: list[str] = []
+    said = messages()
 
     def begin() -> control.Control:
-        return control.Control(ledger, {}, {}, lambda _: seen, said.append)
+        return control.Control(ledger, {}, {}, lambda _: seen)
 
     began = begin()
     time.sleep(2.5)  # a local status would be written twice

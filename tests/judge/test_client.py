@@ -323,8 +323,8 @@ def test_a_journal_that_cannot_be_written_is_named(tmp_path) -> None:
 
 
 def spawn(function: str, *given: object) -> subprocess.Popen:
-    line = f"import sys, test_judge; test_judge.{function}(*sys.argv[1:])"
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OPENAI_API_KEY": KEY}
+    line = f"import sys, test_client; test_client.{function}(*sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS / 'judge'}", "OPENAI_API_KEY": KEY}
     return subprocess.Popen([sys.executable, "-c", line, *map(str, given)], env=environment)
 
 

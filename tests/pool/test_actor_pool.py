@@ -71,7 +71,7 @@ def make_pool(
     actor = ray.remote(Worker)
     options.setdefault("num_cpus", 0)
     pool = ActorPool(
-        "worker", lambda i: actor.options(**options).remote(i, slow[i]), size, start_s=start_s, item_s=item_s, say=print
+        "worker", lambda i: actor.options(**options).remote(i, slow[i]), size, start_s=start_s, item_s=item_s
     )
     pool.wait_ready()
     return pool

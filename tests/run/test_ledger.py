@@ -75,7 +75,7 @@ def leave_a_run(tmp_path: Path) -> None:
 
 def test_a_run_that_made_nothing_does_not_hold_its_directory(tmp_path) -> None:
     ledger = Ledger(job(tmp_path), False)
-    Control(ledger, {}, {}, lambda _: {"stage": "", "version": 0}, print).close()
+    Control(ledger, {}, {}, lambda _: {"stage": "", "version": 0}).close()
     assert "status.json" in {path.name for path in ledger.root.iterdir()}
     ledger.close()
     Ledger(job(tmp_path, seed=4), False).close()

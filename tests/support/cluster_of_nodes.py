@@ -10,6 +10,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from psyco_ray.pool.actor_pool import ActorPool
+from support.logs import messages
 
 
 class Worker:
@@ -29,8 +30,8 @@ def main() -> None:
     second, third = (cluster.add_node(num_cpus=2) for _ in range(2))
     ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
     actor = ray.remote(Worker).options(num_cpus=1, scheduling_strategy="SPREAD")
-    said: list[str] = []
-    pool = ActorPool("worker", lambda _: actor.remote(), 4, start_s=120, item_s=60, say=said.append)
+    said = messages()
+    pool = ActorPool("worker", lambda _: actor.remote(), 4, start_s=120, item_s=60)
     pool.wait_ready()
     found, places, moments = [], [], {}
     for count, (item, node) in enumerate(pool.stream("work", range(150)), start=1):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.logs import messages
 
 from psyco_ray.cli.main import main
 from psyco_ray.config.resources import Autoscale, Rollouts, Scorers
@@ -37,8 +38,8 @@ def going_on(tmp_path, monkeypatch):
     pools = {"rollouts": Pool(), "scorers": Pool()}
     bounds = Autoscale(min=2, max=6)
     settings = {"rollouts": Rollouts(cpus=1, gpus=2, autoscale=bounds), "scorers": Scorers()}
-    said: list[str] = []
-    made = Control(directory, pools, settings, seen, said.append)
+    said = messages()
+    made = Control(directory, pools, settings, seen)
     yield made, pools, tmp_path / "run", said
     made.close()
     directory.close()
@@ -122,10 +123,10 @@ def test_bounds_are_checked() -> None:
 
 
 def test_what_shares_gpus_keeps_its_number(tmp_path) -> None:
-    directory, said = RunDirectory(str(tmp_path / "run")), []
+    directory, said = RunDirectory(str(tmp_path / "run")), messages()
     pools = {"rollouts": Pool(), "scorers": Pool()}
     settings = {"rollouts": Rollouts(), "scorers": Scorers()}
-    made = Control(directory, pools, settings, seen, said.append, fixed=("rollouts", "learners"))
+    made = Control(directory, pools, settings, seen, fixed=("rollouts", "learners"))
     try:
         made._obey({"rollouts": 4, "scorers": 3, "learners": 2})
         made._obey({"learners": 3})

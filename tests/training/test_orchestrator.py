@@ -99,7 +99,6 @@ def test_what_was_started_is_closed_where_the_rest_finds_no_room(made, monkeypat
     monkeypatch.setattr(orchestrator, "ActorPool", pool)
     monkeypatch.setattr(orchestrator, "LearnerGroup", full)
     made.trained, made.weights, made._rewards = 0, 0, {"reward": "a"}
-    made.telemetry.say = print
     made.timeline.worked = print
     with pytest.raises(ValueError, match="no room for 2 learner ranks"):
         made.__enter__()

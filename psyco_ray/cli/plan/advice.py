@@ -11,6 +11,7 @@ import yaml
 
 from psyco_ray.cli.plan import cost_model
 from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, ModelShape, Profile
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 
@@ -37,7 +38,7 @@ def forecast(
         cores: that all actors share where they compute on CPUs; None: this machine's.
 
     Raises:
-        ValueError: model, device or run do not do, or the GPUs do not hold the job.
+        InputError: model, device or run do not do, or the GPUs do not hold the job.
     """
     on_gpu = gpus is not None or job.learners.gpus > 0
     profile = cost_model.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
@@ -100,7 +101,7 @@ def _records(run: str) -> list[dict[str, Any]]:
     """The records of each whole iteration of a run.
 
     Raises:
-        ValueError: the directory holds none.
+        InputError: the directory holds none.
     """
     found: list[dict[str, Any]] = []
     while True:
@@ -111,9 +112,9 @@ def _records(run: str) -> list[dict[str, Any]]:
             break
         found.append(given)
     if not found:
-        raise ValueError(f"{run} holds no whole iteration; name the run directory of a run that has finished one")
+        raise InputError(f"{run} holds no whole iteration; name the run directory of a run that has finished one")
     if any("busy" not in record["evaluate"] for record in found):
-        raise ValueError(f"{run} was made by an older version, which did not note how long actors were busy")
+        raise InputError(f"{run} was made by an older version, which did not note how long actors were busy")
     return found
 
 
@@ -121,7 +122,7 @@ def _taught(run: str, records: list[dict[str, Any]]) -> str:
     """Idle shares of a run, and what would shorten its iterations."""
     text = storage.read_file(run, "job.yaml")
     if text is None:
-        raise ValueError(f"{run} has no job.yaml; name a run directory, not one of its stages")
+        raise InputError(f"{run} has no job.yaml; name a run directory, not one of its stages")
     job = Job.model_validate(yaml.safe_load(text))
     roles = cost_model.roles_of(job)
     seconds = _mean_seconds(records)

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from psyco_ray.config import job_file
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import NotNegative, Positive, Section
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job, Prompts
@@ -104,13 +105,13 @@ def profile_of(device: str) -> Profile:
     """The packaged profile of that name, or the one in a file that ``benchmarks/profile.py`` wrote.
 
     Raises:
-        ValueError: there is none, or it is no profile.
+        InputError: there is none, or it is no profile.
     """
     packaged = Path(str(_PROFILES / f"{device}.yaml"))
     path = packaged if packaged.is_file() else Path(device)
     if not path.is_file():
         known = ", ".join(sorted(Path(entry.name).stem for entry in _PROFILES.iterdir()))
-        raise ValueError(
+        raise InputError(
             f"there is no profile of device {device!r}; known are {known}, and "
             f"benchmarks/profile.py measures another: name the file that it writes"
         )
@@ -121,13 +122,13 @@ def shape_of(model: str) -> ModelShape:
     """The shape of a model by its name, or by the ``config.json`` of its directory.
 
     Raises:
-        ValueError: it is neither.
+        InputError: it is neither.
     """
     name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-instruct")
     if name in SHAPES:
         return SHAPES[name]
     if not (Path(model) / "config.json").is_file():
-        raise ValueError(
+        raise InputError(
             f"the size of model {model!r} is not known; give one of {', '.join(SHAPES)} or a directory with config.json"
         )
     import torch
@@ -269,7 +270,7 @@ def prompt_tokens(prompts: Prompts) -> float:
     """Tokens of a rendered prompt: a speech of `SPEECH_CHARS` in the named texts.
 
     Raises:
-        ValueError: the texts are not there.
+        InputError: the texts are not there.
     """
     texts = prompt_messages(load_prompt(prompts), "x" * SPEECH_CHARS)
     return sum(len(text["content"]) for text in texts) / CHARS_PER_TOKEN + TEMPLATE_TOKENS
@@ -299,17 +300,17 @@ def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_
     The job's ZeRO stage is kept if the learner fits with it on any number of ranks, else the next that does is taken.
 
     Raises:
-        ValueError: the GPUs do not hold the roles, or the profile is of no GPU.
+        InputError: the GPUs do not hold the roles, or the profile is of no GPU.
     """
     if profile.kind != "gpu" or profile.memory_gb is None:
-        raise ValueError(f"the profile of {profile.device} is of no GPU; name another with --device")
+        raise InputError(f"the profile of {profile.device} is of no GPU; name another with --device")
     room = profile.memory_gb * 1e9 * _USABLE
     engine = 2 * shape.parameters + job.rollouts.kv_cache_gb * 2**30
     each = max(1, math.ceil(job.rollouts.gpus), 2 ** math.ceil(math.log2(engine / room)))
     models = len(rewards_of(job)) + (job.dpo.reference == "base")
     scorer = 2 * shape.parameters * models
     if scorer > room:
-        raise ValueError(
+        raise InputError(
             f"a scorer needs {scorer / 1e9:.0f} GB for {models} models of the size of {shape.name}, a GPU of "
             f"{profile.device} gives {room / 1e9:.0f}; take dpo.reference=previous or smaller reward models"
         )
@@ -320,7 +321,7 @@ def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_
         if splits:
             return min(splits, key=lambda roles: forecast(job, shape, profile, roles, response_tokens).seconds)
     least = f"{learner_bytes(job, shape, max(most, 1), 3) / 1e9:.0f} GB on each of {max(most, 1)} ranks"
-    raise ValueError(
+    raise InputError(
         f"{gpus} GPUs do not hold {shape.name}: beside one engine (GPUs: {each}) and one scorer the learner needs "
         f"{least}, a GPU of {profile.device} gives {room / 1e9:.0f}; give more GPUs, or set "
         "learners.gradient_checkpointing=true or a smaller learners.micro_batch_tokens"
