@@ -21,7 +21,7 @@ from psyco_ray.cli import status
 from psyco_ray.cli.main import main
 from psyco_ray.config.training import Job
 from psyco_ray.pool import placement
-from psyco_ray.run import mirror, remote, storage
+from psyco_ray.run import lease, mirror, remote, storage
 from psyco_ray.run.lease import EXPIRES_S
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.remote import RemoteDirectory
@@ -92,7 +92,8 @@ def test_a_file_is_not_there_before_those_that_it_may_promise(place, monkeypatch
     sent: list[str] = []
     push = mirror.RemoteMirror.push
     monkeypatch.setattr(mirror.RemoteMirror, "push", lambda *given: (sent.append(given[1]), push(*given)))
-    monkeypatch.setattr(mirror, "REFRESH_S", 0.2)
+    for module in (mirror, lease):
+        monkeypatch.setattr(module, "REFRESH_S", 0.2)
     first = [f"judge/{name}" for name in ("journal/w.jsonl", "set-aside/01.parquet", "01.parquet")]
     with ledger.mirrored("judge"):
         eventually(lambda: sent == first)
@@ -115,7 +116,8 @@ def test_only_what_differs_is_brought_here(place, monkeypatch) -> None:
 
 
 def test_one_driver_at_a_time(place, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(mirror, "REFRESH_S", 0.2)
+    for module in (mirror, lease):
+        monkeypatch.setattr(module, "REFRESH_S", 0.2)
     first = Ledger(Job(run_dir=place), False)
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"in use by process \d+ on .*, heard of \d s ago; .* can go on in \d+ s"):
@@ -331,9 +333,9 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     assert not RemoteDirectory(run).has("iteration-001/pairs.json"), "the kill came too late to show anything"
     assert "going on\nstage: " in status.described(run)
     shutil.rmtree(cache)
-    lease = json.loads(RemoteDirectory(run).read("LOCK"))
-    lease["time"] -= EXPIRES_S  # time goes by
-    RemoteDirectory(run).write("LOCK", json.dumps(lease).encode())
+    written = json.loads(RemoteDirectory(run).read("LOCK"))
+    written["time"] -= EXPIRES_S  # time goes by
+    RemoteDirectory(run).write("LOCK", json.dumps(written).encode())
     finish(job, log, *given)
 
     there = {name: RemoteDirectory(run).read(name) for name in RemoteDirectory(run).files()}

@@ -156,8 +156,8 @@ def test_file_uris_are_local(tmp_path) -> None:
 
 CUT = """
 import os, signal, sys
-from psyco_ray import stopping
-from psyco_ray.remote import Remote
+from psyco_ray.run import preemption
+from psyco_ray.run.remote import RemoteDirectory
 
 class Slow:
     \"""A file system where SIGTERM comes while a file is being opened.\"""
@@ -169,12 +169,12 @@ class Slow:
         os.kill(os.getpid(), signal.SIGTERM)
         return stream
 
-remote = Remote(sys.argv[1])
+remote = RemoteDirectory(sys.argv[1])
 remote._fs = Slow(remote._fs)
 try:
-    with stopping.listening():
+    with preemption.handle_sigterm():
         remote.write("record.json", b"whole")
-except stopping.Stopped:
+except preemption.Preempted:
     sys.exit(75)
 """
 
