@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +38,6 @@ from psyco_ray.run.remote import is_remote
 _log = logging.getLogger(__name__)
 
 _ASKED = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
-_MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True)
@@ -218,13 +216,8 @@ def mark(model: str) -> str:
     Args:
         model: as `checkpoint` gives it.
     """
-    files = [file for file in sorted(loading.resolve(model).iterdir()) if file.suffix in _MODEL_FILES]
-    # the hub's cache names what a link leads to by its content
-    state = [
-        Path(os.readlink(file)).name if file.is_symlink() else [file.stat().st_size, file.stat().st_mtime_ns]
-        for file in files
-    ]
-    return key_of([file.name for file in files], state)
+    states = loading.model_fingerprint(loading.resolve(model))
+    return key_of([name for name, _ in states], [state for _, state in states])
 
 
 def _bundles(questions: Questions, job: PolicyEvaluationJob) -> Iterator[list[str]]:

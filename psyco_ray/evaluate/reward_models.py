@@ -7,7 +7,6 @@ more models or tests, scores only what is missing.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +43,6 @@ SCORED = pa.schema(
     ]
 )
 """The scores that a reward model gives to pairs."""
-
-_MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True)
@@ -157,13 +154,8 @@ def mark(model: str) -> str:
         )
     if settings.num_labels != 1:
         raise InputError(f"reward model {model} has {settings.num_labels} labels; one is needed")
-    return key_of([[file.name, *_state(file)] for file in sorted(path.iterdir()) if file.suffix in _MODEL_FILES])
-
-
-def _state(file: Path) -> list[Any]:
-    if file.is_symlink():  # the hub's cache names what a link leads to by its content
-        return [Path(os.readlink(file)).name]
-    return [file.stat().st_size, file.stat().st_mtime_ns]
+    states = loading.model_fingerprint(path)
+    return key_of([[name, state] if isinstance(state, str) else [name, *state] for name, state in states])
 
 
 def _items(

@@ -6,6 +6,7 @@ Only safetensors are read or written, and code that a model repository ships is 
 from __future__ import annotations
 
 import json
+import os
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("bfloat16", "float16", "float32")
 
+_MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 _TODAY = date(2024, 7, 26)  # what Llama 3.2's template itself takes where it is told no date
 _FILE_SIZE = "4GB"  # of safetensors at most: object stores copy no more than 5 GB at once
 
@@ -61,6 +63,23 @@ def check_dir(path: Path) -> Path:
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise InputError(f"model directory {path} has no tokenizer; save one beside the weights")
     return path
+
+
+def model_fingerprint(path: Path) -> list[tuple[str, str | list[int]]]:
+    """The state of every file of a model directory; it changes when a file does, and no file is read.
+
+    Returns:
+        By name: (file name, size in bytes and modification time in ns), or (file name, blob name) for a link into the
+        hub's cache, which names blobs by their content.
+    """
+    files = [file for file in sorted(path.iterdir()) if file.suffix in _MODEL_FILES]
+    return [
+        (
+            file.name,
+            Path(os.readlink(file)).name if file.is_symlink() else [file.stat().st_size, file.stat().st_mtime_ns],
+        )
+        for file in files
+    ]
 
 
 def max_positions(path: Path) -> int | None:
