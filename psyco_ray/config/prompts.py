@@ -1,69 +1,111 @@
-"""The prompts file: reading, checking and filling in its texts."""
+"""The prompts file: reads, checks and fills its texts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Prompts
 
 PACKAGED = Path(__file__).with_name("prompts.yaml")
-"""The prompts of the package, which a job's own file may replace."""
+"""The prompts of the package; a job's own file replaces them."""
+
+PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
+"""The principles that judges rate by, in the released dataset's order (paper §3.2); keys in a prompts file."""
 
 Messages = list[dict[str, str]]
+"""A conversation; each message has ``role`` and ``content``."""
+
+
+class PromptsFile:
+    """A prompts file. Every text is checked when it is read.
+
+    Example:
+        >>> prompts = PromptsFile("default")
+        >>> prompts.entry("rank", "{response_1}", "{response_2}")["user"]
+    """
+
+    def __init__(self, file: str) -> None:
+        """Read the file.
+
+        Args:
+            file: a path, or `default` for the prompts of the package.
+
+        Raises:
+            InputError: the file is missing or holds no YAML.
+        """
+        self._path = PACKAGED if file == "default" else Path(file)
+        texts = job_file.read_yaml(self._path, "prompts file")
+        self._texts = texts if isinstance(texts, dict) else {}
+
+    def entry(self, name: str, *placeholders: str) -> dict[str, str]:
+        """The texts of one prompt: `user` and, in some entries, `system`.
+
+        Args:
+            name: the entry.
+            placeholders: what the user text must contain, such as ``{client_speech}``.
+
+        Raises:
+            InputError: the entry or a placeholder is missing.
+        """
+        if name not in self._texts:
+            known = ", ".join(map(str, self._texts)) or "nothing"
+            raise InputError(f"prompts file {self._path} has no entry {name}; it has {known}")
+        entry = self._texts[name]
+        user = entry.get("user") if isinstance(entry, dict) else None
+        for placeholder in placeholders:
+            if not isinstance(user, str) or placeholder not in user:
+                raise InputError(f"prompts file {self._path}: the user text of {name} does not contain {placeholder}")
+        return entry
+
+    def principles(self) -> dict[str, dict[str, str]]:
+        """`title` and `text` of every principle, by name.
+
+        Raises:
+            InputError: a principle lacks one of them.
+        """
+        principles = self._texts.get("principles") or {}
+        for name in PRINCIPLES:
+            if not {"title", "text"} <= set(principles.get(name) or {}):
+                raise InputError(f"prompts file {self._path}: principles has no {name} with title and text")
+        return principles
+
+    def principles_text(self) -> str:
+        """Titles and texts of all principles, as a judge reads them.
+
+        Raises:
+            InputError: a principle lacks its title or text.
+        """
+        principles = self.principles()
+        return "\n\n".join(f"{principles[name]['title']}\n{principles[name]['text']}" for name in PRINCIPLES)
 
 
 def load_prompt(prompts: Prompts) -> dict[str, str]:
-    """The texts of the named prompt: `user` and perhaps `system`.
+    """The prompt that asks for a response, as a job names it.
 
     Raises:
-        InputError: the file or the entry is missing, or the entry has no place for the speech.
+        InputError: the file or the entry is missing, or its user text lacks ``{client_speech}``.
     """
-    path = PACKAGED if prompts.file == "default" else Path(prompts.file)
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"prompts file {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(entries, dict) or prompts.respond not in entries:
-        known = ", ".join(entries) if isinstance(entries, dict) else "nothing"
-        raise InputError(f"prompts file {path} has no entry {prompts.respond}; it has {known}")
-    entry = entries[prompts.respond]
-    if not isinstance(entry, dict) or "{client_speech}" not in str(entry.get("user")):
-        raise InputError(f"prompts file {path}: the user text of {prompts.respond} does not contain {{client_speech}}")
-    return entry
+    return PromptsFile(prompts.file).entry(prompts.respond, "{client_speech}")
 
 
-def prompt_messages(prompt: dict[str, str], speech: str) -> Messages:
+def prompt_messages(prompt: Mapping[str, str], speech: str) -> Messages:
     """The conversation that asks for a response to a speech."""
     system = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
     return [*system, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
 
 
-def load_texts(name: str, packaged: str) -> Any:
-    """A YAML file of the user's, or the packaged one where it is called `default`.
-
-    Raises:
-        InputError: the file is missing or no YAML.
-    """
-    places = {"prompts": "config/prompts.yaml", "pool": "data/pool.yaml", "topics": "data/topics.yaml"}
-    path = Path(__file__).parent.parent / places[packaged] if name == "default" else Path(name)
-    return job_file.read_yaml(path, f"{packaged} file")
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Replace all placeholders at once; a placeholder inside a value stays as it is."""
+    pattern = "|".join(re.escape(placeholder) for placeholder in values)
+    return re.sub(pattern, lambda match: values[match[0]], template) if values else template
 
 
-def fill(template: str, values: dict[str, str]) -> str:
-    """Put values in their places, all at once, so that a place's name inside a value stays as it is."""
-    places = "|".join(re.escape(place) for place in values)
-    return re.sub(places, lambda found: values[found[0]], template) if values else template
-
-
-def filled_messages(prompt: Mapping[str, str], values: dict[str, str]) -> tuple[dict[str, str], ...]:
-    """A prompt's `system` text, if it has one, and its `user` text, with their places filled."""
+def filled_messages(prompt: Mapping[str, str], values: Mapping[str, str]) -> tuple[dict[str, str], ...]:
+    """A prompt's `system` text, if it has one, and its `user` text, with all placeholders filled."""
     return tuple(
         {"role": role, "content": fill(prompt[role], values)} for role in ("system", "user") if prompt.get(role)
     )

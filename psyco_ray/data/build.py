@@ -14,14 +14,14 @@ from typing import Any
 from psyco_ray.config import job_file
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import load_prompt, load_texts
+from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import collect as collecting
 from psyco_ray.data import pair as pairing
+from psyco_ray.data import rate as rating
 from psyco_ray.data import respond, topics
 from psyco_ray.data.dataset import Dataset
-from psyco_ray.data.rate import RateStage
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.batch_api import run_batch
 from psyco_ray.judge.cost import cost, estimate
@@ -30,7 +30,7 @@ from psyco_ray.judge.pipeline import CallStage, CallStats
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import PRINCIPLES, TOPICS
+from psyco_ray.run.schemas import TOPICS
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """A fine and a coarse topic for every speech."""
     settings = dataset.job.topics
-    prompt = _entry(dataset, "topic", "{client_speech}", "{topics}")
+    prompt = dataset.prompts().entry("topic", "{client_speech}", "{topics}")
     dataset.begin("topics", "topics", prompt=key_of(prompt))
     if (done := dataset.record("topics")) is not None:
         return done
@@ -69,7 +69,7 @@ def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Responses to every speech by the models drawn for it."""
     job, settings = dataset.job, dataset.job.respond
-    pool = respond.members(load_texts(settings.pool, "pool"), settings.pool, settings)
+    pool = respond.load_pool(settings)
     prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
     described = [
         member.model_dump(include={"name", "model", "temperature"}) | ({"api": member.api.model} if member.api else {})
@@ -105,15 +105,12 @@ def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Ratings of the responses, principle by principle."""
     job, settings = dataset.job, dataset.job.rate
-    prompt = _entry(dataset, "rate", "{client_speech}", "{principle}", "{responses}", "{keys}")
-    principles = dataset.prompts().get("principles") or {}
-    for name in PRINCIPLES:
-        if not {"title", "text"} <= set(principles.get(name) or {}):
-            raise InputError(f"prompts file {job.prompts}: principles has no {name} with title and text")
+    prompts = dataset.prompts()
+    prompt, principles = prompts.entry("rate", *rating.PLACEHOLDERS), prompts.principles()
     dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
     if (done := dataset.record("rate")) is not None:
         return done
-    stage = RateStage(
+    stage = rating.RateStage(
         endpoint=settings.endpoint,
         attempts=settings.attempts,
         max_tokens=settings.max_tokens,
@@ -257,21 +254,6 @@ def _bundles(
             bundles.append(" ".join(current))
             current, prompts = [], 0
     return [*bundles, " ".join(current)] if current else bundles
-
-
-def _entry(dataset: Dataset, name: str, *places: str) -> dict[str, str]:
-    """A prompt of the prompts file.
-
-    Raises:
-        InputError: it is missing, or one of its places is.
-    """
-    entry = dataset.prompts().get(name)
-    if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
-        raise InputError(f"prompts file {dataset.job.prompts} has no entry {name} with a user text")
-    for place in places:
-        if place not in entry["user"]:
-            raise InputError(f"prompts file {dataset.job.prompts}: the user text of {name} does not contain {place}")
-    return entry
 
 
 def _sampling(dataset: Dataset) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.endpoint import TRANSPORT_FIELDS
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import load_texts
+from psyco_ray.config.prompts import PromptsFile
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.hashing import key_of
@@ -94,13 +94,13 @@ class Dataset(RunDirectory):
         """The parts of the collected speeches."""
         return iter(shards.list_shards(self.root / "collect" / "speeches"))
 
-    def prompts(self) -> dict[str, Any]:
-        """The texts of all prompts.
+    def prompts(self) -> PromptsFile:
+        """The job's prompts.
 
         Raises:
-            InputError: the file is missing or no YAML of named texts.
+            InputError: the file is missing or holds no YAML.
         """
-        return load_texts(self.job.prompts, "prompts")
+        return PromptsFile(self.job.prompts)
 
     def _made_with(self, stage: str) -> str:
         return key_of((self.root / stage / "settings.json").read_text())

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config.data import Pairs
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
+from psyco_ray.run.schemas import PREFERENCES
 
 Row = dict[str, Any]
 SPLITS = ("train", "dev", "test")

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import Messages, prompt_messages
+from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
 from psyco_ray.data.splits import is_dev
 from psyco_ray.data.tables import SPLITS, read_table
-from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
+from psyco_ray.run.schemas import COMPARISONS
 
 Row = dict[str, Any]
 

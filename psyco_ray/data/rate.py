@@ -11,12 +11,15 @@ from typing import Any
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import filled_messages
+from psyco_ray.config.prompts import PRINCIPLES, filled_messages
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import PRINCIPLES, RATINGS
+from psyco_ray.run.schemas import RATINGS
+
+PLACEHOLDERS = ("{client_speech}", "{principle}", "{responses}", "{keys}")
+"""What the user text of the `rate` prompt must contain."""
 
 Rating = tuple[int, str]
 """1 to 5, and the judge's reason."""

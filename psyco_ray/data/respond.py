@@ -25,6 +25,9 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE
 from psyco_ray.run.types import Prompt
 
+PACKAGED_POOL = Path(__file__).with_name("responders.yaml")
+"""The models of the paper (table 6)."""
+
 
 class ResponderModel(Section):
     """A model of the pool."""
@@ -45,13 +48,15 @@ class ResponderModel(Section):
         return self
 
 
-def members(entries: Any, where: str, settings: Respond) -> list[ResponderModel]:
-    """The members of a pool file.
+def load_pool(settings: Respond) -> list[ResponderModel]:
+    """The models of the pool file that a job names.
 
     Raises:
         InputError: a wrong entry, a name that comes twice, fewer members than are drawn, or members whose code was not
             allowed to run.
     """
+    path = PACKAGED_POOL if settings.pool == "default" else Path(settings.pool)
+    entries, where = job_file.read_yaml(path, "pool file"), settings.pool
     if not isinstance(entries, list):
         raise InputError(f"pool file {where} must hold a list of members")
     found = [

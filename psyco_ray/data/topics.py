@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import load_texts, prompt_messages
+from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.pipeline import Question, Row
@@ -18,9 +20,14 @@ from psyco_ray.run import shards
 from psyco_ray.run.schemas import TOPICS
 
 
+def _topics() -> dict[str, dict[str, dict[str, str]]]:
+    """Coarse topic -> fine topic -> `about` and other texts."""
+    return yaml.safe_load(Path(__file__).with_name("topics.yaml").read_text(encoding="utf-8"))
+
+
 def coarse_of() -> dict[str, str]:
     """Fine topic -> the coarse one above it."""
-    return {fine: coarse for coarse, topics in load_texts("default", "topics").items() for fine in topics}
+    return {fine: coarse for coarse, topics in _topics().items() for fine in topics}
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,7 @@ class TopicStage:
             "additionalProperties": False,
         }
         described = "\n".join(
-            f"- {fine}: {about['about']}"
-            for topics in load_texts("default", "topics").values()
-            for fine, about in topics.items()
+            f"- {fine}: {about['about']}" for topics in _topics().values() for fine, about in topics.items()
         )
         asked = {**self.prompt, "user": self.prompt["user"].replace("{topics}", described)}
         for row in shards.read(self.root / "collect" / "speeches", part):

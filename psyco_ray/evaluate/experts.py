@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.tables import read_table
 from psyco_ray.evaluate import agreement, stats
 from psyco_ray.evaluate.annotation import EXPERTS
 from psyco_ray.evaluate.expert_csv import escape_formula, ordering_hash, rows
-from psyco_ray.run.schemas import PRINCIPLES
 
 PAPER_JUDGE = 0.825
 """Share of cases in which the paper's judge and its experts chose alike (§4.2)."""

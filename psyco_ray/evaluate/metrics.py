@@ -19,8 +19,8 @@ from scipy.special import expit
 from scipy.stats import mannwhitneyu
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.evaluate.stats import wilson
-from psyco_ray.run.schemas import PRINCIPLES
 
 TEMPERATURES = (0.01, 100.0)
 """The bounds of a fitted temperature."""

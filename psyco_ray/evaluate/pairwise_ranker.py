@@ -16,7 +16,7 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
-from psyco_ray.config.prompts import filled_messages, load_texts
+from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import parse_json
 from psyco_ray.judge.client import Call, Client
@@ -25,7 +25,6 @@ from psyco_ray.judge.pipeline import CallStats, Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import PRINCIPLES
 
 _log = logging.getLogger(__name__)
 
@@ -101,10 +100,10 @@ class Ranking:
         found = [{**row, "asked": asked_text(row["form"], row["asked"])} for row in rows]
         self._keys = [key_of(row["asked"], row["chosen"], row["rejected"]) for row in found]
         distinct = {key: {"pair": key, **row} for key, row in zip(self._keys, found, strict=True)}
-        texts = load_texts(job.prompts.file, "prompts")
-        counselling = name != REWARDBENCH
-        entry = _entry(job.prompts.file, texts, "rank" if counselling else "rank-general")
-        principles = _principles(job.prompts.file, texts) if counselling else ""
+        prompts, counselling = PromptsFile(job.prompts.file), name != REWARDBENCH
+        entry_name = "rank" if counselling else "rank-general"
+        entry = prompts.entry(entry_name, *PLACES[entry_name])
+        principles = prompts.principles_text() if counselling else ""
         how = [model.endpoint.model, model.endpoint.structured, job.ranking.model_dump(), entry, principles]
         pairs = root / "pairs" / key_of(sorted(distinct))
         self._stage = RankStage(
@@ -191,22 +190,3 @@ def _lay_out(distinct: dict[str, Row], directory: Path) -> list[str]:
     for part, rows in by_part.items():
         shards.write(directory, part, rows, PAIRS)
     return list(by_part)
-
-
-def _entry(file: str, texts: Any, name: str) -> dict[str, str]:
-    entry = texts.get(name) if isinstance(texts, dict) else None
-    if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
-        raise InputError(f"prompts file {file} has no entry {name} with a user text")
-    for place in PLACES[name]:
-        if place not in entry["user"]:
-            raise InputError(f"prompts file {file}: the user text of {name} does not contain {place}")
-    return entry
-
-
-def _principles(file: str, texts: dict[str, Any]) -> str:
-    """Titles and texts of all seven principles."""
-    given = texts.get("principles") or {}
-    for name in PRINCIPLES:
-        if not {"title", "text"} <= set(given.get(name) or {}):
-            raise InputError(f"prompts file {file}: principles has no {name} with title and text")
-    return "\n\n".join(f"{given[name]['title']}\n{given[name]['text']}" for name in PRINCIPLES)

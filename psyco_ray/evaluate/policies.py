@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
-from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.prompts import PromptsFile
 from psyco_ray.evaluate import answers
 from psyco_ray.evaluate.matchups import Matchup, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
@@ -178,8 +178,7 @@ class PolicyEvaluation:
 
 
 def _prompt(job: PolicyEvaluationJob, variant: Variant) -> dict[str, str]:
-    name = job.prompts.matched if variant == "matched" else job.prompts.respond
-    entry = load_prompt(job.prompts.model_copy(update={"respond": name}))
-    if variant == "matched" and "{words}" not in entry["user"]:
-        raise InputError(f"prompts file {job.prompts.file}: the user text of {name} does not contain {{words}}")
-    return entry
+    prompts = PromptsFile(job.prompts.file)
+    if variant == "matched":
+        return prompts.entry(job.prompts.matched, "{client_speech}", "{words}")
+    return prompts.entry(job.prompts.respond, "{client_speech}")

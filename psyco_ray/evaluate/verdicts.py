@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint, Judging, Order
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import filled_messages, load_texts
+from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
 from psyco_ray.judge import pipeline
@@ -29,7 +29,6 @@ from psyco_ray.judge.pipeline import CallStats, Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import PRINCIPLES
 
 _log = logging.getLogger(__name__)
 
@@ -246,20 +245,10 @@ def load_entry(prompts: str) -> tuple[dict[str, str], str]:
     """The judge's prompt, and titles and texts of the seven principles, out of a prompts file.
 
     Raises:
-        InputError: one of them is missing, or a place in the prompt is.
+        InputError: one of them is missing, or a placeholder of the prompt is.
     """
-    texts = load_texts(prompts, "prompts")
-    entry = texts.get(ENTRY) if isinstance(texts, dict) else None
-    if not isinstance(entry, dict) or not isinstance(entry.get("user"), str):
-        raise InputError(f"prompts file {prompts} has no entry {ENTRY} with a user text")
-    for place in PLACES:
-        if place not in entry["user"]:
-            raise InputError(f"prompts file {prompts}: the user text of {ENTRY} does not contain {place}")
-    given = texts.get("principles") or {}
-    for name in PRINCIPLES:
-        if not {"title", "text"} <= set(given.get(name) or {}):
-            raise InputError(f"prompts file {prompts}: principles has no {name} with title and text")
-    return entry, "\n\n".join(f"{given[name]['title']}\n{given[name]['text']}" for name in PRINCIPLES)
+    texts = PromptsFile(prompts)
+    return texts.entry(ENTRY, *PLACES), texts.principles_text()
 
 
 def _row(key: str, ours_first: bool, verdict: tuple[str, str], finished: bool) -> list[Row]:

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import text_hash
 from psyco_ray.report.render import environment
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
+from psyco_ray.run.schemas import PREFERENCES
 
 PAPER = {
     "speeches": {"train": 23_192, "test": 3_291},

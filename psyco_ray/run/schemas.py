@@ -6,11 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.run.types import Group, PromptBatch, Response
-
-PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
-"""The seven principles a response is rated by, in the released dataset's order (paper §3.2)."""
-
 
 _IDS = pa.list_(pa.int32())
 

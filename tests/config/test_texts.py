@@ -8,14 +8,13 @@ from support.paths import PACKAGE
 
 from psyco_ray.config import job_file
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.prompts import PRINCIPLES, load_prompt
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import tables
-from psyco_ray.run.schemas import PRINCIPLES
 
 PROMPTS = yaml.safe_load((PACKAGE / "config" / "prompts.yaml").read_text("utf-8"))
 TOPICS = yaml.safe_load((PACKAGE / "data" / "topics.yaml").read_text("utf-8"))
-POOL = yaml.safe_load((PACKAGE / "data" / "pool.yaml").read_text("utf-8"))
+POOL = yaml.safe_load((PACKAGE / "data" / "responders.yaml").read_text("utf-8"))
 
 SIZES = {"3-4B": 3, "7-9B": 5, "12-14B": 4, "65-75B": 4, "commercial": 4}  # paper table 6
 

@@ -19,11 +19,12 @@ from support import commands
 from support.logs import messages
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data import build, tables, topics
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.judge import batch_api, pipeline
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
+from psyco_ray.run.schemas import PREFERENCES
 
 
 def psyco_ray(*arguments: object) -> subprocess.CompletedProcess:

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.config.training import Data, Job, Part, Reward
 from psyco_ray.data import mixture, preferences
 from psyco_ray.models import encoding, loading
-from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
+from psyco_ray.run.schemas import COMPARISONS
 
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I cannot sleep."}]
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray.config.prompts import fill
+from psyco_ray.config.prompts import PRINCIPLES, fill
 from psyco_ray.data import pair, rate, respond
-from psyco_ray.run.schemas import PRINCIPLES
 
 ratings = st.fixed_dictionaries({name: st.integers(1, 5) for name in PRINCIPLES})
 rated = st.dictionaries(st.sampled_from("abcdefgh"), ratings, min_size=2, max_size=6)

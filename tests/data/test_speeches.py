@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.prompts import PRINCIPLES, load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Data, Job, Prompts, Sampling
 from psyco_ray.data import speeches as data
 from psyco_ray.data import splits, tables
-from psyco_ray.run.schemas import PREFERENCES, PRINCIPLES
+from psyco_ray.run.schemas import PREFERENCES
 
 FINE_TOPICS = 42
 LONG = "I have not slept properly since my brother moved out, and the house is so quiet that I hear the fridge. " * 2

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from support import commands
 
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import PRINCIPLES
 
 pytestmark = pytest.mark.long
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.evaluate import annotation
 from psyco_ray.evaluate.stats import wilson
-from psyco_ray.run.schemas import PRINCIPLES
 
 SPEECH = "I can’t sleep, “again”; it is the third week.\nMy wife says: talk to someone. Café, naïve, 5 €."
 Row = dict[str, str]

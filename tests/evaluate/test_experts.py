@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from support.pages import Page
 
 from psyco_ray.cli.main import main
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate import annotation, experts
 from psyco_ray.evaluate.stats import wilson
 from psyco_ray.report import experts as report
-from psyco_ray.run.schemas import PRINCIPLES
 
 SPEECH = "I can’t sleep, “again”; it is the third week.\nMy wife says: talk to someone. Café, naïve, 5 €."
 ODD = "odd <b>name & | $pipe$"

@@ -11,9 +11,10 @@ from hypothesis.extra import numpy as arrays
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.evaluate.stats import wilson
-from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
+from psyco_ray.run.schemas import COMPARISONS
 
 
 def auroc(labels, probabilities) -> float:

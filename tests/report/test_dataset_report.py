@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.report import dataset
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import COLLECTED, PREFERENCES, PRINCIPLES, RATINGS, RESPONSES, SET_ASIDE, TOPICS
+from psyco_ray.run.schemas import COLLECTED, PREFERENCES, RATINGS, RESPONSES, SET_ASIDE, TOPICS
 
 PAIRS = pa.schema([*PREFERENCES, *((name, pa.string()) for name in ("topic", "coarse_topic", "split"))])
 TABLES = {

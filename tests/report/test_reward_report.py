@@ -7,11 +7,12 @@ import pytest
 import yaml
 from support.pages import Page
 
+from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Reward
 from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.report import model_cards, reward_models, reward_tables
-from psyco_ray.run.schemas import COMPARISONS, PRINCIPLES
+from psyco_ray.run.schemas import COMPARISONS
 
 VERSIONS = {"psyco_ray": "0.1.0", "torch": "2.13.0"}
 BENCH = ("alpacaeval-easy", "llmbar-natural", "donotanswer", "math-prm", "hep-go")
