@@ -33,7 +33,7 @@ import ray
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import pipeline
-from psyco_ray.judge.ask import parse_json
+from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.run.progress import Progress
 
@@ -67,7 +67,7 @@ class Ratings:
     attempts = 3
     schema = pa.schema([("speech_id", pa.string()), ("rating", pa.int64())])
 
-    def units(self, part: str) -> Iterator[pipeline.Question]:
+    def questions(self, part: str) -> Iterator[pipeline.Question]:
         """The part's calls."""
         for number in range(self.calls_per_part):
             name = f"{part}{number:015x}"
@@ -77,7 +77,7 @@ class Ratings:
 def read_four(text: str) -> list[int]:
     answer = parse_json(text)
     if list(answer) != KEYS:
-        raise ValueError("a key is missing")
+        raise UnreadableAnswerError("a key is missing")
     return [answer[key] for key in KEYS[:4]]
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from psyco_ray.config import job_file
-from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Rollouts
@@ -22,11 +18,8 @@ from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
 from psyco_ray.data import respond, topics
 from psyco_ray.data.dataset import Dataset
-from psyco_ray.judge import pipeline
-from psyco_ray.judge.batch_api import run_batch
-from psyco_ray.judge.cost import cost, estimate
-from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.pipeline import CallStage, CallStats
+from psyco_ray.judge.call_run import CallRun
+from psyco_ray.judge.pipeline import CallStage
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -95,8 +88,8 @@ def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     for member in pool:
         if member.api is not None:
             stage = respond.ApiStage(member, share)
-            facts = _call(dataset, f"respond: {member.name}", stage, progress)
-            spent[member.name] = asdict(facts) | {"cost": cost(facts, member.api)}
+            calls = _call(dataset, f"respond: {member.name}", stage, progress)
+            spent[member.name] = asdict(calls.stats()) | {"cost": calls.dollars()}
     count = sum(respond.merge(pool, share, part) for part in dataset.speeches())
     _log.info(f"respond: {count} responses by {len(pool)} models")
     return dataset.finish("respond", began, responses=count, calls=spent)
@@ -144,64 +137,22 @@ STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
 
 def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: Progress) -> dict[str, Any]:
     """Run a stage of calls and record it."""
-    facts = _call(dataset, name, stage, progress)
+    calls = _call(dataset, name, stage, progress)
+    stats, dollars = calls.stats(), calls.dollars()
     _log.info(
-        f"{name}: {facts.units} questions, {facts.paid} calls sent, {facts.reused} answers out of the journal, "
-        f"{facts.set_aside} set aside, {facts.prompt_tokens} + {facts.completion_tokens} tokens"
-        + (f", ${spent:.2f}" if (spent := cost(facts, stage.endpoint)) is not None else "")
+        f"{name}: {stats.units} questions, {stats.paid} calls sent, {stats.reused} answers from the journal, "
+        f"{stats.set_aside} set aside, {stats.prompt_tokens} + {stats.completion_tokens} tokens"
+        + (f", ${dollars:.2f}" if dollars is not None else "")
     )
-    return dataset.finish(name, began, **asdict(facts), cost=cost(facts, stage.endpoint))
+    return dataset.finish(name, began, **asdict(stats), cost=dollars)
 
 
-def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> CallStats:
-    """Run the parts of a stage that are not done; the facts of all parts."""
-    todo = list(dataset.speeches())
-    done = set(shards.list_shards(stage.out))
-    missing = [part for part in todo if part not in done]
-    if missing:
-        if dataset.job.max_cost is not None and None in (stage.endpoint.price_in, stage.endpoint.price_out):
-            raise InputError(
-                f"{what}: max_cost needs price_in and price_out of its endpoint, dollars per million tokens"
-            )
-        expected = estimate(stage, missing)
-        _log.info(f"{what}: {_in_words(expected, stage.endpoint)}")
-        if stage.endpoint.via == "batch":
-            _call_in_batches(dataset, what, stage, missing, expected, progress)
-        dataset.connect()
-        limit = dataset.job.max_cost
-        left = None if limit is None else limit - dataset.spent
-        dataset.spent += pipeline.run(stage, missing, dataset.journal, left, what, progress)[1]
-    return sum((CallStats(**shards.facts(stage.out, part)) for part in todo), CallStats())
-
-
-def _in_words(expected: CallStats, endpoint: Endpoint) -> str:
-    dollars = cost(expected, endpoint)
-    return (
-        f"about {expected.units} calls to {endpoint.model}, {expected.prompt_tokens} tokens in and at most "
-        f"{expected.completion_tokens} out" + (f", at most ${dollars:.2f}" if dollars is not None else "")
-    )
-
-
-def _call_in_batches(
-    dataset: Dataset, what: str, stage: CallStage, missing: list[str], expected: CallStats, progress: Progress
-) -> None:
-    """Let the provider's batch API fill the journal; what it leaves out is asked with single calls afterwards."""
-    most, limit = cost(expected, stage.endpoint), dataset.job.max_cost
-    if limit is not None and most is not None and most > limit - dataset.spent:
-        before = f" and ${dataset.spent:.2f} of it are spent" if dataset.spent else ""
-        raise InputError(
-            f"{what}: a batch may cost up to ${most:.2f}, max_cost is ${limit:.2f}{before}; raise it, or set via to "
-            "calls, which can stop in between"
-        )
-    asked = ((unit.speech_id, unit.call) for part in missing for unit in stage.units(part))
-    journal = Journal(dataset.journal, f"batch-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    found = asyncio.run(run_batch(stage.endpoint, asked, journal, stage.out / "batches" / "state.json"))
-    journal.close()
-    dataset.spent += cost(found, stage.endpoint) or 0.0
-    _log.info(
-        f"{what}: {found.sent} calls sent in batches, {found.answered} answered, {found.refused} refused, "
-        f"{found.failed} to be asked again {' '.join(found.notes)}"
-    )
+def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> CallRun:
+    """Run the missing parts of a stage within what is left of `max_cost`."""
+    calls = CallRun(what, stage, list(dataset.speeches()), dataset.journal)
+    limit = dataset.job.max_cost
+    dataset.spent += calls.execute(None if limit is None else limit - dataset.spent, progress, dataset.connect)
+    return calls
 
 
 def _answer_locally(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, filled_messages
-from psyco_ray.judge.ask import parse_json
+from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
@@ -44,7 +44,7 @@ class RateStage:
         """The directory of its parts."""
         return self.root / "rate"
 
-    def units(self, part: str) -> Iterator[Question]:
+    def questions(self, part: str) -> Iterator[Question]:
         """A question for each speech with two responses or more, and each principle."""
         speeches = {row["speech_id"]: row["speech"] for row in shards.read(self.root / "collect" / "speeches", part)}
         answers: dict[str, dict[str, str]] = {}
@@ -96,18 +96,18 @@ def read_ratings(text: str, count: int) -> list[Rating]:
     """The ratings out of an answer, in the order shown.
 
     Raises:
-        InputError: saying which key is missing or wrong.
+        UnreadableAnswerError: a rating is missing or invalid.
     """
     answer = parse_json(text)
     if not isinstance(answer, dict):
-        raise InputError("the answer is not a JSON object")
+        raise UnreadableAnswerError("the answer is not a JSON object")
     found = []
     for i in range(1, count + 1):
         given = answer.get(f"response_{i}_rating")
-        if isinstance(given, str) and given.strip().isdigit():
+        if isinstance(given, str) and re.fullmatch(r"\d{1,9}", given.strip()):
             given = int(given)
         if isinstance(given, bool) or given not in (1, 2, 3, 4, 5):
-            raise InputError(f"response_{i}_rating is {given!r}, not an integer from 1 to 5")
+            raise UnreadableAnswerError(f"response_{i}_rating is {given!r}, not an integer from 1 to 5")
         found.append((int(given), str(answer.get(f"rationale_{i}", ""))))
     return found
 

@@ -18,6 +18,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
+from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
@@ -139,7 +140,7 @@ class ApiStage:
         """The directory of its parts."""
         return self.share.out(self.member)
 
-    def units(self, part: str) -> Iterator[Question]:
+    def questions(self, part: str) -> Iterator[Question]:
         """A question for each speech of the member's share."""
         share, member = self.share, self.member
         for row in share.of(member, part):
@@ -224,7 +225,7 @@ def merge(pool: list[ResponderModel], share: Assignment, part: str) -> int:
 
 def _not_empty(text: str) -> str:
     if not text.strip():
-        raise InputError("the answer is empty")
+        raise UnreadableAnswerError("the answer is empty")
     return text.strip()
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import prompt_messages
-from psyco_ray.judge.ask import parse_json
+from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
@@ -46,7 +45,7 @@ class TopicStage:
         """The directory of its parts."""
         return self.root / "topics"
 
-    def units(self, part: str) -> Iterator[Question]:
+    def questions(self, part: str) -> Iterator[Question]:
         """A question for each speech of the part."""
         coarse = coarse_of()
         schema = {
@@ -80,7 +79,9 @@ def _label(text: str, known: dict[str, str]) -> str:
     answer = parse_json(text)
     given = str(answer.get("topic", "")).strip().casefold() if isinstance(answer, dict) else ""
     if given not in known:
-        raise InputError(f"{given[:60]!r} is not one of the topics" if given else 'the answer has no "topic"')
+        raise UnreadableAnswerError(
+            f"{given[:60]!r} is not one of the topics" if given else 'the answer has no "topic"'
+        )
     return known[given]
 
 

@@ -7,7 +7,6 @@ killed run answers only what is missing.
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
 from psyco_ray.data.respond import ApiStage, Assignment, Responder, ResponderModel
-from psyco_ray.judge import pipeline
-from psyco_ray.judge.cost import cost, estimate
+from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.pipeline import Row
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
@@ -34,8 +32,6 @@ from psyco_ray.run import shards, storage
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.remote import is_remote
-
-_log = logging.getLogger(__name__)
 
 _ASKED = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
 
@@ -168,16 +164,11 @@ def call(
     """Let a model behind an API answer what it has not answered yet; the dollars that this took.
 
     Raises:
-        BudgetExceededError, UnavailableError, ValueError: as `pipeline.run`.
+        BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
     """
-    stage, missing = ApiStage(ResponderModel(name=name, api=endpoint), questions), questions.missing()
-    if not missing:
-        return 0.0
-    expected = estimate(stage, missing)
-    dollars = cost(expected, endpoint)
-    most = f", at most ${dollars:.2f}" if dollars is not None else ""
-    _log.info(f"{name} answers: about {expected.units} calls to {endpoint.model}{most}")
-    return pipeline.run(stage, missing, journal, max_cost, f"{name} answers", progress)[1]
+    stage = ApiStage(ResponderModel(name=name, api=endpoint), questions)
+    calls = CallRun(f"{name} answers", stage, shards.list_shards(questions.root), journal)
+    return calls.execute(max_cost, progress)
 
 
 def checkpoint(model: str, max_model_len: int) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,15 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
 from psyco_ray.config.prompts import PromptsFile, filled_messages
-from psyco_ray.judge import pipeline
-from psyco_ray.judge.ask import parse_json
+from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
+from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.client import Call, Client
-from psyco_ray.judge.cost import cost, estimate
-from psyco_ray.judge.pipeline import CallStats, Question, Row
+from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
-
-_log = logging.getLogger(__name__)
 
 ORDERS = ("first", "second")
 """Where the chosen response stands when a pair is asked about."""
@@ -62,7 +57,7 @@ class RankStage:
     out: Path
     schema = CHOICES
 
-    def units(self, part: str) -> Iterator[Question]:
+    def questions(self, part: str) -> Iterator[Question]:
         """A question for each pair and order."""
         for row in shards.read(self.pairs, part):
             for place, order in enumerate(ORDERS, start=1):
@@ -96,7 +91,6 @@ class Ranking:
         """
         assert model.endpoint is not None, "a ranker has an endpoint"
         self.what = f"{model.name} on {name}"
-        self._journal = root / "journal"
         found = [{**row, "asked": asked_text(row["form"], row["asked"])} for row in rows]
         self._keys = [key_of(row["asked"], row["chosen"], row["rejected"]) for row in found]
         distinct = {key: {"pair": key, **row} for key, row in zip(self._keys, found, strict=True)}
@@ -106,7 +100,7 @@ class Ranking:
         principles = prompts.principles_text() if counselling else ""
         how = [model.endpoint.model, model.endpoint.structured, job.ranking.model_dump(), entry, principles]
         pairs = root / "pairs" / key_of(sorted(distinct))
-        self._stage = RankStage(
+        stage = RankStage(
             endpoint=model.endpoint,
             attempts=job.ranking.attempts,
             max_tokens=job.ranking.max_tokens,
@@ -115,57 +109,45 @@ class Ranking:
             pairs=pairs,
             out=root / "ranks" / model.name / name / key_of(how, sorted(distinct)),
         )
-        self._parts = _lay_out(distinct, pairs)
-        if self._missing():
+        self._calls = CallRun(self.what, stage, _lay_out(distinct, pairs), root / "journal")
+        if self._calls.missing():
             Client(model.endpoint)  # a missing key is told now, not after hours of other work
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:
         """Ask what was not asked before; the dollars that this took.
 
         Raises:
-            BudgetExceededError, UnavailableError, ValueError: as `pipeline.run`.
+            BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
         """
-        missing, endpoint = self._missing(), self._stage.endpoint
-        if not missing:
-            return 0.0
-        expected = estimate(self._stage, missing)
-        dollars = cost(expected, endpoint)
-        most = f", at most ${dollars:.2f}" if dollars is not None else ""
-        _log.info(f"{self.what}: about {expected.units} calls to {endpoint.model}{most}")
-        return pipeline.run(self._stage, missing, self._journal, max_cost, self.what, progress)[1]
+        return self._calls.execute(max_cost, progress)
 
     def choices(self) -> tuple[list[bool | None], list[bool | None]]:
         """Whether the chosen response was picked where it was shown first, and where second; None: unreadable."""
         found = {
             (row["pair"], row["order"]): row["right"]
-            for part in self._parts
-            for row in shards.read(self._stage.out, part)
+            for part in self._calls.parts
+            for row in shards.read(self._calls.stage.out, part)
         }
         first, second = ([found.get((key, order)) for key in self._keys] for order in ORDERS)
         return first, second
 
     def spent(self) -> dict[str, Any]:
         """What all its calls took, whenever they were sent."""
-        facts = sum((CallStats(**shards.facts(self._stage.out, part)) for part in self._parts), CallStats())
-        return asdict(facts) | {"dollars": cost(facts, self._stage.endpoint)}
-
-    def _missing(self) -> list[str]:
-        done = set(shards.list_shards(self._stage.out))
-        return [part for part in self._parts if part not in done]
+        return self._calls.usage()
 
 
 def read_choice(text: str) -> int:
     """The number of the better response, 1 or 2, out of an answer.
 
     Raises:
-        InputError: saying what is wrong.
+        UnreadableAnswerError: the answer names neither.
     """
     answer = parse_json(text)
     given = answer.get("better") if isinstance(answer, dict) else answer
     if isinstance(given, str) and (worded := re.fullmatch(r"(?:response\s*)?([12])", given.strip(), re.IGNORECASE)):
         given = int(worded[1])
     if isinstance(given, bool) or given not in (1, 2):
-        raise InputError(f"better is {given!r}, not 1 or 2")
+        raise UnreadableAnswerError(f"better is {given!r}, not 1 or 2")
     return int(given)
 
 

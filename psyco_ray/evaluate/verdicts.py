@@ -6,10 +6,9 @@ checkpoint that gives the same response to the same speech.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,16 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint, Judging, Order
-from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
-from psyco_ray.judge import pipeline
-from psyco_ray.judge.ask import parse_json
+from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
+from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.cost import cost, estimate
-from psyco_ray.judge.pipeline import CallStats, Question, Row
+from psyco_ray.judge.pipeline import Question, Row
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
-
-_log = logging.getLogger(__name__)
 
 ENTRY = "judge"
 PLACES = ("{principles}", "{client_speech}", "{response_a}", "{response_b}")
@@ -63,7 +58,7 @@ class VerdictStage:
     out: Path
     schema = VERDICTS
 
-    def units(self, part: str) -> Iterator[Question]:
+    def questions(self, part: str) -> Iterator[Question]:
         """A question for each pair and order; responses that are the same need none."""
         form = verdict_schema(self.rationale_chars)
         for row in shards.read(self.pairs, part):
@@ -108,11 +103,11 @@ class Verdicts:
         assert len(set(keys)) == len(keys), "two pairs have the same key"
         entry, principles = load_entry(prompts)
         rows = [{**pair, "speech_id": speech_id(pair["speech"])} for pair in pairs]
-        self._keys, self._journal, self._what = keys, root / "journal", what
+        self._keys, self._strict = keys, settings.order == "strict"
         self._same = {pair["key"] for pair in pairs if same(pair)}
         texts = key_of(sorted([row[name] for name in PAIRS.names] for row in rows))
         how = [endpoint.model, endpoint.structured, settings.model_dump(), seed, entry, principles, texts]
-        self._stage = VerdictStage(
+        stage = VerdictStage(
             endpoint=endpoint,
             attempts=settings.attempts,
             max_tokens=settings.max_tokens,
@@ -124,30 +119,21 @@ class Verdicts:
             pairs=root / "pairs" / texts,
             out=root / "verdicts" / key_of(how),
         )
-        self._parts = _lay_out(rows, self._stage.pairs)
+        self._calls = CallRun(what, stage, _lay_out(rows, stage.pairs), root / "journal")
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:
         """Ask what was not asked before; the dollars that this took (0 where prices are not known).
 
         Raises:
-            BudgetExceededError, UnavailableError, ValueError: as `pipeline.run`.
+            BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
         """
-        done = set(shards.list_shards(self._stage.out))
-        missing = [part for part in self._parts if part not in done]
-        if not missing:
-            return 0.0
-        endpoint = self._stage.endpoint
-        expected = estimate(self._stage, missing)
-        dollars = cost(expected, endpoint)
-        most = f", at most ${dollars:.2f}" if dollars is not None else ""
-        _log.info(f"{self._what}: about {expected.units} calls to {endpoint.model}{most}")
-        return pipeline.run(self._stage, missing, self._journal, max_cost, self._what, progress)[1]
+        return self._calls.execute(max_cost, progress)
 
     def given(self) -> dict[str, list[Row]]:
         """The readable verdicts on each pair, as rows of VERDICTS."""
         found: dict[str, list[Row]] = {key: [] for key in self._keys}
-        for part in self._parts:
-            for row in shards.read(self._stage.out, part):
+        for part in self._calls.parts:
+            for row in shards.read(self._calls.stage.out, part):
                 found[row["key"]].append(row)
         return found
 
@@ -156,13 +142,11 @@ class Verdicts:
 
         Two responses that are the same tie without being asked about.
         """
-        strictly = self._stage.order == "strict"
-        return {key: 0.5 if key in self._same else _outcome(rows, strictly) for key, rows in self.given().items()}
+        return {key: 0.5 if key in self._same else _outcome(rows, self._strict) for key, rows in self.given().items()}
 
     def spent(self) -> dict[str, Any]:
         """What all its calls took, whenever they were sent."""
-        facts = sum((CallStats(**shards.facts(self._stage.out, part)) for part in self._parts), CallStats())
-        return asdict(facts) | {"dollars": cost(facts, self._stage.endpoint)}
+        return self._calls.usage()
 
 
 def judge(
@@ -231,13 +215,13 @@ def read_verdict(text: str) -> tuple[str, str]:
     """The better response, A or B, and the reason, out of an answer.
 
     Raises:
-        InputError: saying what is wrong.
+        UnreadableAnswerError: the answer names neither.
     """
     answer = parse_json(text)
     given = answer.get("better") if isinstance(answer, dict) else answer
     worded = re.fullmatch(r"(?:response\s*)?([AB])", given.strip(), re.IGNORECASE) if isinstance(given, str) else None
     if worded is None:
-        raise InputError(f"better is {given!r}, not A or B")
+        raise UnreadableAnswerError(f"better is {given!r}, not A or B")
     return worded[1].upper(), str(answer.get("rationale", "")) if isinstance(answer, dict) else ""
 
 

@@ -1,8 +1,9 @@
-"""Asking until an answer can be used: the journal first, then the server, and again if what it says is bad."""
+"""Asks until an answer is readable: journal first, then the server, then again with the reason for the rejection."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,36 +20,54 @@ from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter
 T = TypeVar("T")
 
 
+class UnreadableAnswerError(Exception):
+    """A model's answer cannot be used. The message is a short reason, which the model is told before it answers again.
+
+    Only a check of an answer raises it, so that a bug in a check is never mistaken for a bad answer.
+    """
+
+
 @dataclass
 class AskResult(Generic[T]):
-    """What asking came to."""
+    """The outcome of one question over all its attempts."""
 
     value: T | None = None
     reason: str | None = None  # why there is no value
     text: str | None = None  # the last answer
-    finished: bool = True  # false where that was cut at max_tokens
+    finished: bool = True  # False: cut at max_tokens
     paid: int = 0  # calls sent now
-    reused: int = 0  # answers out of the journal
+    reused: int = 0  # answers from the journal
     prompt_tokens: int = 0  # of all answers, whenever they were paid for
     completion_tokens: int = 0
 
 
 class Asker:
-    """One caller's access to an endpoint. What ends the work for one call ends it for all that follow."""
+    """One caller's access to an endpoint. An error that stops one call stops all that follow.
+
+    Example:
+        >>> asker = Asker(endpoint, Journal(root, "writer-0"), limiter=None)
+        >>> result = await asker.shard("3f").ask(speech_id, call, parse_json, attempts=3)
+        >>> await asker.close()
+    """
 
     def __init__(self, endpoint: Endpoint, journal: Journal, limiter: Limiter | None) -> None:
-        """Make ready.
+        """Create the client; nothing is sent yet.
+
+        Args:
+            endpoint: the API.
+            journal: stores the answers.
+            limiter: rate and cost limits; None: no limits.
 
         Raises:
             InputError: the key is missing.
         """
         self.endpoint = endpoint
         self._client, self._journal, self._limiter = Client(endpoint), journal, limiter
-        self._room = asyncio.Semaphore(endpoint.concurrency)
-        self._ended: Exception | None = None
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._stopped_by: Exception | None = None
 
-    def desk(self, part: str) -> ShardAsker:
-        """A place to ask about the speeches of a part of the dataset; it holds what the journal has of them."""
+    def shard(self, part: str) -> ShardAsker:
+        """An asker for the speeches of one part, with the part's answers from the journal."""
         return ShardAsker(self, self._journal.load(part))
 
     async def close(self) -> None:
@@ -59,19 +78,19 @@ class Asker:
         self._journal.close()
 
     async def fetch(self, speech_id: str, key: str, call: Call) -> Answer:
-        """An answer of the server, written down before anything else happens with it.
+        """Send a call and store its answer in the journal before it is returned.
 
         Raises:
-            BudgetExceededError, UnavailableError, ValueError: no call will be answered now.
+            BudgetExceededError, UnavailableError, InputError: no further call will succeed.
         """
-        async with self._room:
-            if self._ended is not None:
-                raise self._ended.with_traceback(None)
+        async with self._slots:
+            if self._stopped_by is not None:
+                raise self._stopped_by.with_traceback(None)
             try:
                 answer = await self._limited(call)
                 self._journal.add(speech_id, key, answer)
-            except (BudgetExceededError, UnavailableError, ValueError) as error:
-                self._ended = error
+            except (BudgetExceededError, UnavailableError, InputError) as error:
+                self._stopped_by = error
                 raise
             return answer
 
@@ -79,12 +98,12 @@ class Asker:
         if self._limiter is None:
             return await self._answer(call)
         await self._limiter.admit(call.tokens())
-        used = (0, 0)
+        usage = (0, 0)
         try:
             answer = await self._answer(call)
-            used = (answer.prompt_tokens, answer.completion_tokens)
+            usage = (answer.prompt_tokens, answer.completion_tokens)
         finally:
-            self._limiter.report(*used)
+            self._limiter.report(*usage)
         return answer
 
     async def _answer(self, call: Call) -> Answer:
@@ -97,89 +116,87 @@ class Asker:
 class ShardAsker:
     """Asks about the speeches of one part."""
 
-    def __init__(self, asker: Asker, known: dict[str, Answer]) -> None:
-        self._asker, self._known = asker, known
+    def __init__(self, asker: Asker, stored: dict[str, Answer]) -> None:
+        self._asker, self._stored = asker, stored
 
     async def ask(self, speech_id: str, call: Call, check: Callable[[str], T], attempts: int) -> AskResult[T]:
-        """Ask until an answer passes the check, telling the model each time what was wrong.
+        """Ask until an answer passes the check. Each repeated question tells the model what was wrong.
 
         Args:
             speech_id: the speech that the call is about.
             call: the first question.
-            check: makes a value of the text, or raises ValueError with a short reason.
-            attempts: how often to ask at most.
+            check: turns the text into a value or raises UnreadableAnswerError.
+            attempts: number of questions, at most.
 
         Raises:
-            BudgetExceededError, UnavailableError, ValueError: no call will be answered now.
+            BudgetExceededError, UnavailableError, InputError: no further call will succeed.
         """
-        asked: AskResult[T] = AskResult()
+        result: AskResult[T] = AskResult()
         for _ in range(attempts):
-            answer = await self._look_up(speech_id, call, asked)
+            answer = await self._look_up(speech_id, call, result)
             if answer.refused is not None:
-                asked.reason = answer.refused
-                return asked
-            asked.text, asked.finished = answer.text, answer.finished
+                result.reason = answer.refused
+                return result
+            result.text, result.finished = answer.text, answer.finished
             try:
-                asked.value, asked.reason = check(answer.text), None
-            except ValueError as error:
+                result.value, result.reason = check(answer.text), None
+            except UnreadableAnswerError as error:
                 cut = "" if answer.finished else f", and the answer was cut off after {call.max_tokens} tokens"
-                asked.reason = f"{error}{cut}"
-                call = _again(call, answer.text, asked.reason)
+                result.reason = f"{error}{cut}"
+                call = _with_complaint(call, answer.text, result.reason)
             else:
-                return asked
-        return asked
+                return result
+        return result
 
-    async def _look_up(self, speech_id: str, call: Call, asked: AskResult[T]) -> Answer:
+    async def _look_up(self, speech_id: str, call: Call, result: AskResult[T]) -> Answer:
         endpoint = self._asker.endpoint
         key = call.key(endpoint.model, endpoint.structured)
-        answer = self._known.get(key)
+        answer = self._stored.get(key)
         if answer is None:
-            answer = self._known[key] = await self._asker.fetch(speech_id, key, call)
-            asked.paid += 1
+            answer = self._stored[key] = await self._asker.fetch(speech_id, key, call)
+            result.paid += 1
         else:
-            asked.reused += 1
-        asked.prompt_tokens += answer.prompt_tokens
-        asked.completion_tokens += answer.completion_tokens
+            result.reused += 1
+        result.prompt_tokens += answer.prompt_tokens
+        result.completion_tokens += answer.completion_tokens
         return answer
 
 
 def parse_json(text: str) -> Any:
-    """The JSON in a model's answer, whatever stands around it, with small faults mended.
+    """The JSON in a model's answer: other text around it is ignored, small faults are repaired.
 
-    Nothing is made up: an answer that ends before its JSON does is refused, not completed.
+    An answer that ends before its JSON does is rejected, not completed.
 
     Raises:
-        InputError: saying what is wrong.
+        UnreadableAnswerError: the answer holds no JSON that can be read and stored.
     """
     if text.lstrip().startswith("<think>"):
         text = text.partition("</think>")[2]
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        value = _mended(max(_pieces(text), key=len, default=""))
+    except (ValueError, RecursionError):  # ValueError: also numbers of more digits than Python converts
+        value = _repaired(max(_json_candidates(text), key=len, default=""))
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        raise InputError("the answer has JSON that no file can hold") from None
+        raise UnreadableAnswerError("the answer has JSON that no file can hold") from None
     return value
 
 
-def _mended(piece: str) -> Any:
-    if not piece:
-        raise InputError("the answer holds no JSON")
-    try:
-        return json.loads(piece, strict=False)
-    except json.JSONDecodeError:
-        value = json_repair.loads(piece)
-    except RecursionError:
-        value = None
-    if not isinstance(value, dict | list):
-        raise InputError("the answer holds no readable JSON")
-    return value
+def _repaired(candidate: str) -> Any:
+    if not candidate:
+        raise UnreadableAnswerError("the answer holds no JSON")
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(candidate, strict=False)
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json_repair.loads(candidate)
+        if isinstance(value, dict | list):
+            return value
+    raise UnreadableAnswerError("the answer holds no readable JSON")
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The parts of a text from an opening brace or bracket to the one that closes it."""
+def _json_candidates(text: str) -> Iterator[str]:
+    """The parts of a text from an opening brace or bracket to the matching closing one."""
     depth = start = 0
     quoted = escaped = False
     for place, character in enumerate(text):
@@ -196,10 +213,10 @@ def _pieces(text: str) -> Iterator[str]:
             if depth == 0:
                 yield text[start : place + 1]
     if depth:
-        raise InputError("the answer ends before its JSON does")
+        raise UnreadableAnswerError("the answer ends before its JSON does")
 
 
-def _again(call: Call, text: str, reason: str) -> Call:
+def _with_complaint(call: Call, text: str, reason: str) -> Call:
     complaint = f"This answer cannot be used: {reason}. Please answer again, in full and exactly in the form asked for."
-    said = {"role": "assistant", "content": text or "(no answer)"}  # servers may refuse an empty turn
-    return replace(call, messages=(*call.messages, said, {"role": "user", "content": complaint}))
+    answer = {"role": "assistant", "content": text or "(no answer)"}  # servers may refuse an empty message
+    return replace(call, messages=(*call.messages, answer, {"role": "user", "content": complaint}))

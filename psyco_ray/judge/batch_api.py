@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.judge.client import REFUSED, Answer, Call, Client, RefusedError, UnreadableError, answer_of
+from psyco_ray.judge.client import REFUSED, Answer, Call, Client, InvalidResponseError, RefusedError, answer_of
 from psyco_ray.judge.journal import Journal
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _read(found: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
         return None, problem
     try:
         return answer_of(body), ""
-    except UnreadableError as error:
+    except InvalidResponseError as error:
         return None, client.clean(str(error))
 
 

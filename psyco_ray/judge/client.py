@@ -90,7 +90,7 @@ class UnavailableError(Exception):
     """The server failed again and again."""
 
 
-class UnreadableError(Exception):
+class InvalidResponseError(Exception):
     """What the server sent is no chat completion."""
 
 
@@ -165,7 +165,7 @@ class Client:
                 problem = _Again(f"no answer within {self._endpoint.timeout_s:g} s")
             except openai.APIConnectionError as error:
                 problem = _Again(f"connection failed: {self.clean(str(error.__cause__ or error))}")
-            except (UnreadableError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (InvalidResponseError, json.JSONDecodeError, UnicodeDecodeError) as error:
                 problem = _Again(f"unreadable answer: {self.clean(str(error))}")
             if isinstance(problem, Exception):  # out here, so that it does not carry the request with the key
                 raise problem
@@ -263,9 +263,9 @@ def answer_of(body: Any) -> Answer:
         message, ended = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content") or "", message.get("refusal")
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise UnreadableError(f"no chat completion: {body}") from None
+        raise InvalidResponseError(f"no chat completion: {body}") from None
     if not isinstance(text, str):
-        raise UnreadableError(f"the content is no text: {text}")
+        raise InvalidResponseError(f"the content is no text: {text}")
     refused = "stopped by the content filter" if ended == "content_filter" else None
     return Answer(
         text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # halves of characters fit into no file

@@ -1,4 +1,4 @@
-"""What calls cost."""
+"""Cost of API calls in US dollars."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge.batch_api import Outcome
 from psyco_ray.judge.pipeline import CallStage, CallStats
 
+_SAMPLED_PARTS = 8
 
-def cost(facts: CallStats | Outcome, endpoint: Endpoint) -> float | None:
-    """Dollars that calls took; None where the prices are not known."""
+
+def cost(stats: CallStats | Outcome, endpoint: Endpoint) -> float | None:
+    """Cost of calls; None without prices."""
     if endpoint.price_in is None or endpoint.price_out is None:
         return None
-    return (facts.prompt_tokens * endpoint.price_in + facts.completion_tokens * endpoint.price_out) / 1e6
+    return (stats.prompt_tokens * endpoint.price_in + stats.completion_tokens * endpoint.price_out) / 1e6
 
 
 def estimate(stage: CallStage, todo: Sequence[str]) -> CallStats:
-    """What the calls of some parts will take at most; a sample of the parts stands for all."""
-    sample = list(todo)[:: max(1, len(todo) // 8)]
-    asked = [unit.call for part in sample for unit in stage.units(part)]
+    """Upper bound of the usage of some parts, extrapolated from a sample of them."""
+    sample = list(todo)[:: max(1, len(todo) // _SAMPLED_PARTS)]
+    calls = [question.call for part in sample for question in stage.questions(part)]
     scale = len(todo) / len(sample)
     return CallStats(
-        units=round(len(asked) * scale),
-        prompt_tokens=round(sum(call.prompt_tokens() for call in asked) * scale),
-        completion_tokens=round(sum(call.max_tokens for call in asked) * scale),
+        units=round(len(calls) * scale),
+        prompt_tokens=round(sum(call.prompt_tokens() for call in calls) * scale),
+        completion_tokens=round(sum(call.max_tokens for call in calls) * scale),
     )

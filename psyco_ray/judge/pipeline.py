@@ -1,7 +1,7 @@
-"""Stages that ask an API about every speech: Ray Data hands out parts, callers ask and write each part once.
+"""Stages of API calls on Ray Data: actors ask about one part of the speeches at a time and write each part once.
 
-A part is done when its file is there. What was paid for is in the journal before anything else happens with it, so
-that a killed stage, started again, pays for at most the calls that were in flight.
+A part is done when its file exists. Answers are in the journal before anything else happens to them, so a killed stage
+that is started again pays at most for the calls that were in flight.
 """
 
 from __future__ import annotations
@@ -29,52 +29,55 @@ from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import SET_ASIDE
 
 Row = dict[str, Any]
+"""A row of a stage's table."""
 
-PARTS_AT_A_TIME = 4  # of each caller, so that the end of one part is hidden behind the next
+PARTS_PER_CALLER = 4  # in flight at the same time, so that no caller idles at the end of a part
+
+_STOPPING = {error.__name__: error for error in (BudgetExceededError, UnavailableError, InputError)}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to find out: a call, how its answer is read, and the rows that come of it."""
+    """One call, the check of its answer, and the rows that result."""
 
     speech_id: str
-    what: str  # what is asked, for rows that are set aside
+    what: str  # subject of the question, for rows that are set aside
     call: Call
-    check: Callable[[str], Any]  # raises ValueError with what is wrong
+    check: Callable[[str], Any]  # raises UnreadableAnswerError
     rows: Callable[[Any, bool], list[Row]]  # of the checked value, and whether the answer was finished
 
 
 class CallStage(Protocol):
-    """A stage that consists of calls; it travels to the callers."""
+    """A stage that consists of calls. It is pickled to the callers."""
 
     @property
     def endpoint(self) -> Endpoint:
-        """Whom to ask."""
+        """The API."""
 
     @property
     def attempts(self) -> int:
-        """Questions before a unit is set aside."""
+        """Attempts per question before it is set aside."""
 
     @property
     def out(self) -> Path:
-        """The directory of its parts."""
+        """Directory of the stage's parts."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Of its rows."""
+        """Schema of the stage's rows."""
 
-    def units(self, part: str) -> Iterator[Question]:
-        """What there is to ask in a part; the same calls every time."""
+    def questions(self, part: str) -> Iterator[Question]:
+        """The questions of a part; the same calls every time."""
 
 
 @dataclass
 class CallStats:
     """Counts of a part or of a stage."""
 
-    units: int = 0
+    units: int = 0  # questions
     set_aside: int = 0
     paid: int = 0  # calls sent
-    reused: int = 0  # answers that the journal had
+    reused: int = 0  # answers from the journal
     prompt_tokens: int = 0  # of all answers in use, whenever they were paid for
     completion_tokens: int = 0
 
@@ -83,71 +86,70 @@ class CallStats:
 
 
 class Caller:
-    """Asks for one part after another, several at a time (an async worker of Ray Data)."""
+    """An async worker of Ray Data that asks the questions of a few parts concurrently."""
 
     def __init__(self, stage: CallStage, journal: str, meter: Any) -> None:
         self._stage, self._limiter = stage, Limiter(meter)
         writer = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._journal = Journal(Path(journal), writer)
         self._asker: Asker | None = None
-        self._stopped: dict[str, str] | None = None
+        self._stopped_by: dict[str, str] | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Do a part; a stop for all is told in the result, for an exception would cost the answers in flight."""
-        told: dict[str, Any] = {}
-        if self._stopped is None:
+        """Do a part. A stop is returned, not raised: an exception would discard the answers in flight."""
+        report: dict[str, Any] = {}
+        if self._stopped_by is None:
             try:
-                if self._asker is None:  # here, for it belongs to this event loop
+                if self._asker is None:  # created here because it belongs to this event loop
                     self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
-                told = {"facts": asdict(await self._do(str(batch["part"][0])))}
+                report = {"stats": asdict(await self._do(self._asker, str(batch["part"][0])))}
             except (BudgetExceededError, UnavailableError, InputError) as error:
-                self._stopped = {"error": type(error).__name__, "text": str(error)}
-        return {"told": [json.dumps(told or self._stopped)]}
+                self._stopped_by = {"error": type(error).__name__, "text": str(error)}
+        return {"report": [json.dumps(report or self._stopped_by)]}
 
-    async def _do(self, part: str) -> CallStats:
-        assert self._asker is not None
-        stage, desk = self._stage, self._asker.desk(part)
-        units = list(stage.units(part))
-        asked = await asyncio.gather(
-            *(desk.ask(unit.speech_id, unit.call, unit.check, stage.attempts) for unit in units),
-            return_exceptions=True,  # whatever ends the stage, the other calls in flight are paid for and kept
+    async def _do(self, asker: Asker, part: str) -> CallStats:
+        stage, shard = self._stage, asker.shard(part)
+        questions = list(stage.questions(part))
+        results = await asyncio.gather(
+            *(shard.ask(q.speech_id, q.call, q.check, stage.attempts) for q in questions),
+            return_exceptions=True,  # the other calls in flight are paid for and kept
         )
-        facts, rows, aside = CallStats(), list[Row](), list[Row]()
-        for unit, found in zip(units, asked, strict=True):
-            if isinstance(found, BaseException):
-                raise found
-            facts += CallStats(1, 0, found.paid, found.reused, found.prompt_tokens, found.completion_tokens)
-            if found.reason is None:
-                rows += unit.rows(found.value, found.finished)
+        stats, rows, set_aside = CallStats(), list[Row](), list[Row]()
+        for question, result in zip(questions, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            stats += CallStats(1, 0, result.paid, result.reused, result.prompt_tokens, result.completion_tokens)
+            if result.reason is None:
+                rows += question.rows(result.value, result.finished)
             else:
-                facts.set_aside += 1
-                aside.append(_aside(unit, found))
+                stats.set_aside += 1
+                set_aside.append(_set_aside_row(question, result))
         self._journal.sync()
-        await self._limiter.close()  # a done part is on the meter
-        shards.write(stage.out / "set-aside", part, aside, SET_ASIDE)
-        shards.write(stage.out, part, rows, stage.schema, facts=asdict(facts))
-        return facts
+        await self._limiter.close()  # the meter counts a finished part in full
+        shards.write(stage.out / "set-aside", part, set_aside, SET_ASIDE)
+        shards.write(stage.out, part, rows, stage.schema, facts=asdict(stats))
+        return stats
 
 
 def run(
     stage: CallStage, todo: Sequence[str], journal: Path, max_cost: float | None, what: str, progress: Progress
 ) -> tuple[CallStats, float]:
-    """Do the parts of a stage that are not done.
+    """Do the parts of a stage that are not done. Ray must be running.
 
     Args:
-        stage: what to ask.
+        stage: the questions.
         todo: all parts.
-        journal: directory of paid calls.
-        max_cost: dollars that the calls may cost; None: no limit.
+        journal: directory of paid answers.
+        max_cost: limit on the cost of the calls, in US dollars; None: no limit.
         what: the stage's name on the progress line.
-        progress: shows how far it is.
+        progress: receives finished parts and dollars.
 
     Returns:
-        The facts of the parts done now, and the dollars that their calls cost (0 where prices are not known).
+        Counts of the parts done now, and the cost of their calls in US dollars (0 without prices).
 
     Raises:
-        BudgetExceededError: the limit was reached; everything paid for is kept.
-        UnavailableError: the server failed again and again.
+        BudgetExceededError: the limit is reached; everything paid for is kept.
+        UnavailableError: the server failed repeatedly.
         InputError: the server refuses the key or the model.
     """
     import ray
@@ -171,28 +173,29 @@ def run(
         num_cpus=0,
         compute=ray.data.ActorPoolStrategy(
             size=min(endpoint.callers, len(missing)),
-            max_tasks_in_flight_per_actor=PARTS_AT_A_TIME + 2,
-            max_concurrent_calls_per_actor=PARTS_AT_A_TIME,
+            max_tasks_in_flight_per_actor=PARTS_PER_CALLER + 2,
+            max_concurrent_calls_per_actor=PARTS_PER_CALLER,
         ),
         **placement.writer_options(stage.out),
     )
-    facts, stopped = CallStats(), None
+    stats, stopped_by = CallStats(), None
     for row in progress.track(stream.iter_rows(), what, len(missing)):
-        told = json.loads(row["told"])
-        if "error" in told:
-            stopped = told  # the other parts come back at once; Ray must not be left with a stream half read
+        report = json.loads(row["report"])
+        if "error" in report:
+            stopped_by = report  # the other parts return at once; Ray Data must not be left with a half-read stream
         else:
-            facts += CallStats(**told["facts"])
+            stats += CallStats(**report["stats"])
     dollars = ray.get(meter.spent.remote(), timeout=60)["cost"]
     progress.spend(dollars)
-    if stopped is not None:
-        raise {
-            "BudgetExceededError": BudgetExceededError,
-            "UnavailableError": UnavailableError,
-            "InputError": InputError,
-        }[stopped["error"]](stopped["text"])
-    return facts, dollars
+    if stopped_by is not None:
+        raise _STOPPING[stopped_by["error"]](stopped_by["text"])
+    return stats, dollars
 
 
-def _aside(unit: Question, found: AskResult[Any]) -> Row:
-    return {"speech_id": unit.speech_id, "what": unit.what, "reason": found.reason, "answer": found.text}
+def _set_aside_row(question: Question, result: AskResult[Any]) -> Row:
+    return {
+        "speech_id": question.speech_id,
+        "what": question.what,
+        "reason": result.reason,
+        "answer": result.text,
+    }

@@ -19,10 +19,12 @@ from support import commands
 from support.logs import messages
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.data import build, tables, topics
+from psyco_ray.data import tables, topics
 from psyco_ray.data.pair import SCHEMA
-from psyco_ray.judge import batch_api, pipeline
+from psyco_ray.judge import batch_api, call_run, pipeline
+from psyco_ray.judge.client import Call
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PREFERENCES
 
@@ -188,23 +190,32 @@ def test_batches_fill_the_journal(to_rate):
     assert json.loads((run / "rate.json").read_text())["cost"] > 0
 
 
-def test_what_batches_cost_counts_against_the_limit(tmp_path, monkeypatch) -> None:
-    endpoint = Endpoint(model="judge", price_in=1.0, price_out=2.0, via="batch")
-    stage = SimpleNamespace(endpoint=endpoint, out=tmp_path / "rate")
-    dataset = SimpleNamespace(job=SimpleNamespace(max_cost=10.0), spent=4.0, journal=tmp_path / "journal")
-    said = messages()
-    progress = SimpleNamespace()
+def test_the_cost_of_batches_counts_against_the_limit(tmp_path, monkeypatch) -> None:
+    call = Call(({"role": "user", "content": "x" * 5_999_999},), None, 1_500_000, 0.0)  # 2 M + 1.5 M tokens: 5 dollars
+    stage = SimpleNamespace(
+        endpoint=Endpoint(model="judge", price_in=1.0, price_out=2.0, via="batch"),
+        out=tmp_path / "rate",
+        questions=lambda part: [SimpleNamespace(speech_id="ab12", call=call)],
+    )
+    limits = []
 
     async def answered(*_: object) -> batch_api.Outcome:
-        return batch_api.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)
+        return batch_api.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)  # 2 dollars
 
-    monkeypatch.setattr(build, "run_batch", answered)
-    most = pipeline.CallStats(prompt_tokens=2_000_000, completion_tokens=1_500_000)  # 5 dollars
-    build._call_in_batches(dataset, "rate", stage, [], most, progress)
-    assert dataset.spent == 6.0
-    assert "3 calls sent in batches" in said[0]
-    with pytest.raises(ValueError, match=r"up to \$5\.00, max_cost is \$10\.00 and \$6\.00 of it are spent"):
-        build._call_in_batches(dataset, "rate", stage, [], most, progress)
+    def run_single_calls(*given: object) -> tuple[pipeline.CallStats, float]:
+        limits.append(given[3])
+        return pipeline.CallStats(), 0.5
+
+    monkeypatch.setattr(call_run, "run_batch", answered)
+    monkeypatch.setattr(pipeline, "run", run_single_calls)
+    logged = messages()
+    calls = call_run.CallRun("rate", stage, ["ab"], tmp_path / "journal")
+    assert calls.execute(6.0, SimpleNamespace()) == 2.5
+    assert limits == [4.0]
+    assert "at most $5.00" in logged[0]
+    assert "3 calls sent in batches" in logged[1]
+    with pytest.raises(InputError, match=r"up to \$5\.00, \$4\.00 of max_cost are left"):
+        calls.execute(4.0, SimpleNamespace())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from psyco_ray.config.prompts import PRINCIPLES, fill
 from psyco_ray.data import pair, rate, respond
+from psyco_ray.judge.ask import UnreadableAnswerError
 
 ratings = st.fixed_dictionaries({name: st.integers(1, 5) for name in PRINCIPLES})
 rated = st.dictionaries(st.sampled_from("abcdefgh"), ratings, min_size=2, max_size=6)
@@ -104,7 +105,7 @@ def test_every_model_stands_in_every_place_about_equally_often():
     ],
 )
 def test_wrong_ratings_are_named(answer, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UnreadableAnswerError, match=said):
         rate.read_ratings(answer, 2)
 
 

@@ -27,6 +27,7 @@ from psyco_ray.config.prompts import PACKAGED
 from psyco_ray.data import splits, tables
 from psyco_ray.evaluate import answers, matchups, speech_sets, verdicts, winrates
 from psyco_ray.evaluate import policies as evaluating
+from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.report import policies as report
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory
@@ -234,7 +235,7 @@ def test_verdicts_are_read_with_tolerance(answer, better):
 
 @pytest.mark.parametrize("answer", ['{"better": "C"}', '{"better": 1}', "{}", '{"better": "both"}', "A", "", "[]"])
 def test_what_is_no_verdict_is_refused(answer):
-    with pytest.raises(ValueError, match=r"better is|holds no JSON"):
+    with pytest.raises(UnreadableAnswerError, match=r"better is|holds no JSON"):
         verdicts.read_verdict(answer)
 
 
@@ -250,7 +251,7 @@ def laid_out(root: Path, pairs: list[dict], **judging) -> verdicts.Verdicts:
 
 
 def units(found: verdicts.Verdicts) -> list:
-    return [unit for part in found._parts for unit in found._stage.units(part)]
+    return [unit for part in found._calls.parts for unit in found._calls.stage.questions(part)]
 
 
 @pytest.mark.parametrize("order", ["seeded", "strict"])
@@ -348,14 +349,14 @@ def test_a_run_directory_stands_for_its_checkpoint_also_when_it_was_moved(tmp_pa
 def decided(root: Path, pairs: list[dict], chosen: dict[str, list[tuple[bool, bool]]], **judging) -> verdicts.Verdicts:
     """Verdicts as a judge would have left them: for each key, whether ours was first and whether it was chosen."""
     found = laid_out(root, pairs, **judging)
-    for part in found._parts:
+    for part in found._calls.parts:
         rows = [
             {"key": row["key"], "ours_first": first, "ours": ours, "rationale": f"because of {ODD}"}
-            for row in shards.read(found._stage.pairs, part)
+            for row in shards.read(found._calls.stage.pairs, part)
             for first, ours in chosen.get(row["key"], [])
         ]
         facts = dict.fromkeys(("units", "set_aside", "paid", "reused", "prompt_tokens", "completion_tokens"), 1)
-        shards.write(found._stage.out, part, rows, verdicts.VERDICTS, facts=facts)
+        shards.write(found._calls.stage.out, part, rows, verdicts.VERDICTS, facts=facts)
     return found
 
 

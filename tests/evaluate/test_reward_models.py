@@ -28,6 +28,7 @@ from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import tables
 from psyco_ray.evaluate import pair_sets, pairwise_ranker, reward_models
+from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.report import reward_models as report
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress
@@ -212,7 +213,7 @@ def test_choices_are_read_with_tolerance(answer, number):
     ],
 )
 def test_what_is_no_choice_is_refused(answer):
-    with pytest.raises(ValueError, match=r"better is|holds no JSON"):
+    with pytest.raises(UnreadableAnswerError, match=r"better is|holds no JSON"):
         pairwise_ranker.read_choice(answer)
 
 
@@ -250,7 +251,7 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
     ):
         rows = of.table.to_pylist()
         ranking = pairwise_ranker.Ranking(job, job.models[0], name, rows, tmp_path)
-        units = [unit for part in ranking._parts for unit in ranking._stage.units(part)]
+        units = [unit for part in ranking._calls.parts for unit in ranking._calls.stage.questions(part)]
         assert len(units) == 2 * len(rows)
         by_pair = itertools.groupby(sorted(units, key=lambda unit: unit.speech_id), key=lambda unit: unit.speech_id)
         asked = {key: {unit.what: unit for unit in of_pair} for key, of_pair in by_pair}

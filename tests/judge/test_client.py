@@ -20,7 +20,7 @@ from support.paths import TESTS
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import batch_api, client, rate_limit
-from psyco_ray.judge.ask import Asker, parse_json
+from psyco_ray.judge.ask import Asker, UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Answer, Client, RefusedError, UnavailableError, retry_after
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import BudgetExceededError, BudgetMeter, Limiter
@@ -66,11 +66,22 @@ def test_the_model_is_told_what_was_wrong(tmp_path) -> None:
 
         def never(text: str) -> None:
             seen.append(text)
-            raise ValueError("rating 3 is missing")
+            raise UnreadableAnswerError("rating 3 is missing")
 
-        found = await asker.desk("ab").ask("ab12", call(), never, 2)
+        found = await asker.shard("ab").ask("ab12", call(), never, 2)
         assert (found.paid, found.reason, len(set(seen))) == (2, "rating 3 is missing", 2)
         assert found.prompt_tokens > 2 * len(call().messages[0]["content"]) // 4
+        await asker.close()
+
+    with server() as url:
+        asyncio.run(go())
+
+
+def test_a_bug_in_a_check_is_not_taken_for_a_bad_answer(tmp_path) -> None:
+    async def go() -> None:
+        asker = Asker(Endpoint(model="judge", base_url=url), Journal(tmp_path, "a"), None)
+        with pytest.raises(ValueError, match="invalid literal"):
+            await asker.shard("ab").ask("ab12", call(), int, 3)
         await asker.close()
 
     with server() as url:
@@ -100,8 +111,8 @@ def test_what_no_call_can_pass_stops_at_once(model, told_to_user, tmp_path) -> N
 def test_after_a_stop_nothing_more_is_sent(tmp_path) -> None:
     async def go() -> None:
         asker = Asker(Endpoint(model="status-401", base_url=url, concurrency=2), Journal(tmp_path, "a"), None)
-        desk = asker.desk("ab")
-        asking = (desk.ask("ab12", call(number), check, 3) for number in range(50))
+        shard = asker.shard("ab")
+        asking = (shard.ask("ab12", call(number), check, 3) for number in range(50))
         found = await asyncio.gather(*asking, return_exceptions=True)
         assert {str(error) for error in found} == {str(found[0])}
         assert "does not accept the key" in str(found[0])
@@ -259,13 +270,13 @@ def test_json_is_found_whatever_is_around_it(value, around) -> None:
 def test_json_that_ends_early_is_not_completed(value, data) -> None:
     text = json.dumps(value)
     for before in ("", "As [1] says: "):
-        with pytest.raises(ValueError, match="ends before its JSON does"):
+        with pytest.raises(UnreadableAnswerError, match="ends before its JSON does"):
             parse_json(before + text[: data.draw(st.integers(1, len(text) - 1))])
 
 
 @given(st.text())
 def test_any_text_is_json_or_refused(text) -> None:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(UnreadableAnswerError):
         json.dumps(parse_json(text), ensure_ascii=False).encode()
 
 
@@ -273,7 +284,7 @@ def test_small_faults_are_mended() -> None:
     assert parse_json('{"a": 1, "b": [1, 2,],}') == {"a": 1, "b": [1, 2]}
     assert parse_json("{'a': \"it's\", b: 2}") == {"a": "it's", "b": 2}
     assert parse_json('{"a": "two\nlines"}') == {"a": "two\nlines"}
-    with pytest.raises(ValueError, match="no file can hold"):
+    with pytest.raises(UnreadableAnswerError, match="no file can hold"):
         parse_json('{"a": "\\ud83d"}')
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.judge.ask import Asker, AskResult, parse_json
+from psyco_ray.judge.ask import Asker, AskResult, UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import Limiter
@@ -52,18 +52,18 @@ def call(number: int = 0, **changes) -> Call:
 def check(text: str) -> list[int]:
     ratings = list(parse_json(text).values())
     if len(ratings) != 4 or any(rating not in (1, 2, 3, 4, 5) for rating in ratings):
-        raise ValueError("a rating is not an integer from 1 to 5")
+        raise UnreadableAnswerError("a rating is not an integer from 1 to 5")
     return ratings
 
 
 async def ask_all(asker: Asker, count: int, attempts: int = 3) -> list[AskResult]:
-    desks: dict = {}
+    askers: dict = {}
     for number in range(count):
         part = speech(number)[:2]
-        desks[part] = desks.get(part) or asker.desk(part)
+        askers[part] = askers.get(part) or asker.shard(part)
     try:
         return await asyncio.gather(
-            *(desks[speech(n)[:2]].ask(speech(n), call(n), check, attempts) for n in range(count))
+            *(askers[speech(n)[:2]].ask(speech(n), call(n), check, attempts) for n in range(count))
         )
     finally:
         await asker.close()
