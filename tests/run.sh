@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# All checks: environment, format, types, tests (real Ray, vLLM and DeepSpeed on the CPU).
-# bash tests/run.sh [pytest arguments]     e.g. bash tests/run.sh tests/test_config.py -k unknown
-# Tests marked long (many kills, whole runs that others cover in part, TRL step by step, a real judge) run with -m long, or
-# all with -m "". Run those of what you change.
+# All checks: environment, format, linter, import layers, types, tests (real Ray, vLLM and DeepSpeed on the CPU).
+# bash tests/run.sh [pytest arguments]     e.g. bash tests/run.sh tests/config -k unknown
+# Tests marked long take minutes each (repeated kills, whole runs, comparisons with TRL, a real judge) and run with -m long,
+# or together with all others with -m "". Run the long tests of what you change.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../jobs/environment.sh"
 cd "$ROOT"
 
-echo "psyco_ray tests: linter, types, then pytest; all but those marked long; under 25 minutes on 2 cores once installed"
-prepare_environment cpu,dev
+echo "psyco_ray tests: linter, import layers, types, then pytest without the tests marked long; under 20 minutes on 2 cores once installed"
+prepare_environment dev
+SECONDS=0
+trap 'echo "psyco_ray tests took $((SECONDS / 60)) min $((SECONDS % 60)) s"' EXIT
 .venv/bin/ruff format --check --quiet . || fail "some files are not formatted; run .venv/bin/ruff format ."
 .venv/bin/ruff check --quiet .
-.venv/bin/lint-imports --no-cache >"$VENV/imports.log" || { tail -n +15 "$VENV/imports.log"; fail "an import crosses the layers of pyproject.toml"; }
+.venv/bin/lint-imports --no-cache >"$VENV/imports.log" || { tail -n +15 "$VENV/imports.log"; fail "an import breaks the layers in pyproject.toml"; }
 .venv/bin/mypy --no-error-summary
 .venv/bin/python -m pytest "$@"
