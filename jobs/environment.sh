@@ -46,7 +46,8 @@ prepare_environment() {
     # PyPI has only the CUDA build of torch, so the CPU build comes first, from pip's own sources or PyTorch's index
     pip_install "$TORCH" || pip_install "$TORCH" --index-url https://download.pytorch.org/whl/cpu ||
         fail "$TORCH could not be installed ($(tail -n 1 "$VENV/install.log")); check the network connection and pip's settings"
-    "$VENV/bin/python" "$ROOT/jobs/cpu_requirements.py" ${extras//,/ } >"$VENV/requirements.txt"
+    "$VENV/bin/python" "$ROOT/jobs/cpu_requirements.py" ${extras//,/ } >"$VENV/requirements.txt" ||
+        fail "the extras $extras are not all in pyproject.toml"
     pip_install -r "$VENV/requirements.txt" ||
         fail "the dependencies could not be installed ($(pip_error)); check the network connection; the whole log is in .venv/install.log"
     pip_install --no-deps "$BASE_MODEL" || fail "$BASE_MODEL could not be installed ($(pip_error)); check the network connection"
