@@ -37,6 +37,7 @@ from psyco_ray.config.resources import Learners, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import loading
 from psyco_ray.run.types import PreferencePair, ScoreRequest
 
@@ -99,7 +100,7 @@ def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> l
         zero_stage=0 if given.dtype == "float32" else 2,
         micro_batch_tokens=given.micro,
     )
-    learner = LearnerGroup(
+    spec = WorkerSpec(
         model,
         DpoObjective(DpoConfig()),
         settings,
@@ -110,13 +111,14 @@ def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> l
         start_s=600,
         step_s=3600,
     )
+    learner = LearnerGroup(spec)
     learner.wait_ready()
-    examples = [replace(e, reference=v) for e, v in zip(examples, learner.values(examples), strict=True)]
+    examples = [replace(e, reference=v) for e, v in zip(examples, learner.evaluate_pairs(examples), strict=True)]
     peer = ray.remote(Trl).options(num_cpus=given.threads).remote(model, conversations(asked), given)
     ray.get(peer.ready.remote(), timeout=3600)
     batches = [examples[i : i + given.batch] for i in range(0, len(examples), given.batch)]
     ours, theirs = by_turns(learner, batches, peer)
-    memory = ray.get([learner.ranks[0].__ray_call__.remote(peak), peer.peak.remote()])
+    memory = ray.get([learner.workers[0].__ray_call__.remote(peak), peer.peak.remote()])
     learner.close()
     if given.dtype == "float32":
         check_losses(ours, theirs)

@@ -38,6 +38,7 @@ from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import tables
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
@@ -159,8 +160,8 @@ class Bench:
         """Seconds of a trained token on one rank, of an optimizer step, and of what is written and sent."""
         sizes = [SMALL, LARGE] * (rounds + 1)  # the first two warm up
         batches = [pairs[:size] for size in sizes]
-        ranks = self.learner.ranks
-        steps = self.learner.train(batches, steps=len(batches))
+        ranks = self.learner.workers
+        steps = self.learner.train(batches, total_steps=len(batches))
         counts, seconds = [], []
         for number, batch in enumerate(batches):
             _, took = self.meter.take(ranks, lambda: next(steps))
@@ -225,13 +226,15 @@ def bench(given: argparse.Namespace, reward_model: str) -> Bench:
             **limits,
         ),
         LearnerGroup(
-            given.model,
-            DpoObjective(DpoConfig()),
-            learners,
-            Optimizer(batch_size=LARGE, schedule="constant"),
-            seed=0,
-            start_s=1800,
-            step_s=1800,
+            WorkerSpec(
+                given.model,
+                DpoObjective(DpoConfig()),
+                learners,
+                Optimizer(batch_size=LARGE, schedule="constant"),
+                seed=0,
+                start_s=1800,
+                step_s=1800,
+            )
         ),
         {prompt.speech_id: messages for prompt, messages in found},
         [prompt for prompt, _ in found],

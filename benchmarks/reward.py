@@ -29,6 +29,7 @@ from psyco_ray.config.resources import Learners, Scorers
 from psyco_ray.config.training import Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import loading, reward_model
 from psyco_ray.models.encoding import encode
 from psyco_ray.rollout.scorer import ScorerActor
@@ -90,7 +91,7 @@ def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> d
         found = encode(tokenizer, one.messages, one.responses, None)
         examples.append(PreferencePair(one.key, found.prompt_ids, *found.response_ids))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    learner = LearnerGroup(
+    spec = WorkerSpec(
         model,
         BradleyTerryObjective(),
         Learners(
@@ -106,12 +107,13 @@ def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> d
         start_s=600,
         step_s=600,
     )
+    learner = LearnerGroup(spec)
     peer = ray.remote(Trl).options(num_cpus=1).remote(model, conversations(asked), given.fp32, given.threads)
     learner.wait_ready()
     ray.get(peer.ready.remote(), timeout=600)
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
     ours, theirs = by_turns(learner, batches, peer)
-    memory = ray.get([learner.ranks[0].__ray_call__.remote(peak), peer.peak.remote()])
+    memory = ray.get([learner.workers[0].__ray_call__.remote(peak), peer.peak.remote()])
     print(f"peak memory: ours {memory[0]:.2f} GiB, TRL {memory[1]:.2f} GiB")
     learner.close()
     ray.shutdown()

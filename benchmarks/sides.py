@@ -136,10 +136,10 @@ def conversations(asked: list[ScoreRequest]) -> list[dict[str, Any]]:
 
 def by_turns(learner: Any, batches: list[Any], peer: Any) -> tuple[list[Turn], list[Turn]]:
     """The steps of a `LearnerGroup` of one rank and of an `OnDemand` actor, one after the other."""
-    [rank] = learner.ranks
+    [rank] = learner.workers
     ours: list[Turn] = []
     theirs: list[Turn] = []
-    steps = learner.train(batches, steps=len(batches))
+    steps = learner.train(batches, total_steps=len(batches))
     for number in range(len(batches)):
         before, began = ray.get(rank.__ray_call__.remote(cpu_seconds)), time.perf_counter()
         loss = next(steps).loss

@@ -35,6 +35,7 @@ from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
@@ -62,7 +63,7 @@ def pairs(prompt: int, response: int, count: int, seed: int) -> list[PreferenceP
 
 def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
     """A learner of one rank, ready."""
-    learner = LearnerGroup(
+    spec = WorkerSpec(
         given.model,
         DpoObjective(DpoConfig()),
         Learners(
@@ -76,6 +77,7 @@ def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
         start_s=600,
         step_s=600,
     )
+    learner = LearnerGroup(spec)
     learner.wait_ready()
     return learner
 
@@ -115,7 +117,7 @@ def moved(given: argparse.Namespace, deltas: bool) -> tuple[float, float]:
     probe = pairs(given.prompt, given.response, 1, seed=99)[0]
     batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
     reports = []
-    for version, _ in enumerate(learner.train(batches, steps=len(batches)), start=1):
+    for version, _ in enumerate(learner.train(batches, total_steps=len(batches)), start=1):
         report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
         print(
             f"deltas {deltas}, version {version}: {report.bytes / 2**20:.1f} MiB, export {report.export_s:.3f} s, "
@@ -159,7 +161,7 @@ def moving(given: argparse.Namespace) -> dict[str, Any]:
     learner, pool = learner_of(given, 5e-6), pool_of(given)
     probe = pairs(given.prompt, given.response, 1, seed=99)[0]
     batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
-    steps = learner.train(batches, steps=len(batches))
+    steps = learner.train(batches, total_steps=len(batches))
     ours, peer = [], []
     for version in range(1, len(batches) + 1):
         next(steps)
@@ -214,7 +216,7 @@ def changed(given: argparse.Namespace) -> dict[str, Any]:
         last = max(given.counts)
         shares[f"{rate:g}"] = {}
         batches = [pairs(16, 12, PAIRS, seed) for seed in range(last)]
-        for result in learner.train(batches, steps=last):
+        for result in learner.train(batches, total_steps=last):
             count = result.step + 1
             if count in given.counts:
                 now = bfloat16(learner.export(count, 1024))

@@ -19,6 +19,7 @@ from ray.util.placement_group import PlacementGroup
 from psyco_ray.config.training import Job
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.run.types import PreferencePair
@@ -47,8 +48,9 @@ def made_up(lengths: list[tuple[int, int, int]], seed: int) -> list[PreferencePa
 
 def learner_of(job: Job, rooms: PlacementGroup | None = None) -> LearnerGroup:
     """A learner of one rank."""
-    objective, how = DpoObjective(job.dpo), job.dpo.optimizer
-    return LearnerGroup(job.model, objective, job.learners, how, seed=0, rooms=rooms, start_s=LIMIT_S, step_s=LIMIT_S)
+    limits = {"start_s": LIMIT_S, "step_s": LIMIT_S}
+    spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, job.dpo.optimizer, seed=0, **limits)
+    return LearnerGroup(spec, placement_group=rooms)
 
 
 class Strict(logging.Handler):

@@ -1,4 +1,4 @@
-"""Which pairs a learner takes at a step, who of its ranks takes which, and at what learning rate."""
+"""Batches of a training, their shards by rank, and the learning rate of a step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from psyco_ray.config.training import Optimizer
 from psyco_ray.run.types import PreferencePair
 
 MicroBatch = list[PreferencePair]
-"""Pairs that one forward and backward pass holds."""
+"""Pairs of one forward and backward pass."""
 
 
-def plan_step(batch: Sequence[PreferencePair], ranks: int, tokens: int) -> list[list[MicroBatch]]:
-    """Share a batch among ranks: equally many passes on each, of pairs that are about as long, the longest first.
+def plan_step(batch: Sequence[PreferencePair], world_size: int, max_tokens: int) -> list[list[MicroBatch]]:
+    """Shards a batch over ranks, each with the same number of passes, longest pairs first.
 
-    The rows of a pass are as long as its longest pair, so pairs of one length leave little to fill up. No pass is above
-    `tokens` with that, unless a single pair is, or pairs are too few to give each rank one more pass.
+    Pairs of a pass have similar lengths, because its rows are as long as its longest pair.
+
+    Args:
+        batch: pairs of the step.
+        world_size: number of ranks.
+        max_tokens: limit of a pass, padding included. A pass exceeds it only if a single pair does, or if there are too
+            few pairs for one more pass on every rank.
 
     Returns:
         For every rank its passes, each with at least one pair.
@@ -27,63 +32,73 @@ def plan_step(batch: Sequence[PreferencePair], ranks: int, tokens: int) -> list[
     Raises:
         InputError: there are fewer pairs than ranks.
     """
-    if len(batch) < ranks:
-        raise InputError(f"a batch of {len(batch)} pairs cannot be shared by {ranks} ranks")
-    left = sorted(batch, key=lambda e: (-e.tokens, e.key))
+    if len(batch) < world_size:
+        raise InputError(f"a batch of {len(batch)} pairs cannot be shared by {world_size} ranks")
+    remaining = sorted(batch, key=lambda e: (-e.tokens, e.key))
     passes: list[list[PreferencePair]] = []
-    while left:
-        room = max(1, tokens // left[0].tokens) * ranks
-        passes.append(left[:room])
-        left = left[room:]
-    lacking = ranks - len(passes[-1])
+    while remaining:
+        size = max(1, max_tokens // remaining[0].tokens) * world_size
+        passes.append(remaining[:size])
+        remaining = remaining[size:]
+    lacking = world_size - len(passes[-1])
     if lacking > 0:
-        rest, before = passes.pop(), passes.pop()
-        passes += [before[:-lacking], before[-lacking:] + rest] if len(before) > ranks else [before + rest]
-    return [[_dealt(of, ranks, rank) for of in passes] for rank in range(ranks)]
+        last, before = passes.pop(), passes.pop()
+        passes += [before[:-lacking], before[-lacking:] + last] if len(before) > world_size else [before + last]
+    return [[_deal(pairs, world_size, rank) for pairs in passes] for rank in range(world_size)]
 
 
-def _dealt(pairs: Sequence[PreferencePair], ranks: int, rank: int) -> MicroBatch:
-    """A rank's share of a pass: forth and back over the ranks, so that nobody gets the longer ones all the time."""
-    rounds = [pairs[i : i + ranks] for i in range(0, len(pairs), ranks)]
-    places = [rank if number % 2 == 0 else ranks - 1 - rank for number in range(len(rounds))]
-    return [of[place] for of, place in zip(rounds, places, strict=True) if place < len(of)]
+def _deal(pairs: Sequence[PreferencePair], world_size: int, rank: int) -> MicroBatch:
+    """Returns a rank's share of a pass, dealt back and forth so that every rank gets long and short pairs."""
+    rounds = [pairs[i : i + world_size] for i in range(0, len(pairs), world_size)]
+    positions = [rank if number % 2 == 0 else world_size - 1 - rank for number in range(len(rounds))]
+    return [dealt[position] for dealt, position in zip(rounds, positions, strict=True) if position < len(dealt)]
 
 
-def learning_rate(optimizer: Optimizer, step: int, steps: int) -> float:
-    """The learning rate of step 0 .. steps-1: linear warm-up, then the schedule down to `min_lr_ratio`."""
-    warmup = math.ceil(optimizer.warmup_ratio * steps)
+# Not a scheduler of transformers: their functions of the step are private, start the warm-up at a rate of 0, and have
+# no linear schedule with a minimum. The rate must follow from the step alone, because replayed steps repeat it.
+def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:
+    """Returns the learning rate of a step: linear warm-up, then the schedule down to `min_lr_ratio`.
+
+    Args:
+        optimizer: peak rate, warm-up, schedule and minimum.
+        step: 0 to `total_steps` - 1.
+        total_steps: of the training.
+    """
+    warmup = math.ceil(optimizer.warmup_ratio * total_steps)
     if step < warmup:
         return optimizer.learning_rate * (step + 1) / warmup
     if optimizer.schedule == "constant":
         return optimizer.learning_rate
-    done = (step - warmup) / max(1, steps - warmup)
-    left = 1 - done if optimizer.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return optimizer.learning_rate * (optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * left)
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    factor = 1 - progress if optimizer.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return optimizer.learning_rate * (optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * factor)
 
 
-def plan(count: int, optimizer: Optimizer, ranks: int, seed: int) -> list[list[int]]:
-    """The batches of all epochs as positions of pairs, each epoch shuffled anew; a small rest joins the batch before.
+def plan(count: int, optimizer: Optimizer, world_size: int, seed: int) -> list[list[int]]:
+    """Returns the batches of all epochs as indices of pairs, each epoch in a new order.
+
+    A last batch with fewer pairs than ranks joins the batch before.
 
     Raises:
         InputError: there are fewer pairs than ranks.
     """
-    if count < ranks:
-        raise InputError(f"{count} pairs cannot be shared by {ranks} ranks; give more pairs or fewer ranks")
-    order = np.random.default_rng(seed)
+    if count < world_size:
+        raise InputError(f"{count} pairs cannot be shared by {world_size} ranks; give more pairs or fewer ranks")
+    rng = np.random.default_rng(seed)
     size = optimizer.batch_size
-    found: list[list[int]] = []
+    planned: list[list[int]] = []
     for _ in range(optimizer.epochs):
-        shuffled = order.permutation(count).tolist()
-        epoch = [shuffled[i : i + size] for i in range(0, count, size)]
-        if len(epoch) > 1 and len(epoch[-1]) < ranks:
-            rest = epoch.pop()
-            epoch[-1] = epoch[-1] + rest
-        found += epoch
-    return found
+        order = rng.permutation(count).tolist()
+        epoch = [order[i : i + size] for i in range(0, count, size)]
+        if len(epoch) > 1 and len(epoch[-1]) < world_size:
+            last = epoch.pop()
+            epoch[-1] = epoch[-1] + last
+        planned += epoch
+    return planned
 
 
 def batches(
-    examples: Sequence[PreferencePair], optimizer: Optimizer, ranks: int, seed: int
+    examples: Sequence[PreferencePair], optimizer: Optimizer, world_size: int, seed: int
 ) -> list[list[PreferencePair]]:
-    """The batches of all epochs of pairs that are at hand; see `plan`."""
-    return [[examples[i] for i in batch] for batch in plan(len(examples), optimizer, ranks, seed)]
+    """Returns the batches of all epochs; see `plan`."""
+    return [[examples[i] for i in batch] for batch in plan(len(examples), optimizer, world_size, seed)]

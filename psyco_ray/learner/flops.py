@@ -1,4 +1,4 @@
-"""Peak speeds of GPUs, and the share of it that training uses."""
+"""Model FLOPs utilisation of a training."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ BF16_FLOPS = {
     "A10G": 70e12,
     "A10": 125e12,
 }
-"""Dense bfloat16 floating-point operations a second, by words of the GPU's name (vendor's data sheets); the first that
-fits counts."""
+"""Peak dense bfloat16 FLOP/s by words of the GPU's name (vendors' data sheets); the first match counts."""
 
 
 def peak_flops(gpu: str | None) -> float | None:
-    """What a GPU can compute in a second, in bfloat16; None where that is not known, and on a CPU."""
+    """Returns a GPU's peak bfloat16 FLOP/s; None for an unknown GPU or a CPU."""
     return next((flops for words, flops in BF16_FLOPS.items() if re.search(rf"\b{words}\b", gpu or "")), None)
 
 
 def mfu(tokens_per_s: float, parameters: int, trained: int, peak: float) -> float:
-    """Share of the peak that a model's arithmetic takes (Chowdhery et al. 2022, appendix B, without attention).
+    """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B, without attention).
 
     Args:
-        tokens_per_s: trained, over all ranks.
-        parameters: of the model; each takes 2 operations forward and 2 backward a token.
+        tokens_per_s: trained tokens a second, over all ranks.
+        parameters: of the model; each takes 2 FLOPs forward and 2 backward a token.
         trained: of them; the gradient of each takes 2 more.
-        peak: operations a second of all ranks' devices.
+        peak: FLOP/s of all ranks' devices.
+
+    Returns:
+        Share of the peak, 0 to 1.
     """
     return tokens_per_s * (4 * parameters + 2 * trained) / peak

@@ -1,7 +1,11 @@
-"""DeepSpeed training of one model over several ranks, one Ray actor each.
+"""DeepSpeed training of one model over several workers, which recovers from lost workers.
 
-The objective is an argument (`DpoObjective` for a policy, `BradleyTerryObjective` for a reward model), so both train
-through one code path.
+    LearnerGroup ── owns ─┬─ WorkerGroup    the processes, until the first failure (`worker_group`)
+                          ├─ ReplayLog      checkpoint and steps since, to replay (`recovery`)
+                          └─ RestartPolicy  when to restart, with how many workers (`recovery`)
+
+The objective is an argument (`DpoObjective` for a policy, `BradleyTerryObjective` for a reward model), so that both
+train through the same code.
 """
 
 from __future__ import annotations
@@ -11,277 +15,334 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.resources import Learners, Sync
-from psyco_ray.config.training import Lora, Optimizer
+from psyco_ray.config.resources import Sync
 from psyco_ray.learner.batching import learning_rate, plan_step
 from psyco_ray.learner.flops import mfu, peak_flops
-from psyco_ray.learner.recovery import Batches, Lasting, ReplaySegment
-from psyco_ray.learner.worker_group import WorkerGroupFailedError
+from psyco_ray.learner.recovery import Batches, ReplayLog, ReplaySegment, RestartPolicy
+from psyco_ray.learner.spec import WorkerSpec
+from psyco_ray.learner.worker import LearnerWorker
+from psyco_ray.learner.worker_group import OnBusy, WorkerGroup, WorkerGroupFailedError, ignore_busy
+from psyco_ray.pool import placement
 from psyco_ray.pool.slot import reason_of
-from psyco_ray.run import storage
+from psyco_ray.run import preemption, storage
 from psyco_ray.run.types import PreferencePair, SentWeights, StepResult, Weights
 
-if TYPE_CHECKING:
-    from psyco_ray.learner.losses import Objective
+_EVALUATED_TOGETHER = 64  # pairs of a worker in one `evaluate` call, which has a deadline
 
-_VALUES_AT_A_TIME = 64  # pairs a rank computes values of in one call, which has a deadline
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
 class WeightSendError(RuntimeError):
-    """Weights could not be sent; there are new ranks in place of those that tried."""
+    """Weights were not sent; the group was restarted, because its workers may hang in the failed transfer."""
 
 
-class LearnerGroup(Lasting):
-    """The ranks that train one model together."""
+class LearnerGroup:
+    """The workers that train one model together.
+
+    If a worker dies or hangs during a call, the group is restarted from the last training state, the steps since then
+    are replayed, and the call is repeated. Every method raises a RuntimeError if that fails too often.
+
+    Example:
+        >>> learner = LearnerGroup(WorkerSpec("smollm2-135m", DpoObjective(DpoConfig()), ...))
+        >>> learner.wait_ready()
+        >>> for step in learner.train(batches, total_steps=len(batches)):
+        ...     print(step.loss)
+        >>> learner.save_model("/models/policy")
+        >>> learner.close()
+    """
 
     def __init__(
         self,
-        model: str,
-        objective: Objective,
-        settings: Learners,
-        optimizer: Optimizer,
+        spec: WorkerSpec,
         *,
-        seed: int,
         state: str | None = None,
-        lora: Lora | None = None,
-        rooms: PlacementGroup | None = None,
-        start_s: float,
-        step_s: float,
-        worked: Callable[[float, float], None] = lambda *_: None,
+        placement_group: PlacementGroup | None = None,
+        on_busy: OnBusy = ignore_busy,
     ) -> None:
-        """Create the ranks; they load in the background until `wait_ready`.
+        """Creates the workers, which load in the background until `wait_ready`.
 
         Args:
-            model: name or directory of the model to start from.
-            objective: what is minimised.
-            settings: ranks, dtype, ZeRO stage, sizes.
-            optimizer: AdamW's numbers and the schedule.
-            seed: of a new reward head and of what the model draws.
-            state: a directory that `save_state` wrote, to continue from.
-            lora: train low-rank adapters instead of all weights.
-            rooms: one for each rank, that it shares with a rollout; None: the ranks have theirs alone.
-            start_s: seconds a rank may take to get ready.
-            step_s: seconds a step may take.
-            worked: told from when to when (`time.monotonic`) a rank was at work.
+            spec: model, objective, optimizer, resources and deadlines.
+            state: directory or URI that `save_state` wrote, to continue from.
+            placement_group: one bundle for each worker, shared with a rollout actor; None: the workers get their own.
+            on_busy: called with each busy interval of a worker.
 
         Raises:
-            PlacementTimeoutError: the cluster has no room for the ranks.
+            PlacementTimeoutError: the cluster has no room for the workers.
         """
-        self._optimizer, self._seed, self._step_s = optimizer, seed, step_s
-        begin = {
-            "model": model,
-            "objective": objective,
-            "settings": settings,
-            "optimizer": optimizer,
-            "seed": seed,
-            "timeout_s": step_s,
-            "adapters": lora,
-        }
-        super().__init__(settings, begin, state, rooms, start_s, worked)
+        self.spec = spec
+        self._placement_group, self._on_busy = placement_group, on_busy
+        self._replay_log, self._restarts = ReplayLog(state), RestartPolicy()
+        self._closed = False
+        self._group = self._start_group(spec.settings.actors, placement.PLACEMENT_DEADLINE_S)
+
+    @property
+    def workers(self) -> list[Any]:
+        """The workers' actor handles by rank; a restart replaces them."""
+        return self._group.workers
+
+    def wait_ready(self) -> None:
+        """Waits until every worker has loaded its model."""
+        self._with_recovery(lambda: self._group.wait_ready())
+
+    def close(self) -> None:
+        """Kills the workers and frees their resources."""
+        self._closed = True
+        self._group.shutdown()
 
     def train(
         self,
         batches: Batches,
-        steps: int,
-        first: int = 0,
+        total_steps: int,
+        first_step: int = 0,
         *,
-        fresh: bool = False,
-        again: Callable[[int], Batches] | None = None,
+        reset_optimizer: bool = False,
+        batches_from: Callable[[int], Batches] | None = None,
     ) -> Iterator[StepResult]:
-        """Take an optimizer step for each batch and yield what it reports.
+        """Takes an optimizer step for each batch.
 
         Args:
             batches: pairs of each step, as a stream.
-            steps: how many the whole training has; the learning rate's schedule goes by it.
-            first: number of the first of the batches, for a training that is resumed.
-            fresh: forget Adam's moments before the first step.
-            again: the batches from a step on, for steps that a rebuilt group repeats; None: `batches` is a list.
+            total_steps: steps of the whole training, which the learning-rate schedule spans.
+            first_step: number of the first batch, for a resumed training.
+            reset_optimizer: zero Adam's moments before the first step.
+            batches_from: returns the batches from a step on, for a replay; None: `batches` is a list.
+
+        Yields:
+            Loss and metrics of each step.
 
         Raises:
-            InputError: the loss became NaN, or a batch has fewer pairs than there are ranks.
+            InputError: the loss became NaN, or a batch has fewer pairs than there are workers.
         """
-        if again is None:
-            assert isinstance(batches, list), "a stream cannot be walked again"
-            given = batches
-            again = lambda step: given[step - first :]  # noqa: E731 - short
-        training = ReplaySegment(again, steps, first, first, fresh)
-        if fresh:
-            self._lasting(self._reset)
-        self._since.append(training)
-        for step, batch in enumerate(batches, start=first):
-            result = self._lasting(self._step, batch, step, steps)
-            training.done, self._rebuilds = step + 1, 0
+        if batches_from is None:
+            assert isinstance(batches, list), "a stream cannot be replayed"
+            all_batches = batches
+            batches_from = lambda step: all_batches[step - first_step :]  # noqa: E731 - short
+        if reset_optimizer:
+            self._run(LearnerWorker.reset_optimizer, "resetting its optimizer")
+        segment = self._replay_log.open(
+            ReplaySegment(batches_from, total_steps, first_step, first_step, reset_optimizer)
+        )
+        for step, batch in enumerate(batches, start=first_step):
+            result = self._with_recovery(self._step, batch, step, total_steps)
+            segment.next_step = step + 1
+            self._restarts.step_completed()
             yield result
 
-    def values(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
-        """Scores or log-probabilities (chosen, rejected) under the current weights, in the order of the pairs."""
-        found: list[tuple[float, float]] = []
-        while part := examples[len(found) : len(found) + _VALUES_AT_A_TIME * len(self.ranks)]:
-            found += self._lasting(self._values, part)
-        return found
+    def evaluate_pairs(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
+        """Computes values of pairs under the current weights, without training.
+
+        Returns:
+            For each pair, in order, the rewards or log-probabilities in nats (chosen, rejected).
+        """
+        values: list[tuple[float, float]] = []
+        while part := examples[len(values) : len(values) + _EVALUATED_TOGETHER * len(self.workers)]:
+            values += self._with_recovery(self._evaluate, part)
+        return values
 
     def export(self, version: int, bucket_mb: int, deltas: bool = False) -> Weights:
-        """The current weights, in the object store, where they live as long as rank 0.
+        """Puts the current weights into Ray's object store, where they stay until rank 0 ends.
 
         Args:
-            version: what they are called.
-            bucket_mb: largest object, MiB.
-            deltas: also store what changed since the last export, where that is little.
+            version: of the weights.
+            bucket_mb: size limit of an object, MiB.
+            deltas: also store the difference from the last export, if it is small.
         """
-        answers = self._lasting(self._ask, "export", bucket_mb * 2**20, deltas, doing="exporting its weights")
-        refs, digest, size, delta = answers[0]
+        buckets = self._run(LearnerWorker.export, "exporting its weights", bucket_mb * 2**20, deltas)
+        refs, digest, size, delta = buckets[0]
         return Weights(version, digest, tuple(refs), size, deltas, delta)
 
     def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> SentWeights:
-        """Send the current weights to rollout actors over NCCL or CUDA IPC, then store them for who joins later.
+        """Sends the current weights to rollout actors over NCCL or CUDA IPC, and stores them for later actors.
 
-        An actor that failed to receive them is told of by its digest. What is stored lives as long as rank 0; nobody
-        waits for it here.
+        An actor that did not receive the weights has another digest. The copy in Ray's object store stays until rank 0
+        ends; this method does not wait for it.
 
         Args:
             transport: nccl or ipc.
-            actors: of the rollouts.
+            actors: rollout actors.
             version: of the weights.
             workers: of each actor's engine.
-            settings: deadline, size of a piece.
+            settings: deadline and size of a chunk.
 
         Raises:
-            WeightSendError: it failed, as where one of NCCL's partners dies; the group was rebuilt.
+            WeightSendError: the transfer failed, for example because one of NCCL's partners died.
         """
-        piece, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
-        given = transport, actors, version, workers
+        chunk_bytes, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
         try:
-            [meeting] = self._ranks.get([self.ranks[0].address.remote()], self._step_s, "finding a free port")
-            digest, size, failures = self._ranks.ask(
-                "send", *given, meeting, piece, 0.9 * deadline_s, deadline_s=deadline_s, doing="sending weights"
+            rendezvous = self._group.free_address(self.spec.step_s)
+            digest, size, failures = self._group.run(
+                LearnerWorker.send,
+                "sending weights",
+                deadline_s,
+                *(transport, actors, version, workers, rendezvous, chunk_bytes, 0.9 * deadline_s),
             )[0]
         except (WorkerGroupFailedError, RayTaskError) as error:
-            # a sender that failed leaves the other ranks behind, waiting for it
-            loss = (
+            # the other workers still wait in the transfer
+            failure = (
                 error
                 if isinstance(error, WorkerGroupFailedError)
                 else WorkerGroupFailedError(f"sending failed, {reason_of(error)}")
             )
-            self._rebuild(loss)
-            raise WeightSendError(str(loss)) from error
+            self._restart(failure)
+            raise WeightSendError(str(failure)) from error
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
-        stored, *_ = [rank.export.remote(piece) for rank in self.ranks]
+        stored, *_ = [worker.export.remote(chunk_bytes) for worker in self.workers]
         return SentWeights(version, digest, size, stored)
 
     def save_model(self, target: str | Path) -> None:
-        """Write a model directory that transformers and vLLM load, at a path that rank 0 sees or at a URI."""
-        self._lasting(self._ask, "save_model", storage.absolute(target), doing="saving the model")
+        """Writes a model directory that transformers and vLLM load, to a path on rank 0's node or a URI."""
+        self._run(LearnerWorker.save_model, "saving the model", storage.absolute(target))
 
     def save_state(self, target: str | Path, moments: bool = False) -> None:
-        """Write the directory that `state` continues from: float32 weights, and Adam's moments where wanted.
+        """Writes the training state: float32 weights, and Adam's moments with `moments`.
 
-        From now on a lost group is rebuilt from it, so it must stay until another is written or loaded.
+        A lost group is restarted from this directory, so it must exist until another state is written or loaded.
         """
-        where = storage.absolute(target)
-        self._lasting(self._ask, "save_state", where, moments, doing="saving its state")
-        self._state = where
-        del self._since[:-1]
-        for training in self._since:  # it may go on
-            training.first, training.fresh = training.done, False
+        checkpoint = storage.absolute(target)
+        self._run(LearnerWorker.save_state, "saving its state", checkpoint, moments)
+        self._replay_log.saved(checkpoint)
 
     def load_state(self, target: str | Path) -> None:
-        """Go on from a state that `save_state` wrote; every rank reads it."""
-        self._state, self._since = storage.absolute(target), []
-        self._lasting(lambda: self._ranks.ask("load_state", self._state, deadline_s=self._start_s, doing="loading"))
+        """Restores a training state that `save_state` wrote; every worker reads it."""
+        checkpoint = storage.absolute(target)
+        self._replay_log.loaded(checkpoint)
+        self._with_recovery(
+            lambda: self._group.run(LearnerWorker.load_state, "loading its state", self.spec.start_s, checkpoint)
+        )
 
     def sleep(self) -> None:
-        """Move everything that the ranks hold on their GPUs to the host, until `wake`."""
-        self._lasting(self._ask, "sleep", doing="leaving its GPU")
+        """Moves weights and optimizer state from the GPUs to the host, until `wake`."""
+        self._run(LearnerWorker.sleep, "leaving its GPU")
 
     def wake(self) -> None:
-        """Bring it back; ranks that never slept stay as they are."""
-        self._lasting(self._ask, "wake", doing="coming back to its GPU")
+        """Moves weights and optimizer state back to the GPUs; no-op for workers that are awake."""
+        self._run(LearnerWorker.wake, "returning to its GPU")
 
-    def resize(self, count: int) -> None:
-        """Go on with another number of ranks, which start from the last state; with fewer where there is no room.
+    def resize(self, world_size: int) -> None:
+        """Restarts the group with another number of workers, or as many as the cluster has room for.
 
         Raises:
-            InputError: a batch has fewer pairs.
+            InputError: a batch has fewer pairs than that.
         """
-        if not 1 <= count <= self._optimizer.batch_size:
+        batch_size = self.spec.optimizer.batch_size
+        if not 1 <= world_size <= batch_size:
             raise InputError(
-                f"learners={count}: a batch of {self._optimizer.batch_size} pairs cannot be shared by so many ranks"
+                f"learners={world_size}: a batch of {batch_size} pairs cannot be shared by this many ranks"
             )
-        self._ranks.end()
+        self._group.shutdown()
         try:
-            self._replace(count)
-        except WorkerGroupFailedError as loss:
-            self._rebuild(loss)
+            self._replace_group(world_size)
+        except WorkerGroupFailedError as failure:
+            self._restart(failure)
 
     def mfu(self, tokens_per_s: float) -> float | None:
-        """Share of the GPUs' peak that so many trained tokens a second take; None where the peak is not known."""
-        sizes = self._lasting(self._ask, "size", doing="telling its size")
+        """Returns the model FLOPs utilisation at a speed in trained tokens a second; None if the peak is unknown."""
+        sizes = self._run(LearnerWorker.size, "reporting its size")
         peaks = [peak_flops(gpu) for _, _, gpu in sizes]
         if None in peaks:
             return None
         parameters, trained, _ = sizes[0]
         return mfu(tokens_per_s, parameters, trained, sum(peak for peak in peaks if peak is not None))
 
-    def _step(self, batch: Sequence[PreferencePair], step: int, steps: int) -> StepResult:
-        began = time.monotonic()
-        rate = learning_rate(self._optimizer, step, steps)
-        shares = plan_step(batch, len(self.ranks), self._settings.micro_batch_tokens)
-        chosen_tokens = sum(len(e.chosen_ids) for e in batch) / len(batch)
-        sums = self._ranks.get(
-            [
-                rank.step.remote(share, len(batch), chosen_tokens, rate, self._seed + step)
-                for rank, share in zip(self.ranks, shares, strict=True)
-            ],
-            self._step_s,
+    def _step(self, batch: Sequence[PreferencePair], step: int, total_steps: int) -> StepResult:
+        started = time.monotonic()
+        rate = learning_rate(self.spec.optimizer, step, total_steps)
+        shards = plan_step(batch, len(self.workers), self.spec.settings.micro_batch_tokens)
+        mean_chosen_tokens = sum(len(e.chosen_ids) for e in batch) / len(batch)
+        sums = self._group.run_sharded(
+            LearnerWorker.step,
             f"optimizer step {step + 1}",
+            self.spec.step_s,
+            shards,
+            *(len(batch), mean_chosen_tokens, rate, self.spec.seed + step),
         )
         means = {name: sum(s[name] for s in sums) / len(batch) for name in sums[0] if name != "grad_norm"}
         return StepResult(
             step=step,
-            steps=steps,
+            steps=total_steps,
             loss=means.pop("loss"),
             learning_rate=rate,
             grad_norm=sums[0].get("grad_norm"),
             metrics=means,
             tokens=sum(e.tokens for e in batch),
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - started,
         )
 
-    def _values(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
+    def _evaluate(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
         numbered = [replace(example, key=f"{i:09d}") for i, example in enumerate(examples)]
-        # ZeRO-3 ranks walk in step, so every rank gets something to do
-        numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.ranks))]
-        shares = plan_step(numbered, len(self.ranks), self._settings.micro_batch_tokens)
-        parts = self._ranks.get(
-            [rank.values.remote(share) for rank, share in zip(self.ranks, shares, strict=True)],
-            self._step_s,
-            "computing values",
-        )
-        found = {
-            example.key: pair
-            for share, values in zip(shares, parts, strict=True)
-            for example, pair in zip((e for micro in share for e in micro), values, strict=True)
+        # ZeRO-3 workers gather parameters together, so every worker needs a pair
+        numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.workers))]
+        shards = plan_step(numbered, len(self.workers), self.spec.settings.micro_batch_tokens)
+        results = self._group.run_sharded(LearnerWorker.evaluate, "computing values", self.spec.step_s, shards)
+        by_key = {
+            example.key: value
+            for shard, values in zip(shards, results, strict=True)
+            for example, value in zip((e for micro_batch in shard for e in micro_batch), values, strict=True)
         }
-        return [found[f"{i:09d}"] for i in range(len(examples))]
+        return [by_key[f"{i:09d}"] for i in range(len(examples))]
 
-    def _reset(self) -> None:
-        self._ask("reset_optimizer", doing="resetting its optimizer")
+    def _run(
+        self, method: Callable[Concatenate[LearnerWorker, P], T], activity: str, *args: P.args, **kwargs: P.kwargs
+    ) -> list[T]:
+        """Calls a method on every worker within `step_s`, with recovery; see `WorkerGroup.run`."""
+        return self._with_recovery(lambda: self._group.run(method, activity, self.spec.step_s, *args, **kwargs))
 
-    def _ask(self, method: str, *given: Any, doing: str) -> list[Any]:
-        return self._ranks.ask(method, *given, deadline_s=self._step_s, doing=doing)
+    def _with_recovery(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Returns the result of an action, which is repeated after each restart of the group."""
+        while True:
+            try:
+                return action(*args, **kwargs)
+            except WorkerGroupFailedError as failure:
+                self._restart(failure)
 
-    def _retake(self, training: ReplaySegment) -> None:
-        if training.fresh:
-            self._reset()
-        numbers = range(training.first, training.done)
-        for step, batch in zip(numbers, training.batches(training.first) if numbers else (), strict=False):
-            self._step(batch, step, training.steps)
+    def _restart(self, failure: WorkerGroupFailedError) -> None:
+        """Replaces a failed group by one with the same weights."""
+        started = time.monotonic()
+        while True:
+            self._group.shutdown()
+            preemption.check()  # the files on disk are complete, and a preempted run needs no new group
+            if self._closed:
+                raise failure
+            self._restarts.check_restart(failure)
+            _log.warning("%s; restarting the learner from %s", failure, self._replay_log.checkpoint or "the base model")
+            try:
+                self._replace_group(len(self.workers))
+            except WorkerGroupFailedError as another:
+                failure = another
+            else:
+                seconds = time.monotonic() - started
+                _log.warning("restarted the learner with %d ranks in %.1f s", len(self.workers), seconds)
+                return
+
+    def _replace_group(self, world_size: int) -> None:
+        """Starts a group from the last training state and replays the steps since then."""
+        self._group = self._restarts.start_largest(self._start_group, world_size)
+        if self._closed:
+            self._group.shutdown()
+            raise WorkerGroupFailedError("the learner was closed during a restart")
+        self._group.wait_ready()
+        self._replay_log.replay(
+            self._step,
+            lambda: self._group.run(LearnerWorker.reset_optimizer, "resetting its optimizer", self.spec.step_s),
+        )
+
+    def _start_group(self, world_size: int, placement_s: float) -> WorkerGroup:
+        return WorkerGroup(
+            self.spec,
+            world_size,
+            placement_s,
+            checkpoint=self._replay_log.checkpoint,
+            placement_group=self._placement_group,
+            on_busy=self._on_busy,
+        )

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) on a model that keeps its class, and the plain weights that they come to."""
+"""Low-rank adapters (Hu et al. 2021) inside a model that keeps its class, and the merged weights for export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BASE = ".base_layer"
 
 
 def inject(model: PreTrainedModel, settings: Lora) -> None:
-    """Put adapters on every linear layer of the body and freeze everything else but the reward head."""
+    """Adds adapters to every linear layer of the body and freezes everything else except the reward head."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -30,9 +30,10 @@ def inject(model: PreTrainedModel, settings: Lora) -> None:
 
 
 def exported(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    """Every parameter that a model without adapters has: its name there, itself, and the layer that adapts it.
+    """Yields the parameters of the model without adapters.
 
-    The layer is None where nothing adapts the parameter; else `merged` gives the weight to write.
+    Yields:
+        Name in the plain model, parameter, and the adapted layer that `merged` takes; None without an adapter.
     """
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -43,12 +44,12 @@ def exported(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, Any]]:
 
 
 def adapters(layer: Any) -> list[torch.Tensor]:
-    """The two factors of a layer's update."""
+    """Returns the two factors of a layer's update, shapes [rank, in] and [out, rank]."""
     return [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
 
 
 def merged(layer: Any) -> torch.Tensor:
-    """The layer's weight with its update, computed in float32 and rounded once."""
+    """Returns the layer's weight with its update, computed in float32 and rounded once, shape [out, in]."""
     down, up = (factor.detach().float() for factor in adapters(layer))
     base = layer.base_layer.weight.detach()
     return (base.float() + layer.scaling["default"] * (up @ down)).to(base.dtype)

@@ -1,6 +1,6 @@
-"""Preference losses, as pure functions of a tensor per side; one value per pair, never reduced.
+"""Preference losses per pair, never reduced, and the objectives that a learner minimises.
 
-A driver names a loss and needs no torch for it, which takes seconds to import.
+The driver constructs objectives without importing torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor, centre: flo
 
     Args:
         chosen: rewards of the chosen responses, shape [pairs].
-        rejected: rewards of the rejected ones, shape [pairs].
-        margins: by how much chosen should be ahead (Touvron et al. 2023, eq. 2); zeros for the paper's loss.
+        rejected: rewards of the rejected responses, shape [pairs].
+        margins: reward by which chosen should lead (Touvron et al. 2023, eq. 2), shape [pairs]; zeros for the paper's
+            loss.
         centre: weight of ``(r_chosen + r_rejected)²``, which keeps rewards around zero (Eisenstein et al. 2023).
 
     Returns:
@@ -36,25 +37,25 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margins: Tensor, centre: flo
     return loss + centre * (chosen + rejected) ** 2 if centre else loss
 
 
-def dpo(ahead: Tensor, kind: str, beta: float, smoothing: float = 0.0) -> Tensor:
+def dpo(logits: Tensor, kind: str, beta: float, smoothing: float = 0.0) -> Tensor:
     """Preference losses of a policy.
 
     Args:
-        ahead: by how much the policy prefers chosen over rejected more than the reference does, in nats, shape [pairs];
-            for `ipo` in nats a token.
+        logits: log-ratio (policy to reference) of chosen minus that of rejected in nats, shape [pairs]; for `ipo` in
+            nats a token.
         kind: `sigmoid` (Rafailov et al. 2023, eq. 7), `hinge` (Zhao et al. 2023), `ipo` (Azar et al. 2023, eq. 17) or
             `robust` (Chowdhury et al. 2024, eq. 12).
         beta: strength of the pull towards the reference.
-        smoothing: share of the labels that are thought to be wrong; with `sigmoid` conservative DPO (Mitchell 2023).
+        smoothing: assumed share of wrong labels; with `sigmoid` this is conservative DPO (Mitchell 2023).
 
     Returns:
         Loss per pair in nats, shape [pairs].
     """
     from torch.nn.functional import logsigmoid
 
-    margin = beta * ahead
+    margin = beta * logits
     if kind == "ipo":
-        return (ahead - 1 / (2 * beta)) ** 2
+        return (logits - 1 / (2 * beta)) ** 2
     if kind == "hinge":
         return (1 - margin).relu()
     right, wrong = -(1 - smoothing) * logsigmoid(margin), -smoothing * logsigmoid(-margin)
@@ -63,65 +64,75 @@ def dpo(ahead: Tensor, kind: str, beta: float, smoothing: float = 0.0) -> Tensor
 
 @dataclass(frozen=True)
 class BradleyTerryObjective:
-    """What reward training minimises, given the scores of each pair's two responses."""
+    """The loss of reward training over the rewards of each pair's two responses.
+
+    Example:
+        >>> objective = BradleyTerryObjective(centre=0.01)
+        >>> losses, metrics = objective(rewards, margins, 0.0)  # rewards: [pairs, 2]
+    """
 
     centre: float = 0.0
     head: ClassVar[str] = "reward"
 
-    def given(self, examples: Sequence[PreferencePair]) -> list[float]:
-        """What the loss needs beside the scores: each pair's margin."""
+    def loss_inputs(self, examples: Sequence[PreferencePair]) -> list[float]:
+        """Returns each pair's margin, which the loss needs besides the rewards."""
         return [example.margin for example in examples]
 
-    def __call__(self, values: Tensor, margins: Tensor, chosen_tokens: float) -> tuple[Tensor, Metrics]:
-        """Loss and metrics per pair.
+    def __call__(self, values: Tensor, margins: Tensor, mean_chosen_tokens: float) -> tuple[Tensor, Metrics]:
+        """Computes loss and metrics per pair.
 
         Args:
-            values: scores, chosen then rejected, shape [pairs, 2].
-            margins: by how much chosen should be ahead, shape [pairs].
-            chosen_tokens: not used.
+            values: rewards, chosen then rejected, shape [pairs, 2].
+            margins: reward by which chosen should lead, shape [pairs].
+            mean_chosen_tokens: not used.
         """
         chosen, rejected = values.unbind(1)
-        ahead = chosen - rejected
-        metrics = {"margin": ahead, "accuracy": (ahead > 0).float(), "reward": (chosen + rejected) / 2}
+        lead = chosen - rejected
+        metrics = {"margin": lead, "accuracy": (lead > 0).float(), "reward": (chosen + rejected) / 2}
         return bradley_terry(chosen, rejected, margins, self.centre), metrics
 
 
 @dataclass(frozen=True)
 class DpoObjective:
-    """What policy training minimises, given the log-probabilities of each pair's two responses."""
+    """The loss of policy training over the log-probabilities of each pair's two responses.
+
+    Example:
+        >>> objective = DpoObjective(DpoConfig(beta=0.1))
+        >>> losses, metrics = objective(logprobs, references_and_lengths, 120.0)  # [pairs, 2] and [pairs, 4]
+    """
 
     settings: DpoConfig
     head: ClassVar[str] = "policy"
 
-    def given(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float, float, float]]:
-        """What the loss needs beside: log-probabilities under the reference, then tokens, of both responses."""
-        found = []
-        for one in examples:
-            assert one.reference is not None, "DPO pairs carry reference log-probabilities"
-            found.append((*one.reference, float(len(one.chosen_ids)), float(len(one.rejected_ids))))
-        return found
+    def loss_inputs(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float, float, float]]:
+        """Returns each pair's reference log-probabilities and lengths in tokens (chosen, rejected)."""
+        inputs = []
+        for example in examples:
+            assert example.reference is not None, "DPO pairs carry reference log-probabilities"
+            inputs.append((*example.reference, float(len(example.chosen_ids)), float(len(example.rejected_ids))))
+        return inputs
 
-    def __call__(self, values: Tensor, given: Tensor, chosen_tokens: float) -> tuple[Tensor, Metrics]:
-        """Loss and metrics per pair.
+    def __call__(self, values: Tensor, inputs: Tensor, mean_chosen_tokens: float) -> tuple[Tensor, Metrics]:
+        """Computes loss and metrics per pair.
 
         Args:
             values: log-probabilities under the policy in nats, chosen then rejected, shape [pairs, 2].
-            given: the same under the reference model, then tokens of both responses, shape [pairs, 4].
-            chosen_tokens: of a chosen response, the mean over the batch.
+            inputs: the same under the reference model, then lengths of both responses in tokens, shape [pairs, 4].
+            mean_chosen_tokens: mean length of a chosen response over the batch, in tokens.
         """
-        how = self.settings
-        reference, tokens = given[:, :2], given[:, 2:]
+        settings = self.settings
+        reference, tokens = inputs[:, :2], inputs[:, 2:]
         shift = values - reference
-        counted = shift / tokens if how.length_normalised or how.loss == "ipo" else shift
-        ahead = counted[:, 0] - counted[:, 1]
-        # what length alone explains of a preference is not learnt again (Park et al. 2024, eq. 9)
-        known = how.length_margin / how.beta * (tokens[:, 0] - tokens[:, 1])
-        loss = dpo(ahead + known, how.loss, how.beta, how.label_smoothing)
-        if how.sft:
-            loss = loss - how.sft * values[:, 0] / chosen_tokens
+        logratios = shift / tokens if settings.length_normalised or settings.loss == "ipo" else shift
+        logits = logratios[:, 0] - logratios[:, 1]
+        # the part of a preference that length alone explains gives no gradient (Park et al. 2024, eq. 9)
+        length_logits = settings.length_margin / settings.beta * (tokens[:, 0] - tokens[:, 1])
+        loss = dpo(logits + length_logits, settings.loss, settings.beta, settings.label_smoothing)
+        if settings.sft:
+            loss = loss - settings.sft * values[:, 0] / mean_chosen_tokens
         metrics = {
-            "margin": how.beta * ahead.detach(),  # implicit reward, chosen less rejected
-            "accuracy": (ahead > 0).float(),
+            "margin": settings.beta * logits.detach(),  # implicit reward, chosen minus rejected
+            "accuracy": (logits > 0).float(),
             "chosen_shift": shift[:, 0].detach(),  # nats
             "rejected_shift": shift[:, 1].detach(),
         }

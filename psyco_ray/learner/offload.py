@@ -1,7 +1,8 @@
-"""A DeepSpeed engine's memory on its way to the host and back, while somebody else needs the GPU.
+"""Moves a DeepSpeed engine between GPU and host, while a colocated rollout actor uses the GPU.
 
-DeepSpeed 0.19.8 moves the states of ZeRO 1 and 2 whatever the optimizer is, but forgets that it linked parameters with
-moments. Of ZeRO 3 it moves master weights and moments only for its own FusedAdam, so that is done here.
+Works around two gaps of DeepSpeed 0.19.8: for ZeRO-1 and ZeRO-2 it loses the links between parameters and moments; for
+ZeRO-3 it moves master weights and moments only with its own FusedAdam. DeepSpeed's own checkpoints are no alternative:
+they go through the disk and bind the number of ranks.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from typing import Any
 import torch
 
 
-def to_host(engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> None:
-    """Move everything to the host; `engine` has done a whole number of steps.
+def to_host(engine: Any, optimizer: torch.optim.Optimizer, zero_stage: int) -> None:
+    """Moves everything to the host.
 
     Args:
-        engine: DeepSpeed's engine, ZeRO 1, 2 or 3.
+        engine: DeepSpeed's engine, between two optimizer steps.
         optimizer: the AdamW that the engine was given.
-        stage: of ZeRO.
+        zero_stage: 1, 2 or 3.
     """
-    assert stage, "stage 0 has nothing that could be moved"
-    # memory that is locked would be copied faster, but takes long to lock and is then lost to everybody else
-    if stage == 3:
-        engine.offload_states(include=_others(), pin_memory=False)
-        _move(_held(engine, optimizer), torch.device("cpu"))
+    assert zero_stage, "ZeRO-0 has no offload"
+    # pinned memory copies faster, but takes long to pin and is lost to all other processes
+    if zero_stage == 3:
+        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as States
+
+        others = [States.lp_params, States.lp_grads, States.contiguous_grad_buffer]
+        engine.offload_states(include=others, pin_memory=False)
+        _move(_zero3_states(engine, optimizer), torch.device("cpu"))
     else:
         engine.offload_states(pin_memory=False)
     gc.collect()
@@ -32,30 +36,24 @@ def to_host(engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> None:
         torch.cuda.empty_cache()
 
 
-def to_device(engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> None:
-    """Bring back what `to_host` moved."""
+def to_device(engine: Any, optimizer: torch.optim.Optimizer, zero_stage: int) -> None:
+    """Moves everything back to the engine's device."""
     zero = engine.optimizer
     engine.reload_states()
-    if stage == 3:
-        _move(_held(engine, optimizer), engine.device)
+    if zero_stage == 3:
+        _move(_zero3_states(engine, optimizer), engine.device)
     elif zero._hp_optimizer_states_linked:
         link(zero)
 
 
 def link(zero: Any) -> None:
-    """Link parameters with their moments anew, in an optimizer of ZeRO 1 or 2."""
+    """Links parameters with their moments again, in a ZeRO-1 or ZeRO-2 optimizer."""
     zero._hp_optimizer_states_linked = False
     zero._lazy_init_hp_params_optimizer_state()
 
 
-def _others() -> list[Any]:
-    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as States
-
-    return [States.lp_params, States.lp_grads, States.contiguous_grad_buffer]
-
-
-def _held(engine: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Master weights and moments of a rank of ZeRO 3."""
+def _zero3_states(engine: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Returns a rank's master weights and moments."""
     moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return [*engine.optimizer.fp32_partitioned_groups_flat, *moments]
 

@@ -1,163 +1,131 @@
-"""A group of learner ranks that outlives them.
-
-It remembers which state on disk its weights came from and which steps it has taken since; when a rank is lost, new
-ranks load that state, take those steps again, and go on with what was interrupted.
-"""
+"""How a learner group recovers from lost workers: when it is restarted, from which checkpoint, and what it replays."""
 
 from __future__ import annotations
 
 import logging
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
 
-from ray.util.placement_group import PlacementGroup
-
-from psyco_ray.config.resources import Learners
 from psyco_ray.learner.worker_group import WorkerGroup, WorkerGroupFailedError
 from psyco_ray.pool import placement
-from psyco_ray.run import preemption
 from psyco_ray.run.types import PreferencePair
 
-REBUILDS = 3  # of a group, without an optimizer step in between, before it is given up
-_FEWER_ROOM_S = 10.0  # for fewer ranks than there was room for: what is free by then is free
+MAX_RESTARTS = 3
+_SMALLER_GROUP_S = 10.0  # seconds to place each smaller group; resources that are free by then are free
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Batches = Iterable[Sequence[PreferencePair]]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class ReplaySegment:
-    """A training's steps since the state that the group would be rebuilt from."""
+class RestartPolicy:
+    """Decides whether a lost group is restarted, and with how many workers.
 
-    batches: Callable[[int], Batches]  # from a step on
-    steps: int
-    first: int
-    done: int  # number of the next step
-    fresh: bool  # begins without Adam's moments
+    A group is restarted up to `MAX_RESTARTS` times without a completed optimizer step in between. It keeps its number
+    of workers, or gets the largest number that the cluster has room for.
+    """
 
+    def __init__(self) -> None:
+        self._restarts = 0
 
-class Lasting(ABC):
-    """The ranks of a group, and what it takes to have others in their place; `LearnerGroup` says what they can do."""
+    def step_completed(self) -> None:
+        """Resets the count of restarts."""
+        self._restarts = 0
 
-    def __init__(
-        self,
-        settings: Learners,
-        begin: dict[str, Any],
-        state: str | None,
-        rooms: PlacementGroup | None,
-        start_s: float,
-        worked: Callable[[float, float], None],
-    ) -> None:
-        """Create the ranks; they load in the background until `wait_ready`.
+    def check_restart(self, failure: WorkerGroupFailedError) -> None:
+        """Counts a restart.
+
+        Raises:
+            RuntimeError: the group was restarted too often.
+        """
+        if self._restarts == MAX_RESTARTS:
+            raise RuntimeError(
+                f"{failure}; the learner failed after {MAX_RESTARTS} restarts without a completed step in between"
+            ) from failure
+        self._restarts += 1
+
+    @staticmethod
+    def start_largest(start: Callable[[int, float], WorkerGroup], world_size: int) -> WorkerGroup:
+        """Starts a group of `world_size` workers, or of as many as the cluster has room for.
 
         Args:
-            settings: their number and what each takes.
-            begin: what every rank is started with, state aside.
-            state: a directory that they continue from, a path or a URI.
-            rooms: one for each rank, that it shares with a rollout; None: the ranks have theirs alone.
-            start_s: seconds a rank may take to get ready.
-            worked: told from when to when a rank was at work.
+            start: creates a group of a number of workers within a number of seconds.
+            world_size: largest number of workers.
 
         Raises:
-            PlacementTimeoutError: the cluster has no room for the ranks.
-        """
-        self._settings, self._begin, self._rooms, self._start_s = settings, begin, rooms, start_s
-        self._worked = worked
-        self._state = state  # where a rebuilt group starts from; None: the base model
-        self._since: list[ReplaySegment] = []  # and what it does again
-        self._rebuilds, self._closed = 0, False
-        self._ranks = self._placed(settings.actors, placement.PLACEMENT_DEADLINE_S)
-
-    @property
-    def ranks(self) -> list[Any]:
-        """The ranks' actors; others after a loss."""
-        return self._ranks.actors
-
-    def wait_ready(self) -> None:
-        """Wait until every rank has its model.
-
-        Raises:
-            RuntimeError: ranks were lost again and again, here as in every other method.
-        """
-        self._lasting(lambda: self._ranks.wait_ready(self._start_s))
-
-    def close(self) -> None:
-        """End the ranks and free what they held."""
-        self._closed = True
-        self._ranks.end()
-
-    def _lasting(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What an action gives, done again with a rebuilt group as often as ranks are lost.
-
-        Raises:
-            RuntimeError: that was too often.
-        """
-        while True:
-            try:
-                return action(*args, **kwargs)
-            except WorkerGroupFailedError as loss:
-                self._rebuild(loss)
-
-    def _rebuild(self, loss: WorkerGroupFailedError) -> None:
-        """End what is left of the group and bring a new one to where it was."""
-        began = time.monotonic()
-        while True:
-            self._ranks.end()
-            preemption.check()  # what is on disk is whole, and there is nobody to write more
-            if self._closed:
-                raise loss
-            if self._rebuilds == REBUILDS:
-                raise RuntimeError(
-                    f"{loss}; the learner is given up, for it was rebuilt {REBUILDS} times without a step in between"
-                ) from loss
-            self._rebuilds += 1
-            _log.warning("%s; the learner is rebuilt from %s", loss, self._state or "the base model")
-            try:
-                self._replace(len(self.ranks))
-            except WorkerGroupFailedError as another:
-                loss = another
-            else:
-                seconds = time.monotonic() - began
-                _log.warning("the learner is back with %d ranks after %.1f s", len(self.ranks), seconds)
-                return
-
-    def _replace(self, count: int) -> None:
-        """Start new ranks from the last state and take the steps since then again."""
-        self._ranks = self._placed_or_fewer(count)
-        if self._closed:
-            self._ranks.end()
-            raise WorkerGroupFailedError("the learner was closed while it was rebuilt")
-        self._ranks.wait_ready(self._start_s)
-        for training in self._since:
-            self._retake(training)
-
-    @abstractmethod
-    def _retake(self, training: ReplaySegment) -> None:
-        """Take the steps of a training once more."""
-
-    def _placed_or_fewer(self, count: int) -> WorkerGroup:
-        """New ranks, as many of `count` as the cluster has room for.
-
-        Raises:
-            RuntimeError: it has room for none.
+            RuntimeError: the cluster has no room for a single worker.
         """
         try:
-            return self._placed(count, placement.PLACEMENT_DEADLINE_S)
+            return start(world_size, placement.PLACEMENT_DEADLINE_S)
         except placement.PlacementTimeoutError as error:
-            for fewer in range(count - 1, 0, -1):
+            for smaller in range(world_size - 1, 0, -1):
                 try:
-                    ranks = self._placed(fewer, _FEWER_ROOM_S)
+                    group = start(smaller, _SMALLER_GROUP_S)
                 except placement.PlacementTimeoutError:
                     continue
-                _log.warning("%s; the learner goes on with %d", error, fewer)
-                return ranks
-            raise RuntimeError(f"the learner cannot be rebuilt: {error}, nor for fewer") from error
+                _log.warning("%s; the learner continues with %d", error, smaller)
+                return group
+            raise RuntimeError(f"the learner cannot be restarted: {error}, nor for fewer") from error
 
-    def _placed(self, count: int, room_s: float) -> WorkerGroup:
-        return WorkerGroup(self._settings, count, room_s, self._state, self._begin, self._rooms, self._worked)
+
+@dataclass
+class ReplaySegment:
+    """Consecutive optimizer steps of one `LearnerGroup.train` call since the last checkpoint."""
+
+    batches_from: Callable[[int], Batches]  # the batches from a step on
+    total_steps: int  # of the learning-rate schedule
+    first_step: int
+    next_step: int
+    reset_optimizer: bool  # zero Adam's moments before the first step
+
+
+class ReplayLog:
+    """The checkpoint that the current weights came from, and the optimizer steps taken since.
+
+    A restarted group loads the checkpoint and replays the steps, which gives bitwise-identical weights as long as its
+    number of workers is the same.
+
+    Example:
+        >>> log = ReplayLog("run/state-000040")
+        >>> segment = log.open(ReplaySegment(batches_from, 100, 40, 40, reset_optimizer=False))
+        >>> segment.next_step += 1  # after each step
+        >>> log.saved("run/state-000060")  # nothing is left to replay
+    """
+
+    def __init__(self, checkpoint: str | None) -> None:
+        """Starts from a training state on disk; None: from the base model."""
+        self.checkpoint = checkpoint
+        self._segments: list[ReplaySegment] = []
+
+    def open(self, segment: ReplaySegment) -> ReplaySegment:
+        """Adds a segment; the caller advances its `next_step`."""
+        self._segments.append(segment)
+        return segment
+
+    def saved(self, checkpoint: str) -> None:
+        """The current weights were written to `checkpoint`; only later steps are replayed."""
+        self.checkpoint = checkpoint
+        del self._segments[:-1]
+        for segment in self._segments:  # its training may continue
+            segment.first_step, segment.reset_optimizer = segment.next_step, False
+
+    def loaded(self, checkpoint: str) -> None:
+        """The weights are now those of `checkpoint`; no step is replayed."""
+        self.checkpoint, self._segments = checkpoint, []
+
+    def replay(
+        self, take_step: Callable[[Sequence[PreferencePair], int, int], object], reset_optimizer: Callable[[], object]
+    ) -> None:
+        """Repeats all steps since the checkpoint.
+
+        Args:
+            take_step: takes a batch, the number of the step and the steps of the schedule.
+            reset_optimizer: zeroes Adam's moments.
+        """
+        for segment in self._segments:
+            if segment.reset_optimizer:
+                reset_optimizer()
+            steps = range(segment.first_step, segment.next_step)
+            batches = segment.batches_from(segment.first_step) if steps else ()
+            for step, batch in zip(steps, batches, strict=False):
+                take_step(batch, step, segment.total_steps)

@@ -1,4 +1,4 @@
-"""One rank of a learner group: a DeepSpeed engine in a process of its own."""
+"""One process of a learner group: a rank of a DeepSpeed training."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import Lora, Optimizer
 from psyco_ray.learner.batching import MicroBatch
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models.weight_codec import DeltaTracker
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import DeltaRef
@@ -23,205 +21,148 @@ from psyco_ray.run.types import DeltaRef
 if TYPE_CHECKING:
     import torch
 
-    from psyco_ray.learner.losses import Objective
+    from psyco_ray.models.packing import Packed
 
-_STEPPED_APART = 8  # parts of the weights that the optimizer steps one after the other
-_REDUCED_TOGETHER = 2**25  # gradients, which are copied for it
+Address = tuple[str, int]
+"""Host address and port."""
 
 
 class LearnerWorker:
-    """One rank: a DeepSpeed engine in a process of its own."""
+    """One rank of a learner group, a Ray actor around a DeepSpeed engine.
 
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
-        self._exports = DeltaTracker()
+    Every method except `location`, `size` and `address` is collective: all ranks call it together, because ZeRO-3
+    gathers parameters and every step reduces gradients.
+    """
 
-    def place(self) -> tuple[str, str, int]:
-        """Address and id of the node that this rank runs on, and its process id."""
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._deltas = DeltaTracker()
+
+    def location(self) -> tuple[str, str, int]:
+        """Returns the address and id of this worker's node, and its process id."""
         return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id(), os.getpid()
 
     def size(self) -> tuple[int, int, str | None]:
-        """Parameters of the model, those that are trained, and the name of this rank's GPU, if it has one."""
+        """Returns the model's parameters, its trained parameters, and the name of this worker's GPU (None: a CPU)."""
         import torch
 
         counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self._model.parameters()]
-        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else None
-        return sum(n for n, _ in counts), sum(n for n, trained in counts if trained), name
+        gpu = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else None
+        return sum(n for n, _ in counts), sum(n for n, trained in counts if trained), gpu
 
-    def address(self) -> tuple[str, int]:
-        """This process's host address and a free port, for the ranks to meet at."""
+    def address(self) -> Address:
+        """Returns the host address of this process and a free port, for a rendezvous."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     @gc_paused()
-    def start(
-        self,
-        meeting: tuple[str, int],
-        model: str,
-        objective: Objective,
-        settings: Learners,
-        optimizer: Optimizer,
-        seed: int,
-        state: str | None,
-        timeout_s: float,
-        adapters: Lora | None,
-    ) -> None:
-        """Join the other ranks and build the engine.
+    def start(self, rendezvous: Address, spec: WorkerSpec, checkpoint: str | None) -> None:
+        """Joins the process group and builds the engine.
 
         Args:
-            meeting: address and port of rank 0.
-            model: name or directory of the base model.
-            objective: what is minimised; it also says which head the model gets.
-            settings: dtype, ZeRO stage, sizes.
-            optimizer: AdamW's numbers.
-            seed: of a new reward head.
-            state: a state written by `save_state`, to continue from.
-            timeout_s: deadline of a collective.
-            adapters: train low-rank adapters instead of all weights.
+            rendezvous: address and port of rank 0.
+            spec: model, objective, optimizer and sizes.
+            checkpoint: directory or URI that `save_state` wrote, to continue from; None: the base model.
         """
         os.environ.update(
-            MASTER_ADDR=meeting[0],
-            MASTER_PORT=str(meeting[1]),
+            MASTER_ADDR=rendezvous[0],
+            MASTER_PORT=str(rendezvous[1]),
             RANK=str(self.rank),
-            WORLD_SIZE=str(self.world),
+            WORLD_SIZE=str(self.world_size),
             LOCAL_RANK="0",
             LOCAL_SIZE="1",
+            # DeepSpeed reads it on import; the driver's environment must not decide
+            DS_ACCELERATOR="cuda" if spec.settings.gpus > 0 else "cpu",
         )
-        on_gpu = settings.gpus > 0
-        os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"  # whatever the driver's environment says
-        import deepspeed
-        import torch
-        from transformers.integrations import HfDeepSpeedConfig
-
-        from psyco_ray.learner import lora
+        from psyco_ray.learner import engine
         from psyco_ray.learner.checkpoint import LearnerCheckpoint
-        from psyco_ray.models import loading, reward_model
-        from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
 
-        torch.set_num_threads(settings.threads)
-        torch.manual_seed(seed)
-        self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-        self._objective, self._settings = objective, settings
-        # DeepSpeed's own CPU collectives are compiled on first use (a killed build blocks every later one) and leave
-        # their shared memory behind; gloo does
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            dist_backend="nccl" if on_gpu else "gloo",
-            auto_mpi_discovery=False,
-            rank=self.rank,
-            world_size=self.world,
-            timeout=timedelta(seconds=timeout_s),
-            verbose=False,
-        )
-        config = _deepspeed_config(settings, optimizer, self.world)
-        # transformers loads a ZeRO-3 model in shards while this object lives
-        zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
-        path = loading.resolve(model, digests=True)
-        self._tokenizer = loading.load_tokenizer(path)
-        if objective.head == "reward":
-            language_model = reward_model.new_model(path, self._tokenizer, settings.dtype, seed)
-            module: torch.nn.Module = ResponseScores(language_model)
-        else:
-            language_model = loading.load_causal_lm(path, settings.dtype)
-            module = ResponseLogprobs(language_model, settings.logit_rows)
-        del zero3  # or the plain model that rank 0 alone builds to save would wait for the other ranks
-        if adapters is not None:
-            lora.inject(language_model, adapters)
-        if settings.gradient_checkpointing:
-            language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._model = language_model
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            _groups(trained) if settings.zero_stage in (1, 2) else trained,
-            lr=optimizer.learning_rate,
-            betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
-        self._engine, *_ = deepspeed.initialize(model=module.train(), optimizer=self._optimizer, config=config)
-        if settings.zero_stage == 0:
-            # it would join all gradients into one more copy of them, also for a single rank: `step` adds them up itself
-            self._engine.enable_backward_allreduce = False
-        self._state = LearnerCheckpoint(language_model, self._engine, self._optimizer, settings.zero_stage)
-        if state:
-            self._state.restore(state)
+        self._spec, self._objective = spec, spec.objective
+        self._zero_stage = spec.settings.zero_stage
+        self._device = engine.init_process_group(spec, self.rank, self.world_size)
+        built = engine.build_engine(spec, self.world_size)
+        self._engine, self._model, self._tokenizer = built.engine, built.model, built.tokenizer
+        self._reduce_bucket = engine.REDUCE_BUCKET
+        self._checkpoint = LearnerCheckpoint(built.model, built.engine, built.optimizer, self._zero_stage)
+        if checkpoint:
+            self._checkpoint.restore(checkpoint)
 
     def step(
-        self, micros: list[MicroBatch], pairs: int, chosen_tokens: float, learning_rate: float, seed: int
+        self,
+        micro_batches: list[MicroBatch],
+        batch_size: int,
+        mean_chosen_tokens: float,
+        learning_rate: float,
+        seed: int,
     ) -> dict[str, float]:
-        """One optimizer step over this rank's share of a batch.
+        """Takes one optimizer step over this rank's share of a batch.
 
         Args:
-            micros: this rank's pairs, one list for each forward and backward pass; all ranks have as many.
-            pairs: pairs in the whole batch, over all ranks.
-            chosen_tokens: of a chosen response, the mean over the whole batch.
+            micro_batches: this rank's pairs, one list for each forward and backward pass; equally many on every rank.
+            batch_size: pairs in the whole batch, over all ranks.
+            mean_chosen_tokens: mean length of a chosen response over the whole batch, in tokens.
             learning_rate: of this step.
-            seed: of whatever the model draws (dropout), so that a resumed step draws the same.
+            seed: of dropout, so that a replayed step is the same.
 
         Returns:
-            Sums over this rank's pairs: loss, metrics; `grad_norm` is the whole model's.
+            Sums over this rank's pairs: `loss` and the objective's metrics; `grad_norm` is that of the whole model.
 
         Raises:
-            InputError: the loss is not a number.
+            InputError: the loss of a pair is not finite.
         """
         import torch
-
-        from psyco_ray.models.packing import pack
 
         torch.manual_seed(seed)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         sums: dict[str, float] = {"loss": 0.0}
-        for index, micro in enumerate(micros):
-            packed = pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro]).to(self._device)
-            values = self._engine(packed).view(-1, 2)
-            given = torch.tensor(self._objective.given(micro), dtype=torch.float32, device=self._device)
-            losses, metrics = self._objective(values, given, chosen_tokens)
-            for example, loss in zip(micro, losses.tolist(), strict=True):
+        for index, micro_batch in enumerate(micro_batches):
+            values = self._engine(self._pack(micro_batch)).view(-1, 2)
+            inputs = torch.tensor(self._objective.loss_inputs(micro_batch), dtype=torch.float32, device=self._device)
+            losses, metrics = self._objective(values, inputs, mean_chosen_tokens)
+            for example, loss in zip(micro_batch, losses.tolist(), strict=True):
                 if not math.isfinite(loss):
                     raise InputError(
                         f"the loss of pair {example.key} is {loss}; lower the learning rate or look at that pair"
                     )
-            self._engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
-            # DeepSpeed takes the mean over ranks; the mean over the batch's pairs is wanted
-            self._engine.backward(losses.sum() * (self.world / pairs), scale_wrt_gas=False)
+            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            # DeepSpeed averages over ranks; the loss is the mean over the batch's pairs
+            self._engine.backward(losses.sum() * (self.world_size / batch_size), scale_wrt_gas=False)
             sums["loss"] += losses.sum().item()
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + metric.sum().item()
-        if self._settings.zero_stage == 0 and self.world > 1:
-            self._engine.allreduce_gradients(bucket_size=_REDUCED_TOGETHER)
+        if self._zero_stage == 0 and self.world_size > 1:
+            self._engine.allreduce_gradients(bucket_size=self._reduce_bucket)
         self._engine.step()
-        self._state.stepped()
+        self._checkpoint.after_step()
         norm = self._engine.get_global_grad_norm()
         return sums if norm is None else {**sums, "grad_norm": float(norm)}
 
-    def values(self, micros: list[MicroBatch]) -> list[tuple[float, float]]:
-        """Scores or log-probabilities (chosen, rejected) of pairs under the current weights, without training."""
+    def evaluate(self, micro_batches: list[MicroBatch]) -> list[tuple[float, float]]:
+        """Returns scores or log-probabilities (chosen, rejected) of pairs under the current weights."""
         import torch
 
-        from psyco_ray.models.packing import pack
-
-        found: list[tuple[float, float]] = []
+        values: list[tuple[float, float]] = []
         with torch.no_grad():
-            for micro in micros:
-                packed = pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro]).to(self._device)
-                found += [(a, b) for a, b in self._engine(packed).view(-1, 2).tolist()]
-        return found
+            for micro_batch in micro_batches:
+                values += [(a, b) for a, b in self._engine(self._pack(micro_batch)).view(-1, 2).tolist()]
+        return values
 
     def reset_optimizer(self) -> None:
-        """Forget Adam's moments and step count, as a new optimizer over the same weights would."""
-        self._state.reset_moments()
+        """Zeroes Adam's moments and step count, as a new optimizer over the same weights would start."""
+        self._checkpoint.reset_moments()
 
     def export(self, bucket_bytes: int, deltas: bool = False) -> tuple[list[ray.ObjectRef], str, int, DeltaRef | None]:
-        """Put the weights into the object store in the compute dtype; ranks other than 0 only take part.
+        """Puts the weights into Ray's object store in the compute dtype; ranks other than 0 return nothing.
 
         Args:
-            bucket_bytes: of the largest bucket, about.
-            deltas: also store what changed since the last export with this set.
+            bucket_bytes: size limit of a bucket; a larger parameter is a bucket by itself.
+            deltas: also store the difference from the last export with this option.
 
         Returns:
-            References to buckets of ``{name: (array, dtype)}``, their digest, bytes, and what is new if that is little.
+            References to buckets of ``{name: (array, dtype)}``, their digest, their bytes, and the delta if it is small
+            enough to pay.
         """
         from psyco_ray.models.weight_codec import Bucket, as_array, digest
 
@@ -229,22 +170,26 @@ class LearnerWorker:
         buckets: list[Bucket] = []
         bucket: dict[str, tuple[np.ndarray, str]] = {}
         total = filled = 0
+
+        def store() -> None:
+            refs.append(ray.put(bucket))
+            buckets.append(ray.get(refs[-1]))
+
         for name, tensor in self._full_parameters():
             if self.rank:
                 continue
             array, dtype = as_array(tensor.cpu())
             if bucket and filled + array.nbytes > bucket_bytes:
-                refs.append(ray.put(bucket))
-                buckets.append(ray.get(refs[-1]))
+                store()
                 bucket, filled = {}, 0
             bucket[name] = (array, dtype)
             filled += array.nbytes
             total += array.nbytes
         if bucket:
-            refs.append(ray.put(bucket))
-            buckets.append(ray.get(refs[-1]))
-        found = digest(buckets)
-        return refs, found, total, self._exports.changed(found, buckets) if deltas and not self.rank else None
+            store()
+        weights = digest(buckets)
+        delta = self._deltas.update(weights, buckets) if deltas and not self.rank else None
+        return refs, weights, total, delta
 
     def send(
         self,
@@ -252,49 +197,49 @@ class LearnerWorker:
         actors: list[Any],
         version: int,
         workers: int,
-        meeting: tuple[str, int],
-        piece_bytes: int,
+        rendezvous: Address,
+        chunk_bytes: int,
         deadline_s: float,
     ) -> tuple[str, int, dict[int, str]]:
-        """Send the weights, in the compute dtype, to rollout actors over one of vLLM's transports; all ranks take part.
+        """Sends the weights, in the compute dtype, to rollout actors over one of vLLM's transports.
 
         Args:
             transport: nccl or ipc.
-            actors: that receive them; each other is left to itself if it fails.
+            actors: receiving rollout actors; one that fails is left out.
             version: of the weights.
             workers: of each actor's engine.
-            meeting: address and free port of rank 0.
-            piece_bytes: of a piece, about.
-            deadline_s: seconds that an actor may take.
+            rendezvous: address and free port of rank 0.
+            chunk_bytes: size of a chunk; a larger parameter is a chunk by itself.
+            deadline_s: seconds for an actor to receive everything.
 
         Returns:
-            Of rank 0: their digest, bytes, and why actors failed, by number.
+            On rank 0: digest of the weights, their bytes, and the reason of each failure by the actor's index.
         """
         from psyco_ray.learner import lora, weight_sender
 
-        described = [
-            weight_sender.Described(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+        metadata = [
+            weight_sender.ParameterInfo(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
             for name, parameter, _ in lora.exported(self._model)
         ]
-        everywhere = transport == "ipc"  # each rank serves the engine on its own GPU
+        all_ranks = transport == "ipc"  # each rank serves the engine on its own GPU
         source = weight_sender.ParameterSource(
-            described, lambda: self._full_parameters(everywhere), counted=not self.rank
+            metadata, lambda: self._full_parameters(all_ranks), with_checksum=not self.rank
         )
         client = weight_sender.ReceiverClient(transport, actors, version, workers, deadline_s)
-        world = 1 + workers * len(actors)
-        weight_sender.send(transport, source, client, self.rank, meeting, world, piece_bytes)
-        return source.tally.digest(), source.tally.bytes, client.failures
+        world_size = 1 + workers * len(actors)
+        weight_sender.send(transport, source, client, self.rank, rendezvous, world_size, chunk_bytes)
+        return source.checksum.digest(), source.checksum.bytes, client.failures
 
     def sleep(self) -> None:
-        """Leave the GPU to others: weights and optimizer go to the host."""
-        self._state.to_host()
+        """Moves weights and optimizer state to the host and frees the GPU."""
+        self._checkpoint.to_host()
 
     def wake(self) -> None:
-        """Come back, if it left."""
-        self._state.to_device()
+        """Moves weights and optimizer state back to the GPU; no-op if they are there."""
+        self._checkpoint.to_device()
 
     def save_model(self, target: str) -> None:
-        """Write the weights in the compute dtype as a model directory (rank 0; the others take part)."""
+        """Writes the weights in the compute dtype as a transformers directory; rank 0 writes."""
         from psyco_ray.models import loading
 
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._full_parameters() if not self.rank}
@@ -302,68 +247,34 @@ class LearnerWorker:
             loading.save(target, state, self._model.config, self._tokenizer)
 
     def save_state(self, target: str, moments: bool) -> None:
-        """Write what training goes on from (rank 0; the others take part); see `LearnerCheckpoint`."""
-        self._state.write(target, moments, self.rank)
+        """Writes the training state, see `LearnerCheckpoint`; rank 0 writes."""
+        self._checkpoint.write(target, moments, self.rank)
 
     def load_state(self, target: str) -> None:
-        """Go on from a state that `save_state` wrote."""
-        self._state.restore(target)
+        """Restores a training state that `save_state` wrote."""
+        self._checkpoint.restore(target)
 
-    def _full_parameters(self, everywhere: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every parameter, whole, in the compute dtype, adapters merged; a shared one comes once.
+    def _pack(self, micro_batch: MicroBatch) -> Packed:
+        from psyco_ray.models.packing import pack
 
-        Ranks other than 0 only take part, unless they are wanted `everywhere`.
+        return pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro_batch]).to(self._device)
+
+    def _full_parameters(self, all_ranks: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields every parameter, whole, in the compute dtype, adapters merged; a shared one comes once.
+
+        Every rank iterates; the tensors are complete on rank 0, and on the others with `all_ranks`.
         """
-        wanted = everywhere or not self.rank
+        complete = all_ranks or not self.rank
         import deepspeed
 
         from psyco_ray.learner import lora
 
         for name, parameter, layer in lora.exported(self._model):
-            needed = [parameter, *(lora.adapters(layer) if layer is not None else [])]
-            with deepspeed.zero.GatheredParameters(needed, enabled=self._settings.zero_stage == 3):
+            gathered = [parameter, *(lora.adapters(layer) if layer is not None else [])]
+            with deepspeed.zero.GatheredParameters(gathered, enabled=self._zero_stage == 3):
                 if layer is not None:
-                    yield name, lora.merged(layer) if wanted else parameter.data
-                elif self._settings.zero_stage == 3 and wanted:
+                    yield name, lora.merged(layer) if complete else parameter.data
+                elif self._zero_stage == 3 and complete:
                     yield name, parameter.data.clone()
                 else:
                     yield name, parameter.data
-
-
-def _groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
-    """The parameters in some groups of about the same size, in order.
-
-    ZeRO-1 and -2 make a float32 copy of a group's gradients for its step, beside one of how they come: of all at once
-    that would be the most memory that training takes.
-    """
-    room = -(-sum(parameter.numel() for parameter in parameters) // _STEPPED_APART)
-    groups: list[dict[str, Any]] = []
-    filled = room
-    for parameter in parameters:
-        if filled >= room:
-            groups.append({"params": []})
-            filled = 0
-        groups[-1]["params"].append(parameter)
-        filled += parameter.numel()
-    return groups
-
-
-def _deepspeed_config(settings: Learners, optimizer: Optimizer, world: int) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # rows; a row holds as many pairs as fit micro_batch_tokens
-        "gradient_accumulation_steps": 1,  # the rank itself says where a batch ends
-        "train_batch_size": world,
-        "gradient_clipping": optimizer.max_grad_norm,
-        "bf16": {"enabled": settings.dtype == "bfloat16"},
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            "overlap_comm": settings.gpus > 0,
-            **(
-                {}
-                if settings.gpus
-                else {"reduce_bucket_size": _REDUCED_TOGETHER, "allgather_bucket_size": _REDUCED_TOGETHER}
-            ),
-        },
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-    }

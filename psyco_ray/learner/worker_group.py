@@ -1,141 +1,197 @@
-"""The processes of a learner group for as long as all of them live: if one is lost, the others are of no use."""
+"""The processes of a learner group from start to the first failure: if one is lost, the others are useless."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray.config.resources import Learners
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.pool import placement
 
-_DEATH_TOLD_S = 5.0  # after which a rank's death is known to Ray; its partners feel it sooner
+_DEATH_REPORT_S = 5.0  # until Ray knows that a worker died; a collective of its partners fails sooner
+
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+OnBusy = Callable[[float, float], None]
+"""Called with the start and the end of an interval (`time.monotonic`) in which a worker was busy."""
+
+
+def ignore_busy(started: float, ended: float) -> None:
+    """The `OnBusy` of a group without a timeline."""
 
 
 class WorkerGroupFailedError(RuntimeError):
-    """A rank died, hung or lost its partners: this group cannot go on, but a new one can."""
+    """A worker died, hung or lost its partners: this group cannot continue, a new one can."""
 
 
 class WorkerGroup:
-    """One actor for each rank."""
+    """One `LearnerWorker` actor for each rank.
+
+    Calls are typed: `run` takes a method of `LearnerWorker` and its arguments, and returns the results by rank.
+
+    Example:
+        >>> group = WorkerGroup(spec, world_size=2, placement_s=120)
+        >>> group.wait_ready()
+        >>> group.run(LearnerWorker.save_model, "saving the model", 300.0, "/models/policy")
+        >>> group.shutdown()
+    """
 
     def __init__(
         self,
-        settings: Learners,
-        count: int,
-        room_s: float,
-        state: str | None,
-        begin: dict[str, Any],
-        rooms: PlacementGroup | None = None,
-        worked: Callable[[float, float], None] = lambda *_: None,
+        spec: WorkerSpec,
+        world_size: int,
+        placement_s: float,
+        *,
+        checkpoint: str | None = None,
+        placement_group: PlacementGroup | None = None,
+        on_busy: OnBusy = ignore_busy,
     ) -> None:
-        """Create the actors; they load in the background.
+        """Creates the actors, which load in the background until `wait_ready`.
 
         Args:
-            settings: what each of them takes.
-            count: how many there are.
-            room_s: seconds within which the cluster must have room.
-            state: directory of the state to continue from.
-            begin: the other arguments of `LearnerWorker.start`.
-            rooms: that they share with rollouts; None: they get their own.
-            worked: told from when to when (`time.monotonic`) a rank was at work, whenever one has answered.
+            spec: what every worker is started with.
+            world_size: number of workers.
+            placement_s: seconds within which the cluster must have room.
+            checkpoint: directory or URI of the training state to continue from; None: the base model.
+            placement_group: one bundle for each worker, shared with a rollout actor; None: the group makes its own.
+            on_busy: called with each busy interval of a worker.
 
         Raises:
-            PlacementTimeoutError: the cluster has no room for as many.
+            PlacementTimeoutError: the cluster has no room for this many workers.
         """
-        self._worked = worked
+        self._spec, self._on_busy = spec, on_busy
         actor = ray.remote(LearnerWorker)
-        options, self._group = placement.learner_options(settings, count, room_s, rooms)
-        self.actors = [actor.options(**options(rank)).remote(rank, count) for rank in range(count)]
-        self._places = [rank.place.remote() for rank in self.actors]
-        meeting = self.actors[0].address.remote()
-        self._started = [rank.start.remote(meeting, state=state, **begin) for rank in self.actors]
+        options, self._own_placement = placement.learner_options(
+            spec.settings, world_size, placement_s, placement_group
+        )
+        self.workers: list[Any] = [
+            actor.options(**options(rank)).remote(rank, world_size) for rank in range(world_size)
+        ]
+        self._locations = [worker.location.remote() for worker in self.workers]
+        rendezvous = self.workers[0].address.remote()
+        self._started = [worker.start.remote(rendezvous, spec, checkpoint) for worker in self.workers]
 
-    def wait_ready(self, deadline_s: float) -> None:
-        """Wait until every rank has its model.
+    def wait_ready(self) -> None:
+        """Waits until every worker has loaded its model.
 
         Raises:
-            WorkerGroupFailedError: one was lost, or did not get ready in time.
+            WorkerGroupFailedError: a worker was lost or not ready in time.
         """
-        self.get(self._started, deadline_s, "loading its model")
+        self._gather(self._started, "loading its model", self._spec.start_s)
 
-    def ask(self, method: str, *given: Any, deadline_s: float, doing: str) -> list[Any]:
-        """What every rank answers to the same question; see `get`."""
-        return self.get([getattr(rank, method).remote(*given) for rank in self.actors], deadline_s, doing)
-
-    def get(self, answers: Sequence[ray.ObjectRef], deadline_s: float, doing: str) -> list[Any]:
-        """The answers of all ranks, or the first failure at once: the others would wait in a collective for ever.
+    def run(
+        self,
+        method: Callable[Concatenate[LearnerWorker, P], T],
+        activity: str,
+        timeout_s: float,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[T]:
+        """Calls a method on every worker with the same arguments.
 
         Args:
-            answers: one of each rank.
-            deadline_s: seconds that they may take.
-            doing: what the ranks do meanwhile, for messages.
+            method: of `LearnerWorker`.
+            activity: what the workers do meanwhile, for messages.
+            timeout_s: seconds for all workers.
+            *args: arguments of the method.
+            **kwargs: keyword arguments of the method.
+
+        Returns:
+            The results by rank.
 
         Raises:
-            WorkerGroupFailedError: a rank died, hangs, or has lost its connection to the others.
+            WorkerGroupFailedError: a worker died, hangs, or lost its connection to the others.
         """
-        asked, waiting = time.monotonic(), list(answers)
+        calls = [getattr(worker, method.__name__).remote(*args, **kwargs) for worker in self.workers]
+        return self._gather(calls, activity, timeout_s)
+
+    def run_sharded(
+        self,
+        method: Callable[Concatenate[LearnerWorker, S, P], T],
+        activity: str,
+        timeout_s: float,
+        shards: Sequence[S],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[T]:
+        """As `run`, but the first argument of each worker is its own shard."""
+        calls = [
+            getattr(worker, method.__name__).remote(shard, *args, **kwargs)
+            for worker, shard in zip(self.workers, shards, strict=True)
+        ]
+        return self._gather(calls, activity, timeout_s)
+
+    def free_address(self, timeout_s: float) -> tuple[str, int]:
+        """Returns the host address of rank 0 and a free port there."""
+        [address] = self._gather([self.workers[0].address.remote()], "finding a free port", timeout_s)
+        return address
+
+    def locations(self) -> list[tuple[str, str, int]]:
+        """Returns address and id of each worker's node, and its process id, by rank."""
+        return ray.get(self._locations)
+
+    def shutdown(self) -> None:
+        """Kills the workers and removes the group's own placement group."""
+        for worker in self.workers:
+            ray.kill(worker)
+        if self._own_placement is not None:
+            ray.util.remove_placement_group(self._own_placement)
+
+    def _gather(self, calls: Sequence[ray.ObjectRef], activity: str, timeout_s: float) -> list[Any]:
+        """Returns all results, or raises at the first failure: the other workers would wait in a collective forever."""
+        started, waiting = time.monotonic(), list(calls)
         while waiting:
-            left = deadline_s - (time.monotonic() - asked)
+            left = timeout_s - (time.monotonic() - started)
             done, waiting = ray.wait(waiting, timeout=max(0.0, left))
             if not done:
-                late = [rank for rank, answer in enumerate(answers) if answer in waiting]
-                raise self._lost(late, doing, asked, f"no answer within {deadline_s:g} s")
-            self._worked(asked, time.monotonic())
+                late = [rank for rank, call in enumerate(calls) if call in waiting]
+                raise self._failure(late, activity, started, f"no answer within {timeout_s:g} s")
+            self._on_busy(started, time.monotonic())
             try:
                 ray.get(done)
             except RayTaskError as error:
-                if len(answers) == 1 or not isinstance(error.cause, (RuntimeError, RayError)):
+                if len(calls) == 1 or not isinstance(error.cause, (RuntimeError, RayError)):
                     raise
-                # what a collective raises; it may be but an echo of a partner's death
-                rank, cause = self._dead(answers) or (answers.index(done[0]), error.cause)
-                raise self._lost([rank], doing, asked, str(cause)) from error
+                # a failed collective; its cause may be the death of another worker
+                rank, cause = self._first_dead(calls) or (calls.index(done[0]), error.cause)
+                raise self._failure([rank], activity, started, str(cause)) from error
             except RayError as error:
-                raise self._lost([answers.index(done[0])], doing, asked, str(error)) from error
-        return ray.get(list(answers))
+                raise self._failure([calls.index(done[0])], activity, started, str(error)) from error
+        return ray.get(list(calls))
 
-    def places(self) -> list[tuple[str, str, int]]:
-        """Address and id of each rank's node, and its process id."""
-        return ray.get(self._places)
-
-    def end(self) -> None:
-        """Kill the ranks, whatever they do, and give their room back."""
-        for rank in self.actors:
-            ray.kill(rank)
-        if self._group is not None:
-            ray.util.remove_placement_group(self._group)
-
-    def _dead(self, answers: Sequence[ray.ObjectRef]) -> tuple[int, RayError] | None:
-        """The first rank that is dead, and how that is told."""
-        ray.wait(list(answers), num_returns=len(answers), timeout=_DEATH_TOLD_S)
-        for rank, answer in enumerate(answers):
-            if ray.wait([answer], timeout=0)[0]:
+    def _first_dead(self, calls: Sequence[ray.ObjectRef]) -> tuple[int, RayError] | None:
+        """Returns the first dead worker's rank and error."""
+        ray.wait(list(calls), num_returns=len(calls), timeout=_DEATH_REPORT_S)
+        for rank, call in enumerate(calls):
+            if ray.wait([call], timeout=0)[0]:
                 try:
-                    ray.get(answer)
+                    ray.get(call)
                 except RayTaskError:
                     continue
                 except RayError as error:
                     return rank, error
         return None
 
-    def _lost(self, ranks: Sequence[int], doing: str, asked: float, cause: str) -> WorkerGroupFailedError:
-        names = ", ".join(map(self._named, ranks))
-        seconds = time.monotonic() - asked
+    def _failure(self, ranks: Sequence[int], activity: str, started: float, cause: str) -> WorkerGroupFailedError:
+        names = ", ".join(map(self._describe, ranks))
+        seconds = time.monotonic() - started
         return WorkerGroupFailedError(
-            f"lost learner {names} after {seconds:.1f} s of {doing}: {cause.strip().splitlines()[0]}"
+            f"lost learner {names} after {seconds:.1f} s of {activity}: {cause.strip().splitlines()[0]}"
         )
 
-    def _named(self, rank: int) -> str:
-        """A rank and where it runs, as far as that is known."""
-        if ray.wait([self._places[rank]], timeout=0)[0]:
+    def _describe(self, rank: int) -> str:
+        """Names a rank and its process, as far as they are known."""
+        if ray.wait([self._locations[rank]], timeout=0)[0]:
             try:
-                address, node, process = ray.get(self._places[rank])
+                address, node, process = ray.get(self._locations[rank])
             except RayError:
-                return f"rank {rank} (which never ran)"
+                return f"rank {rank} (never started)"
             return f"rank {rank} (process {process} on node {address}, id {node[:12]})"
-        return f"rank {rank} (which has not told its node)"
+        return f"rank {rank} (node unknown)"

@@ -1,4 +1,4 @@
-"""A digest of weights that is computed where they are, on a GPU as on the CPU, without bringing them to the host."""
+"""A digest of weights that is computed on their device, without a copy to the host."""
 
 from __future__ import annotations
 
@@ -7,47 +7,58 @@ import math
 import torch
 import xxhash
 
-_AT_A_TIME = 2**22  # elements, widened to 8 bytes each
-_SPREAD = 0x9E3779B97F4A7C15 - 2**64  # odd, so that no power of two takes it to zero
+CHUNK = 2**22  # elements at a time, widened to 8 bytes each
+_POSITION_WEIGHT = 0x9E3779B97F4A7C15 - 2**64  # odd, so that products with powers of two never vanish
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
-    """Two sums over a tensor's bits, one of them weighted by position, as int64 of shape (2,) on its device.
+    """Sums a tensor's bits, once plainly and once weighted by position.
 
-    Integers wrap around, so every device finds the same whatever order it adds in. One flipped bit changes both sums,
-    two exchanged elements the second.
+    Integers wrap around, so the result does not depend on the device or the order of additions. A flipped bit changes
+    both sums, a swap of two elements the second.
+
+    Returns:
+        Two int64 on the tensor's device, shape [2].
     """
     bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
     sums = torch.zeros(2, dtype=torch.int64, device=tensor.device)
-    for start in range(0, bits.numel(), _AT_A_TIME):
-        values = bits[start : start + _AT_A_TIME].to(torch.int64)
-        places = torch.arange(start + 1, start + 1 + values.numel(), device=tensor.device)
+    for start in range(0, bits.numel(), CHUNK):
+        values = bits[start : start + CHUNK].to(torch.int64)
+        positions = torch.arange(start + 1, start + 1 + values.numel(), device=tensor.device)
         sums[0] += values.sum()
-        sums[1] += (values * (places * _SPREAD)).sum()
+        sums[1] += (values * (positions * _POSITION_WEIGHT)).sum()
     return sums
 
 
 class WeightChecksum:
-    """Names, types, shapes and fingerprints of parameters as they pass, in whatever order.
+    """Names, dtypes, shapes and fingerprints of parameters, in any order.
 
-    It guards against truncated, mixed-up and damaged transfers, not against an adversary.
+    It detects truncated, mixed-up and damaged transfers, not an adversary.
+
+    Example:
+        >>> checksum = WeightChecksum()
+        >>> for name, tensor in model.named_parameters():
+        ...     checksum.add(name, tensor)
+        >>> checksum.digest()
     """
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._seen: list[tuple[str, torch.Tensor]] = []
+        self._parameters: list[tuple[str, torch.Tensor]] = []  # description, fingerprint
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one parameter into account; nothing waits for the device."""
+        """Adds a parameter; no device sync."""
         dtype = str(tensor.dtype).removeprefix("torch.")
-        self._seen.append((f"{name} {dtype} {tuple(tensor.shape)}", fingerprint(tensor)))
+        self._parameters.append((f"{name} {dtype} {tuple(tensor.shape)}", fingerprint(tensor)))
         self.bytes += math.prod(tensor.shape) * tensor.element_size()
 
     def digest(self) -> str:
-        """The digest of all that passed."""
+        """Returns the digest of all added parameters."""
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # they may have passed on several streams
-        sums = torch.stack([found for _, found in self._seen]).tolist() if self._seen else []
-        lines = sorted(f"{text} {first} {second}" for (text, _), (first, second) in zip(self._seen, sums, strict=True))
+            torch.cuda.synchronize()  # parameters may have been added on several streams
+        sums = torch.stack([found for _, found in self._parameters]).tolist() if self._parameters else []
+        lines = sorted(
+            f"{text} {first} {second}" for (text, _), (first, second) in zip(self._parameters, sums, strict=True)
+        )
         return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())

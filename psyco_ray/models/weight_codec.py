@@ -1,8 +1,8 @@
-"""Weights as they travel: integer views, digests, and deltas between two versions.
+"""The wire format of weights in Ray's object store: integer views, digests, and deltas between two versions.
 
 A bucket maps parameter names to their bits as an integer array and the dtype's name, because NumPy has no bfloat16. A
 delta holds, for each parameter, the flat positions that changed and their new bits: at the learning rates of preference
-learning few weights change in bfloat16 (0.3 % in a step at 5e-7), which pays where weights cross a network.
+learning few bfloat16 weights change (0.3 % in a step at 5e-7), so a delta is cheaper to send over a network.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 Bucket = Mapping[str, tuple[np.ndarray, str]]
 """Parameter name -> (its bits as integers, its dtype's name)."""
 
+Delta = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Parameter name -> (uint32 positions in the flat parameter, the new bits there)."""
+
+_MAX_DELTA = 0.5  # share of the weights' bytes; above it the weights themselves are sent
+
 
 def as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
-    """A CPU tensor as an integer array over the same memory (NumPy knows no bfloat16), and its dtype's name."""
+    """Returns a CPU tensor as an integer array over the same memory, and its dtype's name."""
     import torch
 
     bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
@@ -33,7 +38,7 @@ def as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
 
 
 def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
-    """The inverse of `as_array`, without a copy; the memory may be read-only, so copy out of it."""
+    """Inverts `as_array` without a copy; the memory may be read-only."""
     import torch
 
     with warnings.catch_warnings():
@@ -42,9 +47,9 @@ def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def digest(buckets: Iterable[Bucket]) -> str:
-    """A digest of names, dtypes, shapes and every byte, in whatever order the parameters come.
+    """Returns a digest of names, dtypes, shapes and every byte, independent of the order of parameters.
 
-    It guards against truncated, mixed-up and damaged transfers, not against an adversary.
+    It detects truncated, mixed-up and damaged transfers, not an adversary.
     """
     lines = sorted(
         f"{name} {dtype} {array.shape} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)}"
@@ -54,55 +59,52 @@ def digest(buckets: Iterable[Bucket]) -> str:
     return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
 
-Delta = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Parameter name -> (places in the flat parameter, uint32; the bits there now)."""
-
-
-LARGEST = 0.5  # of the weights' bytes; with more than this the weights themselves go
-
-
 class DeltaTracker:
-    """Remembers the weights that were exported last, as they lie in Ray's object store."""
+    """Keeps the last exported weights, as they lie in Ray's object store, to compute deltas from them."""
 
     def __init__(self) -> None:
         self._last: tuple[str, list[Bucket]] = "", []
 
-    def changed(self, digest: str, weights: list[Bucket]) -> DeltaRef | None:
-        """What is new in these weights, put into the object store; None for the first, or where it is much."""
+    def update(self, digest: str, weights: list[Bucket]) -> DeltaRef | None:
+        """Puts the delta from the last weights into the object store and keeps the new ones.
+
+        Returns:
+            The delta; None for the first weights, and if it is too large to pay.
+        """
         (since, old), self._last = self._last, (digest, weights)
         delta = diff(old, weights)
         return None if delta is None else DeltaRef(since, ray.put(delta), size(delta))
 
 
 def diff(old: Sequence[Bucket], new: Sequence[Bucket]) -> Delta | None:
-    """The delta that makes `new` of `old`; None where it is too large to pay, or they are not of one model."""
+    """Returns the delta from `old` to `new`; None if it is too large to pay, or if names, shapes or dtypes differ."""
     before = {name: packed for bucket in old for name, packed in bucket.items()}
     after = {name: packed for bucket in new for name, packed in bucket.items()}
     if _shapes(before) != _shapes(after):
         return None
-    room = LARGEST * sum(array.nbytes for array, _ in after.values())
+    budget = _MAX_DELTA * sum(array.nbytes for array, _ in after.values())
     delta: Delta = {}
     for name, (array, _) in after.items():
-        assert array.size < 2**32, "a place has 32 bits"
+        assert array.size < 2**32, "a position has 32 bits"
         flat = array.reshape(-1)
-        places = np.flatnonzero(before[name][0].reshape(-1) != flat).astype(np.uint32)
-        if len(places):
-            delta[name] = places, flat[places]
-            room -= size({name: delta[name]})
-        if room < 0:
+        positions = np.flatnonzero(before[name][0].reshape(-1) != flat).astype(np.uint32)
+        if len(positions):
+            delta[name] = positions, flat[positions]
+            budget -= size({name: delta[name]})
+        if budget < 0:
             return None
     return delta
 
 
 def size(delta: Delta) -> int:
-    """Bytes of a delta's arrays."""
-    return sum(places.nbytes + values.nbytes for places, values in delta.values())
+    """Returns the bytes of a delta's arrays."""
+    return sum(positions.nbytes + values.nbytes for positions, values in delta.values())
 
 
-def apply(delta: Delta, held: dict[str, tuple[np.ndarray, str]]) -> None:
-    """Bring held weights, which can be written to, to the delta's version."""
-    for name, (places, values) in delta.items():
-        held[name][0].reshape(-1)[places] = values
+def apply(delta: Delta, weights: dict[str, tuple[np.ndarray, str]]) -> None:
+    """Updates writable weights in place to the delta's version."""
+    for name, (positions, values) in delta.items():
+        weights[name][0].reshape(-1)[positions] = values
 
 
 def _shapes(weights: Bucket) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -23,6 +23,7 @@ from psyco_ray.judge.client import key_for
 from psyco_ray.learner.batching import batches
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, actor_environment
@@ -104,17 +105,20 @@ class Orchestrator:
         self._flow = SamplingPipeline(
             job, self.ledger, self.telemetry, self.rollouts, self.scorers, tuple(self._rewards)
         )
-        self.learner = LearnerGroup(
-            job.model,
-            DpoObjective(job.dpo),
-            job.learners,
-            job.dpo.optimizer,
+        spec = WorkerSpec(
+            model=job.model,
+            objective=DpoObjective(job.dpo),
+            settings=job.learners,
+            optimizer=job.dpo.optimizer,
             seed=job.seed,
-            state=self.ledger.place(_state(self.weights)) if self.trained else None,
-            rooms=rooms,
             start_s=deadlines.start_s,
             step_s=deadlines.step_s,
-            worked=functools.partial(self.timeline.worked, "learners"),
+        )
+        self.learner = LearnerGroup(
+            spec,
+            state=self.ledger.place(_state(self.weights)) if self.trained else None,
+            placement_group=rooms,
+            on_busy=functools.partial(self.timeline.worked, "learners"),
         )
         made.callback(self.learner.close)
         self._turns = ColocationManager(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
@@ -230,8 +234,8 @@ class Orchestrator:
         seed = int(key_of(self.job.seed, "train", iteration), 16) % 2**31
         planned = batches(examples, self.job.dpo.optimizer, self.job.learners.actors, seed)
         # more ranks than pairs of a batch would have nothing to do
-        wanted = min(self.control.wanted.get("learners", len(self.learner.ranks)), *map(len, planned))
-        if wanted != len(self.learner.ranks):
+        wanted = min(self.control.wanted.get("learners", len(self.learner.workers)), *map(len, planned))
+        if wanted != len(self.learner.workers):
             self.learner.resize(wanted)
         with preemption.deferred():
             self._train(iteration, planned)
@@ -250,7 +254,7 @@ class Orchestrator:
             planned[log.done :],
             max(total, first + len(planned)),
             first + log.done,
-            fresh=iteration > 1 and not keep and not log.done,
+            reset_optimizer=iteration > 1 and not keep and not log.done,
         )
         every = self.job.dpo.checkpoint_every
         with self.timeline.doing(iteration, "train"):
@@ -374,7 +378,7 @@ class Orchestrator:
             return self._flow.referenced(name, examples)
         found = list(examples)
         self._turns.learning(keep_weights=True)
-        return {e.key: replace(e, reference=v) for e, v in zip(found, self.learner.values(found), strict=True)}
+        return {e.key: replace(e, reference=v) for e, v in zip(found, self.learner.evaluate_pairs(found), strict=True)}
 
     def _seen(self, pools: dict[str, list[Row]]) -> dict[str, Any]:
         now = self.telemetry
@@ -384,7 +388,7 @@ class Orchestrator:
 
     def _sizes(self) -> dict[str, int]:
         counts = {"rollouts": len(self.rollouts.actors), "scorers": len(self.scorers.actors)}
-        return {**counts, "learners": len(self.learner.ranks)}
+        return {**counts, "learners": len(self.learner.workers)}
 
     def _read_pairs(self, iteration: int) -> list[PreferencePair]:
         """The pairs of an iteration from the ledger."""

@@ -16,6 +16,7 @@ from psyco_ray.evaluate import metrics
 from psyco_ray.learner import batching
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.pool import fit
 from psyco_ray.report.model_cards import reward_card
 from psyco_ray.run import preemption, storage
@@ -76,17 +77,17 @@ class RewardTrainer:
         optimizer, ranks = job.reward.optimizer, job.reward.learners.actors
         self._plan = batching.plan(mixture.train.num_rows, optimizer, ranks, job.seed)
         self._encoder = Encoder(job, cut=self._facts["cut"], too_long=self._facts["too_long"])
-        self.learner = LearnerGroup(
-            job.model,
-            BradleyTerryObjective(centre=job.reward.centre),
-            job.reward.learners,
-            optimizer,
+        spec = WorkerSpec(
+            model=job.model,
+            objective=BradleyTerryObjective(centre=job.reward.centre),
+            settings=job.reward.learners,
+            optimizer=optimizer,
             seed=int(key_of(job.seed, name), 16) % 2**31,
-            state=self._log.state,
-            lora=job.reward.lora,
             start_s=job.deadlines.start_s,
             step_s=job.deadlines.step_s,
+            lora=job.reward.lora,
         )
+        self.learner = LearnerGroup(spec, state=self._log.state)
 
     def run(self) -> None:
         """Train on, evaluate and keep checkpoints; then save the best one and record it."""
@@ -98,7 +99,7 @@ class RewardTrainer:
         self.learner.wait_ready()
         told = f"; {done} of {total} steps are done" if done else ""
         _log.info(f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{told}")
-        taken = self.learner.train(given, total, first=done, again=self._again)
+        taken = self.learner.train(given, total, first_step=done, batches_from=self._again)
         with preemption.deferred():
             for step in self._telemetry.steps(taken, self._name):
                 self._log.add(step)
@@ -122,7 +123,7 @@ class RewardTrainer:
     def _evaluate(self, dev: list[PreferencePair]) -> None:
         """Measure the current weights on the held-out pairs, and keep them if they are the best so far."""
         step, best = self._log.done, self._facts["best"]
-        found = {"step": step, **_measured(self.learner.values(dev))}
+        found = {"step": step, **_measured(self.learner.evaluate_pairs(dev))}
         self._facts["evaluations"].append(found)
         if "accuracy" in found:
             _log.info(f"{self._name}: accuracy {found['accuracy']:.3f} on {len(dev)} held-out pairs")

@@ -64,7 +64,7 @@ def push_weights(
     """
     began = time.monotonic()
     # the rejected response is not compared: a token of it will do
-    expected = learner.values([replace(probe, rejected_ids=probe.chosen_ids[:1])])[0][0]
+    expected = learner.evaluate_pairs([replace(probe, rejected_ids=probe.chosen_ids[:1])])[0][0]
     weights = _sent(learner, rollouts, version, settings, transport, workers)
     handover()
     exported = time.monotonic()

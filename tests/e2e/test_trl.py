@@ -13,6 +13,7 @@ from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
 from psyco_ray.data import preferences
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective, Objective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import loading
 from psyco_ray.models.encoding import encode
 from psyco_ray.run.types import PreferencePair
@@ -151,7 +152,7 @@ def turns(tokenizer, rows: list[dict[str, Any]]) -> list[PreferencePair]:
 
 def our_losses(model: Path, objective: Objective, examples: list[PreferencePair]) -> list[float]:
     """Every step's loss; a policy's reference is the model it starts from."""
-    learner = LearnerGroup(
+    spec = WorkerSpec(
         str(model),
         objective,
         Learners(cpus=0.5, dtype="float32", zero_stage=0, micro_batch_tokens=1024),
@@ -162,12 +163,13 @@ def our_losses(model: Path, objective: Objective, examples: list[PreferencePair]
         start_s=180,
         step_s=120,
     )
+    learner = LearnerGroup(spec)
     try:
         if objective.head == "policy":
-            values = learner.values(examples)
+            values = learner.evaluate_pairs(examples)
             examples = [replace(one, reference=pair) for one, pair in zip(examples, values, strict=True)]
         batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)] * EPOCHS[objective.head]
-        return [step.loss for step in learner.train(batches, steps=len(batches))]
+        return [step.loss for step in learner.train(batches, total_steps=len(batches))]
     finally:
         learner.close()
 

@@ -18,7 +18,8 @@ from psyco_ray.config.training import Checkpoints, Optimizer
 from psyco_ray.learner.batching import batches
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective
-from psyco_ray.learner.recovery import REBUILDS
+from psyco_ray.learner.recovery import MAX_RESTARTS
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.learner.worker_group import WorkerGroup
 from psyco_ray.pool import placement
 from psyco_ray.run.types import PreferencePair
@@ -37,13 +38,15 @@ PLAN = batches(PAIRS, OPTIMIZER, 2, seed=4)  # 6 steps
 
 def group(model: Path, *, ranks: int = 2, cpus: float = 0.5, step_s: float = 120, dtype: str = "bfloat16"):
     settings = Learners(actors=ranks, cpus=cpus, zero_stage=2, dtype=dtype, micro_batch_tokens=80, logit_rows=16)
-    learner = LearnerGroup(str(model), BradleyTerryObjective(), settings, OPTIMIZER, seed=5, start_s=180, step_s=step_s)
+    learner = LearnerGroup(
+        WorkerSpec(str(model), BradleyTerryObjective(), settings, OPTIMIZER, seed=5, start_s=180, step_s=step_s)
+    )
     learner.wait_ready()
     return learner
 
 
 def process(learner: LearnerGroup, rank: int) -> int:
-    return learner._ranks.places()[rank][2]
+    return learner._group.locations()[rank][2]
 
 
 def hurt(learner: LearnerGroup, rank: int, how: signal.Signals = signal.SIGKILL) -> None:
@@ -79,7 +82,7 @@ def course(learner: LearnerGroup, where: Path, disturb: Callable[[str], None]) -
         if step.step == 2:
             learner.save_state(where / "middle", moments=True)
         disturb(f"step {step.step}")
-    values = learner.values(PAIRS)
+    values = learner.evaluate_pairs(PAIRS)
     disturb("values")
     weights = learner.export(1, 64)
     disturb("export")
@@ -127,7 +130,7 @@ def test_ranks_that_are_killed_or_hang_change_nothing(calm, tiny_model, tmp_path
     hung: list[int] = []
 
     def disturb(moment: str) -> None:
-        seen.update(place[2] for place in learner._ranks.places())
+        seen.update(place[2] for place in learner._group.locations())
         if moment in between:
             hurt(learner, between[moment])
             time.sleep(0.1)
@@ -141,7 +144,7 @@ def test_ranks_that_are_killed_or_hang_change_nothing(calm, tiny_model, tmp_path
     blows = len(between) + len(within) + 1
     try:
         found = timed(f"whole course with {blows} blows", lambda: course(learner, tmp_path, disturb))
-        seen.update(place[2] for place in learner._ranks.places())
+        seen.update(place[2] for place in learner._group.locations())
         assert len(seen) >= 2 * (blows + 1), "some were not replaced"
     finally:
         learner.close()
@@ -152,7 +155,7 @@ def test_ranks_that_are_killed_or_hang_change_nothing(calm, tiny_model, tmp_path
     told = next(record.getMessage() for record in caplog.records if "no answer within 10 s" in record.getMessage())
     assert f"process {hung[0]} on node " in told
     assert "of optimizer step 5" in told
-    assert "rebuilt from" in told
+    assert "restarting the learner from" in told
 
 
 @pytest.mark.long
@@ -162,13 +165,13 @@ def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
     monkeypatch.setattr(placement, "PLACEMENT_DEADLINE_S", 3.0)
     learner = group(tiny_model, cpus=3, dtype="float32")
     blockers = []
-    end = WorkerGroup.end
+    end = WorkerGroup.shutdown
 
     def end_and_crowd(ranks: WorkerGroup) -> None:
         end(ranks)
         assert all(blocker.wait(60) for blocker in blockers), "it takes the room before others ask for it"
 
-    monkeypatch.setattr(WorkerGroup, "end", end_and_crowd)
+    monkeypatch.setattr(WorkerGroup, "shutdown", end_and_crowd)
 
     def crowd(moment: str) -> None:
         if moment == "step 3":
@@ -181,7 +184,7 @@ def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
         learner.close()
         learner = group(tiny_model, cpus=3, dtype="float32")
         found = timed("whole course, from the fifth step on with one rank", lambda: course(learner, tmp_path, crowd))
-        assert len(learner.ranks) == 1
+        assert len(learner.workers) == 1
     finally:
         learner.close()
         for blocker in blockers:
@@ -197,10 +200,10 @@ def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model
     learner = group(tiny_model, ranks=1, dtype="float32")
     try:
         list(learner.train(PLAN[:2], len(PLAN)))
-        before = learner.values(PAIRS)
+        before = learner.evaluate_pairs(PAIRS)
         timed("resize from 1 rank to 2", lambda: learner.resize(2))
-        assert len(learner.ranks) == 2
-        assert [v for pair in learner.values(PAIRS) for v in pair] == pytest.approx(
+        assert len(learner.workers) == 2
+        assert [v for pair in learner.evaluate_pairs(PAIRS) for v in pair] == pytest.approx(
             [v for pair in before for v in pair], abs=1e-4
         )
         with pytest.raises(ValueError, match="a batch of 6 pairs cannot be shared"):
@@ -208,7 +211,7 @@ def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model
         caplog.clear()
         with pytest.raises(ValueError, match="loss of pair pair-broken is nan"):
             list(learner.train([[*PAIRS[:5], broken]], 1))
-        assert not [record for record in caplog.records if "rebuilt" in record.getMessage()], "it is not tried again"
+        assert not [record for record in caplog.records if "restarting" in record.getMessage()], "it is not tried again"
     finally:
         learner.close()
 
@@ -230,13 +233,13 @@ def test_a_group_that_dies_again_and_again_is_given_up(local_ray, tiny_model) ->
     killer = threading.Thread(target=keep_killing)
     killer.start()
     try:
-        with pytest.raises(RuntimeError, match=rf"learner rank 1 .*on node .*given up.* {REBUILDS} times"):
-            timed(f"giving up after {REBUILDS} rebuilds", lambda: list(learner.train(PLAN, len(PLAN))))
+        with pytest.raises(RuntimeError, match=rf"learner rank 1 .*on node .*failed after {MAX_RESTARTS} restarts"):
+            timed(f"giving up after {MAX_RESTARTS} rebuilds", lambda: list(learner.train(PLAN, len(PLAN))))
     finally:
         stop.set()
         killer.join()
         learner.close()
-    assert len(killed) == REBUILDS + 1
+    assert len(killed) == MAX_RESTARTS + 1
     assert placed() == 0
 
 

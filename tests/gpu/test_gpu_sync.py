@@ -14,6 +14,7 @@ from psyco_ray.config.training import DpoConfig as DpoSettings
 from psyco_ray.config.training import Job, Optimizer, Sampling
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
@@ -55,9 +56,8 @@ class Both:
             item_s=120,
             resting=job.colocated,
         )
-        self.learner = LearnerGroup(
-            job.model, DpoObjective(job.dpo), job.learners, OPTIMIZER, seed=0, rooms=self.rooms, start_s=600, step_s=300
-        )
+        spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, OPTIMIZER, seed=0, start_s=600, step_s=300)
+        self.learner = LearnerGroup(spec, placement_group=self.rooms)
         self.turns = ColocationManager(job.colocated, self.rollouts, self.learner, 120)
         self.learner.wait_ready()
         self.turns.sampling()
@@ -76,7 +76,7 @@ class Both:
 
     def memory(self) -> int:
         """Bytes that rank 0 has on its GPU."""
-        return ray.get(self.learner.ranks[0].__ray_call__.remote(lambda _: torch.cuda.memory_allocated()), timeout=60)
+        return ray.get(self.learner.workers[0].__ray_call__.remote(lambda _: torch.cuda.memory_allocated()), timeout=60)
 
     def close(self) -> None:
         self.rollouts.close()
@@ -124,7 +124,7 @@ def check(both: Both, tmp_path: Path, record_property) -> None:
     base = both.logprobs()
     assert base == pytest.approx([by_transformers(Path(both.job.model))] * len(base), abs=0.05)
     both.turns.learning()
-    list(both.learner.train([pairs(8)] * 6, steps=6))
+    list(both.learner.train([pairs(8)] * 6, total_steps=6))
     both.learner.save_model(tmp_path / "trained")
     expected = by_transformers(tmp_path / "trained")
     assert min(abs(value - expected) for value in base) > 0.2, "nothing was learnt, so equality would show nothing"

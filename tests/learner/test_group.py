@@ -16,7 +16,7 @@ from psyco_ray.config.training import DpoConfig, Lora, Optimizer
 from psyco_ray.learner.batching import batches, learning_rate, plan_step
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective
-from psyco_ray.learner.worker import _groups
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.run.types import PreferencePair, StepResult
 
 LONG = pytest.mark.long
@@ -37,17 +37,17 @@ def examples(count: int, seed: int = 0, reference: bool = True) -> list[Preferen
 def group(
     model: Path, objective, *, ranks=1, stage=0, dtype="float32", optimizer=None, state=None, lora=None
 ) -> LearnerGroup:
-    learner = LearnerGroup(
+    spec = WorkerSpec(
         str(model),
         objective,
         Learners(actors=ranks, cpus=0.5, zero_stage=stage, dtype=dtype, micro_batch_tokens=80, logit_rows=16),
         optimizer or Optimizer(learning_rate=1e-3, batch_size=6, epochs=2, schedule="linear"),
         seed=5,
-        state=state,
-        lora=lora,
         start_s=180,
         step_s=120,
+        lora=lora,
     )
+    learner = LearnerGroup(spec, state=state)
     learner.wait_ready()
     return learner
 
@@ -61,8 +61,8 @@ def trained(
 
 
 def steps(learner: LearnerGroup, pairs: list[PreferencePair], seed: int, fresh: bool = False) -> Iterator[StepResult]:
-    planned = batches(pairs, learner._optimizer, len(learner.ranks), seed)
-    return learner.train(planned, len(planned), fresh=fresh)
+    planned = batches(pairs, learner.spec.optimizer, len(learner.workers), seed)
+    return learner.train(planned, len(planned), reset_optimizer=fresh)
 
 
 def logprob(model, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
@@ -84,7 +84,7 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
         total = 0.0
         for pair in batch:
             values = torch.stack([logprob(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)])
-            loss, _ = objective(values.view(1, 2), torch.tensor(objective.given([pair])), len(pair.chosen_ids))
+            loss, _ = objective(values.view(1, 2), torch.tensor(objective.loss_inputs([pair])), len(pair.chosen_ids))
             (loss.sum() / len(batch)).backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -127,7 +127,7 @@ def test_bf16_follows_float32_and_a_loss_that_is_no_number_stops_with_the_pairs_
             list(steps(learner, [*examples(6), broken], seed=0, fresh=True))
     finally:
         learner.close()
-    assert not [record for record in caplog.records if "rebuilt" in record.getMessage()], "it is not tried again"
+    assert not [record for record in caplog.records if "restarting" in record.getMessage()], "it is not tried again"
     assert losses == pytest.approx(single_process[0], rel=0.05)
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert written.dtype == torch.bfloat16
@@ -230,7 +230,7 @@ def test_adapters_learn_and_are_merged_when_written(local_ray, tiny_model, tmp_p
     )
     try:
         taken = list(steps(learner, pairs, seed=0))
-        values = learner.values(pairs)
+        values = learner.evaluate_pairs(pairs)
         learner.save_model(tmp_path / "reward")
         learner.save_state(tmp_path / "state", moments=True)
     finally:
@@ -261,10 +261,10 @@ def test_reward_training_learns_its_pairs_and_saves_a_classifier(local_ray, tiny
         optimizer=Optimizer(learning_rate=3e-3, batch_size=8, epochs=6, schedule="constant"),
     )
     try:
-        together = learner.values(pairs[:23])
-        alone = [learner.values([pair])[0] for pair in pairs[:5]]
+        together = learner.evaluate_pairs(pairs[:23])
+        alone = [learner.evaluate_pairs([pair])[0] for pair in pairs[:5]]
         taken = list(steps(learner, pairs, seed=0))
-        values = learner.values(pairs)
+        values = learner.evaluate_pairs(pairs)
         learner.save_model(tmp_path / "reward")
     finally:
         learner.close()
@@ -307,8 +307,10 @@ def test_a_batch_is_shared_wholly_evenly_and_within_bounds(lengths: list[int], r
 
 
 def test_the_optimizer_takes_the_weights_in_parts_of_about_a_size() -> None:
+    from psyco_ray.learner.engine import parameter_groups
+
     parameters = [torch.nn.Parameter(torch.empty(size)) for size in (400, 100, 100, 50, 50, 300)]
-    sizes = [[parameter.numel() for parameter in group["params"]] for group in _groups(parameters)]
+    sizes = [[parameter.numel() for parameter in group["params"]] for group in parameter_groups(parameters)]
     assert sizes == [[400], [100, 100], [50, 50, 300]], "at least an eighth each, and no more than that needs"
 
 
@@ -348,9 +350,9 @@ def test_ranks_that_slept_go_on_as_if_they_had_not(local_ray, tiny_model, tmp_pa
                     learner.sleep()
                     learner.wake()
                     learner.wake()
-                values += [step.loss for step in learner.train([part] * 2, steps=4, first=len(values))]
+                values += [step.loss for step in learner.train([part] * 2, total_steps=4, first_step=len(values))]
                 learner.save_state(tmp_path / f"{slept}-{len(values)}", moments=True)
-            values += learner.values(pairs)
+            values += learner.evaluate_pairs(pairs)
             state = load_file(tmp_path / f"{slept}-4" / "state-00000.safetensors")
             found[slept] = values, state
         finally:

@@ -54,7 +54,7 @@ VALUES, BESIDE = torch.tensor([[-10.0, -9.0]]), given([-12.0, -8.0], [4.0, 2.0])
     ids=str,
 )
 def test_each_loss_equals_its_hand_computed_value(settings, expected) -> None:
-    loss, metrics = objective(**settings)(VALUES, BESIDE, chosen_tokens=4.0)
+    loss, metrics = objective(**settings)(VALUES, BESIDE, mean_chosen_tokens=4.0)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert (metrics["chosen_shift"].item(), metrics["rejected_shift"].item()) == (2.0, -1.0)
     assert metrics["accuracy"].item() == 1.0

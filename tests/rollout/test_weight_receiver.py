@@ -10,7 +10,7 @@ import ray
 import torch
 
 from psyco_ray.learner import weight_sender
-from psyco_ray.learner.weight_sender import Described, ParameterSource, ReceiverClient, pieces
+from psyco_ray.learner.weight_sender import ParameterInfo, ParameterSource, ReceiverClient, chunks
 from psyco_ray.models.weight_checksum import WeightChecksum, fingerprint
 from psyco_ray.run.types import SentWeights
 
@@ -50,7 +50,7 @@ def test_a_fingerprint_knows_every_bit_and_place(dtype: torch.dtype) -> None:
 def test_a_fingerprint_does_not_depend_on_how_it_is_cut(monkeypatch) -> None:
     found = torch.randn(1000)
     whole = fingerprint(found)
-    monkeypatch.setattr("psyco_ray.models.weight_checksum._AT_A_TIME", 7)
+    monkeypatch.setattr("psyco_ray.models.weight_checksum.CHUNK", 7)
     assert torch.equal(fingerprint(found), whole)
 
 
@@ -73,20 +73,20 @@ def test_pieces_are_bounded_whole_and_copies() -> None:
             lent.fill_(i)
             yield f"p{i}", lent
 
-    found = list(pieces(lending(), 100))
+    found = list(chunks(lending(), 100))
     assert [[name for name, _ in piece] for piece in found] == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
     assert [tensor[0].item() for piece in found for _, tensor in piece] == [0, 1, 2, 3, 4, 5]
-    assert [len(piece) for piece in pieces(iter(parameters()), 1)] == [1] * 4, "a larger one is a piece by itself"
+    assert [len(piece) for piece in chunks(iter(parameters()), 1)] == [1] * 4, "a larger one is a piece by itself"
 
 
 def test_a_source_can_be_read_again_and_counts_anew() -> None:
     given = parameters()
-    described = [Described(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in given]
-    source = ParameterSource(described, lambda: iter(given), counted=True)
+    described = [ParameterInfo(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in given]
+    source = ParameterSource(described, lambda: iter(given), with_checksum=True)
     for _ in range(2):
         assert [name for name, _ in source] == [one.name for one in source.metadata()]
-        assert source.tally.digest() == digest(given)
-        assert source.tally.bytes == sum(one.bytes for one in described) == sum(t.nbytes for _, t in given)
+        assert source.checksum.digest() == digest(given)
+        assert source.checksum.bytes == sum(one.bytes for one in described) == sum(t.nbytes for _, t in given)
 
 
 class Receiver:
@@ -155,7 +155,7 @@ def test_vllms_own_trainer_side_takes_our_source_and_client(local_ray, monkeypat
             ended.append(True)
 
     def offered(iterator, gpu_uuid, post_iter_func, buffer_size_bytes):
-        for piece in pieces(iterator, buffer_size_bytes):
+        for piece in chunks(iterator, buffer_size_bytes):
             names, shapes = [name for name, _ in piece], [list(tensor.shape) for _, tensor in piece]
             dtypes, sizes = ["bfloat16"] * len(piece), [tensor.nbytes for _, tensor in piece]
             yield PackedIpcChunk(names, shapes, dtypes, sizes, {gpu_uuid: ("handle",)})
@@ -172,14 +172,14 @@ def test_vllms_own_trainer_side_takes_our_source_and_client(local_ray, monkeypat
     )
 
     given = parameters()
-    described = [Described(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in given]
-    source = ParameterSource(described, lambda: iter(given), counted=True)
+    described = [ParameterInfo(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in given]
+    source = ParameterSource(described, lambda: iter(given), with_checksum=True)
     actor = ray.remote(Receiver).options(num_cpus=0).remote()
     client = ReceiverClient(transport, [actor], version=4, workers=1, deadline_s=30)
     weight_sender.send(transport, source, client, 0, ("10.0.0.1", 5000), 2, 160)
     heard = ray.get(actor.heard.remote())
     assert not client.failures, client.failures
-    assert source.tally.digest() == digest(given)
+    assert source.checksum.digest() == digest(given)
     steps = [step for step, _ in heard]
     told = [told["piece"]["names"] for step, told in heard if step == "take_piece"]
     met = heard[0][1]["settings"]
@@ -257,7 +257,7 @@ def test_an_engine_takes_pieces_sleeps_and_believes_only_the_digest(local_ray, t
         client = ReceiverClient("in_pieces", [actor], version, workers=1, deadline_s=60)
         client.init_weight_transfer_engine({})
         client.start_weight_update()
-        for piece in pieces(iter(weights), 2**20):
+        for piece in chunks(iter(weights), 2**20):
             client.update_weights({"names": [name for name, _ in piece], "ref": [ray.put(piece)]})
         client.finish_weight_update()
         assert not client.failures, client.failures

@@ -75,7 +75,7 @@ def test_a_pair_that_scorers_gave_up_is_left_out(local_ray, made, tmp_path) -> N
 
 def test_no_more_ranks_train_than_the_smallest_batch_has_pairs(made, monkeypatch) -> None:
     sizes: list[int] = []
-    made.learner = SimpleNamespace(ranks=["a", "b"], resize=sizes.append)
+    made.learner = SimpleNamespace(workers=["a", "b"], resize=sizes.append)
     made.control = SimpleNamespace(wanted={"learners": 6})
     made.job = made.job.model_copy(
         update={"learners": Learners(actors=2), "dpo": DpoConfig(optimizer=Optimizer(batch_size=8))}

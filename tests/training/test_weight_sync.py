@@ -14,6 +14,7 @@ from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
@@ -35,9 +36,8 @@ def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
 def learner(local_ray, tiny_model):
     settings = Learners(actors=2, cpus=0.5, zero_stage=3, dtype="float32", micro_batch_tokens=200)
     optimizer = Optimizer(learning_rate=3e-3, batch_size=4, schedule="constant")
-    group = LearnerGroup(
-        str(tiny_model), DpoObjective(DpoConfig()), settings, optimizer, seed=0, start_s=180, step_s=120
-    )
+    spec = WorkerSpec(str(tiny_model), DpoObjective(DpoConfig()), settings, optimizer, seed=0, start_s=180, step_s=120)
+    group = LearnerGroup(spec)
     group.wait_ready()
     yield group
     group.close()
@@ -66,7 +66,7 @@ def on_all(rollouts: ActorPool, method: str, *args) -> list:
 
 
 def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: PreferencePair) -> list[float]:
-    expected = learner.values([probe])[0][0]
+    expected = learner.evaluate_pairs([probe])[0][0]
     texts = probe.prompt_ids, probe.chosen_ids
     found = on_all(rollouts, "__ray_call__", lambda actor: actor._engine.logprob(*texts))
     return [abs(value - expected) / len(probe.chosen_ids) for value in found]
@@ -95,7 +95,7 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
     probe = pairs(1, seed=7)[0]
     assert max(gaps(learner, rollouts, probe)) < 1e-4, "the same base model on both sides"
     before = sampled(rollouts, 0)
-    list(learner.train([pairs(8)] * 6, steps=6))
+    list(learner.train([pairs(8)] * 6, total_steps=6))
     apart = min(gaps(learner, rollouts, probe))
     assert apart > 0.05
     report = weight_sync.push_weights(learner, rollouts, 1, probe, Sync(bucket_mb=1, deadline_s=60))
@@ -184,7 +184,7 @@ def test_an_engine_over_several_processes_takes_weights_and_deltas(learner, tiny
         whole = learner.export(50, 1, deltas=True)
         [taken] = on_all(pool, "load_weights", whole, *texts)
         assert (taken.version, taken.digest) == (50, whole.digest)
-        assert taken.logprob == pytest.approx(learner.values([probe])[0][0], abs=1e-3)
+        assert taken.logprob == pytest.approx(learner.evaluate_pairs([probe])[0][0], abs=1e-3)
         [by_delta] = on_all(pool, "load_weights", changed_a_little(whole, 51), *texts)
         assert by_delta.bytes < whole.bytes / 100
         [entire] = on_all(pool, "load_weights", replace(changed_a_little(whole, 51), version=52, delta=None), *texts)
@@ -216,7 +216,7 @@ def test_pushes_with_deltas_send_what_changed_or_everything(learner, rollouts) -
     first = weight_sync.push_weights(learner, rollouts, 40, probe, settings)
     same = weight_sync.push_weights(learner, rollouts, 41, probe, settings)
     assert (same.bytes, same.gap) == (0, pytest.approx(first.gap))
-    list(learner.train([pairs(8, seed=5)], steps=1))
+    list(learner.train([pairs(8, seed=5)], total_steps=1))
     other = weight_sync.push_weights(learner, rollouts, 42, probe, settings)
     assert other.bytes > 1e6, "in float32 a step changes nearly every weight"
     assert other.gap < 1e-4
@@ -242,13 +242,13 @@ def test_a_delta_is_exact_and_none_where_it_does_not_pay() -> None:
 
 @pytest.mark.slow
 def test_where_weights_cannot_be_sent_they_go_through_the_object_store(learner, rollouts, caplog) -> None:
-    probe, before = pairs(1, seed=7)[0], learner.ranks
+    probe, before = pairs(1, seed=7)[0], learner.workers
     report = weight_sync.push_weights(
         learner, rollouts, 9, probe, Sync(deadline_s=120), transport="nccl"
     )  # there is no GPU
     assert (report.version, report.actors) == (9, 2)
     assert max(gaps(learner, rollouts, probe)) < 1e-4
-    assert learner.ranks != before, "a sender that failed may have left its partners waiting"
+    assert learner.workers != before, "a sender that failed may have left its partners waiting"
     told = [record.getMessage() for record in caplog.records]
     assert any("sending failed" in text and "version 9 go through the object store" in text for text in told), told
 

@@ -1,0 +1,134 @@
+"""The model, AdamW and DeepSpeed engine of one learner worker.
+
+Only a worker imports this module, after it has set `DS_ACCELERATOR`, which DeepSpeed reads on import.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import HfDeepSpeedConfig
+
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import Optimizer
+from psyco_ray.learner import lora
+from psyco_ray.learner.spec import WorkerSpec
+from psyco_ray.models import loading, reward_model
+from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
+
+REDUCE_BUCKET = 2**25  # gradient elements in one all-reduce, which copies them
+_PARAMETER_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class LearnerEngine:
+    """A DeepSpeed engine and the objects it was built from."""
+
+    engine: Any  # deepspeed.DeepSpeedEngine over `ResponseScores` or `ResponseLogprobs`
+    model: PreTrainedModel  # whose parameter names are exported
+    optimizer: torch.optim.AdamW
+    tokenizer: PreTrainedTokenizerBase
+
+
+def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.device:
+    """Seeds torch and joins the process group: NCCL on GPUs, gloo on CPUs.
+
+    Returns:
+        The device of this worker.
+    """
+    on_gpu = spec.settings.gpus > 0
+    torch.set_num_threads(spec.settings.threads)
+    torch.manual_seed(spec.seed)
+    # DeepSpeed compiles its own CPU collectives on first use; a killed build blocks every later one, and they leak
+    # shared memory. gloo has neither problem.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=spec.step_s),
+        verbose=False,
+    )
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+
+
+def build_engine(spec: WorkerSpec, world_size: int) -> LearnerEngine:
+    """Loads the model and builds AdamW and the DeepSpeed engine over it."""
+    stage = spec.settings.zero_stage
+    config = _deepspeed_config(spec.settings, spec.optimizer, world_size)
+    module, model, tokenizer = _load_module(spec, config)
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameter_groups(trainable) if stage in (1, 2) else trainable,
+        lr=spec.optimizer.learning_rate,
+        betas=spec.optimizer.betas,
+        weight_decay=spec.optimizer.weight_decay,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=module.train(), optimizer=optimizer, config=config)
+    if stage == 0:
+        # DeepSpeed would copy all gradients into one buffer, even for a single worker; the worker reduces them itself
+        engine.enable_backward_allreduce = False
+    return LearnerEngine(engine, model, optimizer, tokenizer)
+
+
+def _load_module(
+    spec: WorkerSpec, config: dict[str, Any]
+) -> tuple[torch.nn.Module, PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads the module that the engine trains, the transformers model inside it, and the tokenizer."""
+    settings = spec.settings
+    # transformers loads a model in ZeRO-3 shards while this object exists
+    zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
+    path = loading.resolve(spec.model, digests=True)
+    tokenizer = loading.load_tokenizer(path)
+    module: torch.nn.Module
+    if spec.objective.head == "reward":
+        model = reward_model.new_model(path, tokenizer, settings.dtype, spec.seed)
+        module = ResponseScores(model)
+    else:
+        model = loading.load_causal_lm(path, settings.dtype)
+        module = ResponseLogprobs(model, settings.logit_rows)
+    del zero3  # otherwise the plain model that rank 0 builds for saving would be sharded and wait for the other ranks
+    if spec.lora is not None:
+        lora.inject(model, spec.lora)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return module, model, tokenizer
+
+
+def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """Splits parameters, in order, into up to eight optimizer groups of about the same size.
+
+    In its step ZeRO-1 and ZeRO-2 hold a float32 copy of one group's gradients. A single group would make this copy the
+    peak of the training's memory.
+    """
+    capacity = -(-sum(parameter.numel() for parameter in parameters) // _PARAMETER_GROUPS)
+    groups: list[dict[str, Any]] = []
+    filled = capacity
+    for parameter in parameters:
+        if filled >= capacity:
+            groups.append({"params": []})
+            filled = 0
+        groups[-1]["params"].append(parameter)
+        filled += parameter.numel()
+    return groups
+
+
+def _deepspeed_config(settings: Learners, optimizer: Optimizer, world_size: int) -> dict[str, Any]:
+    buckets = {} if settings.gpus else {"reduce_bucket_size": REDUCE_BUCKET, "allgather_bucket_size": REDUCE_BUCKET}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # rows; a row holds as many pairs as fit into micro_batch_tokens
+        "gradient_accumulation_steps": 1,  # the worker marks the end of a batch
+        "train_batch_size": world_size,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": settings.gpus > 0, **buckets},
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }

@@ -1,0 +1,35 @@
+"""What a learner worker is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import Lora, Optimizer
+from psyco_ray.learner.losses import Objective
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything that all workers of a learner group share; it is the same for every restart.
+
+    Example:
+        >>> spec = WorkerSpec(
+        ...     model="smollm2-135m",
+        ...     objective=BradleyTerryObjective(),
+        ...     settings=Learners(actors=2),
+        ...     optimizer=Optimizer(batch_size=64),
+        ...     seed=0,
+        ...     start_s=600,
+        ...     step_s=300,
+        ... )
+    """
+
+    model: str  # name, hub id or directory of the base model
+    objective: Objective  # also decides the head: reward or language model
+    settings: Learners  # number of workers, resources of each, dtype, ZeRO stage, sizes
+    optimizer: Optimizer  # AdamW and the learning-rate schedule
+    seed: int  # of a new reward head, new adapters and dropout
+    start_s: float  # seconds for a worker to load its model
+    step_s: float  # seconds for an optimizer step or any other call; also the timeout of a collective
+    lora: Lora | None = None  # train low-rank adapters instead of all weights
