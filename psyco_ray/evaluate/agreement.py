@@ -1,7 +1,6 @@
-"""Agreement between raters, with bootstrap intervals over the items they rated.
+"""Agreement between raters, with bootstrap intervals over the rated items.
 
-Ratings are an array with one row an item and one column a rater. They are numbers, for classes say 0, 1, 2; a missing
-one is NaN.
+Ratings form an array of shape (items, raters). They are numbers, for classes such as 0, 1, 2; NaN marks a missing one.
 """
 
 from __future__ import annotations
@@ -10,20 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import krippendorff
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from statsmodels.stats.inter_rater import cohens_kappa
 
 Level = Literal["nominal", "ordinal", "interval"]
 
 _Floats = NDArray[np.float64]
-_Statistic = Callable[[_Floats], float]  # of how often each pattern of ratings occurs
+_Counts = NDArray[np.int64]
+_Statistic = Callable[[_Counts], float]  # of the number of items with each rating pattern
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % percentile bootstrap interval; None where the data does not determine it.
+    """A statistic with its 95 % percentile bootstrap interval; None where the data does not determine it.
 
-    Draws in which the figure is not determined, as when all their ratings are equal, count in no interval.
+    Resamples that do not determine the statistic, for example because all their ratings are equal, are left out of the
+    interval.
     """
 
     value: float | None
@@ -33,102 +36,85 @@ class Estimate:
 
 
 def percent(ratings: ArrayLike, seed: int = 0, draws: int = 2000) -> Estimate:
-    """How often two ratings of the same item are equal, as a share of all such pairs.
+    """Share of equal ratings among all pairs of ratings of the same item.
 
     Args:
-        ratings: items x raters; NaN where one is missing.
+        ratings: shape (items, raters); NaN where missing.
         seed: of the bootstrap.
-        draws: resamples of the items.
+        draws: number of resamples.
     """
     rows, counts = _patterns(_rated_twice(ratings))
-    equal = rows[:, :, None] == rows[:, None, :]  # a missing rating equals nothing, not even itself
+    equal = rows[:, :, None] == rows[:, None, :]  # NaN equals nothing, not even itself
     rated = (~np.isnan(rows)).sum(axis=1)
     agreeing, pairs = equal.sum(axis=(1, 2)) - rated, rated * (rated - 1)
-    return _bootstrap(counts, lambda weights: _ratio(weights @ agreeing, weights @ pairs), seed, draws)
+    return _bootstrap(counts, lambda weights: float(weights @ agreeing / (weights @ pairs)), seed, draws)
 
 
 def cohen_kappa(
     ratings: ArrayLike, weights: Literal["quadratic"] | None = None, seed: int = 0, draws: int = 2000
 ) -> Estimate:
-    """Cohen's kappa of two raters; items that one of them left out do not count.
+    """Cohen's kappa of two raters (Cohen 1960, 1968), on the items that both rated.
 
     Args:
-        ratings: items x 2; NaN where one is missing.
-        weights: None: any disagreement counts the same; quadratic: by the square of the difference of the ratings.
+        ratings: shape (items, 2); NaN where missing.
+        weights: None: all disagreements weigh the same; quadratic: the squared difference of the ratings.
         seed: of the bootstrap.
-        draws: resamples of the items.
+        draws: number of resamples.
     """
     rows, counts = _patterns(_rated_twice(ratings))
-    assert rows.shape[1] == 2, f"kappa is of two raters, not {rows.shape[1]}"
+    assert rows.shape[1] == 2, f"kappa takes two raters, not {rows.shape[1]}"
     values, codes = np.unique(rows, return_inverse=True)
     first, second = codes.reshape(rows.shape).T
-    distance = _distance(values, "interval" if weights else "nominal")
+    table = np.zeros((len(values), len(values)))
 
-    def kappa(weight: _Floats) -> float:
-        seen = np.zeros_like(distance)
-        seen[first, second] = weight
-        expected = np.outer(seen.sum(axis=1), seen.sum(axis=0)) / weight.sum()
-        return 1 - _ratio((seen * distance).sum(), (expected * distance).sum())
+    def kappa(occurrences: _Counts) -> float:
+        table[first, second] = occurrences
+        return float(cohens_kappa(table, weights and values, return_results=False, wt=weights))
 
     return _bootstrap(counts, kappa, seed, draws)
 
 
 def krippendorff_alpha(ratings: ArrayLike, level: Level, seed: int = 0, draws: int = 2000) -> Estimate:
-    """Krippendorff's alpha of any number of raters; items with fewer than two ratings do not count.
+    """Krippendorff's alpha of any number of raters, on the items with at least two ratings.
 
     Args:
-        ratings: items x raters; NaN where one is missing.
-        level: what the numbers mean: classes, ranks, or points of a scale with equal steps.
+        ratings: shape (items, raters); NaN where missing.
+        level: measurement level: classes, ranks, or points on a scale with equal steps.
         seed: of the bootstrap.
-        draws: resamples of the items.
+        draws: number of resamples.
     """
-    found = _rated_twice(ratings)
-    values = np.unique(found[~np.isnan(found)])
-    patterns, counts = _patterns((found[:, :, None] == values).sum(axis=1).astype(float))
-    rated = patterns.sum(axis=1)
+    rated = _rated_twice(ratings)
+    values = np.unique(rated[~np.isnan(rated)])
+    patterns, counts = _patterns((rated[:, :, None] == values).sum(axis=1))
 
-    def alpha(weights: _Floats) -> float:
-        pairs = patterns.T @ (patterns * (weights / (rated - 1))[:, None])
-        pairs -= np.diag(patterns.T @ (weights / (rated - 1)))  # a rating is not paired with itself
-        totals = weights @ patterns
-        distance = _distance(values, level, totals)
-        expected = totals @ distance @ totals / (totals.sum() - 1)
-        return 1 - _ratio((pairs * distance).sum(), expected)
+    def alpha(occurrences: _Counts) -> float:
+        if len(values) < 2:
+            return np.nan
+        drawn = np.repeat(patterns, occurrences, axis=0)
+        return float(krippendorff.alpha(value_counts=drawn, value_domain=values, level_of_measurement=level))
 
     return _bootstrap(counts, alpha, seed, draws)
 
 
 def _rated_twice(ratings: ArrayLike) -> _Floats:
-    found = np.asarray(ratings, dtype=float)
-    assert found.ndim == 2, f"ratings are items x raters, not {found.shape}"
-    return found[(~np.isnan(found)).sum(axis=1) >= 2]
+    rows = np.asarray(ratings, dtype=float)
+    assert rows.ndim == 2, f"ratings have the shape (items, raters), not {rows.shape}"
+    return rows[(~np.isnan(rows)).sum(axis=1) >= 2]
 
 
-def _patterns(rows: _Floats) -> tuple[_Floats, NDArray[Any]]:
-    """The distinct rows and how often each occurs: all that resampling has to know, and far fewer than the items."""
+def _patterns(rows: NDArray[Any]) -> tuple[NDArray[Any], _Counts]:
+    """The distinct rows and the number of times each occurs: all that resampling needs, and far fewer than items."""
     return np.unique(rows, axis=0, return_counts=True)
 
 
-def _distance(values: _Floats, level: Level, totals: _Floats | None = None) -> _Floats:
-    """Squared difference between any two values; of ranks it depends on how many ratings lie between them."""
-    if level == "nominal":
-        return 1.0 - np.eye(len(values))
-    if level == "ordinal":
-        assert totals is not None
-        values = np.cumsum(totals) - totals / 2
-    return (values[:, None] - values[None, :]) ** 2
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole > 0 else np.nan
-
-
-def _bootstrap(counts: NDArray[Any], statistic: _Statistic, seed: int, draws: int) -> Estimate:
+def _bootstrap(counts: _Counts, statistic: _Statistic, seed: int, draws: int) -> Estimate:
     items = int(counts.sum())
-    value = statistic(counts.astype(float)) if items else np.nan
-    if np.isnan(value):
-        return Estimate(None, None, None, items)
-    generator = np.random.default_rng(seed)
-    resampled = [statistic(generator.multinomial(items, counts / items).astype(float)) for _ in range(draws)]
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 where all ratings are equal
+        value = statistic(counts) if items else np.nan
+        if np.isnan(value):
+            return Estimate(None, None, None, items)
+        # scipy.stats.bootstrap resamples items one by one; patterns are drawn with their counts at once
+        generator = np.random.default_rng(seed)
+        resampled = [statistic(generator.multinomial(items, counts / items)) for _ in range(draws)]
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Estimate(float(value), float(low), float(high), items)
