@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import bootstrap
 from statsmodels.stats.proportion import proportion_confint
 
 Interval = tuple[float, float]
@@ -22,10 +23,12 @@ def wilson(wins: float, total: int) -> Interval:
 
 def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000) -> Interval:
     """95 % percentile bootstrap interval of the mean of independent values, one per speech."""
-    array = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(0, len(array), (draws, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [0.025, 0.975])
-    return (float(low), float(high))
+    if len(values) == 1:  # which scipy refuses
+        return (float(values[0]), float(values[0]))
+    resampled = bootstrap(
+        (values,), np.mean, n_resamples=draws, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return (float(resampled.low), float(resampled.high))
 
 
 def win_share(ours: Sequence[float], theirs: Sequence[float]) -> float:
