@@ -6,12 +6,15 @@ verdict could not be read. A forced choice knows no ties unless it is asked for 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
+from statsmodels.discrete.discrete_model import Logit
+from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate import stats
@@ -34,7 +37,6 @@ OVERALL = "Overall"
 NO_TOPIC = "No topic"
 
 _Floats = NDArray[np.float64]
-_Z = 1.959964  # of a 95 % interval
 
 
 def win_rate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
@@ -120,15 +122,16 @@ def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float])
     design = np.column_stack([np.ones(len(won)), *([] if np.ptp(scaled) < 1e-9 else [scaled])])
     separable = _separable(won, design)
     if separable:
-        prior = np.eye(design.shape[1])  # a row that a tie stands for, one a coefficient
+        prior = np.eye(design.shape[1])  # one row per coefficient, each with the outcome of a tie
         design, won = np.vstack([design, prior]), np.append(won, np.full(len(prior), 0.5))
-    coefficients = _logistic(design, won)
-    half = _Z * np.sqrt(np.linalg.inv(_information(design, coefficients))[0, 0])
-    at_equal = coefficients[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PerfectSeparationWarning)  # the prior leaves a finite fit
+        fit = Logit(won, design).fit(disp=False, tol=1e-10)
+    assert fit.mle_retvals["converged"], "the regression did not converge"
     return {
-        "rate": float(expit(at_equal)),
-        "ci95": [float(expit(at_equal - half)), float(expit(at_equal + half))],
-        "slope": float(coefficients[1]) if len(coefficients) > 1 else None,
+        "rate": float(expit(fit.params[0])),
+        "ci95": expit(fit.conf_int()[0]).tolist(),
+        "slope": float(fit.params[1]) if len(fit.params) > 1 else None,
         "separable": separable,
     }
 
@@ -202,32 +205,3 @@ def _separable(won: _Floats, design: _Floats) -> bool:
     if design.shape[1] == 1:
         return False
     return bool(wins.min() >= losses.max() or losses.min() >= wins.max())
-
-
-def _logistic(design: _Floats, won: _Floats) -> _Floats:
-    """Coefficients of greatest likelihood; a tie counts as half a win and half a loss."""
-    from scipy.optimize import minimize
-
-    def surprise(coefficients: _Floats) -> float:
-        margins = design @ coefficients
-        return float((np.logaddexp(0, margins) - won * margins).sum())
-
-    def gradient(coefficients: _Floats) -> _Floats:
-        return design.T @ (expit(design @ coefficients) - won)
-
-    found = minimize(
-        surprise,
-        np.zeros(design.shape[1]),
-        method="trust-exact",
-        jac=gradient,
-        hess=lambda coefficients: _information(design, coefficients),
-        options={"gtol": 1e-7 * len(won)},
-    )
-    assert found.success, f"the regression did not converge: {found.message}"
-    # so near to the end a Newton step is safe, and better than what differences of the likelihood can tell
-    return found.x - np.linalg.solve(_information(design, found.x), gradient(found.x))
-
-
-def _information(design: _Floats, coefficients: _Floats) -> _Floats:
-    chance = expit(design @ coefficients)
-    return (design.T * (chance * (1 - chance))) @ design

@@ -88,7 +88,7 @@ def lengths(seed: int, count: int, slope: float, at_equal: float, tied: float) -
 
 @hypothesis.settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(30, 400), st.floats(-2, 2), st.floats(-1, 1), st.sampled_from([0.0, 0.2]))
-def test_the_length_controlled_rate_is_statsmodels_logistic_fit(seed, count, slope, at_equal, tied) -> None:
+def test_the_length_controlled_rate_is_that_of_the_binomial_glm(seed, count, slope, at_equal, tied) -> None:
     outcomes, differences = lengths(seed, count, slope, at_equal, tied)
     found = winrates.length_controlled(outcomes, differences)
     hypothesis.assume(not found["separable"])
