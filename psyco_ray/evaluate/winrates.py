@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 from statsmodels.discrete.discrete_model import Logit
+from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
 from psyco_ray.config.errors import InputError
@@ -154,16 +155,10 @@ def mcnemar(ours_a: Sequence[Outcome], ours_b: Sequence[Outcome]) -> dict[str, A
         `a_only` and `b_only`: speeches on which that model did better than the other (with ties in between, this is the
         sign test); `p`: the probability of so uneven counts or worse if both were equally good.
     """
-    from scipy.stats import binomtest  # takes seconds to import, and a run that trains does not test
-
     gaps = _points(ours_a) - _points(ours_b)
     a_only, b_only = int((gaps > 0).sum()), int((gaps < 0).sum())
-    discordant = a_only + b_only
-    return {
-        "a_only": a_only,
-        "b_only": b_only,
-        "p": float(binomtest(a_only, discordant).pvalue) if discordant else 1.0,
-    }
+    p = float(mcnemar_test([[0, a_only], [b_only, 0]], exact=True).pvalue)
+    return {"a_only": a_only, "b_only": b_only, "p": p}
 
 
 def strict(first: bool | None, second: bool | None) -> Outcome:
