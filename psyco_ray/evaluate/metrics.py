@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from scipy.stats import mannwhitneyu
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
@@ -60,8 +60,9 @@ def both_orders(chosen: ArrayLike, rejected: ArrayLike, temperature: float = 1.0
 def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int) -> float:
     """Expected calibration error (Naeini et al. 2015) of the probability of the positive class.
 
-    Bins are equally wide on [0, 1]; each holds its lower bound, and the last one holds 1.0 too. torchmetrics counts
-    1.0 in a bin of its own, so it differs where a probability is exactly 1 and the last bin has others.
+    Bins are equally wide on [0, 1]; each includes its lower bound, and the last one includes 1.0. Libraries differ
+    there: scikit-learn's calibration_curve includes the upper bound (0.5 of a tie falls into the bin below) and returns
+    no counts; torchmetrics puts 1.0 into a bin of its own.
 
     Args:
         probabilities: of the positive class.
@@ -103,13 +104,14 @@ def measure(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
     """
     margins = _margins(chosen, rejected)
     right = int((margins > 0).sum())
+    labels = np.repeat([1, 0], len(margins))
     return {
         "pairs": len(margins),
         "accuracy": right / len(margins),
         "accuracy_ci95": list(wilson(right, len(margins))),
         "ties": int((margins == 0).sum()),
-        # Margins order the cases as probabilities do, but far ones do not become equal by rounding to 1.
-        "auc": float(mannwhitneyu(margins, -margins, method="asymptotic").statistic) / len(margins) ** 2,
+        # of margins: they order the cases as probabilities do, and large ones do not round to 1
+        "auc": float(roc_auc_score(labels, np.concatenate([margins, -margins]))),
         **calibrated(chosen, rejected, 1.0),
         "histogram": _histogram(np.asarray(chosen, float), np.asarray(rejected, float)),
     }
@@ -133,7 +135,7 @@ def calibrated(chosen: ArrayLike, rejected: ArrayLike, temperature: float) -> di
     return {
         "ece10": ece(probabilities, labels, 10),
         "ece15": ece(probabilities, labels, 15),
-        "brier": float(np.mean((probabilities - labels) ** 2)),
+        "brier": float(brier_score_loss(labels, probabilities)),
         "nll": _nll(_margins(chosen, rejected), temperature),
         "reliability": reliability(probabilities, labels),
     }
@@ -235,6 +237,7 @@ def _margins(chosen: ArrayLike, rejected: ArrayLike) -> _Floats:
 
 
 def _nll(margins: _Floats, temperature: float) -> float:
+    # log_loss of scikit-learn clips probabilities, so the surprise at a large wrong margin would end at 36 nats
     return float(np.logaddexp(0, -margins / temperature).mean())
 
 
