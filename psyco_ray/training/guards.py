@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import linregress
 
 from psyco_ray.config.training import Guards
 
@@ -33,8 +34,8 @@ def length_effect(rewards: Sequence[float], tokens: Sequence[float]) -> tuple[fl
     x, y = np.asarray(tokens, float), np.asarray(rewards, float)
     if len(x) < 3 or not x.std() or not y.std():
         return 0.0, 0.0
-    slope = float(np.cov(x, y, bias=True)[0, 1] / x.var())
-    return slope, float(np.corrcoef(x, y)[0, 1] ** 2)
+    fit = linregress(x, y)
+    return float(fit.slope), float(fit.rvalue**2)
 
 
 def of_evaluation(facts: Facts, model: str) -> tuple[list[float], list[float]]:
