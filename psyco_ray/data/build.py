@@ -1,4 +1,4 @@
-"""The stages of a dataset, each a verb: what it needs, what it makes, what it says at the end."""
+"""The stages of a dataset. Each finds its inputs, makes what is missing, logs a summary and returns its record."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.config.training import Prompts
+from psyco_ray.config.training import Deadlines, Prompts
 from psyco_ray.data import collect as collecting
+from psyco_ray.data import generate, respond, topics
 from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
-from psyco_ray.data import respond, topics
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.pipeline import CallStage
@@ -25,14 +25,17 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import TOPICS
 
+ENGINE_DEADLINES = Deadlines(start_s=4 * 3600, item_s=4 * 3600)
+"""For engines of the responders: a model of 70 B parameters may be downloaded first."""
+
 _log = logging.getLogger(__name__)
 
 
 def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """Raw files to clean speeches with a split."""
+    """Clean the raw files and split their speeches."""
     dataset.begin("collect", "sources", "collect", "scrub", "crisis")
-    if (done := dataset.record("collect")) is not None:
-        return done
+    if (record := dataset.record("collect")) is not None:
+        return record
     began = time.time()
     dataset.connect()
     facts = collecting.collect(dataset.job, dataset.root / "collect")
@@ -42,12 +45,12 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 
 def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """A fine and a coarse topic for every speech."""
+    """Label every speech with a fine and a coarse topic."""
     settings = dataset.job.topics
     prompt = dataset.prompts().entry("topic", "{client_speech}", "{topics}")
     dataset.begin("topics", "topics", prompt=key_of(prompt))
-    if (done := dataset.record("topics")) is not None:
-        return done
+    if (record := dataset.record("topics")) is not None:
+        return record
     began = time.time()
     if settings.endpoint is None:
         for part in dataset.speeches():
@@ -60,49 +63,42 @@ def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 
 def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """Responses to every speech by the models drawn for it."""
+    """Sample responses to every speech by the models drawn for it."""
     job, settings = dataset.job, dataset.job.respond
     pool = respond.load_pool(settings)
     prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
-    described = [
-        member.model_dump(include={"name", "model", "temperature"}) | ({"api": member.api.model} if member.api else {})
-        for member in pool
+    description = [
+        model.model_dump(include={"name", "model", "temperature"}) | ({"api": model.api.model} if model.api else {})
+        for model in pool
     ]
-    dataset.begin("respond", prompt=key_of(prompt), pool=described, seed=job.seed, **_sampling(dataset))
-    if (done := dataset.record("respond")) is not None:
-        return done
+    sampling = settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"})
+    sampling["dtype"] = settings.rollouts.dtype
+    dataset.begin("respond", prompt=key_of(prompt), pool=description, seed=job.seed, **sampling)
+    if (record := dataset.record("respond")) is not None:
+        return record
     began = time.time()
-    share = respond.Assignment(
-        pool=tuple(member.name for member in pool),
-        per_speech=settings.per_speech,
-        seed=job.seed,
-        prompt=prompt,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_tokens=settings.max_tokens,
-        root=dataset.root,
-    )
-    for model in dict.fromkeys(member.model for member in pool if member.model):
-        _answer_locally(dataset, [member for member in pool if member.model == model], share, progress)
+    tasks = {model.name: _response_task(dataset, model, pool, prompt) for model in pool}
+    for name in dict.fromkeys(model.model for model in pool if model.model):
+        _generate(dataset, [model for model in pool if model.model == name], tasks, progress)
     spent: dict[str, Any] = {}
-    for member in pool:
-        if member.api is not None:
-            stage = respond.ApiStage(member, share)
-            calls = _call(dataset, f"respond: {member.name}", stage, progress)
-            spent[member.name] = asdict(calls.stats()) | {"cost": calls.dollars()}
-    count = sum(respond.merge(pool, share, part) for part in dataset.speeches())
+    for model in pool:
+        if model.api is not None:
+            stage = respond.ApiStage(model.api, tasks[model.name])
+            calls = _call(dataset, f"respond: {model.name}", stage, progress)
+            spent[model.name] = asdict(calls.stats()) | {"cost": calls.dollars()}
+    count = sum(respond.merge([*tasks.values()], dataset.root / "respond", part) for part in dataset.speeches())
     _log.info(f"respond: {count} responses by {len(pool)} models")
     return dataset.finish("respond", began, responses=count, calls=spent)
 
 
 def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """Ratings of the responses, principle by principle."""
+    """Rate the responses by each principle."""
     job, settings = dataset.job, dataset.job.rate
     prompts = dataset.prompts()
     prompt, principles = prompts.entry("rate", *rating.PLACEHOLDERS), prompts.principles()
     dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
-    if (done := dataset.record("rate")) is not None:
-        return done
+    if (record := dataset.record("rate")) is not None:
+        return record
     stage = rating.RateStage(
         endpoint=settings.endpoint,
         attempts=settings.attempts,
@@ -117,7 +113,7 @@ def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 
 def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """Preference pairs; made anew every time, for it takes seconds."""
+    """Make preference pairs. They are made again on every call, which takes seconds."""
     if dataset.record("rate") is None:
         raise InputError(f"run_dir {dataset.root}: pair builds on rate; run `psyco-ray data rate` first")
     began = time.time()
@@ -147,68 +143,46 @@ def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: 
     return dataset.finish(name, began, **asdict(stats), cost=dollars)
 
 
-def _call(dataset: Dataset, what: str, stage: CallStage, progress: Progress) -> CallRun:
+def _call(dataset: Dataset, name: str, stage: CallStage, progress: Progress) -> CallRun:
     """Run the missing parts of a stage within what is left of `max_cost`."""
-    calls = CallRun(what, stage, list(dataset.speeches()), dataset.journal)
+    calls = CallRun(name, stage, list(dataset.speeches()), dataset.journal)
     limit = dataset.job.max_cost
     dataset.spent += calls.execute(None if limit is None else limit - dataset.spent, progress, dataset.connect)
     return calls
 
 
-def _answer_locally(
-    dataset: Dataset, sharers: list[respond.ResponderModel], share: respond.Assignment, progress: Progress
-) -> None:
-    """Let one open model answer the shares of its members: each engine loads it once."""
-    import ray
-
-    from psyco_ray.pool import fit, placement
-    from psyco_ray.rollout.actor import actor_environment
-
-    given = dataset.job.respond.rollouts.model_dump() | sharers[0].rollouts
-    settings = job_file.parse(Rollouts, given, f"pool member {sharers[0].name}: rollouts")
-    done = set.intersection(*(set(shards.list_shards(share.out(member))) for member in sharers))
-    missing = [part for part in dataset.speeches() if part not in done]
-    if not missing:
-        return
-    dataset.connect()
-    bundles = _bundles(missing, share, sharers, settings.max_num_seqs)
-    workers = min(settings.actors, len(bundles))
-    fit.check(
-        "respond",
-        [fit.Role("engine", workers, settings.cpus, settings.gpus, settings.role)],
-        fit.cluster_nodes(),
-    )
-    options = placement.pool_options(settings, actor_environment(settings))
-    del options["max_restarts"], options["scheduling_strategy"]
-    stream = ray.data.from_items(
-        [{"parts": bundle} for bundle in bundles], override_num_blocks=len(bundles)
-    ).map_batches(
-        respond.Responder,
-        fn_constructor_args=(sharers, share, settings),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-        **options,
-    )
-    for _ in progress.track(stream.iter_rows(), f"respond: {sharers[0].model}", len(bundles)):
-        pass
-
-
-def _bundles(
-    missing: list[str], share: respond.Assignment, sharers: list[respond.ResponderModel], width: int
-) -> list[str]:
-    """Parts put together so that a member's share keeps its engine full: four times what it decodes at once."""
-    bundles, current, prompts = list[str](), list[str](), 0
-    for part in missing:
-        current.append(part)
-        prompts += max(len(share.of(member, part)) for member in sharers)
-        if prompts >= 4 * width:
-            bundles.append(" ".join(current))
-            current, prompts = [], 0
-    return [*bundles, " ".join(current)] if current else bundles
-
-
-def _sampling(dataset: Dataset) -> dict[str, Any]:
+def _response_task(
+    dataset: Dataset, model: respond.ResponderModel, pool: list[respond.ResponderModel], prompt: dict[str, str]
+) -> respond.ResponseTask:
     settings = dataset.job.respond
-    return settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"}) | {
-        "dtype": settings.rollouts.dtype
-    }
+    return respond.ResponseTask(
+        model.name,
+        respond.ResponseSampling(
+            prompt=prompt,
+            temperature=model.temperature or settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            seed=dataset.job.seed,
+        ),
+        speeches=dataset.root / "collect" / "speeches",
+        out=dataset.root / "respond" / "members" / model.name,
+        draw=respond.Draw(tuple(responder.name for responder in pool), settings.per_speech),
+    )
+
+
+def _generate(
+    dataset: Dataset,
+    sharing: list[respond.ResponderModel],
+    tasks: dict[str, respond.ResponseTask],
+    progress: Progress,
+) -> None:
+    """Sample the responses of all pool entries that share one open model."""
+    first = sharing[0]
+    assert first.model is not None
+    overrides = dataset.job.respond.rollouts.model_dump() | first.rollouts
+    rollouts = job_file.parse(Rollouts, overrides, f"pool member {first.name}: rollouts")
+    todo = [tasks[model.name] for model in sharing]
+    if any(task.missing() for task in todo):
+        dataset.connect()
+        local = generate.LocalModel(first.model, rollouts, dataset.job.seed, first.trust_remote_code)
+        generate.generate(local, todo, ENGINE_DEADLINES, progress, f"respond: {first.model}")

@@ -13,6 +13,7 @@ import pyarrow as pa
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import PromptsFile
+from psyco_ray.data.respond import ResponseTask
 from psyco_ray.evaluate import answers
 from psyco_ray.evaluate.matchups import Matchup, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
@@ -91,7 +92,7 @@ class PolicyEvaluation:
         )
         if opponent.endpoint is not None:
             journal = self._directory.root / "journal"
-            self._spent += answers.call(opponent.name, opponent.endpoint, asked, journal, self._left(), self._progress)
+            self._spent += answers.call(opponent.endpoint, asked, journal, self._left(), self._progress)
         else:
             answers.generate(self._job, opponent.name, self._local[opponent.name], [asked], self._progress)
         return {key: row["response"] for key, row in self._read(opponent.name, asked).items()}
@@ -137,24 +138,24 @@ class PolicyEvaluation:
         path = self._directory.path(f"responses/{where}/responses.parquet")
         write_table(path, pa.Table.from_pylist(rows, schema=ANSWERED))
 
-    def _ask(self, name: str, variant: Variant, places: Mapping[str, Mapping[str, str]]) -> answers.Questions:
+    def _ask(self, name: str, variant: Variant, places: Mapping[str, Mapping[str, str]]) -> ResponseTask:
         job = self._job
         if name in self._local:
             how = [answers.mark(self._local[name]), job.rollouts.dtype, job.rollouts.max_model_len]
         else:
             assert job.opponent.endpoint is not None, "who is not local has an API"
             how = [job.opponent.endpoint.model]
-        return answers.lay_out(job, f"{name}/{variant}", self._prompts[variant], places, how, self._directory.root)
+        return answers.lay_out(job, name, variant, self._prompts[variant], places, how, self._directory.root)
 
-    def _read(self, name: str, asked: answers.Questions) -> dict[str, Row]:
+    def _read(self, name: str, asked: ResponseTask) -> dict[str, Row]:
         """A model's answers by speech id.
 
         Raises:
             InputError: there is not a single one.
         """
-        found = asked.read()
+        found = answers.read(asked)
         if not found:
-            aside = asked.set_aside()
+            aside = answers.set_aside(asked)
             raise InputError(f"{name} answered none of the {len(aside)} speeches; the first time: {aside[0]['reason']}")
         return found
 

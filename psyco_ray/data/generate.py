@@ -1,0 +1,160 @@
+"""Responses of one open model on vLLM engines, for the data pipeline and for evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.training import Deadlines
+from psyco_ray.data.respond import ResponseTask, response_row
+from psyco_ray.judge.pipeline import Row
+from psyco_ray.models import loading
+from psyco_ray.run import shards
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import Prompt
+
+if TYPE_CHECKING:
+    from psyco_ray.rollout.engine import Engine
+
+_FILLED_TIMES = 4  # prompts per work item, in units of what an engine decodes at once: it stays full to the end
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """An open model and its engines."""
+
+    model: str  # a packaged name, a directory or a hub id
+    rollouts: Rollouts
+    seed: int
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class ResponseWork:
+    """A work item: parts of a task."""
+
+    task: ResponseTask
+    parts: tuple[str, ...]
+
+
+class Responder:
+    """An engine that answers parts of tasks; an actor of an `ActorPool`."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    def ready(self) -> None:
+        """Load the engine."""
+        from psyco_ray.rollout.engine import Engine
+
+        model = self._model
+        path = loading.resolve(model.model)
+        self._tokenizer = loading.load_tokenizer(path, model.trust_remote_code)
+        self._engine: Engine = Engine(path, model.rollouts, model.seed, model.trust_remote_code)
+
+    def answer(self, work: ResponseWork) -> Iterator[int]:
+        """Answer the missing ones of some parts and write each of them; yields the number of parts."""
+        task = work.task
+        done = set(shards.list_shards(task.out))
+        todo = [part for part in work.parts if part not in done]
+        rows: dict[str, list[Row]] = {part: [] for part in todo}
+        set_aside: dict[str, list[Row]] = {part: [] for part in todo}
+        part_of: dict[str, str] = {}
+        prompts: list[Prompt] = []
+        room = self._model.rollouts.max_model_len - task.sampling.max_tokens
+        for part in todo:
+            for row in task.rows(part):
+                speech_id = row["speech_id"]
+                ids = loading.conversation_ids(self._tokenizer, task.messages(row["speech"]))
+                if len(ids) > room:
+                    reason = f"the prompt takes {len(ids)} tokens, {room} fit; raise respond.rollouts.max_model_len"
+                    set_aside[part].append(_set_aside_row(speech_id, task.name, reason, None))
+                    continue
+                part_of[speech_id] = part
+                prompts.append(Prompt(speech_id, tuple(ids), task.seed_of(speech_id)))
+        for speech_id, text, finished in self._generate(task, prompts):
+            if text:
+                rows[part_of[speech_id]].append(response_row(speech_id, task.name, text, finished))
+            else:
+                set_aside[part_of[speech_id]].append(_set_aside_row(speech_id, task.name, "empty answer", ""))
+        for part in todo:
+            task.write(part, rows[part], set_aside[part])
+        yield len(work.parts)
+
+    def _generate(self, task: ResponseTask, prompts: list[Prompt]) -> Iterator[tuple[str, str, bool]]:
+        """Speech id, stripped text and whether it is finished, of every response."""
+        if not prompts:
+            return
+        sampling = task.sampling
+        for group in self._engine.generate(prompts, 1, sampling.temperature, sampling.top_p, sampling.max_tokens):
+            (response,) = group.responses
+            yield group.prompt.speech_id, response.text.strip(), response.finished
+
+
+def generate(
+    model: LocalModel, tasks: Sequence[ResponseTask], deadlines: Deadlines, progress: Progress, what: str
+) -> None:
+    """Answer the missing parts of all tasks on engines that load the model once. Ray must be running.
+
+    Args:
+        model: the model.
+        tasks: what it answers.
+        deadlines: `start_s` to load an engine, `item_s` for one work item.
+        progress: receives finished work items.
+        what: the name of the work on the progress line.
+
+    Raises:
+        InputError: the engines do not fit on the cluster.
+        RuntimeError: an engine cannot load the model, or a work item failed repeatedly.
+        TimeoutError: an engine does not load in time.
+    """
+    import ray
+
+    from psyco_ray.pool import fit, placement
+    from psyco_ray.pool.actor_pool import ActorPool
+    from psyco_ray.rollout.actor import actor_environment
+
+    settings = model.rollouts
+    work = [item for task in tasks for item in _work_items(task, settings)]
+    if not work:
+        return
+    actors = min(settings.actors, len(work))
+    role = fit.Role("responder", actors, settings.cpus, settings.gpus, settings.role)
+    fit.check(what, [role], fit.cluster_nodes())
+    pool = ActorPool(
+        "responder",
+        lambda index: (
+            ray.remote(Responder).options(**placement.pool_options(settings, actor_environment(settings))).remote(model)
+        ),
+        actors,
+        start_s=deadlines.start_s,
+        item_s=deadlines.item_s,
+    )
+    try:
+        pool.wait_ready()
+        for _ in progress.track(pool.stream("answer", work, what=what), what, len(work)):
+            pass
+    finally:
+        pool.close()
+
+
+def _work_items(task: ResponseTask, settings: Rollouts) -> Iterator[ResponseWork]:
+    """Missing parts, grouped to keep an engine full and to give every engine some work."""
+    prompts = {part: len(task.rows(part)) for part in task.missing()}
+    least = min(_FILLED_TIMES * settings.max_num_seqs, math.ceil(sum(prompts.values()) / settings.actors))
+    parts, size = list[str](), 0
+    for part, count in prompts.items():
+        parts.append(part)
+        size += count
+        if size >= least:
+            yield ResponseWork(task, tuple(parts))
+            parts, size = [], 0
+    if parts:
+        yield ResponseWork(task, tuple(parts))
+
+
+def _set_aside_row(speech_id: str, model: str, reason: str, answer: str | None) -> Row:
+    return {"speech_id": speech_id, "what": model, "reason": reason, "answer": answer}
