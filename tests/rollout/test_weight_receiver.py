@@ -210,8 +210,10 @@ def with_a_transport_of_its_own(actor) -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+    piece = Piece  # the body of a class that is pickled by value does not carry its globals along
+
     class InPieces(WeightTransferEngine):
-        init_info_cls, update_info_cls = WeightTransferInitInfo, Piece
+        init_info_cls, update_info_cls = WeightTransferInitInfo, piece
 
         def init_transfer_engine(self, init_info) -> None: ...
 
