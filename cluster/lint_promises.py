@@ -13,7 +13,7 @@ from typing import Any
 
 from lint_manifests import ROLE, ROLES, Found, Manifest, Pods, autoscales, nodes, quantity, workers
 
-from psyco_ray.cli.main import _parser
+from psyco_ray.cli.main import build_parser
 from psyco_ray.config import job_file
 from psyco_ray.config.resources import Actors, PoolConfig
 from psyco_ray.config.training import Job
@@ -168,7 +168,7 @@ def command(job: Manifest) -> Command:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            given, rest = _parser().parse_known_args(words)
+            given, rest = build_parser().parse_known_args(words)
     except SystemExit:
         raise ValueError(f"is refused: {said.getvalue().splitlines()[-1]}") from None
     if given.kind is None:

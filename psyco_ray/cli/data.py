@@ -4,52 +4,63 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from psyco_ray.config import job_file
+from psyco_ray.cli.arguments import Run, add_command, add_group, add_job
+from psyco_ray.cli.evaluate import add_max_cost, with_max_cost
+from psyco_ray.cli.session import REPEAT, run_session
 from psyco_ray.config.data import DataJob
-from psyco_ray.config.errors import RESUMABLE, InputError
-from psyco_ray.data.dataset import Dataset
-from psyco_ray.report import dataset as reporting
+from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage
 from psyco_ray.run.remote import is_remote, refuse_key
+
+if TYPE_CHECKING:
+    from psyco_ray.data.dataset import Dataset
 
 _STAGES = {
     "collect": "clean the raw speeches, drop duplicates, split",
     "topics": "name each speech's topic",
     "respond": "let models of the pool answer",
     "rate": "let a judge rate the responses, principle by principle",
-    "pair": "make preference pairs of the ratings",
-    "report": "write report.html and the dataset card of what is there",
+    "pair": "make preference pairs from the ratings",
+    "report": "write report.html and the dataset card for the finished stages",
     "build": "all of the above",
 }
 
 
-def add(commands: Any) -> None:
-    """Add ``data`` to the commands of ``psyco-ray``."""
-    text = "build preference data from raw client speeches"
-    data = commands.add_parser("data", help=text, description=text).add_subparsers(required=True, metavar="STAGE")
-    for name, what in _STAGES.items():
-        command = data.add_parser(name, help=what, description=what, allow_abbrev=False)
-        _job_arguments(command)
-        command.add_argument("--max-cost", type=float, help="dollars that the calls may cost; the job's max_cost")
-        command.set_defaults(run=_with_ray(name), kind=DataJob)
-    what = "write a blind CSV of pairs for two experts"
-    command = data.add_parser("export-annotation", help=what, description=what, allow_abbrev=False)
-    _job_arguments(command)
+def add(subparsers: Any) -> None:
+    """Adds the commands."""
+    example = "psyco-ray data build jobs/data-laptop.yaml"
+    stages = add_group(subparsers, "data", "build preference data from raw client speeches", "STAGE", example)
+    for name, summary in _STAGES.items():
+        example = f"psyco-ray data {name} jobs/data-laptop.yaml"
+        command = add_command(stages, name, _stage(name), summary, example, job=DataJob)
+        add_job(command, "collect.min_chars=80")
+        add_max_cost(command)
+    command = add_command(
+        stages,
+        "export-annotation",
+        export_annotation,
+        "write a blind CSV of pairs for two experts",
+        "psyco-ray data export-annotation jobs/data.yaml --count 200",
+        job=DataJob,
+    )
+    add_job(command, "seed=1")
     command.add_argument("--count", type=int, default=200, help="pairs (default: 200)")
-    command.set_defaults(run=export_annotation, kind=DataJob)
-    what = "agreement of two experts' filled CSVs, with each other and with the labels"
-    command = data.add_parser("agreement", help=what, description=what)
+    command = add_command(
+        stages,
+        "agreement",
+        agreement,
+        "agreement of two experts' filled CSVs, with each other and with the labels",
+        "psyco-ray data agreement runs/data/annotation",
+    )
     command.add_argument("directory", type=Path, help="where export-annotation wrote")
-    command.set_defaults(run=agreement, kind=None)
 
 
-def export_annotation(job: DataJob, given: argparse.Namespace) -> int:
-    """Write the experts' files."""
+def export_annotation(job: DataJob, options: argparse.Namespace) -> int:
+    """Writes the experts' files."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from psyco_ray.data import pair
@@ -59,74 +70,35 @@ def export_annotation(job: DataJob, given: argparse.Namespace) -> int:
     if is_remote(job.run_dir):
         raise InputError(f"run_dir {job.run_dir} is remote, which only training runs can have; take a local one")
     run = storage.local_path(job.run_dir)
-    root = run / "pairs"
     rows: list[dict[str, Any]] = []
     for split in pair.SPLITS:
-        if not (root / f"{split}.parquet").exists():
+        path = run / "pairs" / f"{split}.parquet"
+        if not path.exists():
             raise InputError(f"run_dir {job.run_dir} has no pairs yet; run `psyco-ray data pair` first")
-        rows += pq.read_table(root / f"{split}.parquet").to_pylist()
+        try:
+            rows += pq.read_table(path).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"pairs file {path} cannot be read: {error}; make it again") from None
     out = run / "annotation"
-    annotation.export(rows, out, given.count, job.seed)
+    annotation.export(rows, out, options.count, job.seed)
     print(f"{out / 'expert-1.csv'} and expert-2.csv are for the experts; keep key.json to yourself")
     return 0
 
 
-def agreement(_: None, given: argparse.Namespace) -> int:
-    """Print the agreement and write it beside the files."""
+def agreement(_: None, options: argparse.Namespace) -> int:
+    """Prints the agreement and writes it beside the files."""
     from psyco_ray.evaluate import annotation
 
-    found = annotation.agreement(given.directory)
-    print(json.dumps(found, indent=1))
-    (given.directory / "agreement.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-def _job_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("job", metavar="JOB.yaml", help="the job file")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="such as collect.min_chars=80")
-    command.add_argument("--address", help="a Ray cluster (default: $RAY_ADDRESS, else a local one)")
-
-
-def _with_ray(name: str) -> Callable[[DataJob, argparse.Namespace], int]:
-    """The command of a stage."""
-
-    def run(job: DataJob, given: argparse.Namespace) -> int:
-        if given.max_cost is not None:
-            settings = {**job.model_dump(mode="json"), "max_cost": given.max_cost}
-            job = job_file.parse(DataJob, settings, "--max-cost")
-        return _run(name, job, given.address)
-
-    return run
-
-
-def _run(name: str, job: DataJob, address: str | None) -> int:
-    import ray
-
-    from psyco_ray.data import build
-    from psyco_ray.data.dataset import Dataset
-    from psyco_ray.judge.client import UnavailableError
-    from psyco_ray.judge.rate_limit import BudgetExceededError
-    from psyco_ray.run.progress import Progress
-
-    dataset, progress = Dataset(job, address), Progress()
-    try:
-        for stage in build.STAGES if name == "build" else [name]:
-            if stage in build.STAGES:
-                build.STAGES[stage](dataset, progress)
-        if name in ("build", "report"):
-            report(dataset)
-            print(f"report: {dataset.root / 'report.html'}\ncard: {dataset.root / 'dataset-card.md'}")
-    except (BudgetExceededError, UnavailableError) as stop:
-        print(f"psyco-ray: {stop}. What was answered is kept, and the same command goes on from there", file=sys.stderr)
-        return RESUMABLE
-    finally:
-        ray.shutdown()
-        dataset.close()
+    text = json.dumps(annotation.agreement(options.directory), indent=1)
+    print(text)
+    (options.directory / "agreement.json").write_text(text + "\n", encoding="utf-8")
     return 0
 
 
 def report(dataset: Dataset) -> None:
-    """Write the page and the card of what there is so far."""
+    """Writes the page and the dataset card for the finished stages."""
+    from psyco_ray.report import dataset as reporting
+
     root = dataset.root
     records = {stage: dataset.record(stage) or {} for stage in ("topics", "respond", "rate")}
     spend = {stage: _spent(record) for stage, record in records.items() if "paid" in record}
@@ -144,6 +116,27 @@ def report(dataset: Dataset) -> None:
         set_aside=[root / stage / "set-aside" for stage in ("topics", "respond", "rate")],
     )
     reporting.write(made, root)
+
+
+def _stage(name: str) -> Run:
+    """The command of a stage."""
+
+    def run(job: DataJob, options: argparse.Namespace) -> int:
+        from psyco_ray.data import build
+        from psyco_ray.data.dataset import Dataset
+        from psyco_ray.run.progress import Progress
+
+        dataset, progress = Dataset(with_max_cost(job, options.max_cost), options.address), Progress()
+        with run_session(dataset, REPEAT):  # a stage connects to Ray itself, if it has work left
+            for stage in build.STAGES if name == "build" else [name]:
+                if stage in build.STAGES:
+                    build.STAGES[stage](dataset, progress)
+            if name in ("build", "report"):
+                report(dataset)
+                print(f"report: {dataset.root / 'report.html'}\ncard: {dataset.root / 'dataset-card.md'}")
+        return 0
+
+    return run
 
 
 def _spent(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,90 +1,124 @@
-"""Looking at a run that goes on, and scaling it."""
+"""The commands for a run in progress: ``status`` and ``scale``."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage, throughput
 from psyco_ray.run.remote import is_remote
 from psyco_ray.training.control import _STALE_REMOTE_S, _STALE_S, ROLES, SCALE, STATUS
 
 
-def scale(run: str | Path, wishes: Mapping[str, int]) -> None:
-    """Ask a run that goes on for other numbers of actors; it obeys within seconds, learners from the next iteration.
+def add(subparsers: Any) -> None:
+    """Adds the commands."""
+    where = "its run directory, a path or a URI"
+    command = add_command(
+        subparsers, "status", status, "print a run's stage, progress and actors", "psyco-ray status runs/demo"
+    )
+    command.add_argument("run_dir", metavar="RUN", help=where)
+    command = add_command(
+        subparsers, "scale", scale, "give a run more or fewer actors", "psyco-ray scale runs/demo rollouts=6 scorers=2"
+    )
+    command.add_argument("run_dir", metavar="RUN", help=where)
+    command.add_argument("counts", nargs="+", metavar="ROLE=NUMBER", help="such as rollouts=6")
+
+
+def status(_: None, options: argparse.Namespace) -> int:
+    """Prints the state of a run."""
+    print(describe(options.run_dir))
+    return 0
+
+
+def scale(_: None, options: argparse.Namespace) -> int:
+    """Requests other numbers of actors for a run."""
+    request_scale(options.run_dir, parse_counts(options.counts))
+    print(f"requested; psyco-ray status {options.run_dir} shows the actors")
+    return 0
+
+
+def request_scale(run: str | Path, counts: Mapping[str, int]) -> None:
+    """Requests other numbers of actors for a run; it follows within seconds, learners from the next iteration.
 
     Args:
         run: its directory, a path or a URI.
-        wishes: numbers by role.
+        counts: actors by role.
 
     Raises:
-        InputError: no run goes on there.
+        InputError: no run is in progress there.
     """
-    found = _status(run)
-    if found["state"] != "going on" or _silent_s(run, found):
-        raise InputError(f"no run goes on in {run}; to begin with other numbers set rollouts.actors and so on")
-    storage.write_bytes(run, SCALE, json.dumps({**found["wanted"], **wishes}).encode())
+    record = _read_status(run)
+    if record["state"] != "going on" or _silent_s(run, record):
+        raise InputError(f"no run is in progress in {run}; to start with other numbers set rollouts.actors and so on")
+    storage.write_bytes(run, SCALE, json.dumps({**record["wanted"], **counts}).encode())
 
 
-def described(run: str | Path) -> str:
-    """What a run does, in a few lines for a terminal.
+def describe(run: str | Path) -> str:
+    """The state of a run in a few lines for a terminal.
 
     Args:
         run: its directory, a path or a URI.
 
     Raises:
-        InputError: there is no run.
+        InputError: no run has been started there.
     """
-    found = _status(run)
-    state = found["state"]
-    if state == "going on" and (age := _silent_s(run, found)):
-        state = f"its driver was last heard {age:.0f} s ago; go on with --resume"
-    done = f", {found['done']} of {found['total']}" if found.get("total") else ""
-    lines = [f"{run}: {state}", f"stage: {found['stage'] or 'starting'}{done}; policy version {found['version']}"]
-    if "now" in found and found["state"] == "going on":
-        lines.append(throughput.described(found["now"]))
-    for role, members in found["pools"].items():
-        wanted = f" ({found['wanted'][role]} asked for)" if role in found["wanted"] else ""
-        lines.append(f"{role}: {len(members)}{wanted}")
-        for one in members:
-            idle = "" if one["idle_share"] is None else f", idle {100 * one['idle_share']:.0f} %"
+    record = _read_status(run)
+    state = record["state"]
+    if state == "going on" and (age := _silent_s(run, record)):
+        state = f"its driver last reported {age:.0f} s ago; continue with --resume"
+    done = f", {record['done']} of {record['total']}" if record.get("total") else ""
+    lines = [f"{run}: {state}", f"stage: {record['stage'] or 'starting'}{done}; policy version {record['version']}"]
+    if "now" in record and record["state"] == "going on":
+        lines.append(throughput.described(record["now"]))
+    for role, actors in record["pools"].items():
+        requested = f" ({record['wanted'][role]} requested)" if role in record["wanted"] else ""
+        lines.append(f"{role}: {len(actors)}{requested}")
+        for actor in actors:
+            idle = "" if actor["idle_share"] is None else f", idle {100 * actor['idle_share']:.0f} %"
             lines.append(
-                f"  {one['member']:>3}  {one['state']:<10}{one['seconds']:>7.0f} s  version {one['version']}, "
-                f"{one['items']} items{idle}, replaced {one['restarts']} times, {one['node'] or 'no node yet'}"
+                f"  {actor['member']:>3}  {actor['state']:<10}{actor['seconds']:>7.0f} s  version {actor['version']}, "
+                f"{actor['items']} items{idle}, replaced {actor['restarts']} times, {actor['node'] or 'no node yet'}"
             )
     return "\n".join(lines)
 
 
-def wishes(given: list[str]) -> dict[str, int]:
-    """Numbers of actors by role, out of ROLE=NUMBER.
+def parse_counts(arguments: list[str]) -> dict[str, int]:
+    """Numbers of actors by role, from arguments ROLE=NUMBER.
 
     Raises:
-        InputError: one is not of that form.
+        InputError: an argument has another form.
     """
-    found: dict[str, int] = {}
-    for text in given:
-        role, _, count = text.partition("=")
+    counts: dict[str, int] = {}
+    for argument in arguments:
+        role, _, count = argument.partition("=")
         if role not in ROLES or not count.isdigit() or int(count) < 1:
             raise InputError(
-                f"{text!r} is not of the form ROLE=NUMBER with a role of {', '.join(ROLES)}, as rollouts=6"
+                f"{argument!r} is not of the form ROLE=NUMBER with a role of {', '.join(ROLES)}, such as rollouts=6"
             )
-        found[role] = int(count)
-    return found
+        counts[role] = int(count)
+    return counts
 
 
-def _status(run: str | Path) -> dict[str, Any]:
-    written = storage.read_file(run, STATUS)
-    if written is None:
+def _read_status(run: str | Path) -> dict[str, Any]:
+    data = storage.read_file(run, STATUS)
+    if data is None:
         raise InputError(f"{run} holds no {STATUS}; name the directory of a run that was started")
-    found: dict[str, Any] = json.loads(written)
-    return found
+    try:
+        record = json.loads(data)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {"state", "written", "stage", "version", "pools", "wanted"} <= record.keys():
+        raise InputError(f"{STATUS} in {run} is damaged; a run in progress writes it again within seconds")
+    return record
 
 
-def _silent_s(run: str | Path, found: dict[str, Any]) -> float:
-    """Seconds since a status was written, if that is so long that its driver must be gone; else 0."""
-    age = time.time() - found["written"]
+def _silent_s(run: str | Path, record: dict[str, Any]) -> float:
+    """Seconds since the status was written, where that is so long ago that the driver must be gone; else 0."""
+    age = time.time() - record["written"]
     return age if age > (_STALE_REMOTE_S if is_remote(run) else _STALE_S) else 0.0

@@ -1,7 +1,8 @@
-"""A job handed to a cluster over Ray's job API: the working directory, a few variables, its log and its result."""
+"""The command ``submit``: sends a job to a cluster over Ray's job API, shows its log and reports its result."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
@@ -13,20 +14,70 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import RESUMABLE, InputError
+from psyco_ray.config.training import Job
 
 EXCLUDES = ("/runs", "/wandb", "/build", "/dist", "*.egg-info", ".*_cache", ".env*", "*.env")
-"""What is never uploaded, beside what Ray leaves out (`.gitignore`, `.rayignore`, `.git`, environments)."""
+"""Never uploaded, in addition to what Ray leaves out (`.gitignore`, `.rayignore`, `.git`, environments)."""
 
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 FAILED = 1
-_STOP_S = 600  # that a driver may take to end its step and write a checkpoint; Ray gives it 3 otherwise
+_STOP_S = 600  # seconds for a driver to end its step and write a checkpoint; Ray's default is 3
 _POLL_S = 0.5
 _MIB = 2**20
 
 
+def add(subparsers: Any) -> None:
+    """Adds the command."""
+    command = add_command(
+        subparsers,
+        "submit",
+        submit,
+        "send a job to a cluster: uploads this directory and runs a command there",
+        "psyco-ray submit jobs/demo.yaml --command demo run_dir=/shared/runs/demo --follow",
+        job=Job,
+    )
+    command.add_argument("job", metavar="JOB.yaml", help="the job file, in this directory")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="such as run_dir=/shared/runs/psyco")
+    command.add_argument(
+        "--address",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS"),
+        help="the cluster's dashboard, http://…:8265 (default: $RAY_API_SERVER_ADDRESS)",
+    )
+    command.add_argument(
+        "--command",
+        default="iterate",
+        choices=("iterate", "plan", "demo", "train-reward", "train-dpo"),
+        help="what to run (default: iterate)",
+    )
+    command.add_argument("--resume", action="store_true", help="continue the run in run_dir")
+    command.add_argument("--follow", action="store_true", help="show the job's log and end with its result")
+    command.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable to pass on; repeatable")
+    command.add_argument(
+        "--driver-cpus", type=float, default=0, help="CPUs to reserve for the driver (default: 0, on the head)"
+    )
+
+
+def submit(job: Job, options: argparse.Namespace) -> int:
+    """Sends a job to a cluster.
+
+    Returns:
+        0; with ``--follow`` also 75 where the job was stopped and can be resumed, and 1 where it failed.
+    """
+    from psyco_ray.run.directory import refuse_keys, require_durable
+
+    if not options.address:
+        raise InputError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
+    refuse_keys(job)  # Ray shows the command line and keeps the job file
+    if options.command != "plan":
+        require_durable(job.run_dir)
+    line = command_line(options.command, Path(options.job), options.overrides, Path.cwd(), options.resume)
+    return _send(line, options.address, environment(options.env), options.driver_cpus, options.follow)
+
+
 def command_line(command: str, job: Path, overrides: Sequence[str], directory: Path, resume: bool) -> str:
-    """What runs on the cluster, in the uploaded directory, whose package goes before an installed one.
+    """The command that runs on the cluster in the uploaded directory, whose package precedes an installed one.
 
     Raises:
         InputError: the job file is not in the directory.
@@ -39,10 +90,10 @@ def command_line(command: str, job: Path, overrides: Sequence[str], directory: P
 
 
 def check_size(directory: Path) -> None:
-    """Make sure that Ray's server takes the working directory, before anything is sent.
+    """Checks that Ray's server accepts the working directory, before anything is sent.
 
     Raises:
-        InputError: it does not; the largest files are named.
+        InputError: it is too large; the largest files are named.
     """
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
@@ -51,13 +102,13 @@ def check_size(directory: Path) -> None:
     if size >= DASHBOARD_CLIENT_MAX_SIZE:
         largest = ", ".join(f"{path} ({bytes_ / _MIB:.1f} MiB)" for bytes_, path in sorted(files, reverse=True)[:3])
         raise InputError(
-            f"{directory.resolve()} is {size / _MIB:.0f} MiB and Ray takes up to {DASHBOARD_CLIENT_MAX_SIZE // _MIB}; "
-            f"the largest files are {largest}: name what is not needed in .rayignore"
+            f"{directory.resolve()} is {size / _MIB:.0f} MiB, above Ray's limit of "
+            f"{DASHBOARD_CLIENT_MAX_SIZE // _MIB}; the largest files are {largest}; name unneeded files in .rayignore"
         )
 
 
 def uploaded(directory: Path) -> list[tuple[int, Path]]:
-    """The files that Ray puts into the package of a working directory, with the bytes that each takes in it."""
+    """The files in Ray's package of a working directory, with the bytes that each takes in it."""
     from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env import packaging
 
@@ -74,52 +125,48 @@ def uploaded(directory: Path) -> list[tuple[int, Path]]:
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:
-    """The named variables with the values that they have here.
+    """The named variables with their values on this machine.
 
     Raises:
-        InputError: one is not set, or looks like a secret: whoever sees the cluster's dashboard would see it.
+        InputError: a variable is not set, or looks like a secret: the cluster's dashboard would show it.
     """
     for name in names:
         if name.upper().endswith(SECRETS):
             raise InputError(
-                f"{name} looks like a secret, and a job's variables can be read by whoever reaches the cluster; "
-                "there it comes from a Kubernetes secret, or from the environment that Ray was started in"
+                f"{name} looks like a secret, and everyone with access to the cluster can read a job's variables; "
+                "pass it as a Kubernetes secret, or in the environment that Ray was started in"
             )
         if name not in os.environ:
-            raise InputError(f"--env {name}: it is not set here; set it or leave it out")
+            raise InputError(f"--env {name} is not set here; set it or leave it out")
     return {name: os.environ[name] for name in names}
 
 
-def submit(
-    entrypoint: str, *, address: str, directory: Path, variables: dict[str, str], cpus: float, follow: bool
-) -> int:
-    """Hand a command to the cluster.
+def _send(line: str, address: str, variables: dict[str, str], cpus: float, follow: bool) -> int:
+    """Submits a command; returns the exit code of ``submit``.
 
     Args:
-        entrypoint: the command, as `command_line` makes it.
-        address: of the cluster's dashboard, ``http://…:8265``. A token comes from where Ray looks for it:
-            RAY_AUTH_MODE, RAY_AUTH_TOKEN.
-        directory: is uploaded and becomes the command's working directory.
+        line: the command, from `command_line`.
+        address: of the cluster's dashboard, ``http://…:8265``. Ray finds the token in RAY_AUTH_MODE and RAY_AUTH_TOKEN.
         variables: environment of the command and of all its actors.
-        cpus: logical CPUs that Ray reserves for the command itself; 0: it runs on the head node.
+        cpus: logical CPUs that Ray reserves for the command; with 0 it runs on the head node.
         follow: show its log until it ends.
 
-    Returns:
-        0; with `follow` also 75 where the job was stopped and can be resumed, and 1 where it failed.
-
     Raises:
-        InputError: the cluster cannot be reached, refuses the token, or does not take the job.
+        InputError: the cluster cannot be reached, or rejects the token or the job.
     """
     from ray.job_submission import JobSubmissionClient
 
     if not address.startswith(("http://", "https://")):
-        raise InputError(f"address {address} is not one of a dashboard; it begins with http://, as http://head:8265")
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it would name every ignore file
+        raise InputError(
+            f"address {address} is not that of a dashboard, which begins with http://, such as http://head:8265"
+        )
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every ignore file
+    directory = Path.cwd()
     check_size(directory)
-    with _plainly(address):
+    with _client_errors(address):
         client = JobSubmissionClient(address)
         job_id = client.submit_job(
-            entrypoint=entrypoint,
+            entrypoint=line,
             runtime_env={
                 "working_dir": str(directory.resolve()),
                 "excludes": list(EXCLUDES),
@@ -127,22 +174,22 @@ def submit(
             },
             entrypoint_num_cpus=cpus,
         )
-        print(f"submitted as {job_id}; ray job logs --follow, status and stop take that name", flush=True)
-        return _followed(client, job_id) if follow else 0
+        print(f"submitted as {job_id}; use that name with ray job logs --follow, status and stop", flush=True)
+        return _follow(client, job_id) if follow else 0
 
 
-def _followed(client: Any, job_id: str) -> int:
-    """Show a job's log until it ends; returns the exit code for it."""
+def _follow(client: Any, job_id: str) -> int:
+    """Shows a job's log until it ends; returns the exit code."""
     asyncio.run(_show_log(client, job_id))
-    while not (found := client.get_job_info(job_id)).status.is_terminal():
+    while not (info := client.get_job_info(job_id)).status.is_terminal():
         time.sleep(_POLL_S)
-    if found.status == "SUCCEEDED":
+    if info.status == "SUCCEEDED":
         return 0
-    if found.status == "STOPPED" or found.driver_exit_code == RESUMABLE:
-        print(f"psyco-ray: job {job_id} was stopped; submit it with --resume to go on", file=sys.stderr)
+    if info.status == "STOPPED" or info.driver_exit_code == RESUMABLE:
+        print(f"psyco-ray: job {job_id} was stopped; submit it with --resume to continue", file=sys.stderr)
         return RESUMABLE
-    code = found.driver_exit_code
-    why = f"with exit code {code}; its log says why" if code is not None else f"to start: {_first_line(found.message)}"
+    code = info.driver_exit_code
+    why = f"with exit code {code}; see its log" if code is not None else f"to start: {_first_line(info.message)}"
     print(f"psyco-ray: job {job_id} failed {why}", file=sys.stderr)
     return FAILED
 
@@ -153,22 +200,22 @@ async def _show_log(client: Any, job_id: str) -> None:
 
 
 @contextmanager
-def _plainly(address: str) -> Iterator[None]:
-    """A context in which what Ray's client raises becomes one sentence."""
+def _client_errors(address: str) -> Iterator[None]:
+    """A context in which errors of Ray's client become one sentence."""
     from ray.exceptions import AuthenticationError
 
     try:
         yield
     except AuthenticationError:
         raise InputError(
-            f"the cluster at {address} refuses the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
+            f"the cluster at {address} rejects the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
         ) from None
     except OSError:
         raise InputError(
-            f"no Ray dashboard answers at {address}; see whether the address is right and reachable from here"
+            f"no Ray dashboard answers at {address}; check that the address is right and reachable from here"
         ) from None
     except RuntimeError as error:
-        raise InputError(f"the cluster at {address} does not take the job: {_first_line(str(error))}") from None
+        raise InputError(f"the cluster at {address} rejects the job: {_first_line(str(error))}") from None
 
 
 def _first_line(text: str | None) -> str:

@@ -1,13 +1,25 @@
 """The command as a user meets it: bad input gives one sentence and exit code 2."""
 
+import argparse
+import importlib.metadata
+import json
+import logging
+import shlex
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pydantic
 import pytest
+from ray.exceptions import RayTaskError
 from support import commands
 
-from psyco_ray.cli import commands as driver_commands
-from psyco_ray.cli.main import main
+from psyco_ray.cli import train
+from psyco_ray.cli.main import build_parser, main
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.training import Job
 from psyco_ray.judge.client import UnavailableError
 
 
@@ -82,12 +94,12 @@ def test_a_run_whose_judge_is_away_can_be_resumed(tmp_path, capsys, monkeypatch)
     def away(*_: object) -> None:
         raise UnavailableError("judge: no answer for 600 s")
 
-    monkeypatch.setattr(driver_commands, "connect", lambda _: None)
-    monkeypatch.setattr(driver_commands, "_iterate", away)
+    monkeypatch.setattr("psyco_ray.run.ray_session.connect", lambda _: None)
+    monkeypatch.setattr(train, "_iterate", away)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     assert main(["iterate", write_job(tmp_path, "scorers: {reward_model: a/b}\n")]) == 75
     told = capsys.readouterr().err.strip()
-    assert told == "psyco-ray: judge: no answer for 600 s; the same command with --resume goes on from here"
+    assert told == "psyco-ray: judge: no answer for 600 s; the same command with --resume continues from here"
 
 
 def test_errors_out_of_actors_are_one_sentence_too(local_ray, tmp_path, tiny_model, tiny_reward_model) -> None:
@@ -108,3 +120,106 @@ def test_errors_out_of_actors_are_one_sentence_too(local_ray, tmp_path, tiny_mod
     assert found.returncode == 2, found.stderr
     last = found.stderr.strip().splitlines()[-1]
     assert last.startswith(f"psyco-ray: the tokenizer of {broken} has no chat template")
+
+
+def planted(monkeypatch, error: BaseException) -> None:
+    """Let the command `status` fail with an error."""
+
+    def fail(_: object) -> str:
+        raise error
+
+    monkeypatch.setattr("psyco_ray.cli.status.describe", fail)
+
+
+def invalid_json() -> Exception:
+    try:
+        json.loads("{")
+    except json.JSONDecodeError as error:
+        return error
+
+
+def invalid_settings() -> Exception:
+    try:
+        Job(seed=-1)
+    except pydantic.ValidationError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a bug"),
+        invalid_json(),
+        invalid_settings(),
+        UnicodeDecodeError("utf-8", b"x", 0, 1, "a bug"),
+        pa.ArrowInvalid("a bug"),
+        OSError("a bug"),
+        AssertionError("a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_bug_is_no_invalid_input(tmp_path, monkeypatch, error) -> None:
+    planted(monkeypatch, error)
+    with pytest.raises(type(error)):
+        main(["status", str(tmp_path)])
+
+
+def test_a_bug_shows_its_traceback_and_exits_1(tmp_path) -> None:
+    code = (
+        "import sys\nfrom psyco_ray.cli import main, status\n"
+        "def fail(run):\n    raise ValueError('a bug')\n"
+        "status.describe = fail\nsys.exit(main.main(['status', 'runs']))\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("Traceback")
+    assert process.stderr.endswith("ValueError: a bug\n")
+
+
+def test_invalid_input_from_an_actor_is_one_sentence(tmp_path, monkeypatch, capsys) -> None:
+    remote = RayTaskError("sample", "a remote traceback", InputError("the model is damaged; copy it again"))
+    planted(monkeypatch, RayTaskError("call", "another", remote.as_instanceof_cause()).as_instanceof_cause())
+    assert refused(capsys, "status", str(tmp_path)) == "psyco-ray: the model is damaged; copy it again"
+
+
+def test_version(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"psyco-ray {importlib.metadata.version('psyco-ray')}\n"
+
+
+def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """A parser and those of all its commands."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [parser, *(found for group in groups for sub in group.choices.values() for found in commands_of(sub))]
+
+
+def test_every_help_shows_an_example_that_parses() -> None:
+    parser = build_parser()
+    for command in commands_of(parser):
+        title, example = command.epilog.split("\n", 1)
+        assert title == "example:"
+        name, *arguments = shlex.split(example)
+        assert name == "psyco-ray"
+        assert f"psyco-ray {shlex.join(arguments)}".startswith(command.prog)
+        options, rest = parser.parse_known_args(arguments)
+        assert callable(options.run)
+        assert all("=" in override for override in rest)
+
+
+@pytest.mark.parametrize(("flags", "levels"), [([], "IW"), (["-v"], "DIW"), (["-q"], "W"), (["--quiet"], "W")])
+def test_verbosity_is_an_option_of_every_command(tmp_path, monkeypatch, capsys, flags, levels) -> None:
+    def report(_: object) -> str:
+        log = logging.getLogger("psyco_ray.cli")
+        log.debug("D")
+        log.info("I")
+        log.warning("W")
+        return ""
+
+    monkeypatch.setattr("psyco_ray.cli.status.describe", report)
+    assert main(["status", str(tmp_path), *flags]) == 0
+    logged = capsys.readouterr().err.splitlines()
+    assert [line.split()[-1] for line in logged] == list(levels)
+    with pytest.raises(SystemExit):
+        main(["status", str(tmp_path), "-v", "-q"])

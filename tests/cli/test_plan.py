@@ -156,7 +156,7 @@ def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
         (["--gpus", "8", "--device", "tpu"], "there is no profile of device 'tpu'; known are cpu-2-cores, h100"),
         (["--gpus", "8", "--device", "cpu-2-cores"], "is of no GPU"),
         (["--gpus", "3", "--model", "llama-3.1-8b"], "3 GPUs do not hold llama-3.1-8b"),
-        (["--gpus", "8", "--cluster"], "plan --cluster is about a job's own actors"),
+        (["--gpus", "8", "--cluster"], "plan --cluster shows a job's own actors"),
         (["--gpus", "8", "--run", "nowhere"], "nowhere holds no whole iteration"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_directory_above_rays_limit_is_refused_by_its_largest_files(here, caps
         with (here / name).open("wb") as file:
             file.truncate(size * 2**20)
     told = refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
-    assert "is 110 MiB and Ray takes up to 100" in told
+    assert "is 110 MiB, above Ray's limit of 100" in told
     assert "model.bin (80.0 MiB), more.bin (30.0 MiB)" in told
     (here / "more.bin").unlink()
     assert "no Ray dashboard" in refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
@@ -268,13 +268,13 @@ def test_a_wrong_token_and_a_failed_job_are_told_in_one_sentence(head) -> None:
         done = head.run(*ours, "run_dir=/tmp/never", **environment)
         assert done.returncode == 2
         assert done.stdout.strip() == (
-            f"psyco-ray: the cluster at {head.address} refuses the token; "
+            f"psyco-ray: the cluster at {head.address} rejects the token; "
             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
         )
     done = head.run(*ours, "run_dir=/proc/never")
     assert done.returncode == 1
     assert "psyco-ray: run_dir /proc/never cannot be written" in done.stdout
-    assert done.stdout.strip().splitlines()[-1].endswith("failed with exit code 2; its log says why")
+    assert done.stdout.strip().splitlines()[-1].endswith("failed with exit code 2; see its log")
 
 
 @pytest.mark.long
@@ -290,7 +290,7 @@ def test_a_stopped_job_goes_on_to_the_same_result(head, plain, tmp_path) -> None
     print(f"stopped after {time.monotonic() - began:.1f} s")
     assert stopped.returncode == 0, stopped.stdout
     assert head.job(name)["status"] == "STOPPED"
-    assert head.logs(name).strip().endswith("stopped; the same command with --resume goes on from here")
+    assert head.logs(name).strip().endswith("stopped; the same command with --resume continues from here")
     assert (run / "iteration-001" / "training" / "progress.json").exists()
     assert not (run / "iteration-001" / "train.json").exists(), "it came too late to show anything"
     before = stamps(run / "iteration-001" / "samples")

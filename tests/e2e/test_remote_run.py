@@ -171,8 +171,8 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     assert pushed == ["status.json"]
     began.close()
     assert pushed == ["status.json"] * 2
-    with pytest.raises(ValueError, match="no run goes on in s3://"):
-        status.scale(place, {"learners": 2})
+    with pytest.raises(ValueError, match="no run is in progress in s3://"):
+        status.request_scale(place, {"learners": 2})
 
     monkeypatch.setattr(control, "_EVERY_REMOTE_S", 0.1)
     began = begin()
@@ -185,7 +185,7 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     assert "going on\nstage: train, 1 of 2; policy version 3" in capsys.readouterr().out
     began.close()
     monkeypatch.setattr(control, "_STALE_REMOTE_S", -1.0)
-    assert "ended" in status.described(place)
+    assert "ended" in status.describe(place)
     assert not (tmp_path / "other").exists()
     ledger.close()
 
@@ -331,7 +331,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     process.kill()
     process.wait()
     assert not RemoteDirectory(run).has("iteration-001/pairs.json"), "the kill came too late to show anything"
-    assert "going on\nstage: " in status.described(run)
+    assert "going on\nstage: " in status.describe(run)
     shutil.rmtree(cache)
     written = json.loads(RemoteDirectory(run).read("LOCK"))
     written["time"] -= EXPIRES_S  # time goes by
@@ -343,7 +343,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     assert ours.equals(pq.read_table(tmp_path / "run" / "iteration-001" / "pairs.parquet"))
     assert {"summary.json", "report.html", "iteration-001/state/manifest.json"} <= set(there)
     assert "LOCK" not in there
-    assert "ended" in status.described(run)
+    assert "ended" in status.describe(run)
     local = tmp_path / "run" / "iteration-001"
     for kind in ("state", "checkpoint"):
         theirs = json.loads((local / kind / "manifest.json").read_text())

@@ -616,7 +616,7 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_paid_twice(local_ray,
 
     stopped = commands.here("evaluate-policy", path, "--max-cost", 0.01)
     assert stopped.returncode == 75, stopped.stderr[-3000:]
-    assert "the same command goes on" in stopped.stderr
+    assert "the same command continues" in stopped.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
     results = run(given_job)

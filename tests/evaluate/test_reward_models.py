@@ -428,7 +428,7 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_done_twice(local_ray,
 
     stopped = commands.here("evaluate-reward", path, "--max-cost", 0.05)
     assert stopped.returncode == 75, stopped.stderr[-3000:]
-    assert "the same command goes on" in stopped.stderr
+    assert "the same command continues" in stopped.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()
     scored_now = times(scores)
     assert len(scored_now) == 10

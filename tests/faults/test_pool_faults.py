@@ -251,11 +251,11 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         for at, size in ((2, 2), (9, 1)):
             if count == at and what.startswith("iteration 1"):
                 assert eventually(lambda: (root / "status.json").exists())
-                status.scale(root, status.wishes([f"rollouts={size}"]))
+                status.request_scale(root, status.parse_counts([f"rollouts={size}"]))
                 asked.append(size)
                 assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[-1].rollouts.status()
                 time.sleep(2.5)  # the status is written every two seconds
-                told.append(status.described(root))
+                told.append(status.describe(root))
 
     of = job(root, tiny_model, tiny_reward_model, iterations=2)
     of = of.model_copy(update={"rollouts": of.rollouts.model_copy(update={"actors": 1})})
@@ -267,11 +267,11 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         assert ours.equals(calm), f"iteration {k}"
     for size, count, text in zip((2, 1), (2, 9), told, strict=True):
         assert f"going on\nstage: iteration 1: sample and score, {count} of {SPEECHES}; policy version 0" in text
-        assert f"rollouts: {size} ({size} asked for)" in text
+        assert f"rollouts: {size} ({size} requested)" in text
         assert "scorers: 2" in text
-    assert "ended" in status.described(root)
-    with pytest.raises(ValueError, match="no run goes on in"):
-        status.scale(root, {"rollouts": 2})
+    assert "ended" in status.describe(root)
+    with pytest.raises(ValueError, match="no run is in progress in"):
+        status.request_scale(root, {"rollouts": 2})
 
 
 def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:

@@ -28,7 +28,6 @@ def here(*arguments: object) -> subprocess.CompletedProcess:
     """The same in this process and on the tests' Ray: where it matters what a command does, not how it starts."""
     out, err = io.StringIO(), io.StringIO()
     with (
-        patch("psyco_ray.cli.commands.connect"),
         patch("psyco_ray.run.ray_session.connect"),
         patch("ray.shutdown"),
         patch.dict(os.environ, RAY_ADDRESS="the tests'"),  # with an address a command makes no token of its own

@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
-from psyco_ray.cli import commands
+from psyco_ray.cli import train
 from psyco_ray.cli.main import main
-from psyco_ray.run import storage
+from psyco_ray.run import ray_session, storage
 from psyco_ray.run.types import StepResult
 from psyco_ray.training.step_log import StepLog
 from support.groups import ITEMS, groups_of
@@ -75,8 +75,8 @@ def act(job: str, full_from: str) -> dict:
         ledger.finish("it/train", log.began, steps=log.facts["steps"])
         log.clear()
 
-    commands.connect = lambda address: None
-    commands.train_reward = lambda job, given: commands._in_run(job, given, work)
+    ray_session.connect = lambda address: None
+    train.train_reward = lambda job, options: train._in_run(job, options, work)
     told = io.StringIO()
     with contextlib.redirect_stderr(told):
         code = main(["train-reward", job, "--resume"])

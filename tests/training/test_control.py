@@ -87,9 +87,9 @@ def test_a_directory_without_a_run_and_a_dead_driver_are_named(tmp_path, capsys)
     told = {"state": "going on", "written": time.time() - 100, "wanted": {}, "pools": {}, **seen()}
     (tmp_path / "status.json").write_text(json.dumps(told))
     assert main(["status", str(tmp_path)]) == 0
-    assert "its driver was last heard 100 s ago; go on with --resume" in capsys.readouterr().out
+    assert "its driver last reported 100 s ago; continue with --resume" in capsys.readouterr().out
     assert main(["scale", str(tmp_path), "rollouts=2"]) == 2
-    assert f"no run goes on in {tmp_path}" in capsys.readouterr().err
+    assert f"no run is in progress in {tmp_path}" in capsys.readouterr().err
 
 
 def test_pools_with_bounds_grow_while_they_work(going_on, monkeypatch) -> None:

@@ -1,0 +1,63 @@
+"""The command ``plan``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from psyco_ray.cli.arguments import add_command, add_job
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.training import Job
+from psyco_ray.run import ray_session
+
+
+def add(subparsers: Any) -> None:
+    """Adds the command."""
+    command = add_command(
+        subparsers,
+        "plan",
+        plan,
+        "print a job's resources, whether the cluster holds it, and the time of an iteration",
+        "psyco-ray plan --gpus 32 --model llama-3.1-8b",
+        job=Job,
+    )
+    add_job(command, "rollouts.actors=4", optional=True)  # a plan for N GPUs needs no file: the paper's settings apply
+    command.add_argument("--cluster", action="store_true", help="on a running cluster: the placement of all actors")
+    command.add_argument("--gpus", type=int, help="propose a split of N GPUs and estimate an iteration's time")
+    command.add_argument("--model", help="of the policy, such as llama-3.1-8b (default: the job's)")
+    command.add_argument("--device", help="a profile's name or file, such as h100 (benchmarks/profile.py)")
+    command.add_argument("--run", dest="finished", metavar="RUN", help="a finished run to learn from")
+
+
+def plan(job: Job, options: argparse.Namespace) -> int:
+    """Prints the resource plan and the time of an iteration; fails where the cluster cannot hold the job."""
+    from psyco_ray.cli.plan import advice
+    from psyco_ray.pool import fit
+
+    if options.job is None and options.gpus is None:
+        raise InputError("plan needs JOB.yaml, or --gpus for the paper's settings on N GPUs")
+    choices = {name: getattr(options, name) for name in ("gpus", "model", "device", "finished")}
+    if any(value is not None for value in choices.values()):
+        if options.cluster:
+            raise InputError("plan --cluster shows a job's own actors; leave --gpus, --model, --device and --run out")
+        print(advice.forecast(job, **choices))
+        return 0
+    on_cluster = bool(options.address or os.environ.get("RAY_ADDRESS"))
+    if options.cluster and not on_cluster:
+        raise InputError("plan --cluster needs a running cluster; give --address or set RAY_ADDRESS")
+    if on_cluster:
+        ray_session.connect(options.address)
+    nodes = fit.cluster_nodes()
+    phases = {"train-reward": fit.reward_phase(job), "iterate": fit.iterate_phase(job)}
+    print(fit.describe(phases, nodes))
+    for phase, roles in phases.items():
+        places = fit.describe_places(phase, roles, nodes)
+        if on_cluster:
+            print(places)
+    print("every phase fits")
+    try:
+        print(advice.forecast(job, cores=max(1, int(sum(node.cpus for node in nodes)))))
+    except InputError as error:  # the job can run all the same
+        print(f"the time of an iteration is unknown: {error}")
+    return 0

@@ -1,0 +1,120 @@
+"""The commands that train: ``demo``, ``train-reward``, ``iterate`` and ``train-dpo``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from psyco_ray.cli.arguments import add_command, add_job
+from psyco_ray.cli.session import RESUME, run_session
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.training import Job
+from psyco_ray.run import ray_session, storage
+from psyco_ray.run.startup import gc_paused
+
+if TYPE_CHECKING:
+    from psyco_ray.run.ledger import Ledger
+    from psyco_ray.run.telemetry import Telemetry
+
+
+def add(subparsers: Any) -> None:
+    """Adds the commands."""
+    for name, run, summary, example in (
+        ("demo", demo, "train two reward models, then a policy with iterative DPO, and report", "jobs/demo.yaml"),
+        (
+            "train-reward",
+            train_reward,
+            "train a Bradley-Terry reward model on preference pairs",
+            "jobs/reward-laptop.yaml seed=1 run_dir=runs/reward-seed1",
+        ),
+        (
+            "iterate",
+            iterate,
+            "iterative DPO with a reward model",
+            "jobs/smollm2.yaml scorers.reward_model=runs/smollm2-reward/reward --resume",
+        ),
+        ("train-dpo", train_dpo, "offline DPO on a file of preference pairs", "jobs/psyco-llama3-3b.yaml --resume"),
+    ):
+        command = add_command(subparsers, name, run, summary, f"psyco-ray {name} {example}", job=Job)
+        add_job(command, "sampling.responses=4")
+        command.add_argument("--resume", action="store_true", help="continue the run in run_dir")
+
+
+def train_reward(job: Job, options: argparse.Namespace) -> int:
+    """Trains one reward model."""
+
+    def work(ledger: Ledger, telemetry: Telemetry) -> None:
+        from psyco_ray.training.reward_trainer import train_reward as train
+
+        facts = train({"reward": job}, ledger, telemetry)["reward"]
+        print(f"reward model: {storage.join(job.run_dir, 'reward')}, held-out accuracy {facts['accuracy']}")
+
+    return _in_run(job, options, work)
+
+
+def iterate(job: Job, options: argparse.Namespace) -> int:
+    """Iterative DPO with an existing reward model."""
+    if job.pairs_from == "file":
+        raise InputError("pairs_from is file, which is offline DPO; run train-dpo, or set pairs_from to policy or base")
+    if job.scorers.reward_model is None:
+        raise InputError("scorers.reward_model is not set; name a reward model, or train one with train-reward")
+    return _in_run(job, options, lambda ledger, telemetry: _iterate(job, ledger, telemetry))
+
+
+def train_dpo(job: Job, options: argparse.Namespace) -> int:
+    """Offline DPO on a file of pairs, in iterations that each end with a judged checkpoint."""
+    if job.scorers.heldout_model is None and job.scorers.reward_model is None:
+        raise InputError("scorers.heldout_model is not set; name the reward model that judges the checkpoints")
+    offline = job.model_copy(update={"pairs_from": "file"})
+    return _in_run(offline, options, lambda ledger, telemetry: _iterate(offline, ledger, telemetry))
+
+
+def demo(job: Job, options: argparse.Namespace) -> int:
+    """Two reward models on halves of the pairs, then iterative DPO: A trains the policy, B only judges."""
+
+    def work(ledger: Ledger, telemetry: Telemetry) -> None:
+        from psyco_ray.training.reward_trainer import train_reward as train
+
+        names = {half: f"reward-{half}" for half in ("a", "b")}
+        train({name: _with(job, "reward", half=half) for half, name in names.items()}, ledger, telemetry)
+        paths = {half: ledger.place(name) for half, name in names.items()}
+        _iterate(_with(job, "scorers", reward_model=paths["a"], heldout_model=paths["b"]), ledger, telemetry)
+
+    return _in_run(job, options, work)
+
+
+def _iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
+    with gc_paused():
+        from psyco_ray.driver import iterate as run
+        from psyco_ray.report import training_run
+
+    summary = run(job, ledger, telemetry)
+    training_run.write(job, ledger, summary)
+    judged = summary["heldout"] or summary["train"]
+    low, high = judged["ci95"]
+    print(
+        f"reward on {judged['speeches']} held-out speeches: {judged['reward_before']:.3f} before, "
+        f"{judged['reward_after']:.3f} after; the policy's answer beats the base model's in "
+        f"{100 * judged['win_rate_vs_base']:.0f} % of them (95 % interval {100 * low:.0f} to {100 * high:.0f} %)\n"
+        f"report: {storage.join(job.run_dir, 'report.html')}\npolicy: {summary['checkpoint']}"
+    )
+
+
+def _with(job: Job, section: str, **changes: Any) -> Job:
+    """The job with other settings in one section."""
+    return job.model_copy(update={section: getattr(job, section).model_copy(update=changes)})
+
+
+def _in_run(job: Job, options: argparse.Namespace, work: Callable[[Ledger, Telemetry], None]) -> int:
+    from psyco_ray.run import preemption
+    from psyco_ray.run.ledger import Ledger
+    from psyco_ray.run.telemetry import Telemetry
+
+    ledger = Ledger(job, options.resume)
+    with run_session(ledger, RESUME):
+        ray_session.connect(options.address)
+        with contextlib.closing(Telemetry(job, ledger)) as telemetry, preemption.handle_sigterm():
+            work(ledger, telemetry)
+    return 0
