@@ -143,7 +143,7 @@ def streamed(flow: SamplingPipeline, rows: list[Any], dev: list[Any], rates: Rat
     """Seconds of an iteration as a run does it."""
     began = time.perf_counter()
     made = (pairs.pair_of(group) for group in flow.samples(1, rows, 0))
-    paired = flow.referenced("simulated", (pair for pair in made if pair is not None))
+    paired = flow.add_reference("simulated", (pair for pair in made if pair is not None))
     assert len(paired) == len(rows), "a pair was lost"
     time.sleep(rates.after)
     assert len(list(flow.answers(1, dev, 0))) == len(dev), "an answer was lost"

@@ -65,5 +65,5 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
                 crew.train(iteration, pairs)
             crew.sync()
             crew.evaluate(iteration, dev)
-            telemetry.metrics(iteration, summary.iteration_metrics(ledger, iteration))
+            telemetry.log_iteration(iteration, summary.iteration_metrics(ledger, iteration))
     return summary.write(job, ledger)

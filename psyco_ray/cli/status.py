@@ -75,7 +75,7 @@ def describe(run: str | Path) -> str:
     done = f", {record['done']} of {record['total']}" if record.get("total") else ""
     lines = [f"{run}: {state}", f"stage: {record['stage'] or 'starting'}{done}; policy version {record['version']}"]
     if "now" in record and record["state"] == "going on":
-        lines.append(throughput.described(record["now"]))
+        lines.append(throughput.describe(record["now"]))
     for role, actors in record["pools"].items():
         requested = f" ({record['wanted'][role]} requested)" if role in record["wanted"] else ""
         lines.append(f"{role}: {len(actors)}{requested}")

@@ -27,11 +27,6 @@ class Endpoint(Section):
     via: Literal["calls", "batch"] = "calls"  # batch: the provider's batch API, cheaper and slower
 
 
-TRANSPORT_FIELDS = {"base_url", "key_env", "timeout_s", "retries", "concurrency", "callers", "requests_per_minute"}
-TRANSPORT_FIELDS |= {"tokens_per_minute", "price_in", "price_out"}
-"""Settings of an endpoint that say how it is reached and how fast, not what it answers."""
-
-
 class Judging(Section):
     """How a judge of two responses is asked."""
 

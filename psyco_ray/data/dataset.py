@@ -9,9 +9,9 @@ from typing import Any
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
-from psyco_ray.config.endpoint import TRANSPORT_FIELDS
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PromptsFile
+from psyco_ray.config.resume import without_transport
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.hashing import key_of
@@ -20,7 +20,6 @@ STAGES = ("collect", "topics", "respond", "rate", "pair")
 """In the order in which one builds on another."""
 
 _BUILDS_ON = {"collect": (), "topics": ("collect",), "respond": ("collect",), "rate": ("respond",)}
-_HOW = {*TRANSPORT_FIELDS, "via", "blocks"}  # settings that say where and how fast, not what
 
 
 class Dataset(RunDirectory):
@@ -73,7 +72,7 @@ class Dataset(RunDirectory):
                     f"run_dir {self.root}: {stage} builds on {earlier}; run `psyco-ray data {earlier}` first"
                 )
         job = self.job.model_dump(mode="json")
-        wanted = {name: _what(job[name]) for name in sections} | more
+        wanted = {name: without_transport(job[name]) for name in sections} | more
         wanted["builds on"] = {earlier: self._made_with(earlier) for earlier in _BUILDS_ON[stage]}
         wanted = json.loads(json.dumps(wanted))
         name = f"{stage}/settings.json"
@@ -104,12 +103,6 @@ class Dataset(RunDirectory):
 
     def _made_with(self, stage: str) -> str:
         return key_of((self.root / stage / "settings.json").read_text())
-
-
-def _what(settings: Any) -> Any:
-    if isinstance(settings, dict):
-        return {key: _what(value) for key, value in settings.items() if key not in _HOW}
-    return [_what(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

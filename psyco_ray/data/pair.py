@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from psyco_ray.config.data import Pairs
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.run import shards
+from psyco_ray.run import shards, storage
 from psyco_ray.run.schemas import PREFERENCES
 
 Row = dict[str, Any]
@@ -37,10 +38,12 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
     if not any(settings.weights.get(name, 1) for name in PRINCIPLES):
         raise InputError("pair.weights makes every principle count 0; leave some above it")
     counts = {f"{split}_pairs": 0 for split in SPLITS} | {"responses": 0, "not_fully_rated": 0}
-    unfinished = {split: root / "pairs" / f".{split}.parquet" for split in SPLITS}
     (root / "pairs").mkdir(exist_ok=True)
-    writers = {split: pq.ParquetWriter(path, SCHEMA) for split, path in unfinished.items()}
-    try:
+    with contextlib.ExitStack() as files:
+        writers = {}
+        for split in SPLITS:
+            file = files.enter_context(storage.atomic_file(root / "pairs" / f"{split}.parquet"))
+            writers[split] = files.enter_context(pq.ParquetWriter(file, SCHEMA))
         for part in shards.list_shards(root / "rate"):
             found, responses, incomplete = _pairs_of(root, part, settings)
             counts["responses"] += responses
@@ -50,11 +53,6 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
                 counts[f"{split}_pairs"] += len(rows)
                 if rows:
                     writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-    finally:
-        for writer in writers.values():
-            writer.close()
-    for split, path in unfinished.items():
-        path.replace(root / "pairs" / f"{split}.parquet")
     return counts
 
 

@@ -16,8 +16,8 @@ from scipy.stats import binomtest
 
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.resume import may_change
 from psyco_ray.evaluate import stats
-from psyco_ray.run.ledger import MAY_CHANGE
 
 Record = dict[str, Any]
 Scores = dict[str, list[float]]  # of the responses to a held-out speech, by its id
@@ -210,12 +210,10 @@ def _judges(
 
 def _differences(jobs: Mapping[str, Record]) -> list[Record]:
     """The settings in which runs differ, less those that say only where and how fast."""
-    free = MAY_CHANGE - {"iterations"}
     return [
         {"setting": key, "values": {name: job.get(key) for name, job in jobs.items()}}
         for key in dict.fromkeys(key for job in jobs.values() for key in job)
-        if len({json.dumps(job.get(key)) for job in jobs.values()}) > 1
-        and not any(key == one or key.startswith(f"{one}.") for one in free)
+        if len({json.dumps(job.get(key)) for job in jobs.values()}) > 1 and (key == "iterations" or not may_change(key))
     ]
 
 

@@ -1,61 +1,56 @@
-"""What is done: the run directory with its tables, stage records and lock.
+"""The ledger of a training run: tables and stage records in the run directory.
 
-A stage counts as done once its record (JSON) is there; the record is written last, and every file appears whole or
-not at all. Tables of streamed work are written part by part, each named by a hash of what produced it. The files of a
-remote run are written to a working copy on this machine and are in their place before the call returns.
+Invariants:
+    - A stage is done once its record (JSON) exists. The record is written after the stage's tables.
+    - Files are written atomically.
+    - Streamed work is stored item by item; an item's file name is a hash of its inputs.
+    - A remote run's files are uploaded before the call returns; a local mirror serves the reads.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
-from psyco_ray.config.endpoint import TRANSPORT_FIELDS
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.resume import may_change
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 from psyco_ray.run.directory import RunDirectory, refuse_keys, versions
 from psyco_ray.run.schemas import SAMPLES, SCORES, group_rows, groups_from_rows
 from psyco_ray.run.types import Group, PromptBatch
 
-MAY_CHANGE = {
-    "run_dir",
-    "iterations",
-    "telemetry",
-    "deadlines",
-    "sync",
-    "data.cpus",
-    "checkpoints",
-    "dpo.checkpoint_every",
-    "reward.checkpoint_every",
-    *(f"evaluation.judge.{key}" for key in sorted(TRANSPORT_FIELDS)),
-    *(
-        f"{role}.{key}"
-        for role in ("rollouts", "scorers", "learners", "reward.learners")
-        for key in ("actors", "cpus", "gpus", "threads", "autoscale")
-    ),
-}
-"""Settings that a resumed run may have otherwise: they say where and how long, not what."""
-
-_BEFORE_WORK = {"LOCK", "job.yaml", "versions.json", "status.json", "scale.json"}
+_BEFORE_WORK = {"LOCK", "job.yaml", "versions.json", "status.json", "scale.json"}  # exist before the first stage
+_TABLES = {"samples": SAMPLES, "scores": SCORES}
 
 
 class Ledger(RunDirectory):
-    """The directory of one training run."""
+    """The directory of one training run.
+
+    Example:
+        >>> ledger = Ledger(job, resume=True)
+        >>> if ledger.record(stage(1, "train")) is None:
+        ...     ledger.finish(stage(1, "train"), began, steps=steps)
+        >>> ledger.close()
+    """
 
     def __init__(self, job: Job, resume: bool) -> None:
-        """Open the directory, lock it and write down the job.
+        """Open and lock the directory and write ``job.yaml``.
+
+        Args:
+            job: of the run.
+            resume: whether the directory may hold an earlier part of this run.
 
         Raises:
             InputError: the directory cannot be written, is in use, or holds another run.
         """
-        refuse_keys(job)  # for it is written down
+        refuse_keys(job)  # job.yaml must not hold a secret
         super().__init__(job.run_dir, may_be_remote=True)
         try:
             self._begin(job, resume)
@@ -64,18 +59,18 @@ class Ledger(RunDirectory):
             raise
 
     def _begin(self, job: Job, resume: bool) -> None:
-        """Write the job down, unless the directory holds another run."""
+        """Write the job unless the directory holds another run."""
         written = self.root / "job.yaml"
-        # a run that made nothing yet, say because its data was refused, does not hold its directory
+        # a run without results, say because its data was invalid, may be replaced
         if written.exists() and {path.name for path in self.root.iterdir()} - _BEFORE_WORK:
             if not resume:
                 raise InputError(f"run_dir {self.run_dir} already holds a run; add --resume or choose another run_dir")
-            _same_job(job_file.load_as(Job, written), job, storage.join(self.run_dir, "job.yaml"))
+            _require_same_job(job_file.load_as(Job, written), job, storage.join(self.run_dir, "job.yaml"))
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
     def table(self, stage: str, schema: pa.Schema, make: Callable[[], list[dict[str, Any]]]) -> pa.Table:
-        """The stage's table: read if the stage is done, else made, written and recorded."""
+        """The stage's table: read if the stage is done, else computed by `make`, written and recorded."""
         path = self.path(f"{stage}.parquet")
         if self.record(stage) is None:
             began = time.time()
@@ -83,70 +78,77 @@ class Ledger(RunDirectory):
             self.finish(stage, began)
         return pq.read_table(path)
 
-    def groups(
-        self,
-        stage: str,
-        items: Sequence[PromptBatch],
-        produce: Callable[[list[PromptBatch]], Iterable[Group]],
-        lost: Mapping[str, str],
-    ) -> Iterator[Group]:
-        """The scored groups of all items as a stream: stored ones first, then those that `produce` makes of the rest.
+    def missing_items(self, stage: str, items: Iterable[PromptBatch]) -> list[PromptBatch]:
+        """The items of a stage that are not stored yet."""
+        return [
+            item
+            for item in items
+            if not all(self.path(f"{stage}/{item.key}.{kind}.parquet").exists() for kind in _TABLES)
+        ]
 
-        An item is stored as soon as all its groups are there, so that a crash loses only items in flight.
+    def stored_groups(self, stage: str, items: Iterable[PromptBatch]) -> Iterator[Group]:
+        """The groups of stored items, in the order of the items."""
+        for item in items:
+            samples, scores = (
+                pq.read_table(self.path(f"{stage}/{item.key}.{kind}.parquet")).to_pylist() for kind in _TABLES
+            )
+            yield from groups_from_rows(item, samples, scores)
+
+    def store_completed(
+        self, stage: str, items: Iterable[PromptBatch], groups: Iterable[Group], quarantined: Mapping[str, str]
+    ) -> Iterator[Group]:
+        """Pass new groups on; store an item as soon as all of its groups have arrived.
+
+        A crash loses only items in flight. An item with quarantined speeches is stored at the end of the stream.
 
         Args:
             stage: its name.
-            items: what is sampled together.
-            produce: samples and scores items.
-            lost: speech id -> reason, of the speeches that `produce` gives up; it fills this while it runs.
+            items: the missing items.
+            groups: their groups, in any order.
+            quarantined: reason by speech id, complete when `groups` ends.
         """
-        missing: dict[str, PromptBatch] = {}
-        for item in items:
-            samples, scores = (self.path(f"{stage}/{item.key}.{kind}.parquet") for kind in ("samples", "scores"))
-            if samples.exists() and scores.exists():
-                yield from groups_from_rows(item, pq.read_table(samples).to_pylist(), pq.read_table(scores).to_pylist())
-            else:
-                missing[item.key] = item
-        home = {prompt.speech_id: key for key, item in missing.items() for prompt in item.prompts}
-        gathered: dict[str, dict[str, Group]] = {key: {} for key in missing}
-        for group in produce(list(missing.values())) if missing else ():
-            key = home[group.prompt.speech_id]
-            gathered[key][group.prompt.speech_id] = group
-            if len(gathered[key]) == len(missing[key].prompts):
-                self._store(stage, missing[key], gathered.pop(key))
+        pending = {item.key: item for item in items}
+        arrived: dict[str, dict[str, Group]] = {key: {} for key in pending}
+        key_by_speech = {prompt.speech_id: key for key, item in pending.items() for prompt in item.prompts}
+        for group in groups:
+            key = key_by_speech[group.prompt.speech_id]
+            arrived[key][group.prompt.speech_id] = group
+            if len(arrived[key]) == len(pending[key].prompts):
+                self._store(stage, pending[key], arrived.pop(key))
             yield group
-        for key, groups in gathered.items():
-            absent = {p.speech_id for p in missing[key].prompts} - groups.keys()
-            assert absent <= lost.keys(), f"item {key} came back incomplete"
-            self.write_json(f"{stage}/{key}.quarantine.json", {one: lost[one] for one in sorted(absent)})
-            self._store(stage, missing[key], groups)
+        for key, incomplete in arrived.items():
+            absent = {prompt.speech_id for prompt in pending[key].prompts} - incomplete.keys()
+            assert absent <= quarantined.keys(), f"item {key} is incomplete without a quarantined speech"
+            reasons = {speech_id: quarantined[speech_id] for speech_id in sorted(absent)}
+            self.write_json(f"{stage}/{key}.quarantine.json", reasons)
+            self._store(stage, pending[key], incomplete)
 
     def quarantined(self, stage: str) -> dict[str, str]:
-        """The speeches that a stage of groups gave up, by their ids, each with the reason."""
+        """The quarantined speeches of a stage: reason by speech id."""
         files = sorted((self.root / stage).glob("*.quarantine.json"))
         return {key: reason for file in files for key, reason in json.loads(file.read_text()).items()}
 
     def responses(self, stage: str) -> dict[str, list[str]]:
-        """Texts of the stored responses of a stage of groups, in their order, by speech id."""
+        """Texts of a stage's stored responses by speech id, in sampling order."""
         files = sorted((self.root / stage).glob("*.samples.parquet"))
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-        found: dict[str, list[str]] = {}
+        texts: dict[str, list[str]] = {}
         for row in sorted(rows, key=lambda row: row["index"]):
-            found.setdefault(row["speech_id"], []).append(row["response"])
-        return found
+            texts.setdefault(row["speech_id"], []).append(row["response"])
+        return texts
 
     def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts if prompt.speech_id in groups]
-        for kind, schema, index in (("samples", SAMPLES, 0), ("scores", SCORES, 1)):
-            table = pa.Table.from_pylist([row for pair in rows for row in pair[index]], schema=schema)
+        for index, (kind, schema) in enumerate(_TABLES.items()):
+            table = pa.Table.from_pylist([row for tables in rows for row in tables[index]], schema=schema)
             self.write_table(f"{stage}/{item.key}.{kind}.parquet", table)
 
 
-def _same_job(old: Job, new: Job, where: str) -> None:
-    """Refuse to continue a run with settings that change its results."""
+def _require_same_job(old: Job, new: Job, where: str) -> None:
+    """Refuse to resume a run with settings that change its results."""
     before, after = job_file.flatten(old.model_dump(mode="json")), job_file.flatten(new.model_dump(mode="json"))
     for key, value in after.items():
-        if before.get(key) != value and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE):
+        if before.get(key) != value and not may_change(key):
             raise InputError(
                 f"{where} was written with {key}: {before.get(key)!r}, now it is {value!r}; "
                 "continue with the old value or choose another run_dir"

@@ -1,13 +1,12 @@
-"""A dataset on disk: Parquet parts of about a hundred speeches, named by the first digits of their speeches' ids.
+"""A dataset on disk: Parquet shards of about 128 speeches, named by the first hex digits of their speeches' ids.
 
-A speech stays in its part from stage to stage, so that a stage does one part at a time, and its memory does not grow
-with the dataset.
+A speech stays in the same shard from stage to stage. A stage reads and writes one shard at a time, so its memory use
+does not depend on the size of the dataset.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SPEECHES_PER_PART = 128  # at most, on average
+from psyco_ray.run import storage
+
+SPEECHES_PER_PART = 128  # on average, at most
 
 
 def digits(speeches: int) -> int:
-    """How many digits of the id name the part of a speech, in a dataset of so many."""
-    found = 1
-    while speeches > SPEECHES_PER_PART * 16**found:
-        found += 1
-    return found
+    """Number of hex digits in a shard's name, for a dataset of this many speeches."""
+    count = 1
+    while speeches > SPEECHES_PER_PART * 16**count:
+        count += 1
+    return count
 
 
 def list_shards(directory: Path) -> list[str]:
-    """The parts in a directory, in order."""
+    """Names of the shards in a directory, sorted."""
     return sorted(path.stem for path in directory.glob("*.parquet") if not path.name.startswith("."))
 
 
 def read(directory: Path, part: str) -> list[dict[str, Any]]:
-    """A part's rows; none if there is no such part."""
+    """Rows of a shard; empty if the shard does not exist."""
     path = directory / f"{part}.parquet"
     return pq.read_table(path).to_pylist() if path.exists() else []
 
@@ -44,16 +45,25 @@ def write(
     schema: pa.Schema,
     facts: dict[str, Any] | None = None,
 ) -> None:
-    """Write a part, whole or not at all; `facts` about its making travel in the file's metadata."""
+    """Write a shard atomically and durably.
+
+    Args:
+        directory: of the stage; created if needed.
+        part: name of the shard.
+        rows: of the shard.
+        schema: of the rows.
+        facts: JSON values about the shard, stored in the file's metadata.
+
+    Raises:
+        InputError: the file cannot be written, for example because the disk is full.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / f".{part}.{os.getpid()}.parquet"
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
     if facts is not None:
         table = table.replace_schema_metadata({"facts": json.dumps(facts)})
-    pq.write_table(table, unfinished)
-    unfinished.replace(directory / f"{part}.parquet")
+    storage.write_file(directory / f"{part}.parquet", lambda file: pq.write_table(table, file))
 
 
 def facts(directory: Path, part: str) -> dict[str, Any]:
-    """What was noted about a part when it was written."""
+    """The `facts` given to `write`."""
     return json.loads(pq.read_schema(directory / f"{part}.parquet").metadata[b"facts"])

@@ -191,21 +191,18 @@ def subdirs(target: str) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
 
 
-def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a local file, whole and durable, or not at all.
-
-    Args:
-        path: the file.
-        write: is given the open file.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A context that yields an open local file; at its end the file is complete and on disk, or absent.
 
     Raises:
-        InputError: it cannot be written, say because the disk is full.
+        InputError: the file cannot be written, for example because the disk is full.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:
         try:
             with open(partial, "wb") as file:
-                write(file)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -214,6 +211,20 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"{path.parent} cannot be written ({path.name}): {why}; make room, then go on") from error
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a local file atomically and durably.
+
+    Args:
+        path: the file.
+        write: writes to the open file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with atomic_file(path) as file:
+        write(file)
 
 
 def read_file(directory: str | Path, name: str) -> bytes | None:

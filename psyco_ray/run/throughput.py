@@ -1,4 +1,4 @@
-"""What a run does now, for ``psyco-ray status`` and for Ray's metrics: speeds, queues, idle shares, last figures."""
+"""Rolling figures of a run for ``psyco-ray status`` and Ray's metrics: rates, queues, idle shares, latest values."""
 
 from __future__ import annotations
 
@@ -8,72 +8,78 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WINDOW_S = 60.0  # that speeds, means and idle shares are of
+WINDOW_S = 60.0  # of rates, means and idle shares
 
 
 Row = Mapping[str, Any]
 
 
 class RollingMetrics:
-    """Counts what happens, from any thread, and tells how fast it went in the last minute."""
+    """Counters with rates over the last minute; thread-safe.
+
+    Example:
+        >>> metrics = RollingMetrics()
+        >>> metrics.add(groups=1, rollout_tokens=256)
+        >>> metrics.snapshot({}, {})["rollout_tokens_per_s"]
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals: Counter[str] = Counter()
-        self._last: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
         self._past: deque[tuple[float, Counter[str]]] = deque([(time.monotonic(), Counter())])
 
-    def count(self, **amounts: float) -> None:
-        """More of what is counted: `groups`, `rollout_tokens`, `learner_tokens`, `learner_s` and so on."""
+    def add(self, **amounts: float) -> None:
+        """Increase counters, such as `groups`, `rollout_tokens`, `learner_tokens` and `learner_s`."""
         with self._lock:
             self._totals.update(amounts)
 
-    def last(self, **figures: float) -> None:
-        """Figures that stay until there are newer ones."""
+    def set(self, **figures: float) -> None:
+        """Set figures that keep their value until the next call."""
         with self._lock:
-            self._last |= figures
+            self._latest |= figures
 
-    def look(self, pools: Mapping[str, Sequence[Row]], waiting: Mapping[str, int]) -> dict[str, Any]:
-        """The figures by name; those by role as a mapping. Each call is the end of a window.
+    def snapshot(self, pools: Mapping[str, Sequence[Row]], waiting: Mapping[str, int]) -> dict[str, Any]:
+        """The current figures by name; figures by role are mappings. Each call ends a window.
 
         Args:
-            pools: the status of every member, by role.
-            waiting: items that nobody began, by role.
+            pools: status of every actor, by role.
+            waiting: queued items, by role.
 
         Returns:
-            `rollout_tokens_per_s`, `groups_per_s`, `learner_tokens_per_s`, `queue_depth` and `idle_share` by role; of
-            what came in the window, the means `reward` and `response_tokens`; and what `last` was told.
+            `rollout_tokens_per_s`, `groups_per_s`, `learner_tokens_per_s`; `queue_depth` and `idle_share` by role; the
+            window's means `reward` and `response_tokens`; and the latest values given to `set`.
         """
         with self._lock:
-            totals, found = Counter(self._totals), dict[str, Any](self._last)
-        for role, members in pools.items():
-            for member in members:
-                totals[f"{role} busy"] += member["busy_s"]
-                totals[f"{role} there"] += member["there_s"]
+            totals, figures = Counter(self._totals), dict[str, Any](self._latest)
+        for role, actors in pools.items():
+            for actor in actors:
+                totals[f"{role} busy"] += actor["busy_s"]
+                totals[f"{role} there"] += actor["there_s"]
         now = time.monotonic()
         while len(self._past) > 1 and now - self._past[1][0] >= WINDOW_S:
             self._past.popleft()
         then, before = self._past[0]
         self._past.append((now, totals))
         seconds = max(now - then, 1e-3)
-        more = {name: total - before[name] for name, total in totals.items()}
+        change = {name: total - before[name] for name, total in totals.items()}
         for name in ("rollout_tokens", "groups", "learner_tokens"):
-            found[f"{name}_per_s"] = more.get(name, 0.0) / seconds
-        for name, of in (("reward", "sampled"), ("response_tokens", "responses")):
-            if more.get(of):
-                found[name] = more[f"{name}_sum"] / more[of]
-        found["queue_depth"] = dict(waiting)
-        found["idle_share"] = {
-            role: _share(1 - more[f"{role} busy"] / more[f"{role} there"])
+            figures[f"{name}_per_s"] = change.get(name, 0.0) / seconds
+        for name, counter in (("reward", "sampled"), ("response_tokens", "responses")):
+            if change.get(counter):
+                figures[name] = change[f"{name}_sum"] / change[counter]
+        figures["queue_depth"] = dict(waiting)
+        figures["idle_share"] = {
+            role: _share(1 - change[f"{role} busy"] / change[f"{role} there"])
             for role in pools
-            if more.get(f"{role} there", 0.0) > 0  # members that left took their time along
+            if change.get(f"{role} there", 0.0) > 0  # the totals fall when an actor leaves
         }
-        found["idle_share"]["learners"] = _share(1 - more.get("learner_s", 0.0) / seconds)
-        return found
+        figures["idle_share"]["learners"] = _share(1 - change.get("learner_s", 0.0) / seconds)
+        return figures
 
 
-def described(figures: Row) -> str:
-    """The figures in a line for a terminal."""
+def describe(figures: Row) -> str:
+    """A snapshot as one line for a terminal."""
     shown = [
         f"{figures['rollout_tokens_per_s']:.0f} rollout tokens/s",
         f"{figures['groups_per_s']:.2f} groups/s",

@@ -88,7 +88,7 @@ class Orchestrator:
             ).remote(f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated),
             job.rollouts.actors,
             **limits,
-            worked=functools.partial(self.timeline.worked, "rollouts"),
+            worked=functools.partial(self.timeline.add_busy, "rollouts"),
             resting=job.colocated,
         )
         made.callback(self.rollouts.close)
@@ -99,7 +99,7 @@ class Orchestrator:
             ),
             job.scorers.actors,
             **limits,
-            worked=functools.partial(self.timeline.worked, "scorers"),
+            worked=functools.partial(self.timeline.add_busy, "scorers"),
         )
         made.callback(self.scorers.close)
         self._flow = SamplingPipeline(
@@ -118,7 +118,7 @@ class Orchestrator:
             spec,
             state=self.ledger.place(_state(self.weights)) if self.trained else None,
             placement_group=rooms,
-            on_busy=functools.partial(self.timeline.worked, "learners"),
+            on_busy=functools.partial(self.timeline.add_busy, "learners"),
         )
         made.callback(self.learner.close)
         self._turns = ColocationManager(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
@@ -163,7 +163,7 @@ class Orchestrator:
                     if (pair := pairs.pair_of(group, slope, least)) is not None:
                         yield pair
 
-            with self.control.working(), self.timeline.doing(iteration, "sample"):
+            with self.control.working(), self.timeline.span(iteration, "sample"):
                 paired = self._referenced(name, made())
             if not paired:
                 raise InputError(
@@ -186,7 +186,7 @@ class Orchestrator:
                 mean_tokens=sum(lengths) / len(lengths),
                 finished_share=sum(finished) / len(finished),
                 quarantined=self.ledger.quarantined(stage(iteration, "samples")),
-                busy=self._flow.taken(),
+                busy=self._flow.pop_busy_seconds(),
             )
         return self._read_pairs(iteration)
 
@@ -206,7 +206,7 @@ class Orchestrator:
                     f"iteration {iteration} has no pair to train on: none of {len(drawn)} fits rollouts.max_model_len"
                 )
             shown = self.telemetry.track(found, f"iteration {iteration}: reference", len(found))
-            with self.timeline.doing(iteration, "sample"):
+            with self.timeline.span(iteration, "sample"):
                 paired = self._referenced(name, shown)
             by_name = dict(zip(named, texts.to_pylist(), strict=True))
             rows = [pairs.offline_row(paired[e.key], by_name[e.key]) for e in found if e.key in paired]
@@ -223,7 +223,7 @@ class Orchestrator:
                 tokens=0,
                 mean_tokens=sum(lengths) / len(lengths),
                 finished_share=1.0,
-                busy=self._flow.taken(),
+                busy=self._flow.pop_busy_seconds(),
             )
         return self._read_pairs(iteration)
 
@@ -257,7 +257,7 @@ class Orchestrator:
             reset_optimizer=iteration > 1 and not keep and not log.done,
         )
         every = self.job.dpo.checkpoint_every
-        with self.timeline.doing(iteration, "train"):
+        with self.timeline.span(iteration, "train"):
             for step in self.telemetry.steps(stream, f"iteration {iteration}: train"):
                 log.add(step)
                 log.pause(self.learner)
@@ -266,8 +266,8 @@ class Orchestrator:
         trained = time.time()
         used = self.learner.mfu(log.facts["tokens"] / (trained - log.began))
         if used is not None:
-            self.telemetry.live.last(mfu=used)
-        with self.timeline.doing(iteration, "save"):
+            self.telemetry.rolling.set(mfu=used)
+        with self.timeline.span(iteration, "save"):
             self.learner.save_model(self.ledger.place(stage(iteration, "checkpoint")))
             self.learner.save_state(self.ledger.place(_state(iteration)), moments=keep)
         self.ledger.finish(
@@ -301,7 +301,7 @@ class Orchestrator:
         )
         # an iteration that was evaluated is over: after a resume the next one begins with this
         over = self.standing.evaluation(self.trained) is not None
-        with self.timeline.doing(self.trained + over, "sync"):
+        with self.timeline.span(self.trained + over, "sync"):
             self._turns.learning()
             try:
                 report = push()
@@ -314,7 +314,7 @@ class Orchestrator:
             f"iteration-{self.trained:03d}/sync.json",
             {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes, "gap": report.gap},
         )
-        self.telemetry.live.last(sync_seconds=report.export_s + report.load_s, sync_bytes=report.bytes)
+        self.telemetry.rolling.set(sync_seconds=report.export_s + report.load_s, sync_bytes=report.bytes)
         _log.info(
             f"iteration {self.version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
             f"{report.actors} rollout actor(s) in {report.export_s + report.load_s:.1f} s"
@@ -332,7 +332,7 @@ class Orchestrator:
         self._turns.sampling()
         job = self.job.evaluation
         scored = self._flow.answers(iteration, dev, self.version)
-        with self.control.working(), self.timeline.doing(iteration, "evaluate"):
+        with self.control.working(), self.timeline.span(iteration, "evaluate"):
             groups = {
                 group.prompt.speech_id: group
                 for group in self.telemetry.track(scored, f"iteration {iteration}: held-out speeches", len(dev))
@@ -344,10 +344,10 @@ class Orchestrator:
             "version": self.version,
             **measured,
             "quarantined": self.ledger.quarantined(stage(iteration, "dev")),
-            "busy": self._flow.taken(),
+            "busy": self._flow.pop_busy_seconds(),
         }
         if iteration and job.judge is not None:
-            with self.ledger.mirrored("judge"), self.timeline.doing(iteration, "judge"):
+            with self.ledger.mirrored("judge"), self.timeline.span(iteration, "judge"):
                 facts["judge"] = heldout.judged(
                     job,
                     groups,
@@ -375,14 +375,14 @@ class Orchestrator:
     def _referenced(self, name: str, examples: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs with their log-probabilities under the reference, base model or learner's policy, by key."""
         if self.job.dpo.reference == "base":
-            return self._flow.referenced(name, examples)
+            return self._flow.add_reference(name, examples)
         found = list(examples)
         self._turns.learning(keep_weights=True)
         return {e.key: replace(e, reference=v) for e, v in zip(found, self.learner.evaluate_pairs(found), strict=True)}
 
     def _seen(self, pools: dict[str, list[Row]]) -> dict[str, Any]:
         now = self.telemetry
-        figures = now.live.look(pools, {"rollouts": self.rollouts.waiting(), "scorers": self.scorers.waiting()})
+        figures = now.rolling.snapshot(pools, {"rollouts": self.rollouts.waiting(), "scorers": self.scorers.waiting()})
         now.export(figures)
         return {"stage": now.stage, "done": now.done, "total": now.total, "version": self.version, "now": figures}
 

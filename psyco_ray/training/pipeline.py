@@ -1,8 +1,9 @@
-"""What streams through the pools: speeches to responses to scores, and pairs to reference log-probabilities."""
+"""Streaming of speeches to responses to scores, and of pairs to reference log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
@@ -16,10 +17,47 @@ from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch
 from psyco_ray.training.quarantine import Quarantine
 
 Row = dict[str, Any]
+_Scored = tuple[Group, list[dict[str, str]], tuple[str, ...]]  # a scorer's input: group, messages, reward models
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How responses are sampled; part of an item's key."""
+
+    version: int  # of the policy
+    responses: int  # per speech
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage of sampling and scoring."""
+
+    name: str  # in the ledger
+    speeches: dict[str, str]  # text by speech id
+    prompts: list[Prompt]
+    sampling: _Sampling
+    reward_models: tuple[str, ...]
+    training: bool  # whether the groups are trained on
 
 
 class SamplingPipeline:
-    """The work of rollout actors and scorers, each beside the other."""
+    """Samples with the rollout actors and scores with the scorers, both at the same time.
+
+    ::
+
+        ledger ──stored groups────────────────────────────────┐
+               └─missing items─▶ rollouts ─▶ scorers ─▶ ledger ─▶ groups
+
+    A group is scored while others are sampled, and yielded while others are scored.
+
+    Example:
+        >>> pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, ("reward",))
+        >>> pairs = (pair_of(group) for group in pipeline.samples(1, rows, version=0))
+        >>> referenced = pipeline.add_reference("iteration-001/pairs", filter(None, pairs))
+    """
 
     def __init__(
         self,
@@ -28,61 +66,136 @@ class SamplingPipeline:
         telemetry: Telemetry,
         rollouts: ActorPool,
         scorers: ActorPool,
-        rewards: tuple[str, ...],
+        reward_models: tuple[str, ...],
     ) -> None:
-        """Take the pools, which may still be loading, and the names of the scorers' reward models."""
-        self._job, self._ledger, self._telemetry = job, ledger, telemetry
-        self._rollouts, self._scorers, self._rewards = rollouts, scorers, rewards
-        self._prompt = load_prompt(job.prompts)
-        self._busy = {"rollout": 0.0, "scorer": 0.0}
+        """Take the pools, which may still be loading.
 
-    def taken(self) -> dict[str, float]:
-        """Seconds that members worked since this was last asked, by role."""
-        found, self._busy = self._busy, dict.fromkeys(self._busy, 0.0)
-        return found
+        Args:
+            job: of the run.
+            ledger: of the run.
+            telemetry: of the run.
+            rollouts: sample.
+            scorers: score and compute reference log-probabilities.
+            reward_models: the scorers' names for their reward models.
+        """
+        self._job, self._ledger, self._telemetry = job, ledger, telemetry
+        self._rollouts, self._scorers, self._reward_models = rollouts, scorers, reward_models
+        self._prompt = load_prompt(job.prompts)
+        self._busy_s = {"rollout": 0.0, "scorer": 0.0}
+
+    def pop_busy_seconds(self) -> dict[str, float]:
+        """Busy seconds of the actors since the last call, by role."""
+        busy_s, self._busy_s = self._busy_s, dict.fromkeys(self._busy_s, 0.0)
+        return busy_s
 
     def samples(self, iteration: int, rows: list[Row], version: int) -> Iterator[Group]:
-        """Groups of responses to train on, by a version of the policy; scored by what ranks them."""
-        sampling = self._job.sampling
-        drawing = {
-            "version": version,
-            "responses": sampling.responses,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-        }
-        models = tuple(name for name in ("reward", "safety") if name in self._rewards)
-        return self._scored(
-            stage(iteration, "samples"), rows, self._prompts(rows, "samples", iteration), drawing, models
+        """Groups of responses to train on.
+
+        Args:
+            iteration: of the run.
+            rows: of the SPEECHES table.
+            version: of the policy that samples.
+
+        Returns:
+            Each speech's group with its `reward` scores, and `safety` scores where there is such a model.
+        """
+        settings = self._job.sampling
+        sampling = _Sampling(version, settings.responses, settings.temperature, settings.top_p, settings.max_tokens)
+        models = tuple(name for name in ("reward", "safety") if name in self._reward_models)
+        return self._groups(
+            _Stage(
+                stage(iteration, "samples"),
+                _texts(rows),
+                self._prompts(rows, "samples", iteration),
+                sampling,
+                models,
+                training=True,
+            )
         )
 
     def answers(self, iteration: int, rows: list[Row], version: int) -> Iterator[Group]:
-        """Groups of responses to evaluate, by a version of the policy; scored by all reward models.
+        """Groups of responses to held-out speeches, scored by all reward models.
 
-        They keep their seeds from one iteration to the next, so that policies are compared on equal luck.
+        The seeds are the same in every iteration, so that policies are compared on equal random numbers.
+
+        Args:
+            iteration: of the run.
+            rows: of the SPEECHES table.
+            version: of the policy that samples.
         """
-        evaluation = self._job.evaluation
-        drawing = {
-            "version": version,
-            "responses": evaluation.responses,
-            "temperature": evaluation.temperature,
-            "top_p": 1.0,
-            "max_tokens": self._job.sampling.max_tokens,
-        }
-        return self._scored(stage(iteration, "dev"), rows, self._prompts(rows, "dev", 0), drawing, self._rewards)
+        settings = self._job.evaluation
+        sampling = _Sampling(version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens)
+        prompts = self._prompts(rows, "dev", 0)
+        return self._groups(
+            _Stage(stage(iteration, "dev"), _texts(rows), prompts, sampling, self._reward_models, training=False)
+        )
 
-    def referenced(self, name: str, examples: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
+    def add_reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs of a stage with their log-probabilities under the reference model, by key."""
-        paired: dict[str, PreferencePair] = {}
-        lost = Quarantine(name, self._job.speeches_per_iteration)
+        referenced: dict[str, PreferencePair] = {}
+        quarantine = Quarantine(name, self._job.speeches_per_iteration)
         for pair, seconds in self._scorers.stream(
-            "reference", examples, what=f"{name}: reference", lost=lambda pair, reason: lost.add(pair.key, reason)
+            "reference",
+            pairs,
+            what=f"{name}: reference",
+            lost=lambda pair, reason: quarantine.add(pair.key, reason),
         ):
-            paired[pair.key] = pair
-            self._busy["scorer"] += seconds
-        return paired
+            referenced[pair.key] = pair
+            self._busy_s["scorer"] += seconds
+        return referenced
+
+    def _groups(self, work: _Stage) -> Iterator[Group]:
+        """The groups of a stage: those stored, then new ones, stored as they complete."""
+        items = self._items(work)
+        missing = self._ledger.missing_items(work.name, items)
+        missing_keys = {item.key for item in missing}
+        yield from self._ledger.stored_groups(work.name, [item for item in items if item.key not in missing_keys])
+        if missing:
+            quarantine = Quarantine(work.name, len(work.prompts))
+            scored = self._score(work, self._sample(work, missing, quarantine), quarantine)
+            yield from self._ledger.store_completed(work.name, missing, scored, quarantine.reasons)
+
+    def _sample(self, work: _Stage, items: list[PromptBatch], quarantine: Quarantine) -> Iterator[_Scored]:
+        """Sample the items; yields what scorers take, in order of completion."""
+
+        def give_up(request: SamplingRequest, reason: str) -> None:
+            for prompt in request.item.prompts:
+                quarantine.add(prompt.speech_id, reason)
+
+        for group, seconds in self._rollouts.stream(
+            "sample",
+            (SamplingRequest(item, **asdict(work.sampling)) for item in items),
+            what=work.name,
+            identity=lambda result: result[0].prompt.speech_id,
+            split=SamplingRequest.one_by_one,
+            lost=give_up,
+        ):
+            assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"
+            self._busy_s["rollout"] += seconds
+            tokens = sum(len(response.token_ids) for response in group.responses)
+            self._telemetry.rolling.add(
+                rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
+            )
+            speech = work.speeches[group.prompt.speech_id]
+            yield group, prompt_messages(self._prompt, speech), work.reward_models
+
+    def _score(self, work: _Stage, sampled: Iterable[_Scored], quarantine: Quarantine) -> Iterator[Group]:
+        """Score groups as they are sampled; yields them in order of completion."""
+        rolling = self._telemetry.rolling
+        for group, seconds in self._scorers.stream(
+            "score",
+            sampled,
+            what=f"{work.name}: scores",
+            lost=lambda scored, reason: quarantine.add(scored[0].prompt.speech_id, reason),
+        ):
+            self._busy_s["scorer"] += seconds
+            rolling.add(groups=1)
+            if work.training:
+                rolling.add(sampled=1, reward_sum=sum(group.scores["reward"]) / len(group.responses))
+            yield group
 
     def _prompts(self, rows: list[Row], name: str, moment: int) -> list[Prompt]:
+        """The prompts of speeches; a seed depends on job seed, stage name, iteration and speech."""
         return [
             Prompt(
                 row["speech_id"],
@@ -92,48 +205,13 @@ class SamplingPipeline:
             for row in rows
         ]
 
-    def _scored(
-        self, place: str, rows: list[Row], prompts: list[Prompt], drawing: dict[str, Any], models: tuple[str, ...]
-    ) -> Iterator[Group]:
-        """Groups of responses to the rows' speeches, scored as they come, stored as they go."""
-        speeches = {row["speech_id"]: row["speech"] for row in rows}
+    def _items(self, work: _Stage) -> list[PromptBatch]:
+        """Batches of prompts, each keyed by everything its responses depend on."""
         size = self._job.rollouts.speeches_per_item
-        batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-        items = [PromptBatch(key_of(drawing, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
-        lost, live = Quarantine(place, len(rows)), self._telemetry.live
+        batches = [tuple(work.prompts[i : i + size]) for i in range(0, len(work.prompts), size)]
+        sampling = asdict(work.sampling)
+        return [PromptBatch(key_of(sampling, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
 
-        def give_up(request: SamplingRequest, reason: str) -> None:
-            for prompt in request.item.prompts:
-                lost.add(prompt.speech_id, reason)
 
-        def produce(missing: list[PromptBatch]) -> Iterator[Group]:
-            requests = (SamplingRequest(item, **drawing) for item in missing)
-
-            def sampled() -> Iterator[tuple[Group, list[dict[str, str]], tuple[str, ...]]]:
-                for group, seconds in self._rollouts.stream(
-                    "sample",
-                    requests,
-                    what=place,
-                    identity=lambda found: found[0].prompt.speech_id,
-                    split=SamplingRequest.one_by_one,
-                    lost=give_up,
-                ):
-                    self._busy["rollout"] += seconds
-                    tokens = sum(len(response.token_ids) for response in group.responses)
-                    live.count(rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses))
-                    assert group.version == drawing["version"], f"version {group.version} came from a stale policy"
-                    yield group, prompt_messages(self._prompt, speeches[group.prompt.speech_id]), models
-
-            for group, seconds in self._scorers.stream(
-                "score",
-                sampled(),
-                what=f"{place}: scores",
-                lost=lambda asked, reason: lost.add(asked[0].prompt.speech_id, reason),
-            ):
-                self._busy["scorer"] += seconds
-                live.count(groups=1)
-                if not place.endswith("dev"):
-                    live.count(sampled=1, reward_sum=sum(group.scores["reward"]) / len(group.responses))
-                yield group
-
-        return self._ledger.groups(place, items, produce, lost.reasons)
+def _texts(rows: list[Row]) -> dict[str, str]:
+    return {row["speech_id"]: row["speech"] for row in rows}

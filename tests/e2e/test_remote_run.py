@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.files import fill
-from support.groups import ITEMS, SCHEMA, groups_of
+from support.groups import SCHEMA, groups_of, stream
 from support.logs import messages
 from support.runs import JOB, finish, start
 
@@ -42,7 +42,7 @@ def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
         raise RuntimeError("crash")
 
     with pytest.raises(RuntimeError, match="crash"):
-        list(ledger.groups("it/samples", ITEMS, dies, {}))
+        list(stream(ledger, dies))
     fill(ledger.place("it/state"))
     ledger.write_text("it/state/README.md", "a card")
     # made here, but the machine died before they were sent
@@ -70,7 +70,7 @@ def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
             asked.append(item.key)
             yield from groups_of(item)
 
-    assert len(list(there.groups("it/samples", ITEMS, rest, {}))) == 6
+    assert len(list(stream(there, rest))) == 6
     assert asked == ["item1"]
     assert not (there.root / "it" / "state").exists(), "states are fetched when they are needed"
     assert (storage.fetch(there.place("it/state")) / "a.txt").read_text() == "one"
@@ -253,7 +253,7 @@ def test_speeches_in_quarantine_are_known_on_another_machine(place, monkeypatch,
         for item in items[1:]:
             yield from groups_of(item)
 
-    made = len(list(ledger.groups("it/samples", ITEMS, gives_up, lost)))
+    made = len(list(stream(ledger, gives_up, lost)))
     ledger.close()
     names = list(RemoteDirectory(place).at("it/samples").files())
     assert sum(name.endswith(".quarantine.json") for name in names) == 1
@@ -261,7 +261,7 @@ def test_speeches_in_quarantine_are_known_on_another_machine(place, monkeypatch,
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     ledger = Ledger(Job(run_dir=place), True)
     assert ledger.quarantined("it/samples") == lost
-    again = list(ledger.groups("it/samples", ITEMS, lambda items: pytest.fail("asked again"), {}))
+    again = list(stream(ledger, lambda items: pytest.fail("asked again")))
     assert len(again) == made
     ledger.close()
 

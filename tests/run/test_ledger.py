@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from support.groups import ITEMS, SCHEMA, groups_of, job
+from support.groups import ITEMS, SCHEMA, groups_of, job, stream
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job, Sampling
@@ -43,7 +43,7 @@ def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:
         raise RuntimeError("crash")
 
     with pytest.raises(RuntimeError, match="crash"):
-        list(ledger.groups("it/samples", ITEMS, dies_in_the_second, {}))
+        list(stream(ledger, dies_in_the_second))
     asked: list[str] = []
 
     def rest(items):
@@ -51,11 +51,11 @@ def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:
             asked.append(item.key)
             yield from groups_of(item)
 
-    found = list(ledger.groups("it/samples", ITEMS, rest, {}))
+    found = list(stream(ledger, rest))
     assert asked == ["item1"]
     expected = [group for item in ITEMS for group in groups_of(item)]
     assert sorted(found, key=lambda g: g.prompt.speech_id) == expected
-    assert list(ledger.groups("it/samples", ITEMS, rest, {})) == expected
+    assert list(stream(ledger, rest)) == expected
     assert asked == ["item1"]
 
 

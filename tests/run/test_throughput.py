@@ -23,13 +23,13 @@ def test_speeds_means_and_idle_shares_are_those_of_the_last_minute(clock) -> Non
     for second in range(1, 121):
         clock[0] += 1
         tokens = 10 if second <= 60 else 40
-        figures.count(rollout_tokens=tokens, response_tokens_sum=tokens, responses=4, groups=1)
-        figures.count(sampled=1, reward_sum=float(second > 60))
+        figures.add(rollout_tokens=tokens, response_tokens_sum=tokens, responses=4, groups=1)
+        figures.add(sampled=1, reward_sum=float(second > 60))
         if second > 90:
-            figures.count(learner_tokens=200, learner_s=1.0)
+            figures.add(learner_tokens=200, learner_s=1.0)
         # one member works all the time, the other not at all any more
         pools = {"rollouts": [member(second, second), member(min(second, 60), second)], "scorers": []}
-        found = figures.look(pools, {"rollouts": 3, "scorers": 0})
+        found = figures.snapshot(pools, {"rollouts": 3, "scorers": 0})
     assert found["rollout_tokens_per_s"] == pytest.approx(40)
     assert found["groups_per_s"] == pytest.approx(1)
     assert found["learner_tokens_per_s"] == pytest.approx(100)
@@ -41,24 +41,24 @@ def test_speeds_means_and_idle_shares_are_those_of_the_last_minute(clock) -> Non
 
 def test_what_did_not_happen_is_left_out_and_last_figures_stay(clock) -> None:
     figures = RollingMetrics()
-    figures.last(sync_bytes=1e6, mfu=0.3)
-    figures.last(mfu=0.41)
+    figures.set(sync_bytes=1e6, mfu=0.3)
+    figures.set(mfu=0.41)
     clock[0] += 500
-    found = figures.look({"rollouts": [member(0.0, 0.0)]}, {"rollouts": 0})
+    found = figures.snapshot({"rollouts": [member(0.0, 0.0)]}, {"rollouts": 0})
     assert (found["sync_bytes"], found["mfu"]) == (1e6, 0.41)
     assert "reward" not in found
     assert found["idle_share"] == {"learners": 1.0}
     assert found["groups_per_s"] == 0
-    assert throughput.described(found) == (
+    assert throughput.describe(found) == (
         "in the last minute: 0 rollout tokens/s, 0.00 groups/s, 0 learner tokens/s, MFU 0.41, learners idle 100 %"
     )
 
 
 def test_members_that_left_make_no_idle_share_below_zero(clock) -> None:
     figures = RollingMetrics()
-    figures.look({"scorers": [member(50.0, 60.0), member(50.0, 60.0)]}, {})
+    figures.snapshot({"scorers": [member(50.0, 60.0), member(50.0, 60.0)]}, {})
     clock[0] += throughput.WINDOW_S
-    assert "scorers" not in figures.look({"scorers": [member(55.0, 70.0)]}, {})["idle_share"]
+    assert "scorers" not in figures.snapshot({"scorers": [member(55.0, 70.0)]}, {})["idle_share"]
 
 
 def test_mfu_counts_what_is_trained() -> None:

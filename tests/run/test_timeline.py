@@ -37,14 +37,14 @@ def worked(part: dict, role: str) -> float:
 
 def test_work_is_added_up_where_it_was_done(directory, clock) -> None:
     line = line_of(directory)
-    line.worked("rollouts", 900.0, 999.0)  # for nothing that is recorded
-    with line.doing(1, "sample"):
+    line.add_busy("rollouts", 900.0, 999.0)  # for nothing that is recorded
+    with line.span(1, "sample"):
         clock[0] += 10
-        line.worked("rollouts", 999.0, 1005.1)  # began before the iteration did
-        line.worked("rollouts", 1002.0, 1002.25)
-    with line.doing(1, "train"):
+        line.add_busy("rollouts", 999.0, 1005.1)  # began before the iteration did
+        line.add_busy("rollouts", 1002.0, 1002.25)
+    with line.span(1, "train"):
         clock[0] += 5
-        line.worked("learners", 1010.1, 1014.9)
+        line.add_busy("learners", 1010.1, 1014.9)
     [part] = parts(directory, 1)
     assert part["driver"] == [["sample", 0, 10], ["train", 10, 15]]
     assert (part["seconds"], part["actors"]) == (15, {"rollouts": 2, "learners": 1})
@@ -57,16 +57,16 @@ def test_work_is_added_up_where_it_was_done(directory, clock) -> None:
 
 def test_an_iteration_of_hours_is_kept_in_as_few_numbers(directory, clock) -> None:
     line = line_of(directory)
-    with line.doing(3, "sample"):
+    with line.span(3, "sample"):
         for minute in range(600):
             clock[0] += 60
             if minute % 2:
-                line.worked("rollouts", clock[0] - 30, clock[0])
+                line.add_busy("rollouts", clock[0] - 30, clock[0])
     [part] = parts(directory, 3)
     assert len(part["busy"]["rollouts"]) <= BINS
     assert BINS * part["bin_s"] < 2 * 36000
     assert worked(part, "rollouts") == pytest.approx(9000, rel=0.01)
-    with line.doing(3, "sync"):
+    with line.span(3, "sync"):
         clock[0] += 200_000  # nobody works
     assert len(parts(directory, 3)[0]["busy"]["rollouts"]) <= BINS
 
@@ -74,16 +74,16 @@ def test_an_iteration_of_hours_is_kept_in_as_few_numbers(directory, clock) -> No
 def test_a_driver_that_goes_on_leaves_what_there_is(directory, clock) -> None:
     first = line_of(directory)
     for iteration in (1, 2):
-        with first.doing(iteration, "sample"):
+        with first.span(iteration, "sample"):
             clock[0] += 10
-            first.worked("rollouts", clock[0] - 4, clock[0])
+            first.add_busy("rollouts", clock[0] - 4, clock[0])
     whole, begun = parts(directory, 1), parts(directory, 2)
-    with pytest.raises(KeyboardInterrupt), first.doing(2, "train"):
+    with pytest.raises(KeyboardInterrupt), first.span(2, "train"):
         raise KeyboardInterrupt
     second = line_of(directory)
-    with second.doing(2, "train"):
+    with second.span(2, "train"):
         clock[0] += 7
-    with second.doing(2, "sync"):
+    with second.span(2, "sync"):
         clock[0] += 1
     assert parts(directory, 1) == whole
     one, other = parts(directory, 2)

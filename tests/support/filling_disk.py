@@ -18,7 +18,7 @@ from psyco_ray.cli.main import main
 from psyco_ray.run import ray_session, storage
 from psyco_ray.run.types import StepResult
 from psyco_ray.training.step_log import StepLog
-from support.groups import ITEMS, groups_of
+from support.groups import groups_of, stream
 
 STEPS = 3
 
@@ -63,7 +63,7 @@ def act(job: str, full_from: str) -> dict:
             return [{"a": number**0.5} for number in range(1000)]
 
         ledger.table("x", pa.schema([("a", pa.float64())]), table)
-        list(ledger.groups("it/samples", ITEMS, sampled, {}))
+        list(stream(ledger, sampled))
         log = StepLog(ledger, "it/training")
         learner = Learner(log.state)
         for number in range(log.done, STEPS):

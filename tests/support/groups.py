@@ -1,10 +1,12 @@
 """Made-up prompts and groups of a ledger."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
 from psyco_ray.config.training import Job
+from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.types import Group, Prompt, PromptBatch, Response
 
 SCHEMA = pa.schema([("a", pa.int32())])
@@ -21,6 +23,14 @@ def groups_of(item: PromptBatch) -> list[Group]:
         )
         for p in item.prompts
     ]
+
+
+def stream(ledger: Ledger, produce, quarantined: Mapping[str, str] | None = None) -> Iterator[Group]:
+    """The groups of ITEMS in a ledger: those stored, then those that `produce` yields for the missing items."""
+    missing = ledger.missing_items("it/samples", ITEMS)
+    yield from ledger.stored_groups("it/samples", [item for item in ITEMS if item not in missing])
+    if missing:
+        yield from ledger.store_completed("it/samples", missing, produce(missing), quarantined or {})
 
 
 ITEMS = [PromptBatch(f"item{k}", tuple(Prompt(f"s{k}{i}", (1, 2, k), 10 * k + i) for i in range(3))) for k in range(2)]

@@ -28,8 +28,8 @@ def made(tmp_path, tiny_model):
     found = object.__new__(orchestrator.Orchestrator)
     found.job, found.ledger = job, Ledger(job, resume=False)
     found.telemetry = SimpleNamespace(track=lambda stream, *_: stream)
-    found.timeline = SimpleNamespace(doing=lambda *_: contextlib.nullcontext())
-    found._flow = SimpleNamespace(taken=dict)
+    found.timeline = SimpleNamespace(span=lambda *_: contextlib.nullcontext())
+    found._flow = SimpleNamespace(pop_busy_seconds=dict)
     yield found
     found.ledger.close()
 
@@ -50,7 +50,7 @@ def test_pairs_of_two_files_that_bear_the_same_ids_are_all_trained(local_ray, ma
     parts = [Part(pairs=str(tmp_path / f"{name}.parquet")) for name in ("a", "b")]
     table = mixture.mix(parts, made.job.data, seed=0).train
     assert len(set(table["pair_id"].to_pylist())) < 8, "their ids are the numbers of their rows"
-    made._flow.referenced = referenced
+    made._flow.add_reference = referenced
     examples = made.offline_pairs(1, [str(i) for i in range(8)], table)
     assert len({one.key for one in examples}) == len({one.chosen_ids for one in examples}) == 8
     stored = pq.read_table(made.ledger.path("iteration-001/pairs.parquet")).to_pylist()
@@ -64,7 +64,7 @@ def test_a_pair_that_scorers_gave_up_is_left_out(local_ray, made, tmp_path) -> N
     rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(4)]
     pq.write_table(orchestrator.pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     table = mixture.mix([Part(pairs=str(tmp_path / "pairs.parquet"))], made.job.data, seed=0).train
-    made._flow.referenced = lambda name, examples: referenced(name, list(examples)[1:])
+    made._flow.add_reference = lambda name, examples: referenced(name, list(examples)[1:])
     assert len(made.offline_pairs(1, ["0", "1", "2", "3"], table)) == 3
     too_long = [row | {"chosen": "word " * 5000} for row in rows]
     pq.write_table(orchestrator.pa.Table.from_pylist(too_long), tmp_path / "long.parquet")
@@ -99,7 +99,7 @@ def test_what_was_started_is_closed_where_the_rest_finds_no_room(made, monkeypat
     monkeypatch.setattr(orchestrator, "ActorPool", pool)
     monkeypatch.setattr(orchestrator, "LearnerGroup", full)
     made.trained, made.weights, made._rewards = 0, 0, {"reward": "a"}
-    made.timeline.worked = print
+    made.timeline.add_busy = print
     with pytest.raises(ValueError, match="no room for 2 learner ranks"):
         made.__enter__()
     assert sorted(closed) == ["rollout", "scorer"]
