@@ -1,4 +1,4 @@
-"""Conversations as token ids, alike wherever a reward model is trained or asked."""
+"""Conversations as token ids, the same in training and in scoring."""
 
 from __future__ import annotations
 
@@ -16,71 +16,78 @@ Messages = Sequence[dict[str, str]]
 
 
 class ResponseTooLongError(Exception):
-    """A response that leaves no room for a token of its prompt."""
+    """A response leaves no room for a single token of its prompt."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Responses to one conversation: what they share, and what each adds through its end of turn."""
+    """A conversation with several responses: the shared prefix, and each response through its end of turn."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[tuple[int, ...], ...]
-    cut: int  # prompt tokens that were cut off at the left
+    cut: int  # prompt tokens removed at the left
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, asked: Messages, responses: Sequence[str], max_tokens: int | None
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, responses: Sequence[str], max_tokens: int | None
 ) -> Encoded:
-    """Render a conversation with each response and cut the prompt's left until the longest fits.
+    """Renders a conversation with each response, and cuts the prompt at its left until the longest fits.
 
     Args:
         tokenizer: with a chat template, which writes all special tokens.
-        asked: the conversation up to the responses.
+        messages: the conversation up to the responses.
         responses: texts of the assistant's next turn.
-        max_tokens: of a conversation with its longest response; None: no bound.
+        max_tokens: limit of the conversation with its longest response; None: no limit.
+
+    Returns:
+        The longest common prefix of the rendered conversations, and the rest of each.
 
     Raises:
-        ResponseTooLongError: a response would have to be cut; it never is.
+        ResponseTooLongError: a response would have to be cut; only prompts are.
+
+    Example:
+        >>> encoded = encode(tokenizer, [{"role": "user", "content": "I cannot sleep."}], ["Why?", "Oh."], 512)
+        >>> len(encoded.prompt_ids) + len(encoded.response_ids[0])
     """
-    whole = [
-        loading.conversation_ids(tokenizer, [*asked, {"role": "assistant", "content": text}]) for text in responses
+    conversations = [
+        loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": text}]) for text in responses
     ]
-    over = max(len(ids) for ids in whole) - max_tokens if max_tokens else 0
-    if over > 0:
-        # a beginning-of-text token stays where it is
-        first = int(whole[0][0] == tokenizer.bos_token_id)
-        if over + first >= _prompt_tokens(tokenizer, asked, whole):
+    excess = max(len(ids) for ids in conversations) - max_tokens if max_tokens else 0
+    if excess > 0:
+        bos = int(conversations[0][0] == tokenizer.bos_token_id)  # it stays
+        if excess + bos >= _prompt_tokens(tokenizer, messages, conversations):
             raise ResponseTooLongError
-        whole = [ids[:first] + ids[first + over :] for ids in whole]
-    prompt, answers = branch(whole)
-    return Encoded(tuple(prompt), tuple(tuple(ids) for ids in answers), max(0, over))
+        conversations = [ids[:bos] + ids[bos + excess :] for ids in conversations]
+    prompt, answers = branch(conversations)
+    return Encoded(tuple(prompt), tuple(tuple(ids) for ids in answers), max(0, excess))
 
 
 def encode_turn(
-    tokenizer: PreTrainedTokenizerBase, asked: Messages, responses: Sequence[str], max_tokens: int | None
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, responses: Sequence[str], max_tokens: int | None
 ) -> Encoded:
-    """As `encode`, but split where a policy begins to write, and ended where it stops: at the end of turn.
+    """As `encode`, but a response starts where a policy begins to write and ends with its end-of-turn token.
 
     Raises:
-        ResponseTooLongError: a response would have to be cut; it never is.
+        ResponseTooLongError: a response would have to be cut; only prompts are.
     """
-    found = encode(tokenizer, asked, responses, max_tokens)
-    prompt = loading.conversation_ids(tokenizer, list(asked))
+    encoded = encode(tokenizer, messages, responses, max_tokens)
+    # the shared prefix may contain the beginning of both responses, and it lacks the tokens cut at the left
+    prompt_tokens = len(loading.conversation_ids(tokenizer, list(messages))) - encoded.cut
     turns = []
-    for ids in found.response_ids:
-        # what both responses begin with stands in the shared part, of which the left may be missing
-        whole = [*found.prompt_ids, *ids]
-        turn = whole[len(prompt) - found.cut :]
-        ends = [place for place, token in enumerate(turn) if token == tokenizer.eos_token_id]
+    for ids in encoded.response_ids:
+        turn = [*encoded.prompt_ids, *ids][prompt_tokens:]
+        ends = [position for position, token in enumerate(turn) if token == tokenizer.eos_token_id]
         turns.append(tuple(turn[: ends[-1] + 1] if ends else turn))
-    before = [*found.prompt_ids, *found.response_ids[0]][: len(prompt) - found.cut]
-    return Encoded(tuple(before), tuple(turns), found.cut)
+    prompt = [*encoded.prompt_ids, *encoded.response_ids[0]][:prompt_tokens]
+    return Encoded(tuple(prompt), tuple(turns), encoded.cut)
 
 
-def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, asked: Messages, whole: Sequence[Sequence[int]]) -> int:
-    """How many tokens stand before any response."""
-    alone = loading.conversation_ids(tokenizer, list(asked))
-    same = 0
-    while same < len(alone) and all(same < len(ids) and ids[same] == alone[same] for ids in whole):
-        same += 1
-    return same
+def _prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, conversations: Sequence[Sequence[int]]
+) -> int:
+    """Returns the number of tokens before any response."""
+    prompt = loading.conversation_ids(tokenizer, list(messages))
+    shared = 0
+    while shared < len(prompt) and all(shared < len(ids) and ids[shared] == prompt[shared] for ids in conversations):
+        shared += 1
+    return shared

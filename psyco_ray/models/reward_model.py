@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Inputs = dict[str, list[int]]
-"""A conversation with one response as a model takes it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
+"""A model's inputs for a conversation with one response: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
 
 
 def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int) -> PreTrainedModel:
-    """A reward model over a language model's body, with a new seeded head: N(0, 1 / (hidden + 1)) (Stiennon 2020).
+    """Loads a language model with a new seeded reward head: N(0, 1 / (hidden + 1)) (Stiennon et al. 2020).
 
-    The pad token becomes one that ends no turn: transformers reads the score before trailing pad tokens, so that
-    a pad equal to the end of turn would move it. Given a reward model, its own head stays. It attends to packed
+    A reward model keeps its own head. The pad token becomes one that ends no turn: transformers reads the score before
+    trailing pad tokens, so that a pad token equal to the end of turn would move it. The model attends to packed
     sequences.
     """
     import torch
@@ -30,16 +30,16 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
     from psyco_ray.models import attention
 
     config = AutoConfig.from_pretrained(path, num_labels=1)
-    trained = any("SequenceClassification" in name for name in config.architectures or [])
+    has_head = any("SequenceClassification" in name for name in config.architectures or [])
     tokenizer.pad_token_id = distinct_pad(tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(
         path, config=config, dtype=dtype, attn_implementation=attention.NAME
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.architectures = [type(model).__name__]  # it still names the base model's class
-    if not trained:
+    model.config.architectures = [type(model).__name__]  # instead of the base model's class
+    if not has_head:
         generator = torch.Generator().manual_seed(seed)
-        # ZeRO-3 has emptied the weight already and keeps its shape aside
+        # ZeRO-3 has emptied the weight and keeps its shape
         labels, hidden = getattr(model.score.weight, "ds_shape", model.score.weight.shape)
         head = torch.randn(labels, hidden, generator=generator) / (hidden + 1) ** 0.5
         import deepspeed
@@ -51,45 +51,48 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
 
 
 def distinct_pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    """A token that can pad without being mistaken for the end of a turn.
+    """Returns the id of a pad token that is neither the end of turn nor the beginning of text.
 
     Raises:
-        InputError: the tokenizer has no special token to spare.
+        InputError: the tokenizer has no special token for it.
     """
     ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
         return tokenizer.pad_token_id
     named = [t for t in tokenizer.get_vocab() if "pad" in t.lower() and t.startswith("<") and t.endswith(">")]
-    spare = [*named, *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]
-    for token in spare:
-        found = tokenizer.convert_tokens_to_ids(token)
-        if found not in ends:
-            return found
+    for token in [*named, *tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]:
+        token_id = tokenizer.convert_tokens_to_ids(token)
+        if token_id not in ends:
+            return token_id
     raise InputError(
         f"the tokenizer of {tokenizer.name_or_path} has no special token to pad with beside the end of turn; add one"
     )
 
 
-# On a CPU vLLM's pooling engine scored 1.2 (pairs) and 1.3 times (groups of eight) as many texts a second in bfloat16,
-# 1.1 times in float32: too little for a second engine, its start of some ten seconds and its narrower choice of models.
+# Not vLLM's pooling engine: on a CPU it scored 1.2 (pairs) and 1.3 times (groups of eight) as many texts a second in
+# bfloat16, 1.1 times in float32. That does not pay for a second engine, which starts slower and supports fewer models.
 class RewardModel:
     """A frozen reward model of any family.
 
-    Decoders score packed rows, in which a prompt is computed once for all its responses; models of other families
-    score padded batches. In both a score depends on its own conversation only, and is the one that transformers gives
-    to that conversation alone.
+    Decoders score packed rows, in which a prompt is computed once for all its responses; other families score padded
+    batches. Either way a score equals the one that transformers gives to the conversation alone.
+
+    Example:
+        >>> model = RewardModel("/models/reward", Scorers(), max_tokens=None)
+        >>> [result] = model.score([ScoreRequest("key", ({"role": "user", "content": "Hi."},), ("Hello.",))])
+        >>> result.values
     """
 
-    def __init__(self, spec: str, settings: Scorers, max_tokens: int | None) -> None:
-        """Load the model.
+    def __init__(self, name: str, settings: Scorers, max_tokens: int | None) -> None:
+        """Loads the model.
 
         Args:
-            spec: its directory or hub id.
+            name: directory or hub id.
             settings: dtype, device, tokens of a row.
-            max_tokens: of a conversation with its response; None: as many as the model has positions.
+            max_tokens: limit of a conversation with its response; None: the model's context length.
 
         Raises:
-            InputError: the directory is not complete, or the model has not one label.
+            InputError: the directory is incomplete, or the model has more than one label.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -97,90 +100,94 @@ class RewardModel:
         from psyco_ray.models import attention, loading
         from psyco_ray.models.packing import ResponseScores
 
-        path = loading.resolve(spec)
+        path = loading.resolve(name)
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=settings.dtype)
         if model.config.num_labels != 1:
-            raise InputError(f"reward model {spec} has {model.config.num_labels} labels; one is needed")
+            raise InputError(f"reward model {name} has {model.config.num_labels} labels; one is needed")
         self._row_tokens = settings.row_tokens
         self._device = torch.device("cuda" if settings.gpus else "cpu")
         self._model: Any = model.eval().to(self._device)
-        # a decoder was trained on rendered conversations; an encoder takes question and answer
+        # a decoder was trained on rendered conversations; an encoder takes a question and an answer
         self._tokenizer = loading.load_tokenizer(path) if can_pack(model) else AutoTokenizer.from_pretrained(path)
         self._pad = model.config.get_text_config().pad_token_id
-        self._max_tokens = max_tokens or positions(model)
+        self._max_tokens = max_tokens or max_positions(model)
         self._packed: Any = None
         if can_pack(model):
             model.set_attn_implementation(attention.NAME)
             self._packed = ResponseScores(model)
 
-    def score(self, asked: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Raw scores of every conversation's responses, in the given order."""
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Scores every conversation's responses.
+
+        Returns:
+            In the given order, the raw scores; None where a response leaves no room for its prompt.
+        """
         import torch
 
         from psyco_ray.models.encoding import ResponseTooLongError
 
         inputs: list[list[Inputs] | None] = []
         cuts: list[int] = []
-        for one in asked:
+        for request in requests:
             try:
-                found, cut = self._inputs(one)
+                encoded, cut = self._inputs(request)
+                inputs.append(encoded)
             except ResponseTooLongError:
-                found, cut = None, 0
-            inputs.append(found)
+                cut = 0
+                inputs.append(None)
             cuts.append(cut)
-        fitting = [found for found in inputs if found is not None]
+        fitting = [encoded for encoded in inputs if encoded is not None]
         with torch.inference_mode():
-            values = iter(self._score_packed(fitting) if self._packed else self._score_padded(fitting))
+            scores = iter(self._score_packed(fitting) if self._packed else self._score_padded(fitting))
         return [
-            ScoreResult(one.key, None if found is None else tuple(next(values)), cut)
-            for one, found, cut in zip(asked, inputs, cuts, strict=True)
+            ScoreResult(request.key, None if encoded is None else tuple(next(scores)), cut)
+            for request, encoded, cut in zip(requests, inputs, cuts, strict=True)
         ]
 
-    def _inputs(self, asked: ScoreRequest) -> tuple[list[Inputs], int]:
-        """The model's inputs for each response, and how many tokens of the prompt were cut off."""
+    def _inputs(self, request: ScoreRequest) -> tuple[list[Inputs], int]:
+        """Returns the model's inputs for each response, and the number of prompt tokens that were cut off."""
         from psyco_ray.models.encoding import encode
 
         if not self._tokenizer.chat_template:
-            return self._paired_inputs(asked)
-        found = encode(self._tokenizer, asked.messages, asked.responses, self._max_tokens)
-        whole = [[*found.prompt_ids, *ids] for ids in found.response_ids]
-        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in whole], found.cut
+            return self._paired_inputs(request)
+        encoded = encode(self._tokenizer, request.messages, request.responses, self._max_tokens)
+        conversations = [[*encoded.prompt_ids, *ids] for ids in encoded.response_ids]
+        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in conversations], encoded.cut
 
-    def _paired_inputs(self, asked: ScoreRequest) -> tuple[list[Inputs], int]:
-        """Without a chat template: question and answer as a pair of texts, the question cut at its left."""
+    def _paired_inputs(self, request: ScoreRequest) -> tuple[list[Inputs], int]:
+        """As `_inputs`, but without a chat template: a pair of texts, of which the question is cut at its left."""
         from psyco_ray.models.encoding import ResponseTooLongError
 
-        question = "\n\n".join(message["content"] for message in asked.messages)
-        whole = [dict(self._tokenizer(question, text)) for text in asked.responses]
-        over = max(len(one["input_ids"]) for one in whole) - self._max_tokens if self._max_tokens else 0
-        if over <= 0:
-            return whole, 0
-        ids = self._tokenizer(question, add_special_tokens=False)["input_ids"]
-        if over >= len(ids):
+        question = "\n\n".join(message["content"] for message in request.messages)
+        inputs = [dict(self._tokenizer(question, text)) for text in request.responses]
+        excess = max(len(pair["input_ids"]) for pair in inputs) - self._max_tokens if self._max_tokens else 0
+        if excess <= 0:
+            return inputs, 0
+        if excess >= len(self._tokenizer(question, add_special_tokens=False)["input_ids"]):
             raise ResponseTooLongError
         self._tokenizer.truncation_side = "left"
         return [
-            dict(self._tokenizer(question, text, truncation="only_first", max_length=len(one["input_ids"]) - over))
-            for text, one in zip(asked.responses, whole, strict=True)
-        ], over
+            dict(self._tokenizer(question, text, truncation="only_first", max_length=len(pair["input_ids"]) - excess))
+            for text, pair in zip(request.responses, inputs, strict=True)
+        ], excess
 
     def _score_packed(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
-        """Scores of each group's responses, through rows of whole groups."""
+        """Returns the scores of each group's responses, computed in rows of whole groups."""
         from psyco_ray.models.packing import branch, pack
 
-        trees = [branch([self._read_through(one["input_ids"]) for one in group]) for group in groups]
+        trees = [branch([self._scored_ids(pair["input_ids"]) for pair in group]) for group in groups]
         sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
         scores: list[list[float]] = [[] for _ in groups]
-        for row in rows(sizes, self._row_tokens):
-            values = iter(self._packed(pack([trees[place] for place in row]).to(self._device)).tolist())
-            for place in row:
-                scores[place] = [next(values) for _ in trees[place][1]]
+        for row in plan_rows(sizes, self._row_tokens):
+            values = iter(self._packed(pack([trees[index] for index in row]).to(self._device)).tolist())
+            for index in row:
+                scores[index] = [next(values) for _ in trees[index][1]]
         return scores
 
-    def _read_through(self, ids: list[int]) -> list[int]:
-        """A conversation up to where transformers reads its score: the last token that is not the pad token.
+    def _scored_ids(self, ids: list[int]) -> list[int]:
+        """Returns a conversation up to where transformers reads its score: its last token that is not the pad token.
 
-        Where that is the end of turn as well, as in many published models, this is the token before it.
+        In many published models the pad token is the end of turn, and the score is read at the token before it.
         """
         end = len(ids)
         while end > 2 and ids[end - 1] == self._pad:
@@ -188,32 +195,32 @@ class RewardModel:
         return ids[:end]
 
     def _score_padded(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
-        """Scores of each group's responses, through padded batches of conversations that are about as long."""
+        """Returns the scores of each group's responses, computed in padded batches of similar lengths."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        flat = [one for group in groups for one in group]
-        lengths = [len(one["input_ids"]) for one in flat]
+        flat = [pair for group in groups for pair in group]
+        lengths = [len(pair["input_ids"]) for pair in flat]
         # a model without a pad token takes one conversation at a time
         budget = 0 if self._pad is None else self._row_tokens
-        found = [0.0] * len(flat)
-        for row in rows(lengths, budget, padded=True):
+        scores = [0.0] * len(flat)
+        for row in plan_rows(lengths, budget, padded=True):
             batch = {
                 name: pad_sequence(
-                    [torch.tensor(flat[place][name]) for place in row],
+                    [torch.tensor(flat[index][name]) for index in row],
                     batch_first=True,
                     padding_value=self._pad if name == "input_ids" and self._pad is not None else 0,
                 ).to(self._device)
                 for name in flat[row[0]]
             }
-            for place, score in zip(row, self._model(**batch).logits[:, 0].float().tolist(), strict=True):
-                found[place] = score
-        values = iter(found)
+            for index, score in zip(row, self._model(**batch).logits[:, 0].float().tolist(), strict=True):
+                scores[index] = score
+        values = iter(scores)
         return [[next(values) for _ in group] for group in groups]
 
 
 def can_pack(model: Any) -> bool:
-    """Whether a sequence classifier is a plain decoder: its layers attend, and the score is read at the last token.
+    """Whether a sequence classifier is a plain decoder: all layers attend, and the score is read at the last token.
 
     Layers with a running state (Mamba, linear attention) would carry it from one response into the next.
     """
@@ -229,34 +236,34 @@ def can_pack(model: Any) -> bool:
     )
 
 
-def positions(model: Any) -> int | None:
-    """Tokens that a model has positions for; None where it tells no number."""
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def max_positions(model: Any) -> int | None:
+    """Returns the context length of a loaded model in tokens; None if its configuration has none."""
+    tokens = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    # RoBERTa counts from behind its pad token
-    skipped = getattr(table, "padding_idx", None)
-    return own if own is None or skipped is None else own - skipped - 1
+    # RoBERTa's positions start after its pad token's
+    pad_position = getattr(table, "padding_idx", None)
+    return tokens if tokens is None or pad_position is None else tokens - pad_position - 1
 
 
-def rows(lengths: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
-    """Texts sorted into rows by length, the shortest first.
+def plan_rows(lengths: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
+    """Sorts texts into rows by length, shortest first.
 
     Args:
         lengths: tokens of each text.
-        budget: tokens that a row holds; a longer text has a row of its own.
-        padded: count every text of a row as long as its longest.
+        budget: tokens of a row; a longer text has a row of its own.
+        padded: count every text of a row as long as the row's longest.
 
     Returns:
-        The positions of each row's texts.
+        The indices of each row's texts.
     """
-    found: list[list[int]] = []
-    held = 0
-    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
-        wanted = lengths[place] * (len(found[-1]) + 1) if padded and found else held + lengths[place]
-        if found and wanted <= budget:
-            found[-1].append(place)
-            held = wanted
+    rows: list[list[int]] = []
+    filled = 0
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        size = lengths[index] * (len(rows[-1]) + 1) if padded and rows else filled + lengths[index]
+        if rows and size <= budget:
+            rows[-1].append(index)
+            filled = size
         else:
-            found.append([place])
-            held = lengths[place]
-    return found
+            rows.append([index])
+            filled = lengths[index]
+    return rows

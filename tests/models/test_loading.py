@@ -40,11 +40,25 @@ def test_incomplete_model_directories_are_named(tmp_path, files, message) -> Non
         loading.resolve(str(tmp_path))
 
 
-def test_positions_are_read_from_the_configuration(tiny_model, tmp_path) -> None:
+def test_the_context_length_is_read_from_the_configuration(tiny_model, tmp_path) -> None:
     assert loading.max_positions(tiny_model) == 1024
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is invalid JSON"):
         loading.max_positions(tmp_path)
+
+
+def test_a_fingerprint_changes_with_a_file_and_follows_links_into_the_cache(tmp_path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("not a model file")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "0123abc")
+    (tmp_path / "0123abc").write_text("weights")
+    before = loading.model_fingerprint(tmp_path)
+    assert [name for name, _ in before] == ["config.json", "model.safetensors"]
+    assert before[1] == ("model.safetensors", "0123abc")
+    (tmp_path / "config.json").write_text("{ }")
+    after = loading.model_fingerprint(tmp_path)
+    assert after[0] != before[0]
+    assert after[1] == before[1]
 
 
 def test_a_template_that_writes_the_date_writes_the_same_every_day(tiny_model) -> None:

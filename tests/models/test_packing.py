@@ -30,14 +30,14 @@ def trees(count: int, seed: int = 0) -> list:
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    """As transformers runs it by itself."""
+    """The model with transformers' own attention."""
     return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
 
 
-@pytest.fixture(params=["mask added", "mask selects"])
+@pytest.fixture(params=["additive mask", "boolean mask"])
 def packing(request, tiny_model, monkeypatch):
-    """The same model, as it attends to packed sequences on a CPU and on a GPU."""
-    monkeypatch.setattr(attention, "adds_mask", lambda *_: request.param == "mask added")
+    """The same model with packed attention, by branches as on a CPU and in rows as on a GPU."""
+    monkeypatch.setattr(attention, "uses_additive_mask", lambda *_: request.param == "additive mask")
     return loading.load_causal_lm(tiny_model, "float32")
 
 
@@ -86,14 +86,14 @@ def test_gradients_equal_those_of_plain_forwards(model, packing) -> None:
     model.zero_grad()
 
 
-def test_blocks_of_queries_change_nothing(model, packing, monkeypatch) -> None:
+def test_gradients_do_not_depend_on_the_size_of_a_block(model, packing, monkeypatch) -> None:
     monkeypatch.setattr(attention, "BLOCK", 4)
     test_gradients_equal_those_of_plain_forwards(model, packing)
 
 
 @pytest.mark.parametrize("window", [3, 12])
-def test_a_sliding_window_narrows_rows_and_branches_alike(tiny_model, monkeypatch, window: int) -> None:
-    """Against transformers, one conversation at a time."""
+def test_a_sliding_window_limits_attention_in_rows_and_branches(tiny_model, monkeypatch, window: int) -> None:
+    """The oracle is transformers, one conversation at a time."""
     config = MistralConfig(**{**AutoConfig.from_pretrained(tiny_model).to_dict(), "model_type": "mistral"})
     config.sliding_window = window
     torch.manual_seed(1)
@@ -102,27 +102,25 @@ def test_a_sliding_window_narrows_rows_and_branches_alike(tiny_model, monkeypatc
     plain = [plain_logprob(model, prompt, response) for prompt, responses in batch for response in responses]
     model.set_attn_implementation(attention.NAME)
     monkeypatch.setattr(attention, "BLOCK", 8)
-    for adds in (True, False):
-        monkeypatch.setattr(attention, "adds_mask", lambda *_, adds=adds: adds)
+    for additive in (True, False):
+        monkeypatch.setattr(attention, "uses_additive_mask", lambda *_, additive=additive: additive)
         with torch.no_grad():
-            assert ResponseLogprobs(model)(pack(batch)).tolist() == pytest.approx(plain, abs=2e-4), adds
+            assert ResponseLogprobs(model)(pack(batch)).tolist() == pytest.approx(plain, abs=2e-4), additive
 
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("logit_rows", [7, 25, 50, 64])
-def test_the_head_is_as_near_to_the_exact_gradients_as_a_plain_one(
-    dtype: torch.dtype, logit_rows: int, biased: bool
-) -> None:
-    """One chunk or several, whole or not; bfloat16 rounds both alike."""
+def test_the_chunked_head_is_as_exact_as_a_plain_one(dtype: torch.dtype, logit_rows: int, biased: bool) -> None:
+    """The oracle is float64; the error of a plain head in the same dtype sets the bound."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(50, 16), (300, 16), (300,)][: 3 if biased else 2]
     tensors = [torch.randn(*shape, generator=draw).to(dtype) for shape in shapes]
     targets, slopes = torch.randint(300, (50,), generator=draw), torch.randn(50, generator=draw)
 
-    def found(computed: Callable[..., torch.Tensor], of: torch.dtype) -> list[torch.Tensor]:
-        leaves = [one.to(of, copy=True).requires_grad_() for one in tensors]
-        values = computed(*leaves)
+    def results(function: Callable[..., torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors]
+        values = function(*leaves)
         (values * slopes).sum().backward()
         return [values.double(), *(leaf.grad.double() for leaf in leaves)]
 
@@ -131,15 +129,16 @@ def test_the_head_is_as_near_to_the_exact_gradients_as_a_plain_one(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
 
-    def ours(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def chunked(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return chunked_logprobs(rows, weight, bias, targets, logit_rows)
 
-    for exact, near, mine in zip(found(plain, torch.float64), found(plain, dtype), found(ours, dtype), strict=True):
-        scale, usual = exact.abs().max(), (near - exact).abs().max()
-        assert (mine - exact).abs().max() <= 1.5 * usual + 1e-6 * scale
+    computed = (results(plain, torch.float64), results(plain, dtype), results(chunked, dtype))
+    for exact, usual, tested in zip(*computed, strict=True):
+        scale, usual_error = exact.abs().max(), (usual - exact).abs().max()
+        assert (tested - exact).abs().max() <= 1.5 * usual_error + 1e-6 * scale
 
 
-def test_the_head_leaves_out_what_is_not_trained() -> None:
+def test_the_head_computes_no_gradient_of_frozen_tensors() -> None:
     rows, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4)
     chunked_logprobs(rows, weight, None, torch.arange(6), 4).sum().backward()
     assert rows.grad is not None
@@ -148,32 +147,32 @@ def test_the_head_leaves_out_what_is_not_trained() -> None:
         assert not chunked_logprobs(rows, weight, None, torch.arange(6), 4).requires_grad
 
 
-def test_gradient_checkpointing_changes_no_gradient(tiny_model) -> None:
+def test_gradient_checkpointing_does_not_change_gradients(tiny_model) -> None:
     gradients = []
-    for saving in (False, True):
+    for checkpointing in (False, True):
         model = loading.load_causal_lm(tiny_model, "float32").train()
-        if saving:
+        if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         ResponseLogprobs(model, logit_rows=64)(pack(trees(4))).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, saved in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, saved)
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
 
 
-def test_scores_are_those_of_transformers_and_do_not_depend_on_batch_mates(scorer, packing_scorer) -> None:
+def test_scores_equal_those_of_transformers_and_do_not_depend_on_batch_mates(scorer, packing_scorer) -> None:
     batch = trees(8, seed=2)
     with torch.no_grad():
         alone = [packing_scorer(pack([(p, [r])])).item() for p, rs in batch for r in rs]
         together = packing_scorer(pack(batch)).tolist()
         backwards = packing_scorer(pack(batch[::-1])).tolist()
-        theirs = [scorer(torch.tensor([p + r])).logits.item() for p, rs in batch for r in rs]
+        expected = [scorer(torch.tensor([p + r])).logits.item() for p, rs in batch for r in rs]
     assert together == pytest.approx(alone, abs=1e-5)
-    assert together == pytest.approx(theirs, abs=1e-5)
+    assert together == pytest.approx(expected, abs=1e-5)
     assert sorted(backwards) == pytest.approx(sorted(alone), abs=1e-5)
 
 
-def test_transformers_own_padding_does_not_move_a_score(scorer, tiny_reward_model) -> None:
-    """A text that ends in the end-of-turn token keeps its score in a padded batch: the pad token is another one."""
+def test_padding_in_transformers_does_not_change_a_score(scorer, tiny_reward_model) -> None:
+    """A text that ends with the end-of-turn token keeps its score in a padded batch, because the pad token differs."""
     tokenizer = loading.load_tokenizer(tiny_reward_model)
     assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
     assert scorer.config.pad_token_id == tokenizer.pad_token_id
@@ -185,20 +184,19 @@ def test_transformers_own_padding_does_not_move_a_score(scorer, tiny_reward_mode
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=8), min_size=1, max_size=5))
-def test_branch_splits_and_joins_again(conversations: list[list[int]]) -> None:
+def test_branch_loses_no_token(conversations: list[list[int]]) -> None:
     shared, own = branch(conversations)
     assert [[*shared, *rest] for rest in own] == conversations
     assert all(own)
 
 
 def test_empty_sequences_are_refused() -> None:
-    with pytest.raises(ValueError, match="prompt without tokens"):
-        pack([([], [[1]])])
-    with pytest.raises(ValueError, match="response without tokens"):
-        pack([([1], [[]])])
+    for tree in (([], [[1]]), ([1], [[]])):
+        with pytest.raises(AssertionError, match="prompts and responses have tokens"):
+            pack([tree])
 
 
-def test_nothing_is_filled_up_but_attention() -> None:
+def test_only_attention_is_padded() -> None:
     batch = trees(9, seed=4)
     packed = pack(batch)
     tokens = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
@@ -210,8 +208,8 @@ def test_nothing_is_filled_up_but_attention() -> None:
 
 
 def test_attention_sinks_are_refused() -> None:
-    one = torch.zeros(1, 1, 2, 4)
+    states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="attention sinks"):
         attention.attention(
-            None, one, one, one, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), sizes=[(1, 1)], s_aux=one
+            None, states, states, states, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), sizes=[(1, 1)], s_aux=states
         )

@@ -337,7 +337,7 @@ def test_only_plain_decoders_are_packed(kind: str, packs: bool) -> None:
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 600), st.booleans())
 def test_rows_hold_every_text_once_within_their_budget(lengths: list[int], budget: int, padded: bool) -> None:
-    found = reward_model.rows(lengths, budget, padded)
+    found = reward_model.plan_rows(lengths, budget, padded)
     assert sorted(place for row in found for place in row) == list(range(len(lengths)))
     in_order = [lengths[place] for row in found for place in row]
     assert in_order == sorted(lengths)
