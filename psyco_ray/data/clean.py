@@ -1,7 +1,7 @@
 """Plain text from scraped sources: removes tags, entities, wrong encodings and stray white space.
 
-Tags are found by a pattern: HTML parsers (html.parser, BeautifulSoup) drop a client's "x<y" or "<name>", and the hash of
-the cleaned text names the speech, so the result must not depend on a parser's version.
+Tags are found by a pattern: HTML parsers (html.parser, BeautifulSoup) drop a client's "x<y" or "<name>", and the hash
+of the cleaned text names the speech, so the result must not depend on a parser's version.
 """
 
 from __future__ import annotations

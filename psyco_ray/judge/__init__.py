@@ -1,6 +1,12 @@
-"""Calls to OpenAI-compatible APIs: one client, paid once.
+"""Calls to OpenAI-compatible APIs; every answer is paid once.
 
-Holds the client with retries, rate limits and budgets, the journal of paid answers, the batch API, and the pipeline
-that runs a stage of questions on Ray Data. It knows messages, JSON schemas and prices; what is asked, and what an
-answer means, belongs to the package that asks.
+- `client`: single calls with retries
+- `rate_limit`: limits and budget over all callers
+- `journal`: paid answers on disk
+- `ask`: journal, server and repeated questions until an answer is readable
+- `batch_api`: a provider's batch API as a cheaper source of answers
+- `pipeline`: a stage of questions on Ray Data
+- `call_run`, `cost`: missing parts of a stage, expected cost, usage
+
+The content of a question and the meaning of an answer belong to the package that asks.
 """

@@ -1,6 +1,6 @@
 """A provider's batch API as another way to fill the journal: cheaper, and done within a day.
 
-What a batch leaves out, or answers badly, is asked with single calls afterwards, as if it had never been in a batch.
+Calls that a batch leaves out or answers badly are sent one by one afterwards, as if they had not been in a batch.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from psyco_ray.judge.journal import Journal
 if TYPE_CHECKING:
     from openai.types import Batch
 
-MOST_REQUESTS = 50_000  # of a file, as the API allows
-MOST_BYTES = 100_000_000
+MAX_REQUESTS = 50_000  # per file, a limit of the API
+MAX_BYTES = 100_000_000
 
 _ENDED = {"completed", "expired", "cancelled"}
 
 
 @dataclass
-class _Sent:
-    """A batch on its way: its files here, and what the server calls it."""
+class _SentBatch:
+    """A batch in progress: name of its local files, and the server's ids."""
 
     name: str
     file_id: str | None = None
@@ -40,33 +40,33 @@ class _Sent:
 
 @dataclass
 class Outcome:
-    """What `run_batch` did: calls sent in new batches, and what came of these and of earlier ones."""
+    """Calls that `run_batch` sent, and the answers to these and to earlier ones."""
 
     sent: int = 0
     answered: int = 0
     refused: int = 0
-    failed: int = 0  # to be asked again
+    failed: int = 0  # to be sent one by one
     prompt_tokens: int = 0  # of all answers
     completion_tokens: int = 0
-    notes: list[str] = field(default_factory=list)  # why calls failed, each reason once
+    notes: list[str] = field(default_factory=list)  # distinct reasons of failures
 
 
 async def run_batch(
     endpoint: Endpoint, calls: Iterable[tuple[str, Call]], journal: Journal, state: Path, poll_s: float = 60.0
 ) -> Outcome:
-    """Have calls answered in batches, and the answers written into the journal.
+    """Send calls in batches, wait for the answers and write them to the journal.
 
-    A killed run picks its batches up again: `state` names them before the provider does.
+    A killed run resumes its batches: `state` names them before the provider does.
 
     Args:
-        endpoint: whom to ask.
-        calls: speech ids and calls; those that the journal or a batch on its way holds are left out.
+        endpoint: the API.
+        calls: speech ids and calls. Calls in the journal or in a batch in progress are skipped.
         journal: receives the answers.
-        state: a JSON file of this command, beside which the batches' requests are kept while they are needed.
-        poll_s: seconds between looks at the batches.
+        state: a JSON file; the requests of batches in progress are stored beside it.
+        poll_s: seconds between requests for the status of a batch.
 
     Raises:
-        UnavailableError: the server failed again and again.
+        UnavailableError: the server failed repeatedly.
         InputError: the server refuses the key, the model or a batch.
     """
     client, sending = Client(endpoint), _State(state)
@@ -90,25 +90,25 @@ async def run_batch(
             journal.sync()
             sending.remove(sent)
     except RefusedError as error:
-        raise InputError(f"the batch API of {endpoint.model}: {error}; set via to calls, which need none") from None
+        raise InputError(f"the batch API of {endpoint.model}: {error}; set via to calls, which needs none") from None
     finally:
         await client.close()
     return outcome
 
 
 class _State:
-    """The batches on their way, on disk."""
+    """The batches in progress, on disk."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"next": 0, "batches": []}
-        self._next: int = found["next"]
-        self.sent = [_Sent(**entry) for entry in found["batches"]]
+        state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"next": 0, "batches": []}
+        self._next: int = state["next"]
+        self.sent = [_SentBatch(**entry) for entry in state["batches"]]
 
     def add(self, rows: list[tuple[str, str, bytes]]) -> None:
-        """Keep the requests of a new batch: key, speech id and line."""
-        sent = _Sent(f"{self._path.stem}-{self._next:03}")
+        """Store the requests of a new batch: key, speech id and line."""
+        sent = _SentBatch(f"{self._path.stem}-{self._next:03}")
         with open(self.path(sent, "requests"), "wb") as file:
             file.writelines(line for _, _, line in rows)
         with open(self.path(sent, "speeches"), "w", encoding="utf-8") as speeches:
@@ -117,24 +117,24 @@ class _State:
         self.sent.append(sent)
         self.save()
 
-    def remove(self, sent: _Sent) -> None:
-        """Forget a batch that is done."""
+    def remove(self, sent: _SentBatch) -> None:
+        """Remove a batch that ended."""
         self.sent.remove(sent)
         self.save()
         for what in ("requests", "speeches"):
             self.path(sent, what).unlink(missing_ok=True)
 
-    def speeches(self, sent: _Sent) -> dict[str, str]:
+    def speeches(self, sent: _SentBatch) -> dict[str, str]:
         """The speech id of each of the batch's keys."""
-        found: dict[str, str] = json.loads(self.path(sent, "speeches").read_text(encoding="utf-8"))
-        return found
+        speeches: dict[str, str] = json.loads(self.path(sent, "speeches").read_text(encoding="utf-8"))
+        return speeches
 
-    def path(self, sent: _Sent, what: str) -> Path:
-        """One of the batch's files here."""
+    def path(self, sent: _SentBatch, what: str) -> Path:
+        """A local file of a batch: its `requests` or its `speeches`."""
         return self._path.with_name(f"{sent.name}.{what}.jsonl")
 
     def save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state atomically."""
         unfinished = self._path.with_name(f".{self._path.name}.partial")
         with open(unfinished, "w", encoding="utf-8") as file:
             json.dump({"next": self._next, "batches": [vars(sent) for sent in self.sent]}, file)
@@ -146,7 +146,7 @@ class _State:
 def _missing(
     endpoint: Endpoint, calls: Iterable[tuple[str, Call]], journal: Journal, known: set[str]
 ) -> Iterator[tuple[str, str, Call]]:
-    """Key, speech id and call of what neither the journal nor a batch holds."""
+    """Key, speech id and call of the calls that neither the journal nor a batch holds."""
     loaded: set[str] = set()
     for speech_id, call in calls:
         if (shard := speech_id[:2]) not in loaded:
@@ -159,13 +159,13 @@ def _missing(
 
 
 def _files(missing: Iterable[tuple[str, str, Call]], client: Client) -> Iterator[list[tuple[str, str, bytes]]]:
-    """Key, speech id and request line of calls, as many at a time as fit into a file."""
+    """Key, speech id and request line of calls, grouped by file."""
     rows: list[tuple[str, str, bytes]] = []
     size = 0
     for key, speech_id, call in missing:
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": client.body(call)}
         line = json.dumps(request).encode() + b"\n"
-        if rows and (len(rows) == MOST_REQUESTS or size + len(line) > MOST_BYTES):
+        if rows and (len(rows) == MAX_REQUESTS or size + len(line) > MAX_BYTES):
             yield rows
             rows, size = [], 0
         rows.append((key, speech_id, line))
@@ -174,31 +174,31 @@ def _files(missing: Iterable[tuple[str, str, Call]], client: Client) -> Iterator
         yield rows
 
 
-async def _submit(client: Client, state: _State, sent: _Sent) -> None:
-    """Upload a batch's requests and start it, as far as that is not done."""
+async def _submit(client: Client, state: _State, sent: _SentBatch) -> None:
+    """Upload the requests of a batch and start it, unless that is done."""
     if sent.file_id is None:
         file = await client.retried(lambda: client.api.files.create(file=state.path(sent, "requests"), purpose="batch"))
         sent.file_id = file.id
         state.save()
     if sent.batch_id is None:
         file_id = sent.file_id
-        sent.batch_id = await client.retried(lambda: _started(client, file_id))
+        sent.batch_id = await client.retried(lambda: _create_batch(client, file_id))
         state.save()
 
 
-async def _started(client: Client, file_id: str) -> str:
-    """The batch of a file: it may be there though its creation was never heard back, and must not be paid twice."""
+async def _create_batch(client: Client, file_id: str) -> str:
+    """The batch of a file, created unless it exists: a lost reply to its creation must not cost twice."""
     async for batch in client.api.batches.list(limit=100):
         if batch.input_file_id == file_id:
             return batch.id
-    made = await client.api.batches.create(
+    created = await client.api.batches.create(
         input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
     )
-    return made.id
+    return created.id
 
 
-async def _ended(client: Client, state: _State, sent: _Sent, poll_s: float) -> Batch:
-    """Wait for a batch."""
+async def _ended(client: Client, state: _State, sent: _SentBatch, poll_s: float) -> Batch:
+    """Wait until a batch ends."""
     batch_id = sent.batch_id
     assert batch_id is not None
     while True:
@@ -206,34 +206,34 @@ async def _ended(client: Client, state: _State, sent: _Sent, poll_s: float) -> B
         if batch.status in _ENDED:
             return batch
         if batch.status == "failed":
-            state.remove(sent)  # it cost nothing, and a next run makes it anew
+            state.remove(sent)  # it costs nothing; the next run sends it again
             problems = [problem.message for problem in (batch.errors and batch.errors.data) or []]
             raise InputError(f"batch {batch_id} was refused: {problems[0] if problems else 'no reason given'}")
         await asyncio.sleep(poll_s)
 
 
 def _enter(lines: bytes, speeches: dict[str, str], client: Client, journal: Journal, outcome: Outcome) -> None:
-    """Write a file's answers into the journal; what is heard of leaves `speeches`."""
+    """Write the answers of an output file to the journal, and remove their keys from `speeches`."""
     for line in io.BytesIO(lines):
-        found = json.loads(line)
-        if (speech_id := speeches.pop(found["custom_id"], None)) is None:
-            continue  # a line that came twice
-        answer, problem = _read(found, client)
+        output = json.loads(line)
+        if (speech_id := speeches.pop(output["custom_id"], None)) is None:
+            continue  # a repeated line
+        answer, problem = _read(output, client)
         if answer is None:
             _note(outcome, 1, problem)
             continue
-        journal.add(speech_id, found["custom_id"], answer)
+        journal.add(speech_id, output["custom_id"], answer)
         outcome.prompt_tokens += answer.prompt_tokens
         outcome.completion_tokens += answer.completion_tokens
         outcome.answered += answer.refused is None
         outcome.refused += answer.refused is not None
 
 
-def _read(found: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
-    """The answer in a line of a batch's output, or why there is none."""
-    response = found.get("response") or {}
+def _read(output: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
+    """The answer in a line of a batch's output, or the reason why it has none."""
+    response = output.get("response") or {}
     status, body = response.get("status_code"), response.get("body") or {}
-    problem = client.clean(str((found.get("error") or body.get("error") or {}).get("message")))
+    problem = client.clean(str((output.get("error") or body.get("error") or {}).get("message")))
     if status in REFUSED:
         return Answer("", True, 0, 0, refused=f"refused by the server ({status}): {problem}"), ""
     if status != 200:

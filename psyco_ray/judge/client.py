@@ -1,4 +1,7 @@
-"""One call after another to an OpenAI-compatible API: what is sent, what comes back, and what is tried again."""
+"""Single calls to an OpenAI-compatible API, with retries.
+
+The retries of `openai` and `tenacity` count a 429 as a failure and pause one call; here it pauses all and costs none.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,22 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 
 if TYPE_CHECKING:
-    import openai  # takes seconds: only who calls imports it
+    import openai  # takes seconds: imported only where calls are sent
 
 KEY_VERSION = 1
-"""Counted up when a call of the same content would be put to the server in another way."""
+"""Incremented when calls of the same content are sent to the server in another way."""
 
 FIRST_PAUSE_S = 1.0
-"""Before a failed call is sent again; doubled with every further failure."""
+"""Before a failed call is sent again; doubles with every further failure."""
 
 LONGEST_PAUSE_S = 60.0
-CHARACTERS_PER_TOKEN = 3  # fewer than English has, so that estimates are rather too high
-LONG_TEXT = 300  # characters of a server's message that are worth repeating
+CHARACTERS_PER_TOKEN = 3  # fewer than in English: estimates err on the high side
+MAX_MESSAGE_CHARS = 300  # of a server's message, in our own messages
 
-_REASONING = ("o1", "o3", "o4", "gpt-5")  # models that take max_completion_tokens and sample as they like
-REFUSED = {400, 413, 422}  # status codes that refuse a call for good
-_TRANSIENT = {408, 409, 425}
-_FORM = {"response_format", "model", "temperature", "top_p", "seed"}  # parameters that are the same in every call
+_REASONING = ("o1", "o3", "o4", "gpt-5")  # these take max_completion_tokens and no sampling parameters
+REFUSED = {400, 413, 422}  # status codes that refuse one call permanently
+_TRANSIENT_STATUS = {408, 409, 425}
+_SHARED_PARAMETERS = {"response_format", "model", "temperature", "top_p", "seed"}  # equal in every call
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call:
-    """A question to a model, and how the answer is to be drawn."""
+    """A question to a model, and how its answer is sampled."""
 
     messages: Sequence[Mapping[str, str]]  # of role and content
     schema: dict[str, Any] | None  # JSON schema of the answer; None: plain text
@@ -52,34 +55,34 @@ class Call:
     seed: int | None = None
 
     def key(self, model: str, structured: str) -> str:
-        """The name of this call to a model, wherever that is served: 64 hex digits."""
-        asked = [dict(message) for message in self.messages]
-        drawn = [self.max_tokens, self.temperature, self.top_p, self.seed]
-        parts = [KEY_VERSION, model, structured, asked, drawn, self.schema]
+        """Journal key of this call, independent of where the model is served: 64 hex digits."""
+        messages = [dict(message) for message in self.messages]
+        sampling = [self.max_tokens, self.temperature, self.top_p, self.seed]
+        parts = [KEY_VERSION, model, structured, messages, sampling, self.schema]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def prompt_tokens(self) -> int:
-        """About how many tokens the question has."""
+        """Estimated tokens of the question."""
         return sum(len(message["content"]) for message in self.messages) // CHARACTERS_PER_TOKEN + 1
 
     def tokens(self) -> int:
-        """About how many tokens the call may take, question and answer."""
+        """Estimated upper bound of the tokens of question and answer."""
         return self.prompt_tokens() + self.max_tokens
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call gave."""
+    """The answer to a call."""
 
     text: str
-    finished: bool  # false where it was cut at max_tokens
+    finished: bool  # False: cut at max_tokens
     prompt_tokens: int
     completion_tokens: int
-    refused: str | None = None  # why the server will never answer this call
+    refused: str | None = None  # why the server refuses this call permanently
 
 
 class RefusedError(Exception):
-    """The server refuses this very call for good; others may do."""
+    """The server refuses this call permanently; other calls may succeed."""
 
     def __init__(self, reason: str, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         super().__init__(reason)
@@ -87,27 +90,33 @@ class RefusedError(Exception):
 
 
 class UnavailableError(Exception):
-    """The server failed again and again."""
+    """The server failed repeatedly."""
 
 
 class InvalidResponseError(Exception):
-    """What the server sent is no chat completion."""
+    """The server's response is not a chat completion."""
 
 
 @dataclass(frozen=True)
-class _Again:
+class _Transient:
     """A failure that may pass."""
 
-    what: str
-    wait_s: float | None = None  # as the server asked
-    limited: bool = False  # the server works, but wants fewer calls
+    reason: str
+    wait_s: float | None = None  # as the server asks
+    rate_limited: bool = False  # the server works, but accepts fewer calls
 
 
 class Client:
-    """An endpoint, with the patience that it takes."""
+    """A client of one endpoint that retries failures which may pass.
+
+    Example:
+        >>> client = Client(Endpoint(model="gpt-4o"))
+        >>> answer = await client.answer(Call(({"role": "user", "content": "Hi"},), None, 16, temperature=0.0))
+        >>> await client.close()
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        """Make ready; nothing is sent yet.
+        """Create the client; nothing is sent yet.
 
         Raises:
             InputError: the environment variable with the key is missing or holds no key.
@@ -116,18 +125,18 @@ class Client:
 
         self._endpoint = endpoint
         self._key = key_for(endpoint)
-        self._open_at = 0.0  # no call before this time of the event loop
+        self._paused_until = 0.0  # in the event loop's time
         self.api = openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
         )
 
     async def answer(self, call: Call) -> Answer:
-        """Ask, again if need be.
+        """Send a call and return its answer, with retries.
 
         Raises:
-            Refused: this very call will never be answered.
+            RefusedError: the server refuses this call permanently.
             UnavailableError: the endpoint failed more than `retries` times in a row.
-            InputError: no call can be answered: a wrong key, model or URL, a feature that the server lacks, no quota.
+            InputError: no call can succeed: wrong key, model or URL, unsupported parameter, no quota.
         """
         body = self.body(call)
 
@@ -135,94 +144,94 @@ class Client:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 return answer_of(await self.api.post("/chat/completions", body=body, cast_to=object))
 
-        found = await self.retried(once)
-        if not found.prompt_tokens:  # not every server counts
-            written = len(found.text) // CHARACTERS_PER_TOKEN + 1
-            found = replace(found, prompt_tokens=call.prompt_tokens(), completion_tokens=written)
-        if found.refused is not None:
-            raise RefusedError(found.refused, found.prompt_tokens, found.completion_tokens)
-        return found
+        answer = await self.retried(once)
+        if not answer.prompt_tokens:  # not every server counts
+            completion_tokens = len(answer.text) // CHARACTERS_PER_TOKEN + 1
+            answer = replace(answer, prompt_tokens=call.prompt_tokens(), completion_tokens=completion_tokens)
+        if answer.refused is not None:
+            raise RefusedError(answer.refused, answer.prompt_tokens, answer.completion_tokens)
+        return answer
 
     async def retried(self, request: Callable[[], Awaitable[T]]) -> T:
-        """The result of a request, which is sent again while its failure may pass.
+        """The result of a request, which is repeated while its failures may pass.
 
-        A 429 makes all requests of this client wait, and is no failure.
+        A 429 pauses all requests of this client and does not count as a failure.
 
         Raises:
-            RefusedError, UnavailableError, ValueError: as `answer` does.
+            RefusedError, UnavailableError, InputError: as `answer` does.
         """
         import openai
 
-        failures = limited = 0
+        failures = rate_limits = 0
         while True:
-            await self._opened()
-            problem: Exception | _Again
+            await self._resumed()
+            problem: Exception | _Transient
             try:
                 return await request()
             except openai.APIStatusError as error:
                 problem = self._problem(error)
             except (openai.APITimeoutError, TimeoutError):
-                problem = _Again(f"no answer within {self._endpoint.timeout_s:g} s")
+                problem = _Transient(f"no answer within {self._endpoint.timeout_s:g} s")
             except openai.APIConnectionError as error:
-                problem = _Again(f"connection failed: {self.clean(str(error.__cause__ or error))}")
+                problem = _Transient(f"connection failed: {self.clean(str(error.__cause__ or error))}")
             except (InvalidResponseError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                problem = _Again(f"unreadable answer: {self.clean(str(error))}")
-            if isinstance(problem, Exception):  # out here, so that it does not carry the request with the key
+                problem = _Transient(f"unreadable answer: {self.clean(str(error))}")
+            if isinstance(problem, Exception):  # raised outside of except: its context would hold the key
                 raise problem
-            if problem.limited:
-                limited += 1
-                self._close_for(_pause(limited) if problem.wait_s is None else problem.wait_s)
+            if problem.rate_limited:
+                rate_limits += 1
+                self._pause_all(_pause(rate_limits) if problem.wait_s is None else problem.wait_s)
                 continue
             failures += 1
             if failures > self._endpoint.retries:
                 raise UnavailableError(
                     f"{self._endpoint.base_url} failed {failures} times in a row for {self._endpoint.model}, at last: "
-                    f"{problem.what}; start again once it works"
+                    f"{problem.reason}; start again once it works"
                 )
             await asyncio.sleep(max(problem.wait_s or 0.0, _pause(failures)))
 
     def body(self, call: Call) -> dict[str, Any]:
         """The request's JSON. Reasoning models (o1, o3, o4, gpt-5) get `max_completion_tokens` and no sampling."""
         endpoint = self._endpoint
-        found: dict[str, Any] = {"model": endpoint.model, "messages": [dict(message) for message in call.messages]}
+        body: dict[str, Any] = {"model": endpoint.model, "messages": [dict(message) for message in call.messages]}
         if endpoint.model.rsplit("/", 1)[-1].startswith(_REASONING):
-            found["max_completion_tokens"] = call.max_tokens
+            body["max_completion_tokens"] = call.max_tokens
         else:
-            found |= {"max_tokens": call.max_tokens, "temperature": call.temperature}
+            body |= {"max_tokens": call.max_tokens, "temperature": call.temperature}
             if call.top_p < 1:
-                found["top_p"] = call.top_p
+                body["top_p"] = call.top_p
         if call.seed is not None:
-            found["seed"] = call.seed
+            body["seed"] = call.seed
         if call.schema is not None and endpoint.structured == "json_schema":
-            wanted = {"name": "answer", "schema": call.schema, "strict": True}
-            found["response_format"] = {"type": "json_schema", "json_schema": wanted}
+            schema = {"name": "answer", "schema": call.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif call.schema is not None and endpoint.structured == "json_object":
-            found["response_format"] = {"type": "json_object"}
-        return found
+            body["response_format"] = {"type": "json_object"}
+        return body
 
     def clean(self, text: str) -> str:
-        """A message in one line, without the key, should the server repeat it."""
-        shown = text.replace(self._key, "[key]") if self._key else text
-        return " ".join(shown.split())[:LONG_TEXT]
+        """A server's message in one line, without the key."""
+        text = text.replace(self._key, "[key]") if self._key else text
+        return " ".join(text.split())[:MAX_MESSAGE_CHARS]
 
     async def close(self) -> None:
         """Close the connections."""
         await self.api.close()
 
-    async def _opened(self) -> None:
-        while (left := self._open_at - asyncio.get_running_loop().time()) > 0:
-            await asyncio.sleep(left + random.uniform(0, min(1.0, left / 10)))  # not all in the same moment
+    async def _resumed(self) -> None:
+        while (left := self._paused_until - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(left + random.uniform(0, min(1.0, left / 10)))  # not all at the same moment
 
-    def _close_for(self, seconds: float) -> None:
-        open_at = asyncio.get_running_loop().time() + max(seconds, 0.05)
-        if open_at > self._open_at + 1 and seconds > LONGEST_PAUSE_S:
+    def _pause_all(self, seconds: float) -> None:
+        until = asyncio.get_running_loop().time() + max(seconds, 0.05)
+        if until > self._paused_until + 1 and seconds > LONGEST_PAUSE_S:
             _log.warning("%s asks for a pause of %.0f s", self._endpoint.base_url, seconds)
-        self._open_at = max(self._open_at, open_at)
+        self._paused_until = max(self._paused_until, until)
 
-    def _problem(self, error: openai.APIStatusError) -> Exception | _Again:
-        """What an HTTP error means for the call and for the run."""
+    def _problem(self, error: openai.APIStatusError) -> Exception | _Transient:
+        """The meaning of an HTTP error: transient, for this call (RefusedError), or for all calls (InputError)."""
         endpoint, status = self._endpoint, error.status_code
-        said = self.clean(error.message)
+        message = self.clean(error.message)
         key = endpoint.key_env or "an API key (key_env names its environment variable)"
         if status == 402 or "insufficient_quota" in (error.code, error.type):
             return InputError(
@@ -240,36 +249,37 @@ class Client:
                 f"{endpoint.base_url} knows no model {endpoint.model}, or is not the API's base_url, which often ends "
                 "in /v1; correct model or base_url"
             )
-        if status == 400 and error.param in _FORM:
+        if status == 400 and error.param in _SHARED_PARAMETERS:
             return InputError(
-                f"{endpoint.base_url} does not take the {error.param} that {endpoint.model} was asked with: {said}; "
+                f"{endpoint.base_url} rejects the {error.param} of the calls to {endpoint.model}: {message}; "
                 f"{'set structured to json_object or text' if error.param == 'response_format' else 'change it'}"
             )
         if status in REFUSED:
-            return RefusedError(f"refused by the server ({status}): {said}")
-        if status == 429 or status in _TRANSIENT or status >= 500:
-            return _Again(f"HTTP {status}: {said}", retry_after(error.response.headers), limited=status == 429)
-        return InputError(f"{endpoint.base_url} answers with HTTP {status}: {said}; correct base_url or model")
+            return RefusedError(f"refused by the server ({status}): {message}")
+        if status == 429 or status in _TRANSIENT_STATUS or status >= 500:
+            wait_s = retry_after(error.response.headers)
+            return _Transient(f"HTTP {status}: {message}", wait_s, rate_limited=status == 429)
+        return InputError(f"{endpoint.base_url} answers with HTTP {status}: {message}; correct base_url or model")
 
 
 def answer_of(body: Any) -> Answer:
-    """The answer in a chat completion's JSON; tokens that were not counted are 0.
+    """The answer in the JSON of a chat completion. Tokens that the server did not count are 0.
 
     Raises:
-        Unreadable: it is none.
+        InvalidResponseError: the JSON is not a chat completion.
     """
     try:
         choice, usage = body["choices"][0], body.get("usage") or {}
-        message, ended = choice["message"], choice.get("finish_reason")
+        message, reason = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content") or "", message.get("refusal")
     except (AttributeError, IndexError, KeyError, TypeError):
         raise InvalidResponseError(f"no chat completion: {body}") from None
     if not isinstance(text, str):
         raise InvalidResponseError(f"the content is no text: {text}")
-    refused = "stopped by the content filter" if ended == "content_filter" else None
+    refused = "stopped by the content filter" if reason == "content_filter" else None
     return Answer(
-        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # halves of characters fit into no file
-        ended != "length",
+        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # no file holds lone surrogates
+        reason != "length",
         usage.get("prompt_tokens") or 0,
         usage.get("completion_tokens") or 0,
         f"the model refuses: {refusal}" if refusal else refused,
@@ -277,10 +287,10 @@ def answer_of(body: Any) -> Answer:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a response asks to wait: retry-after-ms, else Retry-After as seconds or date; None: it does not."""
+    """Seconds to wait, from `retry-after-ms`, else from `Retry-After` as seconds or date; None without them."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if re.fullmatch(r"\d{1,9}(\.\d*)?", given := headers.get(name, "").strip()):
-            return float(given) * unit
+        if re.fullmatch(r"\d{1,9}(\.\d*)?", value := headers.get(name, "").strip()):
+            return float(value) * unit
     try:
         until = parsedate_to_datetime(headers.get("retry-after", ""))
     except ValueError:
@@ -294,10 +304,10 @@ def _pause(failures: int) -> float:
 
 
 def key_for(endpoint: Endpoint) -> str | None:
-    """The API key out of the environment variable that the endpoint names.
+    """The API key from the environment variable that the endpoint names.
 
     Raises:
-        InputError: it is not set, or cannot be a key.
+        InputError: the variable is not set, or its value cannot be a key.
     """
     if endpoint.key_env is None:
         return None
@@ -308,5 +318,5 @@ def key_for(endpoint: Endpoint) -> str | None:
             "set key_env to null if the server needs no key"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise InputError(f"the environment variable {endpoint.key_env} holds characters that no key has; set it anew")
+        raise InputError(f"the environment variable {endpoint.key_env} holds characters that no key has; set it again")
     return key

@@ -1,7 +1,7 @@
-"""What was paid for: every answer is a line of a file as soon as it came, and is never asked for again.
+"""The journal of paid answers: an answer becomes a line of a file on arrival and is never requested again.
 
-Lines are only ever appended, by one writer a file, so that several processes and nodes share a journal, and a killed
-one loses nothing that had come.
+Lines are only appended, and each file has one writer: several processes and nodes share a journal, and a killed process
+loses no answer that has arrived.
 """
 
 from __future__ import annotations
@@ -23,26 +23,33 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """A directory of answers, ``<first two digits of the speech id>/<writer>.jsonl``, read by parts of the dataset."""
+    """A directory of answers, ``<first two digits of the speech id>/<writer>.jsonl``, read by part.
+
+    Example:
+        >>> journal = Journal(root / "journal", writer="node0-4711")
+        >>> journal.add(speech_id, call.key("gpt-4o", "json_schema"), answer)
+        >>> answers = journal.load("3f")  # by key, of all writers
+        >>> journal.close()
+    """
 
     def __init__(self, root: Path, writer: str) -> None:
         """Open a journal.
 
         Args:
-            root: its directory, perhaps shared; made when something is written.
-            writer: the name of this process's files, of which no other process may make use at the same time.
+            root: its directory, which several processes may share; created on the first write.
+            writer: name of this process's files; no other process may use it at the same time.
         """
         self._root, self._writer = root, writer
-        self._files: dict[str, int] = {}  # descriptors by shard, of what is not yet synced
+        self._files: dict[str, int] = {}  # by shard: descriptors of files that are not synced
         self._unsynced = 0
         self._synced_at = time.monotonic()
 
     def load(self, part: str) -> dict[str, Answer]:
-        """The answers to the calls about a part's speeches, by the calls' keys, of all writers.
+        """The answers about a part's speeches, by call key, of all writers.
 
-        A line that a crash cut off is left out; so is a damaged one, with a warning.
+        Lines that a crash cut off are skipped, damaged ones with a warning.
         """
-        found: dict[str, Answer] = {}
+        answers: dict[str, Answer] = {}
         for path in sorted(self._root.glob(f"{part[:2]}{'?' * (2 - len(part))}/*.jsonl")):
             for number, line in _lines(path):
                 if not line.startswith(b'{"speech":'):
@@ -51,13 +58,13 @@ class Journal:
                     try:
                         entry = json.loads(line)
                         _, key = entry.pop("speech"), entry.pop("key")
-                        found[key] = Answer(**entry)
+                        answers[key] = Answer(**entry)
                     except (ValueError, KeyError, TypeError):
                         _damaged(path, number)
-        return found
+        return answers
 
     def add(self, speech_id: str, key: str, answer: Answer) -> None:
-        """Write down an answer; from here on it outlives this process, and after the next sync the machine.
+        """Append an answer. It survives this process from now on, and the machine after the next sync.
 
         Raises:
             InputError: the journal cannot be written.
@@ -65,17 +72,17 @@ class Journal:
         entry = {"speech": speech_id, "key": key, **vars(answer)}
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         try:
-            written = os.write(self._file(speech_id[:2]), line)  # in one piece, so that a kill cuts no line
+            written = os.write(self._file(speech_id[:2]), line)  # one write: a kill cuts no line
         except OSError as error:
             raise InputError(f"journal {self._root} cannot be written: {error.strerror}; make it writable") from None
         if written < len(line):
-            raise InputError(f"journal {self._root} cannot be written: the disk is full; make room")
+            raise InputError(f"journal {self._root} cannot be written: the disk is full; free some space")
         self._unsynced += 1
         if self._unsynced >= LINES_PER_SYNC or time.monotonic() - self._synced_at >= SECONDS_PER_SYNC:
             self.sync()
 
     def sync(self) -> None:
-        """Bring all lines to the disk."""
+        """Flush all lines to the disk."""
         for file in self._files.values():
             os.fsync(file)
             os.close(file)
@@ -83,7 +90,7 @@ class Journal:
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def close(self) -> None:
-        """End writing."""
+        """Flush and stop writing."""
         self.sync()
 
     def _file(self, shard: str) -> int:
@@ -93,12 +100,12 @@ class Journal:
             file = self._files[shard] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
-                os.write(file, b"\n")  # after a line that a crash cut off
+                os.write(file, b"\n")  # ends a line that a crash cut off
         return self._files[shard]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The whole lines of a file and their numbers, from 1."""
+    """The complete lines of a file with their numbers, from 1."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
@@ -106,4 +113,4 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _damaged(path: Path, number: int) -> None:
-    _log.warning("journal %s: line %d is damaged and left out; its call will be paid again", path, number)
+    _log.warning("journal %s: line %d is damaged and skipped; its call is paid again", path, number)

@@ -96,7 +96,7 @@ def test_a_bug_in_a_check_is_not_taken_for_a_bad_answer(tmp_path) -> None:
         ("status-404", "knows no model status-404, or is not the API's base_url"),
         ("status-402", "the account behind OPENAI_API_KEY has no quota left"),
         ("quota", "the account behind OPENAI_API_KEY has no quota left"),
-        ("status-400-response_format", "does not take the response_format .* set structured to json_object or text"),
+        ("status-400-response_format", "rejects the response_format .* set structured to json_object or text"),
         ("status-405", "answers with HTTP 405"),
     ],
 )
@@ -487,7 +487,7 @@ def test_a_server_without_a_batch_api_is_one_sentence(tmp_path, monkeypatch) -> 
 
 
 def test_batches_fill_the_journal_once(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 8)
+    monkeypatch.setattr(batch_api, "MAX_REQUESTS", 8)
     with server(lose_batch=True, batch_s=0.2) as url:
         first, second = batched(url, tmp_path), batched(url, tmp_path)
         third = batched(url, tmp_path, 33)
@@ -502,7 +502,7 @@ def test_batches_fill_the_journal_once(tmp_path, monkeypatch) -> None:
 
 
 def test_small_files_are_made_by_size_too(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(batch_api, "MOST_BYTES", 2000)
+    monkeypatch.setattr(batch_api, "MAX_BYTES", 2000)
     with server() as url:
         assert batched(url, tmp_path, 10).answered == 10
         assert told(url)["batches"] > 3
