@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines
 from psyco_ray.data.respond import ResponseTask, response_row
-from psyco_ray.judge.pipeline import Row
 from psyco_ray.models import loading
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.types import Prompt
+from psyco_ray.run.types import Prompt, Row
 
 if TYPE_CHECKING:
     from psyco_ray.rollout.engine import Engine

@@ -16,8 +16,8 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.run import shards, storage
 from psyco_ray.run.schemas import PREFERENCES
+from psyco_ray.run.types import Row
 
-Row = dict[str, Any]
 SPLITS = ("train", "dev", "test")
 SCHEMA = pa.schema([*PREFERENCES, ("topic", pa.string()), ("coarse_topic", pa.string()), ("split", pa.string())])
 

@@ -18,8 +18,7 @@ from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
 from psyco_ray.data.splits import is_dev
 from psyco_ray.data.tables import SPLITS, read_table
 from psyco_ray.run.schemas import COMPARISONS
-
-Row = dict[str, Any]
+from psyco_ray.run.types import Row
 
 HUB = "hub:"
 SHAPES: dict[str, tuple[str, ...]] = {

@@ -14,9 +14,10 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import PRINCIPLES, filled_messages
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Question, Row
+from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import RATINGS
+from psyco_ray.run.types import Row
 
 PLACEHOLDERS = ("{client_speech}", "{principle}", "{responses}", "{keys}")
 """What the user text of the `rate` prompt must contain."""

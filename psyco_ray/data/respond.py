@@ -20,10 +20,11 @@ from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Question, Row
+from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE
+from psyco_ray.run.types import Row
 
 PACKAGED_POOL = Path(__file__).with_name("responders.yaml")
 """The models of the paper (table 6)."""

@@ -24,7 +24,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.data import Source
 from psyco_ray.config.errors import InputError
 
-Row = dict[str, Any] | str
+Cells = dict[str, Any] | str
 """Cells by column, or the sentence that says why the row cannot be read."""
 
 _CLIENT_ROLES = ("user", "human", "client", "patient", "seeker", "usr")
@@ -122,7 +122,7 @@ def _adapter_of(source: Source) -> Adapter:
     return adapters()[source.adapter].model_copy(update=named)
 
 
-def _rows(path: Path, source: Source, adapter: Adapter) -> Iterator[Row]:
+def _rows(path: Path, source: Source, adapter: Adapter) -> Iterator[Cells]:
     """The rows of a file, at least one.
 
     Raises:
@@ -145,11 +145,11 @@ def _rows(path: Path, source: Source, adapter: Adapter) -> Iterator[Row]:
         raise InputError(f"source {source.name}: {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
+def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Cells]]:
     found = csv.reader(_lines(path))
     header = [name.strip() for name in next(found, [])]
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Cells]:
         while True:
             try:
                 cells = next(found)
@@ -166,14 +166,14 @@ def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
     return header, rows()
 
 
-def _read_parquet(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
+def _read_parquet(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Cells]]:
     file = pq.ParquetFile(path, pre_buffer=False)  # which would keep all that was read until the end
     columns = [name for name in file.schema_arrow.names if name in wanted]
     batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns)
     return file.schema_arrow.names, itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
 
 
-def _read_json(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]:
+def _read_json(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Cells]]:
     """An array of objects, or else an object a line, whatever the file is called."""
     start = next((line for line in _lines(path) if line.strip()), "").lstrip()
     rows = _array(path) if start.startswith("[") else (_object(line) for line in _lines(path) if line.strip())
@@ -182,7 +182,7 @@ def _read_json(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Row]]
     return list(columns), itertools.chain(head, rows)
 
 
-def _array(path: Path) -> Iterator[Row]:
+def _array(path: Path) -> Iterator[Cells]:
     try:
         values = json.loads("".join(_lines(path)), strict=False)
     except (ValueError, RecursionError) as error:
@@ -191,7 +191,7 @@ def _array(path: Path) -> Iterator[Row]:
         yield value if isinstance(value, dict) else f"a {type(value).__name__} in place of an object"
 
 
-def _object(line: str) -> Row:
+def _object(line: str) -> Cells:
     try:
         value = json.loads(line, strict=False)
     except (ValueError, RecursionError) as error:
@@ -199,7 +199,7 @@ def _object(line: str) -> Row:
     return value if isinstance(value, dict) else f"a {type(value).__name__} in place of an object"
 
 
-_READERS: dict[str, Callable[[Path, list[str]], tuple[list[str], Iterator[Row]]]] = {
+_READERS: dict[str, Callable[[Path, list[str]], tuple[list[str], Iterator[Cells]]]] = {
     ".csv": _read_csv,
     ".json": _read_json,
     ".jsonl": _read_json,

@@ -21,12 +21,12 @@ from psyco_ray.data.generate import LocalModel
 from psyco_ray.data.generate import generate as generate_responses
 from psyco_ray.data.respond import ApiStage, ResponseSampling, ResponseTask
 from psyco_ray.judge.call_run import CallRun
-from psyco_ray.judge.pipeline import Row
 from psyco_ray.models import loading
 from psyco_ray.run import shards, storage
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.remote import is_remote
+from psyco_ray.run.types import Row
 
 _QUESTIONS = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
 

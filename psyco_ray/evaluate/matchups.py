@@ -16,9 +16,9 @@ import numpy as np
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.evaluate import agreement, winrates
 from psyco_ray.evaluate.verdicts import Verdicts
-from psyco_ray.judge.pipeline import Row
 from psyco_ray.run.directory import versions
 from psyco_ray.run.hashing import key_of
+from psyco_ray.run.types import Row
 
 CASES = 8
 """Speeches whose responses the report shows side by side."""

@@ -18,10 +18,11 @@ from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.client import Call, Client
-from psyco_ray.judge.pipeline import Question, Row
+from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import Row
 
 ORDERS = ("first", "second")
 """Where the chosen response stands when a pair is asked about."""
@@ -33,7 +34,7 @@ PLACES = {
 """Entries of the prompts file and the places in them: one for tests, one for benchmarks outside counselling."""
 
 CHOICES = pa.schema([("pair", pa.string()), ("order", pa.string()), ("right", pa.bool_())])
-PAIRS = pa.schema([("pair", pa.string()), ("asked", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())])
+RANKED = pa.schema([("pair", pa.string()), ("asked", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())])
 
 CHOICE = {
     "type": "object",
@@ -53,7 +54,7 @@ class RankStage:
     max_tokens: int
     prompt: dict[str, str]
     principles: str
-    pairs: Path  # directory of PAIRS
+    pairs: Path  # directory of RANKED
     out: Path
     schema = CHOICES
 
@@ -167,8 +168,8 @@ def _lay_out(distinct: dict[str, Row], directory: Path) -> list[str]:
     """Write the pairs in parts, each named by the first digits of its pairs' keys."""
     by_part: dict[str, list[Row]] = {}
     for key in sorted(distinct):
-        row = {name: distinct[key][name] for name in PAIRS.names}
+        row = {name: distinct[key][name] for name in RANKED.names}
         by_part.setdefault(key[: shards.digits(len(distinct))], []).append(row)
     for part, rows in by_part.items():
-        shards.write(directory, part, rows, PAIRS)
+        shards.write(directory, part, rows, RANKED)
     return list(by_part)

@@ -19,10 +19,10 @@ from psyco_ray.evaluate.matchups import Matchup, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.verdicts import Verdicts, load_entry
 from psyco_ray.judge.client import Client
-from psyco_ray.judge.pipeline import Row
 from psyco_ray.pool import fit
 from psyco_ray.run.directory import RunDirectory, write_table
 from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import Row
 
 ANSWERED = pa.schema([(name, pa.string()) for name in ("speech_id", "speech", "topic", "response")])
 """``responses/<policy>/<variant>/responses.parquet`` (the opponent has no variant): all that a model answered."""

@@ -8,9 +8,7 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import Speeches
-
-Row = dict[str, Any]
-
+from psyco_ray.run.types import Row
 
 _SPEECH_COLUMNS = ("question", "speech", "text")
 

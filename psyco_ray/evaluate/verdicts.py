@@ -22,16 +22,17 @@ from psyco_ray.evaluate.winrates import Outcome, strict
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Question, Row
+from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import Row
 
 ENTRY = "judge"
 PLACES = ("{principles}", "{client_speech}", "{response_a}", "{response_b}")
 """The entry of the prompts file, and the places in it."""
 
-PAIRS = pa.schema([(name, pa.string()) for name in ("key", "speech_id", "speech", "ours", "theirs")])
+COMPARED = pa.schema([(name, pa.string()) for name in ("key", "speech_id", "speech", "ours", "theirs")])
 VERDICTS = pa.schema(
     [
         ("key", pa.string()),  # of the pair
@@ -54,7 +55,7 @@ class VerdictStage:
     seed: int
     prompt: Mapping[str, str]
     principles: str
-    pairs: Path  # directory of PAIRS
+    pairs: Path  # directory of COMPARED
     out: Path
     schema = VERDICTS
 
@@ -105,7 +106,7 @@ class Verdicts:
         rows = [{**pair, "speech_id": speech_id(pair["speech"])} for pair in pairs]
         self._keys, self._strict = keys, settings.order == "strict"
         self._same = {pair["key"] for pair in pairs if same(pair)}
-        texts = key_of(sorted([row[name] for name in PAIRS.names] for row in rows))
+        texts = key_of(sorted([row[name] for name in COMPARED.names] for row in rows))
         how = [endpoint.model, endpoint.structured, settings.model_dump(), seed, entry, principles, texts]
         stage = VerdictStage(
             endpoint=endpoint,
@@ -253,5 +254,5 @@ def _lay_out(rows: Sequence[Row], directory: Path) -> list[str]:
     for row in sorted(rows, key=lambda row: (row["speech_id"], row["key"])):
         by_part.setdefault(row["speech_id"][: shards.digits(len(rows))], []).append(row)
     for part, of in by_part.items():
-        shards.write(directory, part, of, PAIRS)
+        shards.write(directory, part, of, COMPARED)
     return list(by_part)

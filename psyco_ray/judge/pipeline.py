@@ -27,9 +27,7 @@ from psyco_ray.pool import placement
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import SET_ASIDE
-
-Row = dict[str, Any]
-"""A row of a stage's table."""
+from psyco_ray.run.types import Row
 
 PARTS_PER_CALLER = 4  # in flight at the same time, so that no caller idles at the end of a part
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from psyco_ray.config import job_file
 from psyco_ray.evaluate import rewardbench
-
-Row = dict[str, Any]
+from psyco_ray.run.types import Row
 
 GROUPS = {
     "external": "State-of-the-art reward models",

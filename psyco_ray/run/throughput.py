@@ -11,7 +11,7 @@ from typing import Any
 WINDOW_S = 60.0  # of rates, means and idle shares
 
 
-Row = Mapping[str, Any]
+Figures = Mapping[str, Any]
 
 
 class RollingMetrics:
@@ -39,7 +39,7 @@ class RollingMetrics:
         with self._lock:
             self._latest |= figures
 
-    def snapshot(self, pools: Mapping[str, Sequence[Row]], waiting: Mapping[str, int]) -> dict[str, Any]:
+    def snapshot(self, pools: Mapping[str, Sequence[Figures]], waiting: Mapping[str, int]) -> dict[str, Any]:
         """The current figures by name; figures by role are mappings. Each call ends a window.
 
         Args:
@@ -78,7 +78,7 @@ class RollingMetrics:
         return figures
 
 
-def describe(figures: Row) -> str:
+def describe(figures: Figures) -> str:
     """A snapshot as one line for a terminal."""
     shown = [
         f"{figures['rollout_tokens_per_s']:.0f} rollout tokens/s",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+Row = dict[str, Any]
+"""A row of a table: values by column."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.schemas import PAIRS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.timeline import Timeline
-from psyco_ray.run.types import Group, PreferencePair
+from psyco_ray.run.types import Group, PreferencePair, Row
 from psyco_ray.training import heldout, pairs, weight_sync
 from psyco_ray.training.colocation import ColocationManager
 from psyco_ray.training.control import Control
@@ -43,8 +43,6 @@ from psyco_ray.training.run_state import RunState
 from psyco_ray.training.step_log import StepLog
 
 _log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 class Orchestrator:

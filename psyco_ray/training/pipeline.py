@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
@@ -13,10 +12,9 @@ from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch
+from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch, Row
 from psyco_ray.training.quarantine import Quarantine
 
-Row = dict[str, Any]
 _Scored = tuple[Group, list[dict[str, str]], tuple[str, ...]]  # a scorer's input: group, messages, reward models
 
 
