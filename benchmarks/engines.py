@@ -13,7 +13,7 @@ import sides  # noqa: F401 - takes this directory off the module path
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.config.training import Prompts
+from psyco_ray.config.training import Deadlines, Prompts
 from psyco_ray.data import tables
 from psyco_ray.models import loading
 from psyco_ray.pool import placement
@@ -65,7 +65,9 @@ def through_actor(pool: ActorPool, items: list[PromptBatch], responses: int, max
     """Tokens sampled through the pool, and seconds that took."""
     requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, max_tokens) for item in items]
     began = time.perf_counter()
-    groups = [found for found, _ in pool.stream("sample", requests, identity=lambda f: f[0].prompt.speech_id)]
+    groups = [
+        found for found, _ in pool.stream(RolloutActor.sample, requests, identity=lambda f: f[0].prompt.speech_id)
+    ]
     seconds = time.perf_counter() - began
     assert len(groups) == sum(len(item.prompts) for item in items), "a group was lost"
     return sum(len(r.token_ids) for group in groups for r in group.responses), seconds
@@ -88,7 +90,7 @@ def pool_of(model: str, settings: Rollouts, rooms: Any = None) -> ActorPool:
         options = placement.pool_options(settings, actor_environment(settings), rooms, index)
         return actor.options(**options).remote(f"rollout-{index}", model, settings, 0, shared)
 
-    return ActorPool("rollout", made, settings.actors, start_s=LIMIT_S, item_s=LIMIT_S, resting=shared)
+    return ActorPool("rollout", made, settings.actors, Deadlines(start_s=LIMIT_S, item_s=LIMIT_S), suspended=shared)
 
 
 def by_turns(

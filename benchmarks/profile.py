@@ -34,7 +34,7 @@ import yaml
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
-from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
+from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer, Prompts
 from psyco_ray.data import tables
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
@@ -128,7 +128,9 @@ class Bench:
 
     def sampled(self, requests: list[SamplingRequest]) -> Iterator[Group]:
         """The groups of all requests, as they come."""
-        for group, _ in self.rollouts.stream("sample", requests, identity=lambda found: found[0].prompt.speech_id):
+        for group, _ in self.rollouts.stream(
+            RolloutActor.sample, requests, identity=lambda found: found[0].prompt.speech_id
+        ):
             yield group
 
     def scoring(self, rounds: int, groups: list[Group], pairs: list[PreferencePair]) -> dict[str, float]:
@@ -142,18 +144,19 @@ class Bench:
             "reference": sum(pair.tokens for pair in pairs),
         }
         found = {}
-        for method, items in work.items():
+        methods = {"score": ScorerActor.score, "reference": ScorerActor.reference_logprobs}
+        for name, items in work.items():
             seconds = []
             for number in range(rounds + 1):
                 actors = self.scorers.actors
                 before, began = self.meter.spent(actors), time.perf_counter()
-                list(self.scorers.stream(method, items))
+                list(self.scorers.stream(methods[name], items))
                 passed = (time.perf_counter() - began) * len(actors)
                 # members share the items as they get free, so all of their work counts
                 worked = sum(self.meter.spent(actors)) - sum(before)
                 if number:
                     seconds.append(passed if self.meter.on_gpu else worked)
-            [found[f"{method}_token_s"]] = self.meter.fit(method, [(tokens[method],)] * rounds, seconds)
+            [found[f"{name}_token_s"]] = self.meter.fit(name, [(tokens[name],)] * rounds, seconds)
         return found
 
     def training(self, rounds: int, pairs: list[PreferencePair], parameters: int) -> dict[str, float]:
@@ -205,7 +208,7 @@ def bench(given: argparse.Namespace, reward_model: str) -> Bench:
     rollouts = Rollouts(**cpus, max_model_len=1024, max_num_seqs=SPEECHES * RESPONSES, kv_cache_gb=given.kv_gb)
     scorers = Scorers(**cpus)
     learners = Learners(**cpus, actors=given.actors, zero_stage=given.zero, micro_batch_tokens=given.micro)
-    limits: dict[str, Any] = {"start_s": 1800, "item_s": 1800}
+    deadlines = Deadlines(start_s=1800, item_s=1800)
     rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
     found = list(conversations(given.model, given.actors * SPEECHES))
     return Bench(
@@ -215,7 +218,7 @@ def bench(given: argparse.Namespace, reward_model: str) -> Bench:
                 f"rollout-{index}", given.model, rollouts, 0
             ),
             given.actors,
-            **limits,
+            deadlines,
         ),
         ActorPool(
             "scorer",
@@ -223,7 +226,7 @@ def bench(given: argparse.Namespace, reward_model: str) -> Bench:
                 f"scorer-{index}", {"reward": reward_model}, given.model, scorers
             ),
             given.actors,
-            **limits,
+            deadlines,
         ),
         LearnerGroup(
             WorkerSpec(

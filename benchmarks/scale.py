@@ -33,6 +33,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import psutil
 import ray
 
+from psyco_ray.config.training import Deadlines
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.run.types import Group, Prompt, Response
 
@@ -74,7 +75,10 @@ def measure(actors: int, items: int, slow: bool, tail: bool) -> dict[str, Any]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     engine = ray.remote(Engine).options(num_cpus=0)
     pool = ActorPool(
-        "rollout", lambda index: engine.remote(10.0 if slow and not index else 1.0), actors, start_s=600, item_s=600
+        "rollout",
+        lambda index: engine.remote(10.0 if slow and not index else 1.0),
+        actors,
+        Deadlines(start_s=600, item_s=600),
     )
     pool.wait_ready()
     rng = random.Random(0)
@@ -91,7 +95,9 @@ def measure(actors: int, items: int, slow: bool, tail: bool) -> dict[str, Any]:
 
     threading.Thread(target=watch, daemon=True).start()
     began, cpu = time.monotonic(), sum(me.cpu_times()[:2])
-    for group, moment in pool.stream("sample", work, what="scale", identity=lambda found: found[0].prompt.speech_id):
+    for group, moment in pool.stream(
+        Engine.sample, work, name="scale", identity=lambda found: found[0].prompt.speech_id
+    ):
         begun[group.prompt.speech_id] = moment
     seconds = time.monotonic() - began
     stop.set()

@@ -32,7 +32,7 @@ import sides  # noqa: F401 - takes this directory off the module path
 
 from psyco_ray.cli.plan import cost_model
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.config.training import Job
+from psyco_ray.config.training import Deadlines, Job
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.ledger import Ledger
@@ -105,7 +105,7 @@ class Simulated:
         time.sleep(seconds)
         yield replace(group, scores={name: tuple(map(float, range(len(group.responses)))) for name in names}), seconds
 
-    def reference(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
+    def reference_logprobs(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
         """A pair with log-probabilities."""
         time.sleep(self._rates.reference)
         yield replace(example, reference=(-100.0, -100.0)), self._rates.reference
@@ -117,9 +117,9 @@ def measure(count: int) -> dict[str, Any]:
     print(f"simulated: {rates}", flush=True)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     actor = ray.remote(Simulated).options(num_cpus=0)
-    limits: dict[str, Any] = {"start_s": 600, "item_s": 600}
-    rollouts = ActorPool("rollout", lambda _: actor.remote(rates), rates.roles.rollouts, **limits)
-    scorers = ActorPool("scorer", lambda _: actor.remote(rates), rates.roles.scorers, **limits)
+    deadlines = Deadlines(start_s=600, item_s=600)
+    rollouts = ActorPool("rollout", lambda _: actor.remote(rates), rates.roles.rollouts, deadlines)
+    scorers = ActorPool("scorer", lambda _: actor.remote(rates), rates.roles.scorers, deadlines)
     rollouts.wait_ready()
     scorers.wait_ready()
     rows = [{"speech_id": f"speech-{i}", "speech": "word " * 60, "prompt_ids": range(150)} for i in range(count)]
@@ -160,15 +160,15 @@ def one_after_another(
         items = [PromptBatch(str(i), tuple(prompts[i : i + 8])) for i in range(0, len(prompts), 8)]
         requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, 256) for item in items]
         moments.append(time.perf_counter())
-        sampled = rollouts.stream("sample", requests, identity=lambda found: found[0].prompt.speech_id)
+        sampled = rollouts.stream(Simulated.sample, requests, identity=lambda found: found[0].prompt.speech_id)
         groups = [group for group, _ in sampled]
         moments.append(time.perf_counter())
-        return [group for group, _ in scorers.stream("score", [(group, [], ("reward",)) for group in groups])]
+        return [group for group, _ in scorers.stream(Simulated.score, [(group, [], ("reward",)) for group in groups])]
 
     moments: list[float] = []
     paired = [pair for group in scored("samples", rows, 8) if (pair := pairs.pair_of(group)) is not None]
     moments.append(time.perf_counter())
-    assert len(list(scorers.stream("reference", paired))) == len(rows), "a pair was lost"
+    assert len(list(scorers.stream(Simulated.reference_logprobs, paired))) == len(rows), "a pair was lost"
     moments.append(time.perf_counter())
     time.sleep(rates.after)
     assert len(scored("dev", dev, 1)) == len(dev), "an answer was lost"

@@ -32,7 +32,7 @@ import ray
 import sides  # noqa: F401 - takes this directory off the module path
 
 from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
-from psyco_ray.config.training import DpoConfig, Optimizer
+from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -93,8 +93,7 @@ def pool_of(given: argparse.Namespace) -> ActorPool:
         "rollout",
         lambda index: actor.options(**options).remote(f"rollout-{index}", given.model, settings, 0),
         given.actors,
-        start_s=900,
-        item_s=600,
+        Deadlines(start_s=900, item_s=600),
     )
     pool.wait_ready()
     return pool
@@ -169,7 +168,11 @@ def moving(given: argparse.Namespace) -> dict[str, Any]:
         report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0))
         pushed = time.perf_counter()
         item = PromptBatch("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
-        next(pool.stream("sample", [SamplingRequest(item, version, 1, 1.0, 1.0, 1)], identity=lambda f: f[0].version))
+        next(
+            pool.stream(
+                RolloutActor.sample, [SamplingRequest(item, version, 1, 1.0, 1.0, 1)], identity=lambda f: f[0].version
+            )
+        )
         seconds, copied = time.perf_counter() - began, memcpy_s(report.bytes)
         print(
             f"version {version}: {seconds:.3f} s for {report.bytes / 2**20:.0f} MiB to {report.actors} actor(s): "

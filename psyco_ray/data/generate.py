@@ -123,18 +123,17 @@ def generate(
     actors = min(settings.actors, len(work))
     role = fit.Role("responder", actors, settings.cpus, settings.gpus, settings.role)
     fit.check(what, [role], fit.cluster_nodes())
-    pool = ActorPool(
+    pool = ActorPool[Responder](
         "responder",
         lambda index: (
             ray.remote(Responder).options(**placement.pool_options(settings, actor_environment(settings))).remote(model)
         ),
         actors,
-        start_s=deadlines.start_s,
-        item_s=deadlines.item_s,
+        deadlines,
     )
     try:
         pool.wait_ready()
-        for _ in progress.track(pool.stream("answer", work, what=what), what, len(work)):
+        for _ in progress.track(pool.stream(Responder.answer, work, name=what), what, len(work)):
             pass
     finally:
         pool.close()

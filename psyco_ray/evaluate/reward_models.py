@@ -189,19 +189,20 @@ def _score(job: EvaluateRewardJob, model: ModelUnderTest, items: Sequence[ScoreB
         return
     fit.check("evaluation", [fit.Role.of("scorer", job.scorers)], fit.cluster_nodes())
     rewards, scorer = {model.name: model.model}, ray.remote(ScorerActor)
-    pool = ActorPool(
+    pool = ActorPool[ScorerActor](
         "scorer",
         lambda index: scorer.options(**placement.pool_options(job.scorers)).remote(
             f"scorer-{index}", rewards, None, job.scorers, max_tokens=job.max_tokens
         ),
         min(job.scorers.actors, len(missing)),
-        start_s=job.deadlines.start_s,
-        item_s=job.deadlines.item_s,
+        job.deadlines,
     )
     try:
         pool.wait_ready()
         stream = pool.stream(
-            "score_many", ((model.name, item.asked) for item in missing.values()), what=f"scores of {model.name}"
+            ScorerActor.score_many,
+            ((model.name, item.asked) for item in missing.values()),
+            name=f"scores of {model.name}",
         )
         for scored, _ in progress.track(stream, f"{model.name}, {PAIRS_PER_ITEM} pairs at a time", len(missing)):
             item = missing[scored[0].key.partition(":")[0]]

@@ -1,222 +1,260 @@
-"""Pools of actors that take work items one at a time and stream results back; a pool owns the life of its members.
+"""Pools of Ray actors that pull work items and stream results back.
 
-Work is pulled: a member gets its next item when it is done with the last, so a slow one never decides how long the
-whole takes. What a member that died or hangs had begun is given to another; results are told apart by their identity,
-so that each comes once.
+    caller                          supervisor thread                        Ray
+    ------                          -----------------                        ---
+    items ----> WorkStream ----> dispatch an item to an idle Slot ----> actor 0, actor 1, ...
+                  ^    |                                                     |
+                  |    +-- requeue, split, give up <-- health check <--------+ dead, hung, failed
+    results <-----+------- deliver each result once <-- poll <---------------+ result, end of item
+    broadcast ----> PendingUpdate ----> sent before the next item ----> actor 0, actor 1, ...
+
+Invariants:
+
+1. An actor has at most one item; it gets the next one when it is done, so a slow actor delays nobody else.
+2. Every result is delivered once, told apart by `identity`, whether or not its item is done again.
+3. Every item ends: its results are delivered, or `on_failed` gets it, or the stream raises.
+4. A dead or hung actor is replaced and its item requeued; an item that fails twice is split, so that only the part
+   at fault is given up.
+5. After `broadcast` no actor gets an item before it applied the update; new actors apply it first.
+6. No process, shared memory or temporary file of an actor outlives it.
+
+The pool is written here because neither Ray's ActorPool, RLlib's actor manager nor Ray Data has item deadlines,
+exactly-once results, splitting of poison items and a weight barrier.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import ray
 from ray.exceptions import RayError
 
-from psyco_ray.pool import processes
-from psyco_ray.pool.slot import PendingUpdate, Slot, State, reason_of
-from psyco_ray.pool.supervisor import PARTING_S, POLL_S, Supervisor
+from psyco_ray.config.training import Deadlines
+from psyco_ray.pool.slot import PendingUpdate, Slot, State, actor_method, reason_of
+from psyco_ray.pool.supervisor import POLL_S, Supervisor
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkStream
 
+A = TypeVar("A")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Ack = TypeVar("Ack")
+Args = TypeVarTuple("Args")
 
-class ActorPool(Supervisor):
-    """Members of one role."""
+
+class ActorPool(Generic[A]):
+    """Actors of one class that work on the items of any number of streams.
+
+    Methods of the actor class are passed as functions, such as `RolloutActor.sample`; the pool calls the method of
+    that name on its actors.
+
+    Example:
+        >>> class Squarer:
+        ...     def ready(self) -> None: ...
+        ...     def square(self, number: int) -> Iterator[int]:
+        ...         yield number**2
+        >>> actor = ray.remote(Squarer)
+        >>> pool = ActorPool[Squarer]("squarer", lambda index: actor.remote(), 2, Deadlines(item_s=60))
+        >>> pool.wait_ready()
+        >>> sorted(pool.stream(Squarer.square, range(4), identity=lambda square: square))
+        [0, 1, 4, 9]
+        >>> pool.close()
+    """
+
+    def __init__(
+        self,
+        role: str,
+        create: Callable[[int], Any],
+        size: int,
+        deadlines: Deadlines,
+        *,
+        on_busy: Callable[[float, float], None] = lambda *_: None,
+        suspended: bool = False,
+    ) -> None:
+        """Create the actors; they load in the background.
+
+        Args:
+            role: name of the actors, in messages.
+            create: creates the actor of an index and returns its handle; the actor loads in its method `ready`.
+            size: number of actors.
+            deadlines: `start_s` for an actor to get ready, `item_s` between two of its results.
+            on_busy: called with each busy interval of an actor (two values of `time.monotonic`).
+            suspended: create no actor before `resume`.
+        """
+        self.role = role
+        self._supervisor = Supervisor(role, create, size, deadlines, on_busy, suspended)
 
     def wait_ready(self) -> None:
-        """Wait until every member has loaded and may get work.
+        """Wait until every actor is loaded and idle.
 
         Raises:
-            TimeoutError: one did not in time.
-            RuntimeError: one died, or could not load what it needs.
+            TimeoutError: an actor was not ready in time.
+            RuntimeError: an actor died, or failed to load.
         """
         while True:
-            with self._lock:
-                self._check()
-                members = list(self._members.values())
-                for member in members:
-                    if member.error is not None:
-                        raise member.error
-                if all(member.state is State.IDLE for member in members):
+            with self._supervisor.locked() as slots:
+                self._supervisor.check()
+                for slot in slots:
+                    if slot.start_error is not None:
+                        raise slot.start_error
+                if all(slot.state is State.IDLE for slot in slots):
                     return
             time.sleep(POLL_S)
 
     def stream(
         self,
-        method: str,
-        items: Iterable[Any],
+        method: Callable[[A, Item], Iterator[Result]],
+        items: Iterable[Item],
         *,
-        what: str = "work",
-        identity: Callable[[Any], Hashable] = lambda _: None,
-        split: Callable[[Any], list[Any]] = lambda item: [item],
-        lost: Callable[[Any, str], None] | None = None,
-    ) -> Iterator[Any]:
-        """Give items to members as they get free, and yield what their generator `method` yields, as it comes.
+        name: str = "work",
+        identity: Callable[[Result], Hashable] = lambda _: None,
+        split: Callable[[Item], list[Item]] = lambda item: [item],
+        on_failed: Callable[[Item, str], None] | None = None,
+    ) -> Iterator[Result]:
+        """Dispatch items to idle actors and yield the results as they come, in any order.
 
-        Several streams may run at the same time; they share the members. `items` may itself be a stream.
+        Several streams may run at the same time; they share the actors. `items` may be another stream.
 
         Args:
-            method: of the members.
+            method: generator method of the actor class.
             items: the work.
-            what: the work's name, in messages.
-            identity: tells the results of one item apart, so that none comes twice when the item is done again.
-                Needed where an item has more than one.
-            split: the parts of an item that members cannot do as a whole.
-            lost: told about an item that members died of again and again, with the last reason; None: that is an error.
+            name: of the work, in messages.
+            identity: key of a result, unique within its item; needed where an item has more than one result.
+            split: parts of an item that failed as a whole.
+            on_failed: called with an item that was given up and the last reason; None: a given-up item is an error.
+
+        Yields:
+            What `method` yields.
 
         Raises:
-            InputError: as a member raised it.
-            RuntimeError: an item is lost and `lost` is None, or nothing works any more.
-            TimeoutError: no member could be had for so long.
+            InputError, ValueError, AssertionError: as the method raised it.
+            RuntimeError: an item was given up and `on_failed` is None, or item after item fails.
+            TimeoutError: no actor could work for `start_s` seconds.
         """
-        stream = WorkStream(method, items, what, identity, split, 2 * max(4, len(self._members)))
-        with self._lock:
-            self._check()
-            self._streams.append(stream)
+        with self._supervisor.locked() as slots:
+            read_ahead = 2 * max(4, len(slots))
+        stream = WorkStream(method, items, name, identity, split, read_ahead)
+        self._supervisor.add(stream)
         try:
-            while not isinstance(found := stream.out.get(), EndOfStream):
-                if not isinstance(found, FailedItem):
-                    yield found
-                elif lost is None:
-                    raise RuntimeError(f"{what}: {self.role} actors gave an item up, {found.reason}")
+            while not isinstance(result := stream.out.get(), EndOfStream):
+                if not isinstance(result, FailedItem):
+                    yield result
+                elif on_failed is None:
+                    raise RuntimeError(f"{name}: {self.role} actors gave an item up, {result.reason}")
                 else:
-                    lost(found.item, found.reason)
-            if found.error is not None:
-                raise found.error
+                    on_failed(result.item, result.reason)
+            if result.error is not None:
+                raise result.error
         finally:
             stream.closed.set()
 
-    def bring(
-        self, method: str, *args: Any, version: int, check: Callable[[Any], str | None], deadline_s: float
-    ) -> list[Any]:
-        """Have every member call a method before its next item; whoever joins later calls it first of all.
+    def broadcast(
+        self,
+        method: Callable[[A, *Args], Ack],
+        *args: *Args,
+        version: int,
+        check: Callable[[Ack], str | None],
+        deadline_s: float,
+    ) -> list[Ack]:
+        """Have every actor call a method before its next item, and every new actor before its first.
 
-        Members that are still busy with what others finished, or still loading, are not waited for.
+        Waits for idle actors and for those whose results are still needed, not for actors that are loading.
 
         Args:
-            method: of the members.
-            *args: for it.
-            version: what the members have then, for `status`.
-            check: of what it returned; says what is wrong. Who fails twice is replaced.
-            deadline_s: seconds it may take.
+            method: method of the actor class.
+            *args: its arguments.
+            version: version that `status` shows for an actor that applied the update.
+            check: returns the problem with an actor's reply, or None; after two problems the actor is replaced.
+            deadline_s: seconds that the call may take.
 
         Returns:
-            What the members answered.
+            The actors' replies.
 
         Raises:
-            RuntimeError: no member succeeded.
-            TimeoutError: no member succeeded in time, or none could be had.
+            RuntimeError: no actor applied the update.
+            TimeoutError: no actor applied it in time, or no actor could work.
         """
-        with self._lock:
-            preparation = PendingUpdate(method, args, version, check, deadline_s)
-            self._preparation, self._refused_in_a_row = preparation, 0
+        update = PendingUpdate(method, args, version, check, deadline_s)
+        self._supervisor.set_update(update)
         while True:
-            with self._lock:
-                self._check()
-                members = list(self._members.values())
-                pending = [m for m in members if m.prepared is not preparation and m.must_prepare]
-                if not pending and preparation.answers:
-                    return list(preparation.answers.values())
-                if self._unpreparable(preparation) or (not pending and len(preparation.refusals) >= len(members)):
-                    raise preparation.failure(self.role)
-                if time.monotonic() - self._fit > self._start_s:
-                    raise self._nobody()
+            with self._supervisor.locked() as slots:
+                self._supervisor.check()
+                pending = [slot for slot in slots if slot.updated is not update and slot.must_update]
+                if not pending and update.acks:
+                    return list(update.acks.values())
+                if self._supervisor.exhausted(update) or (not pending and len(update.errors) >= len(slots)):
+                    raise update.error(self.role)
+                self._supervisor.check_capacity()
             time.sleep(POLL_S)
 
-    @property
-    def idle(self) -> list[Any]:
-        """Handles of the members that could work and have none."""
-        with self._lock:
-            return [member.actor for member in self._members.values() if member.state is State.IDLE]
+    def suspend(self, method: Callable[[A, *Args], object], *args: *Args, deadline_s: float) -> None:
+        """Have every actor call a method that frees what it holds; until `resume` none is created or gets work.
 
-    def rest(self, method: str, *args: Any, deadline_s: float) -> None:
-        """Have every member call a method that frees what it holds; until `rise` none is created or gets work.
-
-        Who still works, loads or prepares is waited for. Who has not called it in time, or fails, is ended.
+        Waits for busy, loading and updating actors. An actor that fails or misses the deadline is killed.
 
         Args:
-            method: of the members.
-            *args: for it.
-            deadline_s: seconds it may take.
+            method: method of the actor class.
+            *args: its arguments.
+            deadline_s: seconds for all of it.
         """
-        asked: dict[Any, Any] = {}  # by actor
-        until = time.monotonic() + deadline_s
-        with self._lock:
-            self._resting = True
+        replies: dict[Any, Any] = {}  # by actor
+        deadline = time.monotonic() + deadline_s
+        self._supervisor.suspend()
         while True:
-            with self._lock:
-                self._check()
-                here = [member for member in self._members.values() if member.actor is not None]
-                for member in here:
-                    if member.state is State.IDLE and member.actor not in asked:
-                        asked[member.actor] = getattr(member.actor, method).remote(*args)
-                waiting = [m for m in here if m.actor not in asked or not self._wait_for(m, asked[m.actor], method)]
-                late = waiting if time.monotonic() > until else []
-                for member in late:
-                    self._lose(member, f"did not finish {method} within {deadline_s:g} s")
-            if not waiting or late:
+            with self._supervisor.locked() as slots:
+                self._supervisor.check()
+                slots = [slot for slot in slots if slot.actor is not None]
+                for slot in slots:
+                    if slot.state is State.IDLE and slot.actor not in replies:
+                        replies[slot.actor] = actor_method(slot.actor, method).remote(*args)
+                pending = [s for s in slots if s.actor not in replies or not self._replied(s, replies[s.actor], method)]
+                late = pending if time.monotonic() > deadline else []
+                for slot in late:
+                    self._supervisor.fail(slot, f"did not finish {method.__name__} within {deadline_s:g} s")
+            if not pending or late:
                 return
             time.sleep(POLL_S)
 
-    def rise(self) -> None:
-        """Go on after `rest`: missing members are created, and work is handed out."""
-        with self._lock:
-            self._resting, self._fit = False, time.monotonic()
+    def resume(self) -> None:
+        """Create missing actors and dispatch work again after `suspend`."""
+        self._supervisor.resume()
 
     def resize(self, size: int) -> None:
-        """Have so many members: new ones work as soon as they can, the last ones leave when their item is done."""
-        with self._lock:
-            for index in range(size):
-                self._members.setdefault(index, Slot(index)).leaving = False
-            for index, member in list(self._members.items()):
-                if index < size:
-                    continue
-                member.leaving = True
-                if member.state not in (State.BUSY, State.IDLE):
-                    self._part(member)
+        """Change the number of actors; new ones work once they are ready, the last ones leave after their item."""
+        self._supervisor.resize(size)
 
     def status(self) -> list[dict[str, Any]]:
-        """What each member does, for how long (s), where, and how often it was replaced."""
-        with self._lock:
-            return [member.status() for member in self._members.values()]
+        """What each actor does, for how many seconds, on which node, and how often it was replaced."""
+        with self._supervisor.locked() as slots:
+            return [slot.status() for slot in slots]
 
     def waiting(self) -> int:
-        """Items that wait for a member."""
-        with self._lock:
-            return sum(stream.waiting for stream in self._streams)
+        """Number of items that wait for an actor."""
+        return self._supervisor.waiting()
 
     @property
     def actors(self) -> list[Any]:
-        """Handles of the members that are there."""
-        with self._lock:
-            return [member.actor for member in self._members.values() if member.actor is not None]
+        """Handles of all actors, loading ones included."""
+        with self._supervisor.locked() as slots:
+            return [slot.actor for slot in slots if slot.actor is not None]
 
-    def _wait_for(self, member: Slot, answer: Any, method: str) -> bool:
-        """Whether a member has answered, or is gone."""
-        if not ray.wait([answer], timeout=0)[0]:
-            return False
-        try:
-            ray.get(answer)
-        except RayError as error:
-            self._lose(member, f"failed in {method}, {reason_of(error)}")
-        return True
+    @property
+    def idle(self) -> list[Any]:
+        """Handles of the idle actors."""
+        with self._supervisor.locked() as slots:
+            return [slot.actor for slot in slots if slot.state is State.IDLE]
 
     def close(self) -> None:
-        """End all members; those that do nothing may tidy up first."""
-        self._closed.set()
-        self._thread.join()
-        for stream in self._streams:
-            stream.out.put(EndOfStream(RuntimeError(f"the pool of {self.role} actors was closed")))
-        for member in self._members.values():
-            if member.state is State.IDLE:
-                self._say_goodbye(member)
-            elif member.actor is not None:
-                ray.kill(member.actor)
-                if member.process is not None and (member.process.children or member.process.segments):
-                    member.turn(State.ENDING, processes.end_remotely(member.process))
-        leaving = [ref for _, ref, _ in self._parting]
-        leaving += [m.ref for m in self._members.values() if m.state is State.ENDING and m.ref is not None]
-        if leaving:
-            ray.wait(leaving, num_returns=len(leaving), timeout=PARTING_S)
-        for actor, _, _ in self._parting:
-            ray.kill(actor)
+        """End all actors; streams that are still read raise."""
+        self._supervisor.close()
+
+    def _replied(self, slot: Slot, reply: Any, method: Callable[..., Any]) -> bool:
+        """Whether an actor returned from a call, or failed in it."""
+        if not ray.wait([reply], timeout=0)[0]:
+            return False
+        try:
+            ray.get(reply)
+        except RayError as error:
+            self._supervisor.fail(slot, f"failed in {method.__name__}, {reason_of(error)}")
+        return True

@@ -1,4 +1,4 @@
-"""One member of a pool: its actor, what it does, and what it has to do before it may work."""
+"""One slot of a pool: its actor, the actor's state, and its item."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from psyco_ray.pool.work import WorkItem, WorkStream
 
 
 class State(enum.Enum):
-    """What a member does."""
+    """State of a slot; the values are those of `status.json`."""
 
-    ABSENT = "absent"  # waits until it may be created
-    STARTING = "starting"  # waits for a place in the cluster, or loads
-    PREPARING = "preparing"
+    ABSENT = "absent"  # no actor; one is created after a backoff
+    STARTING = "starting"  # pending in Ray, or loading
+    UPDATING = "preparing"
     IDLE = "idle"
     BUSY = "busy"
     ENDING = "ending"  # its processes are being removed
@@ -27,111 +27,126 @@ class State(enum.Enum):
 
 @dataclass(eq=False)
 class PendingUpdate:
-    """A call that every member makes before its next item, and what came of it."""
+    """A call that every actor makes before its next item, and the replies."""
 
-    method: str
+    method: Callable[..., Any]  # of the actor class
     args: tuple[Any, ...]
     version: int
     check: Callable[[Any], str | None]
     deadline_s: float
-    answers: dict[int, Any] = field(default_factory=dict)  # by member
-    refusals: dict[int, Exception] = field(default_factory=dict)
+    acks: dict[int, Any] = field(default_factory=dict)  # by slot
+    errors: dict[int, Exception] = field(default_factory=dict)  # of replaced actors, by slot
+    failures_in_a_row: int = 0
 
-    def failure(self, role: str) -> Exception:
-        """What is raised where no member succeeded."""
-        first = next(iter(self.refusals.values()))
-        told = f"no {role} actor took version {self.version}: {first}"
-        return TimeoutError(told) if isinstance(first, TimeoutError) else RuntimeError(told)
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.__name__
+
+    def error(self, role: str) -> Exception:
+        """The error of an update that no actor applied."""
+        first = next(iter(self.errors.values()))
+        message = f"no {role} actor took version {self.version}: {first}"
+        return TimeoutError(message) if isinstance(first, TimeoutError) else RuntimeError(message)
 
 
 class Slot:
-    """A place in a pool; when its actor is lost, another takes the place."""
+    """A place in a pool; a lost actor is replaced in the same slot."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.state = State.ABSENT
-        self.since = time.monotonic()  # in this state
+        self.since = time.monotonic()  # when it entered the state
         self.actor: Any = None
-        self.ref: Any = None  # what it is waited for: an object reference, or a stream of them
+        self.ref: Any = None  # of the pending call: an object reference, or a generator of them
         self.process: Process | None = None
-        self.prepared: PendingUpdate | None = None
-        self.refused = 0  # times in a row
-        self.leaving = False  # for good
-        self.moving = False  # to another node
-        self.failures = 0  # to get ready, in a row
-        self.not_before = 0.0
-        self.error: Exception | None = None  # why it could not get ready
+        self.update: PendingUpdate | None = None  # the last one sent to the actor
+        self.updated: PendingUpdate | None = None  # the last one applied
+        self.rejections = 0  # of updates, in a row
+        self.retiring = False  # the slot goes when its item is done
+        self.draining = False  # its node is being removed
+        self.failed_starts = 0  # in a row
+        self.not_before = 0.0  # backoff until this time
+        self.start_error: Exception | None = None
         self.stream: WorkStream | None = None
         self.work: WorkItem | None = None
-        self.heard = 0.0  # when its last result came
+        self.last_result = 0.0  # when it came
         self.restarts = self.items = 0
-        self._fit_since: float | None = None
+        self._ready_since: float | None = None
         self._busy_s = 0.0
 
-    def turn(self, state: State, ref: Any = None) -> None:
-        """Begin with something else."""
+    def enter(self, state: State, ref: Any = None) -> None:
+        """Change the state; `ref` is what the slot waits for."""
         now = time.monotonic()
         if self.state is State.BUSY:
             self._busy_s += now - self.since
-        if state is State.IDLE and self._fit_since is None:
-            self._fit_since = now
-        self.state, self.since, self.heard, self.ref = state, now, now, ref
+        if state is State.IDLE and self._ready_since is None:
+            self._ready_since = now
+        self.state, self.since, self.last_result, self.ref = state, now, now, ref
 
-    def begin(self, stream: WorkStream, work: WorkItem) -> None:
-        """Begin an item."""
+    def assign(self, stream: WorkStream, work: WorkItem) -> None:
+        """Dispatch an item to the idle actor."""
         now = time.monotonic()
-        work.doers += 1
+        work.actors += 1
         work.began = work.began or now
         stream.running.add(work)
         self.stream, self.work = stream, work
-        call = getattr(self.actor, stream.method).options(num_returns="streaming")
-        self.turn(State.BUSY, call.remote(work.item))
+        self.enter(
+            State.BUSY, actor_method(self.actor, stream.method).options(num_returns="streaming").remote(work.item)
+        )
 
-    def drop_work(self) -> tuple[WorkStream, WorkItem] | None:
-        """What it was busy with; it is not any more."""
+    def release(self) -> tuple[WorkStream, WorkItem] | None:
+        """Take the item away from the actor; None if it had none."""
         if self.stream is None or self.work is None:
             return None
-        found = self.stream, self.work
-        self.work.doers -= 1
+        released = self.stream, self.work
+        self.work.actors -= 1
         self.stream = self.work = None
-        return found
+        return released
+
+    def send(self, update: PendingUpdate) -> None:
+        """Send an update to the idle actor."""
+        self.update = update
+        self.enter(State.UPDATING, actor_method(self.actor, update.method).remote(*update.args))
 
     @property
-    def must_prepare(self) -> bool:
-        """Whether a preparation has to wait for it: it could work, or does what is still wanted."""
-        wanted = self.state is State.BUSY and self.work is not None and not self.work.finished
-        return self.state in (State.IDLE, State.PREPARING) or (wanted and not self.stream_closed)
-
-    @property
-    def stream_closed(self) -> bool:
-        """Whether nobody wants the results of what it does."""
-        return self.stream is not None and self.stream.closed.is_set()
+    def must_update(self) -> bool:
+        """Whether a broadcast waits for this slot: its actor is free, or works on a result that is still needed."""
+        if self.state is not State.BUSY:
+            return self.state in (State.IDLE, State.UPDATING)
+        needed = self.work is not None and not self.work.finished
+        return needed and not (self.stream is not None and self.stream.closed.is_set())
 
     def __str__(self) -> str:
         return f"actor {self.index}" + (f" on {self.process.host}" if self.process else "")
 
     def status(self) -> dict[str, Any]:
-        """For `psyco-ray status`."""
+        """The slot's record in `status.json`."""
         now = time.monotonic() + 1e-9
-        busy = self._busy_s + (now - self.since if self.state is State.BUSY else 0.0)
-        there = now - self._fit_since if self._fit_since is not None else 0.0
+        busy_s = self._busy_s + (now - self.since if self.state is State.BUSY else 0.0)
+        ready_s = now - self._ready_since if self._ready_since is not None else 0.0
         return {
             "member": self.index,
-            "state": "leaving" if self.leaving else self.state.value,
+            "state": "leaving" if self.retiring else self.state.value,
             "seconds": round(now - self.since, 1),
             "node": self.process.host if self.process else None,
             "pid": self.process.pid if self.process else None,
-            "version": self.prepared.version if self.prepared else 0,
+            "version": self.updated.version if self.updated else 0,
             "items": self.items,
             "restarts": self.restarts,
-            "busy_s": busy,
-            "there_s": there,  # since it could work for the first time
-            "idle_share": round(1 - busy / there, 3) if there else 0,
+            "busy_s": busy_s,
+            "there_s": ready_s,  # since it was first ready
+            "idle_share": round(1 - busy_s / ready_s, 3) if ready_s else 0,
         }
 
 
+def actor_method(actor: Any, method: Callable[..., Any]) -> Any:
+    """The remote method of an actor handle that has the name of a method of the actor's class."""
+    return getattr(actor, method.__name__)
+
+
 def reason_of(error: BaseException) -> str:
-    """An error in one line; of a dead actor also why it died, which Ray tells below what it was."""
+    """An error in one line; for a dead actor with the cause of death, which Ray gives on the second line."""
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).strip().splitlines() if not line.startswith("\t")] or [""]
     return f"{type(cause).__name__}: {' '.join(lines[:2] if isinstance(cause, ActorDiedError) else lines[:1])}"

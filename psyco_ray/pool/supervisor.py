@@ -1,308 +1,397 @@
-"""The life of a pool's members: one thread creates, prepares, feeds, hears, watches and replaces them."""
+"""The thread that starts, updates, dispatches to, polls, health-checks and restarts the actors of a pool."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import statistics
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import processes
 from psyco_ray.pool.slot import PendingUpdate, Slot, State, reason_of
-from psyco_ray.pool.work import EndOfStream, WorkItem, WorkStream
+from psyco_ray.pool.work import EndOfStream, WorkStream
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.02
-PARTING_S = 5.0
-_QUIET_S = 0.2  # where nothing can happen but the end of an item
-_LOOK_S = 2.0  # between looks at the nodes
-_ATTEMPTS = 2  # of an item, each with another member, before it is taken apart, and of each part of it
-_BACKLOG = 1024  # results that nobody took yet, above which a stream gets no more work
-_FETCH_S = 60.0  # for a result that is there, if perhaps on another node
-_LAGGARD = 2.0  # medians that an item may take before an idle member does it as well
+_TERMINATE_S = 5.0  # for an actor to exit by itself
+_QUIET_POLL_S = 0.2  # while only the end of an item can change anything
+_DRAIN_CHECK_S = 2.0  # between checks for draining nodes
+_MAX_ATTEMPTS = 2  # of an item, each on another actor, before it is split; the same for each part
+_MAX_BACKLOG = 1024  # unread results, above which a stream gets no more work
+_FETCH_S = 60.0  # for a result that exists, perhaps on another node
+# Every actor would raise these for the item: the user's input, or a bug. They end the stream, and the actor stays.
+# Any other exception counts as a failure of the actor.
+_ITEM_ERRORS = (InputError, ValueError, AssertionError)
+
+
+class _Termination(NamedTuple):
+    """An actor that was asked to exit."""
+
+    actor: Any
+    ref: Any
+    deadline: float
 
 
 class Supervisor:
-    """Members of one role, and the thread that keeps them; `ActorPool` says what can be asked of them."""
+    """Slots of one role and the thread that serves them; `ActorPool` owns one.
+
+    The thread repeats: create, update, dispatch; wait for a reply; poll the replies; health-check. Public methods may
+    be called from any thread.
+
+    Args:
+        role: name of the actors, in messages.
+        create: creates the actor of a slot; the actor loads its model in its method `ready`.
+        size: number of slots.
+        deadlines: `start_s` for an actor to get ready, `item_s` between two of its results.
+        on_busy: called with each busy interval of an actor (two values of `time.monotonic`).
+        suspended: create no actor before `resume`.
+    """
 
     def __init__(
         self,
         role: str,
-        make: Callable[[int], Any],
+        create: Callable[[int], Any],
         size: int,
-        *,
-        start_s: float,
-        item_s: float,
-        worked: Callable[[float, float], None] = lambda *_: None,
-        resting: bool = False,
+        deadlines: Deadlines,
+        on_busy: Callable[[float, float], None],
+        suspended: bool,
     ) -> None:
-        """Create the members; they load in the background.
-
-        Args:
-            role: what the members are, in messages.
-            make: creates the actor of an index; it has a method `ready` that loads what it needs.
-            size: number of members.
-            start_s: seconds a member may take to get ready.
-            item_s: seconds a member may take between two results.
-            worked: told from when to when (`time.monotonic`) a member was at work, whenever it is heard.
-            resting: create none before `rise`.
-        """
         self.role = role
-        self._make, self._start_s, self._item_s, self._worked = make, start_s, item_s, worked
-        self._resting = resting
+        self._create, self._on_busy, self._suspended = create, on_busy, suspended
+        self._start_s, self._item_s = deadlines.start_s, deadlines.item_s
         self._lock = threading.RLock()
-        self._members = {index: Slot(index) for index in range(size)}
+        self._slots = {index: Slot(index) for index in range(size)}
         self._streams: list[WorkStream] = []
-        self._parting: list[tuple[Any, Any, float]] = []  # actor, its last call, until when
-        self._preparation: PendingUpdate | None = None
-        self._failed_in_a_row = self._refused_in_a_row = 0
-        self._fit = time.monotonic()  # when a member could last work
-        self._looked = 0.0
+        self._terminating: list[_Termination] = []
+        self._update: PendingUpdate | None = None
+        self._failed_items_in_a_row = 0
+        self._last_healthy = time.monotonic()  # when an actor could last work
+        self._last_drain_check = 0.0
         self._last_reason = ""
         self._error: BaseException | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{role} pool", daemon=True)
         self._thread.start()
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[list[Slot]]:
+        """Stop the thread at its next step and yield the slots; do not block inside."""
+        with self._lock:
+            yield list(self._slots.values())
+
+    def check(self) -> None:
+        """Raise the error that ended the thread.
+
+        Raises:
+            RuntimeError: caused by that error.
+        """
+        if self._error is not None:
+            raise RuntimeError(f"the pool of {self.role} actors broke") from self._error
+
+    def check_capacity(self) -> None:
+        """Raise if no actor could work for the start deadline.
+
+        Raises:
+            TimeoutError: with the last failure.
+        """
+        if time.monotonic() - self._last_healthy > self._start_s:
+            last = f"; the last reason was: {self._last_reason}" if self._last_reason else ""
+            raise TimeoutError(f"no {self.role} actor could work for {self._start_s:g} s{last}")
+
+    def add(self, stream: WorkStream) -> None:
+        """Dispatch the items of a stream."""
+        with self._lock:
+            self.check()
+            self._streams.append(stream)
+
+    def set_update(self, update: PendingUpdate) -> None:
+        """Send an update to every actor before its next item, and to every new actor before its first."""
+        with self._lock:
+            self._update = update
+
+    def exhausted(self, update: PendingUpdate) -> bool:
+        """Whether no actor applied an update, however often actors were replaced."""
+        applied = any(slot.updated is update for slot in self._slots.values())
+        return not applied and update.failures_in_a_row > 2 * len(self._slots)
+
+    def suspend(self) -> None:
+        """Create no actor and dispatch nothing until `resume`."""
+        with self._lock:
+            self._suspended = True
+
+    def resume(self) -> None:
+        """Create missing actors and dispatch again."""
+        with self._lock:
+            self._suspended, self._last_healthy = False, time.monotonic()
+
+    def resize(self, size: int) -> None:
+        """Change the number of slots; a slot above it retires when its item is done."""
+        with self._lock:
+            for index in range(size):
+                self._slots.setdefault(index, Slot(index)).retiring = False
+            for index, slot in list(self._slots.items()):
+                if index < size:
+                    continue
+                slot.retiring = True
+                if slot.state not in (State.BUSY, State.IDLE):
+                    self._dismiss(slot)
+
+    def waiting(self) -> int:
+        """Number of items that wait for an actor."""
+        with self._lock:
+            return sum(stream.waiting for stream in self._streams)
+
+    def fail(self, slot: Slot, reason: str, start_error: Exception | None = None) -> None:
+        """Kill an actor with everything that it left, requeue its item, and have the actor replaced.
+
+        Args:
+            slot: whose actor is dead, hangs or is not to be trusted.
+            reason: why.
+            start_error: what `ActorPool.wait_ready` raises, for an actor that never got ready.
+        """
+        released = slot.release()
+        self._last_reason = f"{self.role} {slot} {reason}"
+        if slot.state in (State.STARTING, State.UPDATING):
+            slot.failed_starts += 1
+            slot.start_error = start_error
+            slot.not_before = time.monotonic() + min(2.0 ** (slot.failed_starts - 1), 60.0)
+        if released is not None:
+            stream, work = released
+            self._failed_items_in_a_row += 1
+            stream.fail(work, self._last_reason, _MAX_ATTEMPTS)
+        _log.warning(f"{self._last_reason}; it is replaced" + ("; its item goes to another" if released else ""))
+        ray.kill(slot.actor)
+        cleanup = processes.end_remotely(slot.process) if slot.process else None
+        self._vacate(slot, State.ENDING if cleanup is not None else State.ABSENT, cleanup)
+        if self._failed_items_in_a_row > len(self._slots) + 4 * _MAX_ATTEMPTS:
+            self._end_all(
+                RuntimeError(f"{self._failed_items_in_a_row} items failed one after another; {self._last_reason}")
+            )
+
+    def close(self) -> None:
+        """End the thread, the streams and all actors; idle actors may exit by themselves."""
+        self._closed.set()
+        self._thread.join()
+        for stream in self._streams:
+            stream.out.put(EndOfStream(RuntimeError(f"the pool of {self.role} actors was closed")))
+        for slot in self._slots.values():
+            if slot.state is State.IDLE:
+                self._terminate(slot)
+            elif slot.actor is not None:
+                ray.kill(slot.actor)
+                if slot.process is not None and (slot.process.children or slot.process.segments):
+                    slot.enter(State.ENDING, processes.end_remotely(slot.process))
+        refs = [termination.ref for termination in self._terminating]
+        refs += [s.ref for s in self._slots.values() if s.state is State.ENDING and s.ref is not None]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=_TERMINATE_S)
+        for termination in self._terminating:
+            ray.kill(termination.actor)
+
     def _run(self) -> None:
-        """The pool's thread."""
         try:
             while not self._closed.is_set():
                 with self._lock:
-                    self._settle()
-                    self._hand_out()
-                    waiting = {member.ref: member for member in self._members.values() if member.ref is not None}
-                    watchful = any(m.state is State.IDLE for m in self._members.values()) and bool(self._streams)
-                heard = self._wait(list(waiting), POLL_S if watchful else _QUIET_S)
+                    self._start_and_update()
+                    self._dispatch()
+                    pending = {slot.ref: slot for slot in self._slots.values() if slot.ref is not None}
+                    starved = any(s.state is State.IDLE for s in self._slots.values()) and bool(self._streams)
+                ready = _wait(list(pending), POLL_S if starved else _QUIET_POLL_S)
                 with self._lock:
-                    for ref in heard:
-                        if waiting[ref].ref is ref:
-                            self._hear(waiting[ref])
-                    self._watch()
-        except BaseException as error:  # noqa: BLE001 - whatever ends this thread is raised again by who waits for it
+                    for ref in ready:
+                        if pending[ref].ref is ref:
+                            self._poll(pending[ref])
+                    self._health_check()
+        except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for the pool
             with self._lock:
                 self._error = error
-                self._fail(error)
+                self._end_all(error)
 
-    def _wait(self, refs: list[Any], timeout: float) -> list[Any]:
-        """The refs that have something, as soon as one has."""
-        if not refs:
-            time.sleep(POLL_S)
-            return []
-        first, _ = ray.wait(refs, timeout=timeout)
-        return ray.wait(refs, num_returns=len(refs), timeout=0)[0] if first else []
-
-    def _settle(self) -> None:
-        """Create who is due, prepare who is not, let go who leaves."""
+    def _start_and_update(self) -> None:
+        """Start missing actors, send pending updates, dismiss retiring actors."""
         now = time.monotonic()
-        for member in list(self._members.values()):
-            if member.leaving and member.state in (State.IDLE, State.ABSENT):
-                self._part(member)
-            elif member.moving and member.state is State.IDLE:
-                _log.warning(f"{self.role} {member} leaves: its node is being drained")
-                self._part(member)
-            elif self._resting:
+        for slot in list(self._slots.values()):
+            if slot.retiring and slot.state in (State.IDLE, State.ABSENT):
+                self._dismiss(slot)
+            elif slot.draining and slot.state is State.IDLE:
+                _log.warning(f"{self.role} {slot} leaves: its node is being drained")
+                self._dismiss(slot)
+            elif self._suspended:
                 continue
-            elif member.state is State.ABSENT and now >= member.not_before:
-                member.actor = self._make(member.index)
-                member.turn(State.STARTING, member.actor.__ray_call__.remote(_get_ready))
-            elif member.state is State.IDLE and member.prepared is not self._preparation:
-                assert self._preparation is not None, "a preparation is never taken back"
-                call = getattr(member.actor, self._preparation.method)
-                member.turn(State.PREPARING, call.remote(*self._preparation.args))
-        for gone in [entry for entry in self._parting if now > entry[2]]:
-            ray.kill(gone[0])
-            self._parting.remove(gone)
+            elif slot.state is State.ABSENT and now >= slot.not_before:
+                slot.actor = self._create(slot.index)
+                slot.enter(State.STARTING, slot.actor.__ray_call__.remote(_get_ready))
+            elif slot.state is State.IDLE and slot.updated is not self._update:
+                assert self._update is not None, "an update is never withdrawn"
+                slot.send(self._update)
+        for termination in [entry for entry in self._terminating if now > entry.deadline]:
+            ray.kill(termination.actor)
+            self._terminating.remove(termination)
 
-    def _hand_out(self) -> None:
-        """Give idle members work, each stream in turn; at a stream's end, what one of them takes long to do."""
+    def _dispatch(self) -> None:
+        """Give each idle actor an item of the stream that has fewest running, or a straggler at a stream's end."""
         for stream in [s for s in self._streams if s.closed.is_set() or s.done]:
             stream.out.put(EndOfStream(None))
             self._streams.remove(stream)
-        for member in [] if self._resting else self._members.values():
-            if member.state is not State.IDLE or member.leaving or member.prepared is not self._preparation:
+        for slot in [] if self._suspended else self._slots.values():
+            if slot.state is not State.IDLE or slot.retiring or slot.updated is not self._update:
                 continue
             for stream in sorted(self._streams, key=lambda s: len(s.running)):
                 try:
-                    work = stream.next() if stream.out.qsize() < _BACKLOG else None
-                except BaseException as error:  # noqa: BLE001 - the items' error, for who reads the stream
+                    work = stream.next() if stream.out.qsize() < _MAX_BACKLOG else None
+                except BaseException as error:  # noqa: BLE001 - raised where the stream is read
                     self._end(stream, error)
                     continue
-                if work is not None or (work := _laggard(stream)) is not None:
-                    member.begin(stream, work)
+                if work is not None or (work := stream.straggler()) is not None:
+                    slot.assign(stream, work)
                     break
             else:
-                return  # no work for this one, none for the others
+                return  # no work for this actor, none for the others
 
-    def _hear(self, member: Slot) -> None:
-        """Take what a member has to say."""
-        if member.state is State.STARTING:
-            self._hear_ready(member)
-        elif member.state is State.PREPARING:
-            self._hear_prepared(member)
-        elif member.state is State.BUSY:
-            self._hear_result(member)
-        elif member.state is State.ENDING:
-            member.turn(State.ABSENT)
+    def _poll(self, slot: Slot) -> None:
+        if slot.state is State.STARTING:
+            self._poll_start(slot)
+        elif slot.state is State.UPDATING:
+            self._poll_update(slot)
+        elif slot.state is State.BUSY:
+            self._poll_result(slot)
+        elif slot.state is State.ENDING:
+            slot.enter(State.ABSENT)
 
-    def _hear_ready(self, member: Slot) -> None:
+    def _poll_start(self, slot: Slot) -> None:
         try:
-            member.process = ray.get(member.ref)
+            slot.process = ray.get(slot.ref)
         except RayTaskError as error:
-            self._lose(member, reason_of(error), error)
+            self.fail(slot, reason_of(error), error)
         except RayError as error:
             reason = f"died before it was ready, {reason_of(error)}"
-            self._lose(member, reason, RuntimeError(f"{self.role} {member} {reason}"))
+            self.fail(slot, reason, RuntimeError(f"{self.role} {slot} {reason}"))
         else:
-            member.error = None
-            if self._preparation is None:
-                member.failures = 0
-            member.turn(State.IDLE)
+            slot.start_error = None
+            if self._update is None:
+                slot.failed_starts = 0
+            slot.enter(State.IDLE)
 
-    def _hear_prepared(self, member: Slot) -> None:
-        preparation = self._preparation
-        assert preparation is not None, "it prepares for something"
+    def _poll_update(self, slot: Slot) -> None:
+        update = slot.update
+        assert update is not None, f"{slot} is updating"
         try:
-            answer = ray.get(member.ref)
-            wrong = preparation.check(answer)
+            ack = ray.get(slot.ref)
+            problem = update.check(ack)
         except RayTaskError as error:
-            wrong = reason_of(error)
+            problem = reason_of(error)
         except RayError as error:
-            self._lose(member, f"died in {preparation.method}, {reason_of(error)}")
+            self.fail(slot, f"died in {update.name}, {reason_of(error)}")
             return
-        if wrong is not None:
-            self._refuse(member, preparation, RuntimeError(wrong))
+        if problem is not None:
+            self._reject(slot, update, RuntimeError(problem))
             return
-        member.prepared, member.refused, member.failures = preparation, 0, 0
-        self._refused_in_a_row = 0
-        preparation.answers[member.index] = answer
-        self._worked(member.since, time.monotonic())
-        member.turn(State.IDLE)
+        slot.updated, slot.rejections, slot.failed_starts = update, 0, 0
+        update.failures_in_a_row = 0
+        update.acks[slot.index] = ack
+        self._on_busy(slot.since, time.monotonic())
+        slot.enter(State.IDLE)
 
-    def _refuse(self, member: Slot, preparation: PendingUpdate, error: Exception) -> None:
-        """A member failed to prepare: once it may try again."""
-        member.refused += 1
-        if member.refused == 1 and not isinstance(error, TimeoutError):
-            _log.warning(f"{self.role} {member}: {error}; it tries again")
-            member.turn(State.IDLE)
-        else:
-            preparation.refusals[member.index] = error
-            self._lose(member, str(error))
-            self._refused_in_a_row += 1
-            # newcomers load and are lost again for ever, where what they are to take went away with its owner
-            if self._unpreparable(preparation):
-                self._fail(preparation.failure(self.role))
+    def _reject(self, slot: Slot, update: PendingUpdate, error: Exception) -> None:
+        """Retry a failed update once on the same actor, then replace the actor."""
+        slot.rejections += 1
+        if slot.rejections == 1 and not isinstance(error, TimeoutError):
+            _log.warning(f"{self.role} {slot}: {error}; it tries again")
+            slot.enter(State.IDLE)
+            return
+        update.errors[slot.index] = error
+        self.fail(slot, str(error))
+        update.failures_in_a_row += 1
+        # new actors would start and fail forever if the weights are gone, say with the learner that held them
+        if self.exhausted(update):
+            self._end_all(update.error(self.role))
 
-    def _unpreparable(self, preparation: PendingUpdate) -> bool:
-        """Whether nobody has prepared, however often members were replaced."""
-        taken = any(member.prepared is preparation for member in self._members.values())
-        return not taken and self._refused_in_a_row > 2 * len(self._members)
-
-    def _hear_result(self, member: Slot) -> None:
-        stream, work = member.stream, member.work
-        assert stream is not None, "it is busy with something"
-        assert work is not None, "it is busy with something"
-        self._worked(member.heard, time.monotonic())
+    def _poll_result(self, slot: Slot) -> None:
+        stream, work = slot.stream, slot.work
+        assert stream is not None, f"{slot} is busy"
+        assert work is not None, f"{slot} is busy"
+        self._on_busy(slot.last_result, time.monotonic())
         try:
-            result = next(member.ref, None)  # its end is told by a default: a StopIteration could come from elsewhere
-            if result is None:
-                member.items += 1
-                member.drop_work()
+            ref = next(slot.ref, None)  # a default, because a StopIteration could come from elsewhere
+            if ref is None:
+                slot.items += 1
+                slot.release()
                 stream.finish(work)
-                member.turn(State.IDLE)
+                slot.enter(State.IDLE)
             else:
-                stream.deliver(work, ray.get(result, timeout=_FETCH_S))
-                member.heard = self._fit = time.monotonic()
-                self._failed_in_a_row = 0
+                stream.deliver(work, ray.get(ref, timeout=_FETCH_S))
+                slot.last_result = self._last_healthy = time.monotonic()
+                self._failed_items_in_a_row = 0
         except RayTaskError as error:
-            if isinstance(error, (ValueError, AssertionError)):  # the item does not do; the member is as good as before
-                member.drop_work()
-                member.turn(State.IDLE)
+            if isinstance(error, _ITEM_ERRORS):
+                slot.release()
+                slot.enter(State.IDLE)
                 if not work.finished:
                     self._end(stream, error)
             else:
-                self._lose(member, f"failed at {stream.what}, {reason_of(error)}")
+                self.fail(slot, f"failed at {stream.name}, {reason_of(error)}")
         except RayError as error:
-            self._lose(member, f"died at {stream.what}, {reason_of(error)}")
+            self.fail(slot, f"died at {stream.name}, {reason_of(error)}")
 
-    def _watch(self) -> None:
-        """Look for who takes too long, for nodes that are going away, and whether there is anybody left."""
+    def _health_check(self) -> None:
+        """Replace actors past their deadline, look for draining nodes, end the streams if no actor can work."""
         now = time.monotonic()
-        for member in self._members.values():
-            if member.state is State.STARTING and now - member.since > self._start_s:
-                text = f"was not ready within {self._start_s:g} s"
-                self._lose(member, text, TimeoutError(f"{self.role} {member} {text}"))
-            elif member.state is State.PREPARING and now - member.since > _of(member, self._preparation).deadline_s:
-                preparation = _of(member, self._preparation)
-                text = f"did not finish {preparation.method} within {preparation.deadline_s:g} s"
-                self._refuse(member, preparation, TimeoutError(f"{self.role} {member} {text}"))
-            elif member.state is State.BUSY and (silent := now - member.heard) > self._item_s:
-                stream = member.stream
-                self._lose(member, f"gave no result for {silent:.0f} s at {stream.what if stream else 'work'}")
-            elif member.state is State.ENDING and now - member.since > 3 * PARTING_S:
-                member.turn(State.ABSENT)
-            if member.state in (State.IDLE, State.BUSY, State.PREPARING):
-                self._fit = now
-        if now - self._fit > self._start_s and self._streams:
-            self._fail(self._nobody())
-        if now - self._looked > _LOOK_S:
-            self._looked = now
+        for slot in self._slots.values():
+            if slot.state is State.STARTING and now - slot.since > self._start_s:
+                reason = f"was not ready within {self._start_s:g} s"
+                self.fail(slot, reason, TimeoutError(f"{self.role} {slot} {reason}"))
+            elif slot.state is State.UPDATING:
+                assert slot.update is not None, f"{slot} is updating"
+                if now - slot.since > slot.update.deadline_s:
+                    reason = f"did not finish {slot.update.name} within {slot.update.deadline_s:g} s"
+                    self._reject(slot, slot.update, TimeoutError(f"{self.role} {slot} {reason}"))
+            elif slot.state is State.BUSY and (silent_s := now - slot.last_result) > self._item_s:
+                self.fail(slot, f"gave no result for {silent_s:.0f} s at {slot.stream.name if slot.stream else 'work'}")
+            elif slot.state is State.ENDING and now - slot.since > 3 * _TERMINATE_S:
+                slot.enter(State.ABSENT)
+            if slot.state in (State.IDLE, State.BUSY, State.UPDATING):
+                self._last_healthy = now
+        if self._streams:
+            try:
+                self.check_capacity()
+            except TimeoutError as error:
+                self._end_all(error)
+        if now - self._last_drain_check > _DRAIN_CHECK_S:
+            self._last_drain_check = now
             draining = processes.draining_nodes()
-            for member in self._members.values():
-                member.moving = member.process is not None and member.process.node in draining
+            for slot in self._slots.values():
+                slot.draining = slot.process is not None and slot.process.node in draining
 
-    def _lose(self, member: Slot, reason: str, error: Exception | None = None) -> None:
-        """Remove a member with whatever it left, give its item to another, and have its place filled.
-
-        Args:
-            member: who is dead, hangs or is not to be trusted.
-            reason: why.
-            error: what `wait_ready` raises, where it never got ready.
-        """
-        doing = member.drop_work()
-        self._last_reason = f"{self.role} {member} {reason}"
-        if member.state in (State.STARTING, State.PREPARING):
-            member.failures += 1
-            member.error = error
-            member.not_before = time.monotonic() + min(2.0 ** (member.failures - 1), 60.0)
-        if doing is not None:
-            self._failed_in_a_row += 1
-            doing[0].failed(doing[1], self._last_reason, _ATTEMPTS)
-        _log.warning(f"{self._last_reason}; it is replaced" + ("; its item goes to another" if doing else ""))
-        ray.kill(member.actor)
-        reaping = processes.end_remotely(member.process) if member.process else None
-        self._vacate(member, State.ENDING if reaping is not None else State.ABSENT, reaping)
-        if self._failed_in_a_row > len(self._members) + 4 * _ATTEMPTS:
-            self._fail(RuntimeError(f"{self._failed_in_a_row} items failed one after another; {self._last_reason}"))
-
-    def _part(self, member: Slot) -> None:
-        """Let a member go that does no work."""
-        if member.state in (State.IDLE, State.STARTING, State.PREPARING):
-            self._say_goodbye(member)
-        if member.leaving:
-            del self._members[member.index]
+    def _dismiss(self, slot: Slot) -> None:
+        """Let an actor without an item exit, and remove its slot if it retires."""
+        if slot.state in (State.IDLE, State.STARTING, State.UPDATING):
+            self._terminate(slot)
+        if slot.retiring:
+            del self._slots[slot.index]
         else:
-            self._vacate(member, State.ABSENT, None)
+            self._vacate(slot, State.ABSENT, None)
 
-    def _vacate(self, member: Slot, state: State, ref: Any) -> None:
-        member.restarts += 1
-        member.actor = member.process = member.prepared = None
-        member.refused = 0
-        member.turn(state, ref)
+    def _vacate(self, slot: Slot, state: State, ref: Any) -> None:
+        slot.restarts += 1
+        slot.actor = slot.process = slot.update = slot.updated = None
+        slot.rejections = 0
+        slot.enter(state, ref)
 
-    def _say_goodbye(self, member: Slot) -> None:
-        """Ask an actor to end by itself, with a deadline; one that is not ready yet would not hear it."""
-        if member.state is State.STARTING:
-            ray.kill(member.actor)
+    def _terminate(self, slot: Slot) -> None:
+        """Ask an actor to exit by itself within a deadline; one that is still starting could not answer."""
+        if slot.state is State.STARTING:
+            ray.kill(slot.actor)
         else:
-            leaving = member.actor.__ray_terminate__.remote()
-            self._parting.append((member.actor, leaving, time.monotonic() + PARTING_S))
+            ref = slot.actor.__ray_terminate__.remote()
+            self._terminating.append(_Termination(slot.actor, ref, time.monotonic() + _TERMINATE_S))
 
     def _end(self, stream: WorkStream, error: BaseException) -> None:
         """Raise an error where a stream is read."""
@@ -311,35 +400,22 @@ class Supervisor:
         if stream in self._streams:
             self._streams.remove(stream)
 
-    def _fail(self, error: BaseException) -> None:
+    def _end_all(self, error: BaseException) -> None:
         for stream in list(self._streams):
             self._end(stream, error)
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise RuntimeError(f"the pool of {self.role} actors broke") from self._error
 
-    def _nobody(self) -> Exception:
-        last = f"; the last reason was: {self._last_reason}" if self._last_reason else ""
-        return TimeoutError(f"no {self.role} actor could work for {self._start_s:g} s{last}")
+def _wait(refs: list[Any], timeout_s: float) -> list[Any]:
+    """The ready references, as soon as one is."""
+    if not refs:
+        time.sleep(POLL_S)
+        return []
+    first, _ = ray.wait(refs, timeout=timeout_s)
+    return ray.wait(refs, num_returns=len(refs), timeout=0)[0] if first else []
 
 
 def _get_ready(actor: Any) -> processes.Process:
-    """Runs in the actor: load what it needs and say where that is."""
+    """Runs in the actor: load the model and describe the process."""
     processes.own_scratch()
     actor.ready()
     return processes.describe()
-
-
-def _laggard(stream: WorkStream) -> WorkItem | None:
-    """An item that one member takes much longer for than was usual, while nothing else is left to do."""
-    if not stream.exhausted or not stream.durations:
-        return None
-    usual, now = statistics.median(stream.durations), time.monotonic()
-    late = [w for w in stream.running if w.doers == 1 and now - w.began > max(1.0, _LAGGARD * usual)]
-    return min(late, key=lambda work: work.began, default=None)
-
-
-def _of(member: Slot, preparation: PendingUpdate | None) -> PendingUpdate:
-    assert preparation is not None, f"{member} prepares for something"
-    return preparation

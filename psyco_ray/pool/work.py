@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import statistics
 import threading
 import time
 from collections import deque
@@ -10,22 +11,24 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+_STRAGGLER = 2.0  # median durations after which an idle actor does a running item as well
+
 
 @dataclass(eq=False)
 class WorkItem:
-    """An item, what became of it so far, and who does it."""
+    """An item and its progress."""
 
     item: Any
-    attempts: int = 0
-    delivered: set[Hashable] = field(default_factory=set)  # identities of the results that were handed over
-    doers: int = 0
-    began: float = 0.0
+    attempts: int = 0  # that failed
+    delivered: set[Hashable] = field(default_factory=set)  # identities of the delivered results
+    actors: int = 0  # that work on it now
+    began: float = 0.0  # time.monotonic() of its first dispatch
     finished: bool = False
 
 
 @dataclass(frozen=True)
 class FailedItem:
-    """An item that was given up."""
+    """An item that the pool gave up."""
 
     item: Any
     reason: str
@@ -39,95 +42,107 @@ class EndOfStream:
 
 
 class WorkStream:
-    """Items that one caller wants done, and the results for it."""
+    """The items and results of one `ActorPool.stream` call.
+
+    A thread reads the items ahead, because reading may block on another stream. All other methods are called by the
+    supervisor, under its lock.
+    """
 
     def __init__(
         self,
-        method: str,
+        method: Callable[..., Any],
         items: Iterable[Any],
-        what: str,
+        name: str,
         identity: Callable[[Any], Hashable],
         split: Callable[[Any], list[Any]],
-        ahead: int,
+        read_ahead: int,
     ) -> None:
-        """Start to read the items, in a thread of its own, for reading may wait for another stream.
+        """Start to read the items.
 
         Args:
-            method: of the members.
+            method: generator method of the actor class.
             items: the work.
-            what: its name, in messages.
-            identity: tells the results of one item apart.
-            split: the parts of an item.
-            ahead: how many items are read before they are needed.
+            name: of the work, in messages.
+            identity: key of a result, unique within its item.
+            split: parts of an item.
+            read_ahead: number of items to read before they are needed.
         """
-        self.method, self.what, self.identity, self.split = method, what, identity, split
-        self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.method, self.name, self.identity, self.split = method, name, identity, split
+        self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()  # results, FailedItem, at last EndOfStream
         self.closed = threading.Event()
-        self.again: deque[WorkItem] = deque()
+        self.requeued: deque[WorkItem] = deque()
         self.running: set[WorkItem] = set()
-        self.durations: deque[float] = deque(maxlen=256)  # of the last items, s
         self.exhausted = False
-        self._feed: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+        self._durations: deque[float] = deque(maxlen=256)  # of the last items, s
+        self._unread: queue.Queue[Any] = queue.Queue(maxsize=read_ahead)
         threading.Thread(target=self._read, args=(items,), daemon=True).start()
 
     @property
     def done(self) -> bool:
-        """Whether all results are handed over."""
-        return self.exhausted and not self.again and not self.running
+        """Whether every result is delivered."""
+        return self.exhausted and not self.requeued and not self.running
 
     @property
     def waiting(self) -> int:
-        """Items that were read and that nobody does."""
-        return len(self.again) + self._feed.qsize()
+        """Number of items that wait for an actor."""
+        return len(self.requeued) + self._unread.qsize()
 
     def next(self) -> WorkItem | None:
-        """The next item; None if there is none now.
+        """The next item; None if none is ready.
 
         Raises:
-            BaseException: what reading the items raised.
+            BaseException: the error that reading the items raised.
         """
-        if self.again:
-            return self.again.popleft()
+        if self.requeued:
+            return self.requeued.popleft()
         if self.exhausted:
             return None
         try:
-            found = self._feed.get_nowait()
+            item = self._unread.get_nowait()
         except queue.Empty:
             return None
-        if not isinstance(found, EndOfStream):
-            return WorkItem(found)
+        if not isinstance(item, EndOfStream):
+            return WorkItem(item)
         self.exhausted = True
-        if found.error is not None:
-            raise found.error
+        if item.error is not None:
+            raise item.error
         return None
 
+    def straggler(self) -> WorkItem | None:
+        """A running item that takes much longer than usual, once no other item is left."""
+        if not self.exhausted or not self._durations:
+            return None
+        limit_s, now = max(1.0, _STRAGGLER * statistics.median(self._durations)), time.monotonic()
+        late = [work for work in self.running if work.actors == 1 and now - work.began > limit_s]
+        return min(late, key=lambda work: work.began, default=None)
+
     def deliver(self, work: WorkItem, result: Any) -> None:
-        """Hand a result over, unless it came before."""
+        """Hand a result over unless it was delivered before."""
         key = self.identity(result)
         if not work.finished and key not in work.delivered:
             work.delivered.add(key)
             self.out.put(result)
 
     def finish(self, work: WorkItem) -> None:
-        """All results of an item are there."""
+        """Mark an item as done: all its results are delivered."""
         if not work.finished:
             work.finished = True
             self.running.discard(work)
-            self.durations.append(time.monotonic() - work.began)
+            self._durations.append(time.monotonic() - work.began)
 
-    def failed(self, work: WorkItem, reason: str, most: int) -> None:
-        """Who did an item is gone: do it again, in the end part by part, or give it up after `most` attempts."""
-        if work.finished or work.doers:
+    def fail(self, work: WorkItem, reason: str, max_attempts: int) -> None:
+        """Requeue an item whose actor is gone; after `max_attempts` split it, or give it up if it has one part."""
+        if work.finished or work.actors:
             return
         self.running.discard(work)
         work.attempts += 1
         work.began = 0.0
-        if work.attempts < most:
-            self.again.append(work)
+        if work.attempts < max_attempts:
+            self.requeued.append(work)
             return
         parts = self.split(work.item)
         if len(parts) > 1:
-            self.again.extend(WorkItem(part, delivered=work.delivered) for part in parts)
+            self.requeued.extend(WorkItem(part, delivered=work.delivered) for part in parts)
         else:
             work.finished = True
             self.out.put(FailedItem(work.item, reason))
@@ -142,10 +157,10 @@ class WorkStream:
             self._put(EndOfStream(error))
 
     def _put(self, item: Any) -> bool:
-        """Put an item unless nobody wants it any more; false if so."""
+        """Queue an item; false if the stream was closed."""
         while not self.closed.is_set():
             try:
-                self._feed.put(item, timeout=0.2)
+                self._unread.put(item, timeout=0.2)
             except queue.Full:
                 continue
             return True

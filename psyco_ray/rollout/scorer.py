@@ -109,7 +109,7 @@ class ScorerActor:
         scored = self._rewards[name].score(asked)
         yield scored, time.perf_counter() - began
 
-    def reference(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
+    def reference_logprobs(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
         """The example with its reference log-probabilities, and the seconds that took."""
         import torch
 

@@ -6,6 +6,7 @@ import enum
 
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.pool.actor_pool import ActorPool
+from psyco_ray.rollout.actor import RolloutActor
 
 
 class Side(enum.Enum):
@@ -18,8 +19,10 @@ class Side(enum.Enum):
 class ColocationManager:
     """Gives the GPUs to one side; where each side has its own, both may always work and nothing is done here."""
 
-    def __init__(self, shared: bool, rollouts: ActorPool, learner: LearnerGroup, deadline_s: float) -> None:
-        """Take both sides; it is the learner's turn, and the pool must have been made `resting`.
+    def __init__(
+        self, shared: bool, rollouts: ActorPool[RolloutActor], learner: LearnerGroup, deadline_s: float
+    ) -> None:
+        """Take both sides; it is the learner's turn, and the pool must have been made `suspended`.
 
         Args:
             shared: whether they share GPUs.
@@ -38,7 +41,7 @@ class ColocationManager:
         """
         if not self._shared or self._side is Side.LEARNER:
             return
-        self._rollouts.rest("sleep", keep_weights, deadline_s=self._deadline_s)
+        self._rollouts.suspend(RolloutActor.sleep, keep_weights, deadline_s=self._deadline_s)
         self._learner.wake()
         self._side = Side.LEARNER
 
@@ -47,5 +50,5 @@ class ColocationManager:
         if not self._shared or self._side is Side.ROLLOUTS:
             return
         self._learner.sleep()
-        self._rollouts.rise()
+        self._rollouts.resume()
         self._side = Side.ROLLOUTS

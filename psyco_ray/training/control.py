@@ -35,7 +35,7 @@ class Control:
     def __init__(
         self,
         directory: RunDirectory,
-        pools: Mapping[str, ActorPool],
+        pools: Mapping[str, ActorPool[Any]],
         settings: Mapping[str, PoolConfig],
         seen: Callable[[dict[str, list[dict[str, Any]]]], dict[str, Any]],
         fixed: Collection[str] = (),

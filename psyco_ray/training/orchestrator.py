@@ -72,32 +72,31 @@ class Orchestrator:
 
     def _start(self, made: contextlib.ExitStack) -> None:
         job, deadlines = self.job, self.job.deadlines
-        limits: dict[str, Any] = {"start_s": deadlines.start_s, "item_s": deadlines.item_s}
         rollout, scorer = ray.remote(RolloutActor), ray.remote(ScorerActor)
         # any other reference is the learner's own policy
         reference = job.model if job.dpo.reference == "base" else None
         rooms = placement.shared_rooms(job) if job.colocated else None
         if rooms is not None:
             made.callback(remove_placement_group, rooms)
-        self.rollouts = ActorPool(
+        self.rollouts: ActorPool[RolloutActor] = ActorPool(
             "rollout",
             lambda index: rollout.options(
                 **placement.pool_options(job.rollouts, actor_environment(job.rollouts), rooms, index)
             ).remote(f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated),
             job.rollouts.actors,
-            **limits,
-            worked=functools.partial(self.timeline.add_busy, "rollouts"),
-            resting=job.colocated,
+            deadlines,
+            on_busy=functools.partial(self.timeline.add_busy, "rollouts"),
+            suspended=job.colocated,
         )
         made.callback(self.rollouts.close)
-        self.scorers = ActorPool(
+        self.scorers: ActorPool[ScorerActor] = ActorPool(
             "scorer",
             lambda index: scorer.options(**placement.pool_options(job.scorers)).remote(
                 f"scorer-{index}", self._rewards, reference, job.scorers
             ),
             job.scorers.actors,
-            **limits,
-            worked=functools.partial(self.timeline.add_busy, "scorers"),
+            deadlines,
+            on_busy=functools.partial(self.timeline.add_busy, "scorers"),
         )
         made.callback(self.scorers.close)
         self._flow = SamplingPipeline(

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import SamplingRequest
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
@@ -62,8 +63,8 @@ class SamplingPipeline:
         job: Job,
         ledger: Ledger,
         telemetry: Telemetry,
-        rollouts: ActorPool,
-        scorers: ActorPool,
+        rollouts: ActorPool[RolloutActor],
+        scorers: ActorPool[ScorerActor],
         reward_models: tuple[str, ...],
     ) -> None:
         """Take the pools, which may still be loading.
@@ -133,10 +134,10 @@ class SamplingPipeline:
         referenced: dict[str, PreferencePair] = {}
         quarantine = Quarantine(name, self._job.speeches_per_iteration)
         for pair, seconds in self._scorers.stream(
-            "reference",
+            ScorerActor.reference_logprobs,
             pairs,
-            what=f"{name}: reference",
-            lost=lambda pair, reason: quarantine.add(pair.key, reason),
+            name=f"{name}: reference",
+            on_failed=lambda pair, reason: quarantine.add(pair.key, reason),
         ):
             referenced[pair.key] = pair
             self._busy_s["scorer"] += seconds
@@ -161,12 +162,12 @@ class SamplingPipeline:
                 quarantine.add(prompt.speech_id, reason)
 
         for group, seconds in self._rollouts.stream(
-            "sample",
+            RolloutActor.sample,
             (SamplingRequest(item, **asdict(work.sampling)) for item in items),
-            what=work.name,
+            name=work.name,
             identity=lambda result: result[0].prompt.speech_id,
             split=SamplingRequest.one_by_one,
-            lost=give_up,
+            on_failed=give_up,
         ):
             assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"
             self._busy_s["rollout"] += seconds
@@ -181,10 +182,10 @@ class SamplingPipeline:
         """Score groups as they are sampled; yields them in order of completion."""
         rolling = self._telemetry.rolling
         for group, seconds in self._scorers.stream(
-            "score",
+            ScorerActor.score,
             sampled,
-            what=f"{work.name}: scores",
-            lost=lambda scored, reason: quarantine.add(scored[0].prompt.speech_id, reason),
+            name=f"{work.name}: scores",
+            on_failed=lambda scored, reason: quarantine.add(scored[0].prompt.speech_id, reason),
         ):
             self._busy_s["scorer"] += seconds
             rolling.add(groups=1)

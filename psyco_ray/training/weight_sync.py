@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from psyco_ray.rollout.actor import RolloutActor
+
 if TYPE_CHECKING:
     from psyco_ray.config.resources import Sync, Transport
     from psyco_ray.learner.group import LearnerGroup
@@ -32,7 +34,7 @@ class SyncReport:
 
 def push_weights(
     learner: LearnerGroup,
-    rollouts: ActorPool,
+    rollouts: ActorPool[RolloutActor],
     version: int,
     probe: PreferencePair,
     settings: Sync,
@@ -82,8 +84,8 @@ def push_weights(
             )
         return None
 
-    taken = rollouts.bring(
-        "load_weights",
+    taken = rollouts.broadcast(
+        RolloutActor.load_weights,
         weights,
         probe.prompt_ids,
         probe.chosen_ids,
@@ -97,7 +99,12 @@ def push_weights(
 
 
 def _sent(
-    learner: LearnerGroup, rollouts: ActorPool, version: int, settings: Sync, transport: Transport, workers: int
+    learner: LearnerGroup,
+    rollouts: ActorPool[RolloutActor],
+    version: int,
+    settings: Sync,
+    transport: Transport,
+    workers: int,
 ) -> Weights | SentWeights:
     """The weights on their way: with the actors that could be sent to, and in the object store."""
     from psyco_ray.learner.group import WeightSendError

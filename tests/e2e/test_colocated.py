@@ -16,12 +16,11 @@ from support.logs import messages
 from support.paths import JOBS, SUPPORT
 
 from psyco_ray.config import job_file
-from psyco_ray.config.training import Job
+from psyco_ray.config.training import Deadlines, Job
 from psyco_ray.pool import fit
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.pool.fit import Node
 from psyco_ray.pool.slot import State
-from psyco_ray.training.colocation import ColocationManager
 
 SCRIPT = SUPPORT / "colocated_actors.py"
 
@@ -76,53 +75,6 @@ def test_rollout_and_rank_of_a_pair_see_the_same_gpu() -> None:
     assert found["left"] == 2.0, "everything was given back"
 
 
-class Told:
-    """A pool and a learner that write down what they are told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def rest(self, method: str, keep: bool, *, deadline_s: float) -> None:
-        self.told.append(f"rollouts {method}{' with their weights' if keep else ''}")
-
-    def rise(self) -> None:
-        self.told.append("rollouts rise")
-
-    def sleep(self) -> None:
-        self.told.append("learner sleeps")
-
-    def wake(self) -> None:
-        self.told.append("learner wakes")
-
-    def since(self) -> list[str]:
-        found, self.told = self.told, []
-        return found
-
-
-def test_one_side_leaves_before_the_other_comes() -> None:
-    both = Told()
-    turns = ColocationManager(True, both, both, 10)
-    turns.learning()
-    assert both.since() == [], "the learner loads first"
-    turns.sampling()
-    turns.sampling()
-    assert both.since() == ["learner sleeps", "rollouts rise"]
-    turns.learning(keep_weights=True)
-    turns.learning()
-    assert both.since() == ["rollouts sleep with their weights", "learner wakes"]
-    turns.sampling()
-    turns.learning()
-    assert both.since() == ["learner sleeps", "rollouts rise", "rollouts sleep", "learner wakes"]
-
-
-def test_where_each_has_its_own_gpus_both_may_always_work() -> None:
-    both = Told()
-    turns = ColocationManager(False, both, both, 10)
-    turns.sampling()
-    turns.learning()
-    assert both.since() == []
-
-
 class Sleeper:
     """Stands for a rollout actor in how it sleeps."""
 
@@ -149,7 +101,8 @@ class Sleeper:
 def sleepers(local_ray):
     said = messages()
     actor = ray.remote(Sleeper).options(num_cpus=0)
-    pool = ActorPool("sleeper", actor.remote, 2, start_s=60, item_s=30, resting=True)
+    deadlines = Deadlines(start_s=60, item_s=30)
+    pool = ActorPool[Sleeper]("sleeper", actor.remote, 2, deadlines, suspended=True)
     yield pool, said
     pool.close()
 
@@ -162,32 +115,32 @@ def test_a_resting_pool_creates_nobody_and_hands_nothing_out(sleepers) -> None:
     pool, said = sleepers
     time.sleep(0.5)
     assert states(pool) == ["absent"] * 2
-    pool.rise()
+    pool.resume()
     pool.wait_ready()
     assert len(pool.idle) == 2
-    pool.rest("sleep", "well", deadline_s=20)
-    stream = pool.stream("work", range(4))
+    pool.suspend(Sleeper.sleep, "well", deadline_s=20)
+    stream = pool.stream(Sleeper.work, range(4))
     time.sleep(0.3)
     assert states(pool) == ["idle"] * 2
     ray.kill(pool.actors[1])
-    pool.rise()
+    pool.resume()
     assert sorted(item for item, _, _ in stream) == [0, 1, 2, 3]
-    assert pool.bring("load", 3, version=3, check=lambda _: None, deadline_s=30)
+    assert pool.broadcast(Sleeper.load, 3, version=3, check=lambda _: None, deadline_s=30)
     assert not [text for text in said if "did not finish" in text]
 
 
 @pytest.mark.parametrize(("how", "told"), [("forever", "did not finish sleep within 2 s"), ("badly", "no sleep")])
 def test_who_does_not_leave_its_gpu_is_ended_and_replaced_afterwards(sleepers, how: str, told: str) -> None:
     pool, said = sleepers
-    pool.rise()
+    pool.resume()
     pool.wait_ready()
     began = time.monotonic()
-    pool.rest("sleep", how, deadline_s=2)
+    pool.suspend(Sleeper.sleep, how, deadline_s=2)
     assert time.monotonic() - began < 10
     assert any(told in text for text in said), said
     time.sleep(0.5)
     assert len(pool.idle) == 1, "nobody takes its place while the GPU is another's"
-    pool.rise()
+    pool.resume()
     pool.wait_ready()
     assert len(pool.idle) == 2
     assert State(pool.status()[1]["state"]) is State.IDLE

@@ -1,4 +1,4 @@
-"""Rollout actors and scorers that die, hang or get damaged weights in a whole run: the result is the same."""
+"""Runs in which rollout actors and scorers die, hang or get damaged weights give the same result."""
 
 import functools
 import json
@@ -143,26 +143,27 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
     blows = {(f"iteration-{k:03d}/{what}", n): how for (k, what, n), how in blows.items() if k <= iterations}
     begun: Counter[str] = Counter()
     seen: set[int] = set()
-    begin = Slot.begin
+    assign = Slot.assign
 
-    def beginning(self: Slot, stream: WorkStream, work: WorkItem) -> None:
-        begin(self, stream, work)
-        begun[stream.what] += 1
+    def assigning(self: Slot, stream: WorkStream, work: WorkItem) -> None:
+        assign(self, stream, work)
+        begun[stream.name] += 1
         seen.add(self.process.pid)
-        if (blow := blows.pop((stream.what, begun[stream.what]), None)) is not None:
+        if (blow := blows.pop((stream.name, begun[stream.name]), None)) is not None:
             os.kill(self.process.pid, blow)
 
     deliver = WorkStream.deliver
-    given: list[WorkItem] = []
+    delivered: list[WorkItem] = []
 
     def delivering(self: WorkStream, work: WorkItem, result: object) -> None:
         deliver(self, work, result)
-        if self.what == "iteration-002/samples" and not given:  # the first of the two results of an item
-            given.append(work)
-            [doer] = [member for member in captured[-1].rollouts._members.values() if member.work is work]
-            os.kill(doer.process.pid, signal.SIGKILL)
+        if self.name == "iteration-002/samples" and not delivered:  # the first of the two results of an item
+            delivered.append(work)
+            slots = captured[-1].rollouts._supervisor._slots.values()
+            [slot] = [slot for slot in slots if slot.work is work]
+            os.kill(slot.process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Slot, "begin", beginning)
+    monkeypatch.setattr(Slot, "assign", assigning)
     monkeypatch.setattr(WorkStream, "deliver", delivering)
     honest = group.LearnerGroup.export
     sent: list[int] = []
@@ -179,7 +180,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
 
     monkeypatch.setattr(group.LearnerGroup, "export", damaging)
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=iterations))
-    assert given
+    assert delivered
     assert not blows, "each was dealt"
     assert sorted(sent) == sorted([*range(1, iterations + 1), *damaged]), "the damaged weights were sent anew"
     for k in range(1, iterations + 1):
@@ -278,15 +279,16 @@ def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:
     from support.faulty_actors import Parent
 
     actor = ray.remote(Parent)
-    pool = ActorPool("engine", lambda _: actor.options(num_cpus=0).remote(), 1, start_s=60, item_s=30)
+    deadlines = Deadlines(start_s=60, item_s=30)
+    pool = ActorPool[Parent]("engine", lambda _: actor.options(num_cpus=0).remote(), 1, deadlines)
     try:
         pool.wait_ready()
-        of: processes.Process = pool._members[0].process
+        of: processes.Process = pool._supervisor._slots[0].process
         assert of.children
         assert of.segments
         assert all(Path(name).exists() for name in (*of.segments, of.scratch))
         os.kill(of.pid, signal.SIGKILL)
-        assert sorted(pool.stream("work", range(4))) == [0, 1, 2, 3]
+        assert sorted(pool.stream(Parent.work, range(4))) == [0, 1, 2, 3]
         assert not any(alive(pid) for pid, _ in of.children)
         assert not any(Path(name).exists() for name in (*of.segments, of.scratch))
     finally:

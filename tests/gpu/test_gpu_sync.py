@@ -10,8 +10,8 @@ import ray
 import torch
 
 from psyco_ray.config.resources import Learners, Rollouts, Sync
+from psyco_ray.config.training import Deadlines, Job, Optimizer, Sampling
 from psyco_ray.config.training import DpoConfig as DpoSettings
-from psyco_ray.config.training import Job, Optimizer, Sampling
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -52,9 +52,8 @@ class Both:
                 **placement.pool_options(job.rollouts, actor_environment(job.rollouts), self.rooms, index)
             ).remote(f"rollout-{index}", job.model, job.rollouts, 0, shared=job.colocated),
             job.rollouts.actors,
-            start_s=600,
-            item_s=120,
-            resting=job.colocated,
+            Deadlines(start_s=600, item_s=120),
+            suspended=job.colocated,
         )
         spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, OPTIMIZER, seed=0, start_s=600, step_s=300)
         self.learner = LearnerGroup(spec, placement_group=self.rooms)
@@ -137,7 +136,7 @@ def check(both: Both, tmp_path: Path, record_property) -> None:
     ray.kill(both.rollouts.actors[0])
     prompts = tuple(Prompt(f"s{i}", (5, 6, 7, 8 + i), 1000 * i) for i in range(4))
     request = SamplingRequest(PromptBatch("item", prompts), 2, 4, 1.0, 1.0, 16)
-    stream = both.rollouts.stream("sample", [request], identity=lambda found: found[0].prompt.speech_id)
+    stream = both.rollouts.stream(RolloutActor.sample, [request], identity=lambda found: found[0].prompt.speech_id)
     assert [group.version for group, _ in stream] == [2] * 4, "another takes its place, with the weights of the others"
     assert both.rollouts.status()[0]["restarts"] == 1
     assert both.logprobs() == pytest.approx([expected] * len(found), abs=0.05)

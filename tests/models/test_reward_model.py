@@ -99,7 +99,7 @@ def test_reference_logprobs_are_those_of_the_model(scorer, tiny_model) -> None:
     from transformers import AutoModelForCausalLM
 
     example = PreferencePair("p", (5, 6, 7), (8, 9), (10, 11, 12))
-    [(found, _)] = scorer.reference(example)
+    [(found, _)] = scorer.reference_logprobs(example)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     for ids, value in zip((example.chosen_ids, example.rejected_ids), found.reference, strict=True):
         with torch.no_grad():

@@ -9,6 +9,7 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 
+from psyco_ray.config.training import Deadlines
 from psyco_ray.pool.actor_pool import ActorPool
 from support.logs import messages
 
@@ -31,10 +32,10 @@ def main() -> None:
     ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
     actor = ray.remote(Worker).options(num_cpus=1, scheduling_strategy="SPREAD")
     said = messages()
-    pool = ActorPool("worker", lambda _: actor.remote(), 4, start_s=120, item_s=60)
+    pool = ActorPool("worker", lambda _: actor.remote(), 4, Deadlines(start_s=120, item_s=60))
     pool.wait_ready()
     found, places, moments = [], [], {}
-    for count, (item, node) in enumerate(pool.stream("work", range(150)), start=1):
+    for count, (item, node) in enumerate(pool.stream(Worker.work, range(150)), start=1):
         found.append(item)
         places.append(node)
         if count == 20:

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from psyco_ray.config.resources import Learners, Rollouts, Sync
-from psyco_ray.config.training import DpoConfig, Optimizer
+from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -53,8 +53,7 @@ def rollouts(local_ray, tiny_model):
             f"rollout-{index}", str(tiny_model), settings, 0
         ),
         settings.actors,
-        start_s=300,
-        item_s=120,
+        Deadlines(start_s=300, item_s=120),
     )
     pool.wait_ready()
     yield pool
@@ -78,7 +77,7 @@ def request(version: int, count: int = 6) -> SamplingRequest:
 
 
 def sampled(rollouts: ActorPool, version: int) -> dict[str, list[tuple[int, ...]]]:
-    stream = rollouts.stream("sample", [request(version)], identity=lambda found: found[0].prompt.speech_id)
+    stream = rollouts.stream(RolloutActor.sample, [request(version)], identity=lambda found: found[0].prompt.speech_id)
     found = [group for group, _ in stream]
     return {g.prompt.speech_id: [r.token_ids for r in g.responses] for g in found}
 
@@ -87,7 +86,7 @@ def test_more_prompts_than_a_step_takes_are_all_answered(rollouts) -> None:
     rng = random.Random(0)
     prompts = tuple(Prompt(f"s{i}", tuple(rng.randrange(3, 40000) for _ in range(200)), i) for i in range(30))
     asked = SamplingRequest(PromptBatch("item", prompts), 0, 1, 1.0, 1.0, 4)
-    stream = rollouts.stream("sample", [asked], identity=lambda found: found[0].prompt.speech_id)
+    stream = rollouts.stream(RolloutActor.sample, [asked], identity=lambda found: found[0].prompt.speech_id)
     assert len({group.prompt.speech_id for group, _ in stream}) == 30
 
 
@@ -115,10 +114,10 @@ def test_samples_say_which_weights_made_them_and_a_stale_actor_refuses(learner, 
     weights = learner.export(2, 1024)
     loaded = on_all(rollouts, "load_weights", weights, probe.prompt_ids, probe.chosen_ids)
     assert {(found.version, found.digest) for found in loaded} == {(2, weights.digest)}
-    stream = rollouts.stream("sample", [request(2)], identity=lambda found: found[0].prompt.speech_id)
+    stream = rollouts.stream(RolloutActor.sample, [request(2)], identity=lambda found: found[0].prompt.speech_id)
     assert {group.version for group, _ in stream} == {2}
     with pytest.raises(AssertionError, match="has policy version 2, version 1 was asked for"):
-        list(rollouts.stream("sample", [request(1)]))
+        list(rollouts.stream(RolloutActor.sample, [request(1)]))
 
 
 def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) -> None:
@@ -177,7 +176,7 @@ def test_an_engine_over_several_processes_takes_weights_and_deltas(learner, tiny
     variables = actor_environment(settings) | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}
     actor = ray.remote(RolloutActor).options(**placement.pool_options(settings, variables))
     pool = ActorPool(
-        "rollout", lambda _: actor.remote("wide", str(tiny_model), settings, 0), 1, start_s=300, item_s=120
+        "rollout", lambda _: actor.remote("wide", str(tiny_model), settings, 0), 1, Deadlines(start_s=300, item_s=120)
     )
     try:
         pool.wait_ready()
@@ -278,7 +277,7 @@ class Taking:
 )
 def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error, told) -> None:
     actor = ray.remote(Taking).options(num_cpus=0)
-    pool = ActorPool("rollout", lambda _: actor.remote(how), 2, start_s=60, item_s=30)
+    pool = ActorPool("rollout", lambda _: actor.remote(how), 2, Deadlines(start_s=60, item_s=30))
     try:
         pool.wait_ready()
         with pytest.raises(error, match=f"no rollout actor took version 5: .*{told}"):
