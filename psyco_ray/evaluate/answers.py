@@ -1,7 +1,7 @@
-"""Answers of one model to the speeches of an evaluation, on vLLM engines or over its API.
+"""Responses of one model to the speeches of an evaluation, on vLLM engines or over its API.
 
-They are kept in parts, in a directory named by a hash of the model's files and of all that it was asked, so that a
-killed run answers only what is missing.
+They are stored in parts, in a directory named by a hash of the model's files, the sampling settings and the prompts, so
+that an interrupted run answers only what is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from psyco_ray.run.types import Row
 _QUESTIONS = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
 
 
-def lay_out(
+def write_task(
     job: PolicyEvaluationJob,
     name: str,
     variant: str,
@@ -48,17 +48,13 @@ def lay_out(
         variant: of the prompt.
         prompt: the entry of the prompts file.
         values: by speech id, the values of the prompt's placeholders.
-        fingerprint: what else decides the answers: `model_fingerprint` with engine settings, or the API's model.
+        fingerprint: what else decides the responses: `fingerprint` with engine settings, or the API's model.
         root: the run directory.
     """
     rows = [{"speech_id": key, "speech": fill(prompt["user"], values[key])} for key in sorted(values)]
     texts = key_of(prompt.get("system"), rows)
     questions = root / "questions" / texts
-    by_part: dict[str, list[Row]] = {}
-    for row in rows:
-        by_part.setdefault(row["speech_id"][: shards.digits(len(rows))], []).append(row)
-    for part, of in by_part.items():
-        shards.write(questions, part, of, _QUESTIONS)
+    shards.write_by_id(questions, rows, "speech_id", _QUESTIONS)
     sampling = ResponseSampling(
         prompt={**prompt, "user": "{client_speech}"},  # the whole text, with all placeholders filled
         temperature=job.sampling.temperature,
@@ -107,40 +103,40 @@ def call(endpoint: Endpoint, task: ResponseTask, journal: Path, max_cost: float 
 
 
 def checkpoint(model: str, max_model_len: int) -> str:
-    """What engines load for a model: a directory, or a packaged name or hub id as it is.
+    """The checkpoint that engines load for a model: a directory, or a packaged name or hub id unchanged.
 
     Args:
         model: one of these, or the directory of a training run, whose ``summary.json`` names the checkpoint.
-        max_model_len: tokens of prompt and response that it must hold.
+        max_model_len: minimum context length, in tokens.
 
     Raises:
-        InputError: there is no such model, or it holds fewer tokens.
+        InputError: the model does not exist, or its context is too short.
     """
     directory = Path(model).expanduser()
-    found = str(directory.absolute()) if directory.is_dir() else model
+    path = str(directory.absolute()) if directory.is_dir() else model
     summary = directory / "summary.json"
     if summary.exists() and not (directory / "config.json").exists():
-        named = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
-        if named is None:
+        name = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
+        if name is None:
             raise InputError(f"{summary} names no checkpoint; name the directory of the model itself")
-        inside = directory.joinpath(*Path(named.partition("?")[0]).parts[-2:])  # the run may have been moved
+        inside = directory.joinpath(*Path(name.partition("?")[0]).parts[-2:])  # the run may have been moved
         if inside.is_dir():
-            found = storage.absolute(inside)
-        elif is_remote(named) or Path(named).is_dir():
-            found = storage.absolute(named)
+            path = storage.absolute(inside)
+        elif is_remote(name) or Path(name).is_dir():
+            path = storage.absolute(name)
         else:
-            found = named  # the base model, where no policy was better
-    context = loading.max_positions(loading.resolve(found))
-    if context is not None and context < max_model_len:
-        raise InputError(f"{model} holds {context} tokens, rollouts.max_model_len is {max_model_len}; lower it")
-    return found
+            path = name  # the base model, where no policy was better
+    positions = loading.max_positions(loading.resolve(path))
+    if positions is not None and positions < max_model_len:
+        raise InputError(f"{model} holds {positions} tokens, rollouts.max_model_len is {max_model_len}; lower it")
+    return path
 
 
-def mark(model: str) -> str:
-    """A hash that changes when the files of a model do.
+def fingerprint(model: str) -> str:
+    """A hash that changes when a file of a model changes.
 
     Args:
-        model: as `checkpoint` gives it.
+        model: as `checkpoint` returns it.
     """
     states = loading.model_fingerprint(loading.resolve(model))
     return key_of([name for name, _ in states], [state for _, state in states])

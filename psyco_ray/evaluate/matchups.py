@@ -1,6 +1,6 @@
-"""What came of the bouts between policies and their opponent: figures for the tables, cases to read (paper table 3).
+"""Statistics and sample cases of the matchups between policies and their opponent (paper table 3).
 
-A bout is a policy's answers to all speeches under one variant, with every judge's verdicts on them.
+A matchup is a policy's responses to all speeches under one variant, with every judge's verdicts on them.
 """
 
 from __future__ import annotations
@@ -26,37 +26,46 @@ CASES = 8
 
 @dataclass(frozen=True)
 class Matchup:
-    """A policy's answers to all speeches under one variant, and what every judge says of them."""
+    """A policy's responses to all speeches under one variant, with every judge's verdicts.
+
+    Example:
+        >>> matchup = Matchup("dpo", "free", responses, {"gpt-4o": Verdicts(pairs, setup, root)})
+        >>> matchup.outcomes("gpt-4o", answered)
+        [1.0, 0.5, None]
+    """
 
     policy: str
     variant: Variant
-    answers: Mapping[str, Row]  # by speech id, not empty; a speech without an answer is missing
+    responses: Mapping[str, Row]  # by speech id, not empty; a speech without a response is missing
     verdicts: Mapping[str, Verdicts]  # by judge
 
-    def outcomes(self, judge: str, met: Sequence[Row]) -> list[winrates.Outcome]:
-        """The outcome of every speech; one without an answer is lost without being judged."""
-        found = self.verdicts[judge].outcomes()
-        return [found[pair_key(self.policy, row)] if row["speech_id"] in self.answers else 0.0 for row in met]
+    def outcomes(self, judge: str, answered: Sequence[Row]) -> list[winrates.Outcome]:
+        """The outcome of every speech; one without a response is lost without a verdict."""
+        by_key = self.verdicts[judge].outcomes()
+        return [by_key[pair_key(self.policy, row)] if row["speech_id"] in self.responses else 0.0 for row in answered]
 
 
 def results(
-    job: PolicyEvaluationJob, bouts: Sequence[Matchup], met: Sequence[Row], theirs: Mapping[str, str], silent: int
+    job: PolicyEvaluationJob,
+    matchups: Sequence[Matchup],
+    answered: Sequence[Row],
+    opponent_responses: Mapping[str, str],
+    silent: int,
 ) -> dict[str, Any]:
-    """What ``evaluation.json`` holds.
+    """The contents of ``evaluation.json``.
 
     Args:
-        job: policies, opponent and judges; the first judge's verdicts are those that count.
-        bouts: in the order of the job's policies and variants.
-        met: the speeches that the opponent answered.
-        theirs: its responses, by speech id.
-        silent: how many speeches it did not answer; they take no part.
+        job: policies, opponent and judges; the first judge's verdicts count.
+        matchups: in the order of the job's policies and variants.
+        answered: the speeches that the opponent answered.
+        opponent_responses: its responses, by speech id.
+        silent: number of speeches it did not answer; they are left out.
 
     Returns:
-        `policies`, of each the `variants` with what `_figures` gives; by variant `mcnemar` between any two of them;
-        `agreement` of the first judge with each of the others; `speeches`, `opponent_silent` and what was asked for.
+        `policies`, each with its `variants` and their `_statistics`; by variant `mcnemar` between any two policies;
+        `agreement` of the first judge with each other judge; `speeches`, `opponent_silent` and the settings.
     """
     main = job.judges[0].name
-    by_variant = {variant: [bout for bout in bouts if bout.variant == variant] for variant in job.variants}
     return {
         "name": Path(job.run_dir).name,
         "seed": job.seed,
@@ -65,75 +74,82 @@ def results(
         "judges": [judge.name for judge in job.judges],
         "order": job.judging.order,
         "split": job.speeches.split,
-        "speeches": len(met),
+        "speeches": len(answered),
         "opponent_silent": silent,
         "policies": [
             {
                 "name": policy.name,
                 "variants": {
-                    bout.variant: _figures(job, bout, met, theirs) for bout in bouts if bout.policy == policy.name
+                    matchup.variant: _statistics(job, matchup, answered, opponent_responses)
+                    for matchup in matchups
+                    if matchup.policy == policy.name
                 },
             }
             for policy in job.policies
         ],
         "mcnemar": {
             variant: [
-                {"a": a.policy, "b": b.policy, **winrates.mcnemar(a.outcomes(main, met), b.outcomes(main, met))}
-                for a, b in itertools.combinations(of, 2)
+                {"a": a.policy, "b": b.policy}
+                | winrates.mcnemar(a.outcomes(main, answered), b.outcomes(main, answered))
+                for a, b in itertools.combinations([m for m in matchups if m.variant == variant], 2)
             ]
-            for variant, of in by_variant.items()
+            for variant in job.variants
         },
         "agreement": [
-            {"judges": [main, judge.name], "policy": bout.policy, "variant": bout.variant}
-            | _agreement(bout, main, judge.name, job.seed)
+            {"judges": [main, judge.name], "policy": matchup.policy, "variant": matchup.variant}
+            | _agreement(matchup, main, judge.name, job.seed)
             for judge in job.judges[1:]
-            for bout in bouts
+            for matchup in matchups
         ],
     }
 
 
-def _figures(job: PolicyEvaluationJob, bout: Matchup, met: Sequence[Row], theirs: Mapping[str, str]) -> dict[str, Any]:
-    """All figures of a policy under one variant.
+def _statistics(
+    job: PolicyEvaluationJob, matchup: Matchup, answered: Sequence[Row], opponent_responses: Mapping[str, str]
+) -> dict[str, Any]:
+    """Statistics of a policy under one variant.
 
     Returns:
-        By the first judge: `overall` and `topics` as `winrates.by_topic` has them. Of the speeches that were answered:
-        `lc` as `winrates.length_controlled` has it, `mean_words`, `opponent_mean_words` and `length_ratio`. Then how
-        many are `unanswered` and how many answers `cut` at max_tokens; and `by_judge` the `overall` win rate,
-        `first_chosen` (the share of readable verdicts for what was shown first) and `spent`.
+        By the first judge: `overall` and `topics` from `winrates.by_topic`. Over the speeches with a response: `lc`
+        from `winrates.length_controlled`, `mean_words`, `opponent_mean_words` and `length_ratio`. The numbers of
+        speeches `unanswered` and of responses `cut` at max_tokens. `by_judge`: the `overall` win rate, `first_chosen`
+        (share of readable verdicts for the response shown first) and the usage `spent`.
     """
-    outcomes = bout.outcomes(job.judges[0].name, met)
-    topics = winrates.by_topic(outcomes, [row["topic"] for row in met], job.seed)
+    outcomes = matchup.outcomes(job.judges[0].name, answered)
+    topics = winrates.by_topic(outcomes, [row["topic"] for row in answered], job.seed)
     overall = topics.pop(winrates.OVERALL)
-    answered = [at for at, row in enumerate(met) if row["speech_id"] in bout.answers]
-    ours = [words(bout.answers[met[at]["speech_id"]]["response"]) for at in answered]
-    others = [words(theirs[met[at]["speech_id"]]) for at in answered]
-    differences = [a - b for a, b in zip(ours, others, strict=True)]
+    pairs = [
+        (outcome, words(matchup.responses[key]["response"]), words(opponent_responses[key]))
+        for outcome, key in zip(outcomes, (row["speech_id"] for row in answered), strict=True)
+        if key in matchup.responses
+    ]
+    judged, ours, theirs = (list(column) for column in zip(*pairs, strict=True))
     return {
         "overall": overall,
-        "lc": winrates.length_controlled([outcomes[at] for at in answered], differences),
+        "lc": winrates.length_controlled(judged, [a - b for _, a, b in pairs]),
         "topics": topics,
-        **winrates.length_facts(ours, others),
-        "unanswered": len(met) - len(answered),
-        "cut": sum(not row["finished"] for row in bout.answers.values()),
+        **winrates.length_facts(ours, theirs),
+        "unanswered": len(answered) - len(pairs),
+        "cut": sum(not row["finished"] for row in matchup.responses.values()),
         "by_judge": {
             name: {
-                "overall": winrates.win_rate(bout.outcomes(name, met), job.seed),
-                "first_chosen": _first_chosen(found),
-                "spent": found.spent(),
+                "overall": winrates.win_rate(matchup.outcomes(name, answered), job.seed),
+                "first_chosen": _first_chosen(verdicts),
+                "spent": verdicts.usage(),
             }
-            for name, found in bout.verdicts.items()
+            for name, verdicts in matchup.verdicts.items()
         },
     }
 
 
-def _first_chosen(found: Verdicts) -> float | None:
-    rows = [row for of in found.given().values() for row in of]
+def _first_chosen(verdicts: Verdicts) -> float | None:
+    rows = [row for pair_rows in verdicts.readable().values() for row in pair_rows]
     return sum(row["ours"] == row["ours_first"] for row in rows) / len(rows) if rows else None
 
 
-def _agreement(bout: Matchup, main: str, other: str, seed: int) -> dict[str, Any]:
-    """How far two judges agree on the speeches that were judged; an unreadable verdict is a missing one."""
-    first, second = (bout.verdicts[judge].outcomes() for judge in (main, other))
+def _agreement(matchup: Matchup, main: str, other: str, seed: int) -> dict[str, Any]:
+    """Agreement of two judges on the judged speeches; an unreadable verdict is a missing rating."""
+    first, second = (matchup.verdicts[judge].outcomes() for judge in (main, other))
     ratings = np.array([(first[key], second[key]) for key in first], dtype=float).reshape(-1, 2)
     return {
         "percent": asdict(agreement.percent(ratings, seed)),
@@ -142,41 +158,49 @@ def _agreement(bout: Matchup, main: str, other: str, seed: int) -> dict[str, Any
 
 
 def cases(
-    job: PolicyEvaluationJob, bouts: Sequence[Matchup], met: Sequence[Row], theirs: Mapping[str, str]
+    job: PolicyEvaluationJob,
+    matchups: Sequence[Matchup],
+    answered: Sequence[Row],
+    opponent_responses: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Speeches drawn by the seed, not picked, with all responses and verdicts (paper tables 4 and 8)."""
-    drawn = sorted(met, key=lambda row: key_of(job.seed, "case", row["speech_id"]))[:CASES]
-    given = {(bout.policy, bout.variant, judge): of.given() for bout in bouts for judge, of in bout.verdicts.items()}
+    """Speeches sampled by the seed, with all responses and verdicts (paper tables 4 and 8)."""
+    sample = sorted(answered, key=lambda row: key_of(job.seed, "case", row["speech_id"]))[:CASES]
+    readable = {(m.policy, m.variant, judge): v.readable() for m in matchups for judge, v in m.verdicts.items()}
     return [
         {
             "speech": row["speech"],
             "topic": row["topic"],
-            "opponent": {"response": theirs[row["speech_id"]], "words": words(theirs[row["speech_id"]])},
+            "opponent": {
+                "response": opponent_responses[row["speech_id"]],
+                "words": words(opponent_responses[row["speech_id"]]),
+            },
             "answers": [
                 {
-                    "policy": bout.policy,
-                    "variant": bout.variant,
-                    "response": answer["response"] if answer else None,
-                    "words": words(answer["response"]) if answer else 0,
+                    "policy": matchup.policy,
+                    "variant": matchup.variant,
+                    "response": response["response"] if response else None,
+                    "words": words(response["response"]) if response else 0,
                     "verdicts": [
                         {"judge": judge, **verdict}
-                        for judge in bout.verdicts
-                        for verdict in given[bout.policy, bout.variant, judge].get(pair_key(bout.policy, row), ())
+                        for judge in matchup.verdicts
+                        for verdict in readable[matchup.policy, matchup.variant, judge].get(
+                            pair_key(matchup.policy, row), ()
+                        )
                     ],
                 }
-                for bout in bouts
-                for answer in (bout.answers.get(row["speech_id"]),)
+                for matchup in matchups
+                for response in (matchup.responses.get(row["speech_id"]),)
             ],
         }
-        for row in drawn
+        for row in sample
     ]
 
 
 def pair_key(policy: str, row: Row) -> str:
-    """The name of a policy's pair on a speech. It decides, with the seed, who is shown first, for all judges alike."""
+    """The key of a policy's pair on a speech. With the seed it decides, for all judges, which response comes first."""
     return f"{policy}:{row['speech_id']}"
 
 
 def words(text: str) -> int:
-    """How many words a text has, as white space parts them."""
+    """Number of words in a text, separated by whitespace."""
     return len(text.split())

@@ -1,4 +1,4 @@
-"""Generative models that pick the better of two responses: every pair is shown in both orders (paper table 1)."""
+"""Generative models that choose the better of two responses; every pair is shown in both orders (paper table 1)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
 
 ORDERS = ("first", "second")
-"""Where the chosen response stands when a pair is asked about."""
+"""Position of the chosen response in a question."""
 
-PLACES = {
+PLACEHOLDERS = {
     "rank": ("{principles}", "{client_speech}", "{response_1}", "{response_2}"),
     "rank-general": ("{conversation}", "{response_1}", "{response_2}"),
 }
-"""Entries of the prompts file and the places in them: one for tests, one for benchmarks outside counselling."""
+"""Entries of the prompts file and their placeholders: one for tests, one for benchmarks outside counselling."""
 
 CHOICES = pa.schema([("pair", pa.string()), ("order", pa.string()), ("right", pa.bool_())])
 RANKED = pa.schema([("pair", pa.string()), ("asked", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())])
 
-CHOICE = {
+CHOICE_SCHEMA = {
     "type": "object",
     "properties": {"better": {"type": "integer", "enum": [1, 2]}},
     "required": ["better"],
@@ -47,7 +47,7 @@ CHOICE = {
 
 @dataclass(frozen=True)
 class RankStage:
-    """Two calls a pair."""
+    """Two calls per pair."""
 
     endpoint: Endpoint
     attempts: int
@@ -61,61 +61,67 @@ class RankStage:
     def questions(self, part: str) -> Iterator[Question]:
         """A question for each pair and order."""
         for row in shards.read(self.pairs, part):
-            for place, order in enumerate(ORDERS, start=1):
-                shown = (row["chosen"], row["rejected"]) if place == 1 else (row["rejected"], row["chosen"])
-                call = Call(self._messages(row["asked"], *shown), CHOICE, self.max_tokens, temperature=0.0)
-                yield Question(row["pair"], order, call, read_choice, partial(_choice, row["pair"], order, place))
+            for position, order in enumerate(ORDERS, start=1):
+                shown = (row["chosen"], row["rejected"]) if position == 1 else (row["rejected"], row["chosen"])
+                call = Call(self._messages(row["asked"], *shown), CHOICE_SCHEMA, self.max_tokens, temperature=0.0)
+                rows = partial(_choice_row, row["pair"], order, position)
+                yield Question(row["pair"], order, call, read_choice, rows)
 
-    def _messages(self, asked: str, first: str, second: str) -> tuple[dict[str, str], ...]:
-        places = {"{client_speech}": asked, "{conversation}": asked, "{principles}": self.principles}
-        places |= {"{response_1}": first, "{response_2}": second}
-        return filled_messages(self.prompt, places)
+    def _messages(self, context: str, first: str, second: str) -> tuple[dict[str, str], ...]:
+        values = {"{client_speech}": context, "{conversation}": context, "{principles}": self.principles}
+        return filled_messages(self.prompt, values | {"{response_1}": first, "{response_2}": second})
 
 
-class Ranking:
-    """One model's choices between the pairs of a test."""
+class PairwiseRanker:
+    """A generative model's choices on the pairs of a test.
+
+    Example:
+        >>> ranker = PairwiseRanker(job, job.models[0], "test", table.to_pylist(), root)
+        >>> dollars = ranker.ask(max_cost=5.0, progress=Progress())
+        >>> first_right, second_right = ranker.choices()
+    """
 
     def __init__(
-        self, job: EvaluateRewardJob, model: ModelUnderTest, name: str, rows: Sequence[Row], root: Path
+        self, job: EvaluateRewardJob, model: ModelUnderTest, test: str, rows: Sequence[Row], root: Path
     ) -> None:
-        """Lay the pairs out; nothing is asked yet.
+        """Write the distinct pairs; nothing is asked yet.
 
         Args:
-            job: says how to ask.
-            model: whom to ask.
-            name: of the test, or REWARDBENCH.
+            job: names the prompts and the limits of an answer.
+            model: the ranker, with an endpoint.
+            test: name of the test, or REWARDBENCH.
             rows: pairs, as in COMPARISONS.
             root: the run directory.
 
         Raises:
-            InputError: the prompts file lacks something.
+            InputError: the prompts file lacks an entry or a placeholder, or the endpoint's key is missing.
         """
         assert model.endpoint is not None, "a ranker has an endpoint"
-        self.what = f"{model.name} on {name}"
-        found = [{**row, "asked": asked_text(row["form"], row["asked"])} for row in rows]
-        self._keys = [key_of(row["asked"], row["chosen"], row["rejected"]) for row in found]
-        distinct = {key: {"pair": key, **row} for key, row in zip(self._keys, found, strict=True)}
-        prompts, counselling = PromptsFile(job.prompts.file), name != REWARDBENCH
-        entry_name = "rank" if counselling else "rank-general"
-        entry = prompts.entry(entry_name, *PLACES[entry_name])
+        pairs = [{**row, "asked": context_text(row["form"], row["asked"])} for row in rows]
+        self._keys = [key_of(pair["asked"], pair["chosen"], pair["rejected"]) for pair in pairs]
+        by_key = {key: {"pair": key, **pair} for key, pair in zip(self._keys, pairs, strict=True)}
+        keys = sorted(by_key)
+        prompts, counselling = PromptsFile(job.prompts.file), test != REWARDBENCH
+        entry = "rank" if counselling else "rank-general"
+        prompt = prompts.entry(entry, *PLACEHOLDERS[entry])
         principles = prompts.principles_text() if counselling else ""
-        how = [model.endpoint.model, model.endpoint.structured, job.ranking.model_dump(), entry, principles]
-        pairs = root / "pairs" / key_of(sorted(distinct))
+        settings = [model.endpoint.model, model.endpoint.structured, job.ranking.model_dump(), prompt, principles]
         stage = RankStage(
             endpoint=model.endpoint,
             attempts=job.ranking.attempts,
             max_tokens=job.ranking.max_tokens,
-            prompt=entry,
+            prompt=prompt,
             principles=principles,
-            pairs=pairs,
-            out=root / "ranks" / model.name / name / key_of(how, sorted(distinct)),
+            pairs=root / "pairs" / key_of(keys),
+            out=root / "ranks" / model.name / test / key_of(settings, keys),
         )
-        self._calls = CallRun(self.what, stage, _lay_out(distinct, pairs), root / "journal")
+        parts = shards.write_by_id(stage.pairs, [by_key[key] for key in keys], "pair", RANKED)
+        self._calls = CallRun(f"{model.name} on {test}", stage, parts, root / "journal")
         if self._calls.missing():
-            Client(model.endpoint)  # a missing key is told now, not after hours of other work
+            Client(model.endpoint)  # a missing key is reported now, not after hours of other work
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:
-        """Ask what was not asked before; the dollars that this took.
+        """Ask all questions without an answer; returns the cost in US dollars.
 
         Raises:
             BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
@@ -123,53 +129,42 @@ class Ranking:
         return self._calls.execute(max_cost, progress)
 
     def choices(self) -> tuple[list[bool | None], list[bool | None]]:
-        """Whether the chosen response was picked where it was shown first, and where second; None: unreadable."""
-        found = {
+        """Whether the chosen response was picked where it came first, and where it came second; None: unreadable."""
+        right = {
             (row["pair"], row["order"]): row["right"]
             for part in self._calls.parts
             for row in shards.read(self._calls.stage.out, part)
         }
-        first, second = ([found.get((key, order)) for key in self._keys] for order in ORDERS)
+        first, second = ([right.get((key, order)) for key in self._keys] for order in ORDERS)
         return first, second
 
-    def spent(self) -> dict[str, Any]:
-        """What all its calls took, whenever they were sent."""
+    def usage(self) -> dict[str, Any]:
+        """Counts and cost of all calls, whenever they were sent; see `CallRun.usage`."""
         return self._calls.usage()
 
 
 def read_choice(text: str) -> int:
-    """The number of the better response, 1 or 2, out of an answer.
+    """The number of the better response, 1 or 2, in an answer.
 
     Raises:
-        UnreadableAnswerError: the answer names neither.
+        UnreadableAnswerError: the answer names neither 1 nor 2.
     """
     answer = parse_json(text)
-    given = answer.get("better") if isinstance(answer, dict) else answer
-    if isinstance(given, str) and (worded := re.fullmatch(r"(?:response\s*)?([12])", given.strip(), re.IGNORECASE)):
-        given = int(worded[1])
-    if isinstance(given, bool) or given not in (1, 2):
-        raise UnreadableAnswerError(f"better is {given!r}, not 1 or 2")
-    return int(given)
+    better = answer.get("better") if isinstance(answer, dict) else answer
+    if isinstance(better, str) and (match := re.fullmatch(r"(?:response\s*)?([12])", better.strip(), re.IGNORECASE)):
+        better = int(match[1])
+    if isinstance(better, bool) or better not in (1, 2):
+        raise UnreadableAnswerError(f"better is {better!r}, not 1 or 2")
+    return int(better)
 
 
-def asked_text(form: str, asked: str) -> str:
-    """What a pair's responses answer, as a text for a prompt; of several turns each begins with its role."""
+def context_text(form: str, asked: str) -> str:
+    """The speech or conversation that a pair responds to; of several turns, each begins with its role."""
     turns = json.loads(asked) if form == "messages" else [{"role": "user", "content": asked}]
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
 
 
-def _choice(pair: str, order: str, right: int, better: int, finished: bool) -> list[Row]:
+def _choice_row(pair: str, order: str, right: int, better: int, finished: bool) -> list[Row]:
     return [{"pair": pair, "order": order, "right": better == right}]
-
-
-def _lay_out(distinct: dict[str, Row], directory: Path) -> list[str]:
-    """Write the pairs in parts, each named by the first digits of its pairs' keys."""
-    by_part: dict[str, list[Row]] = {}
-    for key in sorted(distinct):
-        row = {name: distinct[key][name] for name in RANKED.names}
-        by_part.setdefault(key[: shards.digits(len(distinct))], []).append(row)
-    for part, rows in by_part.items():
-        shards.write(directory, part, rows, RANKED)
-    return list(by_part)

@@ -1,6 +1,6 @@
 """Policies against one opponent: win rates by topic, with and without its length, as judges see them (paper §4.2).
 
-Answers and verdicts are made once and kept; figures are counted as often as wished.
+Responses and verdicts are made once and stored; statistics are recomputed on every run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from psyco_ray.data.respond import ResponseTask
 from psyco_ray.evaluate import answers
 from psyco_ray.evaluate.matchups import Matchup, cases, pair_key, results, words
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
-from psyco_ray.evaluate.verdicts import Verdicts, load_entry
+from psyco_ray.evaluate.verdicts import JudgeSetup, ResponsePair, Verdicts, load_judge_prompt
 from psyco_ray.judge.client import Client
 from psyco_ray.pool import fit
 from psyco_ray.run.directory import RunDirectory, write_table
@@ -25,7 +25,7 @@ from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
 
 ANSWERED = pa.schema([(name, pa.string()) for name in ("speech_id", "speech", "topic", "response")])
-"""``responses/<policy>/<variant>/responses.parquet`` (the opponent has no variant): all that a model answered."""
+"""``responses/<policy>/<variant>/responses.parquet`` (the opponent has no variant): all responses of a model."""
 
 JUDGED = pa.schema([("key", pa.string()), ("better", pa.string()), ("outcome", pa.float64())])
 """``judged/<judge>/<policy>/<variant>.parquet``: by speech id ours, theirs, tie or, where unreadable, nothing."""
@@ -36,44 +36,52 @@ _BETTER = {1.0: "ours", 0.5: "tie", 0.0: "theirs", None: None}
 def evaluate(
     job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Answer and judge what was not yet, count, and write ``evaluation.json``.
+    """Make missing responses and verdicts, compute the statistics, and write ``evaluation.json``.
 
     Args:
         job: policies, opponent and judges.
-        directory: holds answers and verdicts and gets the results.
-        progress: shows how far it is.
+        directory: holds responses and verdicts and receives the results.
+        progress: receives finished work.
 
     Returns:
-        What ``evaluation.json`` holds, as `matchups.results` describes it, and the sample cases of a report.
+        The contents of ``evaluation.json``, see `matchups.results`, and the sample cases of a report.
 
     Raises:
-        InputError: a file, a model or the directory does not do; as far as that can be seen, before anything is asked.
+        InputError: a file, a model or the directory is invalid; reported before the first question where possible.
         BudgetExceededError: the calls reached `max_cost`; everything paid for is kept.
-        UnavailableError: a server failed again and again.
+        UnavailableError: a server failed repeatedly.
     """
     directory.claim(job)
     speeches = load_speeches(job.speeches, job.seed)
-    contest = PolicyEvaluation(job, directory, progress)
-    theirs = contest.opponent(speeches)
-    met = [row for row in speeches if row["speech_id"] in theirs]
-    contest.write_answers(job.opponent.name, met, theirs)
-    bouts = [bout for policy in job.policies for bout in contest.bouts(policy.name, met, theirs)]
+    evaluation = PolicyEvaluation(job, directory, progress)
+    opponent_responses = evaluation.opponent_responses(speeches)
+    answered = [row for row in speeches if row["speech_id"] in opponent_responses]
+    evaluation.write_responses(job.opponent.name, answered, opponent_responses)
+    matchups = [
+        matchup for policy in job.policies for matchup in evaluation.matchups(policy.name, answered, opponent_responses)
+    ]
     for judge in job.judges:
-        for bout in bouts:
-            contest.judge(judge.name, bout, met)
-    found = results(job, bouts, met, theirs, len(speeches) - len(met))
-    directory.write_json("evaluation.json", found)
-    return found, cases(job, bouts, met, theirs)
+        for matchup in matchups:
+            evaluation.judge(judge.name, matchup, answered)
+    facts = results(job, matchups, answered, opponent_responses, len(speeches) - len(answered))
+    directory.write_json("evaluation.json", facts)
+    return facts, cases(job, matchups, answered, opponent_responses)
 
 
 class PolicyEvaluation:
-    """An evaluation under way, and the dollars that its calls took so far."""
+    """The steps of an evaluation, and the cost of its calls so far.
+
+    Example:
+        >>> evaluation = PolicyEvaluation(job, directory, Progress())
+        >>> responses = evaluation.opponent_responses(speeches)
+        >>> matchups = evaluation.matchups("dpo", speeches, responses)
+    """
 
     def __init__(self, job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress) -> None:
-        """Check all that can be checked before hours of work."""
+        """Check prompts, models, keys and resources before hours of work."""
         self._job, self._directory, self._progress, self._spent = job, directory, progress, 0.0
         self._prompts = {variant: _prompt(job, variant) for variant in ("free", *job.variants)}
-        load_entry(job.prompts.file)
+        load_judge_prompt(job.prompts.file)
         models = {policy.name: policy.model for policy in job.policies}
         if job.opponent.model is not None:
             models[job.opponent.name] = job.opponent.model
@@ -82,99 +90,102 @@ class PolicyEvaluation:
             Client(endpoint)  # which needs its key
         fit.check("evaluation", [fit.Role.of("responder", job.rollouts)], fit.cluster_nodes())
 
-    def opponent(self, speeches: Sequence[Row]) -> dict[str, str]:
+    def opponent_responses(self, speeches: Sequence[Row]) -> dict[str, str]:
         """The opponent's responses by speech id."""
         opponent = self._job.opponent
         if opponent.responses is not None:
             return load_responses(opponent.responses, speeches)
-        asked = self._ask(
-            opponent.name, "free", {row["speech_id"]: {"{client_speech}": row["speech"]} for row in speeches}
-        )
+        values = {row["speech_id"]: {"{client_speech}": row["speech"]} for row in speeches}
+        task = self._task(opponent.name, "free", values)
         if opponent.endpoint is not None:
             journal = self._directory.root / "journal"
-            self._spent += answers.call(opponent.endpoint, asked, journal, self._left(), self._progress)
+            self._spent += answers.call(opponent.endpoint, task, journal, self._budget_left(), self._progress)
         else:
-            answers.generate(self._job, opponent.name, self._local[opponent.name], [asked], self._progress)
-        return {key: row["response"] for key, row in self._read(opponent.name, asked).items()}
+            answers.generate(self._job, opponent.name, self._local[opponent.name], [task], self._progress)
+        return {key: row["response"] for key, row in self._read(opponent.name, task).items()}
 
-    def bouts(self, policy: str, met: Sequence[Row], theirs: Mapping[str, str]) -> list[Matchup]:
-        """A policy's answers, under every variant; its engines load it once for all."""
-        places = {
-            row["speech_id"]: {"{client_speech}": row["speech"], "{words}": str(words(theirs[row["speech_id"]]))}
-            for row in met
+    def matchups(self, policy: str, answered: Sequence[Row], opponent_responses: Mapping[str, str]) -> list[Matchup]:
+        """A policy's matchups under every variant; engines load the policy once for all of them."""
+        values = {
+            row["speech_id"]: {
+                "{client_speech}": row["speech"],
+                "{words}": str(words(opponent_responses[row["speech_id"]])),
+            }
+            for row in answered
         }
-        asked = {variant: self._ask(policy, variant, places) for variant in self._job.variants}
-        answers.generate(self._job, policy, self._local[policy], list(asked.values()), self._progress)
-        found = []
-        for variant, questions in asked.items():
-            given = self._read(policy, questions)
-            self.write_answers(f"{policy}/{variant}", met, {key: row["response"] for key, row in given.items()})
+        tasks = {variant: self._task(policy, variant, values) for variant in self._job.variants}
+        answers.generate(self._job, policy, self._local[policy], list(tasks.values()), self._progress)
+        matchups = []
+        for variant, task in tasks.items():
+            responses = self._read(policy, task)
+            self.write_responses(
+                f"{policy}/{variant}", answered, {key: row["response"] for key, row in responses.items()}
+            )
             pairs = [
-                {
-                    "key": pair_key(policy, row),
-                    "speech": row["speech"],
-                    "ours": given[row["speech_id"]]["response"],
-                    "theirs": theirs[row["speech_id"]],
-                }
-                for row in met
-                if row["speech_id"] in given
+                ResponsePair(
+                    key=pair_key(policy, row),
+                    speech=row["speech"],
+                    ours=responses[row["speech_id"]]["response"],
+                    theirs=opponent_responses[row["speech_id"]],
+                )
+                for row in answered
+                if row["speech_id"] in responses
             ]
-            found.append(Matchup(policy, variant, given, self._verdicts(policy, variant, pairs)))
-        return found
+            matchups.append(Matchup(policy, variant, responses, self._verdicts(policy, variant, pairs)))
+        return matchups
 
-    def judge(self, judge: str, bout: Matchup, met: Sequence[Row]) -> None:
-        """Ask a judge about a bout, and write down the outcomes."""
-        self._spent += bout.verdicts[judge].ask(self._left(), self._progress)
+    def judge(self, judge: str, matchup: Matchup, answered: Sequence[Row]) -> None:
+        """Ask a judge about a matchup and write the outcomes."""
+        self._spent += matchup.verdicts[judge].ask(self._budget_left(), self._progress)
         rows = [
             {"key": row["speech_id"], "better": _BETTER[outcome], "outcome": outcome}
-            for row, outcome in zip(met, bout.outcomes(judge, met), strict=True)
+            for row, outcome in zip(answered, matchup.outcomes(judge, answered), strict=True)
         ]
-        path = self._directory.path(f"judged/{judge}/{bout.policy}/{bout.variant}.parquet")
+        path = self._directory.path(f"judged/{judge}/{matchup.policy}/{matchup.variant}.parquet")
         write_table(path, pa.Table.from_pylist(rows, schema=JUDGED))
 
-    def write_answers(self, where: str, met: Sequence[Row], responses: Mapping[str, str]) -> None:
-        """Write a model's responses where a reader, or the experts' export, finds them."""
-        rows = [{**row, "response": responses[row["speech_id"]]} for row in met if row["speech_id"] in responses]
-        path = self._directory.path(f"responses/{where}/responses.parquet")
+    def write_responses(self, place: str, answered: Sequence[Row], responses: Mapping[str, str]) -> None:
+        """Write a model's responses to ``responses/<place>``, where `experts.export` reads them too."""
+        rows = [{**row, "response": responses[row["speech_id"]]} for row in answered if row["speech_id"] in responses]
+        path = self._directory.path(f"responses/{place}/responses.parquet")
         write_table(path, pa.Table.from_pylist(rows, schema=ANSWERED))
 
-    def _ask(self, name: str, variant: Variant, places: Mapping[str, Mapping[str, str]]) -> ResponseTask:
+    def _task(self, name: str, variant: Variant, values: Mapping[str, Mapping[str, str]]) -> ResponseTask:
         job = self._job
         if name in self._local:
-            how = [answers.mark(self._local[name]), job.rollouts.dtype, job.rollouts.max_model_len]
+            fingerprint = [answers.fingerprint(self._local[name]), job.rollouts.dtype, job.rollouts.max_model_len]
         else:
-            assert job.opponent.endpoint is not None, "who is not local has an API"
-            how = [job.opponent.endpoint.model]
-        return answers.lay_out(job, name, variant, self._prompts[variant], places, how, self._directory.root)
+            assert job.opponent.endpoint is not None, "a model that is not local has an API"
+            fingerprint = [job.opponent.endpoint.model]
+        return answers.write_task(job, name, variant, self._prompts[variant], values, fingerprint, self._directory.root)
 
-    def _read(self, name: str, asked: ResponseTask) -> dict[str, Row]:
-        """A model's answers by speech id.
+    def _read(self, name: str, task: ResponseTask) -> dict[str, Row]:
+        """A model's responses by speech id.
 
         Raises:
-            InputError: there is not a single one.
+            InputError: the model has no response at all.
         """
-        found = answers.read(asked)
-        if not found:
-            aside = answers.set_aside(asked)
-            raise InputError(f"{name} answered none of the {len(aside)} speeches; the first time: {aside[0]['reason']}")
-        return found
+        responses = answers.read(task)
+        if not responses:
+            unanswered = answers.set_aside(task)
+            raise InputError(
+                f"{name} answered none of the {len(unanswered)} speeches; the first reason: {unanswered[0]['reason']}"
+            )
+        return responses
 
-    def _verdicts(self, policy: str, variant: Variant, pairs: Sequence[Row]) -> dict[str, Verdicts]:
+    def _verdicts(self, policy: str, variant: Variant, pairs: Sequence[ResponsePair]) -> dict[str, Verdicts]:
         job = self._job
         return {
             judge.name: Verdicts(
                 pairs,
-                judge.endpoint,
+                JudgeSetup(judge.endpoint, job.judging, job.prompts.file, job.seed),
                 self._directory.root,
-                job.judging,
-                job.prompts.file,
-                job.seed,
                 f"{judge.name} on {policy}, {variant}",
             )
             for judge in job.judges
         }
 
-    def _left(self) -> float | None:
+    def _budget_left(self) -> float | None:
         return None if self._job.max_cost is None else self._job.max_cost - self._spent
 
 

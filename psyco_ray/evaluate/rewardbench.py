@@ -1,6 +1,6 @@
 """RewardBench (Lambert et al. 2024): accuracy by subset, by section, and in all (paper tables 2 and 7).
 
-The sections and weights are those of the benchmark's own code. A subset weighs as many pairs as it has, except that
+Sections and weights are those of the benchmark's own code. The weight of a subset is its number of pairs, except that
 math-prm, with 447 pairs, weighs 984: as much as the six code subsets together.
 """
 
@@ -45,9 +45,10 @@ SECTIONS: dict[str, dict[str, int]] = {
         "hep-rust": 164,
     },
 }
-"""The official sections: the weight of every subset in them."""
+"""The official sections: subsets and their weights."""
 
 Sections = Mapping[str, Sequence[str]]
+"""Subsets by section."""
 
 
 def bench(
@@ -56,23 +57,23 @@ def bench(
     rejected: Sequence[float],
     sections: Sections | None = None,
 ) -> dict[str, Any]:
-    """Figures of a reward model; it wins a pair only where the chosen response scores strictly higher.
+    """Metrics of a reward model; it is right on a pair only if the chosen response scores strictly higher.
 
     Args:
-        subsets: of every pair, the subset it belongs to.
+        subsets: each pair's subset.
         chosen: scores of the chosen responses.
-        rejected: scores of the rejected ones.
-        sections: subsets by section. None: the official sections if all subsets are official ones, else every subset
-            is a section of its own. Other sections than the official ones weigh a subset by its pairs.
+        rejected: scores of the rejected responses.
+        sections: None: the official sections if all subsets are official ones, else every subset is a section of its
+            own. Sections other than the official ones weigh a subset by its number of pairs.
 
     Returns:
         `official`, `missing` (official subsets without a pair), `pairs`, `sections` and `subsets` (each `accuracy` and
-        `pairs`, a subset its `section` and `weight` too), `mean` over the sections (the figure of the leaderboard),
-        `micro` (over all pairs, each counting once, so that it leans to the largest subsets), and over all pairs in
-        both orders `auc`, `ece10` and `brier`.
+        `pairs`, a subset also its `section` and `weight`), `mean` over the sections (the leaderboard's score), `micro`
+        (over all pairs, dominated by the largest subsets), and over all pairs in both orders `auc`, `ece10` and
+        `brier`.
 
     Raises:
-        InputError: there is no pair, a score is not finite, a pair has no subset, or `sections` does not fit.
+        InputError: no pairs, a score is not finite, a pair has no subset, or `sections` does not match the subsets.
     """
     pooled = metrics.measure(chosen, rejected)
     right = [float(better > worse) for better, worse in zip(chosen, rejected, strict=True)]
@@ -85,41 +86,45 @@ def bench_ranked(
     second_right: Sequence[bool | None],
     sections: Sections | None = None,
 ) -> dict[str, Any]:
-    """Figures of a generative model that named the better response of every pair, asked in both orders.
+    """Metrics of a generative model that chose the better response of every pair, in both orders.
 
     Args:
-        subsets: of every pair, the subset it belongs to.
-        first_right: whether it named the chosen response where that came first; None (unreadable) is wrong.
+        subsets: each pair's subset.
+        first_right: whether it chose the chosen response where that came first; None (unreadable) is wrong.
         second_right: the same where the chosen response came second.
         sections: as in `bench`.
 
     Returns:
-        What `bench` does, less `auc`, `ece10` and `brier`.
+        As `bench`, without `auc`, `ece10` and `brier`.
 
     Raises:
-        InputError: there is no pair, a pair has no subset, or `sections` does not fit.
+        InputError: no pairs, a pair has no subset, or `sections` does not match the subsets.
     """
     return _bench(subsets, metrics.shares_right(first_right, second_right), sections)
 
 
 def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sections | None) -> dict[str, Any]:
-    marks: dict[str, list[float]] = {}
-    for row, (subset, mark) in enumerate(zip(subsets, right, strict=True), start=1):
+    right_by_subset: dict[str, list[float]] = {}
+    for row, (subset, share) in enumerate(zip(subsets, right, strict=True), start=1):
         if subset is None:
             raise InputError(f"pair {row} of the benchmark has no subset; fill the column `subset`")
-        marks.setdefault(subset, []).append(mark)
-    if not marks:
+        right_by_subset.setdefault(subset, []).append(share)
+    if not right_by_subset:
         raise InputError("there are no pairs to measure a benchmark on; take a file that has some")
-    counts = {subset: len(values) for subset, values in marks.items()}
+    counts = {subset: len(shares) for subset, shares in right_by_subset.items()}
     known = {subset for weights in SECTIONS.values() for subset in weights}
     official = sections is None and set(counts) <= known
-    weights = SECTIONS if official else _by_pairs(counts, sections)
+    weights = SECTIONS if official else _weights_by_pairs(counts, sections)
     by_subset: dict[str, dict[str, Any]] = {
-        subset: {"accuracy": sum(marks[subset]) / counts[subset], "pairs": counts[subset]}
-        | {"section": section, "weight": weight}
-        for section, of in weights.items()
-        for subset, weight in of.items()
-        if subset in marks
+        subset: {
+            "accuracy": sum(right_by_subset[subset]) / counts[subset],
+            "pairs": counts[subset],
+            "section": section,
+            "weight": weight,
+        }
+        for section, section_weights in weights.items()
+        for subset, weight in section_weights.items()
+        if subset in counts
     }
     by_section = {}
     for section in weights:
@@ -139,18 +144,18 @@ def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sect
     }
 
 
-def _by_pairs(counts: Mapping[str, int], sections: Sections | None) -> dict[str, dict[str, int]]:
-    """Sections that weigh a subset by its pairs."""
+def _weights_by_pairs(counts: Mapping[str, int], sections: Sections | None) -> dict[str, dict[str, int]]:
+    """Sections with each subset's number of pairs as its weight."""
     if sections is None:
         return {subset: {subset: count} for subset, count in counts.items()}
-    named = [subset for of in sections.values() for subset in of]
-    twice = next((subset for subset in named if named.count(subset) > 1), None)
-    if twice is not None:
-        raise InputError(f"subset {twice} is named twice in the benchmark's sections; name it in one")
-    for subset in named:
+    names = [subset for section in sections.values() for subset in section]
+    for subset in names:
+        if names.count(subset) > 1:
+            raise InputError(f"subset {subset} is named twice in the benchmark's sections; name it in one")
+    for subset in names:
         if subset not in counts:
             raise InputError(f"the benchmark's sections name the subset {subset}; it has {', '.join(sorted(counts))}")
     for subset in counts:
-        if subset not in named:
+        if subset not in names:
             raise InputError(f"subset {subset} is in none of the benchmark's sections {', '.join(sections)}; add it")
-    return {section: {subset: counts[subset] for subset in of} for section, of in sections.items()}
+    return {name: {subset: counts[subset] for subset in section} for name, section in sections.items()}

@@ -1,7 +1,7 @@
-"""Which of two responses is the better one, as a judge says who sees all seven principles (paper §4.2).
+"""Pairwise verdicts of an LLM judge that sees all seven principles (paper §4.2).
 
-Calls go through the journal, so that an answer is paid for once, whoever asks again: another command, or another
-checkpoint that gives the same response to the same speech.
+Calls go through the journal, so an answer is paid for once, even if another command, or another checkpoint with the
+same response to the same speech, asks again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -29,8 +29,8 @@ from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
 
 ENTRY = "judge"
-PLACES = ("{principles}", "{client_speech}", "{response_a}", "{response_b}")
-"""The entry of the prompts file, and the places in it."""
+PLACEHOLDERS = ("{principles}", "{client_speech}", "{response_a}", "{response_b}")
+"""The entry of the prompts file and its placeholders."""
 
 COMPARED = pa.schema([(name, pa.string()) for name in ("key", "speech_id", "speech", "ours", "theirs")])
 VERDICTS = pa.schema(
@@ -43,168 +43,176 @@ VERDICTS = pa.schema(
 )
 
 
+class ResponsePair(TypedDict):
+    """Two responses to one speech."""
+
+    key: str  # unique among the pairs
+    speech: str
+    ours: str
+    theirs: str
+
+
 @dataclass(frozen=True)
-class VerdictStage:
-    """One call a pair, or two in strict order."""
+class JudgeSetup:
+    """A judge and how it is asked."""
 
     endpoint: Endpoint
-    attempts: int
-    max_tokens: int
-    rationale_chars: int | None
-    order: Order
-    seed: int
+    judging: Judging
+    prompts: str = "default"  # a prompts file, or `default`
+    seed: int = 0  # decides, with key and speech, which response is shown first
+
+
+@dataclass(frozen=True)
+class VerdictStage:
+    """One call per pair, or two in strict order."""
+
+    setup: JudgeSetup
     prompt: Mapping[str, str]
     principles: str
     pairs: Path  # directory of COMPARED
     out: Path
     schema = VERDICTS
 
-    def questions(self, part: str) -> Iterator[Question]:
-        """A question for each pair and order; responses that are the same need none."""
-        form = verdict_schema(self.rationale_chars)
-        for row in shards.read(self.pairs, part):
-            for ours_first in orders(self.order, self.seed, row):
-                shown = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
-                call = Call(self._messages(row["speech"], *shown), form, self.max_tokens, temperature=0.0)
-                yield Question(row["speech_id"], row["key"], call, read_verdict, partial(_row, row["key"], ours_first))
+    @property
+    def endpoint(self) -> Endpoint:
+        """The judge's API."""
+        return self.setup.endpoint
 
-    def _messages(self, speech: str, a: str, b: str) -> tuple[dict[str, str], ...]:
-        places = {"{principles}": self.principles, "{client_speech}": speech, "{response_a}": a, "{response_b}": b}
-        return filled_messages(self.prompt, places)
+    @property
+    def attempts(self) -> int:
+        """Attempts per question before it is set aside."""
+        return self.setup.judging.attempts
+
+    def questions(self, part: str) -> Iterator[Question]:
+        """A question for each pair and order; identical responses need none."""
+        judging, seed = self.setup.judging, self.setup.seed
+        schema = verdict_schema(judging.rationale_chars)
+        for row in shards.read(self.pairs, part):
+            for ours_first in orders(judging.order, seed, row):
+                a, b = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
+                values = dict(zip(PLACEHOLDERS, (self.principles, row["speech"], a, b), strict=True))
+                call = Call(filled_messages(self.prompt, values), schema, judging.max_tokens, temperature=0.0)
+                yield Question(
+                    row["speech_id"], row["key"], call, read_verdict, partial(_verdict_row, row["key"], ours_first)
+                )
 
 
 class Verdicts:
-    """A judge's verdicts on pairs of responses."""
+    """A judge's verdicts on pairs of responses.
 
-    def __init__(
-        self,
-        pairs: Sequence[Row],
-        endpoint: Endpoint,
-        root: Path,
-        settings: Judging,
-        prompts: str = "default",
-        seed: int = 0,
-        what: str = "verdicts",
-    ) -> None:
-        """Lay the pairs out; nothing is asked yet.
+    Example:
+        >>> verdicts = Verdicts(pairs, JudgeSetup(endpoint, Judging(order="strict")), root, "judge on policy")
+        >>> dollars = verdicts.ask(max_cost=5.0, progress=Progress())
+        >>> verdicts.outcomes()["policy:3f"]
+        0.5
+    """
+
+    def __init__(self, pairs: Sequence[ResponsePair], setup: JudgeSetup, root: Path, name: str = "verdicts") -> None:
+        """Write the pairs; nothing is asked yet.
 
         Args:
-            pairs: of a `key` of its own, `speech`, and the responses `ours` and `theirs`.
-            endpoint: the judge.
-            root: directory of the verdicts and of the journal of paid calls; runs may share it.
-            settings: how the judge is asked.
-            prompts: a prompts file, or `default`.
-            seed: decides, with key and speech, which response is shown first.
-            what: the name of this work on the progress line.
+            pairs: the responses to compare.
+            setup: the judge.
+            root: directory of the verdicts and of the journal of paid answers; runs may share it.
+            name: on the progress line and in messages.
 
         Raises:
-            InputError: the prompts file lacks something.
+            InputError: the prompts file lacks an entry or a placeholder.
         """
-        keys = [pair["key"] for pair in pairs]
-        assert len(set(keys)) == len(keys), "two pairs have the same key"
-        entry, principles = load_entry(prompts)
+        self._keys = [pair["key"] for pair in pairs]
+        assert len(set(self._keys)) == len(self._keys), "two pairs have the same key"
+        self._strict = setup.judging.order == "strict"
+        self._identical = {pair["key"] for pair in pairs if identical(pair)}
+        prompt, principles = load_judge_prompt(setup.prompts)
         rows = [{**pair, "speech_id": speech_id(pair["speech"])} for pair in pairs]
-        self._keys, self._strict = keys, settings.order == "strict"
-        self._same = {pair["key"] for pair in pairs if same(pair)}
-        texts = key_of(sorted([row[name] for name in COMPARED.names] for row in rows))
-        how = [endpoint.model, endpoint.structured, settings.model_dump(), seed, entry, principles, texts]
-        stage = VerdictStage(
-            endpoint=endpoint,
-            attempts=settings.attempts,
-            max_tokens=settings.max_tokens,
-            rationale_chars=settings.rationale_chars,
-            order=settings.order,
-            seed=seed,
-            prompt=entry,
-            principles=principles,
-            pairs=root / "pairs" / texts,
-            out=root / "verdicts" / key_of(how),
+        texts = key_of(sorted([row[column] for column in COMPARED.names] for row in rows))
+        endpoint = setup.endpoint
+        key = key_of(
+            [endpoint.model, endpoint.structured, setup.judging.model_dump(), setup.seed, prompt, principles, texts]
         )
-        self._calls = CallRun(what, stage, _lay_out(rows, stage.pairs), root / "journal")
+        stage = VerdictStage(setup, prompt, principles, pairs=root / "pairs" / texts, out=root / "verdicts" / key)
+        rows.sort(key=lambda row: (row["speech_id"], row["key"]))
+        parts = shards.write_by_id(stage.pairs, rows, "speech_id", COMPARED)  # parts as in the journal
+        self._calls = CallRun(name, stage, parts, root / "journal")
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:
-        """Ask what was not asked before; the dollars that this took (0 where prices are not known).
+        """Ask all questions without an answer; returns the cost in US dollars (0 without prices).
 
         Raises:
             BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
         """
         return self._calls.execute(max_cost, progress)
 
-    def given(self) -> dict[str, list[Row]]:
-        """The readable verdicts on each pair, as rows of VERDICTS."""
-        found: dict[str, list[Row]] = {key: [] for key in self._keys}
+    def readable(self) -> dict[str, list[Row]]:
+        """The readable verdicts on each pair, as rows of VERDICTS, by the pair's key."""
+        by_key: dict[str, list[Row]] = {key: [] for key in self._keys}
         for part in self._calls.parts:
             for row in shards.read(self._calls.stage.out, part):
-                found[row["key"]].append(row)
-        return found
+                by_key[row["key"]].append(row)
+        return by_key
 
     def outcomes(self) -> dict[str, Outcome]:
-        """1 where ours won, 0 where theirs did, 0.5 for a tie, None where nothing could be read; by the pairs' keys.
+        """By the pair's key: 1 ours won, 0 theirs won, 0.5 a tie, None unreadable.
 
-        Two responses that are the same tie without being asked about.
+        Identical responses tie without a question.
         """
-        return {key: 0.5 if key in self._same else _outcome(rows, self._strict) for key, rows in self.given().items()}
+        return {
+            key: 0.5 if key in self._identical else _outcome(rows, self._strict)
+            for key, rows in self.readable().items()
+        }
 
-    def spent(self) -> dict[str, Any]:
-        """What all its calls took, whenever they were sent."""
+    def usage(self) -> dict[str, Any]:
+        """Counts and cost of all calls, whenever they were sent; see `CallRun.usage`."""
         return self._calls.usage()
 
 
 def judge(
-    pairs: Sequence[Row],
-    endpoint: Endpoint,
+    pairs: Sequence[ResponsePair],
+    setup: JudgeSetup,
     root: Path,
-    settings: Judging,
     progress: Progress,
-    prompts: str = "default",
-    seed: int = 0,
     max_cost: float | None = None,
-    what: str = "verdicts",
+    name: str = "verdicts",
 ) -> dict[str, Outcome]:
-    """Let a judge compare pairs of responses; what was asked before under `root` is not asked again.
-
-    Ray must have been started.
+    """Let a judge compare pairs of responses. Answers under `root` are reused. Ray must be running.
 
     Args:
-        pairs: of a `key` of its own, `speech`, and the responses `ours` and `theirs`.
-        endpoint: the judge.
-        root: directory of the verdicts and of the journal of paid calls; runs may share it.
-        settings: how the judge is asked.
-        progress: shows how far it is.
-        prompts: a prompts file, or `default`.
-        seed: decides, with key and speech, which response is shown first.
-        max_cost: dollars that the calls may cost; None: no limit.
-        what: the name of this work on the progress line.
+        pairs: the responses to compare.
+        setup: the judge.
+        root: directory of the verdicts and of the journal of paid answers; runs may share it.
+        progress: receives finished parts and dollars.
+        max_cost: limit on the cost of the calls, in US dollars; None: no limit.
+        name: on the progress line and in messages.
 
     Returns:
-        1 where ours won, 0 where theirs did, 0.5 for a tie, None where no verdict could be read; by the pairs' keys.
+        The outcomes by the pairs' keys; see `Verdicts.outcomes`.
 
     Raises:
-        BudgetExceededError: the limit was reached; everything paid for is kept.
-        UnavailableError: the server failed again and again.
-        InputError: the prompts file lacks something, or the server refuses the key or the model.
+        BudgetExceededError: the limit is reached; everything paid for is kept.
+        UnavailableError: the server failed repeatedly.
+        InputError: the prompts file is invalid, or the server refuses the key or the model.
     """
-    verdicts = Verdicts(pairs, endpoint, root, settings, prompts, seed, what)
+    verdicts = Verdicts(pairs, setup, root, name)
     verdicts.ask(max_cost, progress)
     return verdicts.outcomes()
 
 
-def orders(order: Order, seed: int, pair: Row) -> list[bool]:
-    """Whether ours is shown first, for each question about a pair."""
-    if same(pair):
+def orders(order: Order, seed: int, pair: ResponsePair | Row) -> list[bool]:
+    """Whether our response is shown first, for each question about a pair."""
+    if identical(pair):
         return []
     if order == "strict":
         return [True, False]
     return [int(key_of(seed, "order", pair["key"], pair["speech"]), 16) % 2 == 0]
 
 
-def same(pair: Row) -> bool:
-    """Whether both responses are one text."""
+def identical(pair: ResponsePair | Row) -> bool:
+    """Whether both responses are the same text."""
     return pair["ours"].strip() == pair["theirs"].strip()
 
 
 def verdict_schema(rationale_chars: int | None) -> dict[str, Any]:
-    """The JSON schema of an answer: reason first, so that the choice follows from it."""
+    """The JSON schema of an answer. The rationale comes first, so that the choice follows from it."""
     rationale: dict[str, Any] = {"type": "string"}
     if rationale_chars is not None:
         rationale["maxLength"] = rationale_chars
@@ -213,46 +221,36 @@ def verdict_schema(rationale_chars: int | None) -> dict[str, Any]:
 
 
 def read_verdict(text: str) -> tuple[str, str]:
-    """The better response, A or B, and the reason, out of an answer.
+    """The better response, A or B, and the rationale of an answer.
 
     Raises:
-        UnreadableAnswerError: the answer names neither.
+        UnreadableAnswerError: the answer names neither A nor B.
     """
     answer = parse_json(text)
-    given = answer.get("better") if isinstance(answer, dict) else answer
-    worded = re.fullmatch(r"(?:response\s*)?([AB])", given.strip(), re.IGNORECASE) if isinstance(given, str) else None
-    if worded is None:
-        raise UnreadableAnswerError(f"better is {given!r}, not A or B")
-    return worded[1].upper(), str(answer.get("rationale", "")) if isinstance(answer, dict) else ""
+    better = answer.get("better") if isinstance(answer, dict) else answer
+    match = re.fullmatch(r"(?:response\s*)?([AB])", better.strip(), re.IGNORECASE) if isinstance(better, str) else None
+    if match is None:
+        raise UnreadableAnswerError(f"better is {better!r}, not A or B")
+    return match[1].upper(), str(answer.get("rationale", "")) if isinstance(answer, dict) else ""
 
 
-def load_entry(prompts: str) -> tuple[dict[str, str], str]:
-    """The judge's prompt, and titles and texts of the seven principles, out of a prompts file.
+def load_judge_prompt(file: str) -> tuple[dict[str, str], str]:
+    """The judge's prompt, and titles and texts of the seven principles.
 
     Raises:
-        InputError: one of them is missing, or a placeholder of the prompt is.
+        InputError: an entry or a placeholder is missing.
     """
-    texts = PromptsFile(prompts)
-    return texts.entry(ENTRY, *PLACES), texts.principles_text()
+    prompts = PromptsFile(file)
+    return prompts.entry(ENTRY, *PLACEHOLDERS), prompts.principles_text()
 
 
-def _row(key: str, ours_first: bool, verdict: tuple[str, str], finished: bool) -> list[Row]:
+def _verdict_row(key: str, ours_first: bool, verdict: tuple[str, str], finished: bool) -> list[Row]:
     better, rationale = verdict
     return [{"key": key, "ours_first": ours_first, "ours": (better == "A") == ours_first, "rationale": rationale}]
 
 
-def _outcome(rows: Sequence[Row], strictly: bool) -> Outcome:
-    chosen = {row["ours_first"]: row["ours"] for row in rows}
-    if strictly:
-        return strict(chosen.get(True), chosen.get(False))
-    return next((float(ours) for ours in chosen.values()), None)
-
-
-def _lay_out(rows: Sequence[Row], directory: Path) -> list[str]:
-    """Write the pairs in parts, each named by the first digits of its speeches' ids, as the journal is."""
-    by_part: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row["speech_id"], row["key"])):
-        by_part.setdefault(row["speech_id"][: shards.digits(len(rows))], []).append(row)
-    for part, of in by_part.items():
-        shards.write(directory, part, of, COMPARED)
-    return list(by_part)
+def _outcome(rows: Sequence[Row], both_orders: bool) -> Outcome:
+    by_order = {row["ours_first"]: row["ours"] for row in rows}
+    if both_orders:
+        return strict(by_order.get(True), by_order.get(False))
+    return next((float(ours) for ours in by_order.values()), None)

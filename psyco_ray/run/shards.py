@@ -67,3 +67,13 @@ def write(
 def facts(directory: Path, part: str) -> dict[str, Any]:
     """The `facts` given to `write`."""
     return json.loads(pq.read_schema(directory / f"{part}.parquet").metadata[b"facts"])
+
+
+def write_by_id(directory: Path, rows: Sequence[dict[str, Any]], column: str, schema: pa.Schema) -> list[str]:
+    """Write rows in shards, each named by the first digits of the ids in a column; returns the shards' names."""
+    by_part: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_part.setdefault(row[column][: digits(len(rows))], []).append(row)
+    for part, part_rows in by_part.items():
+        write(directory, part, part_rows, schema)
+    return list(by_part)

@@ -1,4 +1,4 @@
-"""What a training run writes down of a policy's answers to the held-out speeches (paper §4.3)."""
+"""Measures of a policy on the held-out speeches (paper §4.3)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ Record = dict[str, Any]
 
 
 def measured(groups: Mapping[str, Group], models: Sequence[str], base: Record | None, seed: int) -> Record:
-    """Lengths, variety and rewards of a policy's answers, and how often a reward model puts them above the base's.
+    """Lengths, diversity and rewards of a policy's responses, and its win rate against the base model.
 
     Args:
-        groups: the answers to each speech by its id, scored by `models`.
+        groups: the responses to each speech by its id, scored by `models`.
         models: names of reward models.
-        base: what was measured of the base model; None: this is the base model.
+        base: the base model's record; None: this is the base model.
         seed: of the bootstrap.
 
     Returns:
-        `speeches`, `mean_tokens`, `tokens` of each answer by speech, `distinct_2`, and for each model the mean `reward`
-        over speeches with its `ci95`, the `scores` by speech, and `win_rate_vs_base` with `win_rate_ci95`.
+        `speeches`, `mean_tokens`, `tokens` of each response by speech, `distinct_2`, and for each model the mean
+        `reward` over speeches with its `ci95`, the `scores` by speech, and `win_rate_vs_base` with `win_rate_ci95`.
     """
-    answers = {key: groups[key].responses for key in sorted(groups)}
-    tokens = {key: [len(response.token_ids) for response in given] for key, given in answers.items()}
-    lengths = [length for of in tokens.values() for length in of]
-    facts: Record = {"speeches": len(groups), "mean_tokens": sum(lengths) / len(lengths), "tokens": tokens}
-    facts["distinct_2"] = guards.distinct([response.text for given in answers.values() for response in given])
+    texts = [response.text for key in sorted(groups) for response in groups[key].responses]
+    tokens = {key: [len(response.token_ids) for response in groups[key].responses] for key in sorted(groups)}
+    lengths = [length for counts in tokens.values() for length in counts]
+    facts: Record = {
+        "speeches": len(groups),
+        "mean_tokens": sum(lengths) / len(lengths),
+        "tokens": tokens,
+        "distinct_2": guards.distinct(texts),
+    }
     for model in models:
-        scores = {key: list(groups[key].scores[model]) for key in answers}
+        scores = {key: list(groups[key].scores[model]) for key in tokens}
         means = [sum(values) / len(values) for values in scores.values()]
         facts[model] = {
             "reward": sum(means) / len(means),
@@ -43,8 +47,8 @@ def measured(groups: Mapping[str, Group], models: Sequence[str], base: Record | 
             "scores": scores,
         }
         if base is not None:
-            theirs = base[model]["scores"]  # without those in quarantine
-            wins = [stats.win_share(ours, theirs[key]) for key, ours in scores.items() if key in theirs]
+            base_scores = base[model]["scores"]  # without quarantined speeches
+            wins = [stats.win_share(ours, base_scores[key]) for key, ours in scores.items() if key in base_scores]
             facts[model] |= _win_rate(wins)
     return facts
 
@@ -59,47 +63,46 @@ def judged(
     prompts: str,
     seed: int,
 ) -> Record:
-    """How often the judge prefers a policy's answers to the base model's, each to the one of the same seed.
+    """Win rate of a policy's responses against the base model's of the same seed, by the judge.
 
     Args:
         settings: with the judge.
-        groups: the policy's answers to each speech, by its id.
-        base: the base model's.
+        groups: the policy's responses to each speech, by its id.
+        base: the base model's responses.
         speeches: texts of the speeches, by id.
-        ledger: of the run; verdicts are kept there, so that none is paid for twice.
-        progress: shows how far it is.
+        ledger: of the run; it keeps the verdicts, so that none is paid for twice.
+        progress: receives finished parts and dollars.
         prompts: file with the judge's prompt.
-        seed: decides which answer is shown first.
+        seed: decides which response is shown first.
 
     Returns:
-        `win_rate_vs_base` with `win_rate_ci95` (a tie is half a win), the `outcomes` by speech, and how many verdicts
-        were `unreadable`; those count nowhere.
+        `win_rate_vs_base` with `win_rate_ci95` (a tie is half a win), the `outcomes` by speech, and the number of
+        `unreadable` verdicts, which are left out.
 
     Raises:
-        InputError: no verdict could be read, or the server refuses the key or the model.
-        UnavailableError: the server failed again and again.
+        InputError: no verdict is readable, or the server refuses the key or the model.
+        UnavailableError: the server failed repeatedly.
     """
-    assert settings.judge is not None, "somebody judges"
+    assert settings.judge is not None
     pairs = [
-        {"key": f"{key}:{index}", "speech": speeches[key], "ours": response.text, "theirs": base[key][index]}
+        verdicts.ResponsePair(key=f"{key}:{index}", speech=speeches[key], ours=response.text, theirs=base[key][index])
         for key, group in sorted(groups.items())
-        if key in base  # else the base model's answer is in quarantine
+        if key in base  # else the base model's response is in quarantine
         for index, response in enumerate(group.responses)
     ]
-    found = verdicts.judge(
-        pairs, settings.judge, ledger.root / "judge", settings.judging, progress, prompts, seed, what="held-out answers"
-    )
-    readable: dict[str, list[float]] = {}
-    for key, outcome in found.items():
+    setup = verdicts.JudgeSetup(settings.judge, settings.judging, prompts, seed)
+    by_pair = verdicts.judge(pairs, setup, ledger.root / "judge", progress, name="held-out answers")
+    by_speech: dict[str, list[float]] = {}
+    for key, outcome in by_pair.items():
         if outcome is not None:
-            readable.setdefault(key.rpartition(":")[0], []).append(outcome)
-    if not readable:
+            by_speech.setdefault(key.rpartition(":")[0], []).append(outcome)
+    if not by_speech:
         raise InputError(
-            f"evaluation.judge {settings.judge.model} gave no verdict that could be read on {len(pairs)} pairs of "
-            "answers; ask a stronger model, or one that keeps to a JSON schema"
+            f"evaluation.judge {settings.judge.model} gave no readable verdict on {len(pairs)} pairs of answers; use a "
+            "stronger model, or one that keeps to a JSON schema"
         )
-    outcomes = {key: sum(of) / len(of) for key, of in readable.items()}
-    unreadable = sum(outcome is None for outcome in found.values())
+    outcomes = {key: sum(values) / len(values) for key, values in by_speech.items()}
+    unreadable = sum(outcome is None for outcome in by_pair.values())
     return {**_win_rate(list(outcomes.values())), "outcomes": outcomes, "unreadable": unreadable}
 
 

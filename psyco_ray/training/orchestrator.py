@@ -61,7 +61,7 @@ class Orchestrator:
         self.timeline = Timeline(ledger, self._sizes)
         self._rewards = {name: model for name, model in named.items() if model is not None}
         if job.evaluation.judge is not None:
-            verdicts.load_entry(job.prompts.file)  # what lacks it is refused before anything is trained
+            verdicts.load_judge_prompt(job.prompts.file)  # what lacks it is refused before anything is trained
             key_for(job.evaluation.judge)
 
     def __enter__(self) -> Self:

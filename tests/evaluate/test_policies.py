@@ -245,22 +245,22 @@ PAIRS = [
 ]
 
 
-def laid_out(root: Path, pairs: list[dict], **judging) -> verdicts.Verdicts:
-    endpoint = Endpoint(**local("http://nowhere"))
-    return verdicts.Verdicts(pairs, endpoint, root, Judging(**judging))
+def written(root: Path, pairs: list[dict], **judging) -> verdicts.Verdicts:
+    setup = verdicts.JudgeSetup(Endpoint(**local("http://nowhere")), Judging(**judging))
+    return verdicts.Verdicts(pairs, setup, root)
 
 
-def units(found: verdicts.Verdicts) -> list:
-    return [unit for part in found._calls.parts for unit in found._calls.stage.questions(part)]
+def questions(judged: verdicts.Verdicts) -> list:
+    return [question for part in judged._calls.parts for question in judged._calls.stage.questions(part)]
 
 
 @pytest.mark.parametrize("order", ["seeded", "strict"])
-def test_each_response_stands_where_the_verdict_looks_for_it(order, tmp_path):
-    found = units(laid_out(tmp_path, PAIRS, order=order))
+def test_a_verdict_counts_for_the_response_that_was_shown_there(order, tmp_path):
+    asked = questions(written(tmp_path, PAIRS, order=order))
     by_key = {pair["key"]: pair for pair in PAIRS}
-    assert Counter(unit.what for unit in found) == dict.fromkeys(by_key, 2 if order == "strict" else 1)
-    for unit in found:
-        pair, text = by_key[unit.what], unit.call.messages[-1]["content"]
+    assert Counter(question.what for question in asked) == dict.fromkeys(by_key, 2 if order == "strict" else 1)
+    for question in asked:
+        pair, text = by_key[question.what], question.call.messages[-1]["content"]
         assert pair["speech"] in text
         assert "Facilitation of Self-Exploration" in text
         ours_first = f"Response A: {pair['ours']}\n" in text
@@ -268,12 +268,12 @@ def test_each_response_stands_where_the_verdict_looks_for_it(order, tmp_path):
         assert f"Response A: {pair[first]}\n" in text
         assert f"Response B: {pair[second]}\n" in text
         for letter, side in (("A", first), ("B", second)):
-            [row] = unit.rows((letter, "why"), True)
+            [row] = question.rows((letter, "why"), True)
             assert (row["ours"], row["ours_first"], row["rationale"]) == (side == "ours", ours_first, "why")
     shown_first = sum(
-        f"Response A: {by_key[unit.what]['ours']}\n" in unit.call.messages[-1]["content"] for unit in found
+        f"Response A: {by_key[question.what]['ours']}\n" in question.call.messages[-1]["content"] for question in asked
     )
-    assert 0.3 < shown_first / len(found) < 0.7
+    assert 0.3 < shown_first / len(asked) < 0.7
 
 
 @given(st.integers(0, 10**6))
@@ -348,7 +348,7 @@ def test_a_run_directory_stands_for_its_checkpoint_also_when_it_was_moved(tmp_pa
 
 def decided(root: Path, pairs: list[dict], chosen: dict[str, list[tuple[bool, bool]]], **judging) -> verdicts.Verdicts:
     """Verdicts as a judge would have left them: for each key, whether ours was first and whether it was chosen."""
-    found = laid_out(root, pairs, **judging)
+    found = written(root, pairs, **judging)
     for part in found._calls.parts:
         rows = [
             {"key": row["key"], "ours_first": first, "ours": ours, "rationale": f"because of {ODD}"}
@@ -376,43 +376,45 @@ def test_outcomes_of_both_orders_and_of_the_same_response(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Matchup], list[dict], dict[str, str]]:
+def evaluated(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Matchup], list[dict], dict[str, str]]:
     """Two policies on twenty speeches under both variants with two judges.
 
-    The first judge takes `good` in 15, `bad` in 5; it cannot be read on the 20th speech, and there is no answer to the
-    19th. The second one takes ours where it stands first.
+    The first judge takes `good` in 15, `bad` in 5; its verdict on the 20th speech is unreadable, and the 19th has no
+    response. The second judge takes ours where it is shown first.
     """
-    root = tmp_path_factory.mktemp("made")
+    root = tmp_path_factory.mktemp("evaluated")
     judges = [{"name": name, "endpoint": local("http://nowhere", name)} for name in ("sure", "led")]
     job = parsed(
         settings(root / "demo", policies=[{"name": n, "model": "x/y"} for n in ("good", "bad")], judges=judges)
     )
-    met = load(limit=20)
-    theirs = {row["speech_id"]: "word " * 9 + ODD for row in met}
-    found = []
+    answered = load(limit=20)
+    opponent_responses = {row["speech_id"]: "word " * 9 + ODD for row in answered}
+    played = []
     for variant in job.variants:
         for name, wins in (("good", 15), ("bad", 5)):
-            given_answers = {
-                row["speech_id"]: {"response": f"{name} " * 28, "finished": n > 2} for n, row in enumerate(met)
+            responses = {
+                row["speech_id"]: {"response": f"{name} " * 28, "finished": n > 2} for n, row in enumerate(answered)
             }
-            del given_answers[met[18]["speech_id"]]
+            del responses[answered[18]["speech_id"]]
             pairs = [
-                {"key": f"{name}:{key}", "ours": answer["response"], "theirs": theirs[key]}
-                | {"speech": next(row["speech"] for row in met if row["speech_id"] == key)}
-                for key, answer in given_answers.items()
+                {"key": f"{name}:{key}", "ours": response["response"], "theirs": opponent_responses[key]}
+                | {"speech": next(row["speech"] for row in answered if row["speech_id"] == key)}
+                for key, response in responses.items()
             ]
-            keys = [f"{name}:{row['speech_id']}" for row in met]
+            keys = [f"{name}:{row['speech_id']}" for row in answered]
             sure = {key: [(n % 2 == 0, n < wins)] for n, key in enumerate(keys[:19])}
             led = {key: [(n % 2 == 0, n % 2 == 0)] for n, key in enumerate(keys)}
-            places = {judge: root / variant / judge for judge in ("sure", "led")}
-            of = {"sure": decided(places["sure"], pairs, sure), "led": decided(places["led"], pairs, led)}
-            found.append(matchups.Matchup(name, variant, given_answers, of))
-    return job, found, met, theirs
+            by_judge = {
+                judge: decided(root / variant / judge, pairs, chosen)
+                for judge, chosen in (("sure", sure), ("led", led))
+            }
+            played.append(matchups.Matchup(name, variant, responses, by_judge))
+    return job, played, answered, opponent_responses
 
 
-def test_results_by_hand(made):
-    job, of, met, theirs = made
-    found = matchups.results(job, of, met, theirs, silent=2)
+def test_results_by_hand(evaluated):
+    job, played, answered, opponent_responses = evaluated
+    found = matchups.results(job, played, answered, opponent_responses, silent=2)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["speeches"], found["opponent_silent"], found["opponent"]) == (20, 2, "other")
     assert [policy["name"] for policy in found["policies"]] == ["good", "bad"]
@@ -440,10 +442,10 @@ def test_results_by_hand(made):
     assert first["percent"]["value"] == pytest.approx(agreed / 18)
 
 
-def test_the_page_holds_all_and_loads_nothing(made, tmp_path):
-    job, of, met, theirs = made
-    shown = matchups.cases(job, of, met, theirs)
-    report.write(matchups.results(job, of, met, theirs, silent=2), shown, tmp_path)
+def test_the_page_holds_all_and_loads_nothing(evaluated, tmp_path):
+    job, played, answered, opponent_responses = evaluated
+    shown = matchups.cases(job, played, answered, opponent_responses)
+    report.write(matchups.results(job, played, answered, opponent_responses, silent=2), shown, tmp_path)
     text = (tmp_path / "report.html").read_text("utf-8")
     page = Page(text)
     assert not [link for link in page.links if not link.startswith("#")]
@@ -459,14 +461,14 @@ def test_the_page_holds_all_and_loads_nothing(made, tmp_path):
         assert [(answer["policy"], answer["variant"]) for answer in case["answers"]] == [
             ("good", "free"), ("bad", "free"), ("good", "matched"), ("bad", "matched"),
         ]  # fmt: skip
-    assert matchups.cases(job, of, met, theirs) == shown
-    other = matchups.cases(job.model_copy(update={"seed": 1}), of, met, theirs)
+    assert matchups.cases(job, played, answered, opponent_responses) == shown
+    other = matchups.cases(job.model_copy(update={"seed": 1}), played, answered, opponent_responses)
     assert [case["speech"] for case in other] != [case["speech"] for case in shown]
 
 
-def test_table_3_cell_by_cell(made):
-    job, of, met, theirs = made
-    results = matchups.results(job, of, met, theirs, silent=0)
+def test_table_3_cell_by_cell(evaluated):
+    job, played, answered, opponent_responses = evaluated
+    results = matchups.results(job, played, answered, opponent_responses, silent=0)
     text = report.markdown(results)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n\n")[2].splitlines()]
     assert lines[0] == ["Model", *winrates.TOPICS.values(), "Overall"]
@@ -492,10 +494,10 @@ def test_table_3_cell_by_cell(made):
     assert "<b>" not in text
 
 
-def test_one_variant_and_one_judge_leave_the_other_tables_out(made):
-    job, of, met, theirs = made
+def test_one_variant_and_one_judge_leave_the_other_tables_out(evaluated):
+    job, played, answered, opponent_responses = evaluated
     alone = job.model_copy(update={"variants": ["free"], "judges": job.judges[:1], "policies": job.policies[:1]})
-    text = report.markdown(matchups.results(alone, of[:1], met, theirs, silent=0))
+    text = report.markdown(matchups.results(alone, played[:1], answered, opponent_responses, silent=0))
     assert "w/ Length Constraint" not in text
     assert "Agreement" not in text
     assert "against each other" not in text
@@ -503,7 +505,7 @@ def test_one_variant_and_one_judge_leave_the_other_tables_out(made):
 
 def judge_all(pairs: list[dict], url: str, root: Path, model: str = "judge", **judging) -> dict:
     endpoint = Endpoint(**local(url, model, **judging.pop("endpoint", {})))
-    return verdicts.judge(pairs, endpoint, root, Judging(**judging), Progress())
+    return verdicts.judge(pairs, verdicts.JudgeSetup(endpoint, Judging(**judging)), root, Progress())
 
 
 @pytest.mark.long
@@ -625,11 +627,11 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_paid_twice(local_ray,
     assert counts(slow_url)["by_kind"]["talker"] == 30
     assert counts(slow_url)["paid_twice"] <= flying, "only what was in flight when it was killed"
     assert counts(slow_url)["by_kind"]["judge"] <= 30 + flying
-    shown = json.dumps(bouts_text(tmp_path / "run"))
+    shown = json.dumps(opponent_rows(tmp_path / "run"))
     assert "I hear you." in shown
 
 
-def bouts_text(root: Path) -> list[dict]:
+def opponent_rows(root: Path) -> list[dict]:
     return pq.read_table(root / "responses" / "talker" / "responses.parquet").to_pylist()
 
 
@@ -637,7 +639,7 @@ def test_an_opponent_that_answers_nothing_is_told(local_ray, tmp_path, url, tiny
     policies = [{"name": "tiny", "model": str(tiny_model)}]
     opponent = {"name": "silent", "endpoint": local(url, "filter", structured="text")}
     with pytest.raises(
-        ValueError, match=r"silent answered none of the 3 speeches; the first time: stopped by the content filter"
+        ValueError, match=r"silent answered none of the 3 speeches; the first reason: stopped by the content filter"
     ):
         run(settings(tmp_path, policies=policies, opponent=opponent, speeches={"split": "dev", "limit": 3}))
 

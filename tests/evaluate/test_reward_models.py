@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import operator
 import shutil
 import string
 import subprocess
@@ -219,16 +220,16 @@ def test_what_is_no_choice_is_refused(answer):
 
 def test_a_conversation_of_several_turns_names_who_speaks():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    assert pairwise_ranker.asked_text("messages", json.dumps(turns)) == "User: a\n\nAssistant: b\n\nUser: c"
+    assert pairwise_ranker.context_text("messages", json.dumps(turns)) == "User: a\n\nAssistant: b\n\nUser: c"
     assert (
-        pairwise_ranker.asked_text("messages", json.dumps(turns[:1]))
-        == pairwise_ranker.asked_text("speech", "a")
+        pairwise_ranker.context_text("messages", json.dumps(turns[:1]))
+        == pairwise_ranker.context_text("speech", "a")
         == "a"
     )
 
 
 def test_the_rankers_prompts_have_their_places_once():
-    for name, places in pairwise_ranker.PLACES.items():
+    for name, places in pairwise_ranker.PLACEHOLDERS.items():
         prompt = load_prompt(Prompts(respond=name)) if name == "rank" else texts()[name]
         found = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
         assert sorted(found) == sorted(places)
@@ -250,21 +251,22 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
         ("rewardbench", pair_sets.load_bench(job.rewardbench, 0)),
     ):
         rows = of.table.to_pylist()
-        ranking = pairwise_ranker.Ranking(job, job.models[0], name, rows, tmp_path)
-        units = [unit for part in ranking._calls.parts for unit in ranking._calls.stage.questions(part)]
-        assert len(units) == 2 * len(rows)
-        by_pair = itertools.groupby(sorted(units, key=lambda unit: unit.speech_id), key=lambda unit: unit.speech_id)
-        asked = {key: {unit.what: unit for unit in of_pair} for key, of_pair in by_pair}
-        for key, row in zip(ranking._keys, rows, strict=True):
+        ranker = pairwise_ranker.PairwiseRanker(job, job.models[0], name, rows, tmp_path)
+        questions = [question for part in ranker._calls.parts for question in ranker._calls.stage.questions(part)]
+        assert len(questions) == 2 * len(rows)
+        by_speech = operator.attrgetter("speech_id")
+        by_pair = itertools.groupby(sorted(questions, key=by_speech), key=by_speech)
+        asked = {key: {question.what: question for question in of_pair} for key, of_pair in by_pair}
+        for key, row in zip(ranker._keys, rows, strict=True):
             for order, (one, two) in (("first", ("chosen", "rejected")), ("second", ("rejected", "chosen"))):
-                unit = asked[key][order]
-                text = unit.call.messages[-1]["content"]
+                question = asked[key][order]
+                text = question.call.messages[-1]["content"]
                 assert f"Response 1: {row[one]}\n" in text
                 assert f"Response 2: {row[two]}\n" in text
                 assert row["asked"] in text
                 assert ("Facilitation of Self-Exploration" in text) == (name == "dev")
                 right = 1 if order == "first" else 2
-                assert [unit.rows(better, True)[0]["right"] for better in (right, 3 - right)] == [True, False]
+                assert [question.rows(better, True)[0]["right"] for better in (right, 3 - right)] == [True, False]
 
 
 def test_a_prompts_file_without_the_rankers_places_is_refused(tmp_path):
@@ -300,14 +302,14 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_scored(tmp_path, 
     assert not (tmp_path / "run" / "scores").exists()
 
 
-def test_a_models_mark_changes_with_its_weights(tmp_path, tiny_reward_model):
+def test_a_models_fingerprint_changes_with_its_weights(tmp_path, tiny_reward_model):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_reward_model, copy)  # keeps the times
-    assert reward_models.mark(str(copy)) == reward_models.mark(str(tiny_reward_model))
+    assert reward_models.fingerprint(str(copy)) == reward_models.fingerprint(str(tiny_reward_model))
     (copy / "README.md").write_text("a card")
-    assert reward_models.mark(str(copy)) == reward_models.mark(str(tiny_reward_model))
+    assert reward_models.fingerprint(str(copy)) == reward_models.fingerprint(str(tiny_reward_model))
     (copy / "model.safetensors").touch()
-    assert reward_models.mark(str(copy)) != reward_models.mark(str(tiny_reward_model))
+    assert reward_models.fingerprint(str(copy)) != reward_models.fingerprint(str(tiny_reward_model))
 
 
 @pytest.mark.slow
