@@ -1,4 +1,4 @@
-"""What a data job is: from raw client speeches to rated pairs, one YAML file, checked before anything starts."""
+"""Settings of a data job: from raw client speeches to rated preference pairs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from psyco_ray.config.resources import Rollouts
 
 
 class Source(Section):
-    """One raw source; `adapter` names an entry of ``sources.yaml`` that says how its rows are read."""
+    """One raw source of speeches."""
 
     name: str
-    path: str | None = None  # a file or a glob of files: .csv, .json, .jsonl, .parquet
-    hub: str | None = None  # or a dataset id on the hub
+    """Name of the source, unique in the job."""
+    path: str | None = None
+    """A file or a glob of files: .csv, .json, .jsonl, .parquet. Either path or hub is given."""
+    hub: str | None = None
+    """Dataset id on the Hugging Face hub."""
     adapter: str = "generic"
-    text: str | None = None  # the column with the client's words, if not the adapter's
-    topic: str | None = None  # the column with the source's own topic
-    licence: str | None = None  # for the dataset card
+    """Entry of sources.yaml that says how rows are read."""
+    text: str | None = None
+    """Column with the client's words; null: the adapter's."""
+    topic: str | None = None
+    """Column with the source's own topic."""
+    licence: str | None = None
+    """Licence, for the dataset card."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -30,72 +37,101 @@ class Source(Section):
 
 
 class Collect(Section):
-    """Cleaning, duplicates and the split (paper §3.1, §3.3)."""
+    """Cleaning, deduplication and the split (paper §3.1, §3.3)."""
 
-    min_chars: Count = 100  # characters
+    min_chars: Count = 100
+    """Shortest speech, characters (paper §3.1)."""
     max_chars: Count = 1000
-    near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.6  # Jaccard similarity of character 5-grams; 1: exact only
-    test_share: Share = 0.1243  # of all speeches: 3,291 of 26,483
-    dev_share: Share = 0.1  # of the others
-    blocks: Count | None = None  # Ray Data blocks that the rows are cleaned in; None: Ray Data decides
+    """Longest speech, characters (paper §3.1)."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Jaccard similarity of character 5-grams from which speeches are duplicates; 1: equal speeches only."""
+    test_share: Share = 0.1243
+    """Share of all speeches in the test split: 3,291 of 26,483."""
+    dev_share: Share = 0.1
+    """Share of the other speeches in the dev split."""
+    blocks: Count | None = None
+    """Ray Data blocks that rows are cleaned in; null: Ray Data decides."""
 
 
 class Scrub(Section):
-    """Personal data out of the texts, before anything leaves for an API."""
+    """Removal of personal data from the texts, before any of them is sent to an API."""
 
     enabled: bool = False
-    presidio: bool = False  # also names of persons and places, with the `presidio` extra
+    """Replace e-mail addresses, links, phone numbers and signed names."""
+    presidio: bool = False
+    """Also replace names of persons and places; needs the `presidio` extra."""
 
 
 class Crisis(Section):
-    """Speeches with signs of self-harm or violence are flagged; triage, never diagnosis."""
+    """Flags on speeches with signs of self-harm or violence; triage, never diagnosis."""
 
     enabled: bool = True
+    """Flag speeches."""
 
 
 class Topics(Section):
-    """Fine and coarse topics by a model with a closed set of labels (paper table 5)."""
+    """Fine and coarse topics, labelled by a model with a closed set of labels (paper table 5)."""
 
-    endpoint: Endpoint | None = None  # None: the source's own labels where they are in the set, else none
-    attempts: Count = 3  # questions to the model before a speech is set aside
+    endpoint: Endpoint | None = None
+    """The model; null: the source's own labels where they are in the set, else none."""
+    attempts: Count = 3
+    """Calls for one label before the speech is set aside."""
     max_tokens: Count = 64
+    """Tokens of an answer."""
 
 
 class Respond(Section):
-    """Answers by models drawn from a pool (paper §3.3, table 6)."""
+    """Responses by models drawn from a pool (paper §3.3, table 6)."""
 
-    pool: str = "default"  # YAML file with the pool's members; `default`: the paper's twenty
-    per_speech: Annotated[int, Field(ge=2)] = 4  # members drawn for each speech
-    temperature: Positive = 1.0  # of members that name none
+    pool: str = "default"
+    """YAML file with the pool's models; `default`: the paper's twenty."""
+    per_speech: Annotated[int, Field(ge=2)] = 4
+    """Models drawn for each speech (paper §3.3)."""
+    temperature: Positive = 1.0
+    """Sampling temperature of models that name none."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling: probability mass of the tokens to sample from."""
     max_tokens: Count = 1024
-    prompt: str = "respond"  # entry of the prompts file
-    rollouts: Rollouts = Rollouts()  # engines of the open models
-    trust_remote_code: bool = False  # of pool members that are marked so
+    """Tokens of a response."""
+    prompt: str = "respond"
+    """Entry of the prompts file."""
+    rollouts: Rollouts = Rollouts()
+    """Engines of the open models."""
+    trust_remote_code: bool = False
+    """Run code from the repositories of models that are marked so in the pool."""
 
 
 class Rate(Section):
-    """Ratings of 1 to 5 by a judge, one principle a call (paper §3.3, appendix A)."""
+    """Ratings from 1 to 5 by a judge, one principle per call (paper §3.3, appendix A)."""
 
     endpoint: Endpoint = Endpoint(model="gpt-4o")
-    attempts: Count = 3  # questions to the judge before a call's rating is set aside
+    """The judge."""
+    attempts: Count = 3
+    """Calls for one rating before it is set aside."""
     max_tokens: Count = 1024
-    rationale_chars: Count | None = None  # limit in the JSON schema, for small judges that ramble; not all APIs know it
+    """Tokens of an answer."""
+    rationale_chars: Count | None = None
+    """Limit of the rationale in the JSON schema, for small judges; not every API supports it; null: none."""
 
 
 class Pairs(Section):
-    """Preference pairs out of the ratings (paper §3.3)."""
+    """Preference pairs from the ratings (paper §3.3)."""
 
-    min_gap: Positive = 1.0  # of the mean ratings; with equal weights compared as integer sums
-    weights: dict[str, NotNegative] = Field(default_factory=dict)  # of principles that shall count other than 1
+    min_gap: Positive = 1.0
+    """Smallest difference of the mean ratings in a pair; with equal weights compared as integer sums."""
+    weights: dict[str, NotNegative] = Field(default_factory=dict)
+    """Weights of principles other than 1, by name."""
 
 
 class DataJob(Section):
     """One dataset, from raw files to report and card."""
 
     run_dir: str = "runs/data"
+    """Directory of the dataset."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of all random draws."""
     sources: list[Source] = Field(min_length=1)
+    """The raw sources."""
     collect: Collect = Collect()
     scrub: Scrub = Scrub()
     crisis: Crisis = Crisis()
@@ -103,13 +139,17 @@ class DataJob(Section):
     respond: Respond = Respond()
     rate: Rate = Rate()
     pair: Pairs = Pairs()
-    prompts: str = "default"  # YAML with the prompts and principles
-    journal: str | None = None  # directory of paid calls, perhaps shared by runs; None: `journal` in run_dir
-    max_cost: NotNegative | None = None  # US dollars that the calls of a command may cost
-    language: str = "en"  # of the speeches, for the dataset card
+    prompts: str = "default"
+    """YAML file with prompts and principles; `default`: those of the package."""
+    journal: str | None = None
+    """Directory of paid calls, which several runs may share; null: `journal` in run_dir."""
+    max_cost: NotNegative | None = None
+    """US dollars that the calls of one command may cost; null: no limit."""
+    language: str = "en"
+    """Language of the speeches, for the dataset card."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _consistent(self) -> Self:
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:

@@ -10,27 +10,44 @@ Order = Literal["seeded", "strict"]
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible API and how it may be used. Its key is read from the environment, never stored."""
+    """An OpenAI-compatible API. Its key is read from the environment and never stored."""
 
     model: str
+    """Name of the model as the API knows it."""
     base_url: str = "https://api.openai.com/v1"
-    key_env: str | None = "OPENAI_API_KEY"  # the environment variable that holds the key; None: no key is needed
-    structured: Literal["json_schema", "json_object", "text"] = "json_schema"  # how far the server enforces JSON
-    timeout_s: Positive = 120.0  # of one call
-    retries: NotNegativeCount = 8  # of a call that the server failed, with growing pauses
-    concurrency: Count = 64  # calls in flight, of each caller
-    callers: Count = 1  # actors that call
-    requests_per_minute: Count | None = None  # over all callers
+    """Address of the API."""
+    key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key; null: no key is needed."""
+    structured: Literal["json_schema", "json_object", "text"] = "json_schema"
+    """How strictly the server enforces JSON answers."""
+    timeout_s: Positive = 120.0
+    """Seconds that one call may take."""
+    retries: NotNegativeCount = 8
+    """Retries of a call that failed on the server's side, with growing pauses."""
+    concurrency: Count = 64
+    """Calls in flight, of each caller."""
+    callers: Count = 1
+    """Actors that make calls."""
+    requests_per_minute: Count | None = None
+    """Limit over all callers; null: none."""
     tokens_per_minute: Count | None = None
-    price_in: NotNegative | None = None  # US dollars per million prompt tokens
+    """Limit over all callers, prompt and completion tokens; null: none."""
+    price_in: NotNegative | None = None
+    """US dollars per million prompt tokens."""
     price_out: NotNegative | None = None
-    via: Literal["calls", "batch"] = "calls"  # batch: the provider's batch API, cheaper and slower
+    """US dollars per million completion tokens."""
+    via: Literal["calls", "batch"] = "calls"
+    """calls: one request at a time; batch: the provider's batch API, cheaper and slower."""
 
 
 class Judging(Section):
-    """How a judge of two responses is asked."""
+    """How a judge compares two responses."""
 
-    order: Order = "seeded"  # strict: both orders, and a tie where they disagree
-    attempts: Count = 3  # questions before an answer counts as unreadable
-    max_tokens: Count = 512  # of an answer
-    rationale_chars: Count | None = None  # limit in the JSON schema, for small judges that ramble; not all APIs know it
+    order: Order = "seeded"
+    """seeded: one order, drawn by the seed; strict: both orders, and a tie where they disagree."""
+    attempts: Count = 3
+    """Calls for one verdict before it counts as unreadable."""
+    max_tokens: Count = 512
+    """Tokens of an answer."""
+    rationale_chars: Count | None = None
+    """Limit of the rationale in the JSON schema, for small judges; not every API supports it; null: none."""

@@ -1,4 +1,4 @@
-"""What an evaluation of policies is: the models, their opponent, the judges, one YAML file (paper §4.2)."""
+"""Settings of a policy evaluation: policies, their opponent and the judges (paper §4.2)."""
 
 from __future__ import annotations
 
@@ -9,83 +9,105 @@ from pydantic import Field, model_validator
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_reward import Name
 from psyco_ray.config.job_file import Count, NotNegative, Section
-from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.resources import Rollouts, check_engine
 from psyco_ray.config.training import Deadlines, Prompts
 
 Variant = Literal["free", "matched"]
 
 
 class PolicyPrompts(Prompts):
-    """The texts around a speech, with and without a wished length."""
+    """The texts around a speech, with and without a requested length."""
 
-    matched: str = "respond-matched"  # the entry that asks for about {words} words
+    matched: str = "respond-matched"
+    """Entry that asks for a response of about {words} words."""
 
 
 class Speeches(Section):
-    """Which client speeches are answered: all of the test split, not only those with a pair (paper §4.2)."""
+    """The client speeches to answer: the whole test split, also speeches without a pair (paper §4.2)."""
 
-    file: str = "sample"  # Parquet, JSONL or CSV file, a directory of Parquet files, or `sample`
-    split: Literal["test", "dev", "all"] = "test"  # by the `split` column, else dev by a hash of the text
-    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share that the hash holds out
-    topics: str | None = None  # file or directory with speech_id and coarse_topic; None: of the speeches' own columns
-    limit: Count | None = None  # so many speeches, drawn by a hash
+    file: str = "sample"
+    """Parquet, JSONL or CSV file, a directory of Parquet files, or `sample` (the packaged speeches)."""
+    split: Literal["test", "dev", "all"] = "test"
+    """By the `split` column; in a file without one dev is drawn by a hash of the text."""
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of speeches that the hash puts into dev."""
+    topics: str | None = None
+    """File or directory with speech_id and coarse_topic; null: the speeches' own columns."""
+    limit: Count | None = None
+    """Number of speeches, drawn by a hash; null: all."""
 
 
 class Policy(Section):
-    """A model under test."""
+    """A policy under test."""
 
     name: Name
-    model: str  # a directory, a hub id, or a run directory of ours, whose summary names the checkpoint
+    """Name in tables and directories."""
+    model: str
+    """A directory, a hub id, or a run directory, whose summary names the checkpoint."""
 
 
 class Opponent(Section):
-    """Whom the policies are compared with (paper: GPT-4o)."""
+    """The opponent of all policies (paper: GPT-4o); exactly one of responses, endpoint and model is given."""
 
     name: Name
-    responses: str | None = None  # a file with speeches and their `response`
-    endpoint: Endpoint | None = None  # or an API
-    model: str | None = None  # or a model, as a policy's
+    """Name in tables and directories."""
+    responses: str | None = None
+    """A file with speeches and their `response`."""
+    endpoint: Endpoint | None = None
+    """An API."""
+    model: str | None = None
+    """A model, as a policy's."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum(given is not None for given in (self.responses, self.endpoint, self.model)) != 1:
+        if sum(source is not None for source in (self.responses, self.endpoint, self.model)) != 1:
             raise ValueError(f"the opponent {self.name} needs exactly one of responses (a file), endpoint and model")
         return self
 
 
 class Judge(Section):
-    """A model that says which of two responses is the better one."""
+    """A model that picks the better of two responses."""
 
     name: Name
+    """Name in tables and directories."""
     endpoint: Endpoint
+    """Its API."""
 
 
 class Decoding(Section):
-    """How policies and opponent answer (paper §4.2)."""
+    """Decoding of policies and opponent (paper §4.2)."""
 
     max_tokens: Count = 1024
+    """Tokens of a response."""
     temperature: NotNegative = 0.0
+    """Sampling temperature; 0: greedy (paper §4.2)."""
 
 
 class PolicyEvaluationJob(Section):
     """Win rates of policies against one opponent (paper table 3)."""
 
     run_dir: str = "runs/evaluate-policy"
+    """Directory of answers, verdicts and the report."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of all random draws."""
     prompts: PolicyPrompts = PolicyPrompts()
     speeches: Speeches = Speeches()
     policies: list[Policy] = Field(min_length=1)
+    """The policies under test."""
     opponent: Opponent
-    variants: list[Variant] = Field(default=["free", "matched"], min_length=1)  # matched: as long as the opponent's
-    judges: list[Judge] = Field(min_length=1)  # the first decides, the others are compared with it
+    variants: list[Variant] = Field(default=["free", "matched"], min_length=1)
+    """free: answers of any length; matched: about as many words as the opponent's."""
+    judges: list[Judge] = Field(min_length=1)
+    """The first one decides, the others are compared with it."""
     judging: Judging = Judging()
     sampling: Decoding = Decoding()
     rollouts: Rollouts = Rollouts()
-    max_cost: NotNegative | None = None  # US dollars that the calls of a command may cost
+    max_cost: NotNegative | None = None
+    """US dollars that the calls of one command may cost; null: no limit."""
     deadlines: Deadlines = Deadlines()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _consistent(self) -> Self:
         named: dict[str, list[str]] = {
             "models": [*(policy.name for policy in self.policies), self.opponent.name],
             "judges": [judge.name for judge in self.judges],
@@ -95,26 +117,17 @@ class PolicyEvaluationJob(Section):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"two {what} are named {name}; give each its own name, and name it once")
-        asked = [(judge.endpoint.model, judge.endpoint.structured) for judge in self.judges]
-        for judge, how in zip(self.judges, asked, strict=True):
-            if asked.count(how) > 1:  # the journal knows a call by its model, wherever that is served
+        models = [(judge.endpoint.model, judge.endpoint.structured) for judge in self.judges]
+        for judge, model in zip(self.judges, models, strict=True):
+            if models.count(model) > 1:  # the journal identifies a call by its model, whatever server answers
                 raise ValueError(
-                    f"the judge {judge.name} has the same model {how[0]} as another judge, and would repeat its "
+                    f"the judge {judge.name} has the same model {model[0]} as another judge and would repeat its "
                     "answers; name another model"
                 )
-        if self.sampling.max_tokens >= self.rollouts.max_model_len:
-            raise ValueError(
-                f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a prompt in "
-                f"rollouts.max_model_len {self.rollouts.max_model_len}"
-            )
-        if self.rollouts.tensor_parallel > max(1, self.rollouts.gpus):
-            raise ValueError(
-                f"rollouts.tensor_parallel {self.rollouts.tensor_parallel} needs as many rollouts.gpus, "
-                f"not {self.rollouts.gpus:g}"
-            )
+        check_engine(self.rollouts, self.sampling.max_tokens)
         for name, endpoint in self.endpoints().items():
             if endpoint.via == "batch":
-                raise ValueError(f"{name} has via: batch, but models are asked call by call here; leave via out")
+                raise ValueError(f"{name} has via: batch, but evaluations need single calls; leave via out")
             if self.max_cost is not None and None in (endpoint.price_in, endpoint.price_out):
                 raise ValueError(
                     f"max_cost needs price_in and price_out of the endpoint of {name}, dollars per million tokens"
@@ -122,7 +135,7 @@ class PolicyEvaluationJob(Section):
         return self
 
     def endpoints(self) -> dict[str, Endpoint]:
-        """The APIs that are called, by who stands behind them."""
-        asked = {f"the opponent {self.opponent.name}": self.opponent.endpoint}
-        asked |= {f"the judge {judge.name}": judge.endpoint for judge in self.judges}
-        return {name: endpoint for name, endpoint in asked.items() if endpoint is not None}
+        """The APIs of opponent and judges, by their roles and names."""
+        endpoints = {f"the opponent {self.opponent.name}": self.opponent.endpoint}
+        endpoints |= {f"the judge {judge.name}": judge.endpoint for judge in self.judges}
+        return {name: endpoint for name, endpoint in endpoints.items() if endpoint is not None}

@@ -1,4 +1,4 @@
-"""Job files: YAML in, checked settings out, and one sentence about whatever is wrong with them."""
+"""Job files: reads YAML, checks the settings, and describes the first invalid one in a sentence."""
 
 from __future__ import annotations
 
@@ -20,19 +20,32 @@ NotNegativeCount = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """A frozen part of a job; keys that it does not know are an error."""
+    """A frozen part of a job; unknown keys are an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    The docstring under a key is its explanation: ``psyco-ray config`` prints it.
+
+    Example:
+        >>> class Sampling(Section):
+        ...     temperature: Positive = 1.0
+        ...     \"""Softmax temperature.\"""
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
 
 AnyJob = TypeVar("AnyJob", bound=Section)
 
 
 def load_as(kind: type[AnyJob], path: str | Path | None, overrides: list[str] | None = None) -> AnyJob:
-    """Read a job file (None: an empty one) and apply overrides such as ``sampling.responses=4`` (values are YAML).
+    """Read a job file and apply overrides.
+
+    Args:
+        kind: of job.
+        path: the file; None: only defaults.
+        overrides: such as ``sampling.responses=4``, with values in YAML.
 
     Raises:
-        InputError: naming the file, the key, what was given and what would do.
+        InputError: naming the file, the key, the invalid value and what is valid.
     """
     file = Path(path or "defaults")
     settings = (read_yaml(file, "job file") if path else None) or {}
@@ -44,10 +57,14 @@ def load_as(kind: type[AnyJob], path: str | Path | None, overrides: list[str] | 
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
+
+    Args:
+        path: the file.
+        what: its kind, for messages.
 
     Raises:
-        InputError: it is missing or no YAML.
+        InputError: it is missing or not YAML.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -61,7 +78,7 @@ def parse(kind: type[AnyJob], settings: dict[str, Any], where: str) -> AnyJob:
     """Check settings and fill in the defaults.
 
     Raises:
-        InputError: for the first wrong key or value, with the nearest right key.
+        InputError: for the first invalid key or value, with the closest valid key.
     """
     try:
         return kind.model_validate(settings)
@@ -76,10 +93,10 @@ def dump(job: Section) -> str:
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted keys."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -99,7 +116,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[Section], error: ValidationError) -> str:
-    """One sentence about the first problem that pydantic found."""
+    """One sentence about pydantic's first error."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
@@ -112,22 +129,22 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if not key or first["type"] == "value_error":
         return f"{key}: {reason}" if key else reason
-    return f"{key}: {first['input']!r} does not do: {reason[0].lower()}{reason[1:]}"
+    return f"{key}: invalid value {first['input']!r}: {reason[0].lower()}{reason[1:]}"
 
 
 def _keys_at(kind: type[Section], path: list[str]) -> list[str]:
-    """The keys that are known at a place, which may lie in a list, a mapping or an optional section."""
+    """The valid keys of a section, which may be in a list, a mapping or optional."""
     section: Any = kind
     for part in path:
         fields = getattr(section, "model_fields", {})
-        section = _section_in(fields[part].annotation) if part in fields else section
+        section = section_in(fields[part].annotation) if part in fields else section
     return list(section.model_fields)
 
 
-def _section_in(annotation: Any) -> Any:
-    """The section that an annotation such as ``list[Source]`` or ``Endpoint | None`` holds."""
-    inner = [_section_in(argument) for argument in get_args(annotation)]
-    return next((found for found in inner if hasattr(found, "model_fields")), annotation)
+def section_in(annotation: Any) -> Any:
+    """The section in an annotation such as ``list[Source]`` or ``Endpoint | None``, else the annotation itself."""
+    inner = [section_in(argument) for argument in get_args(annotation)]
+    return next((kind for kind in inner if hasattr(kind, "model_fields")), annotation)
 
 
 def _all_keys(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The roles of a run: how many actors each has, what each takes, how weights get from learner to rollouts."""
+"""The roles of a run: actors, their resources, and the transport of weights from learner to rollouts."""
 
 from __future__ import annotations
 
@@ -15,31 +15,38 @@ Transport = Literal["object_store", "nccl", "ipc"]
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 itself; where it does not, float32 is several times as fast."""
-    told = Path("/proc/cpuinfo")
-    return told.exists() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(told.read_text().split())
+    """Whether this machine's CPU has bfloat16 instructions; on one without, float32 is several times faster."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())
 
 
-def fast_dtype(given: dict[str, Any]) -> Literal["bfloat16", "float32"]:
-    """The dtype that a role with these settings multiplies matrices in, unless told otherwise."""
-    return "bfloat16" if given.get("gpus") or cpu_has_bfloat16() else "float32"
+def fast_dtype(settings: dict[str, Any]) -> Literal["bfloat16", "float32"]:
+    """The default compute dtype of a role with these settings."""
+    return "bfloat16" if settings.get("gpus") or cpu_has_bfloat16() else "float32"
 
 
 class Actors(Section):
-    """How many actors a role has and what each of them takes."""
+    """The actors of a role and the resources of each."""
 
-    role: ClassVar[str | None] = None  # label of the nodes that they go to, where nodes have one
+    role: ClassVar[str | None] = None
+    """Value of the node label that the actors are placed by, where nodes have it."""
     actors: Count = 1
-    cpus: NotNegative = 1.0  # logical CPUs that Ray reserves for each
-    gpus: NotNegative = 0.0  # 0: this role computes on the CPU
-    threads: Count = 1  # compute threads of each on the CPU
+    """Number of actors."""
+    cpus: NotNegative = 1.0
+    """Logical CPUs that Ray reserves for each."""
+    gpus: NotNegative = 0.0
+    """GPUs of each; 0: the role computes on the CPU."""
+    threads: Count = 1
+    """Compute threads of each on the CPU."""
 
 
 class Autoscale(Section):
-    """Bounds of a pool that grows while it has work; the cluster's autoscaler is asked for the nodes."""
+    """Bounds of a pool that grows while it has work and requests nodes from the cluster's autoscaler."""
 
-    min: Count = 1  # between the phases
+    min: Count = 1
+    """Actors between phases."""
     max: Count
+    """Actors while there is work."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -49,82 +56,105 @@ class Autoscale(Section):
 
 
 class PoolConfig(Actors):
-    """Actors whose number may change while a run goes on; `actors` is the number it begins with."""
+    """Actors whose number may change during a run, which starts with `actors`."""
 
-    autoscale: Autoscale | None = None  # None: as many as `actors`, or as `psyco-ray scale` asks for
+    autoscale: Autoscale | None = None
+    """Bounds of the number of actors; null: `actors`, or what `psyco-ray scale` requests."""
 
 
 class Learners(Actors):
-    """The DeepSpeed ranks; `actors` is their number."""
+    """The DeepSpeed ranks."""
 
     role: ClassVar[str | None] = "learner"
-    # of the compute; master weights are float32. Default: bfloat16, but float32 on a CPU that has no bfloat16
     dtype: Literal["bfloat16", "float32"] = Field(default_factory=fast_dtype)
+    """Compute dtype; master weights are float32. Default: bfloat16, or float32 on a CPU without bfloat16."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    micro_batch_tokens: Count = 4096  # tokens that one forward and backward pass holds, each rank
-    logit_rows: Count = 1024  # response positions whose logits exist at a time
+    """DeepSpeed ZeRO stage: 1 partitions the optimizer's states, 2 also gradients, 3 also weights."""
+    micro_batch_tokens: Count = 4096
+    """Tokens of one forward and backward pass, per rank."""
+    logit_rows: Count = 1024
+    """Response positions whose logits are in memory at a time."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
 
 
 class Rollouts(PoolConfig):
     """The vLLM engines that sample responses."""
 
     role: ClassVar[str | None] = "rollout"
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(default_factory=fast_dtype)  # as a learner's
-    max_model_len: Count = 2048  # tokens of prompt and response
-    max_num_seqs: Count = 128  # sequences decoded together
-    kv_cache_gb: Positive = 1.0  # of each engine
-    block_size: Count | None = None  # tokens of a KV block; None: 32 on the CPU, the engine's default on a GPU
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default_factory=fast_dtype)
+    """Compute dtype. Default: as a learner's."""
+    max_model_len: Count = 2048
+    """Tokens of prompt and response."""
+    max_num_seqs: Count = 128
+    """Sequences that are decoded together."""
+    kv_cache_gb: Positive = 1.0
+    """KV cache of each engine, GiB."""
+    block_size: Count | None = None
+    """Tokens of a KV cache block; null: 32 on the CPU, the engine's default on a GPU."""
     enforce_eager: bool = True
-    tensor_parallel: Count = 1  # GPUs of one engine
-    speeches_per_item: Count = 16  # speeches an engine takes at a time
+    """Skip compilation and CUDA graphs: faster start, slower decoding on GPUs."""
+    tensor_parallel: Count = 1
+    """GPUs of one engine."""
+    speeches_per_item: Count = 16
+    """Speeches of one work item of an engine."""
 
 
 class Scorers(PoolConfig):
-    """The frozen models that turn texts into numbers: rewards and reference log-probabilities."""
+    """The frozen models that compute rewards and reference log-probabilities."""
 
     role: ClassVar[str | None] = "scorer"
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(default_factory=fast_dtype)  # as a learner's
-    row_tokens: Count = 1024  # that one forward pass holds; a GPU likes 8192
-    reward_model: str | None = None  # ranks the responses that train the policy
-    heldout_model: str | None = None  # only judges; never used for training
-    safety_model: str | None = None  # vetoes: a response that it puts below the worst is never the chosen one
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default_factory=fast_dtype)
+    """Compute dtype. Default: as a learner's."""
+    row_tokens: Count = 1024
+    """Tokens of one forward pass; 8192 suits a GPU."""
+    reward_model: str | None = None
+    """Reward model that ranks the responses for training: a directory, its URI or a hub id."""
+    heldout_model: str | None = None
+    """Reward model that only judges checkpoints and never takes part in training."""
+    safety_model: str | None = None
+    """Reward model with a veto: a response that it scores below the worst one is never chosen."""
 
 
 class Sync(Section):
-    """Weights from the learner to the rollouts."""
+    """Weight transfer from the learner to the rollouts."""
 
-    transport: Transport | None = None  # None: ipc where they share GPUs, else object_store
+    transport: Transport | None = None
+    """null: ipc where engines and ranks share GPUs, else object_store. nccl needs whole GPUs for both."""
     deadline_s: Positive = 300.0
-    bucket_mb: Count = 1024  # largest piece that weights are moved in, MiB
-    deltas: bool = False  # send only what changed; every engine holds a copy of the weights in host memory for it
-    max_gap: Positive = 0.1  # nats a token that engine and learner may differ by (bf16 differs by about 0.02)
+    """Seconds that one weight update may take."""
+    bucket_mb: Count = 1024
+    """Largest chunk of weights in a transfer, MiB."""
+    deltas: bool = False
+    """Send only changed weights; every engine keeps a copy of the weights in host memory for it."""
+    max_gap: Positive = 0.1
+    """Largest difference of engine and learner on a probe, nats per token (bfloat16 differs by about 0.02)."""
 
 
 def transport_of(colocated: bool, sync: Sync) -> Transport:
-    """How weights get from the learner to the rollouts: as asked for, else by what needs no other setting.
+    """The transport of weights: the job's, else one that needs no other setting.
 
-    NCCL is the fast way between GPUs of several machines, and has not been measured there yet: it is asked for by name.
+    NCCL is the fast transport between GPUs of several machines, but not yet measured there: it has to be set by name.
     """
     return sync.transport or ("ipc" if colocated else "object_store")
 
 
 def check_sharing(colocated: bool, rollouts: Rollouts, learners: Learners, sync: Sync) -> None:
-    """Make sure that rollouts and ranks can share GPUs where they shall, and that the transport connects them.
+    """Check that rollouts and ranks can share GPUs where they are colocated, and that the transport connects them.
 
     Raises:
-        ValueError: naming the keys that do not go together, and the way out.
+        ValueError: naming the keys that contradict each other, and the way out.
     """
     if sync.deltas and transport_of(colocated, sync) != "object_store":
-        raise ValueError("sync.deltas goes with sync.transport object_store; take that, or leave sync.deltas out")
+        raise ValueError("sync.deltas needs sync.transport object_store; set that, or leave sync.deltas out")
     if not colocated:
         if 0 < learners.gpus < 1:
             raise ValueError(f"learners.gpus is {learners.gpus}; a rank needs whole GPUs, unless it is colocated")
         if sync.transport == "ipc":
-            raise ValueError("sync.transport ipc hands memory over within a GPU; it needs colocated: true")
+            raise ValueError("sync.transport ipc shares memory within a GPU; it needs colocated: true")
         if sync.transport == "nccl" and min(rollouts.gpus, learners.gpus) < 1:
             raise ValueError(
-                "sync.transport nccl connects processes that each have whole GPUs, not "
+                "sync.transport nccl connects processes that have whole GPUs, not "
                 f"rollouts.gpus {rollouts.gpus:g} and learners.gpus {learners.gpus:g}; leave it out"
             )
         return
@@ -138,13 +168,30 @@ def check_sharing(colocated: bool, rollouts: Rollouts, learners: Learners, sync:
         )
     if rollouts.actors != learners.actors:
         raise ValueError(
-            f"colocated puts one engine and one rank on each GPU: make rollouts.actors ({rollouts.actors}) and "
+            f"colocated puts one engine and one rank on each GPU; make rollouts.actors ({rollouts.actors}) and "
             f"learners.actors ({learners.actors}) equal"
         )
-    for key, wrong, instead in (
-        ("rollouts.tensor_parallel", rollouts.tensor_parallel > 1, "1, for an engine has the GPU of its rank alone"),
-        ("rollouts.autoscale", rollouts.autoscale is not None, "none, for there are as many engines as ranks"),
+    for key, invalid, needed in (
+        ("rollouts.tensor_parallel", rollouts.tensor_parallel > 1, "1, because an engine has only its rank's GPU"),
+        ("rollouts.autoscale", rollouts.autoscale is not None, "null, because there are as many engines as ranks"),
         ("learners.zero_stage", learners.zero_stage == 0, "1, 2 or 3, whose states can leave the GPU for the engine"),
     ):
-        if wrong:
-            raise ValueError(f"colocated needs {key} {instead}")
+        if invalid:
+            raise ValueError(f"colocated needs {key} {needed}")
+
+
+def check_engine(rollouts: Rollouts, max_tokens: int) -> None:
+    """Check that an engine has its GPUs and room for prompts beside responses of `max_tokens`.
+
+    Raises:
+        ValueError: naming the keys that contradict each other.
+    """
+    if rollouts.tensor_parallel > max(1, rollouts.gpus):
+        raise ValueError(
+            f"rollouts.tensor_parallel {rollouts.tensor_parallel} needs as many rollouts.gpus, not {rollouts.gpus:g}"
+        )
+    if max_tokens >= rollouts.max_model_len:
+        raise ValueError(
+            f"sampling.max_tokens {max_tokens} leaves no room for a prompt in rollouts.max_model_len "
+            f"{rollouts.max_model_len}"
+        )

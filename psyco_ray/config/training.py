@@ -1,6 +1,6 @@
-"""What a job is: one YAML file, checked before anything starts.
+"""Settings of a training job: one YAML file, checked before anything starts.
 
-Every number of the paper is a default here, with its unit and source; ``jobs/*.yaml`` name only what differs.
+Every number of the paper is a default here, with its unit and source; ``jobs/*.yaml`` name only other values.
 """
 
 from __future__ import annotations
@@ -11,19 +11,35 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, Share
-from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync, Transport, check_sharing, transport_of
+from psyco_ray.config.resources import (
+    Learners,
+    Rollouts,
+    Scorers,
+    Sync,
+    Transport,
+    check_engine,
+    check_sharing,
+    transport_of,
+)
 
 
 class Data(Section):
     """Client speeches and preference pairs (paper §3)."""
 
-    speeches: str = "sample"  # Parquet, JSONL or CSV file, or `sample` (the packaged synthetic ones)
-    speech_column: str | None = None  # default: the first of question, speech, text
-    pairs: str = "sample"  # preference pairs in the released dataset's columns
-    min_chars: Count = 100  # characters (paper §3.1)
+    speeches: str = "sample"
+    """Parquet, JSONL or CSV file, or `sample` (the packaged synthetic speeches)."""
+    speech_column: str | None = None
+    """Column of the speeches; null: the first of question, speech, text."""
+    pairs: str = "sample"
+    """Preference pairs in the released dataset's columns: a file, a directory, or `sample`."""
+    min_chars: Count = 100
+    """Shortest speech, characters (paper §3.1)."""
     max_chars: Count = 1000
-    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of speeches held out, by a hash of the text
-    cpus: Annotated[float, Field(ge=1)] = 1.0  # CPUs left to Ray Data, whose own tasks take one each
+    """Longest speech, characters (paper §3.1)."""
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of speeches held out, by a hash of the text."""
+    cpus: Annotated[float, Field(ge=1)] = 1.0
+    """CPUs reserved for Ray Data, whose tasks take one each."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -33,65 +49,93 @@ class Data(Section):
 
 
 class Prompts(Section):
-    """The texts around a client speech; a file of one's own replaces them all."""
+    """The texts around a client speech."""
 
-    file: str = "default"  # YAML with `system` and `user` texts by name
-    respond: str = "respond"  # the entry that asks for a response (paper appendix A)
+    file: str = "default"
+    """YAML file with `system` and `user` texts by name; `default`: those of the package."""
+    respond: str = "respond"
+    """Entry that requests a response (paper appendix A)."""
 
 
 class Sampling(Section):
-    """How responses are drawn from the policy (paper §4.2)."""
+    """Sampling of responses from the policy (paper §4.2)."""
 
-    responses: Annotated[int, Field(ge=2)] = 8  # n per speech; best and worst form the pair
+    responses: Annotated[int, Field(ge=2)] = 8
+    """Responses per speech, n; the best and the worst form the pair."""
     temperature: Positive = 1.0
+    """Softmax temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling: probability mass of the tokens to sample from."""
     max_tokens: Count = 1024
+    """Tokens of a response."""
 
 
 class Optimizer(Section):
-    """AdamW and its schedule. The defaults are those of the policy (paper §4.2)."""
+    """AdamW and its schedule (paper §4.1, §4.2)."""
 
     learning_rate: Positive = 5e-7
-    batch_size: Count = 64  # pairs a step, over all ranks
+    """Peak learning rate."""
+    batch_size: Count = 64
+    """Pairs per step, over all ranks."""
     epochs: Count = 1
+    """Passes over the pairs."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of Adam's moments."""
     weight_decay: NotNegative = 0.0
+    """Decoupled weight decay."""
     max_grad_norm: Positive = 1.0
+    """Norm that gradients are clipped to."""
     warmup_ratio: Share = 0.03
+    """Share of steps with a rising learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1  # where linear and cosine end, of learning_rate
+    """Learning rate after the warm-up."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """End of the linear and cosine schedules, as a share of learning_rate."""
 
 
 class DpoConfig(Section):
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and its variants."""
 
     beta: Positive = 0.1
+    """Strength of the KL penalty, β."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # share of labels thought wrong; sigmoid and robust
-    length_normalised: bool = False  # log-probabilities per token; wants a larger beta, such as 2
-    length_margin: NotNegative = 0.0  # reward that a token of length is worth (R-DPO)
-    sft: NotNegative = 0.0  # weight of the chosen responses' negative log-likelihood a token
-    reference: Literal["base", "previous"] = "base"  # previous: the policy before the iteration (Pang et al. 2024)
-    keep_optimizer: bool = False  # Adam's moments and the schedule go on from one iteration to the next
+    """sigmoid: DPO; ipo: squared (Azar et al. 2023); hinge (SLiC); robust: unbiased under flipped labels."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels; for sigmoid and robust."""
+    length_normalised: bool = False
+    """Use log-probabilities per token; needs a larger beta, such as 2."""
+    length_margin: NotNegative = 0.0
+    """Reward that one token of length is worth (R-DPO)."""
+    sft: NotNegative = 0.0
+    """Weight of the chosen responses' negative log-likelihood per token."""
+    reference: Literal["base", "previous"] = "base"
+    """base: the base model; previous: the policy before the iteration (Pang et al. 2024)."""
+    keep_optimizer: bool = False
+    """Carry Adam's moments and the schedule from one iteration to the next."""
     optimizer: Optimizer = Optimizer()
-    checkpoint_every: Count | None = None  # steps, for --resume and lost ranks; None: after every iteration
+    checkpoint_every: Count | None = None
+    """Steps between checkpoints for --resume and lost ranks; null: one after every iteration."""
 
     @model_validator(mode="after")
-    def _smoothing_has_a_use(self) -> Self:
+    def _smoothing_is_used(self) -> Self:
         if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
-            raise ValueError(f"dpo.label_smoothing has no meaning for dpo.loss {self.loss}; take sigmoid or robust")
+            raise ValueError(f"dpo.label_smoothing has no effect on dpo.loss {self.loss}; set sigmoid or robust")
         if self.loss == "robust" and not self.label_smoothing:
-            raise ValueError("dpo.loss robust needs dpo.label_smoothing, the share of labels thought wrong")
+            raise ValueError("dpo.loss robust needs dpo.label_smoothing, the assumed share of flipped labels")
         return self
 
 
 class Part(Section):
     """One file of preference pairs in a mixture (paper §4.1 and appendix C)."""
 
-    pairs: str  # as data.pairs
-    count: Count | None = None  # so many pairs are drawn of those to train on; None: `fraction` of them
+    pairs: str
+    """A file, as in data.pairs."""
+    count: Count | None = None
+    """Number of pairs drawn from the training split; null: `fraction` of them."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    by_hash: bool = False  # split by a hash of what was asked even where the file names splits
+    """Share of pairs drawn from the training split."""
+    by_hash: bool = False
+    """Split by a hash of the prompt even where the file names splits."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -101,10 +145,12 @@ class Part(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021); they are merged when weights are written."""
+    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021); merged when weights are written."""
 
     rank: Count = 16
-    alpha: Count = 32  # the adapters' product counts alpha / rank
+    """Rank of the adapters."""
+    alpha: Count = 32
+    """Scale of the adapters: their product is multiplied by alpha / rank."""
 
 
 class Reward(Section):
@@ -112,89 +158,126 @@ class Reward(Section):
 
     optimizer: Optimizer = Optimizer(learning_rate=9e-6, batch_size=128, epochs=2)
     learners: Learners = Learners()
-    mixture: tuple[Part, ...] = ()  # files to train on; none: data.pairs, whole
-    half: Literal["a", "b"] | None = None  # train on one half of the pairs, by speech; None: on all
-    max_tokens: Count = 4096  # of a conversation; a longer one loses the left of its prompt, never of its response
-    margin: NotNegative = 0.0  # reward that chosen should be ahead by, for each point of the mean ratings' gap
-    centre: NotNegative = 0.0  # weight of the squared sum of both rewards
+    mixture: tuple[Part, ...] = ()
+    """Files to train on; empty: all of data.pairs."""
+    half: Literal["a", "b"] | None = None
+    """Train on one half of the pairs, split by speech; null: on all."""
+    max_tokens: Count = 4096
+    """Tokens of a conversation; a longer one loses the start of its prompt, never its response."""
+    margin: NotNegative = 0.0
+    """Required lead of the chosen reward per point of difference in the mean ratings."""
+    centre: NotNegative = 0.0
+    """Weight of the squared sum of both rewards."""
     lora: Lora | None = None
-    dev_pairs: Count = 2000  # at most so many held-out pairs
-    evaluate_every: Count | None = None  # steps; None: after every epoch. The best checkpoint is kept
-    checkpoint_every: Count | None = None  # steps, for --resume; None: after every evaluation
+    """Adapters; null: full fine-tuning."""
+    dev_pairs: Count = 2000
+    """Largest number of held-out pairs."""
+    evaluate_every: Count | None = None
+    """Steps between evaluations, of which the best checkpoint is kept; null: one after every epoch."""
+    checkpoint_every: Count | None = None
+    """Steps between checkpoints for --resume; null: one after every evaluation."""
 
 
 class Evaluation(Section):
     """Held-out speeches, answered by the policy after every iteration."""
 
-    speeches: Count = 200  # at most so many of the dev speeches
-    responses: Count = 1  # per speech
-    temperature: NotNegative = 0.0  # paper §4.2
-    judge: Endpoint | None = None  # compares the answers with the base model's; its win rate chooses the checkpoint
+    speeches: Count = 200
+    """Largest number of dev speeches."""
+    responses: Count = 1
+    """Responses per speech."""
+    temperature: NotNegative = 0.0
+    """Sampling temperature; 0: greedy (paper §4.2)."""
+    judge: Endpoint | None = None
+    """API that compares the answers with the base model's; its win rate then selects the best checkpoint."""
     judging: Judging = Judging()
 
     @model_validator(mode="after")
-    def _can_be_done(self) -> Self:
+    def _feasible(self) -> Self:
         if self.temperature == 0 and self.responses > 1:
-            raise ValueError(f"{self.responses} responses at temperature 0 would be equal; ask for 1 or raise it")
+            raise ValueError(f"{self.responses} responses at temperature 0 would be equal; set 1 or raise it")
         if self.judge is not None and self.judge.via == "batch":
-            raise ValueError("evaluation.judge is asked call by call while a run waits for it; leave via: batch out")
+            raise ValueError("evaluation.judge has via: batch, but a run waits for single calls; leave via out")
         return self
 
 
 class Guards(Section):
-    """Against a policy that games its reward model. The bounds are watched always and acted on with `roll_back`."""
+    """Bounds against reward hacking: always monitored, acted on with `roll_back`."""
 
-    preset: Literal["paper", "robust"] = "paper"  # robust: length_debias, min_margin 0.1 and roll_back unless given
-    length_debias: bool = False  # rank responses by the reward less what length explains of it
-    min_margin: NotNegative = 0.0  # that best and worst differ by, in standard deviations of the rewards
-    roll_back: bool = False  # on an alarm go on from the best checkpoint
-    patience: Count = 2  # roll-backs after which the run ends
-    max_length_ratio: Positive = 1.5  # of held-out answers, against the base model's
-    min_distinct_ratio: Share = 0.6  # of different word pairs in them, against the base model's
-    max_length_share: Share = 0.7  # R² of reward and length
-    max_fall: Positive = 3.0  # standard errors of the held-out reward below its best
-    max_reward_gap: Positive = 2.0  # deviations that the training reward may rise more than the held-out one
-    max_kl: Positive = 100.0  # nats a response from the reference
+    preset: Literal["paper", "robust"] = "paper"
+    """robust: length_debias, min_margin 0.1 and roll_back, unless set."""
+    length_debias: bool = False
+    """Rank responses by the part of the reward that length does not explain."""
+    min_margin: NotNegative = 0.0
+    """Smallest reward difference of best and worst, in standard deviations of the rewards."""
+    roll_back: bool = False
+    """After an alarm continue from the best checkpoint."""
+    patience: Count = 2
+    """Number of roll-backs that ends the run."""
+    max_length_ratio: Positive = 1.5
+    """Largest mean length of held-out answers, relative to the base model's."""
+    min_distinct_ratio: Share = 0.6
+    """Smallest share of distinct word pairs in held-out answers, relative to the base model's."""
+    max_length_share: Share = 0.7
+    """Largest R² of reward and length."""
+    max_fall: Positive = 3.0
+    """Largest fall of the held-out reward below its best, in standard errors."""
+    max_reward_gap: Positive = 2.0
+    """Largest lead of the training reward's rise over the held-out reward's, in standard deviations."""
+    max_kl: Positive = 100.0
+    """Largest KL divergence from the reference, nats per response."""
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, given: Any) -> Any:
+    def _preset(cls, settings: Any) -> Any:
         robust = {"length_debias": True, "min_margin": 0.1, "roll_back": True}
-        return {**robust, **given} if isinstance(given, dict) and given.get("preset") == "robust" else given
+        return {**robust, **settings} if isinstance(settings, dict) and settings.get("preset") == "robust" else settings
 
 
 class Checkpoints(Section):
-    """Which iterations' models stay on disk."""
+    """The iterations whose models stay on disk."""
 
-    keep_last: Count | None = None  # so many of the last; None: all
-    keep_best: bool = True  # and the best one by the held-out speeches
+    keep_last: Count | None = None
+    """Number of last iterations; null: all."""
+    keep_best: bool = True
+    """Also keep the best one by the held-out speeches."""
 
 
 class Deadlines(Section):
     """Seconds after which a remote call counts as hung."""
 
-    start_s: Positive = 900.0  # an actor loads its model
-    item_s: Positive = 1800.0  # one work item of a rollout or scorer
-    step_s: Positive = 1800.0  # one optimizer step
+    start_s: Positive = 900.0
+    """Start of an actor, with loading its model."""
+    item_s: Positive = 1800.0
+    """One work item of a rollout or scorer."""
+    step_s: Positive = 1800.0
+    """One optimizer step."""
 
 
 class TelemetryConfig(Section):
-    """Where metrics go beside ``metrics.jsonl`` and Ray's own metrics."""
+    """Destinations of metrics in addition to ``metrics.jsonl`` and Ray's own metrics."""
 
-    wandb_project: str | None = None  # Weights & Biases; WANDB_MODE=offline works
+    wandb_project: str | None = None
+    """Weights & Biases project; null: none. WANDB_MODE=offline works."""
 
 
 class Job(Section):
-    """One run of psyco_ray, from base model to report."""
+    """One training run, from base model to report."""
 
     run_dir: str = "runs/psyco"
+    """Directory of everything that the run writes: a path or a URI."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    model: str = "smollm2-135m"  # the base policy: a packaged name, a directory or a hub id
-    iterations: Count = 16  # paper §4.2; each ends with a checkpoint that is evaluated
-    speeches_per_iteration: Count = 6400  # or pairs, where they come from a file
-    pairs_from: Literal["policy", "base", "file"] = "policy"  # whose responses: DPO-Iter, one round, offline DPO
+    """Seed of all random draws."""
+    model: str = "smollm2-135m"
+    """The base policy: a packaged name, a directory or a hub id."""
+    iterations: Count = 16
+    """Iterations, each with a checkpoint that is evaluated (paper §4.2)."""
+    speeches_per_iteration: Count = 6400
+    """Speeches of an iteration, or pairs of a file with pairs_from: file (paper §4.2)."""
+    pairs_from: Literal["policy", "base", "file"] = "policy"
+    """Source of pairs: policy (DPO-Iter), base (one round of online DPO) or file (offline DPO)."""
     data: Data = Data()
-    mixture: tuple[Part, ...] = ()  # offline pairs for the policy; none: data.pairs, whole
+    mixture: tuple[Part, ...] = ()
+    """Files of offline pairs for the policy; empty: all of data.pairs."""
     prompts: Prompts = Prompts()
     sampling: Sampling = Sampling()
     dpo: DpoConfig = DpoConfig()
@@ -202,7 +285,8 @@ class Job(Section):
     rollouts: Rollouts = Rollouts()
     scorers: Scorers = Scorers()
     learners: Learners = Learners()
-    colocated: bool = False  # each rollout shares the GPU of a learner rank: one sleeps while the other works
+    colocated: bool = False
+    """Put each rollout on the GPU of a learner rank; one sleeps while the other works."""
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
     guards: Guards = Guards()
@@ -212,16 +296,16 @@ class Job(Section):
 
     @property
     def keeps_optimizer(self) -> bool:
-        """Whether all iterations are one training: as asked for, and where all pairs come from one policy or file."""
+        """Whether all iterations are one training: by `dpo.keep_optimizer`, or with pairs from one policy or file."""
         return self.dpo.keep_optimizer or self.pairs_from != "policy"
 
     @property
     def transport(self) -> Transport:
-        """How weights get from the learner to the rollouts."""
+        """The transport of weights from learner to rollouts."""
         return transport_of(self.colocated, self.sync)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _consistent(self) -> Self:
         for name, learners, optimizer in (
             ("learners", self.learners, self.dpo.optimizer),
             ("reward.learners", self.reward.learners, self.reward.optimizer),
@@ -233,24 +317,15 @@ class Job(Section):
                 )
             if learners.zero_stage == 0 and learners.dtype == "bfloat16":
                 raise ValueError(
-                    f"{name}.zero_stage 0 keeps no float32 weights to continue from in bfloat16; take 1, 2 or 3"
+                    f"{name}.zero_stage 0 keeps no float32 weights to continue from in bfloat16; set 1, 2 or 3"
                 )
         if 0 < self.reward.learners.gpus < 1:
             raise ValueError(f"reward.learners.gpus is {self.reward.learners.gpus}; a rank needs whole GPUs")
         if self.pairs_from == "base" and self.dpo.reference == "previous":
             raise ValueError(
-                "with pairs_from base all pairs are made before the first step, by and against the base model; "
-                "take dpo.reference base, or pairs_from policy"
+                "with pairs_from base all pairs are sampled before the first step, by and against the base model; "
+                "set dpo.reference base, or pairs_from policy"
             )
         check_sharing(self.colocated, self.rollouts, self.learners, self.sync)
-        if self.rollouts.tensor_parallel > max(1, self.rollouts.gpus):
-            raise ValueError(
-                f"rollouts.tensor_parallel {self.rollouts.tensor_parallel} needs as many rollouts.gpus, "
-                f"not {self.rollouts.gpus:g}"
-            )
-        if self.sampling.max_tokens >= self.rollouts.max_model_len:
-            raise ValueError(
-                f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a prompt in "
-                f"rollouts.max_model_len {self.rollouts.max_model_len}"
-            )
+        check_engine(self.rollouts, self.sampling.max_tokens)
         return self

@@ -60,7 +60,7 @@ def test_plan_fails_at_once_where_the_cluster_is_too_small(tmp_path, capsys) -> 
 def test_options_may_stand_before_and_behind_overrides(tmp_path, capsys) -> None:
     job = write_job(tmp_path)
     for arguments in (["seed=1", "--resume", "iterations=0"], ["--resume", "seed=1", "iterations=0"]):
-        assert "iterations: 0 does not do" in refused(capsys, "iterate", job, *arguments)
+        assert "iterations: invalid value 0" in refused(capsys, "iterate", job, *arguments)
     with pytest.raises(SystemExit) as caught:
         main(["iterate", job, "--resum"])
     assert caught.value.code == 2

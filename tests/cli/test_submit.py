@@ -57,7 +57,7 @@ def test_what_cannot_be_submitted_is_refused_in_one_sentence(here, capsys, monke
     assert "begins with http://" in refused(capsys, "job.yaml", "--address", "127.0.0.1:6379")
     assert "no Ray dashboard answers at http://127.0.0.1:1" in refused(capsys, "job.yaml", *nobody)
     assert "give run_dir=/" in refused(capsys, "job.yaml", *nobody, "run_dir=runs/mine")
-    assert "seed: -1 does not do" in refused(capsys, "job.yaml", *nobody, "seed=-1")
+    assert "seed: invalid value -1" in refused(capsys, "job.yaml", *nobody, "seed=-1")
     assert "is not set here" in refused(capsys, "job.yaml", *nobody, "--env", "NEVER_HEARD_OF")
     monkeypatch.setenv("MY_API_KEY", "sesame")
     for name in ("MY_API_KEY", "HF_TOKEN", "AWS_SECRET", "my_password"):

@@ -110,9 +110,9 @@ BATCH = {"name": "b", "endpoint": {"model": "judge", "via": "batch"}}
         ({"variants": []}, "variants"),
         ({"policies": [ONE, ONE]}, "two models are named one"),
         ({"policies": [{**ONE, "name": "other"}]}, "two models are named other"),
-        ({"policies": [{**ONE, "name": "../up"}]}, "cannot be a directory's"),
+        ({"policies": [{**ONE, "name": "../up"}]}, "is invalid as a directory name"),
         ({"variants": ["free", "free"]}, "two variants are named free"),
-        ({"variants": ["short"]}, "'short' does not do"),
+        ({"variants": ["short"]}, "invalid value 'short'"),
         ({"judges": [BATCH]}, "the judge b has via: batch"),
         ({"judges": [{**BATCH, "name": n, "endpoint": local("x")} for n in "ab"]}, "judge a has the same model judge"),
         ({"opponent": {"name": "o"}}, "exactly one of responses .*, endpoint and model"),
@@ -650,7 +650,7 @@ def test_the_command_says_what_a_job_lacks(tmp_path, capsys, monkeypatch):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path / "run")))
     assert main(["evaluate-policy", str(path), "seed=-1"]) == 2
-    assert "seed: -1 does not do" in capsys.readouterr().err
+    assert "seed: invalid value -1" in capsys.readouterr().err
     assert main(["evaluate-policy", str(path), "--max-cost", "-1"]) == 2
-    assert "--max-cost: max_cost: -1.0 does not do" in capsys.readouterr().err
+    assert "--max-cost: max_cost: invalid value -1.0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -114,15 +114,15 @@ RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
         ({"models": [ONE, ONE]}, "two models are named one"),
         ({"models": [{**ONE, **RANKER}]}, "asked needs either model .* or endpoint"),
         ({"models": [{"name": "none"}]}, "none needs either model"),
-        ({"models": [{**ONE, "name": "../up"}]}, "cannot be a directory's"),
+        ({"models": [{**ONE, "name": "../up"}]}, "is invalid as a directory name"),
         ({"models": [{**RANKER, "group": "ours"}]}, "asked is a ranker"),
         ({"models": [{"name": "b", "endpoint": {"model": "judge", "via": "batch"}}]}, "b has via: batch"),
-        ({"models": [RANKER, {**RANKER, "name": "again"}]}, "two rankers ask the same model judge"),
+        ({"models": [RANKER, {**RANKER, "name": "again"}]}, "two rankers have the same model judge"),
         ({"models": [RANKER], "max_cost": 1}, "max_cost needs price_in and price_out of the endpoint of asked"),
-        ({"tests": [{"name": "a", "pairs": "sample", "split": "eval"}]}, "split: 'eval' does not do"),
+        ({"tests": [{"name": "a", "pairs": "sample", "split": "eval"}]}, "split: invalid value 'eval'"),
         ({"tests": [{"name": "a", "pairs": "sample"}] * 2}, "two sets of pairs are named a"),
-        ({"tests": [{"name": "rewardbench", "pairs": "sample"}]}, "rewardbench is taken"),
-        ({"calibrate": {"name": "c", "pairs": "sample", "split": "dev"}}, "must not be fitted on what it is judged by"),
+        ({"tests": [{"name": "rewardbench", "pairs": "sample"}]}, "rewardbench is that of the benchmark"),
+        ({"calibrate": {"name": "c", "pairs": "sample", "split": "dev"}}, "must not be fitted on test data"),
         ({"calibrate": {"name": "c", "pairs": "sample", "split": "all"}}, "calibrate has the pairs of the test dev"),
         ({"scorers": {"reward_model": "x"}}, "scorers.reward_model belongs to a training job"),
         ({"test": []}, "unknown key test; did you mean tests"),
@@ -451,7 +451,7 @@ def test_the_command_says_what_a_job_lacks(tmp_path, capsys, monkeypatch):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path / "run", [ONE])))
     assert main(["evaluate-reward", str(path), "seed=-1"]) == 2
-    assert "seed: -1 does not do" in capsys.readouterr().err
+    assert "seed: invalid value -1" in capsys.readouterr().err
     assert main(["evaluate-reward", str(path), "--max-cost", "-1"]) == 2
-    assert "--max-cost: max_cost: -1.0 does not do" in capsys.readouterr().err
+    assert "--max-cost: max_cost: invalid value -1.0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
