@@ -58,7 +58,7 @@ def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
             shards.write(dataset.root / "topics", part, topics.from_source(rows), TOPICS)
         _log.info("topics: topics.endpoint names no model; the sources' own labels are kept where they are known")
         return dataset.finish("topics", began)
-    stage = topics.TopicStage(settings.endpoint, settings.attempts, settings.max_tokens, prompt, dataset.root)
+    stage = topics.TopicStage(settings, prompt, dataset.root)
     return _ask(dataset, "topics", began, stage, progress)
 
 
@@ -93,22 +93,12 @@ def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Rate the responses by each principle."""
-    job, settings = dataset.job, dataset.job.rate
-    prompts = dataset.prompts()
+    job, prompts = dataset.job, dataset.prompts()
     prompt, principles = prompts.entry("rate", *rating.PLACEHOLDERS), prompts.principles()
     dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
     if (record := dataset.record("rate")) is not None:
         return record
-    stage = rating.RateStage(
-        endpoint=settings.endpoint,
-        attempts=settings.attempts,
-        max_tokens=settings.max_tokens,
-        rationale_chars=settings.rationale_chars,
-        seed=job.seed,
-        prompt=prompt,
-        principles=principles,
-        root=dataset.root,
-    )
+    stage = rating.RateStage(job.rate, job.seed, prompt, principles, dataset.root)
     return _ask(dataset, "rate", time.time(), stage, progress)
 
 

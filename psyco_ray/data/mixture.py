@@ -1,4 +1,4 @@
-"""Which preference pairs a reward model is trained on, and their way to the learner as token ids."""
+"""The pairs that a reward model is trained on, and their encoding as token ids on Ray Data."""
 
 from __future__ import annotations
 
@@ -23,124 +23,131 @@ _ENCODED = pa.schema(
     [
         ("pair_id", pa.string()),
         ("gap", pa.float32()),
-        ("prompt_ids", pa.list_(pa.int32())),  # null: a response is longer than the bound
+        ("prompt_ids", pa.list_(pa.int32())),  # null: a response exceeds the limit
         ("chosen_ids", pa.list_(pa.int32())),
         ("rejected_ids", pa.list_(pa.int32())),
         ("cut", pa.int32()),
     ]
 )
-_BLOCK_ROWS = 256  # small, so that the first step does not wait for many
+_BLOCK_ROWS = 256  # small: the first step does not wait for a large block
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Pairs to train on, held-out pairs, and where they came from."""
+    """Training pairs, held-out pairs, and their origin."""
 
     train: pa.Table  # COMPARISONS
     dev: pa.Table  # COMPARISONS
-    parts: list[dict[str, Any]]  # of each file: pairs, train (drawn), of, dev, left_out, seed
+    parts: list[dict[str, Any]]  # per file: pairs, train (drawn), of (available), dev, left_out, seed
 
 
 def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, dev_pairs: int = 2000) -> Mixture:
-    """Draw the pairs of each part of a mixture; the same seed draws the same.
+    """Draw the pairs of each part of a mixture, deterministically by seed.
 
     Args:
-        parts: files of pairs; none: `data.pairs`.
-        data: says how pairs are split.
+        parts: files of pairs; empty: `data.pairs`.
+        data: how pairs are split.
         seed: of the draw.
-        half: only the pairs of one half, by what was asked.
-        dev_pairs: at most so many held-out pairs.
+        half: keep only the pairs of one half, `a` or `b`, by a hash of the prompt.
+        dev_pairs: maximum number of held-out pairs.
 
     Raises:
-        InputError: a wrong file, a part with fewer pairs than wanted, or nothing to train on.
+        InputError: a file is invalid, a part has fewer pairs than `count`, or no training pair is left.
     """
     drawn: list[pa.Table] = []
     held_out: list[pa.Table] = []
-    told: list[dict[str, Any]] = []
+    origins: list[dict[str, Any]] = []
     for number, part in enumerate(parts or (Part(pairs=data.pairs),)):
-        found = preferences.read(part.pairs, data.dev_share, part.by_hash)
-        table = _by_text(found.table)
+        comparisons = preferences.read(part.pairs, data.dev_share, part.by_hash)
+        table = _by_text(comparisons.table)
         train = table.filter(pc.equal(table["split"], "train"))
         if half is not None:
             halves = [splits.half(asked) for asked in train["asked"].to_pylist()]
             train = train.filter(pc.equal(pa.array(halves), half))
-        of = train.num_rows
-        wanted = part.count or round(part.fraction * of)
-        if wanted > of:
-            raise InputError(f"pairs file {part.pairs} has {of} pairs to train on, not {wanted}; lower its count")
-        if wanted < of:
-            picks = np.random.default_rng([seed, number]).choice(of, wanted, replace=False)
+        available = train.num_rows
+        count = part.count or round(part.fraction * available)
+        if count > available:
+            raise InputError(f"pairs file {part.pairs} has {available} pairs to train on, not {count}; lower its count")
+        if count < available:
+            picks = np.random.default_rng([seed, number]).choice(available, count, replace=False)
             train = train.take(pa.array(np.sort(picks)))
         dev = table.filter(pc.equal(table["split"], "dev"))
         drawn.append(train)
         held_out.append(dev)
-        told.append(
+        origins.append(
             {
                 "pairs": part.pairs,
                 "train": train.num_rows,
-                "of": of,
+                "of": available,
                 "dev": dev.num_rows,
-                "left_out": dict(found.left_out),
+                "left_out": dict(comparisons.left_out),
                 "seed": [seed, number],
             }
         )
-    whole = pa.concat_tables(drawn)
-    if not whole.num_rows:
-        files = ", ".join(part["pairs"] for part in told)
+    train = pa.concat_tables(drawn)
+    if not train.num_rows:
+        files = ", ".join(part["pairs"] for part in origins)
         raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
-    return Mixture(whole, _by_text(pa.concat_tables(held_out)).slice(0, dev_pairs), told)
+    return Mixture(train, _by_text(pa.concat_tables(held_out)).slice(0, dev_pairs), origins)
 
 
 class Encoder:
-    """Pairs as token ids, made by Ray Data away from the learner and ahead of it, in the order that is asked for."""
+    """Encodes pairs as token ids on Ray Data, ahead of the learner and in the requested order.
+
+    Example:
+        >>> encoder = Encoder(job)
+        >>> for batch in encoder.batches(mixture.train, plan=[[3, 1], [0, 2]]):
+        ...     learner.train(batch)
+    """
 
     def __init__(self, job: Job, for_policy: bool = False, cut: int = 0, too_long: int = 0) -> None:
-        """Say whose prompt, tokenizer and bounds.
+        """Choose prompt, tokenizer and length limit.
 
         Args:
             job: the job.
-            for_policy: split prompt and response as a policy meets them, rather than where the two responses part.
-            cut: pairs that an earlier process counted as cut.
-            too_long: pairs that it left out.
+            for_policy: split prompt and response at the assistant's turn, as a policy sees them, instead of at the
+                first token where the two responses differ.
+            cut: initial value of the counter `cut`, from an earlier process.
+            too_long: initial value of the counter `too_long`.
         """
-        wanted = job.rollouts.max_model_len if for_policy else job.reward.max_tokens
-        most = min(wanted, loading.max_positions(loading.resolve(job.model)) or wanted)
+        limit = job.rollouts.max_model_len if for_policy else job.reward.max_tokens
+        limit = min(limit, loading.max_positions(loading.resolve(job.model)) or limit)
         self._encode = functools.partial(
-            _encode_rows, model=job.model, prompts=job.prompts, max_tokens=most, for_policy=for_policy
+            _encode_rows, model=job.model, prompts=job.prompts, max_tokens=limit, for_policy=for_policy
         )
         self._cpus, self._margin = job.data.cpus, job.reward.margin
-        self.cut = cut  # times so far that a pair's prompt lost its left
-        self.too_long = too_long  # times so far that a pair was left out, for a response alone is too long
+        self.cut = cut  # pairs with a prompt truncated on the left
+        self.too_long = too_long  # pairs left out because a response alone exceeds the limit
 
     def examples(self, table: pa.Table) -> list[PreferencePair]:
-        """All pairs of a table that fit."""
+        """All pairs of a table that fit the limit."""
         return [example for example in self._stream(table, range(table.num_rows)) if example is not None]
 
     def batches(self, table: pa.Table, plan: Sequence[Sequence[int]]) -> Iterator[list[PreferencePair]]:
         """The pairs of each batch, in the plan's order.
 
         Raises:
-            InputError: nothing of a batch fits.
+            InputError: no pair of a batch fits.
         """
         stream = self._stream(table, [row for batch in plan for row in batch])
         for batch in plan:
-            found = [example for example in (next(stream) for _ in batch) if example is not None]
-            if not found:
-                raise InputError("every pair of a batch is longer than its bound; raise reward.max_tokens")
-            yield found
-        assert next(stream, None) is None, "the stream has no more than the plan"
+            examples = [example for example in (next(stream) for _ in batch) if example is not None]
+            if not examples:
+                raise InputError("every pair of a batch exceeds the limit; raise reward.max_tokens")
+            yield examples
+        assert next(stream, None) is None, "the stream ends with the plan"
 
     def _stream(self, table: pa.Table, order: Sequence[int]) -> Iterator[PreferencePair | None]:
         import ray
 
         if not len(order):
             return
-        held = ray.put(table)  # in shared memory once, however many epochs and workers read it
+        shared = ray.put(table)  # in shared memory once, for all epochs and workers
         blocks = [pa.table({"row": pa.array(order[i : i + _BLOCK_ROWS])}) for i in range(0, len(order), _BLOCK_ROWS)]
         dataset = ray.data.from_arrow(blocks)
         dataset.context.execution_options.preserve_order = True
         encoded = dataset.map_batches(
-            _taking(self._encode, held), batch_format="pyarrow", batch_size=None, num_cpus=self._cpus
+            _encode_positions(self._encode, shared), batch_format="pyarrow", batch_size=None, num_cpus=self._cpus
         )
         for batch in encoded.iter_batches(batch_size=_BLOCK_ROWS, batch_format="pyarrow", prefetch_batches=4):
             yield from map(self._example, batch.to_pylist())
@@ -159,15 +166,15 @@ class Encoder:
         )
 
 
-def _taking(encode: Callable[[pa.Table], pa.Table], held: Any) -> Callable[[pa.Table], pa.Table]:
-    """Encode the rows whose positions come, out of a table that lies in shared memory."""
+def _encode_positions(encode: Callable[[pa.Table], pa.Table], shared: Any) -> Callable[[pa.Table], pa.Table]:
+    """A function that encodes the rows at some positions of a table in shared memory."""
 
-    def work(positions: pa.Table) -> pa.Table:
+    def encode_batch(positions: pa.Table) -> pa.Table:
         import ray
 
-        return encode(ray.get(held).take(positions["row"]))
+        return encode(ray.get(shared).take(positions["row"]))
 
-    return work
+    return encode_batch
 
 
 def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int, for_policy: bool) -> pa.Table:
@@ -179,20 +186,20 @@ def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int,
     for pair in table.to_pylist():
         row = {"pair_id": pair["pair_id"], "gap": pair["gap"]}
         rows.append(row)
-        asked = preferences.conversation(pair["form"], pair["asked"], prompt)
+        conversation = preferences.conversation(pair["form"], pair["asked"], prompt)
         try:
-            found = (encode_turn if for_policy else encode)(
-                tokenizer, asked, (pair["chosen"], pair["rejected"]), max_tokens
+            encoded = (encode_turn if for_policy else encode)(
+                tokenizer, conversation, (pair["chosen"], pair["rejected"]), max_tokens
             )
         except ResponseTooLongError:
             continue
-        chosen, rejected = found.response_ids
-        row |= {"prompt_ids": found.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected, "cut": found.cut}
+        chosen, rejected = encoded.response_ids
+        row |= {"prompt_ids": encoded.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected, "cut": encoded.cut}
     return pa.Table.from_pylist(rows, schema=_ENCODED)
 
 
 def _by_text(table: pa.Table) -> pa.Table:
-    """The rows in an order that depends on their texts alone."""
+    """The rows in an order that depends only on their texts."""
     keys = [splits.speech_id(asked) for asked in table["asked"].to_pylist()]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return table.take(pa.array(order, pa.int64())) if keys else pa.Table.from_pylist([], schema=COMPARISONS)

@@ -1,4 +1,4 @@
-"""Preference pairs out of ratings, part by part, in the released dataset's columns (paper §3.3)."""
+"""Preference pairs from ratings, part by part, in the released dataset's columns (paper §3.3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,16 +20,22 @@ from psyco_ray.run.types import Row
 SPLITS = ("train", "dev", "test")
 SCHEMA = pa.schema([*PREFERENCES, ("topic", pa.string()), ("coarse_topic", pa.string()), ("split", pa.string())])
 
+Ratings = Mapping[str, int]
+"""Principle -> rating of 1 to 5, for all principles."""
 
-def pair(root: Path, settings: Pairs) -> dict[str, Any]:
+
+def pair(root: Path, settings: Pairs) -> dict[str, int]:
     """Write ``pairs/train.parquet``, ``dev.parquet`` and ``test.parquet`` of a dataset.
 
     Args:
-        root: the dataset's directory, whose ``rate`` stage is done.
+        root: the dataset's directory; its ``rate`` stage is done.
         settings: gap and weights.
 
     Returns:
-        Pairs by split, and counts of responses that had not all seven ratings.
+        Pairs by split, responses, and responses without all seven ratings.
+
+    Raises:
+        InputError: a weight names no principle, all weights are 0, or the files cannot be written.
     """
     for name in settings.weights:
         if name not in PRINCIPLES:
@@ -39,17 +44,17 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
         raise InputError("pair.weights makes every principle count 0; leave some above it")
     counts = {f"{split}_pairs": 0 for split in SPLITS} | {"responses": 0, "not_fully_rated": 0}
     (root / "pairs").mkdir(exist_ok=True)
-    with contextlib.ExitStack() as files:
-        writers = {}
-        for split in SPLITS:
-            file = files.enter_context(storage.atomic_file(root / "pairs" / f"{split}.parquet"))
-            writers[split] = files.enter_context(pq.ParquetWriter(file, SCHEMA))
+    with contextlib.ExitStack() as stack:
+        files = {
+            split: stack.enter_context(storage.atomic_file(root / "pairs" / f"{split}.parquet")) for split in SPLITS
+        }
+        writers = {split: stack.enter_context(pq.ParquetWriter(file, SCHEMA)) for split, file in files.items()}
         for part in shards.list_shards(root / "rate"):
-            found, responses, incomplete = _pairs_of(root, part, settings)
+            pairs, responses, incomplete = _pairs_of(root, part, settings)
             counts["responses"] += responses
             counts["not_fully_rated"] += incomplete
             for split, writer in writers.items():
-                rows = [row for row in found if row["split"] == split]
+                rows = [row for row in pairs if row["split"] == split]
                 counts[f"{split}_pairs"] += len(rows)
                 if rows:
                     writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
@@ -57,7 +62,7 @@ def pair(root: Path, settings: Pairs) -> dict[str, Any]:
 
 
 def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], int, int]:
-    """The pairs of a part, how many responses it has, and how many of them lack a rating."""
+    """The pairs of a part, its number of responses, and how many of these lack a rating."""
     speeches = {row["speech_id"]: row for row in shards.read(root / "collect" / "speeches", part)}
     topics = {row["speech_id"]: row for row in shards.read(root / "topics", part)}
     texts = {(row["speech_id"], row["model"]): row["response"] for row in shards.read(root / "respond", part)}
@@ -66,11 +71,11 @@ def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], int, i
         ratings.setdefault(row["speech_id"], {}).setdefault(row["model"], {})[row["principle"]] = row["rating"]
     rows, incomplete = list[Row](), 0
     for speech_id, by_model in sorted(ratings.items()):
-        whole = {model: given for model, given in sorted(by_model.items()) if len(given) == len(PRINCIPLES)}
-        incomplete += len(by_model) - len(whole)
+        rated = {model: by_name for model, by_name in sorted(by_model.items()) if len(by_name) == len(PRINCIPLES)}
+        incomplete += len(by_model) - len(rated)
         speech = speeches[speech_id]
-        choose = extreme_pair if speech["split"] == "test" else gap_pairs
-        for number, (chosen, rejected) in enumerate(choose(whole, settings.weights, settings.min_gap), start=1):
+        select = extreme_pair if speech["split"] == "test" else gap_pairs
+        for number, (chosen, rejected) in enumerate(select(rated, settings.weights, settings.min_gap), start=1):
             sides = {"chosen": chosen, "rejected": rejected}
             rows.append(
                 {
@@ -79,7 +84,7 @@ def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], int, i
                     "question": speech["speech"],
                     **{side: texts[speech_id, model] for side, model in sides.items()},
                     **{f"{side}_model": model for side, model in sides.items()},
-                    **dict(_rating_columns(sides, whole)),
+                    **dict(_rating_columns(sides, rated)),
                     "topic": topics.get(speech_id, {}).get("topic"),
                     "coarse_topic": topics.get(speech_id, {}).get("coarse_topic"),
                     "split": speech["split"],
@@ -94,38 +99,34 @@ def _rating_columns(sides: Mapping[str, str], rated: Mapping[str, Ratings]) -> I
             yield f"{side}_{principle}_rating", rated[model][principle]
 
 
-Ratings = Mapping[str, int]
-"""Principle -> rating of 1 to 5, all seven of them."""
-
-
 def overall(ratings: Ratings, weights: Mapping[str, float]) -> Fraction:
-    """The mean rating of a response, exactly: as floats, a gap of exactly 1 is often a little less.
+    """The weighted mean rating of a response, exactly: as floats, a gap of exactly 1 is often a little less.
 
     Args:
-        ratings: one rating for every principle.
-        weights: of principles that shall count other than 1.
+        ratings: one rating per principle.
+        weights: of principles that count other than 1.
     """
     shares = {name: Fraction(str(weights.get(name, 1))) for name in PRINCIPLES}
     return sum((shares[name] * ratings[name] for name in PRINCIPLES), Fraction()) / sum(shares.values())
 
 
 def gap_pairs(rated: Mapping[str, Ratings], weights: Mapping[str, float], min_gap: float) -> list[tuple[str, str]]:
-    """All pairs of responses whose mean ratings differ by the gap or more (paper §3.3, training).
+    """All pairs of responses whose mean ratings differ by at least the gap (paper §3.3, training).
 
     Args:
         rated: name of a response -> its ratings.
-        weights: of principles that shall count other than 1.
+        weights: of principles that count other than 1.
         min_gap: smallest difference of the means, in rating points.
 
     Returns:
-        The names of chosen and rejected; the widest gaps first, then by name.
+        Names of chosen and rejected, sorted by descending gap, then by name.
     """
     means = {name: overall(ratings, weights) for name, ratings in rated.items()}
-    least = Fraction(str(min_gap))
-    found = [(a, b) for a in means for b in means if means[a] - means[b] >= least]
-    return sorted(found, key=lambda pair: (means[pair[1]] - means[pair[0]], pair))
+    threshold = Fraction(str(min_gap))
+    pairs = [(a, b) for a in means for b in means if means[a] - means[b] >= threshold]
+    return sorted(pairs, key=lambda pair: (means[pair[1]] - means[pair[0]], pair))
 
 
 def extreme_pair(rated: Mapping[str, Ratings], weights: Mapping[str, float], min_gap: float) -> list[tuple[str, str]]:
-    """The pair of the highest and the lowest mean, if their gap does; the first by name of equals (paper, testing)."""
+    """The pair of highest and lowest mean if their gap is wide enough; ties by name (paper §3.3, testing)."""
     return gap_pairs(rated, weights, min_gap)[:1]

@@ -1,4 +1,4 @@
-"""Preference pairs of whatever origin, read into one form: the COMPARISONS table."""
+"""Preference pairs from several file formats, converted to the COMPARISONS table."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "conversations": ("chosen", "rejected"),
     "strength": ("prompt", "response_1", "response_2", "preference_strength"),
 }
-"""Columns by which a file's kind is told, the first that fits: the released dataset's, the same with the speech under
-another name, prompt and two answers (texts or lists of messages), two whole conversations, or two responses and how far
+"""Formats and their columns; the first whose columns a file has applies: the released dataset, the same with `speech`,
+prompt and two responses (texts or lists of messages), two whole conversations, two responses with the strength by which
 the second is better (HelpSteer2)."""
 
 _BATCH_ROWS = 4096
-_TURN = "<extra_id_1>"  # stands before the later turns of a HelpSteer2 prompt, each of which begins with who speaks
+_TURN = "<extra_id_1>"  # begins each later turn of a HelpSteer2 prompt; the role follows
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The usable pairs of a file, and how many rows were left out for which reason."""
+    """The usable pairs of a file, and the number of unusable rows by reason."""
 
     table: pa.Table  # COMPARISONS
     left_out: Mapping[str, int]
@@ -50,65 +50,65 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
     Args:
         name: a Parquet, JSONL or CSV file, a directory of Parquet files, `sample` (the packaged ones), or a file of a
             hub dataset as ``hub:owner/name/path/to/file``.
-        dev_share: share of the pairs held out, by a hash of what was asked, where the file has no `split` column.
-        by_hash: split by that hash even where it has one.
+        dev_share: share of the pairs held out by a hash of the prompt, if the file has no `split` column.
+        by_hash: split by that hash even if it has one.
 
     Raises:
-        InputError: a wrong file, missing columns, an unknown split, or no usable pair.
+        InputError: the file is invalid, lacks columns, names an unknown split, or has no usable pair.
     """
     table = read_table(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
     shape = next((s for s, columns in SHAPES.items() if set(columns) <= set(table.column_names)), None)
     if shape is None:
-        wanted = "; or ".join(", ".join(columns) for columns in SHAPES.values())
-        raise InputError(f"pairs file {name} has the columns {', '.join(table.column_names)}; wanted are {wanted}")
+        formats = "; or ".join(", ".join(columns) for columns in SHAPES.values())
+        raise InputError(f"pairs file {name} has the columns {', '.join(table.column_names)}; accepted are {formats}")
     kept: list[pa.Table] = []
     left_out: Counter[str] = Counter()
     number = 0
     for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
         rows: list[Row] = []
-        for given in batch.to_pylist():
+        for raw in batch.to_pylist():
             number += 1
             try:
-                row = _READERS[shape](given)
-            except _LeftOut as reason:
+                row = _READERS[shape](raw)
+            except _UnusablePairError as reason:
                 left_out[str(reason)] += 1
                 continue
-            named = next((given[key] for key in ("prefID", "pair_id", "id") if given.get(key) is not None), number)
-            topic = given.get("coarse_topic") or given.get("topic")
-            subset = given.get("subset") or given.get("source")
+            pair_id = next((raw[key] for key in ("prefID", "pair_id", "id") if raw.get(key) is not None), number)
+            topic = raw.get("coarse_topic") or raw.get("topic")
+            subset = raw.get("subset") or raw.get("source")
             rows.append(
                 {
                     **row,
-                    "pair_id": str(named),
-                    "split": _split(name, number, None if by_hash else given.get("split"), row["asked"], dev_share),
+                    "pair_id": str(pair_id),
+                    "split": _split(name, number, None if by_hash else raw.get("split"), row["asked"], dev_share),
                     "topic": None if topic is None else str(topic),
                     "subset": None if subset is None else str(subset),
-                    **_gaps(given),
+                    **_gaps(raw),
                 }
             )
         kept.append(pa.Table.from_pylist(rows, schema=COMPARISONS))
-    found = pa.concat_tables(kept)
-    if not found.num_rows:
+    usable = pa.concat_tables(kept)
+    if not usable.num_rows:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise InputError(f"pairs file {name} has no usable pair ({reasons})")
-    return Comparisons(found, dict(left_out))
+    return Comparisons(usable, dict(left_out))
 
 
 def conversation(form: str, asked: str, prompt: dict[str, str]) -> Messages:
-    """The messages that a pair's responses answer.
+    """The conversation that a pair's responses continue.
 
     Args:
         form: of `asked`, as in COMPARISONS.
         asked: a client speech, a text, or messages as JSON.
-        prompt: the respond prompt, which a speech is set into.
+        prompt: the respond prompt, which a speech is inserted into.
     """
     if form == "speech":
         return prompt_messages(prompt, asked)
     return json.loads(asked) if form == "messages" else [{"role": "user", "content": asked}]
 
 
-class _LeftOut(Exception):
-    """A row that cannot be used, and why."""
+class _UnusablePairError(Exception):
+    """A row holds no usable pair; the message is the reason."""
 
 
 def _released(row: Row, column: str = "question") -> Row:
@@ -118,24 +118,24 @@ def _released(row: Row, column: str = "question") -> Row:
 def _prompted(row: Row) -> Row:
     prompt = row["prompt"]
     listed = isinstance(prompt, list)
-    asked = json.dumps([_message(one) for one in prompt]) if listed else prompt
+    asked = json.dumps([_message(message) for message in prompt]) if listed else prompt
     return _checked("messages" if listed else "text", asked, _last(row["chosen"]), _last(row["rejected"]))
 
 
 def _conversations(row: Row) -> Row:
     sides = [row["chosen"], row["rejected"]]
     if not all(isinstance(side, list) and len(side) > 1 for side in sides):
-        raise _LeftOut("no prompt")
+        raise _UnusablePairError("no prompt")
     if sides[0][:-1] != sides[1][:-1]:
-        raise _LeftOut("two different prompts")
-    asked = json.dumps([_message(one) for one in sides[0][:-1]])
+        raise _UnusablePairError("two different prompts")
+    asked = json.dumps([_message(message) for message in sides[0][:-1]])
     return _checked("messages", asked, _last(sides[0]), _last(sides[1]))
 
 
 def _strength(row: Row) -> Row:
     strength = _number(row["preference_strength"])
     if not strength:
-        raise _LeftOut("no preference")
+        raise _UnusablePairError("no preference")
     better, worse = ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
     first, *later = (row["prompt"] or "").split(_TURN)
     if not later:
@@ -157,38 +157,38 @@ _READERS: dict[str, Callable[[Row], Row]] = {
 
 
 def _last(side: Any) -> Any:
-    """A response: the text, or the last message's of a list."""
+    """A response: the text itself, or the text of the last message."""
     return _message(side[-1])["content"] if isinstance(side, list) and side else side
 
 
-def _message(given: Any) -> dict[str, Any]:
-    """A message of a list."""
-    if not isinstance(given, dict) or not {"role", "content"} <= set(given):
-        raise _LeftOut("a message without role and content")
-    return given
+def _message(message: Any) -> dict[str, Any]:
+    """The message, if it has role and content."""
+    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+        raise _UnusablePairError("a message without role and content")
+    return message
 
 
 def _checked(form: str, asked: Any, chosen: Any, rejected: Any) -> Row:
     texts = {"asked": asked, "chosen": chosen, "rejected": rejected}
-    for what, text in texts.items():
+    for field, text in texts.items():
         if not isinstance(text, str) or not text.strip():
-            raise _LeftOut(f"empty {'prompt' if what == 'asked' else what}")
+            raise _UnusablePairError(f"empty {'prompt' if field == 'asked' else field}")
     if chosen.strip() == rejected.strip():
-        raise _LeftOut("chosen and rejected are the same")
+        raise _UnusablePairError("chosen and rejected are the same")
     return {"form": form, **texts}
 
 
-def _number(given: Any) -> float | None:
-    """A number, also one that a CSV file holds as a text beside other texts; None where there is none."""
+def _number(value: Any) -> float | None:
+    """A finite number, also from a text cell; None without one."""
     try:
-        found = float(given)
+        number = float(value)
     except (TypeError, ValueError):
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def _gaps(row: Row) -> Row:
-    """Rating gaps, overall and by principle; empty where the row has not all seven ratings of both sides."""
+    """Rating gaps, overall and by principle; empty unless both sides have all seven ratings."""
     gaps: dict[str, float] = {}
     for principle in PRINCIPLES:
         chosen, rejected = (_number(row.get(f"{side}_{principle}_rating")) for side in ("chosen", "rejected"))
@@ -198,16 +198,16 @@ def _gaps(row: Row) -> Row:
     return {"gap": sum(gaps.values()) / len(gaps), **gaps}
 
 
-def _split(name: str, number: int, given: Any, asked: str, dev_share: float) -> str:
-    if given is None:
+def _split(name: str, number: int, split: Any, asked: str, dev_share: float) -> str:
+    if split is None:
         return "dev" if is_dev(asked, dev_share) else "train"
-    if given not in SPLITS:
-        raise InputError(f"pairs file {name}: row {number} is of the split {given!r}; known are {', '.join(SPLITS)}")
-    return SPLITS[given]
+    if split not in SPLITS:
+        raise InputError(f"pairs file {name}: row {number} has the split {split!r}; known are {', '.join(SPLITS)}")
+    return SPLITS[split]
 
 
 def _from_hub(path: str) -> str:
-    """A file of a hub dataset, downloaded into the hub's cache or found there."""
+    """Local path of a file of a hub dataset; downloaded unless cached."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -219,4 +219,4 @@ def _from_hub(path: str) -> str:
     except (LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"{HUB}{path} is not in the hub's cache and the hub cannot be reached: {error}") from None
     except (EntryNotFoundError, HfHubHTTPError) as error:
-        raise InputError(f"the hub does not give {path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"the hub has no {path}: {str(error).splitlines()[0]}") from None

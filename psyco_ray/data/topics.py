@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from psyco_ray.config.data import Topics
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
@@ -20,34 +20,38 @@ from psyco_ray.run.schemas import TOPICS
 from psyco_ray.run.types import Row
 
 
-def _topics() -> dict[str, dict[str, dict[str, str]]]:
-    """Coarse topic -> fine topic -> `about` and other texts."""
-    return yaml.safe_load(Path(__file__).with_name("topics.yaml").read_text(encoding="utf-8"))
-
-
 def coarse_of() -> dict[str, str]:
-    """Fine topic -> the coarse one above it."""
-    return {fine: coarse for coarse, topics in _topics().items() for fine in topics}
+    """Fine topic -> its coarse topic."""
+    return {fine: coarse for coarse, topics in _taxonomy().items() for fine in topics}
 
 
 @dataclass(frozen=True)
 class TopicStage:
-    """One call a speech."""
+    """One call per speech."""
 
-    endpoint: Endpoint
-    attempts: int
-    max_tokens: int
+    settings: Topics
     prompt: dict[str, str]
     root: Path  # of the dataset
     schema = TOPICS
 
     @property
+    def endpoint(self) -> Endpoint:
+        """The labelling model."""
+        assert self.settings.endpoint is not None
+        return self.settings.endpoint
+
+    @property
+    def attempts(self) -> int:
+        """Attempts per question."""
+        return self.settings.attempts
+
+    @property
     def out(self) -> Path:
-        """The directory of its parts."""
+        """Directory of the stage's parts."""
         return self.root / "topics"
 
     def questions(self, part: str) -> Iterator[Question]:
-        """A question for each speech of the part."""
+        """One question per speech of the part."""
         coarse = coarse_of()
         schema = {
             "type": "object",
@@ -55,36 +59,42 @@ class TopicStage:
             "required": ["topic"],
             "additionalProperties": False,
         }
-        described = "\n".join(
-            f"- {fine}: {about['about']}" for topics in _topics().values() for fine, about in topics.items()
+        descriptions = "\n".join(
+            f"- {fine}: {texts['about']}" for topics in _taxonomy().values() for fine, texts in topics.items()
         )
-        asked = {**self.prompt, "user": self.prompt["user"].replace("{topics}", described)}
+        prompt = {**self.prompt, "user": self.prompt["user"].replace("{topics}", descriptions)}
+        check = partial(_read_topic, by_folded_name={name.casefold(): name for name in coarse})
         for row in shards.read(self.root / "collect" / "speeches", part):
-            call = Call(tuple(prompt_messages(asked, row["speech"])), schema, self.max_tokens, temperature=0.0)
-            check = partial(_label, known={name.casefold(): name for name in coarse})
-            yield Question(row["speech_id"], "topic", call, check, partial(_row, row["speech_id"], coarse))
+            messages = tuple(prompt_messages(prompt, row["speech"]))
+            call = Call(messages, schema, self.settings.max_tokens, temperature=0.0)
+            yield Question(row["speech_id"], "topic", call, check, partial(_topic_rows, row["speech_id"], coarse))
 
 
-def from_source(rows: list[Row]) -> list[Row]:
-    """Topics where no model is asked: the source's own label if it is one of the set, else none."""
+def from_source(rows: Sequence[Row]) -> list[Row]:
+    """Topics without a model: the source's own label if it belongs to the set, else none."""
     coarse = coarse_of()
-    known = {name.casefold(): name for name in coarse}
-    found = []
-    for row in rows:
-        label = known.get((row["source_topic"] or "").strip().casefold())
-        found.append({"speech_id": row["speech_id"], "topic": label, "coarse_topic": coarse.get(label or "")})
-    return found
+    by_folded_name = {name.casefold(): name for name in coarse}
+    labels = [by_folded_name.get((row["source_topic"] or "").strip().casefold()) for row in rows]
+    return [
+        {"speech_id": row["speech_id"], "topic": label, "coarse_topic": coarse.get(label or "")}
+        for row, label in zip(rows, labels, strict=True)
+    ]
 
 
-def _label(text: str, known: dict[str, str]) -> str:
+def _taxonomy() -> dict[str, dict[str, dict[str, str]]]:
+    """Coarse topic -> fine topic -> its texts, such as `about`."""
+    return yaml.safe_load(Path(__file__).with_name("topics.yaml").read_text(encoding="utf-8"))
+
+
+def _read_topic(text: str, by_folded_name: dict[str, str]) -> str:
     answer = parse_json(text)
-    given = str(answer.get("topic", "")).strip().casefold() if isinstance(answer, dict) else ""
-    if given not in known:
+    label = str(answer.get("topic", "")).strip().casefold() if isinstance(answer, dict) else ""
+    if label not in by_folded_name:
         raise UnreadableAnswerError(
-            f"{given[:60]!r} is not one of the topics" if given else 'the answer has no "topic"'
+            f"{label[:60]!r} is not one of the topics" if label else 'the answer has no "topic"'
         )
-    return known[given]
+    return by_folded_name[label]
 
 
-def _row(speech_id: str, coarse: dict[str, str], label: Any, finished: bool) -> list[Row]:
+def _topic_rows(speech_id: str, coarse: dict[str, str], label: str, finished: bool) -> list[Row]:
     return [{"speech_id": speech_id, "topic": label, "coarse_topic": coarse[label]}]

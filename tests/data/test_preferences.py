@@ -125,9 +125,9 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path) -> None:
 
 
 def test_wrong_files_are_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"x\.jsonl has the columns prompt, good; wanted are question, chosen"):
+    with pytest.raises(ValueError, match=r"x\.jsonl has the columns prompt, good; accepted are question, chosen"):
         preferences.read(write(tmp_path / "x.jsonl", [{"prompt": "a", "good": "b"}]))
-    with pytest.raises(ValueError, match="row 2 is of the split 'holdout'; known are train"):
+    with pytest.raises(ValueError, match="row 2 has the split 'holdout'; known are train"):
         preferences.read(write(tmp_path / "y.jsonl", [*plain(1, split="eval"), *plain(1, split="holdout")]))
     with pytest.raises(ValueError, match="not of the form hub:owner/name/path/to/file"):
         preferences.read("hub:owner/name")
@@ -195,7 +195,7 @@ def test_pairs_are_encoded_in_the_order_that_is_asked_for(local_ray, tiny_model,
     said = [*asked, {"role": "assistant", "content": table["chosen"][7].as_py()}]
     example = found[1][0]
     assert list(example.prompt_ids + example.chosen_ids) == loading.conversation_ids(tokenizer, said)
-    with pytest.raises(ValueError, match="every pair of a batch is longer than"):
+    with pytest.raises(ValueError, match="every pair of a batch exceeds the limit"):
         list(encoder.batches(table, [[150]]))
 
 

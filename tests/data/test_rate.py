@@ -38,10 +38,6 @@ def test_a_gap_of_exactly_one_counts_whatever_floats_say(low):
     assert pair.gap_pairs({**responses, "better": of_sum(low + 6)}, {}, 1.0) == []
 
 
-def test_floats_would_drop_some_of_them():
-    assert any(high / 7 - (high - 7) / 7 < 1 for high in range(14, 36))
-
-
 @given(rated)
 def test_test_pair_is_of_the_highest_and_the_lowest(responses):
     sums = {name: sum(given.values()) for name, given in responses.items()}
