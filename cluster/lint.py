@@ -1,7 +1,7 @@
-"""Lint for what runs psyco_ray on a cluster: ``python cluster/lint.py PATH…``.
+"""Lint for the cluster files: ``python cluster/lint.py PATH…``.
 
-A path is a file of manifests, a kustomize directory, or a file for ``ray up``. Each finding is one sentence with file,
-object, field and way out. The exit code is 2 where there are any.
+A path is a file of manifests, a kustomize directory, or a file for ``ray up``. Each finding is one line with file,
+object, field and way out. The exit code is 2 when there are findings.
 """
 
 from __future__ import annotations
@@ -13,118 +13,118 @@ from pathlib import Path
 
 import lint_launcher
 import lint_operator
-import lint_promises
-from lint_manifests import Found, Manifest, Pods, nodes, read
+import lint_policy
+from lint_manifests import Manifest, Pods, Violations, nodes, read
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that does not do."""
+    """A violated rule."""
 
     file: str
-    thing: str
+    object: str
     field: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.thing}: {self.field} {self.text}"
+        return f"{self.file}: {self.object}: {self.field} {self.text}"
 
 
 def lint(path: Path) -> list[Finding]:
-    """All findings in a file or directory.
+    """Returns the findings in a file or directory.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the path cannot be read.
     """
     return check(read(path), str(path))
 
 
 def check(manifests: list[Manifest], file: str) -> list[Finding]:
-    """All findings in manifests that belong together."""
-    found: list[Finding] = []
-    everywhere = [pods for m in manifests if _sound(m) for pods in _pods(m)]
+    """Returns the findings in manifests that are applied together."""
+    findings: list[Finding] = []
+    all_pods = [pods for m in manifests if _has_containers(m) for pods in _pods(m)]
     policies = [m for m in manifests if m.get("kind") == "NetworkPolicy"]
     for manifest in manifests:
-        thing = f"{manifest.get('kind', 'ray up')}/{(manifest.get('metadata') or manifest).get('name', '')}"
+        name = f"{manifest.get('kind', 'ray up')}/{(manifest.get('metadata') or manifest).get('name', '')}"
         if "cluster_name" in manifest:
-            thing = f"ray up/{manifest['cluster_name']}"
-        found += [Finding(file, thing, *one) for one in _findings(manifest, everywhere, policies)]
-    return found
+            name = f"ray up/{manifest['cluster_name']}"
+        findings += [Finding(file, name, *violation) for violation in _check_manifest(manifest, all_pods, policies)]
+    return findings
 
 
-def _findings(manifest: Manifest, everywhere: list[Pods], policies: list[Manifest]) -> Iterator[tuple[str, str]]:
+def _check_manifest(manifest: Manifest, all_pods: list[Pods], policies: list[Manifest]) -> Iterator[tuple[str, str]]:
     match manifest.get("kind"):
         case None if "cluster_name" in manifest:
             for rule in lint_launcher.RULES:
                 yield from rule(manifest)
         case "RayCluster" | "RayJob" as kind:
             yield from lint_operator.name_of(manifest)
-            yield from _of_job(manifest["spec"]) if kind == "RayJob" else _of_cluster(manifest["spec"], "spec.")
-            for pods in _pods(manifest) if _sound(manifest) else ():
+            yield from _check_job(manifest["spec"]) if kind == "RayJob" else _check_cluster(manifest["spec"], "spec.")
+            for pods in _pods(manifest) if _has_containers(manifest) else ():
                 prefix = {"submitter": ""}.get(pods.name, "spec.rayClusterSpec." if kind == "RayJob" else "spec.")
-                for rule_of_pods in lint_promises.PODS:
-                    yield from _at(prefix, rule_of_pods(pods))
-                yield from _at(prefix, lint_promises.closed(pods, policies))
+                for pod_rule in lint_policy.PODS:
+                    yield from _at(prefix, pod_rule(pods))
+                yield from _at(prefix, lint_policy.closed(pods, policies))
         case "PodDisruptionBudget":
-            yield from lint_promises.disruption(manifest, everywhere)
+            yield from lint_policy.disruption(manifest, all_pods)
         case "NetworkPolicy":
-            yield from lint_promises.network(manifest)
+            yield from lint_policy.network(manifest)
         case "Secret":
-            yield from lint_promises.secret(manifest)
+            yield from lint_policy.secret(manifest)
 
 
-def _of_cluster(cluster: Manifest, prefix: str) -> Found:
+def _check_cluster(cluster: Manifest, prefix: str) -> Violations:
     empty = list(lint_operator.containers(cluster))
     yield from _at(prefix, iter(empty))
-    for rule in () if empty else (*lint_operator.CLUSTER, *lint_promises.CLUSTER):
+    for rule in () if empty else (*lint_operator.CLUSTER, *lint_policy.CLUSTER):
         yield from _at(prefix, rule(cluster))
 
 
-def _of_job(job: Manifest) -> Found:
+def _check_job(job: Manifest) -> Violations:
     yield from _at("spec.", lint_operator.cluster_of_job(job))
     for rule in lint_operator.JOB:
         yield from _at("spec.", rule(job))
-    yield from _at("spec.", lint_promises.keys(job))
-    unread = list(lint_promises.entrypoint(job))
-    yield from _at("spec.", iter(unread))
+    yield from _at("spec.", lint_policy.keys(job))
+    unreadable = list(lint_policy.entrypoint(job))
+    yield from _at("spec.", iter(unreadable))
     if cluster := job.get("rayClusterSpec"):
-        yield from _of_cluster(cluster, "spec.rayClusterSpec.")
-        for rule in () if unread or list(lint_operator.containers(cluster)) else lint_promises.JOB:
+        yield from _check_cluster(cluster, "spec.rayClusterSpec.")
+        for rule in () if unreadable or list(lint_operator.containers(cluster)) else lint_policy.JOB:
             yield from _at("spec.", rule(job))
 
 
 def _pods(manifest: Manifest) -> list[Pods]:
-    """The pods that a manifest brings."""
+    """The pods that a Ray cluster or job starts."""
     spec = manifest["spec"]
     if manifest["kind"] == "RayCluster":
         return nodes(spec)
-    own = [lint_promises.submitter(spec)] if spec.get("submitterPodTemplate") else []
-    return [*own, *(nodes(spec["rayClusterSpec"]) if spec.get("rayClusterSpec") else [])]
+    submitter = [lint_policy.submitter(spec)] if spec.get("submitterPodTemplate") else []
+    return [*submitter, *(nodes(spec["rayClusterSpec"]) if spec.get("rayClusterSpec") else [])]
 
 
-def _sound(manifest: Manifest) -> bool:
-    """Whether a manifest brings pods, and each has a container."""
+def _has_containers(manifest: Manifest) -> bool:
+    """Whether this is a Ray cluster or job and each of its pods has a container."""
     return manifest.get("kind") in ("RayCluster", "RayJob") and all(p.pod.get("containers") for p in _pods(manifest))
 
 
-def _at(prefix: str, found: Found) -> Found:
-    for field, text in found:
+def _at(prefix: str, violations: Violations) -> Violations:
+    for field, text in violations:
         yield prefix + field, text
 
 
 def main(paths: list[str]) -> int:
-    """Print the findings in all paths; returns the exit code."""
+    """Prints the findings in all paths and returns the exit code."""
     if not paths:
-        print("lint: name files or directories, as cluster/k8s/overlays/multi-node/job", file=sys.stderr)
+        print("lint: name files or directories, such as cluster/k8s/overlays/multi-node/job", file=sys.stderr)
         return 2
     try:
-        found = [one for path in paths for one in lint(Path(path))]
+        findings = [finding for path in paths for finding in lint(Path(path))]
     except ValueError as error:
         print(f"lint: {error}", file=sys.stderr)
         return 2
-    for one in found:
-        print(one)
-    return 2 if found else 0
+    for finding in findings:
+        print(finding)
+    return 2 if findings else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What a file for `ray up` must have: what Ray itself asks for, and the same groups as on Kubernetes."""
+"""Rules for the files of `ray up`: Ray accepts them, and they have the same groups as on Kubernetes."""
 
 from __future__ import annotations
 
 import re
 
-from lint_manifests import ROLE, ROLES, Found, Manifest
+from lint_manifests import ROLE, ROLES, Manifest, Violations
 
 
-def valid(launcher: Manifest) -> Found:
-    """Ray takes the file."""
+def valid(launcher: Manifest) -> Violations:
+    """Ray accepts the file."""
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -20,43 +20,43 @@ def valid(launcher: Manifest) -> Found:
         yield "available_node_types", f"are refused by ray up: {error}"
 
 
-def groups(launcher: Manifest) -> Found:
-    """There is a node type for each role, with bounds, and learners stay as many as they are."""
+def groups(launcher: Manifest) -> Violations:
+    """Each role has a node type with bounds, and the number of learner nodes is fixed."""
     types, head = launcher.get("available_node_types") or {}, launcher.get("head_node_type")
-    given = {name: (kind.get("labels") or {}).get(ROLE) for name, kind in types.items() if name != head}
-    for name, role in given.items():
+    roles = {name: (kind.get("labels") or {}).get(ROLE) for name, kind in types.items() if name != head}
+    for name, role in roles.items():
         low, high = types[name].get("min_workers", 0), types[name].get("max_workers")
         if role not in ROLES:
             yield f"available_node_types.{name}.labels", f"has {ROLE}: {role}; placement knows {', '.join(ROLES)}"
         if high is None or low > high or (role == "learner" and low != high):
             yield f"available_node_types.{name}.max_workers", f"is {high}, min_workers {low}; learners need them equal"
-    for role in set(ROLES) - set(given.values()):
-        yield "available_node_types", f"has no type labelled {ROLE}: {role}, so that actors of it would wait; add one"
-    if sum(types[name].get("max_workers") or 0 for name in given) > launcher.get("max_workers", 0):
-        yield "max_workers", "is below the sum of the types' max_workers, so that not all can grow; raise it"
+    for role in set(ROLES) - set(roles.values()):
+        yield "available_node_types", f"has no type labelled {ROLE}: {role}, so its actors would wait forever; add one"
+    if sum(types[name].get("max_workers") or 0 for name in roles) > launcher.get("max_workers", 0):
+        yield "max_workers", "is below the sum of the types' max_workers; raise it"
 
 
-def image(launcher: Manifest) -> Found:
-    """An image is the same one tomorrow."""
+def image(launcher: Manifest) -> Violations:
+    """The image is pinned."""
     name = str((launcher.get("docker") or {}).get("image", ""))
     if "@sha256:" not in name and name.rpartition("/")[2].partition(":")[2] in ("", "latest"):
-        yield "docker.image", f"{name!r} is not pinned; give it a tag of its own or a digest"
+        yield "docker.image", f"{name!r} is not pinned; give it a version tag or a digest"
 
 
-def token(launcher: Manifest) -> Found:
-    """Every node starts with the token, which is a file and never in this one."""
+def token(launcher: Manifest) -> Violations:
+    """Every node starts with token authentication; the token is a mounted file."""
     for field in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [line for line in launcher.get(field) or [] if "ray start" in line]
         if not starts or not all("RAY_AUTH_MODE=token" in line for line in starts):
-            yield field, "start Ray without RAY_AUTH_MODE=token; put it before ray start"
+            yield field, "starts Ray without RAY_AUTH_MODE=token; put it before ray start"
     if not any(name.endswith(".ray/auth_token") for name in launcher.get("file_mounts") or {}):
-        yield "file_mounts", "lack ~/.ray/auth_token, which ray get-auth-token --generate makes"
+        yield "file_mounts", "lacks ~/.ray/auth_token; make it with ray get-auth-token --generate"
 
 
-def no_keys(launcher: Manifest) -> Found:
-    """Keys come with the machine's role or a mounted file."""
+def no_keys(launcher: Manifest) -> Violations:
+    """No field holds a key: keys come from the machine's role or a mounted file."""
     if re.search(r"AKIA[0-9A-Z]{16}|\w*(KEY|TOKEN|SECRET|PASSWORD)=(?!token\b)\S+", str(launcher)):
-        yield "setup_commands", "or another field holds a key; give machines a role, or mount a file"
+        yield "setup_commands", "or another field holds a key; give the machines a role, or mount a file"
 
 
 RULES = (valid, groups, image, token, no_keys)

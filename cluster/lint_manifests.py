@@ -1,4 +1,4 @@
-"""What the lint looks at: manifests as files and kustomize directories give them, and the parts of a Ray cluster."""
+"""Reads manifests from files and kustomize directories, and finds the pods of a Ray cluster in them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 Manifest = dict[str, Any]
-Found = Iterator[tuple[str, str]]
-"""What a rule finds: the field, and one sentence with the way out."""
+Violations = Iterator[tuple[str, str]]
+"""What a rule yields: the field, and one sentence with the way out."""
 
 ROLE = "psyco-ray/role"
 ROLES = ("rollout", "scorer", "learner", "data")
@@ -26,26 +26,26 @@ _KNOWN = {"apiVersion", "kind", "namespace", "resources", "patches", "replacemen
 
 @dataclass(frozen=True)
 class Pods:
-    """Equal pods of a cluster or a job, and where in the manifest they are described."""
+    """The pods of one group, and the field of the manifest that describes them."""
 
-    name: str  # of the group; head and submitter are no worker groups
+    name: str  # of the worker group, or `head` or `submitter`
     field: str
-    spec: Manifest  # the group
+    spec: Manifest  # of the group
     template: str = "template"
 
     @property
     def metadata(self) -> Manifest:
-        """Metadata of the pods."""
+        """The pods' metadata."""
         return (self.spec.get(self.template) or {}).get("metadata") or {}
 
     @property
     def pod(self) -> Manifest:
-        """Specification of a pod."""
+        """The pods' specification."""
         return (self.spec.get(self.template) or {}).get("spec") or {}
 
     @property
     def containers(self) -> list[tuple[str, Manifest]]:
-        """All containers with their fields."""
+        """The field and specification of each container."""
         return [
             (f"{self.field}.{self.template}.spec.{kind}[{k}]", container)
             for kind in ("containers", "initContainers")
@@ -54,15 +54,16 @@ class Pods:
 
     @property
     def labels(self) -> Manifest:
-        """Labels of the pods: the operator adds those of the group and its own."""
+        """The pods' labels, with those that the operator adds."""
         node = {"head": {"ray.io/node-type": "head"}, "submitter": {}}.get(self.name, {"ray.io/node-type": "worker"})
         return {**(self.metadata.get("labels") or {}), **(self.spec.get("labels") or {}), **node}
 
     def has(self, resource: str) -> float:
-        """Logical CPUs or GPUs (``cpu``, ``nvidia.com/gpu``) of a Ray node in such a pod."""
-        told = (self.spec.get("rayStartParams") or {}).get({"cpu": "num-cpus", "nvidia.com/gpu": "num-gpus"}[resource])
+        """Logical CPUs (``cpu``) or GPUs (``nvidia.com/gpu``) of the Ray node in each pod."""
+        parameter = {"cpu": "num-cpus", "nvidia.com/gpu": "num-gpus"}[resource]
+        declared = (self.spec.get("rayStartParams") or {}).get(parameter)
         limits = (self.pod["containers"][0].get("resources") or {}).get("limits") or {}
-        return quantity(told if told is not None else limits.get(resource, 0))
+        return quantity(limits.get(resource, 0) if declared is None else declared)
 
 
 def workers(cluster: Manifest) -> list[Pods]:
@@ -77,24 +78,24 @@ def nodes(cluster: Manifest) -> list[Pods]:
 
 
 def autoscales(cluster: Manifest) -> bool:
-    """Whether a cluster has autoscaler v2."""
+    """Whether the cluster runs autoscaler v2."""
     options = cluster.get("autoscalerOptions") or {}
     return bool(cluster.get("enableInTreeAutoscaling")) and options.get("version") == "v2"
 
 
 def quantity(text: Any) -> float:
-    """A Kubernetes quantity as a number, such as 0.5 for ``500m``."""
+    """Converts a Kubernetes quantity to a number, such as ``500m`` to 0.5."""
     match = re.fullmatch(r"([0-9.]+)(m|k|M|G|T|Ki|Mi|Gi|Ti|)", str(text))
     if match is None:
-        raise ValueError(f"{text!r} is no quantity that Kubernetes knows, such as 500m or 16Gi")
+        raise ValueError(f"{text!r} is not a Kubernetes quantity such as 500m or 16Gi")
     return float(match[1]) * _UNITS[match[2]]
 
 
 def read(path: Path) -> list[Manifest]:
-    """The manifests of a file or, rendered, of a kustomize directory.
+    """Reads the manifests of a file, or renders those of a kustomize directory.
 
     Raises:
-        ValueError: it is missing, no YAML, or cannot be rendered.
+        ValueError: the path is missing, is not YAML, or cannot be rendered.
     """
     if path.is_dir():
         return _kubectl(path) if shutil.which("kubectl") else rendered(path)
@@ -102,70 +103,68 @@ def read(path: Path) -> list[Manifest]:
 
 
 def rendered(directory: Path) -> list[Manifest]:
-    """What ``kubectl kustomize`` makes of a directory that asks for no more than ours do.
+    """Renders a directory as ``kubectl kustomize`` does; supports only the fields that this project uses.
 
     Raises:
-        ValueError: a file is missing, or the directory needs the real kustomize.
+        ValueError: a file is missing, or the directory uses another field.
     """
-    made = [m for m in _merged(directory) if LOCAL not in (m["metadata"].get("annotations") or {})]
-    assert made, "a kustomization has resources"
-    return made
+    return [m for m in _merged(directory) if LOCAL not in (m["metadata"].get("annotations") or {})]
 
 
 def _merged(directory: Path) -> list[Manifest]:
-    plan = _parsed(_text(directory / "kustomization.yaml"), directory)[0]
-    if unknown := set(plan) - _KNOWN:
+    kustomization = _parsed(_text(directory / "kustomization.yaml"), directory)[0]
+    if unknown := set(kustomization) - _KNOWN:
         raise ValueError(f"{directory} has {', '.join(sorted(unknown))}, which only kustomize renders; install kubectl")
-    made: dict[tuple[str, str], Manifest] = {}
-    for name in plan.get("resources", []):
-        place = directory / name
-        for manifest in _merged(place) if place.is_dir() else _parsed(_text(place), place):
-            made[manifest["kind"], manifest["metadata"]["name"]] = manifest
-    for generated in plan.get("configMapGenerator", []):
+    manifests: dict[tuple[str, str], Manifest] = {}
+    for name in kustomization.get("resources", []):
+        path = directory / name
+        for manifest in _merged(path) if path.is_dir() else _parsed(_text(path), path):
+            manifests[manifest["kind"], manifest["metadata"]["name"]] = manifest
+    for generated in kustomization.get("configMapGenerator", []):
         data = {Path(name).name: _text(directory / name) for name in generated["files"]}
         metadata = {"name": generated["name"], "labels": generated["options"]["labels"]}
-        made["ConfigMap", generated["name"]] = {
+        manifests["ConfigMap", generated["name"]] = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": metadata,
             "data": data,
         }
-    for patch in plan.get("patches", []):
-        for manifest in made.values():
+    for patch in kustomization.get("patches", []):
+        for manifest in manifests.values():
             if manifest["kind"] == patch["target"]["kind"]:
                 _merge(manifest, yaml.safe_load(patch["patch"]))
-    for step in plan.get("replacements", []):
-        source = step["source"]
-        value = made[source["kind"], source["name"]][source["fieldPath"]]
-        for target in step["targets"]:
+    for replacement in kustomization.get("replacements", []):
+        source = replacement["source"]
+        value = manifests[source["kind"], source["name"]][source["fieldPath"]]
+        for target in replacement["targets"]:
             for field in target["fieldPaths"]:
-                _put(made[target["select"]["kind"], target["select"]["name"]], field, value)
-    for manifest in made.values():
-        if "namespace" in plan and manifest["kind"] != "Namespace":
-            manifest["metadata"]["namespace"] = plan["namespace"]
-    return list(made.values())
+                _put(manifests[target["select"]["kind"], target["select"]["name"]], field, value)
+    for manifest in manifests.values():
+        if "namespace" in kustomization and manifest["kind"] != "Namespace":
+            manifest["metadata"]["namespace"] = kustomization["namespace"]
+    return list(manifests.values())
 
 
-def _merge(into: Manifest, patch: Manifest) -> None:
+def _merge(target: Manifest, patch: Manifest) -> None:
     for key, value in patch.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
         else:
-            into[key] = value
+            target[key] = value
 
 
-def _put(into: Manifest, field: str, value: Any) -> None:
-    *road, last = field.split(".")
-    for key in road:
-        into = into.setdefault(key, {})
-    into[last] = value
+def _put(target: Manifest, field: str, value: Any) -> None:
+    *parents, last = field.split(".")
+    for key in parents:
+        target = target.setdefault(key, {})
+    target[last] = value
 
 
 def _kubectl(directory: Path) -> list[Manifest]:
-    done = subprocess.run(["kubectl", "kustomize", str(directory)], capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{directory} cannot be rendered: {' '.join(done.stderr.split())}")
-    return _parsed(done.stdout, directory)
+    result = subprocess.run(["kubectl", "kustomize", str(directory)], capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(f"{directory} cannot be rendered: {' '.join(result.stderr.split())}")
+    return _parsed(result.stdout, directory)
 
 
 def _text(path: Path) -> str:
@@ -177,9 +176,9 @@ def _text(path: Path) -> str:
 
 def _parsed(text: str, path: Path) -> list[Manifest]:
     try:
-        made = [m for m in yaml.safe_load_all(text) if m is not None]
+        manifests = [m for m in yaml.safe_load_all(text) if m is not None]
     except yaml.YAMLError as error:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not made or not all(isinstance(m, dict) for m in made):
-        raise ValueError(f"{path} holds no manifests")
-    return made
+    if not manifests or not all(isinstance(m, dict) for m in manifests):
+        raise ValueError(f"{path} contains no manifests")
+    return manifests

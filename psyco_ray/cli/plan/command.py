@@ -26,7 +26,7 @@ def add(subparsers: Any) -> None:
     command.add_argument("--cluster", action="store_true", help="on a running cluster: the placement of all actors")
     command.add_argument("--gpus", type=int, help="propose a split of N GPUs and estimate an iteration's time")
     command.add_argument("--model", help="of the policy, such as llama-3.1-8b (default: the job's)")
-    command.add_argument("--device", help="a profile's name or file, such as h100 (benchmarks/profile.py)")
+    command.add_argument("--device", help="a profile's name or file, such as h100 (benchmarks/device_profile.py)")
     command.add_argument("--run", dest="finished", metavar="RUN", help="a finished run to learn from")
 
 

@@ -102,7 +102,7 @@ class Forecast:
 
 
 def profile_of(device: str) -> Profile:
-    """The packaged profile of that name, or the one in a file that ``benchmarks/profile.py`` wrote.
+    """The packaged profile of that name, or the one in a file that ``benchmarks/device_profile.py`` wrote.
 
     Raises:
         InputError: there is none, or it is no profile.
@@ -113,7 +113,7 @@ def profile_of(device: str) -> Profile:
         known = ", ".join(sorted(Path(entry.name).stem for entry in _PROFILES.iterdir()))
         raise InputError(
             f"there is no profile of device {device!r}; known are {known}, and "
-            f"benchmarks/profile.py measures another: name the file that it writes"
+            f"benchmarks/device_profile.py measures another: name the file that it writes"
         )
     return job_file.load_as(Profile, path)
 

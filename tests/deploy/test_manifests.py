@@ -1,0 +1,85 @@
+"""Manifests, launcher files, dashboard and README of the cluster agree with each other and pass the lint."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import lint
+import pytest
+import yaml
+from lint_manifests import nodes, quantity, read, rendered
+from support.manifests import CLUSTER, DIRECTORIES, LAUNCHERS, OVERLAYS, SHAPES, relative
+from support.paths import ROOT
+
+
+@pytest.mark.parametrize("path", [*DIRECTORIES, *LAUNCHERS], ids=relative)
+def test_all_cluster_files_pass_the_lint(path: Path) -> None:
+    assert lint.lint(path) == []
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl to compare with")
+@pytest.mark.parametrize("path", DIRECTORIES, ids=relative)
+def test_rendering_equals_that_of_kustomize(path: Path) -> None:
+    assert {resource_name(m): m for m in rendered(path)} == {resource_name(m): m for m in read(path)}
+
+
+def resource_name(manifest: dict) -> str:
+    return f"{manifest['kind']}/{manifest['metadata']['name']}"
+
+
+def test_rendering_refuses_fields_that_it_does_not_support(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [a.yaml]\nnamePrefix: my-\n")
+    with pytest.raises(ValueError, match="has namePrefix, which only kustomize renders"):
+        rendered(tmp_path)
+
+
+def test_quantities_are_those_of_kubernetes() -> None:
+    assert [quantity(text) for text in ("500m", 2, "1.5", "2Ki", "3M")] == [0.5, 2, 1.5, 2048, 3e6]
+    with pytest.raises(ValueError, match="not a Kubernetes quantity"):
+        quantity("2GB")
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=relative)
+def test_an_overlay_defines_a_cluster_and_its_job_directory_a_job(path: Path) -> None:
+    kinds = [manifest["kind"] for manifest in rendered(path)]
+    assert ("RayJob" in kinds, "RayCluster" in kinds) == ((True, False) if path.name == "job" else (False, True))
+    assert {"Namespace", "NetworkPolicy", "PodDisruptionBudget", "PersistentVolumeClaim"} < set(kinds)
+
+
+def ray_cluster(shape: str) -> dict:
+    return next(m for m in rendered(CLUSTER / "k8s/overlays" / shape) if m["kind"] == "RayCluster")["spec"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_clusters_run_the_ray_version_of_the_images(shape: str) -> None:
+    cluster = ray_cluster(shape)
+    constraints = (CLUSTER / "docker/constraints.txt").read_text().splitlines()
+    assert f"ray=={cluster['rayVersion']}" in constraints
+    assert len({container["image"] for pods in nodes(cluster) for _, container in pods.containers}) == 1
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=relative)
+def test_launcher_files_define_the_groups_of_the_multi_node_cluster(path: Path) -> None:
+    cluster = ray_cluster("multi-node")
+    groups = {g["groupName"]: (g["minReplicas"], g["maxReplicas"], g["labels"]) for g in cluster["workerGroupSpecs"]}
+    gpus = {pods.name: pods.has("nvidia.com/gpu") for pods in nodes(cluster)[1:]}
+    types = yaml.safe_load(path.read_text())["available_node_types"]
+    del types["head"]
+    assert {k: (t["min_workers"], t["max_workers"], t["labels"]) for k, t in types.items()} == groups
+    assert {k: t["resources"].get("GPU", 0) for k, t in types.items()} == gpus
+
+
+def test_the_dashboard_shows_the_documented_metrics() -> None:
+    dashboard = json.loads((CLUSTER / "k8s/monitoring/psyco-ray.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    shown = {name for query in queries for name in re.findall(r"(\w+)\{", query)}
+    [documented] = re.findall(r"ray_psyco_ray_\{([^}]+)\}", (ROOT / "psyco_ray/training/README.md").read_text())
+    assert {f"ray_psyco_ray_{name}" for name in re.split(r",\s+", documented)} <= shown
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_the_readme_names_existing_files() -> None:
+    names = set(re.findall(r"\b(?:cluster|jobs)/[\w./-]+", (CLUSTER / "README.md").read_text()))
+    assert {"cluster/lint.py", "jobs/psyco-llama3-8b-32gpu.yaml"} <= names
+    assert [name for name in names if not (ROOT / name).exists()] == []
