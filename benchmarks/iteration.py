@@ -51,6 +51,7 @@ from psyco_ray.run import ray_session
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.training.orchestrator import Orchestrator
+from psyco_ray.training.run_state import RunState
 
 BAR = 3.0
 STAGES = ("sample", "score", "train")
@@ -81,16 +82,16 @@ def ours(job: Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Draw
     rows = {row["speech_id"]: row for row in speech_data.load_speeches(job, job.model) if row["split"] == "train"}
     counts = [min(sizes), *sizes * rounds]
     drawn = [[rows[key] for key in speech_data.draw(list(rows), n, k, job.seed)] for k, n in enumerate(counts, 1)]
-    with Orchestrator(job, ledger, telemetry) as crew:
-        crew.wait_ready()
+    with Orchestrator(job, ledger, telemetry, RunState(job, ledger)) as orchestrator:
+        orchestrator.wait_ready()
         print(f"ours: start {time.perf_counter() - began:.1f} s, once for all iterations", flush=True)
         for iteration, chosen in enumerate(drawn, 1):
             before, moments = cpu_seconds(), [time.perf_counter()]
-            paired = crew.pairs(iteration, chosen)
+            paired = orchestrator.sample_pairs(iteration, chosen)
             moments.append(time.perf_counter())
-            crew.train(iteration, paired)
+            orchestrator.train(iteration, paired)
             moments.append(time.perf_counter())
-            crew.sync()
+            orchestrator.sync_weights()
             moments.append(time.perf_counter())
             found.append(Iteration(len(chosen), len(paired), moments[-1] - moments[0], cpu_seconds() - before))
             parts = [b - a for a, b in itertools.pairwise(moments)]

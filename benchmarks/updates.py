@@ -82,15 +82,15 @@ class Pair:
         self.pool, self.group = pool_of(job.model, job.rollouts, rooms), learner_of(job, rooms)
         self.turns = ColocationManager(job.colocated, self.pool, self.group, LIMIT_S)
         self.group.wait_ready()
-        self.turns.sampling()
+        self.turns.to_rollouts()
         self.pool.wait_ready()
 
     def update(self, version: int, way: weight_codec.Transport, step: Callable[[], Any]) -> Update:
         """Take an optimizer step and bring the weights over."""
-        self.turns.learning()
+        self.turns.to_learner()
         step()
         left: list[float] = []
-        handover = functools.partial(timed, self.turns.sampling, left)
+        handover = functools.partial(timed, self.turns.to_rollouts, left)
         probe = made_up(SHORT, 0)[0]
         report = weight_sync.push_weights(
             self.group, self.pool, version, probe, self.job.sync, transport=way, handover=handover

@@ -1,7 +1,7 @@
-"""Iterative DPO, its one-round form and offline DPO (paper §4.2), top to bottom.
+"""Iterative DPO, its one-round form and offline DPO (paper §4.2).
 
-Where things run is the crew's business, what is kept the ledger's, what comes next the standing's: every verb below
-returns at once when the ledger says that it is done, so a resumed run walks through the same lines.
+`Orchestrator` owns actors and stages, `Ledger` the files, `RunState` decides what comes next. Each verb returns at once
+if the ledger shows its stage as done, so a resumed run executes the same lines.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ _log = logging.getLogger(__name__)
 
 
 def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
-    """Train the policy for all iterations of the job, on its own responses ranked by the reward model, or on a file's.
+    """Trains the policy for all iterations of a job, on its own responses or on pairs from a file.
 
     Returns:
-        The run's summary, as in ``summary.json``.
+        The summary, as in ``summary.json``.
 
     Raises:
-        InputError: the job, its data or its models do not do, or the loss became NaN.
+        InputError: the job, its data or its models are invalid, or the loss became NaN.
     """
-    standing = RunState(job, ledger)
-    if standing.ended():
+    run_state = RunState(job, ledger)
+    if run_state.ended():
         _log.info("all iterations are done already")
-        return summary.write(job, ledger)
+        return summary.write(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
     offline = mix(job.mixture, job.data, job.seed).train if job.pairs_from == "file" else None
-    with Orchestrator(job, ledger, telemetry) as crew:
+    with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:
         rows = ledger.table("speeches", SPEECHES, lambda: load_speeches(job, job.model)).to_pylist()
-        by_id = {row["speech_id"]: row for row in rows}
-        train = [row["speech_id"] for row in rows if row["split"] == "train"]
+        speeches = {row["speech_id"]: row for row in rows}
         dev = [row for row in rows if row["split"] == "dev"][: job.evaluation.speeches]
+        train = [row["speech_id"] for row in rows if row["split"] == "train"]
         sources = train if offline is None else [str(row) for row in range(offline.num_rows)]
         draws = {k: draw(sources, job.speeches_per_iteration, k, job.seed) for k in range(1, job.iterations + 1)}
-        crew.wait_ready()
+        orchestrator.wait_ready()
         _log.info(f"{len(sources)} to train on, {len(dev)} speeches held out; all actors are ready")
 
-        crew.evaluate(0, dev)
-        if job.pairs_from == "base":  # the rollouts hold it until the first sync, also where a run goes on
+        orchestrator.evaluate(0, dev)
+        if job.pairs_from == "base":  # the rollouts hold the base model until the first sync, also after a resume
             for iteration, drawn in draws.items():
-                crew.pairs(iteration, [by_id[key] for key in drawn])
+                orchestrator.sample_pairs(iteration, [speeches[key] for key in drawn])
         for iteration, drawn in draws.items():
-            if standing.ended():
+            if run_state.ended():
                 _log.info(f"{job.guards.patience} iterations were rolled back; the run ends here")
                 break
-            if crew.trained < iteration:
-                crew.sync()
+            if orchestrator.trained < iteration:
+                orchestrator.sync_weights()
                 if offline is None:
-                    pairs = crew.pairs(iteration, [by_id[key] for key in drawn])
+                    pairs = orchestrator.sample_pairs(iteration, [speeches[key] for key in drawn])
                 else:
-                    pairs = crew.offline_pairs(iteration, drawn, offline)
-                crew.train(iteration, pairs)
-            crew.sync()
-            crew.evaluate(iteration, dev)
+                    pairs = orchestrator.load_offline_pairs(iteration, drawn, offline)
+                orchestrator.train(iteration, pairs)
+            orchestrator.sync_weights()
+            orchestrator.evaluate(iteration, dev)
             telemetry.log_iteration(iteration, summary.iteration_metrics(ledger, iteration))
-    return summary.write(job, ledger)
+    return summary.write(job, ledger, run_state)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import InputError
-from psyco_ray.run import storage, throughput
-from psyco_ray.run.remote import is_remote
-from psyco_ray.training.control import _STALE_REMOTE_S, _STALE_S, ROLES, SCALE, STATUS
+from psyco_ray.run import throughput
+from psyco_ray.training.control import ROLES, read_status, request_scale, silent_s
 
 
 def add(subparsers: Any) -> None:
@@ -43,22 +39,6 @@ def scale(_: None, options: argparse.Namespace) -> int:
     return 0
 
 
-def request_scale(run: str | Path, counts: Mapping[str, int]) -> None:
-    """Requests other numbers of actors for a run; it follows within seconds, learners from the next iteration.
-
-    Args:
-        run: its directory, a path or a URI.
-        counts: actors by role.
-
-    Raises:
-        InputError: no run is in progress there.
-    """
-    record = _read_status(run)
-    if record["state"] != "going on" or _silent_s(run, record):
-        raise InputError(f"no run is in progress in {run}; to start with other numbers set rollouts.actors and so on")
-    storage.write_bytes(run, SCALE, json.dumps({**record["wanted"], **counts}).encode())
-
-
 def describe(run: str | Path) -> str:
     """The state of a run in a few lines for a terminal.
 
@@ -68,9 +48,9 @@ def describe(run: str | Path) -> str:
     Raises:
         InputError: no run has been started there.
     """
-    record = _read_status(run)
+    record = read_status(run)
     state = record["state"]
-    if state == "going on" and (age := _silent_s(run, record)):
+    if state == "going on" and (age := silent_s(run, record)):
         state = f"its driver last reported {age:.0f} s ago; continue with --resume"
     done = f", {record['done']} of {record['total']}" if record.get("total") else ""
     lines = [f"{run}: {state}", f"stage: {record['stage'] or 'starting'}{done}; policy version {record['version']}"]
@@ -103,22 +83,3 @@ def parse_counts(arguments: list[str]) -> dict[str, int]:
             )
         counts[role] = int(count)
     return counts
-
-
-def _read_status(run: str | Path) -> dict[str, Any]:
-    data = storage.read_file(run, STATUS)
-    if data is None:
-        raise InputError(f"{run} holds no {STATUS}; name the directory of a run that was started")
-    try:
-        record = json.loads(data)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not {"state", "written", "stage", "version", "pools", "wanted"} <= record.keys():
-        raise InputError(f"{STATUS} in {run} is damaged; a run in progress writes it again within seconds")
-    return record
-
-
-def _silent_s(run: str | Path, record: dict[str, Any]) -> float:
-    """Seconds since the status was written, where that is so long ago that the driver must be gone; else 0."""
-    age = time.time() - record["written"]
-    return age if age > (_STALE_REMOTE_S if is_remote(run) else _STALE_S) else 0.0

@@ -1,4 +1,4 @@
-"""Whose turn it is on GPUs that rollout actors and learner ranks share: one side sleeps while the other works."""
+"""Alternating use of GPUs that rollout actors and learner workers share."""
 
 from __future__ import annotations
 
@@ -10,34 +10,42 @@ from psyco_ray.rollout.actor import RolloutActor
 
 
 class Side(enum.Enum):
-    """Who works."""
+    """Who holds the GPUs."""
 
     ROLLOUTS = "rollouts"
     LEARNER = "learner"
 
 
 class ColocationManager:
-    """Gives the GPUs to one side; where each side has its own, both may always work and nothing is done here."""
+    """Switches shared GPUs between rollouts and learner; a no-op unless colocated.
+
+    Invariant: one side has left the GPUs before the other side enters them.
+
+    Example:
+        >>> colocation = ColocationManager(True, rollouts, learner, deadline_s=60)
+        >>> colocation.to_rollouts()
+        >>> colocation.to_learner()
+    """
 
     def __init__(
         self, shared: bool, rollouts: ActorPool[RolloutActor], learner: LearnerGroup, deadline_s: float
     ) -> None:
-        """Take both sides; it is the learner's turn, and the pool must have been made `suspended`.
+        """Starts with the learner on the GPUs; the pool must have been created suspended.
 
         Args:
-            shared: whether they share GPUs.
+            shared: whether rollouts and learner share GPUs.
             rollouts: the actors that sample.
-            learner: the ranks that train.
+            learner: the workers that train.
             deadline_s: seconds in which rollout actors have to leave their GPUs.
         """
         self._shared, self._rollouts, self._learner, self._deadline_s = shared, rollouts, learner, deadline_s
         self._side = Side.LEARNER
 
-    def learning(self, *, keep_weights: bool = False) -> None:
-        """Let the learner work.
+    def to_learner(self, *, keep_weights: bool = False) -> None:
+        """Suspends the rollouts and wakes the learner.
 
         Args:
-            keep_weights: the rollouts' weights are wanted once more; else they are dropped, for others will come.
+            keep_weights: whether the rollouts keep their weights, because no weight update follows.
         """
         if not self._shared or self._side is Side.LEARNER:
             return
@@ -45,8 +53,8 @@ class ColocationManager:
         self._learner.wake()
         self._side = Side.LEARNER
 
-    def sampling(self) -> None:
-        """Let the rollouts work; each wakes as soon as something is asked of it."""
+    def to_rollouts(self) -> None:
+        """Puts the learner to sleep and resumes the rollouts; each wakes with its next work item."""
         if not self._shared or self._side is Side.ROLLOUTS:
             return
         self._learner.sleep()

@@ -1,7 +1,6 @@
-"""A run as it is seen and steered from outside while it goes on: ``psyco-ray status`` and ``psyco-ray scale``.
+"""Status and scaling of a run in progress, through two files of its run directory.
 
-Both sides speak through two files of the run directory, wherever that is: the driver writes ``status.json``, ``scale``
-writes ``scale.json``.
+The driver writes ``status.json`` for ``psyco-ray status`` and reads ``scale.json``, which ``psyco-ray scale`` writes.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import PoolConfig
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
@@ -23,69 +24,93 @@ from psyco_ray.run.remote import is_remote
 
 _log = logging.getLogger(__name__)
 
-_EVERY_S, _STALE_S = 2.0, 30.0  # between two looks at the files, and how old a status may be while the driver lives
-_EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each look is a paid request
+_EVERY_S, _STALE_S = 2.0, 30.0  # between polls of the files; age from which a status is stale
+_EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each poll is a paid request
 STATUS, SCALE = "status.json", "scale.json"
 ROLES = ("rollouts", "scorers", "learners")
 
 
 class Control:
-    """Obeys `scale` and writes for `status`, in a thread of its own."""
+    """Writes ``status.json`` and follows ``scale.json`` in a thread.
+
+    Example:
+        >>> control = Control(ledger, {"scorers": pool}, {"scorers": job.scorers}, describe)
+        >>> with control.autoscaling():
+        ...     score(groups)
+        >>> control.close()
+    """
 
     def __init__(
         self,
         directory: RunDirectory,
         pools: Mapping[str, ActorPool[Any]],
         settings: Mapping[str, PoolConfig],
-        seen: Callable[[dict[str, list[dict[str, Any]]]], dict[str, Any]],
+        describe: Callable[[dict[str, list[dict[str, Any]]]], dict[str, Any]],
         fixed: Collection[str] = (),
     ) -> None:
-        """Begin.
+        """Starts the thread.
 
         Args:
             directory: of the run.
             pools: by role.
             settings: of the pools, by role.
-            seen: what else the status tells, given that of the pools' members: stage, progress, version, figures.
-            fixed: roles whose numbers stay as they are.
+            describe: returns further fields of the status (stage, progress, version, figures), given the status of the
+                pools' actors by role.
+            fixed: roles that cannot be scaled.
         """
-        self.wanted: dict[str, int] = {}  # by role, where it was asked for
+        self.requested: dict[str, int] = {}  # actors by role, as `scale` requested
         self._directory, self._pools, self._settings = directory, pools, settings
-        self._seen, self._fixed = seen, fixed
-        self._obeyed: bytes | None = None  # the last file of `scale`
+        self._describe, self._fixed = describe, fixed
+        self._last_request: bytes | None = None
         self._failing = False
         self._began = time.time()
         self._closed = threading.Event()
-        storage.remove_file(directory.run_dir, SCALE)  # of an earlier driver of this run
+        storage.remove_file(directory.run_dir, SCALE)  # may be left from an earlier driver of this run
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Write that the driver ends."""
+        """Stops the thread and writes the final status."""
         self._closed.set()
         self._thread.join()
-        self._try(lambda: self._write("ended"))
+        self._attempt(lambda: self._write("ended"))
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """While pools with `autoscale` have work they may grow; the cluster's autoscaler is asked to make room."""
+    def autoscaling(self) -> Iterator[None]:
+        """A context in which pools with `autoscale` grow to their maximum; Ray's autoscaler is asked for the room."""
         from ray.autoscaler.sdk import request_resources
 
         bounds = {role: settings.autoscale for role, settings in self._settings.items() if settings.autoscale}
         if not bounds:
             yield
             return
-        roles = [role for role, of in bounds.items() for _ in range(of.max)]
+        roles = [role for role, autoscale in bounds.items() for _ in range(autoscale.max)]
         request_resources(
             bundles=[self._bundle(role) for role in roles],
             bundle_label_selectors=[placement.selector(self._settings[role].role) for role in roles],
         )
-        self._resize({role: of.max for role, of in bounds.items()})
+        self._resize({role: autoscale.max for role, autoscale in bounds.items()})
         try:
             yield
         finally:
             request_resources(bundles=[])
-            self._resize({role: of.min for role, of in bounds.items()})
+            self._resize({role: autoscale.min for role, autoscale in bounds.items()})
+
+    def scale(self, counts: dict[str, int]) -> None:
+        """Follows a request for other numbers of actors; learners change at the next iteration.
+
+        Args:
+            counts: actors by role.
+        """
+        if ignored := ", ".join(role for role in counts if role in self._fixed):
+            _log.warning(f"the number of {ignored} is fixed, because they share GPUs")
+        counts = {role: count for role, count in counts.items() if role not in self._fixed}
+        if not counts:
+            return
+        self.requested |= counts
+        _log.info("requested: " + ", ".join(f"{count} {role}" for role, count in counts.items()))
+        for role in counts.keys() & self._pools.keys():
+            self._pools[role].resize(counts[role])
 
     def _bundle(self, role: str) -> dict[str, float]:
         settings = self._settings[role]
@@ -93,45 +118,82 @@ class Control:
 
     def _resize(self, sizes: Mapping[str, int]) -> None:
         for role, size in sizes.items():
-            self._pools[role].resize(self.wanted.get(role, size))
+            self._pools[role].resize(self.requested.get(role, size))
 
     def _run(self) -> None:
         every = _EVERY_REMOTE_S if is_remote(self._directory.run_dir) else _EVERY_S
         while True:
-            self._try(self._look)
+            self._attempt(self._poll)
             if self._closed.wait(every):
                 return
 
-    def _try(self, action: Callable[[], None]) -> None:
-        """Do what a run goes on without, say on a full disk; a failure is told when it begins."""
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Runs an action that the run can continue without, for example on a full disk; logs the first failure."""
         try:
             action()
-        except (OSError, ValueError) as error:
+        except (OSError, InputError) as error:
             if not self._failing:
                 _log.warning(f"{STATUS} or {SCALE} in {self._directory.run_dir}: {error}")
             self._failing = True
         else:
             self._failing = False
 
-    def _look(self) -> None:
-        given = storage.read_file(self._directory.run_dir, SCALE)
-        if given is not None and given != self._obeyed:
-            self._obey(json.loads(given))
-            self._obeyed = given
+    def _poll(self) -> None:
+        request = storage.read_file(self._directory.run_dir, SCALE)
+        if request is not None and request != self._last_request:
+            try:
+                counts = json.loads(request)
+            except ValueError:
+                raise InputError(f"{SCALE} is no JSON; repeat `psyco-ray scale`") from None
+            self.scale(counts)
+            self._last_request = request
         self._write("going on")
-
-    def _obey(self, asked: dict[str, int]) -> None:
-        if kept := ", ".join(role for role in asked if role in self._fixed):
-            _log.warning(f"the number of {kept} stays, for they share GPUs")
-        asked = {role: count for role, count in asked.items() if role not in self._fixed}
-        if not asked:
-            return
-        self.wanted |= asked
-        _log.warning("asked for " + ", ".join(f"{count} {role}" for role, count in asked.items()))
-        for role in asked.keys() & self._pools.keys():
-            self._pools[role].resize(asked[role])
 
     def _write(self, state: str) -> None:
         pools = {role: pool.status() for role, pool in self._pools.items()}
-        found = {"state": state, "began": self._began, "written": time.time(), **self._seen(pools), "pools": pools}
-        self._directory.write_json(STATUS, {**found, "wanted": self.wanted})
+        times = {"began": self._began, "written": time.time()}
+        status = {"state": state, **times, **self._describe(pools), "pools": pools, "wanted": self.requested}
+        self._directory.write_json(STATUS, status)
+
+
+def read_status(run: str | Path) -> dict[str, Any]:
+    """The status of a run.
+
+    Args:
+        run: its directory, a path or a URI.
+
+    Raises:
+        InputError: the directory has no readable status.
+    """
+    data = storage.read_file(run, STATUS)
+    if data is None:
+        raise InputError(f"{run} holds no {STATUS}; name the directory of a run that was started")
+    try:
+        status = json.loads(data)
+    except ValueError:
+        status = None
+    if not isinstance(status, dict) or not {"state", "written", "stage", "version", "pools", "wanted"} <= status.keys():
+        raise InputError(f"{STATUS} in {run} is damaged; a run in progress writes it again within seconds")
+    return status
+
+
+def silent_s(run: str | Path, status: Mapping[str, Any]) -> float:
+    """Age of a status in seconds if it is stale, so that its driver must be gone; else 0."""
+    age = time.time() - status["written"]
+    return age if age > (_STALE_REMOTE_S if is_remote(run) else _STALE_S) else 0.0
+
+
+def request_scale(run: str | Path, counts: Mapping[str, int]) -> None:
+    """Requests other numbers of actors for a run; it follows within seconds, learners from the next iteration.
+
+    Args:
+        run: its directory, a path or a URI.
+        counts: actors by role.
+
+    Raises:
+        InputError: no run is in progress there.
+    """
+    status = read_status(run)
+    if status["state"] != "going on" or silent_s(run, status):
+        raise InputError(f"no run is in progress in {run}; to start with other numbers set rollouts.actors and so on")
+    storage.write_bytes(run, SCALE, json.dumps({**status["wanted"], **counts}).encode())

@@ -38,7 +38,7 @@ def length_effect(rewards: Sequence[float], tokens: Sequence[float]) -> tuple[fl
     return float(fit.slope), float(fit.rvalue**2)
 
 
-def of_evaluation(facts: Facts, model: str) -> tuple[list[float], list[float]]:
+def scores_and_lengths(facts: Facts, model: str) -> tuple[list[float], list[float]]:
     """All scores of a reward model in an evaluation, and the tokens of the responses that they were given to."""
     scores, tokens = facts[model]["scores"], facts["tokens"]
     return (
@@ -72,7 +72,7 @@ def monitors(now: Facts, base: Facts, best: Facts, kl: float | None) -> dict[str
         "distinct_ratio": now["distinct_2"] / base["distinct_2"],
     }
     if "reward" in now:
-        found["length_share"] = length_effect(*of_evaluation(now, "reward"))[1]
+        found["length_share"] = length_effect(*scores_and_lengths(now, "reward"))[1]
     if "heldout" in now:
         fall = -gain(now, best, "heldout")
         error = fall.std(ddof=1) / len(fall) ** 0.5 if len(fall) > 1 else 0.0
@@ -80,7 +80,7 @@ def monitors(now: Facts, base: Facts, best: Facts, kl: float | None) -> dict[str
     if "reward" in now and "heldout" in now:
         rose = {}
         for model in ("reward", "heldout"):
-            spread = np.std(of_evaluation(base, model)[0])
+            spread = np.std(scores_and_lengths(base, model)[0])
             rose[model] = gain(now, base, model).mean() / spread if spread else 0.0
         found["reward_gap"] = float(rose["reward"] - rose["heldout"])
     return found if kl is None else {**found, "kl": kl}

@@ -1,109 +1,128 @@
-"""Measures of a policy on the held-out speeches (paper §4.3)."""
+"""Evaluation of a policy on the held-out speeches during a training run (paper §4.3)."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.training import Evaluation
+from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats, verdicts
-from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group
 from psyco_ray.training import guards
+from psyco_ray.training.run_state import RunState
+
+_log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
 
-def measured(groups: Mapping[str, Group], models: Sequence[str], base: Record | None, seed: int) -> Record:
-    """Lengths, diversity and rewards of a policy's responses, and its win rate against the base model.
+class HeldoutEvaluation:
+    """Measures a policy's responses to the held-out speeches, has a judge compare them, and checks the guards.
+
+    The base model (iteration 0) is only measured; later policies are compared with it.
+
+    Example:
+        >>> heldout = HeldoutEvaluation(job, ledger, run_state, progress)
+        >>> measures = heldout.measure(1, groups)
+        >>> ledger.finish(stage(1, "evaluate"), began, **measures, **heldout.check_guards(1, measures))
+    """
+
+    def __init__(self, job: Job, ledger: Ledger, run_state: RunState, progress: Progress) -> None:
+        self._job, self._ledger, self._run_state, self._progress = job, ledger, run_state, progress
+
+    def measure(self, iteration: int, groups: Mapping[str, Group]) -> Record:
+        """Lengths, variety and rewards of an iteration's responses; see `measure`."""
+        base = self._run_state.evaluation(0)
+        assert (base is None) == (iteration == 0), "the base model is evaluated first"
+        return measure(groups, base, self._job.seed)
+
+    def judge(self, groups: Mapping[str, Group], speeches: Mapping[str, str]) -> Record:
+        """How often the judge prefers a policy's response to the base model's response with the same seed.
+
+        Args:
+            groups: the policy's responses by speech id.
+            speeches: texts by speech id.
+
+        Returns:
+            `win_rate_vs_base` and `win_rate_ci95` (a tie is half a win), the `outcomes` by speech and the
+            number of `unreadable` verdicts, which are ignored.
+
+        Raises:
+            InputError: no verdict was readable, or the server rejects the key or the model.
+            UnavailableError: the server failed repeatedly.
+        """
+        endpoint = self._job.evaluation.judge
+        assert endpoint is not None, "the job has a judge"
+        base = self._ledger.responses(stage(0, "dev"))
+        pairs = [
+            verdicts.ResponsePair(
+                key=f"{key}:{index}", speech=speeches[key], ours=response.text, theirs=base[key][index]
+            )
+            for key, group in sorted(groups.items())
+            if key in base  # a quarantined speech has no base response
+            for index, response in enumerate(group.responses)
+        ]
+        setup = verdicts.JudgeSetup(endpoint, self._job.evaluation.judging, self._job.prompts.file, self._job.seed)
+        # verdicts stay in the run directory, so none is paid for twice
+        with self._ledger.mirrored("judge"):
+            by_pair = verdicts.judge(pairs, setup, self._ledger.root / "judge", self._progress, name="held-out answers")
+        readable: dict[str, list[float]] = {}
+        for key, outcome in by_pair.items():
+            if outcome is not None:
+                readable.setdefault(key.rpartition(":")[0], []).append(outcome)
+        if not readable:
+            raise InputError(
+                f"evaluation.judge {endpoint.model} gave no readable verdict on {len(pairs)} pairs of responses; "
+                "use a stronger model, or one that follows a JSON schema"
+            )
+        outcomes = {key: sum(values) / len(values) for key, values in readable.items()}
+        unreadable = sum(outcome is None for outcome in by_pair.values())
+        return {**_win_rate(list(outcomes.values())), "outcomes": outcomes, "unreadable": unreadable}
+
+    def check_guards(self, iteration: int, measures: Record) -> Record:
+        """Monitors, alarms and the iteration to continue from; empty for the base model."""
+        if not iteration:
+            return {}
+        checked = self._run_state.check_guards(iteration, measures)
+        for alarm in checked["alarms"]:
+            _log.warning(f"iteration {iteration}: ALARM, {alarm}")
+        return checked
+
+
+def measure(groups: Mapping[str, Group], base: Record | None, seed: int) -> Record:
+    """Lengths, variety and rewards of responses, and how often a reward model scores them above the base model's.
 
     Args:
-        groups: the responses to each speech by its id, scored by `models`.
-        models: names of reward models.
-        base: the base model's record; None: this is the base model.
+        groups: scored responses by speech id.
+        base: the base model's measures; None for the base model itself.
         seed: of the bootstrap.
 
     Returns:
-        `speeches`, `mean_tokens`, `tokens` of each response by speech, `distinct_2`, and for each model the mean
+        `speeches`, `mean_tokens`, `tokens` of each response by speech, `distinct_2`, and for each reward model the mean
         `reward` over speeches with its `ci95`, the `scores` by speech, and `win_rate_vs_base` with `win_rate_ci95`.
     """
-    texts = [response.text for key in sorted(groups) for response in groups[key].responses]
-    tokens = {key: [len(response.token_ids) for response in groups[key].responses] for key in sorted(groups)}
-    lengths = [length for counts in tokens.values() for length in counts]
-    facts: Record = {
-        "speeches": len(groups),
-        "mean_tokens": sum(lengths) / len(lengths),
-        "tokens": tokens,
-        "distinct_2": guards.distinct(texts),
-    }
-    for model in models:
-        scores = {key: list(groups[key].scores[model]) for key in tokens}
+    responses = {key: groups[key].responses for key in sorted(groups)}
+    tokens = {key: [len(response.token_ids) for response in group] for key, group in responses.items()}
+    lengths = [length for group in tokens.values() for length in group]
+    measures: Record = {"speeches": len(groups), "mean_tokens": sum(lengths) / len(lengths), "tokens": tokens}
+    measures["distinct_2"] = guards.distinct([response.text for group in responses.values() for response in group])
+    for model in next(iter(groups.values())).scores:
+        scores = {key: list(groups[key].scores[model]) for key in responses}
         means = [sum(values) / len(values) for values in scores.values()]
-        facts[model] = {
+        measures[model] = {
             "reward": sum(means) / len(means),
             "ci95": stats.bootstrap_mean(means, seed),
             "scores": scores,
         }
         if base is not None:
-            base_scores = base[model]["scores"]  # without quarantined speeches
-            wins = [stats.win_share(ours, base_scores[key]) for key, ours in scores.items() if key in base_scores]
-            facts[model] |= _win_rate(wins)
-    return facts
-
-
-def judged(
-    settings: Evaluation,
-    groups: Mapping[str, Group],
-    base: Mapping[str, Sequence[str]],
-    speeches: Mapping[str, str],
-    ledger: Ledger,
-    progress: Progress,
-    prompts: str,
-    seed: int,
-) -> Record:
-    """Win rate of a policy's responses against the base model's of the same seed, by the judge.
-
-    Args:
-        settings: with the judge.
-        groups: the policy's responses to each speech, by its id.
-        base: the base model's responses.
-        speeches: texts of the speeches, by id.
-        ledger: of the run; it keeps the verdicts, so that none is paid for twice.
-        progress: receives finished parts and dollars.
-        prompts: file with the judge's prompt.
-        seed: decides which response is shown first.
-
-    Returns:
-        `win_rate_vs_base` with `win_rate_ci95` (a tie is half a win), the `outcomes` by speech, and the number of
-        `unreadable` verdicts, which are left out.
-
-    Raises:
-        InputError: no verdict is readable, or the server refuses the key or the model.
-        UnavailableError: the server failed repeatedly.
-    """
-    assert settings.judge is not None
-    pairs = [
-        verdicts.ResponsePair(key=f"{key}:{index}", speech=speeches[key], ours=response.text, theirs=base[key][index])
-        for key, group in sorted(groups.items())
-        if key in base  # else the base model's response is in quarantine
-        for index, response in enumerate(group.responses)
-    ]
-    setup = verdicts.JudgeSetup(settings.judge, settings.judging, prompts, seed)
-    by_pair = verdicts.judge(pairs, setup, ledger.root / "judge", progress, name="held-out answers")
-    by_speech: dict[str, list[float]] = {}
-    for key, outcome in by_pair.items():
-        if outcome is not None:
-            by_speech.setdefault(key.rpartition(":")[0], []).append(outcome)
-    if not by_speech:
-        raise InputError(
-            f"evaluation.judge {settings.judge.model} gave no readable verdict on {len(pairs)} pairs of answers; use a "
-            "stronger model, or one that keeps to a JSON schema"
-        )
-    outcomes = {key: sum(values) / len(values) for key, values in by_speech.items()}
-    unreadable = sum(outcome is None for outcome in by_pair.values())
-    return {**_win_rate(list(outcomes.values())), "outcomes": outcomes, "unreadable": unreadable}
+            base_scores = base[model]["scores"]  # lacks quarantined speeches
+            wins = [stats.win_share(values, base_scores[key]) for key, values in scores.items() if key in base_scores]
+            measures[model] |= _win_rate(wins)
+    return measures
 
 
 def _win_rate(wins: Sequence[float]) -> Record:

@@ -1,4 +1,4 @@
-"""Where a run stands, by what its ledger says: which policy is best, what went wrong, what comes next."""
+"""State of a run, derived from its ledger: progress, best policy, next weights, and which checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -14,100 +14,129 @@ Record = dict[str, Any]
 
 
 class RunState:
-    """Reads the records of a run's evaluations; the same records give the same decisions after a resume."""
+    """Decisions that follow from a run's records; after a resume the same records give the same decisions.
+
+    Example:
+        >>> run_state = RunState(job, ledger)
+        >>> while not run_state.ended():
+        ...     weights = run_state.resume_iteration(run_state.last_trained())
+    """
 
     def __init__(self, job: Job, ledger: Ledger) -> None:
         self._job, self._ledger = job, ledger
-        # the other reward model trained the policy
+        # a judge or held-out model is preferred: the policy was not trained on its scores
         self.judge = "judge" if job.evaluation.judge else "heldout" if job.scorers.heldout_model else "reward"
 
     def evaluation(self, iteration: int) -> Record | None:
-        """The evaluation of an iteration's policy; None if there was none yet."""
+        """Record of an iteration's evaluation; None before it is done."""
         return self._ledger.record(stage(iteration, "evaluate"))
 
     def last_trained(self) -> int:
-        """The last iteration that trained."""
-        done = 0
-        while self._ledger.record(stage(done + 1, "train")) is not None:
-            done += 1
-        return done
+        """The last iteration that has trained; 0 before the first."""
+        iteration = 0
+        while self._ledger.record(stage(iteration + 1, "train")) is not None:
+            iteration += 1
+        return iteration
 
     def last_evaluated(self) -> int | None:
-        """The last iteration whose policy was evaluated."""
-        found = [k for k in range(self._job.iterations + 1) if self.evaluation(k) is not None]
-        return found[-1] if found else None
+        """The last iteration that has been evaluated."""
+        evaluated = [k for k in range(self._job.iterations + 1) if self.evaluation(k) is not None]
+        return evaluated[-1] if evaluated else None
 
     def ended(self) -> bool:
-        """Whether all iterations are done, or so many were rolled back that the run ends early."""
+        """Whether all iterations are done, or `guards.patience` of them were rolled back."""
         last = self.last_evaluated()
         if last is None or last < self.last_trained():
             return False
-        back = sum(self.going_on_from(k) != k for k in range(1, last + 1))
-        return last == self._job.iterations or back >= self._job.guards.patience
+        rolled_back = sum(self.resume_iteration(k) != k for k in range(1, last + 1))
+        return last == self._job.iterations or rolled_back >= self._job.guards.patience
 
-    def going_on_from(self, iteration: int) -> int:
-        """Whose weights are trained on after an iteration: its own, unless it was rolled back."""
+    def resume_iteration(self, iteration: int) -> int:
+        """The iteration whose weights training continues from: `iteration` itself unless it was rolled back."""
         return int((self.evaluation(iteration) or {}).get("going_on_from", iteration))
 
     def best(self, until: int, kept: bool = False) -> int:
-        """The iteration up to `until` whose policy did best on the held-out speeches, of those without an alarm.
-
-        0 is the base model. The judge decides where there is one, else the held-out reward model. `kept`: only of
-        those whose checkpoints are there.
-        """
-        known = {k: found for k in range(until + 1) if (found := self.evaluation(k)) is not None}
-        if kept:
-            there = [k for k in known if not k or storage.exists(self._ledger.place(stage(k, "checkpoint")))]
-            known = {k: known[k] for k in there}
-        fine = {k: self.worth_of(k, found) for k, found in known.items() if not found.get("alarms")}
-        return max(fine, key=lambda k: fine[k], default=0)
-
-    def kept(self, until: int) -> set[int]:
-        """The iterations up to `until` whose checkpoints stay; one that goes can never be the best of all later."""
-        how = self._job.checkpoints
-        if how.keep_last is None:
-            return set(range(until + 1))
-        last = set(range(until + 1)[-how.keep_last :])
-        return last | {self.best(until)} if how.keep_best else last
-
-    def worth_of(self, iteration: int, facts: Record) -> float:
-        """By what a policy is chosen: its win rate against the base model as the judge sees it, or its mean reward."""
-        if self.judge == "judge":
-            return float(facts["judge"]["win_rate_vs_base"]) if iteration else 0.5
-        return float(facts[self.judge]["reward"])
-
-    def worth(self, iteration: int) -> tuple[float, float]:
-        """Reward that a token of length earns, and reward that the two of a pair must differ by, in an iteration.
-
-        Both come from the evaluation of the policy that samples, so that pairs can be made while groups still come.
-        """
-        how = self._job.guards
-        if not (how.length_debias or how.min_margin):
-            return 0.0, 0.0
-        sampler = self.going_on_from(iteration - 1) if self._job.pairs_from == "policy" else 0
-        facts = self.evaluation(sampler)
-        assert facts is not None, "the policy that samples was evaluated"
-        scores, tokens = guards.of_evaluation(facts, "reward")
-        slope, _ = guards.length_effect(scores, tokens)
-        return (slope if how.length_debias else 0.0), how.min_margin * statistics.pstdev(scores)
-
-    def watched(self, iteration: int, facts: Record) -> Record:
-        """Monitors and alarms of an iteration's evaluation, and whose weights the next one goes on from.
+        """The iteration with the best score on the held-out speeches, of those without an alarm; 0 is the base model.
 
         Args:
-            iteration: whose.
-            facts: what was measured, not yet recorded.
+            until: the last iteration to consider.
+            kept: consider only iterations whose checkpoint exists.
+        """
+        evaluations = {k: record for k in range(until + 1) if (record := self.evaluation(k)) is not None}
+        if kept:
+            checkpoints = {k: self._ledger.place(stage(k, "checkpoint")) for k in evaluations}
+            evaluations = {k: record for k, record in evaluations.items() if not k or storage.exists(checkpoints[k])}
+        scores = {k: self.score_of(k, record) for k, record in evaluations.items() if not record.get("alarms")}
+        return max(scores, key=lambda k: scores[k], default=0)
+
+    def score_of(self, iteration: int, evaluation: Record) -> float:
+        """The score that policies are compared by: the judge's win rate against the base model, or the mean reward."""
+        if self.judge == "judge":
+            return float(evaluation["judge"]["win_rate_vs_base"]) if iteration else 0.5
+        return float(evaluation[self.judge]["reward"])
+
+    def kept_checkpoints(self, until: int) -> set[int]:
+        """Iterations up to `until` whose checkpoints are kept; a removed one can never become the best later."""
+        settings = self._job.checkpoints
+        if settings.keep_last is None:
+            return set(range(until + 1))
+        last = set(range(until + 1)[-settings.keep_last :])
+        return last | {self.best(until)} if settings.keep_best else last
+
+    def remove_checkpoints(self, iteration: int) -> None:
+        """Removes the checkpoints before an evaluated iteration that are not kept."""
+        for earlier in set(range(1, iteration)) - self.kept_checkpoints(iteration):
+            self._ledger.remove(stage(earlier, "checkpoint"))
+
+    def remove_states(self, iteration: int) -> None:
+        """Removes the learner states before a trained iteration, except the one that a roll-back needs."""
+        best = self.best(iteration - 1) if self._job.guards.roll_back else None
+        for earlier in range(iteration):
+            if earlier != best:
+                self._ledger.remove(stage(earlier, "state"))
+
+    def pair_thresholds(self, iteration: int) -> tuple[float, float]:
+        """Length bias and smallest margin of an iteration's pairs.
+
+        Both come from the evaluation of the policy that samples, so pairs are formed while groups still arrive.
+
+        Returns:
+            Reward per token of length, and the least difference of the two rewards; both 0 without these guards.
+        """
+        settings = self._job.guards
+        if not (settings.length_debias or settings.min_margin):
+            return 0.0, 0.0
+        sampler = self.resume_iteration(iteration - 1) if self._job.pairs_from == "policy" else 0
+        evaluation = self.evaluation(sampler)
+        assert evaluation is not None, "the policy that samples was evaluated"
+        scores, tokens = guards.scores_and_lengths(evaluation, "reward")
+        slope, _ = guards.length_effect(scores, tokens)
+        return (slope if settings.length_debias else 0.0), settings.min_margin * statistics.pstdev(scores)
+
+    def check_guards(self, iteration: int, evaluation: Record) -> Record:
+        """Monitors and alarms of an iteration, and the iteration to continue from.
+
+        Args:
+            iteration: the one that was evaluated.
+            evaluation: its measurements, not yet recorded.
+
+        Returns:
+            `monitors`, `alarms` and `going_on_from`.
         """
         best_before = self.best(iteration - 1)
         base, best = self.evaluation(0), self.evaluation(best_before)
         assert base is not None, "the base model is evaluated first"
         assert best is not None, "the best policy was evaluated"
         steps = (self._ledger.record(stage(iteration, "train")) or {"steps": []})["steps"]
-        # before its first step the policy is the one that sampled, so that the shift estimates its divergence; from
-        # the base model, as long as that is the reference
+        # at the first step the trained policy equals the sampling policy, so the mean shift estimates the divergence
+        # of the sampling policy from the reference; that is the base model only with reference=base
         known = steps and self._job.pairs_from == "policy" and self._job.dpo.reference == "base"
         kl = (steps[0]["chosen_shift"] + steps[0]["rejected_shift"]) / 2 if known else None
-        found = guards.monitors(facts, base, best, kl)
-        heard = guards.alarms(found, self._job.guards)
-        back = bool(heard) and self._job.guards.roll_back
-        return {"monitors": found, "alarms": heard, "going_on_from": best_before if back else iteration}
+        monitors = guards.monitors(evaluation, base, best, kl)
+        alarms = guards.alarms(monitors, self._job.guards)
+        roll_back = bool(alarms) and self._job.guards.roll_back
+        return {
+            "monitors": monitors,
+            "alarms": alarms,
+            "going_on_from": best_before if roll_back else iteration,
+        }

@@ -58,15 +58,14 @@ def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
     return found
 
 
-def write(job: Job, ledger: Ledger) -> dict[str, Any]:
+def write(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, Any]:
     """Write and return ``summary.json``."""
-    standing = RunState(job, ledger)
-    last = standing.last_evaluated()
+    last = run_state.last_evaluated()
     assert last, "a run that ends has trained"
     before, after, best = (
         _record(ledger, 0, "evaluate"),
         _record(ledger, last, "evaluate"),
-        standing.best(last, kept=True),
+        run_state.best(last, kept=True),
     )
     steps = [len(_record(ledger, k, "train")["steps"]) for k in range(1, last + 1)]
     found: dict[str, Any] = {
@@ -77,8 +76,8 @@ def write(job: Job, ledger: Ledger) -> dict[str, Any]:
         "steps": sum(steps),
         "best": {
             "iteration": best,
-            "by": f"{_MEASURES[standing.judge]} on the held-out speeches",
-            "value": standing.worth_of(best, _record(ledger, best, "evaluate")),
+            "by": f"{_MEASURES[run_state.judge]} on the held-out speeches",
+            "value": run_state.score_of(best, _record(ledger, best, "evaluate")),
             "steps": sum(steps[:best]),
         },
         "checkpoint": storage.join(ledger.run_dir, stage(best, "checkpoint")) if best else job.model,

@@ -172,14 +172,14 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     began.close()
     assert pushed == ["status.json"] * 2
     with pytest.raises(ValueError, match="no run is in progress in s3://"):
-        status.request_scale(place, {"learners": 2})
+        control.request_scale(place, {"learners": 2})
 
     monkeypatch.setattr(control, "_EVERY_REMOTE_S", 0.1)
     began = begin()
     eventually(lambda: json.loads(RemoteDirectory(place).read("status.json"))["state"] == "going on")
     assert main(["scale", place, "learners=2"]) == 0
     eventually(lambda: json.loads(RemoteDirectory(place).read("status.json"))["wanted"] == {"learners": 2})
-    assert began.wanted == {"learners": 2}
+    assert began.requested == {"learners": 2}
     assert said == ["asked for 2 learners"]
     assert main(["status", place]) == 0
     assert "going on\nstage: train, 1 of 2; policy version 3" in capsys.readouterr().out
@@ -233,12 +233,12 @@ def test_checkpoints_are_looked_for_where_the_run_is(place) -> None:
         ledger.finish(stage(k, "evaluate"), 0.0, reward={"reward": reward})
     for k in (1, 2):
         fill(ledger.place(stage(k, "checkpoint")))
-    standing = RunState(job, ledger)
-    assert standing.best(3, kept=True) == 1
+    run_state = RunState(job, ledger)
+    assert run_state.best(3, kept=True) == 1
     ledger.remove(stage(1, "checkpoint"))
     ledger.write_text(f"{stage(3, 'checkpoint')}/README.md", "a card is no checkpoint")
-    assert standing.best(3, kept=True) == 2
-    assert standing.best(3) == 1
+    assert run_state.best(3, kept=True) == 2
+    assert run_state.best(3) == 1
     ledger.close()
 
 

@@ -30,7 +30,7 @@ from psyco_ray.pool.work import WorkItem, WorkStream
 from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.training import orchestrator
+from psyco_ray.training import control, orchestrator
 
 pytestmark = pytest.mark.slow
 SPEECHES = 16
@@ -103,7 +103,7 @@ def answered_once(root: Path, iteration: int, without: int = 0) -> None:
 
 @pytest.fixture
 def captured(monkeypatch) -> list[orchestrator.Orchestrator]:
-    """The crews of the runs that follow, so that their members can be hurt."""
+    """The orchestrators of the runs that follow, so that their actors can be killed."""
     made: list[orchestrator.Orchestrator] = []
 
     class Captured(orchestrator.Orchestrator):
@@ -159,7 +159,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
         deliver(self, work, result)
         if self.name == "iteration-002/samples" and not delivered:  # the first of the two results of an item
             delivered.append(work)
-            slots = captured[-1].rollouts._supervisor._slots.values()
+            slots = captured[-1].actors.rollouts._supervisor._slots.values()
             [slot] = [slot for slot in slots if slot.work is work]
             os.kill(slot.process.pid, signal.SIGKILL)
 
@@ -244,7 +244,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
     root = tmp_path / "run"
 
     def working() -> int:
-        return sum(member["state"] in ("idle", "busy") for member in captured[-1].rollouts.status())
+        return sum(member["state"] in ("idle", "busy") for member in captured[-1].actors.rollouts.status())
 
     def disturb(what: str, count: int) -> None:
         if "sample and score" not in what:
@@ -252,9 +252,11 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         for at, size in ((2, 2), (9, 1)):
             if count == at and what.startswith("iteration 1"):
                 assert eventually(lambda: (root / "status.json").exists())
-                status.request_scale(root, status.parse_counts([f"rollouts={size}"]))
+                control.request_scale(root, status.parse_counts([f"rollouts={size}"]))
                 asked.append(size)
-                assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[-1].rollouts.status()
+                assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[
+                    -1
+                ].actors.rollouts.status()
                 time.sleep(2.5)  # the status is written every two seconds
                 told.append(status.describe(root))
 
@@ -272,7 +274,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         assert "scorers: 2" in text
     assert "ended" in status.describe(root)
     with pytest.raises(ValueError, match="no run is in progress in"):
-        status.request_scale(root, {"rollouts": 2})
+        control.request_scale(root, {"rollouts": 2})
 
 
 def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:

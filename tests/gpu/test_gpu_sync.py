@@ -41,7 +41,7 @@ PROBE = pairs(1, seed=7)[0]
 
 
 class Both:
-    """Engines and ranks of a job, as a crew starts them."""
+    """Engines and ranks of a job, as an orchestrator starts them."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.rooms = job, placement.shared_rooms(job) if job.colocated else None
@@ -59,12 +59,12 @@ class Both:
         self.learner = LearnerGroup(spec, placement_group=self.rooms)
         self.turns = ColocationManager(job.colocated, self.rollouts, self.learner, 120)
         self.learner.wait_ready()
-        self.turns.sampling()
+        self.turns.to_rollouts()
         self.rollouts.wait_ready()
 
     def push(self, version: int) -> weight_sync.SyncReport:
-        self.turns.learning()
-        given = {"transport": self.job.transport, "handover": self.turns.sampling}
+        self.turns.to_learner()
+        given = {"transport": self.job.transport, "handover": self.turns.to_rollouts}
         return weight_sync.push_weights(self.learner, self.rollouts, version, PROBE, self.job.sync, **given)
 
     def logprobs(self) -> list[float]:
@@ -122,7 +122,7 @@ def check(both: Both, tmp_path: Path, record_property) -> None:
     """Train, send, compare with transformers; then a newcomer has to come to the same."""
     base = both.logprobs()
     assert base == pytest.approx([by_transformers(Path(both.job.model))] * len(base), abs=0.05)
-    both.turns.learning()
+    both.turns.to_learner()
     list(both.learner.train([pairs(8)] * 6, total_steps=6))
     both.learner.save_model(tmp_path / "trained")
     expected = by_transformers(tmp_path / "trained")
@@ -157,12 +157,12 @@ def test_one_side_frees_the_gpu_while_the_other_works(local_ray, tiny_model, sta
     both = start(Job(model=str(tiny_model), colocated=True, **roles(2, actors=1, gpus=0.5, cpus=1)))
     before, asleep = both.logprobs(), both.memory()
     free_while_sampling = torch.cuda.mem_get_info()[0]
-    both.turns.learning(keep_weights=True)
+    both.turns.to_learner(keep_weights=True)
     awake, free_while_training = both.memory(), torch.cuda.mem_get_info()[0]
     record_property("bytes_of_the_rank", (asleep, awake))
     assert asleep < awake / 2
     assert free_while_training > free_while_sampling, "the engine's cache is larger than a tiny learner"
-    both.turns.sampling()
+    both.turns.to_rollouts()
     assert both.logprobs() == pytest.approx(before, abs=1e-3), "the engine woke with the weights that it had"
 
 

@@ -71,8 +71,8 @@ def test_scale_is_obeyed_and_remembered(going_on, capsys) -> None:
     wait_for(run / "status.json", '"learners": 4')
     assert pools["rollouts"].sizes[0] == 6
     assert pools["scorers"].sizes == []
-    assert made.wanted == {"rollouts": 6, "learners": 4}
-    assert said[0] == "asked for 6 rollouts"
+    assert made.requested == {"rollouts": 6, "learners": 4}
+    assert said[0] == "requested: 6 rollouts"
 
 
 @pytest.mark.parametrize("wish", ["rollouts", "rollouts=0", "rollouts=x", "judges=3", "=3"])
@@ -97,7 +97,7 @@ def test_pools_with_bounds_grow_while_they_work(going_on, monkeypatch) -> None:
     asked: list[list[dict[str, float]]] = []
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles, **_: asked.append(bundles))
     monkeypatch.setattr("psyco_ray.pool.placement.selector", lambda _: {})
-    with made.working():
+    with made.autoscaling():
         assert pools["rollouts"].sizes == [6]
     assert pools["rollouts"].sizes == [6, 2]
     assert pools["scorers"].sizes == [], "it has no bounds"
@@ -128,10 +128,10 @@ def test_what_shares_gpus_keeps_its_number(tmp_path) -> None:
     settings = {"rollouts": Rollouts(), "scorers": Scorers()}
     made = Control(directory, pools, settings, seen, fixed=("rollouts", "learners"))
     try:
-        made._obey({"rollouts": 4, "scorers": 3, "learners": 2})
-        made._obey({"learners": 3})
+        made.scale({"rollouts": 4, "scorers": 3, "learners": 2})
+        made.scale({"learners": 3})
     finally:
         made.close()
         directory.close()
-    assert (pools["rollouts"].sizes, pools["scorers"].sizes, made.wanted) == ([], [3], {"scorers": 3})
-    assert said[0] == "the number of rollouts, learners stays, for they share GPUs"
+    assert (pools["rollouts"].sizes, pools["scorers"].sizes, made.requested) == ([], [3], {"scorers": 3})
+    assert said[0] == "the number of rollouts, learners is fixed, because they share GPUs"

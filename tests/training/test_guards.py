@@ -88,7 +88,7 @@ def test_the_robust_preset_can_be_changed() -> None:
 
 
 @pytest.fixture
-def standing(tmp_path):
+def run_state(tmp_path):
     def make(records: list[dict], judge: dict | None = None, more: dict | None = None, **settings) -> RunState:
         job = Job(
             **(more or {}),
@@ -109,9 +109,9 @@ def standing(tmp_path):
     return make
 
 
-def test_the_best_is_by_the_held_out_reward_and_without_an_alarm(standing) -> None:
+def test_the_best_is_by_the_held_out_reward_and_without_an_alarm(run_state) -> None:
     even = {"scores": [0.0] * 3, "tokens": [9] * 3}
-    found = standing(
+    found = run_state(
         [
             evaluation(**even, heldout=[0.0] * 3),
             evaluation(**even, heldout=[2.0] * 3, alarms=[], going_on_from=1),
@@ -120,52 +120,54 @@ def test_the_best_is_by_the_held_out_reward_and_without_an_alarm(standing) -> No
         ]
     )
     assert [found.best(k) for k in range(4)] == [0, 1, 1, 1]
-    assert [found.going_on_from(k) for k in range(4)] == [0, 1, 1, 3]
+    assert [found.resume_iteration(k) for k in range(4)] == [0, 1, 1, 3]
     assert (found.last_trained(), found.last_evaluated(), found.ended()) == (3, 3, False)
 
 
-def test_with_a_judge_the_best_is_by_its_win_rate(standing) -> None:
+def test_with_a_judge_the_best_is_by_its_win_rate(run_state) -> None:
     even = {"scores": [0.0] * 3, "tokens": [9] * 3}
     records = [
         evaluation(**even, heldout=[0.0] * 3),
         evaluation(**even, heldout=[2.0] * 3, alarms=[], going_on_from=1, judge={"win_rate_vs_base": 0.4}),
         evaluation(**even, heldout=[1.0] * 3, alarms=[], going_on_from=2, judge={"win_rate_vs_base": 0.7}),
     ]
-    assert [standing(records, judge={"model": "a"}).best(k) for k in range(3)] == [0, 0, 2]
-    assert [standing(records).best(k) for k in range(3)] == [0, 1, 1]
+    assert [run_state(records, judge={"model": "a"}).best(k) for k in range(3)] == [0, 0, 2]
+    assert [run_state(records).best(k) for k in range(3)] == [0, 1, 1]
 
 
-def test_a_run_ends_after_so_many_roll_backs(standing) -> None:
+def test_a_run_ends_after_so_many_roll_backs(run_state) -> None:
     even = {"scores": [0.0] * 3, "tokens": [9] * 3, "heldout": [0.0] * 3}
     back = evaluation(**even, alarms=["long"], going_on_from=0)
-    assert not standing([evaluation(**even), back]).ended()
-    assert standing([evaluation(**even), back, back]).ended()
-    assert not standing([evaluation(**even), back, back], patience=3).ended()
+    assert not run_state([evaluation(**even), back]).ended()
+    assert run_state([evaluation(**even), back, back]).ended()
+    assert not run_state([evaluation(**even), back, back], patience=3).ended()
 
 
-def test_what_is_watched_decides_where_the_run_goes_on(standing) -> None:
+def test_what_is_watched_decides_where_the_run_goes_on(run_state) -> None:
     tokens, rng = list(range(40, 60)), np.random.default_rng(0)
     base = evaluation(rng.normal(0, 1, 20), tokens, rng.normal(0, 1, 20))
-    found = standing([base, base | {"alarms": [], "going_on_from": 1}])
+    found = run_state([base, base | {"alarms": [], "going_on_from": 1}])
     longer = evaluation(rng.normal(0, 1, 20), [3 * n for n in tokens], rng.normal(0, 1, 20))
-    watched = found.watched(1, longer)
+    watched = found.check_guards(1, longer)
     assert watched["going_on_from"] == 0
     assert watched["monitors"]["kl"] == 3.0
     assert any("3.00 times as long" in alarm for alarm in watched["alarms"])
-    assert found.watched(1, base)["going_on_from"] == 1
+    assert found.check_guards(1, base)["going_on_from"] == 1
 
 
-def test_what_a_pair_must_be_worth_comes_from_the_policy_that_samples(standing) -> None:
+def test_what_a_pair_must_be_worth_comes_from_the_policy_that_samples(run_state) -> None:
     tokens = list(range(40, 60))
     base = evaluation([0.2 * n for n in tokens], tokens, [0.0] * 20)
-    slope, least = standing([base]).worth(1)
+    slope, least = run_state([base]).pair_thresholds(1)
     assert slope == pytest.approx(0.2)
     assert least == pytest.approx(0.1 * np.std([0.2 * n for n in tokens]))
-    assert standing([base], length_debias=False).worth(1)[0] == 0.0
+    assert run_state([base], length_debias=False).pair_thresholds(1)[0] == 0.0
     trained = evaluation([0.0] * 20, tokens, [0.0] * 20, alarms=[], going_on_from=1)
-    assert standing([base, trained]).worth(2)[1] == 0.0
-    one_round = standing([base], more={"pairs_from": "base"})
-    assert one_round.worth(2) == pytest.approx((slope, least)), "all pairs are made before anything is evaluated"
+    assert run_state([base, trained]).pair_thresholds(2)[1] == 0.0
+    one_round = run_state([base], more={"pairs_from": "base"})
+    assert one_round.pair_thresholds(2) == pytest.approx((slope, least)), (
+        "all pairs are made before anything is evaluated"
+    )
 
 
 def test_a_speech_that_was_set_aside_in_one_evaluation_is_not_compared() -> None:
@@ -175,9 +177,9 @@ def test_a_speech_that_was_set_aside_in_one_evaluation_is_not_compared() -> None
     assert guards.gain(now, base, "heldout").tolist() == [5.0]
 
 
-def test_the_divergence_from_the_base_model_is_only_known_where_that_is_the_reference(standing) -> None:
+def test_the_divergence_from_the_base_model_is_only_known_where_that_is_the_reference(run_state) -> None:
     base = evaluation([0.0, 1.0, 2.0], [40, 50, 60], [0.0, 1.0, 2.0])
     trained = base | {"alarms": [], "going_on_from": 1}
-    assert standing([base, trained]).watched(1, base)["monitors"]["kl"] == 3.0
-    previous = standing([base, trained], more={"dpo": {"reference": "previous"}})
-    assert "kl" not in previous.watched(1, base)["monitors"]
+    assert run_state([base, trained]).check_guards(1, base)["monitors"]["kl"] == 3.0
+    previous = run_state([base, trained], more={"dpo": {"reference": "previous"}})
+    assert "kl" not in previous.check_guards(1, base)["monitors"]

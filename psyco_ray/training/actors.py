@@ -1,0 +1,114 @@
+"""The actors of a policy training run: rollout pool, scorer pool and learner group."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import ray
+from ray.util import remove_placement_group
+
+from psyco_ray.config.training import Job
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.spec import WorkerSpec
+from psyco_ray.pool import placement
+from psyco_ray.pool.actor_pool import ActorPool
+from psyco_ray.rollout.actor import RolloutActor, actor_environment
+from psyco_ray.rollout.scorer import ScorerActor
+from psyco_ray.run.timeline import Timeline
+from psyco_ray.training.colocation import ColocationManager
+
+
+def reward_models(job: Job) -> dict[str, str]:
+    """The reward models that scorers load, by their name in the SCORES table."""
+    scorers = job.scorers
+    models = {"reward": scorers.reward_model, "heldout": scorers.heldout_model, "safety": scorers.safety_model}
+    return {name: model for name, model in models.items() if model is not None}
+
+
+class RunActors:
+    """Starts, waits for and closes all actors of a run; each loads while the others load.
+
+    Example:
+        >>> actors = RunActors(job, state=None, timeline=timeline)
+        >>> actors.wait_ready()
+        >>> actors.close()
+    """
+
+    def __init__(self, job: Job, state: str | None, timeline: Timeline) -> None:
+        """Starts the actors; if one cannot be placed, those already started are closed.
+
+        Args:
+            job: of the run.
+            state: the learner's state to continue from; None: the job's model.
+            timeline: records when actors are busy.
+
+        Raises:
+            PlacementTimeoutError: the cluster has no room.
+        """
+        self._on_busy = {
+            role: functools.partial(timeline.add_busy, role) for role in ("rollouts", "scorers", "learners")
+        }
+        with contextlib.ExitStack() as started:
+            bundles = None
+            if job.colocated:
+                bundles = placement.shared_rooms(job)
+                started.callback(remove_placement_group, bundles)
+            self.rollouts = self._start_rollouts(job, bundles)
+            started.callback(self.rollouts.close)
+            self.scorers = self._start_scorers(job)
+            started.callback(self.scorers.close)
+            self.learner = self._start_learner(job, state, bundles)
+            started.callback(self.learner.close)
+            self.colocation = ColocationManager(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
+            self.close = started.pop_all().close
+
+    def counts(self) -> dict[str, int]:
+        """The current number of actors by role."""
+        return {
+            "rollouts": len(self.rollouts.actors),
+            "scorers": len(self.scorers.actors),
+            "learners": len(self.learner.workers),
+        }
+
+    def _start_rollouts(self, job: Job, bundles: Any) -> ActorPool[RolloutActor]:
+        actor = ray.remote(RolloutActor)
+        environment = actor_environment(job.rollouts)
+        return ActorPool(
+            "rollout",
+            lambda index: actor.options(**placement.pool_options(job.rollouts, environment, bundles, index)).remote(
+                f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated
+            ),
+            job.rollouts.actors,
+            job.deadlines,
+            on_busy=self._on_busy["rollouts"],
+            suspended=job.colocated,
+        )
+
+    def _start_scorers(self, job: Job) -> ActorPool[ScorerActor]:
+        actor = ray.remote(ScorerActor)
+        # with another reference the learner computes the log-probabilities itself
+        reference = job.model if job.dpo.reference == "base" else None
+        return ActorPool(
+            "scorer",
+            lambda index: actor.options(**placement.pool_options(job.scorers)).remote(
+                f"scorer-{index}", reward_models(job), reference, job.scorers
+            ),
+            job.scorers.actors,
+            job.deadlines,
+            on_busy=self._on_busy["scorers"],
+        )
+
+    def _start_learner(self, job: Job, state: str | None, bundles: Any) -> LearnerGroup:
+        spec = WorkerSpec(
+            model=job.model,
+            objective=DpoObjective(job.dpo),
+            settings=job.learners,
+            optimizer=job.dpo.optimizer,
+            seed=job.seed,
+            start_s=job.deadlines.start_s,
+            step_s=job.deadlines.step_s,
+        )
+        return LearnerGroup(spec, state=state, placement_group=bundles, on_busy=self._on_busy["learners"])

@@ -1,0 +1,136 @@
+"""The pairs of an iteration: formed from scored groups or taken from a file, stored, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.training import Job
+from psyco_ray.data.mixture import Encoder
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.schemas import PAIRS
+from psyco_ray.run.types import Group, PreferencePair
+from psyco_ray.training import pairs
+
+Row = dict[str, Any]
+AddReference = Callable[[str, Iterable[PreferencePair]], dict[str, PreferencePair]]
+"""Maps a stage's name and pairs to the pairs with reference log-probabilities, by key; may drop quarantined pairs."""
+
+
+class PairStage:
+    """Makes the PAIRS table of each iteration.
+
+    Training always reads the pairs back from the table, so a fresh run and a resumed run train on the same bytes.
+
+    Example:
+        >>> pair_stage = PairStage(job, ledger, progress, pipeline.add_reference)
+        >>> facts = pair_stage.make_sampled(1, rows, pipeline.samples(1, rows, version=0), (0.0, 0.0))
+        >>> pairs = pair_stage.read(1)
+    """
+
+    def __init__(self, job: Job, ledger: Ledger, progress: Progress, add_reference: AddReference) -> None:
+        self._job, self._ledger, self._progress, self._add_reference = job, ledger, progress, add_reference
+
+    def read(self, iteration: int) -> list[PreferencePair]:
+        """The stored pairs of an iteration."""
+        path = self._ledger.path(stage(iteration, "pairs.parquet"))
+        return [pairs.example_of(row) for row in pq.read_table(path).to_pylist()]
+
+    def make_sampled(
+        self, iteration: int, rows: list[Row], stream: Iterable[Group], thresholds: tuple[float, float]
+    ) -> Row:
+        """Forms a pair of the best and the worst response of each group, adds the reference, and stores the pairs.
+
+        Groups stream through: the reference of a pair is computed while other groups are still sampled.
+
+        Args:
+            iteration: of the run.
+            rows: of the SPEECHES table, in the order of the pairs.
+            stream: scored groups, in any order.
+            thresholds: length bias and smallest margin, as `RunState.pair_thresholds` returns them.
+
+        Returns:
+            Facts for the stage's record.
+
+        Raises:
+            InputError: no group has a pair.
+        """
+        groups: dict[str, Group] = {}
+        slope, min_margin = thresholds
+
+        def formed() -> Iterator[PreferencePair]:
+            tracked = self._progress.track(stream, f"iteration {iteration}: sample and score", len(rows))
+            for group in tracked:
+                groups[group.prompt.speech_id] = group
+                if (pair := pairs.pair_of(group, slope, min_margin)) is not None:
+                    yield pair
+
+        referenced = self._add_reference(stage(iteration, "pairs"), formed())
+        if not referenced:
+            raise InputError(
+                f"iteration {iteration} has no pair to train on: {self._job.scorers.reward_model} ranks no response "
+                "above another" + (" beyond what length explains (guards.length_debias)" if slope else "")
+            )
+        speech_ids = [row["speech_id"] for row in rows]
+        self._write(iteration, [pairs.row_of(referenced[key], groups[key]) for key in speech_ids if key in referenced])
+        means = [sum(group.scores["reward"]) / len(group.responses) for group in groups.values()]
+        lengths = [len(response.token_ids) for group in groups.values() for response in group.responses]
+        finished = [response.finished for group in groups.values() for response in group.responses]
+        return {
+            "rows": len(referenced),
+            "speeches": len(rows),
+            "reward": sum(means) / len(means),
+            "tokens": sum(lengths),
+            "mean_tokens": sum(lengths) / len(lengths),
+            "finished_share": sum(finished) / len(finished),
+            "quarantined": self._ledger.quarantined(stage(iteration, "samples")),
+        }
+
+    def make_offline(self, iteration: int, rows: list[str], table: pa.Table) -> Row:
+        """Encodes rows of a file of preference pairs, adds the reference, and stores the pairs.
+
+        Args:
+            iteration: of the run.
+            rows: numbers of the rows, as text.
+            table: of the COMPARISONS schema.
+
+        Returns:
+            Facts for the stage's record.
+
+        Raises:
+            InputError: no pair fits the length limit.
+        """
+        encoder = Encoder(self._job, for_policy=True)
+        texts = table.take(pa.array([int(row) for row in rows]))
+        # row numbers make the keys unique: several files of a mixture, or rows of one file, may share an id
+        keys = [f"{row}:{pair_id}" for row, pair_id in zip(rows, texts["pair_id"].to_pylist(), strict=True)]
+        column = texts.schema.get_field_index("pair_id")
+        examples = encoder.examples(texts.set_column(column, "pair_id", pa.array(keys, pa.string())))
+        if not examples:
+            raise InputError(
+                f"iteration {iteration} has no pair to train on: none of {len(rows)} fits rollouts.max_model_len"
+            )
+        tracked = self._progress.track(examples, f"iteration {iteration}: reference", len(examples))
+        referenced = self._add_reference(stage(iteration, "pairs"), tracked)
+        text_by_key = dict(zip(keys, texts.to_pylist(), strict=True))
+        stored = [example.key for example in examples if example.key in referenced]
+        self._write(iteration, [pairs.offline_row(referenced[key], text_by_key[key]) for key in stored])
+        lengths = [len(ids) for example in examples for ids in (example.chosen_ids, example.rejected_ids)]
+        return {
+            "rows": len(stored),
+            "speeches": len(rows),
+            "cut": encoder.cut,
+            "too_long": encoder.too_long,
+            "reward": None,
+            "tokens": 0,
+            "mean_tokens": sum(lengths) / len(lengths),
+            "finished_share": 1.0,
+        }
+
+    def _write(self, iteration: int, rows: list[Row]) -> None:
+        self._ledger.write_table(stage(iteration, "pairs.parquet"), pa.Table.from_pylist(rows, schema=PAIRS))

@@ -1,0 +1,103 @@
+"""One round of DPO on the pairs of an iteration (paper §4.2)."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from psyco_ray.config.training import Job
+from psyco_ray.learner.batching import batches
+from psyco_ray.learner.group import LearnerGroup
+from psyco_ray.run.hashing import key_of
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.run.timeline import Timeline
+from psyco_ray.run.types import PreferencePair
+from psyco_ray.training.step_log import StepLog
+
+_log = logging.getLogger(__name__)
+
+Batches = list[list[PreferencePair]]
+
+
+class PolicyTrainer:
+    """Trains the policy, with checkpoints within an iteration, and saves model and state at its end.
+
+    Example:
+        >>> trainer = PolicyTrainer(job, ledger, telemetry, timeline, learner)
+        >>> trainer.train(1, trainer.plan(1, pairs))
+    """
+
+    def __init__(
+        self, job: Job, ledger: Ledger, telemetry: Telemetry, timeline: Timeline, learner: LearnerGroup
+    ) -> None:
+        self._job, self._ledger, self._telemetry = job, ledger, telemetry
+        self._timeline, self._learner = timeline, learner
+
+    def plan(self, iteration: int, pairs: list[PreferencePair]) -> Batches:
+        """The batches of an iteration, in the order of its steps; their order depends on job seed and iteration."""
+        seed = int(key_of(self._job.seed, "train", iteration), 16) % 2**31
+        return batches(pairs, self._job.dpo.optimizer, self._job.learners.actors, seed)
+
+    def train(self, iteration: int, planned: Batches) -> None:
+        """Takes the steps that are left, saves model and state, and records the stage.
+
+        Raises:
+            Preempted: SIGTERM arrived; the steps so far are saved.
+        """
+        keep = self._job.keeps_optimizer
+        log = StepLog(self._ledger, stage(iteration, "training"))
+        self._take_steps(iteration, planned, log)
+        trained = time.time()
+        mfu = self._learner.mfu(log.facts["tokens"] / (trained - log.began))
+        if mfu is not None:
+            self._telemetry.rolling.set(mfu=mfu)
+        with self._timeline.span(iteration, "save"):
+            self._learner.save_model(self._ledger.place(stage(iteration, "checkpoint")))
+            self._learner.save_state(self._ledger.place(stage(iteration, "state")), moments=keep)
+        self._ledger.finish(
+            stage(iteration, "train"),
+            log.began,
+            train_s=trained - log.began,
+            save_s=time.time() - trained,
+            tokens=log.facts["tokens"],
+            steps=log.facts["steps"],
+            mfu=mfu,
+        )
+        log.clear()
+
+    def _take_steps(self, iteration: int, planned: Batches, log: StepLog) -> None:
+        if log.state is not None:
+            self._learner.load_state(log.state)
+            _log.info(f"iteration {iteration}: {log.done} steps are done")
+        first, total = self._schedule(iteration, len(planned))
+        stream = self._learner.train(
+            planned[log.done :],
+            total,
+            first + log.done,
+            reset_optimizer=iteration > 1 and not self._job.keeps_optimizer and not log.done,
+        )
+        every = self._job.dpo.checkpoint_every
+        with self._timeline.span(iteration, "train"):
+            for step in self._telemetry.steps(stream, f"iteration {iteration}: train"):
+                log.add(step)
+                log.pause(self._learner)
+                if every and log.done % every == 0 and log.done < len(planned):
+                    log.write(self._learner)
+
+    def _schedule(self, iteration: int, steps: int) -> tuple[int, int]:
+        """First step of an iteration and total steps of the learning-rate schedule.
+
+        A schedule over all iterations counts the steps of full iterations, although ties leave some with fewer pairs.
+        """
+        if not self._job.keeps_optimizer:
+            return 0, steps
+        optimizer = self._job.dpo.optimizer
+        full = optimizer.epochs * -(-self._job.speeches_per_iteration // optimizer.batch_size)
+        first = (iteration - 1) * full
+        return first, max(self._job.iterations * full, first + steps)
+
+
+def worker_count(requested: int, planned: Batches) -> int:
+    """Learner workers to train with: no more than the smallest batch has pairs, so that none is idle."""
+    return min(requested, *map(len, planned))

@@ -1,0 +1,81 @@
+"""The PAIRS table of offline pairs: unique keys, dropped pairs, and what is read back."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from psyco_ray.config.training import Job, Part, Prompts
+from psyco_ray.data import mixture
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import PreferencePair
+from psyco_ray.training.pair_stage import PairStage
+
+
+def add_reference(name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
+    """A reference that differs from pair to pair."""
+    return {pair.key: replace(pair, reference=(-float(len(pair.chosen_ids)), -1.0)) for pair in pairs}
+
+
+@pytest.fixture
+def job(tmp_path, tiny_model) -> Job:
+    return Job(
+        run_dir=str(tmp_path / "run"),
+        model=str(tiny_model),
+        pairs_from="file",
+        prompts=Prompts(respond="respond-small"),
+    )
+
+
+@pytest.fixture
+def ledger(job) -> Iterator[Ledger]:
+    ledger = Ledger(job, resume=False)
+    yield ledger
+    ledger.close()
+
+
+def table_of(job: Job, *files: tuple[Path, list[dict]]) -> pa.Table:
+    """The training pairs of files written for the test."""
+    for path, rows in files:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return mixture.mix([Part(pairs=str(path)) for path, _ in files], job.data, seed=0).train
+
+
+def test_pairs_of_two_files_with_the_same_ids_are_all_trained(local_ray, job, ledger, tmp_path) -> None:
+    rows = [
+        {"prompt": f"{name} {i}", "chosen": f"{name} yes {i}", "rejected": f"{name} no {i}", "split": "train"}
+        for name in ("first", "second")
+        for i in range(4)
+    ]
+    table = table_of(job, (tmp_path / "a.parquet", rows[:4]), (tmp_path / "b.parquet", rows[4:]))
+    assert len(set(table["pair_id"].to_pylist())) < 8, "their ids are row numbers"
+    stage = PairStage(job, ledger, Progress(), add_reference)
+    facts = stage.make_offline(1, [str(i) for i in range(8)], table)
+    assert (facts["rows"], facts["speeches"]) == (8, 8)
+    pairs = stage.read(1)
+    assert len({pair.key for pair in pairs}) == len({pair.chosen_ids for pair in pairs}) == 8
+    stored = pq.read_table(ledger.path("iteration-001/pairs.parquet")).to_pylist()
+    assert sorted(row["chosen"] for row in stored) == sorted(row["chosen"] for row in rows)
+    for row, pair in zip(stored, pairs, strict=True):
+        assert row["chosen"].split()[:2] == [*row["rejected"].split()[:1], "yes"]
+        assert row["chosen_reference"] == -len(pair.chosen_ids), "the reference is that of its own pair"
+
+
+def test_a_quarantined_pair_is_left_out(local_ray, job, ledger, tmp_path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(4)]
+    table = table_of(job, (tmp_path / "pairs.parquet", rows))
+    stage = PairStage(job, ledger, Progress(), lambda name, pairs: add_reference(name, list(pairs)[1:]))
+    assert stage.make_offline(1, ["0", "1", "2", "3"], table)["rows"] == 3
+    assert len(stage.read(1)) == 3
+
+
+def test_pairs_that_are_all_too_long_are_refused(local_ray, job, ledger, tmp_path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "word " * 5000, "rejected": "no", "split": "train"} for i in range(4)]
+    table = table_of(job, (tmp_path / "long.parquet", rows))
+    stage = PairStage(job, ledger, Progress(), add_reference)
+    with pytest.raises(ValueError, match="none of 4 fits rollouts"):
+        stage.make_offline(2, ["0", "1", "2", "3"], table)
