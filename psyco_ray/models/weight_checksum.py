@@ -57,7 +57,7 @@ class WeightChecksum:
         """Returns the digest of all added parameters."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # parameters may have been added on several streams
-        sums = torch.stack([found for _, found in self._parameters]).tolist() if self._parameters else []
+        sums = torch.stack([pair for _, pair in self._parameters]).tolist() if self._parameters else []
         lines = sorted(
             f"{text} {first} {second}" for (text, _), (first, second) in zip(self._parameters, sums, strict=True)
         )

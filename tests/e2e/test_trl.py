@@ -1,4 +1,4 @@
-"""Reward and policy training take the same steps as TRL's RewardTrainer and DPOTrainer, loss by loss."""
+"""Every step of reward and policy training has the loss of TRL's RewardTrainer and DPOTrainer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +21,13 @@ from psyco_ray.run.types import PreferencePair
 pytestmark = pytest.mark.long
 BATCH, LEARNING_RATE, SEED = 8, 1e-3, 11
 EPOCHS = {"reward": 2, "policy": 1}
-REWARDS = {  # ours, then TRL's settings
+REWARDS = {  # objective, then TRL's settings
     "plain": (BradleyTerryObjective(), {}),
     "margin and centre": (BradleyTerryObjective(centre=0.05), {"margins": True, "center_rewards_coefficient": 0.05}),
 }
 POLICIES = {
     "sigmoid": (DpoConfig(beta=0.1), {"loss_type": ["sigmoid"]}),
-    # TRL knows smoothing in this form alone
+    # the only form of smoothing in TRL
     "label-smoothed": (
         DpoConfig(beta=0.1, loss="robust", label_smoothing=0.1),
         {"loss_type": ["robust"], "label_smoothing": 0.1},
@@ -52,8 +52,8 @@ def pairs() -> list[dict[str, Any]]:
     ]
 
 
-def shortened(row: dict[str, Any]) -> dict[str, Any]:
-    """The pair with a few words of each text: TRL computes the logits of every token, which takes long on a CPU."""
+def shorten(row: dict[str, Any]) -> dict[str, Any]:
+    """Keeps a few words of each text, because TRL computes the logits of every token, which is slow on a CPU."""
 
     def cut(messages: list[dict[str, str]]) -> list[dict[str, str]]:
         words = messages[-1]["content"].split()
@@ -64,7 +64,7 @@ def shortened(row: dict[str, Any]) -> dict[str, Any]:
 
 @ray.remote(num_cpus=1, runtime_env={"env_vars": {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}})
 def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, list[float]]:
-    """Every step's loss under each objective; TRL renders and tokenizes the conversations itself."""
+    """Returns the losses of TRL's steps for each objective; TRL renders and tokenizes the conversations itself."""
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -92,66 +92,68 @@ def trl_losses(model: str, rows: list[dict[str, Any]], out: str) -> dict[str, li
     tokenizer = AutoTokenizer.from_pretrained(model)
     table = datasets.Dataset.from_list(rows)
 
-    def recorded(trainer: type, **given: Any) -> list[float]:
-        found = []
+    def step_losses(trainer: type, **kwargs: Any) -> list[float]:
+        recorded = []
 
         class Recording(trainer):
             def compute_loss(self, *args, **kwargs):
                 loss = super().compute_loss(*args, **kwargs)
-                found.append((loss[0] if isinstance(loss, tuple) else loss).item())
+                recorded.append((loss[0] if isinstance(loss, tuple) else loss).item())
                 return loss
 
-        Recording(processing_class=tokenizer, **given).train()
-        return found
+        Recording(processing_class=tokenizer, **kwargs).train()
+        return recorded
 
     losses: dict[str, list[float]] = {}
     for name, (_, settings) in REWARDS.items():
-        own = dict(settings)
+        arguments = dict(settings)
         classifier = reward_model.new_model(Path(model), loading.load_tokenizer(Path(model)), "float32", SEED)
-        classifier.set_attn_implementation("eager")  # TRL packs nothing
-        losses[name] = recorded(
+        classifier.set_attn_implementation("eager")  # TRL does not pack
+        losses[name] = step_losses(
             RewardTrainer,
             model=classifier,
-            train_dataset=table if own.pop("margins", False) else table.remove_columns("margin"),
-            args=RewardConfig(**common, **own, num_train_epochs=EPOCHS["reward"]),
+            train_dataset=table if arguments.pop("margins", False) else table.remove_columns("margin"),
+            args=RewardConfig(**common, **arguments, num_train_epochs=EPOCHS["reward"]),
         )
     for name, (_, settings) in POLICIES.items():
-        losses[name] = recorded(
+        losses[name] = step_losses(
             DPOTrainer,
             model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
             ref_model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
-            train_dataset=datasets.Dataset.from_list([shortened(row) for row in rows]).remove_columns("margin"),
+            train_dataset=datasets.Dataset.from_list([shorten(row) for row in rows]).remove_columns("margin"),
             args=DPOConfig(**{"beta": 0.1, **common, **settings}, num_train_epochs=EPOCHS["policy"]),
         )
     return losses
 
 
 @pytest.fixture(scope="module")
-def theirs(local_ray, tiny_model, tmp_path_factory) -> dict[str, list[float]]:
+def trl(local_ray, tiny_model, tmp_path_factory) -> dict[str, list[float]]:
     out = tmp_path_factory.mktemp("trl")
     return ray.get(trl_losses.remote(str(tiny_model), pairs(), str(out)), timeout=900)
 
 
 def examples(tokenizer, rows: list[dict[str, Any]]) -> list[PreferencePair]:
-    found = []
+    encoded_pairs = []
     for number, row in enumerate(rows):
         encoded = encode(tokenizer, row["prompt"], [row[side][0]["content"] for side in ("chosen", "rejected")], None)
-        found.append(PreferencePair(str(number), encoded.prompt_ids, *encoded.response_ids, margin=row["margin"]))
-    return found
+        encoded_pairs.append(
+            PreferencePair(str(number), encoded.prompt_ids, *encoded.response_ids, margin=row["margin"])
+        )
+    return encoded_pairs
 
 
 def turns(tokenizer, rows: list[dict[str, Any]]) -> list[PreferencePair]:
-    """Split where the assistant begins, as TRL does, which also trains what the template writes after a turn's end."""
-    found = []
+    """Splits conversations where the assistant's turn begins; as in TRL, the template's text after it is trained."""
+    encoded_pairs = []
     for number, row in enumerate(rows):
         prompt = loading.conversation_ids(tokenizer, row["prompt"])
         whole = [loading.conversation_ids(tokenizer, [*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
-        found.append(PreferencePair(str(number), tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole)))
-    return found
+        encoded_pairs.append(PreferencePair(str(number), tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole)))
+    return encoded_pairs
 
 
-def our_losses(model: Path, objective: Objective, examples: list[PreferencePair]) -> list[float]:
-    """Every step's loss; a policy's reference is the model it starts from."""
+def learner_losses(model: Path, objective: Objective, examples: list[PreferencePair]) -> list[float]:
+    """Returns the losses of the learner's steps; a policy's reference is its base model."""
     spec = WorkerSpec(
         str(model),
         objective,
@@ -167,7 +169,7 @@ def our_losses(model: Path, objective: Objective, examples: list[PreferencePair]
     try:
         if objective.head == "policy":
             values = learner.evaluate_pairs(examples)
-            examples = [replace(one, reference=pair) for one, pair in zip(examples, values, strict=True)]
+            examples = [replace(example, reference=pair) for example, pair in zip(examples, values, strict=True)]
         batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)] * EPOCHS[objective.head]
         return [step.loss for step in learner.train(batches, total_steps=len(batches))]
     finally:
@@ -175,21 +177,21 @@ def our_losses(model: Path, objective: Objective, examples: list[PreferencePair]
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_every_steps_loss_is_that_of_the_reward_trainer(theirs, tiny_model, tokenizer, name: str) -> None:
+def test_every_reward_step_has_the_loss_of_trl(trl, tiny_model, tokenizer, name: str) -> None:
     objective, settings = REWARDS[name]
-    given = examples(tokenizer, pairs())
+    batch = examples(tokenizer, pairs())
     if "margins" not in settings:
-        given = [replace(one, margin=0.0) for one in given]
-    ours = our_losses(tiny_model, objective, given)
-    assert ours == pytest.approx(theirs[name], rel=1e-3)
-    first, last = (sum(ours[i : i + 8]) / 8 for i in (0, 8))
-    assert last < 0.8 * first, "little was learnt, so equal steps would show little"
+        batch = [replace(example, margin=0.0) for example in batch]
+    losses = learner_losses(tiny_model, objective, batch)
+    assert losses == pytest.approx(trl[name], rel=1e-3)
+    first, last = (sum(losses[i : i + 8]) / 8 for i in (0, 8))
+    assert last < 0.8 * first, "without learning, equal losses prove little"
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_steps_loss_is_that_of_the_dpo_trainer(theirs, tiny_model, tokenizer, name: str) -> None:
-    given = turns(tokenizer, [shortened(row) for row in pairs()])
-    assert len({len(one.chosen_ids) for one in given}) > 5, "lengths are to matter"
-    ours = our_losses(tiny_model, DpoObjective(POLICIES[name][0]), given)
-    assert ours == pytest.approx(theirs[name], rel=1e-3)
-    assert max(ours) - min(ours) > 0.05, "little was moved, so equal steps would show little"
+def test_every_policy_step_has_the_loss_of_trl(trl, tiny_model, tokenizer, name: str) -> None:
+    batch = turns(tokenizer, [shorten(row) for row in pairs()])
+    assert len({len(example.chosen_ids) for example in batch}) > 5, "different lengths matter to the losses"
+    losses = learner_losses(tiny_model, DpoObjective(POLICIES[name][0]), batch)
+    assert losses == pytest.approx(trl[name], rel=1e-3)
+    assert max(losses) - min(losses) > 0.05, "without a change of the losses, equal losses prove little"

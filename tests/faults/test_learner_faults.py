@@ -1,4 +1,4 @@
-"""Learner ranks that die or hang at bad moments: the result is the same."""
+"""Learner workers that die or hang at bad moments: the result is bitwise the same."""
 
 import os
 import signal
@@ -49,11 +49,11 @@ def process(learner: LearnerGroup, rank: int) -> int:
     return learner._group.locations()[rank][2]
 
 
-def hurt(learner: LearnerGroup, rank: int, how: signal.Signals = signal.SIGKILL) -> None:
-    os.kill(process(learner, rank), how)
+def send_signal(learner: LearnerGroup, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(process(learner, rank), number)
 
 
-def gone(pids: list[int], within_s: float = 20) -> bool:
+def all_ended(pids: list[int], within_s: float = 20) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
@@ -62,57 +62,57 @@ def gone(pids: list[int], within_s: float = 20) -> bool:
     return False
 
 
-def placed() -> int:
-    return sum(found["state"] == "CREATED" for found in ray.util.placement_group_table().values())
+def placement_groups() -> int:
+    return sum(entry["state"] == "CREATED" for entry in ray.util.placement_group_table().values())
 
 
-def timed(what: str, action: Callable):
-    began = time.monotonic()
-    found = action()
-    print(f"\nrecovery: {what}: {time.monotonic() - began:.1f} s")
-    return found
+def timed(label: str, action: Callable):
+    started = time.monotonic()
+    result = action()
+    print(f"\nrecovery: {label}: {time.monotonic() - started:.1f} s")
+    return result
 
 
-def course(learner: LearnerGroup, where: Path, disturb: Callable[[str], None]) -> dict:
-    """A training with a checkpoint in the middle; `disturb` is told where it is."""
+def trained(learner: LearnerGroup, directory: Path, disturb: Callable[[str], None]) -> dict:
+    """Runs a training with a checkpoint in the middle; calls `disturb` with the name of each moment."""
     losses = []
     disturb("start")
     for step in learner.train(PLAN, len(PLAN)):
         losses.append(step.loss)
         if step.step == 2:
-            learner.save_state(where / "middle", moments=True)
+            learner.save_state(directory / "middle", moments=True)
         disturb(f"step {step.step}")
     values = learner.evaluate_pairs(PAIRS)
     disturb("values")
     weights = learner.export(1, 64)
     disturb("export")
-    learner.save_model(where / "model")
+    learner.save_model(directory / "model")
     disturb("model")
-    learner.save_state(where / "end", moments=True)
+    learner.save_state(directory / "end", moments=True)
     return {
         "losses": losses,
         "values": values,
         "digest": weights.digest,
-        "state": load_file(where / "end" / "state-00000.safetensors"),
-        "model": load_file(where / "model" / "model.safetensors"),
+        "state": load_file(directory / "end" / "state-00000.safetensors"),
+        "model": load_file(directory / "model" / "model.safetensors"),
     }
 
 
 @pytest.fixture(scope="module")
-def calm(local_ray, tiny_model, tmp_path_factory) -> dict:
+def undisturbed(local_ray, tiny_model, tmp_path_factory) -> dict:
     learner = group(tiny_model)
     try:
-        return course(learner, tmp_path_factory.mktemp("calm"), lambda moment: None)
+        return trained(learner, tmp_path_factory.mktemp("undisturbed"), lambda moment: None)
     finally:
         learner.close()
 
 
-def same(found: dict, expected: dict) -> None:
+def assert_same(actual: dict, expected: dict) -> None:
     for key in ("losses", "values", "digest"):
-        assert found[key] == expected[key], key
+        assert actual[key] == expected[key], key
     for key in ("state", "model"):
-        assert found[key].keys() == expected[key].keys()
-        assert all(torch.equal(found[key][name], value) for name, value in expected[key].items()), key
+        assert actual[key].keys() == expected[key].keys()
+        assert all(torch.equal(actual[key][name], value) for name, value in expected[key].items()), key
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,10 @@ def same(found: dict, expected: dict) -> None:
         pytest.param({"step 1": 1, "step 4": 0}, {"values": 0, "export": 1, "model": 1}, marks=pytest.mark.long),
     ],
 )
-def test_ranks_that_are_killed_or_hang_change_nothing(calm, tiny_model, tmp_path, caplog, between, within) -> None:
-    """Between two calls, and within one: a rank stands still for a second, so that the call is surely under way."""
+def test_workers_that_die_or_hang_do_not_change_the_result(
+    undisturbed, tiny_model, tmp_path, caplog, between, within
+) -> None:
+    """Between two calls, and during a call: a worker is stopped for a second first, so that the call is in progress."""
     learner = group(tiny_model, step_s=10)
     seen: set[int] = set()
     hung: list[int] = []
@@ -132,70 +134,70 @@ def test_ranks_that_are_killed_or_hang_change_nothing(calm, tiny_model, tmp_path
     def disturb(moment: str) -> None:
         seen.update(place[2] for place in learner._group.locations())
         if moment in between:
-            hurt(learner, between[moment])
+            send_signal(learner, between[moment])
             time.sleep(0.1)
         if moment in within:
-            hurt(learner, within[moment], signal.SIGSTOP)
+            send_signal(learner, within[moment], signal.SIGSTOP)
             threading.Timer(1.0, os.kill, (process(learner, within[moment]), signal.SIGKILL)).start()
         if moment == "step 3":
             hung.append(process(learner, 1))
-            hurt(learner, 1, signal.SIGSTOP)
+            send_signal(learner, 1, signal.SIGSTOP)
 
-    blows = len(between) + len(within) + 1
+    faults = len(between) + len(within) + 1
     try:
-        found = timed(f"whole course with {blows} blows", lambda: course(learner, tmp_path, disturb))
+        result = timed(f"training with {faults} faults", lambda: trained(learner, tmp_path, disturb))
         seen.update(place[2] for place in learner._group.locations())
-        assert len(seen) >= 2 * (blows + 1), "some were not replaced"
+        assert len(seen) >= 2 * (faults + 1), "a worker was not replaced"
     finally:
         learner.close()
-    same(found, calm)
-    assert gone(list(seen))
-    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")], "a rank left half a directory"
-    assert placed() == 0
-    told = next(record.getMessage() for record in caplog.records if "no answer within 10 s" in record.getMessage())
-    assert f"process {hung[0]} on node " in told
-    assert "of optimizer step 5" in told
-    assert "restarting the learner from" in told
+    assert_same(result, undisturbed)
+    assert all_ended(list(seen))
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")], "a worker left an incomplete directory"
+    assert placement_groups() == 0
+    message = next(record.getMessage() for record in caplog.records if "no answer within 10 s" in record.getMessage())
+    assert f"process {hung[0]} on node " in message
+    assert "of optimizer step 5" in message
+    assert "restarting the learner from" in message
 
 
 @pytest.mark.long
-def test_fewer_ranks_go_on_where_there_is_no_room_for_as_many(
+def test_a_smaller_group_continues_without_room_for_the_full_one(
     local_ray, tiny_model, tmp_path, monkeypatch, caplog
 ) -> None:
     monkeypatch.setattr(placement, "PLACEMENT_DEADLINE_S", 3.0)
     learner = group(tiny_model, cpus=3, dtype="float32")
     blockers = []
-    end = WorkerGroup.shutdown
+    shutdown = WorkerGroup.shutdown
 
-    def end_and_crowd(ranks: WorkerGroup) -> None:
-        end(ranks)
-        assert all(blocker.wait(60) for blocker in blockers), "it takes the room before others ask for it"
+    def shutdown_and_occupy(group: WorkerGroup) -> None:
+        shutdown(group)
+        assert all(blocker.wait(60) for blocker in blockers), "the blocker is placed before the new group"
 
-    monkeypatch.setattr(WorkerGroup, "shutdown", end_and_crowd)
+    monkeypatch.setattr(WorkerGroup, "shutdown", shutdown_and_occupy)
 
-    def crowd(moment: str) -> None:
+    def occupy(moment: str) -> None:
         if moment == "step 3":
-            # of 8 CPUs the ranks hold 6; this takes 4 as soon as they are free
+            # the workers hold 6 of 8 CPUs; this takes 4 as soon as they are free
             blockers.append(ray.util.placement_group([{"CPU": 4}]))
-            hurt(learner, 0)
+            send_signal(learner, 0)
 
     try:
-        expected = course(learner, tmp_path / "calm", lambda moment: None)
+        expected = trained(learner, tmp_path / "undisturbed", lambda moment: None)
         learner.close()
         learner = group(tiny_model, cpus=3, dtype="float32")
-        found = timed("whole course, from the fifth step on with one rank", lambda: course(learner, tmp_path, crowd))
+        result = timed("training, from the fifth step on with one rank", lambda: trained(learner, tmp_path, occupy))
         assert len(learner.workers) == 1
     finally:
         learner.close()
         for blocker in blockers:
             ray.util.remove_placement_group(blocker)
-    assert found["losses"][:4] == expected["losses"][:4]
-    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    assert result["losses"][:4] == expected["losses"][:4]
+    assert result["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     assert any("no room for 2 learner ranks" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.long
-def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model, caplog) -> None:
+def test_a_resized_group_continues_with_the_same_weights(local_ray, tiny_model, caplog) -> None:
     broken = PreferencePair("pair-broken", (5,), (6,), (7,), margin=float("nan"))
     learner = group(tiny_model, ranks=1, dtype="float32")
     try:
@@ -211,12 +213,14 @@ def test_another_number_of_ranks_goes_on_from_where_it_was(local_ray, tiny_model
         caplog.clear()
         with pytest.raises(ValueError, match="loss of pair pair-broken is nan"):
             list(learner.train([[*PAIRS[:5], broken]], 1))
-        assert not [record for record in caplog.records if "restarting" in record.getMessage()], "it is not tried again"
+        assert not [record for record in caplog.records if "restarting" in record.getMessage()], (
+            "an invalid loss is no reason to restart"
+        )
     finally:
         learner.close()
 
 
-def test_a_group_that_dies_again_and_again_is_given_up(local_ray, tiny_model) -> None:
+def test_a_group_that_keeps_dying_fails_after_the_last_restart(local_ray, tiny_model) -> None:
     learner = group(tiny_model)
     stop = threading.Event()
     killed: set[int] = set()
@@ -234,13 +238,13 @@ def test_a_group_that_dies_again_and_again_is_given_up(local_ray, tiny_model) ->
     killer.start()
     try:
         with pytest.raises(RuntimeError, match=rf"learner rank 1 .*on node .*failed after {MAX_RESTARTS} restarts"):
-            timed(f"giving up after {MAX_RESTARTS} rebuilds", lambda: list(learner.train(PLAN, len(PLAN))))
+            timed(f"failing after {MAX_RESTARTS} restarts", lambda: list(learner.train(PLAN, len(PLAN))))
     finally:
         stop.set()
         killer.join()
         learner.close()
     assert len(killed) == MAX_RESTARTS + 1
-    assert placed() == 0
+    assert placement_groups() == 0
 
 
 def test_settings_of_checkpoints_are_checked() -> None:

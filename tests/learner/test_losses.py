@@ -1,3 +1,5 @@
+"""Losses and objectives against hand-computed values."""
+
 import math
 
 import pytest
@@ -16,7 +18,7 @@ def test_bradley_terry_equals_hand_computed_values() -> None:
     assert loss.tolist() == pytest.approx([-math.log(sigmoid(1.0)), math.log(2), -math.log(sigmoid(-3.0))])
 
 
-def test_a_margin_asks_for_more_and_centring_pulls_towards_zero() -> None:
+def test_margin_and_centring_add_to_the_loss() -> None:
     values = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
     loss, metrics = BradleyTerryObjective(centre=0.01)(values, torch.tensor([0.0, 0.6]), 1.0)
     assert loss.tolist() == pytest.approx([-math.log(sigmoid(1.0)) + 0.09, -math.log(sigmoid(0.4)) + 0.09])
@@ -28,12 +30,12 @@ def objective(**settings) -> DpoObjective:
     return DpoObjective(DpoConfig(**settings))
 
 
-def given(reference: list[float], tokens: list[float]) -> torch.Tensor:
+def inputs(reference: list[float], tokens: list[float]) -> torch.Tensor:
     return torch.tensor([[*reference, *tokens]])
 
 
 # log-ratios: chosen -10 - (-12) = 2, rejected -9 - (-8) = -1; 4 and 2 tokens
-VALUES, BESIDE = torch.tensor([[-10.0, -9.0]]), given([-12.0, -8.0], [4.0, 2.0])
+VALUES, INPUTS = torch.tensor([[-10.0, -9.0]]), inputs([-12.0, -8.0], [4.0, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -54,13 +56,13 @@ VALUES, BESIDE = torch.tensor([[-10.0, -9.0]]), given([-12.0, -8.0], [4.0, 2.0])
     ids=str,
 )
 def test_each_loss_equals_its_hand_computed_value(settings, expected) -> None:
-    loss, metrics = objective(**settings)(VALUES, BESIDE, mean_chosen_tokens=4.0)
+    loss, metrics = objective(**settings)(VALUES, INPUTS, mean_chosen_tokens=4.0)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert (metrics["chosen_shift"].item(), metrics["rejected_shift"].item()) == (2.0, -1.0)
     assert metrics["accuracy"].item() == 1.0
 
 
-def test_settings_without_a_meaning_are_refused() -> None:
+def test_invalid_combinations_of_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="has no meaning for"):
         DpoConfig(loss="ipo", label_smoothing=0.1)
     with pytest.raises(ValueError, match="robust needs"):
@@ -74,13 +76,13 @@ def test_dpo_of_an_untrained_policy_is_log_two() -> None:
     assert metrics["margin"].tolist() == [0.0, 0.0]
 
 
-def test_dpo_gradient_is_beta_times_the_doubt() -> None:
+def test_the_dpo_gradient_is_beta_times_the_probability_of_the_wrong_order() -> None:
     values = VALUES.clone().requires_grad_()
-    loss, metrics = objective()(values, BESIDE, 4.0)
+    loss, metrics = objective()(values, INPUTS, 4.0)
     loss.sum().backward()
-    doubt = sigmoid(-0.3)
+    wrong_order = sigmoid(-0.3)
     assert values.grad is not None
-    assert values.grad[0].tolist() == pytest.approx([-0.1 * doubt, 0.1 * doubt])
+    assert values.grad[0].tolist() == pytest.approx([-0.1 * wrong_order, 0.1 * wrong_order])
     assert metrics["margin"].item() == pytest.approx(0.3)
 
 

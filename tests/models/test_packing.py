@@ -185,9 +185,9 @@ def test_padding_in_transformers_does_not_change_a_score(scorer, tiny_reward_mod
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=8), min_size=1, max_size=5))
 def test_branch_loses_no_token(conversations: list[list[int]]) -> None:
-    shared, own = branch(conversations)
-    assert [[*shared, *rest] for rest in own] == conversations
-    assert all(own)
+    shared, rests = branch(conversations)
+    assert [[*shared, *rest] for rest in rests] == conversations
+    assert all(rests)
 
 
 def test_empty_sequences_are_refused() -> None:

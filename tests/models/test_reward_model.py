@@ -1,4 +1,4 @@
-"""A saved reward model gives the same score to every loader, and any family's scores are those of transformers."""
+"""A saved reward model has the same scores in every library, and scores of every family equal those of transformers."""
 
 import itertools
 import random
@@ -18,8 +18,8 @@ from psyco_ray.models import loading, reward_model
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response, ScoreRequest, ScoreResult
 
-ASKED = [{"role": "user", "content": "I cannot sleep and nobody knows why."}]
-ANSWERS = ["That sounds tiring.", "Sleep more!", "What goes through your mind at night, when the house is quiet?"]
+MESSAGES = [{"role": "user", "content": "I cannot sleep and nobody knows why."}]
+RESPONSES = ["That sounds tiring.", "Sleep more!", "What goes through your mind at night, when the house is quiet?"]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,12 @@ def scorer(tiny_reward_model, tiny_model) -> ScorerActor:
 @pytest.fixture(scope="module")
 def texts(tokenizer) -> list[str]:
     return [
-        tokenizer.apply_chat_template([*ASKED, {"role": "assistant", "content": a}], tokenize=False) for a in ANSWERS
+        tokenizer.apply_chat_template([*MESSAGES, {"role": "assistant", "content": a}], tokenize=False)
+        for a in RESPONSES
     ]
 
 
-def test_the_head_is_seeded_and_the_models_own_head_stays(tiny_model, tiny_reward_model) -> None:
+def test_a_new_head_is_seeded_and_a_reward_model_keeps_its_head(tiny_model, tiny_reward_model) -> None:
     tokenizer = loading.load_tokenizer(tiny_model)
     first, same, other = (
         reward_model.new_model(tiny_model, tokenizer, "float32", seed).score.weight for seed in (1, 1, 2)
@@ -48,19 +49,19 @@ def test_the_head_is_seeded_and_the_models_own_head_stays(tiny_model, tiny_rewar
     assert torch.equal(again, reward_model.new_model(tiny_model, tokenizer, "float32", seed=3).score.weight)
 
 
-def test_score_of_a_group(scorer) -> None:
-    group = Group(Prompt("s", (1,), 0), tuple(Response(a, (9,), True) for a in ANSWERS), 4)
-    [(scored, seconds)] = scorer.score((group, ASKED, ("reward",)))
-    assert scored.scores["reward"] == pytest.approx(scorer.score_texts("reward", ASKED, ANSWERS), abs=1e-5)
+def test_a_group_scores_as_each_response_alone(scorer) -> None:
+    group = Group(Prompt("s", (1,), 0), tuple(Response(a, (9,), True) for a in RESPONSES), 4)
+    [(scored, seconds)] = scorer.score((group, MESSAGES, ("reward",)))
+    assert scored.scores["reward"] == pytest.approx(scorer.score_texts("reward", MESSAGES, RESPONSES), abs=1e-5)
     assert scored.version == 4
     assert seconds > 0
-    alone = [scorer.score_texts("reward", ASKED, [answer])[0] for answer in ANSWERS]
+    alone = [scorer.score_texts("reward", MESSAGES, [answer])[0] for answer in RESPONSES]
     assert scored.scores["reward"] == pytest.approx(alone, abs=1e-5)
     assert len({round(s, 3) for s in alone}) == 3
 
 
 def test_transformers_pipeline_gives_the_same_scores(scorer, tiny_reward_model, texts) -> None:
-    """As RewardBench loads a sequence classifier: a pipeline over rendered conversations, padded together."""
+    """RewardBench loads a sequence classifier like this: a pipeline over rendered conversations, padded together."""
     from transformers import pipeline
 
     classify = pipeline(
@@ -69,13 +70,13 @@ def test_transformers_pipeline_gives_the_same_scores(scorer, tiny_reward_model, 
         tokenizer=AutoTokenizer.from_pretrained(tiny_reward_model),
         device="cpu",
     )
-    theirs = [
-        found["score"]
-        for found in classify(
+    scores = [
+        label["score"]
+        for label in classify(
             texts, batch_size=3, padding=True, truncation=True, max_length=256, function_to_apply="none"
         )
     ]
-    assert theirs == pytest.approx(scorer.score_texts("reward", ASKED, ANSWERS), abs=1e-5)
+    assert scores == pytest.approx(scorer.score_texts("reward", MESSAGES, RESPONSES), abs=1e-5)
 
 
 @ray.remote(num_cpus=1, runtime_env={"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}})
@@ -85,50 +86,50 @@ def vllm_scores(path: str, texts: list[str]) -> list[float]:
     llm = LLM(
         path, runner="pooling", dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=2**27
     )
-    found = llm.classify(texts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
-    return [output.outputs.probs[0] for output in found]
+    outputs = llm.classify(texts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+    return [output.outputs.probs[0] for output in outputs]
 
 
 @pytest.mark.long
 def test_vllm_gives_the_same_scores(local_ray, scorer, tiny_reward_model, texts) -> None:
-    theirs = ray.get(vllm_scores.remote(str(tiny_reward_model), texts), timeout=300)
-    assert theirs == pytest.approx(scorer.score_texts("reward", ASKED, ANSWERS), abs=1e-3)
+    scores = ray.get(vllm_scores.remote(str(tiny_reward_model), texts), timeout=300)
+    assert scores == pytest.approx(scorer.score_texts("reward", MESSAGES, RESPONSES), abs=1e-3)
 
 
-def test_reference_logprobs_are_those_of_the_model(scorer, tiny_model) -> None:
+def test_reference_logprobs_equal_those_of_the_model(scorer, tiny_model) -> None:
     from transformers import AutoModelForCausalLM
 
     example = PreferencePair("p", (5, 6, 7), (8, 9), (10, 11, 12))
-    [(found, _)] = scorer.reference_logprobs(example)
+    [(with_reference, _)] = scorer.reference_logprobs(example)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    for ids, value in zip((example.chosen_ids, example.rejected_ids), found.reference, strict=True):
+    for ids, value in zip((example.chosen_ids, example.rejected_ids), with_reference.reference, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([example.prompt_ids + ids])).logits[0, 2:-1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item()
         assert value == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_classifier_with_two_labels_is_no_reward_model(tiny_model, tmp_path) -> None:
+def test_a_classifier_with_two_labels_is_refused(tiny_model, tmp_path) -> None:
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 2 labels; one is needed"):
         ScorerActor("x", {"reward": str(tmp_path)}, None, Scorers()).ready()
 
 
-def conversations(count: int, seed: int = 0, most: int = 4) -> list[ScoreRequest]:
-    """Conversations of one or three messages with one to `most` responses, of very different lengths."""
+def conversations(count: int, seed: int = 0, max_responses: int = 4) -> list[ScoreRequest]:
+    """Conversations of one or three messages with up to `max_responses` responses, of very different lengths."""
     rng = random.Random(seed)
     vocabulary = ["sleep", "work", "alone", "father", "door", "quiet", "never", "why", "tell", "friend", "again"]
 
     def text(low: int, high: int) -> str:
         return " ".join(rng.choices(vocabulary, k=rng.randint(low, high)))
 
-    def asked(index: int) -> ScoreRequest:
+    def request(index: int) -> ScoreRequest:
         roles = ["user", "assistant", "user"] if rng.random() < 0.3 else ["user"]
         messages = tuple({"role": role, "content": text(1, 30)} for role in roles)
-        return ScoreRequest(f"c{index}", messages, tuple(text(1, 40) for _ in range(rng.randint(1, most))))
+        return ScoreRequest(f"c{index}", messages, tuple(text(1, 40) for _ in range(rng.randint(1, max_responses))))
 
-    return [asked(index) for index in range(count)]
+    return [request(index) for index in range(count)]
 
 
 TINY = {
@@ -171,11 +172,11 @@ ENCODERS: dict[str, dict] = {
 
 
 def saved(path: Path, base: Path, kind: str, template: str | None, **changes) -> Path:
-    """A random reward model of a family, and SmolLM2's vocabulary with that template or, without one, as an encoder."""
-    own = {**TINY, **(DECODERS | ENCODERS)[kind], **changes}
+    """Saves a random reward model with SmolLM2's vocabulary; without a template its tokenizer is an encoder's."""
+    settings = {**TINY, **(DECODERS | ENCODERS)[kind], **changes}
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = template
-    tokenizer.pad_token_id = own["pad_token_id"]
+    tokenizer.pad_token_id = settings["pad_token_id"]
     start, end = (tokenizer.convert_ids_to_tokens(i) for i in (1, 2))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A" if template else f"{start} $A {end}",
@@ -185,62 +186,62 @@ def saved(path: Path, base: Path, kind: str, template: str | None, **changes) ->
     if kind in ENCODERS:
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     torch.manual_seed(7)
-    known = AutoConfig.for_model(kind, vocab_size=len(tokenizer), num_labels=1, **own)
-    AutoModelForSequenceClassification.from_config(known).save_pretrained(path)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), num_labels=1, **settings)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
 
-def by_transformers(path: Path, asked: list[ScoreRequest]) -> list[tuple[float, ...]]:
-    """Each rendered conversation alone and unpadded."""
+def by_transformers(path: Path, requests: list[ScoreRequest]) -> list[tuple[float, ...]]:
+    """Scores each rendered conversation alone and unpadded."""
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(path)
 
-    def score(one: ScoreRequest, answer: str) -> float:
+    def score(request: ScoreRequest, response: str) -> float:
         if tokenizer.chat_template:
-            whole = [*one.messages, {"role": "assistant", "content": answer}]
+            whole = [*request.messages, {"role": "assistant", "content": response}]
             text = tokenizer.apply_chat_template(whole, tokenize=False)
             inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         else:
-            question = "\n\n".join(m["content"] for m in one.messages)
-            inputs = tokenizer(question, answer, return_tensors="pt")
+            question = "\n\n".join(m["content"] for m in request.messages)
+            inputs = tokenizer(question, response, return_tensors="pt")
         with torch.no_grad():
             return model.eval()(**inputs).logits.item()
 
-    return [tuple(score(one, answer) for answer in one.responses) for one in asked]
+    return [tuple(score(request, response) for response in request.responses) for request in requests]
 
 
 def flat(scored: list[ScoreResult]) -> list[float]:
-    return [value for one in scored for value in one.values]
+    return [value for result in scored for value in result.values]
 
 
 @pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
-def test_scores_of_a_family_are_those_of_transformers(kind, base_model, tmp_path) -> None:
+def test_scores_of_a_family_equal_those_of_transformers(kind, base_model, tmp_path) -> None:
     path = saved(tmp_path / kind, base_model, kind, WRITES_BOS if kind in DECODERS else None)
-    asked = conversations(8)
-    expected = [value for values in by_transformers(path, asked) for value in values]
+    requests = conversations(8)
+    expected = [value for values in by_transformers(path, requests) for value in values]
     for row_tokens in (1, 150, 4096):
         settings = Scorers(dtype="float32", row_tokens=row_tokens)
-        found = reward_model.RewardModel(str(path), settings, None).score(asked)
-        assert [one.key for one in found] == [one.key for one in asked]
-        assert flat(found) == pytest.approx(expected, abs=1e-5)
-    assert len({round(value, 3) for value in expected}) > 0.9 * len(expected), "the scores tell nothing apart"
+        scored = reward_model.RewardModel(str(path), settings, None).score(requests)
+        assert [result.key for result in scored] == [request.key for request in requests]
+        assert flat(scored) == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 3) for value in expected}) > 0.9 * len(expected), "equal scores would prove nothing"
 
 
 def test_a_decoder_without_a_pad_token_or_a_template(base_model, tmp_path) -> None:
-    asked = conversations(5)
+    requests = conversations(5)
     for kind, changes in (
         ("gpt2", {"template": WRITES_BOS}),
         ("gpt2", {"template": None}),
         ("llama", {"template": None}),
     ):
         path = saved(tmp_path / "model", base_model, kind, **changes)
-        known = AutoConfig.from_pretrained(path)
-        known.pad_token_id = None
-        known.save_pretrained(path)
-        expected = [value for values in by_transformers(path, asked) for value in values]
+        config = AutoConfig.from_pretrained(path)
+        config.pad_token_id = None
+        config.save_pretrained(path)
+        expected = [value for values in by_transformers(path, requests) for value in values]
         model = reward_model.RewardModel(str(path), Scorers(dtype="float32"), None)
-        assert flat(model.score(asked)) == pytest.approx(expected, abs=1e-5)
+        assert flat(model.score(requests)) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -257,18 +258,18 @@ def family(request, base_model, tiny_reward_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(family, many) -> tuple[reward_model.RewardModel, dict[tuple[str, str], float]]:
-    """A model, and the score of every text alone."""
+    """A model, and the score of every response alone."""
     model = reward_model.RewardModel(str(family), Scorers(dtype="float32", row_tokens=300), None)
     return model, {
-        (one.key, answer): model.score([ScoreRequest(one.key, one.messages, (answer,))])[0].values[0]
-        for one in many
-        for answer in one.responses
+        (request.key, response): model.score([ScoreRequest(request.key, request.messages, (response,))])[0].values[0]
+        for request in many
+        for response in request.responses
     }
 
 
-def test_128_texts_together_score_as_each_alone(alone, many) -> None:
+def test_128_responses_together_score_as_each_alone(alone, many) -> None:
     model, scores = alone
-    expected = [scores[one.key, answer] for one in many for answer in one.responses]
+    expected = [scores[request.key, response] for request in many for response in request.responses]
     assert len(expected) >= 128
     assert flat(model.score(many)) == pytest.approx(expected, abs=1e-5)
 
@@ -278,49 +279,56 @@ def test_128_texts_together_score_as_each_alone(alone, many) -> None:
 def test_scores_do_not_depend_on_batch_mates(alone, many, data) -> None:
     model, scores = alone
     chosen = data.draw(st.lists(st.sampled_from(many), min_size=1, max_size=6))
-    asked = [ScoreRequest(one.key, one.messages, tuple(data.draw(st.permutations(one.responses)))) for one in chosen]
-    expected = [scores[one.key, answer] for one in asked for answer in one.responses]
-    assert flat(model.score(asked)) == pytest.approx(expected, abs=1e-5)
+    requests = [
+        ScoreRequest(request.key, request.messages, tuple(data.draw(st.permutations(request.responses))))
+        for request in chosen
+    ]
+    expected = [scores[request.key, response] for request in requests for response in request.responses]
+    assert flat(model.score(requests)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_score_many_names_its_model_and_says_how_long_it_took(scorer, many) -> None:
-    [(found, seconds)] = scorer.score_many(("reward", tuple(many[:5])))
-    assert [one.key for one in found] == [one.key for one in many[:5]]
-    assert [one.cut for one in found] == [0] * 5
-    expected = [score for one in many[:5] for score in scorer.score_texts("reward", list(one.messages), one.responses)]
-    assert flat(found) == pytest.approx(expected, abs=1e-5)
+def test_score_many_returns_scores_by_request_and_the_seconds(scorer, many) -> None:
+    [(scored, seconds)] = scorer.score_many(("reward", tuple(many[:5])))
+    assert [result.key for result in scored] == [request.key for request in many[:5]]
+    assert [result.cut for result in scored] == [0] * 5
+    expected = [
+        score
+        for request in many[:5]
+        for score in scorer.score_texts("reward", list(request.messages), request.responses)
+    ]
+    assert flat(scored) == pytest.approx(expected, abs=1e-5)
     assert seconds > 0
 
 
 @pytest.mark.parametrize("kind", ["llama", "roberta"])
-def test_a_long_prompt_loses_its_left_and_a_long_response_has_no_score(kind, base_model, tmp_path) -> None:
+def test_a_long_prompt_is_cut_and_a_long_response_has_no_score(kind, base_model, tmp_path) -> None:
     path = saved(tmp_path / "model", base_model, kind, WRITES_BOS if kind == "llama" else None)
     tokenizer = AutoTokenizer.from_pretrained(path)
     long = "the first words of a long letter " * 9 + "and its end"
-    answer = "I hear you."
+    response = "I hear you."
     messages = ({"role": "user", "content": long},)
     if kind == "llama":
-        whole = loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+        whole = loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": response}])
     else:
-        whole = tokenizer(long, answer)["input_ids"]
+        whole = tokenizer(long, response)["input_ids"]
     over = len(whole) - 50
     ids = torch.tensor([whole[:1] + whole[1 + over :]])
     with torch.no_grad():
         expected = AutoModelForSequenceClassification.from_pretrained(path).eval()(ids).logits.item()
     model = reward_model.RewardModel(str(path), Scorers(dtype="float32"), 50)
     cut, none = model.score(
-        [ScoreRequest("cut", messages, (answer,)), ScoreRequest("none", messages, (answer, "so " * 60))]
+        [ScoreRequest("cut", messages, (response,)), ScoreRequest("none", messages, (response, "so " * 60))]
     )
     assert (cut.cut, none.values) == (over, None)
     assert cut.values == pytest.approx([expected], abs=1e-5)
 
 
-def test_a_response_longer_than_the_model_reads_is_refused_by_name(base_model, tmp_path) -> None:
+def test_a_response_longer_than_the_context_is_refused(base_model, tmp_path) -> None:
     path = saved(tmp_path / "model", base_model, "roberta", None, max_position_embeddings=54)
     actor = ScorerActor("scorer-0", {"heldout": str(path)}, None, Scorers(dtype="float32"))
     actor.ready()
     messages = [{"role": "user", "content": "so " * 100}]
-    assert len(actor.score_texts("heldout", messages, ["so " * 40])) == 1  # 50 positions are behind the pad token's
+    assert len(actor.score_texts("heldout", messages, ["so " * 40])) == 1  # 50 positions follow the pad token's
     with pytest.raises(ValueError, match=r"fills the context of reward model .*model; ask for shorter responses"):
         actor.score_texts("heldout", messages, ["so " * 60])
 
@@ -331,19 +339,19 @@ def test_a_response_longer_than_the_model_reads_is_refused_by_name(base_model, t
 )
 def test_only_plain_decoders_are_packed(kind: str, packs: bool) -> None:
     with torch.device("meta"):
-        own = AutoConfig.for_model(kind, num_labels=1, num_hidden_layers=4)
-        assert reward_model.can_pack(AutoModelForSequenceClassification.from_config(own)) is packs
+        config = AutoConfig.for_model(kind, num_labels=1, num_hidden_layers=4)
+        assert reward_model.can_pack(AutoModelForSequenceClassification.from_config(config)) is packs
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 600), st.booleans())
-def test_rows_hold_every_text_once_within_their_budget(lengths: list[int], budget: int, padded: bool) -> None:
-    found = reward_model.plan_rows(lengths, budget, padded)
-    assert sorted(place for row in found for place in row) == list(range(len(lengths)))
-    in_order = [lengths[place] for row in found for place in row]
+def test_rows_contain_every_text_once_within_their_budget(lengths: list[int], budget: int, padded: bool) -> None:
+    rows = reward_model.plan_rows(lengths, budget, padded)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    in_order = [lengths[index] for row in rows for index in row]
     assert in_order == sorted(lengths)
-    for row in found:
-        held = [lengths[place] for place in row]
-        assert len(row) == 1 or (max(held) * len(held) if padded else sum(held)) <= budget
-    for row, following in itertools.pairwise(found):
-        held, longest = [lengths[place] for place in row], lengths[following[0]]
-        assert (longest * (len(row) + 1) if padded else sum(held) + longest) > budget, "the row had room"
+    for row in rows:
+        sizes = [lengths[index] for index in row]
+        assert len(row) == 1 or (max(sizes) * len(sizes) if padded else sum(sizes)) <= budget
+    for row, following in itertools.pairwise(rows):
+        sizes, longest = [lengths[index] for index in row], lengths[following[0]]
+        assert (longest * (len(row) + 1) if padded else sum(sizes) + longest) > budget, "the row had room"
