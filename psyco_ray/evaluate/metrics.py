@@ -1,7 +1,7 @@
-"""How well scores tell the better of two responses, and how well calibrated they are (paper §4.1, tables 1, 2, 7).
+"""Accuracy and calibration of scores on preference pairs (paper §4.1, tables 1, 2, 7).
 
-A pair counts in both orders, as the probability that its first response is the better one and whether it is. So both
-classes exist, in equal numbers, and it does not matter which side a file stores first.
+A pair counts in both orders, as the probability that its first response is the better one, and as whether it is. Both
+classes therefore have the same size, and the order in which a file stores the responses does not matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.evaluate.stats import wilson
 
 TEMPERATURES = (0.01, 100.0)
-"""The bounds of a fitted temperature."""
+"""Bounds of a fitted temperature."""
 
 HISTOGRAM_BINS = 20
 
@@ -39,18 +39,18 @@ _NOT_GIVEN = "not given"
 
 
 def both_orders(chosen: ArrayLike, rejected: ArrayLike, temperature: float = 1.0) -> tuple[_Floats, NDArray[np.int64]]:
-    """Every pair as two cases for a classifier: chosen first, then rejected first.
+    """Every pair as two cases of a binary classifier: chosen first, then rejected first.
 
     Args:
-        chosen: scores of the chosen responses, one a pair.
-        rejected: scores of the rejected ones.
+        chosen: scores of the chosen responses, shape (pairs,).
+        rejected: scores of the rejected responses, shape (pairs,).
         temperature: T in σ((r₁ − r₂) / T).
 
     Returns:
-        The probability that the first response is the better one, and 1 or 0 for whether it is: twice as many as pairs.
+        The probability that the first response is the better one, and its label 1 or 0, each of shape (2 · pairs,).
 
     Raises:
-        InputError: there is no pair, or a score is not finite.
+        InputError: there are no pairs, or a score is not finite.
     """
     assert temperature > 0, temperature
     margins = _margins(chosen, rejected) / temperature
@@ -58,49 +58,51 @@ def both_orders(chosen: ArrayLike, rejected: ArrayLike, temperature: float = 1.0
 
 
 def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int) -> float:
-    """Expected calibration error (Naeini et al. 2015) of the probability of the positive class.
+    """Expected calibration error of the probability of the positive class: Σ_b n_b/n · |mean label − mean probability|.
+
+    Source: Naeini et al. 2015, equation 3.
 
     Bins are equally wide on [0, 1]; each includes its lower bound, and the last one includes 1.0. Libraries differ
     there: scikit-learn's calibration_curve includes the upper bound (0.5 of a tie falls into the bin below) and returns
     no counts; torchmetrics puts 1.0 into a bin of its own.
 
     Args:
-        probabilities: of the positive class.
-        labels: 1 or 0, as many.
-        bins: how many.
+        probabilities: of the positive class, shape (cases,).
+        labels: 1 or 0, shape (cases,).
+        bins: number of bins.
     """
     counts, probability, positive = _binned(probabilities, labels, bins)
     return float(np.abs(probability - positive).sum() / counts.sum())
 
 
 def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> list[dict[str, Any]]:
-    """The bins of `ece`: `low`, `high`, `count`, mean `probability` and share `right`, both None in an empty bin."""
+    """The bins of `ece`: `low`, `high`, `count`, mean `probability` and share `right`; both are None in empty bins."""
     sums = _binned(probabilities, labels, bins).T
     return [
         {
-            "low": place / bins,
-            "high": (place + 1) / bins,
+            "low": index / bins,
+            "high": (index + 1) / bins,
             "count": int(count),
             "probability": float(probability / count) if count else None,
             "right": float(positive / count) if count else None,
         }
-        for place, (count, probability, positive) in enumerate(sums)
+        for index, (count, probability, positive) in enumerate(sums)
     ]
 
 
 def measure(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
-    """All figures of a reward model on preference pairs; plain values, ready for JSON.
+    """All metrics of a reward model on preference pairs, as JSON values.
 
     Args:
-        chosen: scores of the chosen responses, one a pair.
-        rejected: scores of the rejected ones.
+        chosen: scores of the chosen responses, shape (pairs,).
+        rejected: scores of the rejected responses, shape (pairs,).
 
     Returns:
-        `pairs`, `accuracy` (chosen strictly above rejected) with `accuracy_ci95`, `ties`, `auc`, what `calibrated`
-        gives at temperature 1, and `histogram`: `edges` of equal bins and the counts of `chosen` and `rejected` scores.
+        `pairs`, `accuracy` (chosen strictly above rejected) with `accuracy_ci95`, `ties`, `auc`, the metrics of
+        `calibrated` at temperature 1, and `histogram`: `edges` of equal bins, counts of `chosen` and `rejected` scores.
 
     Raises:
-        InputError: there is no pair, or a score is not finite.
+        InputError: there are no pairs, or a score is not finite.
     """
     margins = _margins(chosen, rejected)
     right = int((margins > 0).sum())
@@ -118,18 +120,18 @@ def measure(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
 
 
 def calibrated(chosen: ArrayLike, rejected: ArrayLike, temperature: float) -> dict[str, Any]:
-    """The figures that a temperature changes; accuracy and AUC do not depend on it.
+    """The metrics that depend on the temperature, unlike accuracy and AUC.
 
     Args:
-        chosen: scores of the chosen responses, one a pair.
-        rejected: scores of the rejected ones.
+        chosen: scores of the chosen responses, shape (pairs,).
+        rejected: scores of the rejected responses, shape (pairs,).
         temperature: T in σ((r₁ − r₂) / T), fitted on other pairs.
 
     Returns:
-        `ece10` and `ece15` (10 and 15 bins), `brier`, `nll` (nats a pair) and `reliability` in 10 bins.
+        `ece10` and `ece15` (10 and 15 bins), `brier`, `nll` (nats per pair) and `reliability` in 10 bins.
 
     Raises:
-        InputError: there is no pair, or a score is not finite.
+        InputError: there are no pairs, or a score is not finite.
     """
     probabilities, labels = both_orders(chosen, rejected, temperature)
     return {
@@ -142,25 +144,25 @@ def calibrated(chosen: ArrayLike, rejected: ArrayLike, temperature: float) -> di
 
 
 def fit_temperature(chosen: ArrayLike, rejected: ArrayLike) -> float:
-    """The temperature at which the scores explain the preferences best (Guo et al. 2017): least NLL.
+    """The temperature of least NLL (Guo et al. 2017, section 4.2).
 
-    Scores that are always right would be explained ever better by ever lower temperatures, scores that are mostly wrong
-    by ever higher ones; there the answer is the bound, 0.01 or 100. Scores that are all tied say nothing: 1.
+    If the scores are always right, the NLL falls as the temperature falls to 0; if they are mostly wrong, it falls as
+    the temperature rises. The result is then a bound, 0.01 or 100. If all scores are tied, the result is 1.
 
     Raises:
-        InputError: there is no pair, or a score is not finite.
+        InputError: there are no pairs, or a score is not finite.
     """
     margins = _margins(chosen, rejected)
     if not margins.any():
         return 1.0
-    found = minimize_scalar(
+    best = minimize_scalar(
         lambda log: _nll(margins, float(np.exp(log))), bounds=tuple(np.log(TEMPERATURES)), method="bounded"
     )
-    return float(np.exp(found.x))
+    return float(np.exp(best.x))
 
 
 def slices(table: pa.Table, right: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
-    """Accuracy on parts of the pairs.
+    """Accuracy on slices of the pairs.
 
     Args:
         table: COMPARISONS rows.
@@ -169,11 +171,11 @@ def slices(table: pa.Table, right: Sequence[float]) -> dict[str, list[dict[str, 
     Returns:
         By `topic`, `gap` (of the mean ratings), `length` (of the chosen response against the rejected one, in
         characters; about equal: they differ by at most a tenth of the longer) and `{principle}_gap`: a list of `slice`,
-        `pairs`, `accuracy` and `ci95`. What no row has is absent.
+        `pairs`, `accuracy` and `ci95`. A label without values is absent.
     """
     assert table.num_rows == len(right), (table.num_rows, len(right))
     topics = table["topic"].to_pylist()
-    found = {
+    by_label = {
         "topic": _accuracies(topics, sorted({topic for topic in topics if topic is not None}), right),
         "gap": _accuracies(_named(table["gap"], _GAP_BOUNDS, _GAP_NAMES), _GAP_NAMES, right),
         "length": _accuracies(_lengths(table), _LENGTH_NAMES, right),
@@ -181,32 +183,32 @@ def slices(table: pa.Table, right: Sequence[float]) -> dict[str, list[dict[str, 
     for principle in PRINCIPLES:
         key = f"{principle}_gap"
         labels = _named(table[key], _PRINCIPLE_BOUNDS, _PRINCIPLE_NAMES)
-        found[key] = _accuracies(labels, _PRINCIPLE_NAMES, right)
-    return {key: rows for key, rows in found.items() if rows}
+        by_label[key] = _accuracies(labels, _PRINCIPLE_NAMES, right)
+    return {key: rows for key, rows in by_label.items() if rows}
 
 
 def ranked(first_right: Sequence[bool | None], second_right: Sequence[bool | None]) -> dict[str, Any]:
-    """Figures of a generative model that named the better response of every pair, asked in both orders.
+    """Metrics of a generative model that chose the better response of every pair, in both orders.
 
     Args:
-        first_right: whether it named the chosen response where that came first; None: its answer was unreadable.
+        first_right: whether it chose the chosen response where that came first; None: its answer was unreadable.
         second_right: the same where the chosen response came second.
 
     Returns:
         `pairs`, `accuracy` over both orders (unreadable is wrong) with `accuracy_ci95` by pair, `unreadable` answers,
-        `first_accuracy`, `second_accuracy`, and `consistent`: the share of pairs in which it named the same response.
+        `first_accuracy`, `second_accuracy`, and `consistent`: the share of pairs with the same choice in both orders.
 
     Raises:
-        InputError: there is no pair.
+        InputError: there are no pairs.
     """
-    marks = shares_right(first_right, second_right)
-    if not marks:
+    shares = shares_right(first_right, second_right)
+    if not shares:
         raise InputError("there are no pairs to measure a ranker on; take a split or a file that has some")
     both = list(zip(first_right, second_right, strict=True))
     return {
-        "pairs": len(marks),
-        "accuracy": sum(marks) / len(marks),
-        "accuracy_ci95": list(wilson(sum(marks), len(marks))),
+        "pairs": len(shares),
+        "accuracy": sum(shares) / len(shares),
+        "accuracy_ci95": list(wilson(sum(shares), len(shares))),
         "unreadable": sum(answer is None for pair in both for answer in pair),
         "first_accuracy": sum(first is True for first, _ in both) / len(both),
         "second_accuracy": sum(second is True for _, second in both) / len(both),
@@ -215,25 +217,25 @@ def ranked(first_right: Sequence[bool | None], second_right: Sequence[bool | Non
 
 
 def shares_right(first_right: Sequence[bool | None], second_right: Sequence[bool | None]) -> list[float]:
-    """For every pair the share of both orders in which a ranker was right: 1, 0.5 or 0; unreadable is wrong."""
+    """For every pair, the share of both orders in which a ranker was right: 1, 0.5 or 0; unreadable is wrong."""
     both = zip(first_right, second_right, strict=True)
     return [((first is True) + (second is True)) / 2 for first, second in both]
 
 
 def _margins(chosen: ArrayLike, rejected: ArrayLike) -> _Floats:
-    """Chosen less rejected scores, checked."""
-    better, worse = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
-    assert better.shape == worse.shape, (better.shape, worse.shape)
-    if not better.size:
+    """Chosen minus rejected scores, checked."""
+    above, below = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
+    assert above.shape == below.shape, (above.shape, below.shape)
+    if not above.size:
         raise InputError("there are no pairs to measure scores on; take a split or a file that has some")
-    finite = np.isfinite(better) & np.isfinite(worse)
+    finite = np.isfinite(above) & np.isfinite(below)
     if not finite.all():
         first = int(np.argmin(finite))
         raise InputError(
-            f"pair {first + 1} of {len(finite)} has the scores {better[first]} and {worse[first]}; "
+            f"pair {first + 1} of {len(finite)} has the scores {above[first]} and {below[first]}; "
             "they must be finite: look at the reward model's weights and dtype"
         )
-    return better - worse
+    return above - below
 
 
 def _nll(margins: _Floats, temperature: float) -> float:
@@ -242,13 +244,13 @@ def _nll(margins: _Floats, temperature: float) -> float:
 
 
 def _binned(probabilities: ArrayLike, labels: ArrayLike, bins: int) -> _Floats:
-    """3 x bins: the number of cases, the sum of their probabilities, the number of positive ones."""
+    """Per bin: number of cases, sum of their probabilities, number of positive cases; shape (3, bins)."""
     values, positive = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     assert len(values) == len(positive) > 0, (len(values), len(positive))
     assert ((values >= 0) & (values <= 1)).all()
-    edges = np.arange(1, bins) / bins  # division, as steps of linspace miss 0.3 by a rounding error
-    places = np.searchsorted(edges, values, side="right")
-    return np.array([np.bincount(places, of, bins) for of in (np.ones(len(values)), values, positive)])
+    edges = np.arange(1, bins) / bins  # division: linspace misses 0.3 by a rounding error
+    indices = np.searchsorted(edges, values, side="right")
+    return np.array([np.bincount(indices, weights, bins) for weights in (np.ones(len(values)), values, positive)])
 
 
 def _histogram(chosen: _Floats, rejected: _Floats) -> dict[str, list[float]]:
@@ -264,7 +266,7 @@ def _histogram(chosen: _Floats, rejected: _Floats) -> dict[str, list[float]]:
 
 
 def _named(column: pa.ChunkedArray, bounds: Sequence[float], names: Sequence[str]) -> list[str | None]:
-    """Each value's bin, which holds its lower bound."""
+    """The bin of each value; a bin includes its lower bound."""
     return [None if value is None else names[bisect_right(bounds, value)] for value in column.to_pylist()]
 
 
@@ -286,19 +288,17 @@ def _accuracies(
 ) -> list[dict[str, Any]] | None:
     """Accuracy by label, in the order of `names`; None where no row has one."""
     groups: dict[str | None, list[float]] = {}
-    for label, mark in zip(labels, right, strict=True):
-        groups.setdefault(label, []).append(mark)
+    for label, share in zip(labels, right, strict=True):
+        groups.setdefault(label, []).append(share)
     if set(groups) <= {None}:
         return None
-    rows = []
-    for name, key in [*((name, name) for name in names), (_NOT_GIVEN, None)]:
-        if marks := groups.get(key):
-            rows.append(
-                {
-                    "slice": name,
-                    "pairs": len(marks),
-                    "accuracy": float(sum(marks) / len(marks)),
-                    "ci95": list(wilson(float(sum(marks)), len(marks))),
-                }
-            )
-    return rows
+    return [
+        {
+            "slice": _NOT_GIVEN if label is None else label,
+            "pairs": len(groups[label]),
+            "accuracy": float(sum(groups[label]) / len(groups[label])),
+            "ci95": list(wilson(float(sum(groups[label])), len(groups[label]))),
+        }
+        for label in (*names, None)
+        if label in groups
+    ]

@@ -1,7 +1,7 @@
-"""Win rates over the test speeches, and what has to be known beside them (paper §4.2, table 3).
+"""Win rates over the test speeches, with length control and significance (paper §4.2, table 3).
 
-An outcome belongs to one speech: 1 where our response won, 0 where the opponent's did, 0.5 for a tie, None where the
-verdict could not be read. A forced choice knows no ties unless it is asked for in both orders (`strict`).
+An outcome belongs to one speech: 1 our response won, 0 the opponent's won, 0.5 a tie, None an unreadable verdict. A
+forced choice has no ties unless it is made in both orders (`strict`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOPICS = {
     "Crisis and Safety Concerns": "Safety",
     "Special Topics": "Special Topics",
 }
-"""The coarse topics in the order of table 3, and their titles there."""
+"""The coarse topics in the order of table 3, with their titles there."""
 
 OVERALL = "Overall"
 NO_TOPIC = "No topic"
@@ -41,18 +41,18 @@ _Floats = NDArray[np.float64]
 
 
 def win_rate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
-    """How often we won, over all speeches: a tie is half a win, an unreadable verdict is a loss.
+    """The win rate over all speeches: a tie is half a win, an unreadable verdict a loss.
 
     Args:
-        outcomes: one a speech.
+        outcomes: one per speech.
         seed: of the bootstrap.
 
     Returns:
         `rate` with `wilson95` and `bootstrap95` (over speeches), the counts `speeches`, `wins`, `ties`, `unreadable`,
-        and `decided`: the rate among the speeches that were neither tied nor unreadable, None without any.
+        and `decided`: the rate among speeches that are neither tied nor unreadable, None without any.
 
     Raises:
-        InputError: there is no speech.
+        InputError: there are no outcomes.
     """
     if not outcomes:
         raise InputError("there is no outcome to take a win rate of")
@@ -76,45 +76,43 @@ def by_topic(outcomes: Sequence[Outcome], topics: Sequence[str | None], seed: in
     """The win rate of every coarse topic that occurs, in the order and with the titles of table 3, and overall.
 
     Args:
-        outcomes: one a speech.
-        topics: the coarse topic of each speech, by its whole name or its title; None: it has none.
+        outcomes: one per speech.
+        topics: the coarse topic of each speech, as its full name or title; None: no topic.
         seed: of the bootstrap.
 
     Returns:
-        What `win_rate` gives by title: the eight topics, then unknown ones by name, NO_TOPIC, and OVERALL at the end.
+        `win_rate` by title: the eight topics, other topics by name, NO_TOPIC, and last OVERALL.
     """
     titles = [NO_TOPIC if topic is None else TOPICS.get(topic, topic) for topic in topics]
-    known = list(TOPICS.values())
-    unknown = sorted(set(titles) - {*known, NO_TOPIC})
-    found: dict[str, dict[str, Any]] = {}
-    for title in [*known, *unknown, NO_TOPIC]:
-        of = [outcome for outcome, own in zip(outcomes, titles, strict=True) if own == title]
-        if of:
-            found[title] = win_rate(of, seed)
-    return found | {OVERALL: win_rate(outcomes, seed)}
+    by_title: dict[str, list[Outcome]] = {}
+    for title, outcome in zip(titles, outcomes, strict=True):
+        by_title.setdefault(title, []).append(outcome)
+    others = sorted(by_title.keys() - {*TOPICS.values(), NO_TOPIC})
+    order = [title for title in (*TOPICS.values(), *others, NO_TOPIC) if title in by_title]
+    return {title: win_rate(by_title[title], seed) for title in order} | {OVERALL: win_rate(outcomes, seed)}
 
 
 def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float]) -> dict[str, Any]:
-    """The win rate that is to be expected where both responses are equally long.
+    """The win rate expected for responses of equal length.
 
-    A logistic regression explains the outcome by a constant and by tanh(d / s), with d our words less theirs and s the
-    root mean square of all d: the idea of AlpacaEval 2 (Dubois et al. 2024), whose tanh keeps a few very long answers
-    from deciding the slope. Without the mean taken off, 0 still means equal length, and an answer that is always longer
-    by about the same does not end on the flat part of the curve. The interval is the delta method's on the logit.
+    A logistic regression explains the outcome by a constant and by tanh(d / s), where d is our number of words minus
+    theirs and s the root mean square of all d. This follows AlpacaEval 2 (Dubois et al. 2024), whose tanh keeps a few
+    very long responses from determining the slope. The mean of d is not subtracted: 0 still means equal length, and a
+    constant difference does not end on the flat part of the curve. The interval is Wald's on the logit.
 
-    Where length separates wins from losses, or there are only wins or only losses, no finite fit exists. There the
-    coefficients get the weak log-F(1, 1) prior (Greenland and Mansournia 2015): half a win and half a loss each.
+    If length separates wins from losses, or all outcomes are the same, no finite fit exists. Each coefficient then gets
+    the weak log-F(1, 1) prior (Greenland and Mansournia 2015): half a win and half a loss.
 
     Args:
-        outcomes: one a speech; None is a loss.
-        differences: words of our response less those of theirs, one a speech.
+        outcomes: one per speech; None is a loss.
+        differences: words of our response minus words of theirs, one per speech.
 
     Returns:
-        `rate` at difference 0 with `ci95`, `slope` (logits from equal length to far longer; None where the
-        differences do not vary, so that nothing can be controlled for), and `separable`: whether the prior was needed.
+        `rate` at difference 0 with `ci95`, `slope` (logits from equal length to far longer; None if the differences do
+        not vary, so that there is nothing to control for), and `separable`: whether the prior was needed.
 
     Raises:
-        InputError: there is no speech.
+        InputError: there are no outcomes.
     """
     if not outcomes:
         raise InputError("there is no outcome to control for length")
@@ -138,22 +136,22 @@ def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float])
 
 
 def length_covariate(differences: Sequence[float]) -> _Floats:
-    """The lengths as the regression sees them: tanh(d / s), between -1 and 1; 0 for equal lengths."""
-    found = np.asarray(differences, dtype=float)
-    scale = np.sqrt((found**2).mean())
-    return np.tanh(found / scale) if scale > 0 else found
+    """The regression's covariate tanh(d / s), between -1 and 1; 0 for equal lengths."""
+    words = np.asarray(differences, dtype=float)
+    scale = np.sqrt((words**2).mean())
+    return np.tanh(words / scale) if scale > 0 else words
 
 
 def mcnemar(ours_a: Sequence[Outcome], ours_b: Sequence[Outcome]) -> dict[str, Any]:
-    """Whether two models that met the same opponent differ: McNemar's test, exact and two-sided at any size.
+    """McNemar's exact two-sided test of two models against the same opponent.
 
     Args:
         ours_a: outcomes of one model; None is a loss.
-        ours_b: outcomes of the other one on the same speeches.
+        ours_b: outcomes of the other model on the same speeches.
 
     Returns:
-        `a_only` and `b_only`: speeches on which that model did better than the other (with ties in between, this is the
-        sign test); `p`: the probability of so uneven counts or worse if both were equally good.
+        `a_only` and `b_only`: speeches on which that model did better than the other (with ties, this is the sign
+        test); `p`: the probability of counts at least this uneven if both models are equally good.
     """
     gaps = _points(ours_a) - _points(ours_b)
     a_only, b_only = int((gaps > 0).sum()), int((gaps < 0).sum())
@@ -165,11 +163,11 @@ def strict(first: bool | None, second: bool | None) -> Outcome:
     """The outcome of a pair that was shown in both orders.
 
     Args:
-        first: whether ours was chosen where it was shown first; None: unreadable.
+        first: whether our response was chosen where it was shown first; None: unreadable.
         second: the same where it was shown second.
 
     Returns:
-        1 if ours was chosen in both orders, 0 if in neither, 0.5 where the orders disagree, None if one is unreadable.
+        1 if ours was chosen in both orders, 0 if in neither, 0.5 if the orders disagree, None if one is unreadable.
     """
     if first is None or second is None:
         return None
@@ -177,14 +175,14 @@ def strict(first: bool | None, second: bool | None) -> Outcome:
 
 
 def length_facts(ours: Sequence[int], theirs: Sequence[int]) -> Mapping[str, float]:
-    """Mean words of both sides, and ours as a multiple of theirs; the table's check on the length constraint.
+    """Mean number of words on both sides and their ratio, as a check of the length constraint.
 
     Args:
-        ours: words of our response, one a speech.
-        theirs: words of the opponent's, none of them 0.
+        ours: words of our response, one per speech.
+        theirs: words of the opponent's response, none of them 0.
     """
-    mine, other = float(np.mean(ours)), float(np.mean(theirs))
-    return {"mean_words": mine, "opponent_mean_words": other, "length_ratio": mine / other}
+    our_mean, their_mean = float(np.mean(ours)), float(np.mean(theirs))
+    return {"mean_words": our_mean, "opponent_mean_words": their_mean, "length_ratio": our_mean / their_mean}
 
 
 def _points(outcomes: Sequence[Outcome]) -> _Floats:
@@ -192,7 +190,7 @@ def _points(outcomes: Sequence[Outcome]) -> _Floats:
 
 
 def _separable(won: _Floats, design: _Floats) -> bool:
-    """Whether a bound on the length tells wins from losses, so that no finite fit exists; a tie is some of both."""
+    """Whether a threshold on the length separates wins from losses, so that no finite fit exists; a tie is both."""
     lengths = design[:, -1]
     wins, losses = lengths[won > 0], lengths[won < 1]
     if not len(wins) or not len(losses):
