@@ -89,7 +89,7 @@ def agreement(_: None, options: argparse.Namespace) -> int:
     """Prints the agreement and writes it beside the files."""
     from psyco_ray.evaluate import annotation
 
-    text = json.dumps(annotation.agreement(options.directory), indent=1)
+    text = json.dumps(annotation.score(options.directory), indent=1)
     print(text)
     (options.directory / "agreement.json").write_text(text + "\n", encoding="utf-8")
     return 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.evaluate import annotation
+from psyco_ray.evaluate import annotation, expert_csv
 from psyco_ray.evaluate.stats import wilson
 
 SPEECH = "I can’t sleep, “again”; it is the third week.\nMy wife says: talk to someone. Café, naïve, 5 €."
@@ -49,7 +49,7 @@ def fill(directory: Path, expert: str, choose: Callable[[str, Row], str], encodi
 def test_the_files_are_blind_shuffled_and_complete(tmp_path) -> None:
     made = make_pairs(60)
     annotation.export(made, tmp_path, count=50, seed=1)
-    names = [f"{expert}.csv" for expert in annotation.EXPERTS]
+    names = [f"{expert}.csv" for expert in expert_csv.EXPERTS]
     assert (tmp_path / names[0]).read_bytes().startswith(b"\xef\xbb\xbf")
     first, second = (read(tmp_path / name) for name in names)
     assert list(first[0]) == ["item", "client speech", "response A", "response B", "preference", "comment"]
@@ -135,7 +135,7 @@ def test_choices_are_read_however_the_file_was_saved(tmp_path, form) -> None:
 
     fill(tmp_path, "expert-1", choose, **dict(FORMS[form]))
     fill(tmp_path, "expert-2", lambda item, row: label[item])
-    found = annotation.agreement(tmp_path)
+    found = annotation.score(tmp_path)
     assert found["items"] == 30
     assert found["experts"]["expert-1"] == {"filled": 26, "unfilled": 4}
     assert found["experts"]["expert-2"] == {"filled": 30, "unfilled": 0}
@@ -152,7 +152,7 @@ def test_choices_are_read_however_the_file_was_saved(tmp_path, form) -> None:
 def test_kappa_sees_through_an_expert_who_always_takes_one_side(tmp_path) -> None:
     annotation.export(make_pairs(100), tmp_path, count=100)
     fill(tmp_path, "expert-1", lambda item, row: "A")
-    found = annotation.agreement(tmp_path)
+    found = annotation.score(tmp_path)
     assert found["with_labels"]["expert-1"]["kappa"]["value"] == pytest.approx(0)
     assert found["between_experts"] is found["with_labels"]["expert-2"] is None
 
@@ -164,19 +164,19 @@ def test_rows_that_were_deleted_and_blank_rows_count_as_unfilled(tmp_path) -> No
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([*rows[:5], [], ["", " ", "", "", "", ""]])
-    assert annotation.agreement(tmp_path)["experts"]["expert-1"] == {"filled": 4, "unfilled": 2}
+    assert annotation.score(tmp_path)["experts"]["expert-1"] == {"filled": 4, "unfilled": 2}
 
 
 def test_what_cannot_be_read_is_named_with_file_and_row(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"key\.json does not exist; name the directory"):
-        annotation.agreement(tmp_path)
+        annotation.score(tmp_path)
     annotation.export(make_pairs(6), tmp_path, count=6)
     item = read(tmp_path / "expert-2.csv")[2]["item"]
     fill(tmp_path, "expert-2", lambda i, row: "both" if i == item else "A")
     with pytest.raises(
         ValueError, match=rf"expert-2\.csv row 4: the preference 'both' of item {item} is neither A nor B"
     ):
-        annotation.agreement(tmp_path)
+        annotation.score(tmp_path)
     path = tmp_path / "expert-1.csv"
     good = path.read_text(encoding="utf-8-sig")
     first = read(path)[0]["item"]
@@ -188,13 +188,13 @@ def test_what_cannot_be_read_is_named_with_file_and_row(tmp_path) -> None:
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=words):
-            annotation.agreement(tmp_path)
+            annotation.score(tmp_path)
     path.write_bytes(b"item,preference\r\n\x81,A\r\n")
     with pytest.raises(ValueError, match="neither UTF-8 nor Windows-1252"):
-        annotation.agreement(tmp_path)
+        annotation.score(tmp_path)
     path.unlink()
     with pytest.raises(ValueError, match=r"expert-1\.csv does not exist"):
-        annotation.agreement(tmp_path)
+        annotation.score(tmp_path)
 
 
 @settings(max_examples=25)
@@ -206,6 +206,6 @@ def test_agreement_with_the_labels_is_the_share_of_chosen(tmp_path_factory, choi
     by_item = dict(zip(sorted(sides), choices, strict=True))
     fill(directory, "expert-1", lambda item, row: by_item[item])
     made = [sides[item][choice] for item, choice in by_item.items() if choice]
-    found = annotation.agreement(directory)["with_labels"]["expert-1"]
+    found = annotation.score(directory)["with_labels"]["expert-1"]
     assert (found is None) == (not made)
     assert found is None or (found["items"], found["equal"]) == (len(made), made.count("chosen"))

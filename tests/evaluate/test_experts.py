@@ -15,7 +15,7 @@ from support.pages import Page
 from psyco_ray.cli.main import main
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import speech_id
-from psyco_ray.evaluate import annotation, experts
+from psyco_ray.evaluate import expert_csv, experts
 from psyco_ray.evaluate.stats import wilson
 from psyco_ray.report import experts as report
 
@@ -80,7 +80,7 @@ def test_the_files_are_blind_shuffled_and_complete(tmp_path, files) -> None:
     policies = {name: files[name] for name in ("free", "matched")}
     experts.export(policies, files["opponent"], tmp_path / "out", count=15, seed=3)
     key = items(tmp_path / "out")
-    first, second = (read(tmp_path / "out" / f"{expert}.csv") for expert in annotation.EXPERTS)
+    first, second = (read(tmp_path / "out" / f"{expert}.csv") for expert in expert_csv.EXPERTS)
     assert [row["item"] for row in first] != [row["item"] for row in second]
     by_item = {row["item"]: row for row in first}
     assert by_item == {row["item"]: row for row in second}
@@ -263,7 +263,7 @@ def test_bad_cells_are_named_with_file_row_and_column(tmp_path, out) -> None:
     ):
         fill(out, "expert-2", lambda row, _, at=column, cell=cell: {at: cell} if row["item"] == item else {})
         with pytest.raises(
-            ValueError, match=rf"expert-2\.csv row 3, column {column}: '{cell}' does not do; write {words}"
+            ValueError, match=rf"expert-2\.csv row 3, column {column}: '{cell}' is invalid; write {words}"
         ):
             experts.score(out)
         path.write_text(good, encoding="utf-8")
@@ -282,7 +282,7 @@ def test_bad_cells_are_named_with_file_row_and_column(tmp_path, out) -> None:
     with pytest.raises(ValueError, match=r"key\.json does not exist; name the directory"):
         experts.score(tmp_path)
     (out / "key.json").write_text('{"items": {"p1": {"A": "chosen"}}}')
-    with pytest.raises(ValueError, match="is not the key of evaluate-experts export"):
+    with pytest.raises(ValueError, match="is not the key of an export"):
         experts.score(out)
 
 
@@ -298,7 +298,7 @@ def test_shares_are_those_of_what_was_chosen(tmp_path_factory, chosen: list[str]
         cell = {"policy": policy, "opponent": other(policy)}.get(by_item[row["item"]], by_item[row["item"]])
         return {"relevance preference": cell}
 
-    for expert in annotation.EXPERTS:
+    for expert in expert_csv.EXPERTS:
         fill(root / "out", expert, what)
     found = experts.score(root / "out")["comparisons"]["free"]["preferences"]["relevance"]
     made = [choice for choice in chosen if choice]
@@ -322,7 +322,7 @@ def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) 
     assert main(["evaluate-experts", "export", *given, "--count", "6"]) == 0
     assert "keep key.json to yourself" in capsys.readouterr().out
     names = {item: place for place, item in enumerate(sorted(items(out)))}
-    for expert, shift in zip(annotation.EXPERTS, (0, 1), strict=True):
+    for expert, shift in zip(expert_csv.EXPERTS, (0, 1), strict=True):
 
         def what(row: Row, policy: str, shift: int = shift) -> Row:
             place = names[row["item"]] + shift
