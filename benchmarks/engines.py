@@ -36,10 +36,10 @@ class Bare:
         """
         from vllm import LLM
 
-        from psyco_ray.rollout.engine import options
+        from psyco_ray.rollout.engine import engine_options
 
         self.seeded = not defaults  # on a CPU vLLM dies of seeds where it takes prompts in parts, its default
-        given = options(settings)
+        given = engine_options(settings)
         if defaults:
             given = {"kv_cache_memory_bytes": given["kv_cache_memory_bytes"] * settings.actors}
         self.llm = LLM(str(loading.resolve(model)), **given)

@@ -94,22 +94,22 @@ class ReceiverClient:
         def settings(index: int) -> dict[str, Any]:
             return {**init_info, **({"rank_offset": 1 + index * self._workers} if nccl else {})}
 
-        self._call("meet", lambda index: {"transport": self._transport, "settings": settings(index)})
+        self._call("init_transfer", lambda index, actor: actor.init_transfer.remote(self._transport, settings(index)))
 
     def start_weight_update(self) -> None:
         """Announces the weights."""
-        self._call("start_update", lambda _: {})
+        self._call("start_update", lambda _, actor: actor.start_update.remote())
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Makes every actor receive a chunk."""
-        self._call("take_piece", lambda _: {"piece": update_info})
+        self._call("receive_chunk", lambda _, actor: actor.receive_chunk.remote(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Ends the update."""
-        self._call("finish_update", lambda _: {"version": self._version})
+        self._call("finish_update", lambda _, actor: actor.finish_update.remote(self._version))
 
-    def _call(self, step: str, arguments: Callable[[int], dict[str, Any]]) -> None:
-        calls = {index: actor.receive.remote(step, **arguments(index)) for index, actor in self._actors.items()}
+    def _call(self, step: str, remote: Callable[[int, Any], Any]) -> None:
+        calls = {index: remote(index, actor) for index, actor in self._actors.items()}
         for index, call in calls.items():
             try:
                 ray.get(call, timeout=max(0.0, self._deadline - time.monotonic()))

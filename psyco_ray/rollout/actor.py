@@ -13,45 +13,58 @@ from psyco_ray.run.types import Group, PromptBatch, SentWeights, Weights, Weight
 
 
 def actor_environment(settings: Rollouts) -> dict[str, str]:
-    """Environment of a rollout actor's process."""
-    found = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the actor: nothing outlives it
+    """Environment variables of a rollout actor's process."""
+    variables = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives in the actor, so nothing outlives the actor
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
     if settings.enforce_eager:
-        # small helpers of the sampler are compiled on first use even so, 25 s each on a CPU
-        found["TORCHDYNAMO_DISABLE"] = "1"
-    return found
+        # the sampler compiles small helpers on first use even with enforce_eager, 25 s each on a CPU
+        variables["TORCHDYNAMO_DISABLE"] = "1"
+    return variables
 
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """An item and how its responses are drawn; `version` is the policy that has to draw them."""
+    """A batch of prompts, the sampling parameters, and the policy version that must sample."""
 
     item: PromptBatch
     version: int
-    responses: int
+    responses: int  # of each prompt
     temperature: float
     top_p: float
     max_tokens: int
 
-    def one_by_one(self) -> list[SamplingRequest]:
-        """The same for each prompt alone, where they cannot be sampled together."""
+    def split(self) -> list[SamplingRequest]:
+        """One request for each prompt."""
         item = self.item
-        return [replace(self, item=PromptBatch(f"{item.key}/{one.speech_id}", (one,))) for one in item.prompts]
+        return [replace(self, item=PromptBatch(f"{item.key}/{prompt.speech_id}", (prompt,))) for prompt in item.prompts]
 
 
 class RolloutActor:
-    """One engine with the policy's weights."""
+    """One vLLM engine with the policy's weights.
+
+    Args:
+        name: of the actor, in messages.
+        model: name or directory of the base model, which is version 0.
+        settings: engine size, dtype and parallelism.
+        seed: of the engine.
+        shared: whether a learner rank has the same GPU.
+
+    Example:
+        >>> options = placement.pool_options(settings, actor_environment(settings))
+        >>> actor = ray.remote(RolloutActor).options(**options).remote("rollout-0", "smollm2-135m", settings, seed=0)
+        >>> ray.get(actor.ready.remote())
+        'rollout-0'
+    """
 
     def __init__(self, name: str, model: str, settings: Rollouts, seed: int, shared: bool = False) -> None:
-        self.name, self._model, self._settings, self._seed = name, model, settings, seed
-        self._shared = shared  # whether a learner rank has the same GPU
+        self.name, self._model, self._settings, self._seed, self._shared = name, model, settings, seed, shared
 
     @gc_paused()
     def ready(self) -> str:
-        """Load the engine; the base model is version 0."""
+        """Load the engine; returns the actor's name."""
         from psyco_ray.models import loading
         from psyco_ray.rollout.engine import Engine
 
@@ -59,7 +72,7 @@ class RolloutActor:
         return self.name
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
-        """Sample an item's responses; yield each group as it completes, and the seconds since the last."""
+        """Sample responses; yields each group as it completes, and the seconds since the previous one."""
         assert self._engine.version == request.version, (
             f"{self.name} has policy version {self._engine.version}, version {request.version} was asked for"
         )
@@ -72,24 +85,45 @@ class RolloutActor:
             yield group, now - began
             began = now
 
-    def receive(self, step: str, **given: Any) -> None:
-        """A step of a weight update that the learner sends: meet, start_update, take_piece or finish_update."""
-        getattr(self._engine, step)(**given)
+    def init_transfer(self, transport: str, settings: dict[str, Any]) -> None:
+        """Connect to the learner for one weight update; see `Engine`."""
+        self._engine.init_transfer(transport, settings)
+
+    def start_update(self) -> None:
+        """Start a weight update."""
+        self._engine.start_update()
+
+    def receive_chunk(self, chunk: dict[str, Any]) -> None:
+        """Receive a chunk of the weights."""
+        self._engine.receive_chunk(chunk)
+
+    def finish_update(self, version: int) -> None:
+        """Finish the weight update; `load_weights` must confirm it."""
+        self._engine.finish_update(version)
 
     def sleep(self, keep_weights: bool) -> None:
-        """Free the GPU until there is something to do."""
+        """Free the GPU until the next call that needs it."""
         self._engine.sleep(keep_weights)
 
     def load_weights(
         self, weights: Weights | SentWeights, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]
     ) -> WeightUpdateAck:
-        """Take new weights unless they have come already; compute the log-probability of a response with them."""
+        """Load weights, or confirm those received in chunks, and compute the log-probability of a probe with them.
+
+        Args:
+            weights: the new version.
+            prompt_ids: token ids of the probe's prompt.
+            response_ids: token ids of the probe's response.
+
+        Raises:
+            WeightTransferError: other weights arrived.
+        """
         began = time.perf_counter()
-        taken = self._engine.load_weights(weights)
+        loaded_bytes = self._engine.load_weights(weights)
         return WeightUpdateAck(
             version=self._engine.version,
-            digest=weights.digest,  # anything else that arrived was refused
-            bytes=taken,
+            digest=weights.digest,  # the engine refuses any other
+            bytes=loaded_bytes,
             logprob=self._engine.logprob(prompt_ids, response_ids),
             seconds=time.perf_counter() - began,
         )

@@ -1,4 +1,4 @@
-"""The actor that turns responses into numbers: rewards, and log-probabilities under the reference policy."""
+"""The actor that computes rewards and log-probabilities under the reference policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from psyco_ray.run.types import Group, PreferencePair, ScoreRequest, ScoreResult
 
 
 class ScorerActor:
-    """Frozen models that turn responses into numbers: reward models by name, and the reference policy."""
+    """Frozen reward models, by name, and the frozen reference policy.
+
+    Example:
+        >>> scorer = ScorerActor("scorer-0", {"reward": "runs/reward/model"}, reference=None, settings=Scorers())
+        >>> scorer.ready()
+        'scorer-0'
+        >>> scorer.score_texts("reward", [{"role": "user", "content": "I feel lost."}], ["Tell me more.", "Oh."])
+        [1.25, -0.5]
+    """
 
     def __init__(
         self,
@@ -25,15 +33,14 @@ class ScorerActor:
         *,
         max_tokens: int | None = None,
     ) -> None:
-        """Say which models; `ready` loads them.
+        """Set the models; `ready` loads them.
 
         Args:
             name: of this actor, in messages.
-            rewards: a reward model's name (`reward`, `heldout`) -> its directory or hub id.
-            reference: the reference policy.
+            rewards: name of a reward model (`reward`, `heldout`, `safety`) -> its directory or hub id.
+            reference: directory or hub id of the reference policy; None: `reference_logprobs` is unavailable.
             settings: dtype, device, tokens of a row.
-            max_tokens: of a conversation with its response, for the reward models; None: as many as each has
-                positions.
+            max_tokens: of a conversation with its response, for the reward models; None: each model's positions.
         """
         self.name, self._settings, self._max_tokens = name, settings, max_tokens
         self._reward_specs, self._reference_spec = rewards, reference
@@ -43,7 +50,7 @@ class ScorerActor:
         """Load the models.
 
         Raises:
-            InputError: a directory is not complete, or a reward model has not one label.
+            InputError: a directory is incomplete, or a reward model has more than one label.
         """
         import torch
 
@@ -65,10 +72,10 @@ class ScorerActor:
         """Score a group's responses.
 
         Args:
-            item: the group, the conversation that it answers, the names of the reward models to ask.
+            item: the group, the conversation that it answers, the names of the reward models to apply.
 
         Yields:
-            The group with its scores, and the seconds that took.
+            The group with its scores, and the seconds taken.
 
         Raises:
             InputError: a response alone fills a reward model's context.
@@ -82,7 +89,12 @@ class ScorerActor:
         )
 
     def score_texts(self, name: str, messages: list[dict[str, str]], responses: list[str]) -> list[float]:
-        """Raw scores of responses to one conversation: the rendered conversation through its end of turn.
+        """Raw scores of responses to one conversation.
+
+        Args:
+            name: of the reward model.
+            messages: the conversation, as chat messages.
+            responses: to its last message.
 
         Raises:
             InputError: a response alone fills the reward model's context.
@@ -90,8 +102,8 @@ class ScorerActor:
         [scored] = self._rewards[name].score([ScoreRequest("", tuple(messages), tuple(responses))])
         if scored.values is None:
             raise InputError(
-                f"a response alone fills the context of reward model {self._reward_specs[name]}; ask for shorter "
-                "responses (sampling.max_tokens) or take another reward model"
+                f"a response alone fills the context of reward model {self._reward_specs[name]}; lower "
+                "sampling.max_tokens or choose another reward model"
             )
         return list(scored.values)
 
@@ -102,22 +114,22 @@ class ScorerActor:
             item: the name of the reward model, and the conversations.
 
         Yields:
-            Once: their scores in the given order, and the seconds that took.
+            Once: the scores in the order of the conversations, and the seconds taken.
         """
         began = time.perf_counter()
-        name, asked = item
-        scored = self._rewards[name].score(asked)
+        name, requests = item
+        scored = self._rewards[name].score(requests)
         yield scored, time.perf_counter() - began
 
-    def reference_logprobs(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
-        """The example with its reference log-probabilities, and the seconds that took."""
+    def reference_logprobs(self, pair: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
+        """Yields the pair with its reference log-probabilities (nats, summed over tokens), and the seconds taken."""
         import torch
 
         from psyco_ray.models.packing import pack
 
-        assert self._reference is not None, "this scorer was made without a reference model"
+        assert self._reference is not None, "the scorer has a reference model"
         began = time.perf_counter()
-        tree = (example.prompt_ids, [example.chosen_ids, example.rejected_ids])
+        tree = (pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
         with torch.inference_mode():
             chosen, rejected = self._reference(pack([tree]).to(self._device)).tolist()
-        yield replace(example, reference=(chosen, rejected)), time.perf_counter() - began
+        yield replace(pair, reference=(chosen, rejected)), time.perf_counter() - began

@@ -1,10 +1,10 @@
 """The receiving end of weight updates inside a vLLM worker.
 
-A worker has one weight-transfer engine for its life. Ours takes what its actor found in Ray's object store, which any
-engine can do at any time, and hands what comes over NCCL or CUDA IPC to vLLM's own engines, counting what arrives.
+A worker has one weight-transfer engine for its life. `WeightReceiver` loads the weights that its actor read from Ray's
+object store, and passes chunks over NCCL or CUDA IPC to vLLM's own engines while it computes their checksum.
 
-Written for vLLM 0.32. In 0.24 the worker begins and ends the reload itself, and gives `receive_weights` a way to load;
-its NCCL engine forgets its communicator without ending it.
+Written for vLLM 0.32. In 0.24 the worker starts and finishes the reload itself and passes `load_weights` to
+`receive_weights`; its NCCL engine drops its communicator without destroying it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from psyco_ray.config.errors import InputError
 from psyco_ray.models import weight_codec
 from psyco_ray.models.weight_checksum import WeightChecksum
 from psyco_ray.models.weight_codec import Bucket, as_tensor, digest
+from psyco_ray.rollout.errors import WeightTransferError
 
 BACKEND = "psyco_ray"
 Load = Callable[[Iterable[tuple[str, torch.Tensor]]], Any]
@@ -36,84 +36,84 @@ Load = Callable[[Iterable[tuple[str, torch.Tensor]]], Any]
 
 @dataclass
 class TransferInit(WeightTransferInitInfo):
-    """Which of vLLM's transports brings the next weights, and what its own engine wants to know beforehand."""
+    """vLLM's transport of the next weights, and the init info of its own engine."""
 
     transport: str
     settings: dict[str, Any]
 
 
 @dataclass
-class Update(WeightTransferUpdateInfo):
-    """All weights, what changed in those held, or a piece as a transport of vLLM announces it."""
+class WeightUpdate(WeightTransferUpdateInfo):
+    """All weights, a delta to the held ones, or a chunk as vLLM's transport announces it."""
 
     buckets: list[Bucket] | None = None
-    delta: weight_codec.Delta | None = None  # instead
+    delta: weight_codec.Delta | None = None
     digest: str = ""  # of all weights
     keep: bool = False  # hold them for the next delta
-    piece: dict[str, Any] | None = None
+    chunk: dict[str, Any] | None = None
 
 
-class WeightReceiver(WeightTransferEngine[TransferInit, Update]):
-    """Weights from the object store, or by one of vLLM's own engines, which lives from one meeting to the next."""
+class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
+    """Receives weights from the object store, or through one of vLLM's own engines, created for each update."""
 
     init_info_cls = TransferInit
-    update_info_cls = Update
+    update_info_cls = WeightUpdate
 
     def __init__(self, config: WeightTransferConfig, *parts: Any) -> None:
         super().__init__(config, *parts)
         self._parts = parts
-        self._native: Any = None
-        self._started, self._tally = False, WeightChecksum()
+        self._native: Any = None  # vLLM's own engine
+        self._started, self._checksum = False, WeightChecksum()
         self._held: dict[str, tuple[np.ndarray, str]] = {}
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
-        """Meet the sender; for NCCL all receivers have to do so at the same time."""
+        """Connect to the sender; over NCCL all receivers must do so at the same time."""
         self.shutdown()
-        self._started, self._tally = False, WeightChecksum()
-        chosen = WeightTransferConfig(backend=init_info.transport)
-        self._native = WeightTransferEngineFactory.create_engine(chosen, *self._parts)
+        self._started, self._checksum = False, WeightChecksum()
+        config = WeightTransferConfig(backend=init_info.transport)
+        self._native = WeightTransferEngineFactory.create_engine(config, *self._parts)
         self._native.init_transfer_engine(self._native.parse_init_info(init_info.settings))
 
     def start_weight_update(self) -> None:
-        """Nothing is touched before there is something to load."""
+        """Do nothing: the first chunk starts the reload."""
 
-    def receive_weights(self, update_info: Update, load_weights: Load | None = None) -> None:
-        """Load all weights out of the object store, or a piece that comes another way.
+    def receive_weights(self, update_info: WeightUpdate, load_weights: Load | None = None) -> None:
+        """Load all weights of the object store, or receive a chunk.
 
         Raises:
-            InputError: what is in the object store is not what was sent; nothing was loaded.
+            WeightTransferError: the weights in the object store are not those that were sent; nothing was loaded.
         """
-        if update_info.piece is None:
+        if update_info.chunk is None:
             self._receive_stored(update_info, load_weights)
             return
-        assert self._native is not None, "the sender is met before it sends"
-        piece = self._native.parse_update_info(update_info.piece)
+        assert self._native is not None, "init_transfer_engine comes first"
+        chunk = self._native.parse_update_info(update_info.chunk)
         if load_weights is not None:
-            self._native.receive_weights(piece, load_weights=self._counted(load_weights))
+            self._native.receive_weights(chunk, load_weights=self._with_checksum(load_weights))
             return
         if not self._started:
             self._native.start_weight_update()
             self._started = True
-        self._native.model = _Loading(self._counted(self.model.load_weights))
+        self._native.model = _Loader(self._with_checksum(self.model.load_weights))
         try:
-            self._native.receive_weights(piece)
+            self._native.receive_weights(chunk)
         finally:
             self._native.model = self.model
 
     def finish_weight_update(self) -> None:
-        """Finish what vLLM's own engine began."""
+        """Finish the reload that vLLM's own engine started."""
         if self._started and self._native is not None:
             self._native.finish_weight_update()
             _repack_tied_head(self.model)
 
-    def arrived(self) -> str:
-        """The digest of what came since the last meeting, which ends."""
-        found = self._tally.digest()
+    def received_digest(self) -> str:
+        """Disconnect; returns the digest of the weights since `init_transfer_engine`."""
+        received = self._checksum.digest()
         self.shutdown()
-        return found
+        return received
 
     def shutdown(self) -> None:
-        """Leave the meeting."""
+        """Disconnect from the sender."""
         if self._native is None:
             return
         if (group := getattr(self._native, "model_update_group", None)) is not None:
@@ -124,26 +124,26 @@ class WeightReceiver(WeightTransferEngine[TransferInit, Update]):
 
     @staticmethod
     def trainer_send_weights(*_: Any) -> None:
-        """vLLM 0.24 wants every transport to have it; here the learner's ranks send."""
+        """Abstract in vLLM 0.24; the learner's ranks send here."""
         raise AssertionError("weights are sent by the learner's ranks")
 
-    def _receive_stored(self, update: Update, load_weights: Load | None) -> None:
+    def _receive_stored(self, update: WeightUpdate, load_weights: Load | None) -> None:
         if update.delta is not None:
-            assert self._held, "a delta goes to who holds what it began with"
+            assert self._held, "a delta is only sent to a worker that holds its base"
             weight_codec.apply(update.delta, self._held)
             buckets: list[Bucket] = [self._held]
         else:
-            assert update.buckets is not None, "there is one or the other"
+            assert update.buckets is not None, "an update has buckets or a delta"
             buckets = update.buckets
-        found = digest(buckets)
-        if found != update.digest:
+        received = digest(buckets)
+        if received != update.digest:
             self._held = {}
-            raise InputError(
-                f"the weights that arrived have digest {found}, those sent had {update.digest}; nothing was loaded"
+            raise WeightTransferError(
+                f"the weights that arrived have digest {received}, those sent had {update.digest}; nothing was loaded"
             )
         if update.delta is None:
-            arrived = [(name, packed) for bucket in buckets for name, packed in bucket.items()]
-            self._held = {name: (array.copy(), dtype) for name, (array, dtype) in arrived} if update.keep else {}
+            parameters = [(name, packed) for bucket in buckets for name, packed in bucket.items()]
+            self._held = {name: (array.copy(), dtype) for name, (array, dtype) in parameters} if update.keep else {}
         weights = ((name, as_tensor(*packed)) for bucket in buckets for name, packed in bucket.items())
         if load_weights is not None:
             load_weights(weights)
@@ -153,33 +153,33 @@ class WeightReceiver(WeightTransferEngine[TransferInit, Update]):
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied_head(self.model)
 
-    def _counted(self, load: Load) -> Load:
-        def counted(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-            whole = list(weights)
-            for name, tensor in whole:
-                self._tally.add(name, tensor)
-            return load(whole)
+    def _with_checksum(self, load: Load) -> Load:
+        def load_and_add(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+            chunk = list(weights)
+            for name, tensor in chunk:
+                self._checksum.add(name, tensor)
+            return load(chunk)
 
-        return counted
+        return load_and_add
 
 
 @dataclass
-class _Loading:
-    """What vLLM's engines need of a model while they receive."""
+class _Loader:
+    """Stands in for the model, of which vLLM's engines only call `load_weights`."""
 
     load_weights: Load
 
 
-class Receiving:
-    """What every vLLM worker gets in addition; importing it makes the transfer engine known there."""
+class WorkerExtension:
+    """Base class that vLLM adds to every worker; importing it registers the transfer engine there."""
 
-    def psyco_ray_arrived(self) -> str:
-        """The digest of the weights that arrived piece by piece."""
-        return self.weight_transfer_engine.arrived()  # type: ignore[attr-defined]
+    def psyco_ray_received_digest(self) -> str:
+        """The digest of the weights that arrived in chunks."""
+        return self.weight_transfer_engine.received_digest()  # type: ignore[attr-defined]
 
 
 def _repack_tied_head(model: Any) -> None:
-    """The CPU build keeps a packed copy of a tied output layer that a reload leaves stale: pack it anew."""
+    """Repack a tied output layer: vLLM's CPU build keeps a packed copy that a reload leaves stale."""
     if not current_platform.is_cpu() or not hasattr(model, "lm_head"):
         return
     if model.lm_head.weight is model.model.embed_tokens.weight:

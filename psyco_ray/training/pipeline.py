@@ -166,7 +166,7 @@ class SamplingPipeline:
             (SamplingRequest(item, **asdict(work.sampling)) for item in items),
             name=work.name,
             identity=lambda result: result[0].prompt.speech_id,
-            split=SamplingRequest.one_by_one,
+            split=SamplingRequest.split,
             on_failed=give_up,
         ):
             assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"

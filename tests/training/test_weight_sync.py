@@ -19,6 +19,7 @@ from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
+from psyco_ray.rollout.errors import WeightTransferError
 from psyco_ray.run.types import DeltaRef, PreferencePair, Prompt, PromptBatch, Weights, WeightUpdateAck
 from psyco_ray.training import weight_sync
 
@@ -129,11 +130,13 @@ def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) 
     name = next(iter(bucket))
     bucket[name][0].reshape(-1)[17] ^= 1 << 20  # one bit
     corrupted = replace(weights, version=4, refs=(ray.put(bucket), *weights.refs[1:]))
-    with pytest.raises(ValueError, match=r"the weights that arrived have digest \w+, those sent had \w+; nothing was"):
+    with pytest.raises(
+        WeightTransferError, match=r"the weights that arrived have digest \w+, those sent had \w+; nothing was"
+    ):
         on_all(rollouts, "load_weights", corrupted, *texts)
     assert max(gaps(learner, rollouts, probe)) < 1e-4
     missing = {key: value for key, value in bucket.items() if key != name}
-    with pytest.raises(ValueError, match="nothing was loaded"):
+    with pytest.raises(WeightTransferError, match="nothing was loaded"):
         on_all(rollouts, "load_weights", replace(weights, refs=(ray.put(missing),)), *texts)
 
 
@@ -204,7 +207,7 @@ def test_whoever_cannot_use_a_delta_takes_all_weights(learner, rollouts) -> None
     damaged = {name: (places, values ^ 1) for name, (places, values) in ray.get(next_one.delta.ref).items()}
     last = changed_a_little(next_one, 32)
     broken = replace(last, delta=replace(last.delta, ref=ray.put(damaged)))
-    with pytest.raises(ValueError, match="nothing was loaded"):
+    with pytest.raises(WeightTransferError, match="nothing was loaded"):
         on_all(rollouts, "load_weights", broken, *texts)
     again = on_all(rollouts, "load_weights", broken, *texts)
     assert {found.bytes for found in again} == {whole.bytes}
