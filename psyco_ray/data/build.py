@@ -135,7 +135,7 @@ def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: 
 
 def _call(dataset: Dataset, name: str, stage: CallStage, progress: Progress) -> CallRun:
     """Run the missing parts of a stage within what is left of `max_cost`."""
-    calls = CallRun(name, stage, list(dataset.speeches()), dataset.journal)
+    calls = CallRun(name, stage, dataset.speeches(), dataset.journal)
     limit = dataset.job.max_cost
     dataset.spent += calls.execute(None if limit is None else limit - dataset.spent, progress, dataset.connect)
     return calls

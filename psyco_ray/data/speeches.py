@@ -1,4 +1,4 @@
-"""Client speeches and preference pairs from files, cleaned, split and drawn from."""
+"""The client speeches of a training run: reads, splits and renders them, and draws those of an iteration."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ from psyco_ray.run.startup import gc_paused
 
 
 def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
-    """Clean, split and render the speeches with Ray Data, as rows of the SPEECHES table ordered by id.
+    """Split the speeches and render their prompts with Ray Data.
+
+    A `split` column decides the split if the file has one. Speeches of the test split are left out.
 
     Args:
-        job: says which file, bounds and prompts.
+        job: names the file, length limits and prompts.
         tokenizer_of: the model whose chat template renders the prompts.
 
-    Raises:
-        InputError: a wrong file or column, an empty speech, one that leaves no room in the context, or nothing left.
+    Returns:
+        Rows of the SPEECHES table, ordered by id.
 
-    A `split` column decides where there is one; speeches of the test split are left out.
+    Raises:
+        InputError: the file or a column is invalid, a speech is empty or too long for the context, or none is left.
     """
     import ray
 
     data = job.data
     table = read_table(data.speeches, "speeches")
     column = _speech_column(table, data)
-    given = table.select([name for name in (column, "topic", "split") if name in table.column_names]).to_pylist()
+    raw_rows = table.select([name for name in (column, "topic", "split") if name in table.column_names]).to_pylist()
     kept: dict[str, dict[str, Any]] = {}
-    numbers: dict[str, int] = {}  # of the rows, by which messages name speeches: what clients say is not for logs
-    for number, row in enumerate(given, start=1):
+    numbers: dict[str, int] = {}  # of rows: messages name speeches by number, never by a client's words
+    for number, row in enumerate(raw_rows, start=1):
         text = None if row[column] is None else str(row[column])
         if text is None or not text.strip():
             raise InputError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
@@ -48,7 +51,7 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
         if data.min_chars <= len(text) <= data.max_chars:
             try:
                 split = split_of(row, text, data.dev_share)
-            except ValueError as error:
+            except InputError as error:
                 raise InputError(f"{data.speeches}: row {number}: {error}") from None
             topic, key = None if row.get("topic") is None else str(row["topic"]), speech_id(text)
             kept.setdefault(key, {"speech_id": key, "speech": text, "split": split, "topic": topic})
@@ -57,7 +60,7 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
     for split in ("train", "dev"):
         if not any(row["split"] == split for row in rows):
             raise InputError(
-                f"{data.speeches}: no {split} speech is left of {len(given)} rows; look at data.min_chars "
+                f"{data.speeches}: no {split} speech is left of {len(raw_rows)} rows; look at data.min_chars "
                 f"{data.min_chars}, data.max_chars {data.max_chars} and data.dev_share {data.dev_share}"
             )
     schema = pa.schema([field for field in SPEECHES if field.name != "prompt_ids"])
@@ -78,16 +81,16 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
 
 
 def draw(ids: Sequence[str], count: int, iteration: int, seed: int) -> list[str]:
-    """The speeches of an iteration (1, 2, ...): the next `count` of an endless row of reshuffled passes.
+    """The speeches of an iteration (1, 2, ...): the next `count` of an endless sequence of reshuffled passes.
 
-    Nothing comes twice in an iteration, nor again before everything has come once.
+    No speech repeats within an iteration, nor before all speeches were drawn once.
 
     Raises:
-        InputError: an iteration wants more speeches than there are.
+        InputError: `count` exceeds the number of speeches.
     """
     if count > len(ids):
         raise InputError(
-            f"speeches_per_iteration is {count}, but only {len(ids)} speeches are there to train on; lower it"
+            f"speeches_per_iteration is {count}, but the training split has only {len(ids)} speeches; lower it"
         )
     left: list[str] = []
     drawn: list[str] = []
@@ -99,27 +102,27 @@ def draw(ids: Sequence[str], count: int, iteration: int, seed: int) -> list[str]
             passes += 1
             taken = set(drawn)
             fresh = [key for key in shuffled if key not in taken]
-            wanted = count - len(drawn)
-            left = fresh[wanted:] + [key for key in shuffled if key in taken]
-            drawn += fresh[:wanted]
+            missing = count - len(drawn)
+            left = fresh[missing:] + [key for key in shuffled if key in taken]
+            drawn += fresh[:missing]
     return drawn
 
 
 def _speech_column(table: pa.Table, data: Data) -> str:
-    wanted = [data.speech_column] if data.speech_column else ["question", "speech", "text"]
-    found = next((name for name in wanted if name in table.column_names), None)
-    if found is None:
+    candidates = [data.speech_column] if data.speech_column else ["question", "speech", "text"]
+    column = next((name for name in candidates if name in table.column_names), None)
+    if column is None:
         raise InputError(
-            f"speeches file {data.speeches} has no column {' or '.join(wanted)}; it has "
+            f"speeches file {data.speeches} has no column {' or '.join(candidates)}; it has "
             f"{', '.join(table.column_names)}; name the right one in data.speech_column"
         )
-    return found
+    return column
 
 
 @functools.lru_cache(maxsize=1)
 @gc_paused()
 def shared_tokenizer(model: str) -> Any:
-    """A model's tokenizer, loaded once in a process."""
+    """A model's tokenizer, loaded once per process."""
     from psyco_ray.models import loading
 
     return loading.load_tokenizer(loading.resolve(model))
