@@ -1,8 +1,8 @@
-"""Raw sources to client speeches: cleaned, measured, without duplicates, split (paper §3.1, §3.3).
+"""From raw sources to client speeches: cleaned, filtered by length, deduplicated, split (paper §3.1, §3.3).
 
-Ray Data reads and cleans in a stream. The driver keeps some hundred bytes a speech to find duplicates by; the texts
-lie in a file beside the result until it is written. What stays is decided by the place of a row alone (order of the
-sources in the job, then row), never by the order in which rows arrive.
+Ray Data reads and cleans in a stream. The driver keeps a few hundred bytes per speech to find duplicates; the texts are
+in a temporary file beside the result. A row's rank (order of the sources in the job, then row number) decides which
+duplicate stays, never the order in which rows arrive.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from psyco_ray.data import crisis, duplicates, sources
 from psyco_ray.data.clean import clean
 from psyco_ray.data.pii import analyzer, scrub
 from psyco_ray.data.splits import is_dev, speech_id, unit
-from psyco_ray.run import shards
+from psyco_ray.run import shards, storage
 from psyco_ray.run.schemas import COLLECTED, DROPPED
 
-_ROWS = 1000  # rows that are cleaned together
-_WRITTEN = 20_000  # rows that the driver writes together
-_BROKEN = 0  # the row that stands for what cannot be read of a source
-_HOPELESS = 20  # times max_chars: a raw text above that is not even cleaned
+_ROWS = 1000  # per block that is cleaned
+_WRITTEN_ROWS = 20_000  # per block that the driver writes
+_BROKEN_ROW = 0  # row number of an error that ends a source
+_MAX_RAW_FACTOR = 20  # times max_chars: longer raw texts are not cleaned
 
 _RAW = pa.schema(
     [
-        ("source", pa.int32()),  # place in the job's list
+        ("source", pa.int32()),  # index in the job's list
         ("row", pa.int64()),
         ("text", pa.string()),
         ("topic", pa.string()),
@@ -48,11 +48,11 @@ _CLEANED = pa.schema(
     [
         ("source", pa.int32()),
         ("row", pa.int64()),
-        ("reason", pa.string()),  # why the row goes; null: it has a speech
+        ("reason", pa.string()),  # why the row is dropped; null: it has a speech
         ("detail", pa.string()),
         ("speech", pa.string()),
         ("key", pa.uint64()),  # speech_id as a number
-        ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),  # zeros where there is no speech
+        ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),  # zeros without a speech
         ("split", pa.string()),
         ("topic", pa.string()),
         ("crisis", pa.list_(pa.string())),
@@ -61,13 +61,13 @@ _CLEANED = pa.schema(
 
 
 def collect(job: DataJob, out: Path) -> dict[str, Any]:
-    """Write the speeches of all sources to ``out/speeches`` (COLLECTED), and what goes to ``out/dropped.parquet``.
+    """Write the speeches of all sources to ``out/speeches`` (COLLECTED) and dropped rows to ``out/dropped.parquet``.
 
-    Speeches are hashed and split by their cleaned (and scrubbed) text. Ray must have been started.
+    Speeches are hashed and split by their cleaned (and scrubbed) text. Ray must be running.
 
     Returns:
-        Counts: `rows`, `kept`, `dropped` by reason, `splits`, `crisis` by kind (none if not screened), and by name
-        of the `sources` their own rows, kept and reasons.
+        Counts: `rows`, `kept`, `dropped` by reason, `splits`, `crisis` by kind (empty if not screened), and `sources`
+        by name with their own rows, kept and reasons.
 
     Raises:
         InputError: a source cannot be read, the `presidio` extra is missing, or no speech is left.
@@ -82,9 +82,9 @@ def collect(job: DataJob, out: Path) -> dict[str, Any]:
     try:
         cleaned = _clean_all(job, work / "cleaned.arrow")
         order = np.lexsort((cleaned["row"].to_numpy(), cleaned["source"].to_numpy()))
-        stands_for = _duplicates(cleaned, order, job.collect.near_duplicates, work / "signatures")
-        kept = np.flatnonzero(stands_for == np.arange(len(stands_for)))
-        facts = _write_dropped(cleaned, order, stands_for, job, work / "dropped.parquet")
+        representative = _duplicates(cleaned, order, job.collect.near_duplicates, work / "signatures")
+        kept = np.flatnonzero(representative == np.arange(len(representative)))
+        facts = _write_dropped(cleaned, order, representative, job, work / "dropped.parquet")
         if not len(kept):
             raise InputError(
                 f"no speech is left of {facts['rows']} rows ({facts['dropped']}); look at collect.min_chars "
@@ -100,13 +100,13 @@ def collect(job: DataJob, out: Path) -> dict[str, Any]:
 
 
 def _clean_all(job: DataJob, path: Path) -> pa.Table:
-    """Read and clean all rows with Ray Data; the table, in no order, stays in the file."""
+    """Read and clean all rows with Ray Data; the table is unordered and memory-mapped from the file."""
     import ray
 
-    # two readers and a cleaner share one CPU if need be, so that readers with nowhere to write never block cleaners
+    # two readers and a cleaner fit on one CPU: readers that wait for room never block cleaners
     readers = min(2, len(job.sources))
-    places = ray.data.from_items([{"place": n} for n in range(len(job.sources))], override_num_blocks=len(job.sources))
-    raw = places.map_batches(functools.partial(_read, job=job), batch_size=1, num_cpus=0.25, concurrency=readers)
+    indices = ray.data.from_items([{"index": n} for n in range(len(job.sources))], override_num_blocks=len(job.sources))
+    raw = indices.map_batches(functools.partial(_read, job=job), batch_size=1, num_cpus=0.25, concurrency=readers)
     if job.collect.blocks is None:
         raw = raw.repartition(target_num_rows_per_block=_ROWS)
     else:
@@ -116,25 +116,25 @@ def _clean_all(job: DataJob, path: Path) -> pa.Table:
     )
     with pa.ipc.new_file(path, _CLEANED) as writer:
         for batch in cleaned.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in batch.filter(pc.equal(batch["row"], _BROKEN)).to_pylist():
+            for row in batch.filter(pc.equal(batch["row"], _BROKEN_ROW)).to_pylist():
                 raise InputError(row["detail"])
             writer.write_table(batch.select(_CLEANED.names).cast(_CLEANED))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def _read(batch: dict[str, np.ndarray], job: DataJob) -> Iterator[pa.Table]:
-    """The rows of the one source of a batch; a source that breaks off ends with row 0, which says why."""
-    place = int(batch["place"][0])
-    rows = sources.read(job.sources[place])
+    """The rows of the source in a batch; if it cannot be read to its end, row 0 comes last with the reason."""
+    index = int(batch["index"][0])
+    rows = sources.read(job.sources[index])
     while True:
         try:
             chunk = list(itertools.islice(rows, _ROWS))
-        except ValueError as error:  # Ray would bury it in its own
-            chunk = [sources.RawRow(job.sources[place].name, _BROKEN, problem=str(error))]
+        except InputError as error:  # returned as a row: Ray would wrap it
+            chunk = [sources.RawRow(job.sources[index].name, _BROKEN_ROW, problem=str(error))]
         if not chunk:
             return
         columns = [
-            [place] * len(chunk),
+            [index] * len(chunk),
             [row.number for row in chunk],
             [row.text for row in chunk],
             [row.topic for row in chunk],
@@ -157,19 +157,19 @@ def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
                 "crisis": crisis.signs(speech) if job.crisis.enabled else None,
             }
     signed = np.zeros((len(rows), duplicates.PERMUTATIONS), dtype=np.uint32)
-    places = [place for place, row in enumerate(rows) if "speech" in row]
-    signed[places] = duplicates.signatures([rows[place]["speech"] for place in places])
+    kept = [n for n, row in enumerate(rows) if "speech" in row]
+    signed[kept] = duplicates.signatures([rows[n]["speech"] for n in kept])
     field = _CLEANED.field("signature")
     column = pa.FixedSizeBinaryArray.from_buffers(field.type, len(rows), [None, pa.py_buffer(signed)])
     return pa.Table.from_pylist(rows, schema=_CLEANED).set_column(_CLEANED.get_field_index(field.name), field, column)
 
 
 def _speech(raw: dict[str, Any], job: DataJob) -> tuple[str, str | None, str]:
-    """The speech of a raw row, the reason why it goes (None: it does not), and a detail of that."""
+    """The speech of a raw row, the reason why it is dropped (None: it is kept), and a detail of the reason."""
     text, bounds = raw["text"] or "", job.collect
     if raw["problem"] is not None:
         return "", "bad row", raw["problem"]
-    if len(text) > _HOPELESS * bounds.max_chars:
+    if len(text) > _MAX_RAW_FACTOR * bounds.max_chars:
         return "", "too long", f"{len(text)} characters uncleaned"
     speech = clean(text)
     if job.scrub.enabled:
@@ -190,59 +190,63 @@ def _split(speech: str, shares: Collect) -> str:
 
 
 def _duplicates(cleaned: pa.Table, order: np.ndarray, threshold: float, path: Path) -> np.ndarray:
-    """For each row of the table, the row that stays in its place: itself, another one, or -1 where there is no speech.
+    """For each row of the table, the row that represents it: itself, another one, or -1 without a speech.
 
-    `order` holds the rows of the table by rank; the signatures by rank go to the file `path`.
+    Args:
+        cleaned: the table.
+        order: its rows by rank.
+        threshold: similarity of near duplicates.
+        path: a file for the signatures by rank.
     """
-    stands_for = np.full(len(order), -1)
+    representative = np.full(len(order), -1)
     rows = order[cleaned["reason"].is_null().to_numpy()[order]]
     _, first, inverse = np.unique(_keys(cleaned)[rows], return_index=True, return_inverse=True)
-    stands_for[rows] = rows[first[inverse]]
+    representative[rows] = rows[first[inverse]]
     unique = rows[np.sort(first)]
     if threshold < 1 and len(unique):
         signed = _signatures(cleaned, unique, path)
         near = duplicates.near(signed, lambda n: cleaned["speech"][unique[n]].as_py(), threshold)
-        instead = np.arange(len(order))
-        instead[unique[list(near)]] = unique[list(near.values())]
-        stands_for[rows] = instead[stands_for[rows]]
-    return stands_for
+        replacement = np.arange(len(order))
+        replacement[unique[list(near)]] = unique[list(near.values())]
+        representative[rows] = replacement[representative[rows]]
+    return representative
 
 
 def _signatures(cleaned: pa.Table, rows: np.ndarray, path: Path) -> np.ndarray:
-    """The signatures of some rows, in their order and in a file, which memory need not hold."""
+    """The signatures of some rows, in their order, memory-mapped from a file."""
     width = duplicates.PERMUTATIONS
     signed = np.memmap(path, dtype=np.uint32, mode="w+", shape=(len(rows), width))
     ranks = np.full(len(cleaned), -1)
     ranks[rows] = np.arange(len(rows))
     start = 0
     for chunk in cleaned["signature"].chunks:
-        found = np.frombuffer(chunk.buffers()[1], dtype=np.uint32).reshape(-1, width)[chunk.offset :][: len(chunk)]
-        mine = ranks[start : start + len(chunk)]
-        signed[mine[mine >= 0]] = found[mine >= 0]
+        signatures = np.frombuffer(chunk.buffers()[1], dtype=np.uint32).reshape(-1, width)[chunk.offset :][: len(chunk)]
+        chunk_ranks = ranks[start : start + len(chunk)]
+        signed[chunk_ranks[chunk_ranks >= 0]] = signatures[chunk_ranks >= 0]
         start += len(chunk)
     return signed
 
 
 def _write_dropped(
-    cleaned: pa.Table, order: np.ndarray, stands_for: np.ndarray, job: DataJob, path: Path
+    cleaned: pa.Table, order: np.ndarray, representative: np.ndarray, job: DataJob, path: Path
 ) -> dict[str, Any]:
-    """Write the rows that go, by rank, and count all rows."""
+    """Write the dropped rows by rank, and count all rows."""
     names = [source.name for source in job.sources]
-    keys, places = _keys(cleaned), cleaned["source"].to_numpy()
-    stays = stands_for == np.arange(len(stands_for))
-    kept = np.bincount(places[stays], minlength=len(names)).tolist()
+    keys, source_of = _keys(cleaned), cleaned["source"].to_numpy()
+    stays = representative == np.arange(len(representative))
+    kept = np.bincount(source_of[stays], minlength=len(names)).tolist()
     counts = {name: Counter({"kept": count}) for name, count in zip(names, kept, strict=True)}
-    gone = order[~stays[order]]
-    with pq.ParquetWriter(path, DROPPED) as writer:
-        for start in range(0, len(gone), _WRITTEN):
-            rows = gone[start : start + _WRITTEN]
+    dropped_rows = order[~stays[order]]
+    with storage.atomic_file(path) as file, pq.ParquetWriter(file, DROPPED) as writer:
+        for start in range(0, len(dropped_rows), _WRITTEN_ROWS):
+            rows = dropped_rows[start : start + _WRITTEN_ROWS]
             dropped = []
-            found = _take(cleaned, rows, ["source", "row", "reason", "detail"]).to_pylist()
-            for n, row in zip(rows.tolist(), found, strict=True):
-                name, instead, reason, detail = names[row["source"]], stands_for[n], row["reason"], row["detail"]
+            table = _take(cleaned, rows, ["source", "row", "reason", "detail"])
+            for n, row in zip(rows.tolist(), table.to_pylist(), strict=True):
+                name, other, reason, detail = names[row["source"]], representative[n], row["reason"], row["detail"]
                 if reason is None:
-                    reason = "exact duplicate" if keys[n] == keys[instead] else "near duplicate"
-                    detail = f"{keys[instead]:016x} of {names[places[instead]]}"
+                    reason = "exact duplicate" if keys[n] == keys[other] else "near duplicate"
+                    detail = f"{keys[other]:016x} of {names[source_of[other]]}"
                 counts[name][reason] += 1
                 dropped.append({"source": name, "source_row": row["row"], "reason": reason, "detail": detail})
             writer.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
@@ -255,54 +259,54 @@ def _write_dropped(
         "dropped": dict(reasons),
         "splits": {split: splits.get(split, 0) for split in ("train", "dev", "test")},
         "crisis": {kind: flagged.get(kind, 0) for kind in crisis.KINDS} if job.crisis.enabled else {},
-        "sources": {name: {"rows": found.total(), **found} for name, found in counts.items()},
+        "sources": {name: {"rows": count.total(), **count} for name, count in counts.items()},
     }
 
 
 def _count(values: pa.ChunkedArray) -> dict[str, int]:
-    return {found["values"]: found["counts"] for found in values.value_counts().to_pylist()}
+    return {count["values"]: count["counts"] for count in values.value_counts().to_pylist()}
 
 
 def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory: Path) -> None:
-    """Write the rows that stay, part by part, each part sorted by speech id."""
+    """Write the kept rows, part by part, each part sorted by speech id."""
     keys = _keys(cleaned)
     kept = kept[np.argsort(keys[kept])]
     digits = shards.digits(len(kept))
     names, starts = np.unique(keys[kept] >> np.uint64(64 - 4 * digits), return_index=True)
     ends = np.append(starts[1:], len(kept))
-    for together in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN + 1):
-        begin = starts[together[0]]
-        rows = kept[begin : ends[together[-1]]]
-        found = _take(cleaned, rows, ["speech", "split", "source", "row", "topic", "crisis"])
+    for block in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN_ROWS + 1):
+        begin = starts[block[0]]
+        rows = kept[begin : ends[block[-1]]]
+        table = _take(cleaned, rows, ["speech", "split", "source", "row", "topic", "crisis"])
         columns = {
             "speech_id": [f"{key:016x}" for key in keys[rows].tolist()],
-            "speech": found["speech"],
-            "split": found["split"],
-            "source": [job.sources[place].name for place in found["source"].to_pylist()],
-            "source_row": found["row"],
-            "source_topic": found["topic"],
-            "crisis": found["crisis"],
+            "speech": table["speech"],
+            "split": table["split"],
+            "source": [job.sources[index].name for index in table["source"].to_pylist()],
+            "source_row": table["row"],
+            "source_topic": table["topic"],
+            "crisis": table["crisis"],
         }
         speeches = pa.table(columns, schema=COLLECTED)
-        for n in together:
+        for n in block:
             part = speeches.slice(starts[n] - begin, ends[n] - starts[n])
             shards.write(directory, f"{names[n]:0{digits}x}", part, COLLECTED)
 
 
 def _keys(cleaned: pa.Table) -> np.ndarray:
-    """The speech ids as numbers, 0 where there is no speech."""
+    """The speech ids as numbers; 0 without a speech."""
     return cleaned["key"].fill_null(0).to_numpy()
 
 
 def _take(cleaned: pa.Table, rows: np.ndarray, names: list[str]) -> pa.Table:
-    """Some rows of the table; batch by batch, since Arrow's own `take` would first put the whole file into memory."""
+    """Some rows of the table, batch by batch: `pa.Table.take` would load the whole file into memory."""
     batches = cleaned.select(names).to_batches()
     starts = np.cumsum([0, *(len(batch) for batch in batches)])
     order = np.argsort(rows)
-    where = np.searchsorted(rows, starts, sorter=order)
+    bounds = np.searchsorted(rows, starts, sorter=order)
     pieces = [
         batch.take(pa.array(rows[order[first:last]] - start))
-        for batch, start, first, last in zip(batches, starts[:-1], where[:-1], where[1:], strict=True)
+        for batch, start, first, last in zip(batches, starts[:-1], bounds[:-1], bounds[1:], strict=True)
         if last > first
     ]
     return pa.Table.from_batches(pieces, cleaned.select(names).schema).take(np.argsort(order))

@@ -1,4 +1,4 @@
-"""Raw client speeches out of files and hub datasets, row by row, as untidy as they come."""
+"""Raw client speeches from files and hub datasets, row by row and uncleaned."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from psyco_ray.config.data import Source
 from psyco_ray.config.errors import InputError
 
 Cells = dict[str, Any] | str
-"""Cells by column, or the sentence that says why the row cannot be read."""
+"""Cells by column, or a sentence with the reason why the row cannot be read."""
 
 _CLIENT_ROLES = ("user", "human", "client", "patient", "seeker", "usr")
-_HALVES = re.compile("[\ud800-\udfff]")  # half characters, which JSON can spell and no file can hold
-_PROBE = 100  # objects of a JSON file by which its columns are known
-_PARQUET_ROWS = 1000  # held at a time
-_HUB_ENDINGS = (".parquet", ".jsonl", ".csv", ".json")  # a dataset that comes in several is read in the first
+_SURROGATES = re.compile("[\ud800-\udfff]")  # JSON can hold them alone, files cannot
+_PROBE = 100  # objects of a JSON file that define its columns
+_PARQUET_ROWS = 1000  # per batch
+_HUB_ENDINGS = (".parquet", ".jsonl", ".csv", ".json")  # of several formats, the first is read
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as it was found; `problem` says why its text cannot be read, `text` is None where it is empty."""
+    """An uncleaned row. `text` is None if it is empty or if `problem` says why it cannot be read."""
 
     source: str
     number: int  # from 1, over all files of the source
@@ -46,7 +46,7 @@ class RawRow:
 
 
 class Adapter(job_file.Section):
-    """How the rows of a source are read; see ``sources.yaml``."""
+    """Describes how the rows of a source are read; see ``sources.yaml``."""
 
     text: list[str] = Field(min_length=1)
     topic: list[str] = Field(default_factory=list)
@@ -55,10 +55,10 @@ class Adapter(job_file.Section):
 
 
 def read(source: Source) -> Iterator[RawRow]:
-    """All rows of a source, in the order of its files' names; CSV, JSONL and Parquet in bounded memory.
+    """All rows of a source, file by file in the order of names; CSV, JSONL and Parquet in bounded memory.
 
     Raises:
-        InputError: a file is missing, empty, unreadable or of another kind, or has none of the columns.
+        InputError: a file is missing, empty, damaged or of another kind, or has none of the columns.
     """
     adapter = _adapter_of(source)
     rows = itertools.chain.from_iterable(_rows(path, source, adapter) for path in find(source))
@@ -71,10 +71,10 @@ def read(source: Source) -> Iterator[RawRow]:
 
 
 def check(source: Source) -> None:
-    """Look at the beginning of every file of a source.
+    """Check the first row of every file of a source.
 
     Raises:
-        InputError: as `read` does, for what can be seen there.
+        InputError: as `read` does.
     """
     adapter = _adapter_of(source)
     for path in find(source):
@@ -82,10 +82,10 @@ def check(source: Source) -> None:
 
 
 def find(source: Source) -> list[Path]:
-    """The files of a source, sorted by name; those of a hub dataset are downloaded into the hub's cache.
+    """The files of a source, sorted by name; those of a hub dataset are downloaded unless cached.
 
     Raises:
-        InputError: there are none, or the hub does not give them.
+        InputError: no file matches, or the hub cannot provide them.
     """
     if source.hub is not None:
         return _download(source.hub)
@@ -93,7 +93,7 @@ def find(source: Source) -> list[Path]:
     paths = [Path(source.path)] if Path(source.path).is_file() else [Path(p) for p in sorted(glob.glob(source.path))]
     paths = [path for path in paths if path.is_file()]
     if not paths:
-        raise InputError(f"source {source.name}: there is no file {source.path}; path is a file or a glob of files")
+        raise InputError(f"source {source.name}: no file matches {source.path}; path is a file or a glob of files")
     for path in paths:
         if path.suffix.lower() not in _READERS:
             raise InputError(f"source {source.name}: {path} has none of the endings {', '.join(_READERS)}")
@@ -109,34 +109,37 @@ def adapters() -> dict[str, Adapter]:
 
 
 def _adapter_of(source: Source) -> Adapter:
-    """The adapter, with the columns that the job names in place of its own.
+    """The source's adapter, with the columns that the job names instead of its own.
 
     Raises:
-        InputError: no adapter has that name.
+        InputError: the adapter does not exist.
     """
     if source.adapter not in adapters():
         known = ", ".join(sorted(adapters()))
-        raise InputError(f"source {source.name}: there is no adapter {source.adapter}; there are {known}")
+        raise InputError(f"source {source.name}: unknown adapter {source.adapter}; known are {known}")
     columns = {"text": source.text, "topic": source.topic}
-    named = {key: [column] for key, column in columns.items() if column is not None}
-    return adapters()[source.adapter].model_copy(update=named)
+    overrides = {key: [column] for key, column in columns.items() if column is not None}
+    return adapters()[source.adapter].model_copy(update=overrides)
 
 
 def _rows(path: Path, source: Source, adapter: Adapter) -> Iterator[Cells]:
     """The rows of a file, at least one.
 
     Raises:
-        InputError: the file is empty, unreadable or has none of the columns.
+        InputError: the file is empty, damaged or has none of the columns.
     """
     try:
         columns, rows = _READERS[path.suffix.lower()](path, [*adapter.text, *adapter.topic])
         first = next(rows, None)
         if first is None:
             raise InputError(f"source {source.name}: {path} has no rows; leave it out")
-        for key, wanted, needed in (("text", adapter.text, True), ("topic", adapter.topic, source.topic is not None)):
-            if needed and columns and not set(wanted) & set(columns):
+        for key, accepted, required in (
+            ("text", adapter.text, True),
+            ("topic", adapter.topic, source.topic is not None),
+        ):
+            if required and columns and not set(accepted) & set(columns):
                 raise InputError(
-                    f"source {source.name}: {path} has no column {' or '.join(wanted)}; it has "
+                    f"source {source.name}: {path} has no column {' or '.join(accepted)}; it has "
                     f"{', '.join(filter(None, columns))}; name the right one in the source's {key}"
                 )
         yield first
@@ -145,18 +148,18 @@ def _rows(path: Path, source: Source, adapter: Adapter) -> Iterator[Cells]:
         raise InputError(f"source {source.name}: {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Cells]]:
-    found = csv.reader(_lines(path))
-    header = [name.strip() for name in next(found, [])]
+def _read_csv(path: Path, names: list[str]) -> tuple[list[str], Iterator[Cells]]:
+    reader = csv.reader(_lines(path))
+    header = [name.strip() for name in next(reader, [])]
 
     def rows() -> Iterator[Cells]:
         while True:
             try:
-                cells = next(found)
+                cells = next(reader)
             except StopIteration:
                 return
-            except csv.Error as error:  # such as a cell without end; the reader goes on with the next line
-                yield f"no CSV: {error}"
+            except csv.Error as error:  # such as an unterminated cell; the reader continues with the next line
+                yield f"invalid CSV: {error}"
                 continue
             if cells and len(cells) != len(header):
                 yield f"{len(cells)} cells where the header has {len(header)}"
@@ -166,15 +169,15 @@ def _read_csv(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Cells]
     return header, rows()
 
 
-def _read_parquet(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Cells]]:
-    file = pq.ParquetFile(path, pre_buffer=False)  # which would keep all that was read until the end
-    columns = [name for name in file.schema_arrow.names if name in wanted]
+def _read_parquet(path: Path, names: list[str]) -> tuple[list[str], Iterator[Cells]]:
+    file = pq.ParquetFile(path, pre_buffer=False)  # a pre-buffer keeps everything that was read until the end
+    columns = [name for name in file.schema_arrow.names if name in names]
     batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns)
     return file.schema_arrow.names, itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
 
 
-def _read_json(path: Path, wanted: list[str]) -> tuple[list[str], Iterator[Cells]]:
-    """An array of objects, or else an object a line, whatever the file is called."""
+def _read_json(path: Path, names: list[str]) -> tuple[list[str], Iterator[Cells]]:
+    """An array of objects, else one object per line, whatever the file's ending."""
     start = next((line for line in _lines(path) if line.strip()), "").lstrip()
     rows = _array(path) if start.startswith("[") else (_object(line) for line in _lines(path) if line.strip())
     head = list(itertools.islice(rows, _PROBE))
@@ -186,17 +189,17 @@ def _array(path: Path) -> Iterator[Cells]:
     try:
         values = json.loads("".join(_lines(path)), strict=False)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON array: {error}") from None
+        raise InputError(f"{path} is not a JSON array: {error}") from None
     for value in values:
-        yield value if isinstance(value, dict) else f"a {type(value).__name__} in place of an object"
+        yield value if isinstance(value, dict) else f"a {type(value).__name__} instead of an object"
 
 
 def _object(line: str) -> Cells:
     try:
         value = json.loads(line, strict=False)
     except (ValueError, RecursionError) as error:
-        return f"no JSON: {error}"
-    return value if isinstance(value, dict) else f"a {type(value).__name__} in place of an object"
+        return f"invalid JSON: {error}"
+    return value if isinstance(value, dict) else f"a {type(value).__name__} instead of an object"
 
 
 _READERS: dict[str, Callable[[Path, list[str]], tuple[list[str], Iterator[Cells]]]] = {
@@ -208,7 +211,10 @@ _READERS: dict[str, Callable[[Path, list[str]], tuple[list[str], Iterator[Cells]
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, in UTF-8 or UTF-16; single lines in cp1252 are taken as such."""
+    """The lines of a text file with their ends, in UTF-8 or UTF-16; lines that are not UTF-8 are read as cp1252.
+
+    `charset-normalizer` assumes one encoding per file and guesses wrong on single lines.
+    """
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -225,34 +231,34 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _download(hub: str) -> list[Path]:
-    """The files of a hub dataset (or those found in the hub's cache), all of one ending."""
+    """The files of a hub dataset, all of one format; downloaded unless cached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = [f"*{ending}" for ending in _HUB_ENDINGS]
+    patterns = [f"*{ending}" for ending in _HUB_ENDINGS]
     try:
-        directory = Path(snapshot_download(hub, repo_type="dataset", allow_patterns=wanted))
+        directory = Path(snapshot_download(hub, repo_type="dataset", allow_patterns=patterns))
     except RepositoryNotFoundError:
         raise InputError(f"the hub has no dataset {hub} (a private one needs HF_TOKEN in the environment)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise InputError(f"dataset {hub} is not in the hub's cache and the hub cannot be reached: {error}") from None
-    for pattern in wanted:
+    for pattern in patterns:
         if paths := sorted(directory.rglob(pattern)):
             return paths
-    raise InputError(f"the hub's dataset {hub} has no file of the endings {', '.join(_HUB_ENDINGS)}")
+    raise InputError(f"the hub's dataset {hub} has no file with the endings {', '.join(_HUB_ENDINGS)}")
 
 
 def _text(cells: dict[str, Any], adapter: Adapter) -> tuple[str | None, str | None]:
-    """The client's words, or the problem with them; neither where every column is empty."""
+    """The client's words, or the reason why they cannot be read; neither if every column is empty."""
     for column in adapter.text:
         value = cells.get(column)
         if isinstance(value, list):
             value = _first_turn(value)
             if value is None:
-                return None, f"{column} is a list without a client's message"
+                return None, f"{column} is a list without a message of the client"
         if value is not None and not isinstance(value, str):
-            return None, f"{column} is a {type(value).__name__}, not a text"
-        if value and (text := _client_words(_HALVES.sub("", value), adapter)):
+            return None, f"{column} is a {type(value).__name__}, not text"
+        if value and (text := _client_words(_SURROGATES.sub("", value), adapter)):
             return text, None
     return None, None
 
@@ -274,12 +280,12 @@ def _topic(cells: dict[str, Any], adapter: Adapter) -> str | None:
         if isinstance(value, list):
             value = "; ".join(part for part in value if isinstance(part, str))
         if isinstance(value, str) and value.strip():
-            return _HALVES.sub("", value).strip()
+            return _SURROGATES.sub("", value).strip()
     return None
 
 
 def _first_turn(messages: list[Any]) -> str | None:
-    """What the client says first in a list of messages."""
+    """The client's first message."""
     for message in messages:
         if isinstance(message, dict):
             role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))

@@ -153,7 +153,7 @@ def test_csv_as_it_comes(tmp_path) -> None:
 def test_a_csv_cell_without_end_spoils_one_row_only(tmp_path) -> None:
     lines = ["text", '"no end'] + [f"line {n} " + "x" * 100 for n in range(3000)]
     found = rows_of(write(tmp_path / "a.csv", "\n".join(lines)))
-    assert found[0].problem.startswith("no CSV: field larger")
+    assert found[0].problem.startswith("invalid CSV: field larger")
     assert found[-1].text.startswith("line 2999")
     assert len(found) > 1000
 
@@ -180,11 +180,11 @@ def test_json_as_it_comes(tmp_path) -> None:
         found = rows_of(write(tmp_path / name, b"\xef\xbb\xbf" + "\n".join(lines).encode() + b'\n{"text": "caf\xe9"}'))
         assert [row.text for row in found] == ["first", *[None] * 5, "raw\ttab", "half  character", None, "café"]
         assert [row.number for row in found if row.problem] == [2, 3, 4, 9]
-        assert found[1].problem.startswith("no JSON: ")
+        assert found[1].problem.startswith("invalid JSON: ")
         assert [found[n].problem for n in (2, 3, 8)] == [
-            "a list in place of an object",
-            "text is a int, not a text",
-            "text is a dict, not a text",
+            "a list instead of an object",
+            "text is a int, not text",
+            "text is a dict, not text",
         ]
         assert found[4].topic == "a; b"
 
@@ -193,10 +193,10 @@ def test_json_array(tmp_path) -> None:
     path = write(tmp_path / "a.json", json.dumps([{"text": "one"}, 2, {"text": "three"}], indent=1))
     assert [(row.text, row.problem) for row in rows_of(path)] == [
         ("one", None),
-        (None, "a int in place of an object"),
+        (None, "a int instead of an object"),
         ("three", None),
     ]
-    with pytest.raises(ValueError, match=r"b\.json is no JSON array"):
+    with pytest.raises(ValueError, match=r"b\.json is not a JSON array"):
         rows_of(write(tmp_path / "b.json", '[{"text": "one"},'))
 
 
@@ -262,8 +262,8 @@ def test_wrong_files_and_columns_are_clear_errors(tmp_path) -> None:
         (table, {}, r"a\.csv has no column text or speech or question or client; it has one, two; .* source's text"),
         (table, {"text": "three"}, "no column three; it has one, two"),
         (table, {"text": "one", "topic": "three"}, "no column three; it has one, two; .* source's topic"),
-        (table, {"adapter": "nope"}, "no adapter nope; there are amod-counseling, counsel-chat"),
-        (tmp_path / "no*.csv", {}, r"there is no file .*no\*\.csv"),
+        (table, {"adapter": "nope"}, "unknown adapter nope; known are amod-counseling, counsel-chat"),
+        (tmp_path / "no*.csv", {}, r"no file matches .*no\*\.csv"),
         (write(tmp_path / "a.txt", "x"), {}, r"a\.txt has none of the endings \.csv"),
         (write(tmp_path / "b.csv", ""), {}, r"b\.csv has no rows"),
         (write(tmp_path / "c.csv", "text\n"), {}, r"c\.csv has no rows"),
@@ -443,7 +443,7 @@ def test_collect_tells_where_every_row_went(raw, tmp_path, local_ray) -> None:
     for duplicate, original in {("first", 201): 8, ("first", 202): 10, ("second", 61): 12, ("second", 62): 13}.items():
         assert detail[duplicate] == f"{by_row['first', original]['speech_id']} of first"
     assert detail["first", 203] == "10 characters"
-    assert detail["first", 207].startswith("no JSON")
+    assert detail["first", 207].startswith("invalid JSON")
     for row in kept:
         assert row["speech_id"] == splits.speech_id(row["speech"])
         assert row["speech"] == clean(row["speech"])
