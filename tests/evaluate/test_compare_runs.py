@@ -161,8 +161,8 @@ def test_unfinished_runs_and_runs_without_a_heldout_judge_are_named(tmp_path) ->
     bare = make_run(tmp_path / "bare", rising(1), judge="reward", heldout_model=None)
     found = compare([going, bare])
     assert found["judge"] == "reward"
-    assert found["notes"][0] == "going is not finished: 2 of 16 iterations are there."
-    assert "expect it to flatter" in found["notes"][1]
+    assert found["notes"][0] == "going is not finished: it has 2 of 16 iterations."
+    assert "scores are probably too high" in found["notes"][1]
     assert len(found["pairs"]) == 1, "one reward model trained both"
     begun = make_run(tmp_path / "begun", rising(1, 0), iterations=16, finished=False)
     assert compare([begun])["runs"]["begun"]["best"]["iteration"] == 0
@@ -207,7 +207,7 @@ def test_bad_input_is_one_sentence(tmp_path) -> None:
             compare([a])
         (a / file).write_text(good)
     (a / "iteration-002" / "train.json").unlink()
-    with pytest.raises(ValueError, match=r"iteration-002/train\.json does not exist, but what came after it does"):
+    with pytest.raises(ValueError, match=r"iteration-002/train\.json does not exist, but later files do"):
         compare([a])
     old = policies(tmp_path / "old", ["x"])
     (old / "evaluation.json").write_text('{"policies": [{"name": "x"}], "opponent": "y"}')
@@ -239,7 +239,7 @@ def test_pages_of_everything(tmp_path) -> None:
     assert text.count("<svg") == 3
     assert "<b>name" not in text
     assert "secret" not in text
-    for said in (ODD, "_hidden is not finished: 2 of 9", "different opponents (GPT-4o, another)"):
+    for said in (ODD, "_hidden is not finished: it has 2 of 9", "different opponents (GPT-4o, another)"):
         assert said in page.text
     assert ["_hidden", "final, iteration 2", "8", "100.0", "75.8 to 100.0"] in [row[:5] for row in page.rows]
     assert ["3B + DPO-Iter", "eval", "GPT-4o", "75.4", "50.0", "69.4", "67.8 to 71.0"] in page.rows
