@@ -1,7 +1,7 @@
-"""A first look for speeches of people who may be in danger, or may be one to others.
+"""Screening for speeches that may mention self-harm, violence or abuse.
 
-This is triage, never diagnosis: it is made to miss little, so it flags much that turns out harmless. A negation ("I
-would never kill myself") still flags, and so does the crisis of a friend.
+This is triage, never diagnosis: the patterns favour recall, so many flagged speeches are harmless. A negation ("I would
+never kill myself") and the crisis of a friend are flagged as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from psyco_ray.data.splits import fold
 
-# A phrase a line, as a pattern that begins at a word, over folded text; capital words stand for those of _WORDS.
+# One pattern per line, matched from the start of a word in folded text; names in capitals are defined in _WORDS.
 _WORDS = {
     "SELF": r"(?:myself|himself|herself|themsel(?:f|ves)|yourself|ourselves|oneself)",
     "KIN": r"(?:husband|wife|spouse|partner|boy ?friend|girl ?friend|fianc\w+|ex|father|mother|dad|daddy|mom|mum"
@@ -82,7 +82,7 @@ _PHRASES = {
     """,
 }
 
-# Figures of speech, which are taken out before the look.
+# Figures of speech, removed before the search.
 _IDIOMS = r"""
     (?:die|died|dying|dead) (?:of|from|with) (?:embarrassment|laugh|boredom|shame|curiosity|happiness)
     (?:killing|kill|killed) (?:some |the )?(?:time|two birds|mood|vibe)
@@ -98,7 +98,7 @@ _IDIOMS = r"""
 
 
 def _phrases(lines: str) -> re.Pattern[str]:
-    """One pattern, its phrases by first letter, so that a word is looked at for those of its own letter only."""
+    """One pattern of all phrases, grouped by first letter so that each word is compared with few of them."""
     for name, words in _WORDS.items():
         lines = lines.replace(name, words)
     by_letter: dict[str, list[str]] = {}
@@ -111,14 +111,14 @@ def _phrases(lines: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{phrases})")
 
 
-_SIGNS = {kind: _phrases(lines) for kind, lines in _PHRASES.items()}
+_PATTERNS = {kind: _phrases(lines) for kind, lines in _PHRASES.items()}
 _IDIOM = _phrases(_IDIOMS)
 
-KINDS = tuple(_SIGNS)
-"""What `signs` looks for."""
+KINDS = tuple(_PATTERNS)
+"""The kinds that `signs` distinguishes."""
 
 
 def signs(text: str) -> list[str]:
-    """The dangers that a speech may speak of, of KINDS and in their order; often more than there are."""
+    """The KINDS that a speech may mention, in their order; favours recall over precision."""
     folded = _IDIOM.sub(" ", fold(text).replace("’", "'"))
-    return [kind for kind, sign in _SIGNS.items() if sign.search(folded)]
+    return [kind for kind, pattern in _PATTERNS.items() if pattern.search(folded)]

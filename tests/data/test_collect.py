@@ -365,7 +365,7 @@ def test_duplicates_do_not_depend_on_what_is_looked_at_together(monkeypatch) -> 
     whole = near_of(texts)
     assert len(whole) > 100
     for pairs in (1, 10, 1000):
-        monkeypatch.setattr(duplicates, "_PAIRS", pairs)
+        monkeypatch.setattr(duplicates, "_BLOCK_PAIRS", pairs)
         assert near_of(texts) == whole
 
 
