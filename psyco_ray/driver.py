@@ -35,7 +35,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
     run_state = RunState(job, ledger)
     if run_state.ended():
         _log.info("all iterations are done already")
-        return summary.write(job, ledger, run_state)
+        return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
     offline = mix(job.mixture, job.data, job.seed).train if job.pairs_from == "file" else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:
@@ -66,4 +66,4 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
             orchestrator.sync_weights()
             orchestrator.evaluate(iteration, dev)
             telemetry.log_iteration(iteration, summary.iteration_metrics(ledger, iteration))
-    return summary.write(job, ledger, run_state)
+    return summary.write_summary(job, ledger, run_state)

@@ -38,7 +38,7 @@ def compare(_: None, options: argparse.Namespace) -> int:
                 "job.yaml here, in their directories, and name the copy"
             )
     comparison = compare_runs.compare([storage.local_path(run) for run in options.runs])
-    report.write(comparison, options.out)
+    report.write_report(comparison, options.out)
     print(report.markdown(comparison))
     print(f"report: {options.out / 'compare.html'}")
     return 0

@@ -103,7 +103,7 @@ def report(dataset: Dataset) -> None:
     records = {stage: dataset.record(stage) or {} for stage in ("topics", "respond", "rate")}
     spend = {stage: _spent(record) for stage, record in records.items() if "paid" in record}
     spend |= {f"respond: {name}": _spent(record) for name, record in records["respond"].get("calls", {}).items()}
-    made = reporting.Made(
+    outputs = reporting.StageOutputs(
         job=dataset.job,
         collected=dataset.record("collect") or {},
         spend=spend,
@@ -115,7 +115,7 @@ def report(dataset: Dataset) -> None:
         pairs=[root / "pairs"],
         set_aside=[root / stage / "set-aside" for stage in ("topics", "respond", "rate")],
     )
-    reporting.write(made, root)
+    reporting.write_report(outputs, root)
 
 
 def _stage(name: str) -> Run:

@@ -62,7 +62,7 @@ def evaluate_reward(job: EvaluateRewardJob, options: argparse.Namespace) -> int:
     directory = RunDirectory(job.run_dir)
     with run_session(directory, REPEAT):
         ray_session.connect(options.address)
-        report.write(evaluate(job, directory, Progress()), directory.root)
+        report.write_report(evaluate(job, directory, Progress()), directory.root)
         _print_tables(directory)
     return 0
 
@@ -78,7 +78,7 @@ def evaluate_policy(job: PolicyEvaluationJob, options: argparse.Namespace) -> in
     directory = RunDirectory(job.run_dir)
     with run_session(directory, REPEAT):
         ray_session.connect(options.address)
-        report.write(*evaluate(job, directory, Progress()), directory.root)
+        report.write_report(*evaluate(job, directory, Progress()), directory.root)
         _print_tables(directory)
     return 0
 

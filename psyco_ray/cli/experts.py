@@ -51,7 +51,7 @@ def score(_: None, options: argparse.Namespace) -> int:
     from psyco_ray.report import experts as report
 
     scores = experts.score(options.directory, by_name(options.verdicts, "--verdicts"))
-    report.write(scores, options.directory)
+    report.write_report(scores, options.directory)
     print(report.markdown(scores))
     print(f"report: {options.directory / 'report.html'}")
     return 0

@@ -91,7 +91,7 @@ def _iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
         from psyco_ray.report import training_run
 
     summary = run(job, ledger, telemetry)
-    training_run.write(job, ledger, summary)
+    training_run.write_report(job, ledger, summary)
     judged = summary["heldout"] or summary["train"]
     low, high = judged["ci95"]
     print(

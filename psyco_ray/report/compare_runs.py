@@ -1,4 +1,4 @@
-"""Training runs side by side: figure 4 of the paper with its intervals, and win rates as in its table 3."""
+"""Training runs side by side: figure 4 of the paper with intervals, and win rates as in its table 3."""
 
 from __future__ import annotations
 
@@ -8,70 +8,76 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.report import figures
-from psyco_ray.report.render import environment, markdown_table, plain
+from psyco_ray.report.render import (
+    DASH,
+    basename,
+    decimal_interval,
+    percent,
+    percent_interval,
+    plain,
+    render,
+    thousands,
+)
+from psyco_ray.report.tables import Row, Table, of_rows
 
 SETTINGS = {"free": "w/o length constraint", "matched": "w/ length constraint"}
-"""The paper's titles of what policies are asked for, by the name that results give them."""
+"""Titles of the evaluation's variants, by their names."""
 
-_JUDGES = {"heldout": "the reward model that only judges", "reward": "the reward model that trains the policy"}
-_COLORS = ("#1f6375", "#c2572f", "#7a5ea8", "#5d8a2a", "#b03060", "#8a6d1f", "#3b6fd4", "#666666")  # a ninth run begins
-_MARKERS = "osD^vPX*"  # again
-_SIZE = (3.4, 2.9)  # inches: as wide as a phone
-_DASH = "–"
+_JUDGES = {"heldout": "the held-out reward model", "reward": "the reward model that trains the policy"}
+_MARKERS = "osD^vPX*"
+_CURVES = (
+    # key of a point, factor, axis label, reference level, caption
+    ("win_rate", 100, "win rate (%)", 50, "Share of responses that score above the base model's. Bars: 95 % Wilson."),
+    ("reward", 1, "mean reward (judge's scale)", None, "Mean held-out reward. Bars: 95 % bootstrap over speeches."),
+    ("length_ratio", 1, "length ratio (tokens / base model's)", 1, "Tokens per response, relative to the base model."),
+)
 
-_Table = dict[str, Any]
 
-
-def write(results: Mapping[str, Any], out: Path) -> None:
+def write_report(results: Mapping[str, Any], out: Path) -> None:
     """Write ``compare.html``, ``compare.md`` and ``compare.json``.
 
     Args:
-        results: of `evaluate.compare.compare`.
-        out: directory for the three.
+        results: of `evaluate.compare_runs.compare`.
+        out: directory for the three files.
     """
     out.mkdir(parents=True, exist_ok=True)
-    page = environment(escape=True).get_template("compare.html")
     runs = results["runs"]
-    shown = {
-        "names": list(runs),
-        "colors": [_COLORS[place % len(_COLORS)] for place in range(len(runs))],
-        "notes": results["notes"],
-        "judge": _JUDGES[results["judge"]],
-        "speeches": results["shared_speeches"],
-        "best": _best(results),
-        "figures": _figure4(runs) if runs else [],
-        "tables": layout(results),
-    }
-    (out / "compare.html").write_text(page.render(shown), encoding="utf-8")
+    page = render(
+        "compare_runs.html",
+        {
+            "runs": runs,
+            "notes": results["notes"],
+            "judge": _JUDGES[results["judge"]],
+            "speeches": results["shared_speeches"],
+            "best": _best(results),
+            "figures": _figure4(runs) if runs else [],
+            "tables": layout(results),
+            "series": len(figures.SERIES),
+        },
+    )
+    (out / "compare.html").write_text(page, encoding="utf-8")
     (out / "compare.md").write_text(markdown(results), encoding="utf-8")
     (out / "compare.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def layout(results: Mapping[str, Any]) -> list[_Table]:
-    """The tables, ready to be printed: `title`, `columns`, `words` (columns without figures), `rows` of texts, `note`.
-
-    Only those that have rows.
-    """
-    made = [_checkpoints(results), _pairs(results), _differences(results), *_table3(results["policies"])]
-    return [table for table in made if table["rows"]]
+def layout(results: Mapping[str, Any]) -> list[Table]:
+    """All tables that have rows."""
+    tables = [_checkpoints(results), _pairs(results), _differences(results), *_table3(results["policies"])]
+    return [table for table in tables if table.rows]
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The tables and notes as Markdown."""
+    """Tables and notes as Markdown."""
     parts = ["# Runs side by side", *[f"- {plain(note)}" for note in results["notes"]]]
     if results["runs"]:
         parts.insert(1, f"Judge: {_JUDGES[results['judge']]}.")
     for table in layout(results):
-        parts += [
-            f"## {table['title']}",
-            markdown_table(table["columns"], table["rows"], table["words"]),
-            table["note"],
-        ]
+        parts += [f"## {table.title}", table.markdown(), table.note]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _best(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The run whose final checkpoint beats its base model most often, where all have one judge and one base."""
+    """The run whose final checkpoint has the highest win rate; None unless all runs share one judge and one base."""
     runs = results["runs"]
     comparable = len(results["pairs"]) == len(runs) * (len(runs) - 1) // 2
     if not runs or not comparable or len({run["base"] for run in runs.values()}) > 1:
@@ -80,16 +86,16 @@ def _best(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"name": name, **runs[name]["final"]}
 
 
-def _checkpoints(results: Mapping[str, Any]) -> _Table:
+def _checkpoints(results: Mapping[str, Any]) -> Table:
     rows = [
         [
-            name if which == "final" else "",
+            name,
             f"{which}, iteration {point['iteration']}",
-            f"{point['step']:,}",
-            _per_cent(point["win_rate"]),
-            _interval(point["win_rate_ci95"], _per_cent) if point["iteration"] else _DASH,
+            thousands(point["step"]),
+            percent(point["win_rate"]),
+            percent_interval(point["win_rate_ci95"]) if point["iteration"] else DASH,
             f"{point['reward']:.3f}",
-            _interval(point["reward_ci95"], "{:.3f}".format),
+            decimal_interval(point["reward_ci95"]),
             f"{point['length_ratio']:.2f}",
         ]
         for name, run in results["runs"].items()
@@ -97,116 +103,109 @@ def _checkpoints(results: Mapping[str, Any]) -> _Table:
     ]
     columns = ["Run", "Checkpoint", "Steps", "Win rate, %", "95 % of it", "Reward", "95 % of that", "Length ratio"]
     note = (
-        "Win rate: how often an answer scores above the base model's, ties as half. Best: the highest mean reward; it "
-        "is chosen on the speeches that it is shown on, which flatters it. Iteration 0 is the base model."
+        "Win rate: share of responses that score above the base model's, ties as half. Best: the highest mean reward; "
+        "it is chosen on the same speeches, which biases it upwards. Iteration 0 is the base model."
     )
-    return {"title": "Checkpoints", "columns": columns, "words": columns[:2], "rows": rows, "note": note}
+    return Table("Checkpoints", columns, [Row(cells) for cells in rows], columns[:2], note)
 
 
-def _pairs(results: Mapping[str, Any]) -> _Table:
+def _pairs(results: Mapping[str, Any]) -> Table:
     rows = [
         [
             pair["a"],
             pair["b"],
             which,
-            f"{found['speeches']:,}",
-            f"{found['wins']:,}",
-            f"{found['ties']:,}",
-            f"{found['losses']:,}",
-            _p(found["p"]),
-            f"{found['difference']:+.3f}",
-            _interval(found["ci95"], "{:+.3f}".format),
+            thousands(pair[which]["speeches"]),
+            thousands(pair[which]["wins"]),
+            thousands(pair[which]["ties"]),
+            thousands(pair[which]["losses"]),
+            _p_value(pair[which]["p"]),
+            f"{pair[which]['difference']:+.3f}",
+            "{:+.3f} to {:+.3f}".format(*pair[which]["ci95"]),
         ]
         for pair in results["pairs"]
-        for which, found in (("final", pair["final"]), ("best", pair["best"]))
+        for which in ("final", "best")
     ]
     columns = ["A", "B", "Checkpoints", "Speeches", "A better", "Equal", "B better", "p", "Reward, A less B", "95 %"]
     note = (
-        "By the speeches that both runs answered. p: exact two-sided sign test without the equal ones, not corrected "
-        "for the number of comparisons."
+        "On the speeches that both runs answered. p: exact two-sided sign test without ties, not corrected for the "
+        "number of comparisons."
     )
-    return {"title": "Runs in pairs", "columns": columns, "words": columns[:3], "rows": rows, "note": note}
+    return Table("Runs in pairs", columns, [Row(cells) for cells in rows], columns[:3], note)
 
 
-def _differences(results: Mapping[str, Any]) -> _Table:
+def _differences(results: Mapping[str, Any]) -> Table:
     names = list(results["runs"])
     rows = [[row["setting"], *[_setting(row["values"][name]) for name in names]] for row in results["differences"]]
     columns = ["Setting", *names]
-    return {"title": "Settings that differ", "columns": columns, "words": columns, "rows": rows, "note": ""}
+    return of_rows("Settings that differ", columns, rows, columns)
 
 
-def _table3(policies: Sequence[Mapping[str, Any]]) -> Iterable[_Table]:
+def _table3(policies: Sequence[Mapping[str, Any]]) -> Iterable[Table]:
     """Win rates against the opponent, a table for each setting."""
-    for setting in dict.fromkeys(row["setting"] for row in policies):
-        of = [row for row in policies if row["setting"] == setting]
-        topics = list(dict.fromkeys(topic for row in of for topic in row["topics"]))
+    for setting in dict.fromkeys(policy["setting"] for policy in policies):
+        evaluated = [policy for policy in policies if policy["setting"] == setting]
+        topics = list(dict.fromkeys(topic for policy in evaluated for topic in policy["topics"]))
         rows = [
             [
-                row["policy"],
-                row["run"],
-                row["opponent"],
-                *[_per_cent(row["topics"][topic]) if topic in row["topics"] else _DASH for topic in topics],
-                _per_cent(row["overall"]),
-                _interval(row["wilson95"], _per_cent),
+                policy["policy"],
+                policy["run"],
+                policy["opponent"],
+                *[percent(policy["topics"].get(topic)) for topic in topics],
+                percent(policy["overall"]),
+                percent_interval(policy["wilson95"]),
             ]
-            for row in of
+            for policy in evaluated
         ]
         columns = ["Model", "Run", "Opponent", *topics, "Overall", "95 %"]
-        title = f"Win rates, %, {SETTINGS.get(setting, setting)}"
-        yield {"title": title, "columns": columns, "words": columns[:3], "rows": rows, "note": ""}
+        yield of_rows(f"Win rates, %, {SETTINGS.get(setting, setting)}", columns, rows, columns[:3])
 
 
 def _figure4(runs: Mapping[str, Any]) -> list[dict[str, str]]:
     """Win rate, mean reward and length ratio by optimizer step, a curve for each run."""
-    kinds = (
-        ("win_rate", 100, "win rate, %", 50, "How often the answer scores above the base model's. Bars: 95 % Wilson."),
-        ("reward", 1, "mean reward", None, "Mean reward on the held-out speeches. Bars: 95 % bootstrap by speech."),
-        ("length_ratio", 1, "length ratio", 1, "Tokens of an answer, in multiples of the base model's."),
-    )
-    found = []
-    for key, unit, title, level, caption in kinds:
-        figure, axes = figures.new(*_SIZE)
-        for place, run in enumerate(runs.values()):
-            curve = run["curve"]
-            means = [unit * point[key] for point in curve]
-            spans = [
-                [abs(unit * bound - mean) for bound in point.get(f"{key}_ci95", ())]
-                for point, mean in zip(curve, means, strict=True)
-            ]
-            axes.errorbar(
-                [point["step"] for point in curve],
-                means,
-                yerr=list(zip(*spans, strict=True)) or None,
-                color=_COLORS[place % len(_COLORS)],
-                marker=_MARKERS[place % len(_MARKERS)],
-                markersize=4,
-                capsize=2,
-                linewidth=1.3,
-                elinewidth=0.8,
-            )
+    drawn = []
+    for key, factor, label, level, caption in _CURVES:
+        figure, axes = figures.new()
+        for number, run in enumerate(runs.values()):
+            _curve(axes, run["curve"], key, factor, number)
         if level is not None:
-            axes.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
+            axes.axhline(level, color=figures.MUTED, linewidth=0.8, linestyle="--")
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel(title)
-        found.append({"title": title, "svg": figures.svg(figure), "caption": caption})
-    return found
+        axes.set_ylabel(label)
+        ends = "; ".join(
+            f"{name}: from {factor * run['curve'][0][key]:.2f} to {factor * run['curve'][-1][key]:.2f}"
+            for name, run in runs.items()
+        )
+        drawn.append({"svg": figures.svg(figure, f"{label} by optimizer step. {ends}."), "caption": caption})
+    return drawn
+
+
+def _curve(axes: Any, curve: Sequence[Mapping[str, Any]], key: str, factor: float, number: int) -> None:
+    """Draw one run's curve with error bars where its points have intervals."""
+    means = [factor * point[key] for point in curve]
+    errors = [
+        [abs(factor * bound - mean) for bound in point.get(f"{key}_ci95", ())]
+        for point, mean in zip(curve, means, strict=True)
+    ]
+    axes.errorbar(
+        [point["step"] for point in curve],
+        means,
+        yerr=list(zip(*errors, strict=True)) or None,
+        color=figures.SERIES[number % len(figures.SERIES)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        markersize=4,
+        capsize=2,
+        linewidth=1.3,
+        elinewidth=0.8,
+    )
 
 
 def _setting(value: Any) -> str:
-    """A setting as text; of a file only the name is told, not where it lay."""
+    """A setting as text, without directories of this machine."""
     if value is None:
-        return _DASH
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
+        return DASH
+    return basename(value) if isinstance(value, str) else str(value)
 
 
-def _p(value: float) -> str:
+def _p_value(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _interval(bounds: Sequence[float], form: Any) -> str:
-    low, high = bounds
-    return f"{form(low)} to {form(high)}"

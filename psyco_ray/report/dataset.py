@@ -1,6 +1,6 @@
-"""What became of the data: a page to read and a card that travels with the dataset.
+"""What a data job produced: a page to read and a card that travels with the dataset.
 
-Tables are read part by part and counted, so that memory does not grow with the dataset.
+Tables are read and counted in batches, so that memory does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,7 +19,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import text_hash
-from psyco_ray.report.render import environment
+from psyco_ray.report.render import render
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PREFERENCES
 
@@ -29,127 +28,140 @@ PAPER = {
     "pairs": {"train": 34_329, "test": 2_324},
     "rejected_safer": 0.0193,
 }
-"""What the paper's dataset has; its train holds the dev speeches too (paper §3.3)."""
+"""Sizes of the paper's dataset; its train split includes the dev speeches (paper §3.3)."""
 
 SAMPLES_SHOWN = 3
 SPLITS = ("train", "dev", "test")
 
-_PACKAGE = Path(__file__).parents[1]
+_TOPICS_FILE = Path(__file__).parents[1] / "data" / "topics.yaml"
 _PAIR_COLUMNS = [name for name in PREFERENCES.names if not name.endswith("_rating")]
-_SAFETY = ("chosen_safety_rating", "rejected_safety_rating")
+_SAFETY_COLUMNS = ["chosen_safety_rating", "rejected_safety_rating"]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What the stages of a data job have left so far; empty is what is not there yet.
+class StageOutputs:
+    """Outputs of the stages of a data job; those of a stage that has not run are empty.
 
-    Tables are directories of Parquet parts, several where a stage writes to several.
+    Tables are directories of Parquet parts; a stage that writes several has several directories.
+
+    Attributes:
+        job: the data job.
+        collected: facts that `collect` returned.
+        spend: by stage `paid` and `reused` calls, `prompt_tokens`, `completion_tokens` and `dollars` (None: unknown).
+        licences: licences of sources by name.
+        speeches: of schema COLLECTED.
+        topics: of schema TOPICS.
+        responses: of schema RESPONSES.
+        ratings: of schema RATINGS.
+        pairs: of schema PREFERENCES with topic, coarse_topic and split.
+        set_aside: of schema SET_ASIDE.
     """
 
     job: DataJob
-    collected: Mapping[str, Any] = field(default_factory=dict)  # the facts that `collect` returned
+    collected: Mapping[str, Any] = field(default_factory=dict)
     spend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By stage: `paid` and `reused` calls, `prompt_tokens`, `completion_tokens`, `dollars` (None: no prices known)."""
-
-    licences: Mapping[str, str] = field(default_factory=dict)  # of sources, by their names
-    speeches: Sequence[Path] = ()  # COLLECTED
-    topics: Sequence[Path] = ()  # TOPICS
-    responses: Sequence[Path] = ()  # RESPONSES
-    ratings: Sequence[Path] = ()  # RATINGS
-    pairs: Sequence[Path] = ()  # PREFERENCES, topic, coarse_topic, split
-    set_aside: Sequence[Path] = ()  # SET_ASIDE
+    licences: Mapping[str, str] = field(default_factory=dict)
+    speeches: Sequence[Path] = ()
+    topics: Sequence[Path] = ()
+    responses: Sequence[Path] = ()
+    ratings: Sequence[Path] = ()
+    pairs: Sequence[Path] = ()
+    set_aside: Sequence[Path] = ()
 
 
-def write(made: Made, out: Path) -> dict[str, Any]:
+def write_report(outputs: StageOutputs, out: Path) -> dict[str, Any]:
     """Write ``report.html`` and ``dataset-card.md``.
 
     Args:
-        made: what there is to report.
-        out: directory for both.
+        outputs: what the stages produced.
+        out: directory for both files.
 
     Returns:
         The figures in them; None for a section whose stage has not run.
     """
-    figures = measure(made)
+    figures = measure(outputs)
     out.mkdir(parents=True, exist_ok=True)
-    for template, name in (("dataset.html", "report.html"), ("card.md.j2", "dataset-card.md")):
-        text = _environment(escape=template.endswith(".html")).get_template(template).render(figures, made=made)
+    constants = {"principles": PRINCIPLES, "splits": SPLITS, "columns": _pair_columns()}
+    for template, name in (("dataset.html", "report.html"), ("dataset_card.md.j2", "dataset-card.md")):
+        text = render(template, figures, job=outputs.job, licences=outputs.licences, **constants)
         (out / name).write_text(text, encoding="utf-8")
     return figures
 
 
-def measure(made: Made) -> dict[str, Any]:
-    """All figures of the report, by section; None for a section whose stage has not run."""
-    ratings = _ratings(made.ratings)
+def measure(outputs: StageOutputs) -> dict[str, Any]:
+    """All figures of the report by section; None for a section whose stage has not run."""
+    ratings = _ratings(outputs.ratings)
     return {
         "paper": PAPER,
-        "name": Path(made.job.run_dir).name,
-        "collected": made.collected or None,
-        "speeches": _speeches(made.speeches),
-        "topics": _topics(made.topics),
-        "models": _models(made.responses, ratings),
+        "name": Path(outputs.job.run_dir).name,
+        "collected": outputs.collected or None,
+        "speeches": _speeches(outputs.speeches),
+        "topics": _topics(outputs.topics),
+        "models": _models(outputs.responses, ratings),
         "ratings": ratings,
-        "pairs": _pairs(made.pairs, made.job.seed),
-        "set_aside": _set_aside(made.set_aside),
-        "spend": made.spend or None,
+        "pairs": _pairs(outputs.pairs, outputs.job.seed),
+        "set_aside": _set_aside(outputs.set_aside),
+        "spend": outputs.spend or None,
     }
 
 
-class _Lengths:
-    """Lengths of texts as counts by length: exact quantiles without the texts."""
+class Lengths:
+    """Lengths of texts as counts by length: exact quantiles without keeping the texts."""
 
     def __init__(self) -> None:
-        self.words: Counter[int] = Counter()
-        self.characters: Counter[int] = Counter()
+        self._words: Counter[int] = Counter()
+        self._characters: Counter[int] = Counter()
 
     def add(self, text: str) -> None:
-        self.words[len(text.split())] += 1
-        self.characters[len(text)] += 1
+        """Count a text."""
+        self._words[len(text.split())] += 1
+        self._characters[len(text)] += 1
 
     def summary(self) -> dict[str, dict[str, float]]:
-        return {"words": _spread(self.words), "characters": _spread(self.characters)}
+        """For `words` and `characters` the `mean`, the `median`, and the 5 % (`low`) and 95 % (`high`) quantiles."""
+        return {"words": _spread(self._words), "characters": _spread(self._characters)}
 
 
 def _spread(counts: Counter[int]) -> dict[str, float]:
-    """Mean, median and the bounds of the middle 90 %."""
     total = sum(counts.values())
-    found: dict[str, float] = {"mean": sum(length * count for length, count in counts.items()) / total}
+    spread: dict[str, float] = {"mean": sum(length * count for length, count in counts.items()) / total}
     for name, share in (("low", 0.05), ("median", 0.5), ("high", 0.95)):
-        left = share * total
+        remaining = share * total
         for length in sorted(counts):
-            left -= counts[length]
-            if left <= 0:
-                found[name] = length
+            remaining -= counts[length]
+            if remaining <= 0:
+                spread[name] = length
                 break
-    return found
+    return spread
 
 
-def _speeches(places: Sequence[Path]) -> dict[str, Any] | None:
-    lengths, count = _Lengths(), 0
-    for row in _rows(places, ["speech"]):
+def _speeches(directories: Sequence[Path]) -> dict[str, Any] | None:
+    lengths, count = Lengths(), 0
+    for row in _rows(directories, ["speech"]):
         lengths.add(row["speech"])
         count += 1
     return {"count": count, "lengths": lengths.summary()} if count else None
 
 
-def _topics(places: Sequence[Path]) -> dict[str, Any] | None:
-    """Speeches by topic in the order of table 5, then topics that it does not have."""
+def _topics(directories: Sequence[Path]) -> dict[str, Any] | None:
+    """Speeches by topic in the order of the paper's table 5, then topics that the table lacks."""
     counts: Counter[tuple[str | None, str | None]] = Counter()
-    for row in _rows(places, ["topic", "coarse_topic"]):
+    for row in _rows(directories, ["topic", "coarse_topic"]):
         counts[row["coarse_topic"], row["topic"]] += 1
     if not counts:
         return None
     without = sum(counts.pop(key) for key in list(counts) if key[1] is None)
-    table = job_file.read_yaml(_PACKAGE / "data" / "topics.yaml", "topics file")
     groups = {
         coarse: [
-            {"topic": topic, "count": counts.pop((coarse, topic), 0), "paper": about["paper_count"]}
-            for topic, about in fine.items()
+            {"topic": topic, "count": counts.pop((coarse, topic), 0), "paper": entry["paper_count"]}
+            for topic, entry in topics.items()
         ]
-        for coarse, fine in table.items()
+        for coarse, topics in job_file.read_yaml(_TOPICS_FILE, "topics file").items()
     }
-    for (other, topic), count in sorted(counts.items(), key=str):
-        groups.setdefault(other or "Of no coarse topic", []).append({"topic": topic, "count": count, "paper": None})
+    for (coarse, topic), count in sorted(counts.items(), key=str):
+        groups.setdefault(coarse or "Without a coarse topic", []).append(
+            {"topic": topic, "count": count, "paper": None}
+        )
     rows = [row for group in groups.values() for row in group]
     return {
         "groups": groups,
@@ -160,52 +172,57 @@ def _topics(places: Sequence[Path]) -> dict[str, Any] | None:
     }
 
 
-def _ratings(places: Sequence[Path]) -> dict[str, Any] | None:
+def _ratings(directories: Sequence[Path]) -> dict[str, Any] | None:
+    """Counts of the ratings 1 to 5 by principle, and mean ratings by model and principle."""
     counts: Counter[tuple[str, str, int]] = Counter()
     judges: set[str] = set()
-    for row in _rows(places, ["model", "principle", "rating", "judge"]):
+    for row in _rows(directories, ["model", "principle", "rating", "judge"]):
         counts[row["model"], row["principle"], row["rating"]] += 1
         judges.add(row["judge"])
     if not counts:
         return None
     by_principle: dict[str, list[int]] = {}
-    sums: dict[str, dict[str, list[int]]] = {}  # model, principle: sum and number of ratings
+    points: Counter[tuple[str, str]] = Counter()
+    numbers: Counter[tuple[str, str]] = Counter()
     for (model, principle, rating), count in counts.items():
         by_principle.setdefault(principle, [0] * 5)[rating - 1] += count
-        pair = sums.setdefault(model, {}).setdefault(principle, [0, 0])
-        pair[0] += rating * count
-        pair[1] += count
+        points[model, principle] += rating * count
+        numbers[model, principle] += count
+    means: dict[str, dict[str, float]] = {}
+    for (model, principle), number in numbers.items():
+        means.setdefault(model, {})[principle] = points[model, principle] / number
     return {
-        "count": sum(counts.values()),
+        "count": counts.total(),
         "judges": sorted(judges),
         "by_principle": {name: by_principle[name] for name in PRINCIPLES if name in by_principle},
-        "means": {m: {name: total / number for name, (total, number) in of.items()} for m, of in sums.items()},
+        "means": means,
     }
 
 
-def _models(places: Sequence[Path], ratings: dict[str, Any] | None) -> list[dict[str, Any]] | None:
-    """Each model's answers, how many were cut, and its mean ratings; the best rated first."""
+def _models(directories: Sequence[Path], ratings: dict[str, Any] | None) -> list[dict[str, Any]] | None:
+    """Responses of each model, how many were cut off, and its mean ratings; the best rated first."""
     answers: Counter[str] = Counter()
     cut: Counter[str] = Counter()
-    for row in _rows(places, ["model", "finished"]):
+    for row in _rows(directories, ["model", "finished"]):
         answers[row["model"]] += 1
         cut[row["model"]] += not row["finished"]
-    means = ratings["means"] if ratings else {}
-    found = []
-    for model in sorted({*answers, *means}):
-        of = means.get(model, {})
-        overall = sum(of.values()) / len(of) if of else None
-        found.append({"model": model, "answers": answers[model], "cut": cut[model], "means": of, "overall": overall})
-    return sorted(found, key=lambda row: -(row["overall"] or 0)) or None
+    by_model = ratings["means"] if ratings else {}
+    models = []
+    for model in sorted({*answers, *by_model}):
+        means = by_model.get(model, {})
+        overall = sum(means.values()) / len(means) if means else None
+        row = {"model": model, "answers": answers[model], "cut": cut[model], "means": means, "overall": overall}
+        models.append(row)
+    return sorted(models, key=lambda row: -(row["overall"] or 0)) or None
 
 
-def _pairs(places: Sequence[Path], seed: int) -> dict[str, Any] | None:
+def _pairs(directories: Sequence[Path], seed: int) -> dict[str, Any] | None:
     splits: Counter[str] = Counter()
     models = {"chosen": Counter[str](), "rejected": Counter[str]()}
-    lengths = {"chosen": _Lengths(), "rejected": _Lengths()}
+    lengths = {"chosen": Lengths(), "rejected": Lengths()}
     longer = safer = 0
     samples: list[dict[str, Any]] = []
-    for row in _rows(places, [*_PAIR_COLUMNS, *_SAFETY, "topic", "split"]):
+    for row in _rows(directories, [*_PAIR_COLUMNS, *_SAFETY_COLUMNS, "topic", "split"]):
         splits[row["split"]] += 1
         longer += len(row["chosen"]) > len(row["rejected"])
         safer += row["rejected_safety_rating"] > row["chosen_safety_rating"]
@@ -214,7 +231,7 @@ def _pairs(places: Sequence[Path], seed: int) -> dict[str, Any] | None:
             lengths[side].add(row[side])
         row["draw"] = text_hash(f"sample {seed}", row["prefID"])
         samples = heapq.nsmallest(SAMPLES_SHOWN, [*samples, row], key=lambda pair: pair["draw"])
-    count = sum(splits.values())
+    count = splits.total()
     if not count:
         return None
     return {
@@ -229,35 +246,28 @@ def _pairs(places: Sequence[Path], seed: int) -> dict[str, Any] | None:
 
 
 def _shares(counts: Counter[str]) -> list[dict[str, Any]]:
-    total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [{"model": model, "count": count, "share": count / total} for model, count in ordered]
+    return [{"model": model, "count": count, "share": count / counts.total()} for model, count in ordered]
 
 
-def _set_aside(places: Sequence[Path]) -> list[dict[str, Any]] | None:
-    if not any(shards.list_shards(directory) for directory in places):
+def _set_aside(directories: Sequence[Path]) -> list[dict[str, Any]] | None:
+    """Calls without a usable answer, by reason; None if no stage has made calls yet."""
+    if not any(shards.list_shards(directory) for directory in directories):
         return None
-    counts = Counter((row["reason"], row["what"]) for row in _rows(places, ["what", "reason"]))
+    counts = Counter((row["reason"], row["what"]) for row in _rows(directories, ["what", "reason"]))
     return [{"reason": reason, "what": what, "count": count} for (reason, what), count in sorted(counts.items())]
 
 
-def _rows(places: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of all parts, of which one batch at a time is in memory."""
-    for directory in places:
+def _rows(directories: Sequence[Path], columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of all parts; one batch at a time is in memory."""
+    for directory in directories:
         for part in shards.list_shards(directory):
             with pq.ParquetFile(directory / f"{part}.parquet") as file:
                 for batch in file.iter_batches(batch_size=4096, columns=columns):
                     yield from batch.to_pylist()
 
 
-def _environment(escape: bool) -> jinja2.Environment:
-    found = environment(escape)
-    found.filters["share"] = lambda part: f"{100 * part:.1f} %"
-    found.globals |= {"principles": PRINCIPLES, "splits": SPLITS, "schema": _schema()}
-    return found
-
-
-def _schema() -> list[tuple[str, str]]:
+def _pair_columns() -> list[tuple[str, str]]:
     """Names and types of a pair's columns."""
-    extra = [pa.field(name, pa.string()) for name in ("topic", "coarse_topic", "split")]
-    return [(column.name, str(column.type)) for column in [*PREFERENCES, *extra]]
+    added = [pa.field(name, pa.string()) for name in ("topic", "coarse_topic", "split")]
+    return [(column.name, str(column.type)) for column in [*PREFERENCES, *added]]

@@ -1,99 +1,168 @@
-"""Figures that live inside a page: no file beside it, and the same text for the same data."""
+"""Figures inside a page: SVG elements that follow the page's colors, identical for identical data.
+
+Figures are drawn as wide as a phone, so that their text stays readable there. Colors of this module become CSS
+variables of ``base.html`` (`currentColor`, ``--series-1`` …), which have values for light and for dark pages.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import html
 import io
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+SERIES = ("#1f6375", "#b5482a", "#7a5ea8", "#4f7a22", "#b03060", "#8a6d1f", "#3b6fd4", "#666666")
+"""Colors of up to eight curves; a ninth starts over."""
+
+TEXT = "#000000"
+MUTED = "#808080"
+GRID = "#cccccc"
+PAGE = "#ffffff"
+NEUTRAL = "#b8b3a2"  # ties
+
+STAGE_COLORS = dict(zip(("sample", "train", "save", "sync", "evaluate", "judge"), SERIES, strict=False))
+"""Colors of what the driver does, by the stage's name."""
+
 ROLES = ("rollouts", "scorers", "learners")
-_DOING = {
-    "sample": "tab:blue",
-    "train": "tab:orange",
-    "save": "tab:green",
-    "sync": "tab:red",
-    "evaluate": "tab:purple",
-    "judge": "tab:brown",
+
+_VARIABLES = {
+    **{color: f"var(--series-{number})" for number, color in enumerate(SERIES, start=1)},
+    TEXT: "currentColor",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    PAGE: "var(--page)",
+    NEUTRAL: "var(--neutral)",
 }
-"""What the driver does, in the colours of the figure of stages."""
+_FONT = 8  # points
 
 
-def new(width: float = 6.4, height: float = 3.2) -> tuple[Any, Any]:
+def new(width: float = 3.6, height: float = 2.8) -> tuple[Any, Any]:
     """An empty figure and its axes, without the frame's upper and right lines.
 
     Args:
-        width: inches; text keeps its size, so that a narrow figure stays readable on a phone.
+        width: inches.
         height: inches.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
+    with matplotlib.rc_context({"font.size": _FONT, "axes.facecolor": "none"}):
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def svg(figure: Any) -> str:
-    """A figure as an SVG element that scales with the page; the same figure gives the same text."""
+def legend(figure: Any, columns: int, handles: Sequence[Any] | None = None) -> None:
+    """Put the legend above the axes, where it hides no data."""
+    extra = {} if handles is None else {"handles": handles}
+    figure.legend(loc="outside upper center", ncol=columns, frameon=False, fontsize=_FONT, **extra)
+
+
+def literal(text: str, length: int) -> str:
+    """Text that matplotlib draws as it is, shortened to `length` characters."""
+    return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
+
+
+def svg(figure: Any, description: str) -> str:
+    """A figure as an SVG element that scales with the page.
+
+    Args:
+        figure: of `new`, drawn in colors of this module.
+        description: what a screen reader says instead of the drawing.
+    """
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "psyco_ray", "svg.fonttype": "path"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"#[0-9a-f]{6}\b", lambda match: _VARIABLES[match[0]], text)
+    text = _scope_ids(text, hashlib.sha256((description + text).encode()).hexdigest()[:8])
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
 
 
-def timeline(iterations: dict[str, list[dict[str, Any]]]) -> str:
-    """Who was at work when: for every iteration a row for each role and one for what the driver did.
+def _scope_ids(text: str, scope: str) -> str:
+    """Drop ids that nothing refers to, and make the others unique within a page of several figures."""
+    referenced = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([\w-]+)"', lambda match: f' id="{scope}-{match[1]}"' if match[1] in referenced else "", text)
+    return re.sub(r"((?:href=\"|url\()#)", rf"\g<1>{scope}-", text)
+
+
+def timeline(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Utilization over time: for every iteration a row for the driver's stages and one for each role's busy actors.
 
     Args:
-        iterations: the parts of each, as `psyco_ray.timeline` writes them, by its name.
+        iterations: by the iteration's title the parts of its timeline, as `psyco_ray.run.timeline` records them; a
+            resumed iteration has several parts.
 
     Returns:
-        An SVG element as wide as a phone; nothing if there is no iteration.
+        An SVG element; empty without iterations.
     """
     if not iterations:
         return ""
     figure, axes = new(3.4, 0.7 + 0.82 * len(iterations))
     axes.spines[["left"]].set_visible(False)
-    places: dict[float, str] = {}  # of the rows' names
-    longest = max(sum(part["seconds"] for part in parts) for parts in iterations.values())
-    for number, (name, parts) in enumerate(iterations.items()):
-        top = -5.6 * number
-        seconds = sum(part["seconds"] for part in parts)
-        axes.text(0, top + 0.2, f"{name}: {seconds:.0f} s", fontsize=8, fontweight="bold")
-        rows = {role: top - 1 - row for row, role in enumerate(("driver", *ROLES))}
-        places |= {low + 0.4: role for role, low in rows.items()}
-        began = 0.0
-        for part in parts:
-            if began:
-                axes.plot([began, began], [rows[ROLES[-1]], top], color="#888888", linewidth=0.8, linestyle="--")
-            for what, first, last in part["driver"]:
-                axes.broken_barh([(began + first, last - first)], (rows["driver"], 0.8), color=_DOING[what])
-            for role, busy in part["busy"].items():
-                edges = [began + min(i * part["bin_s"], part["seconds"]) for i in range(len(busy) + 1)]
-                heights = [rows[role] + 0.8 * min(1.0, of / max(1, part["actors"][role])) for of in busy]
-                axes.stairs(heights, edges, baseline=rows[role], fill=True, color="#555555")
-            began += part["seconds"]
-        for role in ROLES:
-            axes.plot([0, seconds], [rows[role]] * 2, color="#cccccc", linewidth=0.6)
-            axes.text(1.02 * longest, rows[role] + 0.1, f"{100 * _busy_share(parts, role):.0f} %", fontsize=7)
-    axes.set_yticks(list(places), list(places.values()), fontsize=7)
+    longest = max(_seconds(parts) for parts in iterations.values())
+    row_names: dict[float, str] = {}
+    for number, (title, parts) in enumerate(iterations.items()):
+        row_names |= _draw_iteration(axes, -5.6 * number, title, parts, longest)
+    axes.set_yticks(list(row_names), list(row_names.values()), fontsize=7)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_xlim(0, 1.14 * longest)
     axes.set_ylim(-5.6 * len(iterations) + 1.4, 1.2)
-    axes.set_xlabel("seconds", fontsize=8)
-    done = [
-        what for what in _DOING if any(row[0] == what for ps in iterations.values() for p in ps for row in p["driver"])
-    ]
-    handles = [axes.broken_barh([], (0, 0), color=_DOING[what], label=what) for what in done]
-    figure.legend(handles=handles, loc="outside upper center", ncol=3, frameon=False, fontsize=7)
-    return svg(figure)
+    axes.set_xlabel("time (s)", fontsize=_FONT)
+    drawn = {stage for parts in iterations.values() for part in parts for stage, _, _ in part["driver"]}
+    handles = [axes.broken_barh([], (0, 0), color=STAGE_COLORS[s], label=s) for s in STAGE_COLORS if s in drawn]
+    legend(figure, 3, handles)
+    return svg(figure, f"Utilization over time. {_describe(iterations)}")
 
 
-def _busy_share(parts: list[dict[str, Any]], role: str) -> float:
-    """Share of the time of a role's actors in which they worked."""
-    worked = sum(sum(part["busy"].get(role, ())) * part["bin_s"] for part in parts)
-    there = sum(part["seconds"] * part["actors"].get(role, 0) for part in parts)
-    return min(1.0, worked / there) if there else 0.0
+def _draw_iteration(
+    axes: Any, top: float, title: str, parts: Sequence[Mapping[str, Any]], longest: float
+) -> dict[float, str]:
+    """Draw the rows of one iteration below `top`; return the names of the rows by their height."""
+    seconds = _seconds(parts)
+    axes.text(0, top + 0.2, f"{title}: {seconds:.0f} s", fontsize=_FONT, fontweight="bold")
+    rows = {role: top - 1 - row for row, role in enumerate(("driver", *ROLES))}
+    start = 0.0
+    for part in parts:
+        if start:
+            axes.plot([start, start], [rows[ROLES[-1]], top], color=MUTED, linewidth=0.8, linestyle="--")
+        for stage, begin, end in part["driver"]:
+            axes.broken_barh([(start + begin, end - begin)], (rows["driver"], 0.8), color=STAGE_COLORS[stage])
+        for role, busy in part["busy"].items():
+            edges = [start + min(i * part["bin_s"], part["seconds"]) for i in range(len(busy) + 1)]
+            heights = [rows[role] + 0.8 * min(1.0, actors / max(1, part["actors"][role])) for actors in busy]
+            axes.stairs(heights, edges, baseline=rows[role], fill=True, color=MUTED)
+        start += part["seconds"]
+    for role in ROLES:
+        axes.plot([0, seconds], [rows[role]] * 2, color=GRID, linewidth=0.6)
+        axes.text(1.02 * longest, rows[role] + 0.1, f"{100 * busy_share(parts, role):.0f} %", fontsize=7)
+    return {height + 0.4: role for role, height in rows.items()}
+
+
+def busy_share(parts: Sequence[Mapping[str, Any]], role: str) -> float:
+    """Share of the actor-seconds of a role that were busy; 0 without actors."""
+    busy = sum(sum(part["busy"].get(role, ())) * part["bin_s"] for part in parts)
+    available = sum(part["seconds"] * part["actors"].get(role, 0) for part in parts)
+    return min(1.0, busy / available) if available else 0.0
+
+
+def _seconds(parts: Sequence[Mapping[str, Any]]) -> float:
+    return sum(part["seconds"] for part in parts)
+
+
+def _describe(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Length and busy shares of every iteration, as a sentence each."""
+    return " ".join(
+        f"{title}: {_seconds(parts):.0f} seconds, busy share of "
+        + ", ".join(f"{role} {100 * busy_share(parts, role):.0f} %" for role in ROLES)
+        + "."
+        for title, parts in iterations.items()
+    )

@@ -1,49 +1,35 @@
-"""How policies fare against their opponent: a page with cases to read, and the paper's table 3 with ours beside it."""
+"""Win rates of policies against an opponent: a page with cases to read, and the paper's table 3 with our rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.config import job_file
 from psyco_ray.evaluate import winrates
 from psyco_ray.report import figures
-from psyco_ray.report.render import environment, markdown_table, plain
+from psyco_ray.report.render import decimal, decimal_interval, percent, percent_interval, plain, render, thousands
+from psyco_ray.report.tables import Row, Table, of_rows, paper_tables
 
 SETTINGS = {"free": "w/o Length Constraint", "matched": "w/ Length Constraint"}
-"""The variants as table 3 calls them."""
+"""Titles of the variants in table 3."""
 
-_PAPER = job_file.read_yaml(Path(__file__).with_name("paper.yaml"), "the paper's tables")["table3"]
-_DASH = "–"
 _SMALL_P = 0.001
-_WORDS = ("Model", "Setting", "Judge", "Judges", "Other one")  # columns that hold no figures
+_TEXT_COLUMNS = ("Model", "Setting", "Judge", "Judges", "Other model")
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table as it is printed; a row is a group's title, the paper's, or ours."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str]]]  # kind (group, paper or ours) and a text for each column
-    words: Sequence[str] = _WORDS
-
-
-def write(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], out: Path) -> None:
+def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Write ``report.html`` and ``tables.md``.
 
     Args:
-        results: as `matchups.results` gives them.
-        cases: as `bouts.cases` gives them.
-        out: directory for both.
+        results: of `evaluate.matchups.results`.
+        cases: of `evaluate.matchups.cases`.
+        out: directory for both files.
     """
-    tables = [table for table in layout(results) if table.rows]
-    page = environment(escape=True).get_template("policy.html")
-    text = page.render(
+    page = render(
+        "policies.html",
         results,
-        tables=tables,
+        tables=layout(results),
         note=note(results),
         best=_best(results),
         drawn=_figure(results),
@@ -52,23 +38,19 @@ def write(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], out: P
         settings=SETTINGS,
     )
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(text, encoding="utf-8")
+    (out / "report.html").write_text(page, encoding="utf-8")
     (out / "tables.md").write_text(markdown(results), encoding="utf-8")
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """All tables that have rows, as Markdown."""
-    parts = [plain(note(results))]
-    for table in layout(results):
-        if table.rows:
-            rows = [[f"**{row[0]}**", *row[1:]] if kind == "group" else row for kind, row in table.rows]
-            parts.append(f"## {table.title}\n\n{markdown_table(table.columns, rows, table.words)}")
-    return "\n\n".join(parts) + "\n"
+    """All tables as Markdown."""
+    tables = [f"## {table.title}\n\n{table.markdown()}" for table in layout(results)]
+    return "\n\n".join([plain(note(results)), *tables]) + "\n"
 
 
 def layout(results: Mapping[str, Any]) -> list[Table]:
-    """Table 3, and what has to be known beside it; a table without rows is one that the evaluation has no use for."""
-    return [
+    """Table 3 and the tables that qualify it, as far as they have rows."""
+    tables = [
         _table3(results),
         _intervals(results),
         _lengths(results),
@@ -76,47 +58,45 @@ def layout(results: Mapping[str, Any]) -> list[Table]:
         _mcnemar(results),
         _agreement(results),
     ]
+    return [table for table in tables if table.rows]
 
 
 def note(results: Mapping[str, Any]) -> str:
-    """What a reader of the tables has to know."""
+    """How the figures of the tables came about."""
     sentences = [
         f"Win rates in per cent against {results['opponent']} on {results['speeches']:,} speeches of the split "
-        f"{results['split']}, as {results['judges'][0]} judges.",
-        "Every pair was shown in both orders, and a tie counts as half a win."
+        f"{results['split']}, by the judge {results['judges'][0]}.",
+        "Every pair was shown in both orders; a tie counts as half a win."
         if results["order"] == "strict"
         else "Every pair was shown once, in an order drawn by the seed.",
-        "An unreadable verdict and a missing answer count as losses.",
+        "An unreadable verdict and a missing response count as losses.",
         "Rows marked (paper) are the paper's, with GPT-4o as opponent and judge on its own 3,291 test speeches.",
     ]
     if results["opponent_silent"]:
         sentences.append(
-            f"{results['opponent_silent']:,} more speeches take no part, as {results['opponent']} gave no answer."
+            f"{results['opponent_silent']:,} more speeches take no part because {results['opponent']} gave no response."
         )
     return " ".join(sentences)
 
 
 def _table3(results: Mapping[str, Any]) -> Table:
     titles = list(winrates.TOPICS.values())
-    rows: list[tuple[str, Sequence[str]]] = []
+    rows: list[Row] = []
     for variant, setting in SETTINGS.items():
-        ours = [
-            (policy["name"], policy["variants"][variant])
-            for policy in results["policies"]
-            if variant in policy["variants"]
-        ]
-        if not ours:
+        evaluated = [(name, measures) for name, key, measures in _variants(results) if key == variant]
+        if not evaluated:
             continue
-        rows.append(("group", [setting, *[""] * (len(titles) + 1)]))
-        for name, found in ours:
-            by_title = {title: of["rate"] for title, of in found["topics"].items()}
-            rows.append(
-                ("ours", [name, *(_percent(by_title.get(t)) for t in titles), _percent(found["overall"]["rate"])])
-            )
-        for row in _PAPER[variant]:
-            shares = [*row["topics"], row["overall"]]
-            rows.append(("paper", [f"{row['model']} (paper)", *(_percent(share) for share in shares)]))
-    return Table(f"Table 3: win rates (%) against {results['opponent']}", ["Model", *titles, winrates.OVERALL], rows)
+        rows.append(Row([setting], "group"))
+        for name, measures in evaluated:
+            rates = {title: topic["rate"] for title, topic in measures["topics"].items()}
+            shares = [*map(rates.get, titles), measures["overall"]["rate"]]
+            rows.append(Row([name, *map(percent, shares)]))
+        for paper in paper_tables()["table3"][variant]:
+            cells = [f"{paper['model']} (paper)", *map(percent, [*paper["topics"], paper["overall"]])]
+            rows.append(Row(cells, "paper"))
+    title = f"Table 3: win rates (%) against {results['opponent']}"
+    below = "Speeches without one of these topics count in the overall rate only; all topics are listed below."
+    return Table(title, ["Model", *titles, winrates.OVERALL], rows, _TEXT_COLUMNS, below)
 
 
 def _intervals(results: Mapping[str, Any]) -> Table:
@@ -125,34 +105,34 @@ def _intervals(results: Mapping[str, Any]) -> Table:
         [
             name,
             SETTINGS[variant],
-            _percent(found["overall"]["rate"]),
-            _interval(found["overall"]["wilson95"]),
-            _interval(found["overall"]["bootstrap95"]),
-            _percent(found["lc"]["rate"]),
-            _interval(found["lc"]["ci95"]),
-            f"{found['overall']['ties']:,}",
+            percent(measures["overall"]["rate"]),
+            percent_interval(measures["overall"]["wilson95"]),
+            percent_interval(measures["overall"]["bootstrap95"]),
+            percent(measures["lc"]["rate"]),
+            percent_interval(measures["lc"]["ci95"]),
+            thousands(measures["overall"]["ties"]),
         ]
-        for name, variant, found in _each(results)
+        for name, variant, measures in _variants(results)
     ]
-    return Table("Intervals", columns, [("ours", row) for row in rows])
+    return of_rows("Intervals", columns, rows, _TEXT_COLUMNS)
 
 
 def _lengths(results: Mapping[str, Any]) -> Table:
-    columns = ("Model", "Setting", "Words", "Opponent's words", "Length ratio", "Unreadable", "No answer", "Cut off")
+    columns = ("Model", "Setting", "Words", "Opponent's words", "Length ratio", "Unreadable", "Missing", "Cut off")
     rows = [
         [
             name,
             SETTINGS[variant],
-            f"{found['mean_words']:.1f}",
-            f"{found['opponent_mean_words']:.1f}",
-            f"{found['length_ratio']:.2f}",
-            f"{found['overall']['unreadable']:,}",
-            f"{found['unanswered']:,}",
-            f"{found['cut']:,}",
+            decimal(measures["mean_words"], 1),
+            decimal(measures["opponent_mean_words"], 1),
+            decimal(measures["length_ratio"], 2),
+            thousands(measures["overall"]["unreadable"]),
+            thousands(measures["unanswered"]),
+            thousands(measures["cut"]),
         ]
-        for name, variant, found in _each(results)
+        for name, variant, measures in _variants(results)
     ]
-    return Table("Lengths, and what is missing", columns, [("ours", row) for row in rows])
+    return of_rows("Lengths and missing data", columns, rows, _TEXT_COLUMNS)
 
 
 def _judges(results: Mapping[str, Any]) -> Table:
@@ -163,127 +143,127 @@ def _judges(results: Mapping[str, Any]) -> Table:
         "Win rate",
         "Wilson 95 %",
         "Unreadable",
-        "First one chosen",
+        "First shown preferred",
         "Calls",
-        "Dollars",
+        "US dollars",
     )
     rows = [
         [
             judge,
             name,
             SETTINGS[variant],
-            _percent(of["overall"]["rate"]),
-            _interval(of["overall"]["wilson95"]),
-            f"{of['overall']['unreadable']:,}",
-            _percent(of["first_chosen"]),
-            f"{of['spent']['paid'] + of['spent']['reused']:,}",
-            _DASH if of["spent"]["dollars"] is None else f"{of['spent']['dollars']:.2f}",
+            percent(judged["overall"]["rate"]),
+            percent_interval(judged["overall"]["wilson95"]),
+            thousands(judged["overall"]["unreadable"]),
+            percent(judged["first_chosen"]),
+            thousands(judged["spent"]["paid"] + judged["spent"]["reused"]),
+            decimal(judged["spent"]["dollars"], 2),
         ]
-        for name, variant, found in _each(results)
-        for judge, of in found["by_judge"].items()
+        for name, variant, measures in _variants(results)
+        for judge, judged in measures["by_judge"].items()
     ]
-    return Table("Judges", columns, [("ours", row) for row in rows])
+    return of_rows("Judges", columns, rows, _TEXT_COLUMNS)
 
 
 def _mcnemar(results: Mapping[str, Any]) -> Table:
-    columns = ("Setting", "Model", "Other one", "Model better", "Other better", "p (McNemar, exact)")
+    columns = ("Setting", "Model", "Other model", "Model better", "Other better", "p (McNemar, exact)")
     rows = [
         [
             SETTINGS[variant],
-            row["a"],
-            row["b"],
-            f"{row['a_only']:,}",
-            f"{row['b_only']:,}",
-            f"{row['p']:.3f}" if row["p"] >= _SMALL_P else f"below {_SMALL_P}",
+            test["a"],
+            test["b"],
+            thousands(test["a_only"]),
+            thousands(test["b_only"]),
+            decimal(test["p"]) if test["p"] >= _SMALL_P else f"below {_SMALL_P}",
         ]
-        for variant, of in results["mcnemar"].items()
-        for row in of
+        for variant, tests in results["mcnemar"].items()
+        for test in tests
     ]
-    return Table("Models against each other, on the same speeches", columns, [("ours", row) for row in rows])
+    return of_rows("Models against each other, on the same speeches", columns, rows, _TEXT_COLUMNS)
 
 
 def _agreement(results: Mapping[str, Any]) -> Table:
     columns = ("Judges", "Model", "Setting", "Speeches", "Same verdict, %", "95 %", "Cohen's kappa", "Kappa 95 %")
     rows = [
         [
-            " and ".join(row["judges"]),
-            row["policy"],
-            SETTINGS[row["variant"]],
-            f"{row['percent']['items']:,}",
-            _percent(row["percent"]["value"]),
-            _interval([row["percent"]["low"], row["percent"]["high"]]),
-            _DASH if row["kappa"]["value"] is None else f"{row['kappa']['value']:.2f}",
-            _DASH if row["kappa"]["low"] is None else f"{row['kappa']['low']:.2f} to {row['kappa']['high']:.2f}",
+            " and ".join(measures["judges"]),
+            measures["policy"],
+            SETTINGS[measures["variant"]],
+            thousands(measures["percent"]["items"]),
+            percent(measures["percent"]["value"]),
+            percent_interval((measures["percent"]["low"], measures["percent"]["high"])),
+            decimal(measures["kappa"]["value"], 2),
+            decimal_interval((measures["kappa"]["low"], measures["kappa"]["high"]), 2),
         ]
-        for row in results["agreement"]
+        for measures in results["agreement"]
     ]
-    return Table("Agreement between judges", columns, [("ours", row) for row in rows])
+    return of_rows("Agreement between judges", columns, rows, _TEXT_COLUMNS)
 
 
 def _topics(results: Mapping[str, Any]) -> list[Table]:
-    """Every topic that occurs, a table for each policy and setting."""
+    """Win rates of every topic in the data, a table for each policy and setting."""
     columns = ("Topic", "Speeches", "Win rate", "Wilson 95 %", "Unreadable")
-    return [
-        Table(
-            f"{name}, {SETTINGS[variant]}",
-            columns,
+    tables = []
+    for name, variant, measures in _variants(results):
+        rows = [
             [
-                (
-                    "ours",
-                    [
-                        title,
-                        f"{of['speeches']:,}",
-                        _percent(of["rate"]),
-                        _interval(of["wilson95"]),
-                        f"{of['unreadable']:,}",
-                    ],
-                )
-                for title, of in found["topics"].items()
-            ],
-            words=("Topic",),
-        )
-        for name, variant, found in _each(results)
-    ]
+                title,
+                thousands(topic["speeches"]),
+                percent(topic["rate"]),
+                percent_interval(topic["wilson95"]),
+                thousands(topic["unreadable"]),
+            ]
+            for title, topic in measures["topics"].items()
+        ]
+        tables.append(of_rows(f"{name}, {SETTINGS[variant]}", columns, rows, ("Topic",)))
+    return tables
 
 
 def _figure(results: Mapping[str, Any]) -> str:
-    """Win rates with their intervals, as they are and with the length controlled for."""
-    each = list(_each(results))
-    figure, axes = figures.new(6.4, 1.2 + 0.5 * len(each))
-    for offset, title, key, interval in (
-        (-0.12, "win rate", "overall", "wilson95"),
-        (0.12, "at equal length", "lc", "ci95"),
+    """Win rates with their intervals, raw and length-controlled; each policy's name stands above its row."""
+    variants = list(_variants(results))
+    figure, axes = figures.new(height=1.2 + 0.55 * len(variants))
+    for offset, label, key, interval, color, marker in (
+        (-0.1, "win rate", "overall", "wilson95", figures.SERIES[0], "o"),
+        (0.12, "length-controlled win rate", "lc", "ci95", figures.SERIES[1], "s"),
     ):
-        places = [place + offset for place in range(len(each))]
-        middles = [100 * of[key]["rate"] for _, _, of in each]
-        reach = [[100 * abs(of[key]["rate"] - of[key][interval][end]) for _, _, of in each] for end in (0, 1)]
-        axes.errorbar(middles, places, xerr=reach, fmt="o", markersize=4, capsize=3, linewidth=1.2, label=title)
-    axes.axvline(50, color="#999999", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(each)), [f"{name}\n{SETTINGS[variant]}" for name, variant, _ in each], fontsize=8)
+        rates = [measures[key] for _, _, measures in variants]
+        axes.errorbar(
+            [100 * rate["rate"] for rate in rates],
+            [place + offset for place in range(len(rates))],
+            xerr=[[100 * abs(rate["rate"] - rate[interval][end]) for rate in rates] for end in (0, 1)],
+            fmt=marker,
+            color=color,
+            markersize=4,
+            capsize=3,
+            linewidth=1.2,
+            label=label,
+        )
+    for place, (name, variant, _) in enumerate(variants):
+        axes.text(0, place - 0.3, figures.literal(f"{name}, {SETTINGS[variant]}", 48), fontsize=8)
+    axes.axvline(50, color=figures.MUTED, linewidth=0.8, linestyle="--")
+    axes.set_yticks([])
     axes.set_xlim(0, 100)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"per cent of speeches won against {results['opponent']}".replace("$", r"\$"))
-    axes.legend(frameon=False, fontsize=8, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return figures.svg(figure)
+    axes.set_ylim(len(variants) - 0.6, -0.7)
+    axes.set_xlabel(figures.literal(f"win rate against {results['opponent']} (%)", 48))
+    figures.legend(figure, 2)
+    described = "; ".join(
+        f"{name}, {SETTINGS[variant]}: {percent(measures['overall']['rate'])} %, length-controlled "
+        f"{percent(measures['lc']['rate'])} %"
+        for name, variant, measures in variants
+    )
+    return figures.svg(figure, f"Win rates against {results['opponent']}. {described}.")
 
 
 def _best(results: Mapping[str, Any]) -> dict[str, Any]:
-    name, variant, found = max(_each(results), key=lambda of: of[2]["overall"]["rate"])
-    return {"name": name, "setting": SETTINGS[variant], **found["overall"], "length_ratio": found["length_ratio"]}
+    """The policy and setting with the highest win rate."""
+    name, variant, measures = max(_variants(results), key=lambda item: item[2]["overall"]["rate"])
+    return {"name": name, "setting": SETTINGS[variant], "length_ratio": measures["length_ratio"], **measures["overall"]}
 
 
-def _each(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Name, variant and figures of every policy, variant by variant as in table 3."""
+def _variants(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Name, variant and measures of every policy, variant by variant as in table 3."""
     for variant in SETTINGS:
         for policy in results["policies"]:
             if variant in policy["variants"]:
                 yield policy["name"], variant, policy["variants"][variant]
-
-
-def _percent(share: float | None) -> str:
-    return _DASH if share is None else f"{100 * share:.1f}"
-
-
-def _interval(bounds: Sequence[float | None]) -> str:
-    low, high = bounds
-    return _DASH if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"

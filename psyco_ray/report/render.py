@@ -1,8 +1,9 @@
-"""The template environment and small text filters of all reports."""
+"""Templates, text filters and number formats that all pages and cards share."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +11,92 @@ import jinja2
 
 from psyco_ray.config.job_file import flatten
 
+DASH = "–"
+"""What a cell without a value holds."""
 
-def environment(escape: bool) -> jinja2.Environment:
-    """The templates of this directory, with the filters that they share.
+MODEL_TITLES = {"reward": "training reward model", "heldout": "held-out reward model"}
+"""Names of the two reward models of a run, by their keys in stage records."""
+
+
+def render(template: str, values: Mapping[str, Any], **more: Any) -> str:
+    """Fill in a template of this directory; values are escaped in ``*.html`` only.
 
     Args:
-        escape: whether what is filled in is text for HTML.
+        template: file name.
+        values: variables of the template; a variable that the template uses and nobody sets raises an error.
+        more: further variables.
+
+    Example:
+        >>> render("policy_card.md.j2", facts, method_text="iterative DPO", settings=settings)
     """
+    return _environment().get_template(template).render(values, **more)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=escape,
+        autoescape=jinja2.select_autoescape(["html"], default=False),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "n": lambda count: f"{count:,}",
-        "share": lambda part: f"{100 * part:.1f}",
-        "figure": lambda value: f"{value:.3f}",
-        "place": _place,
-        "reasons": lambda left_out: ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items()) or "none",
+        "basename": basename,
         "cell": _cell,
+        "decimal": decimal,
+        "decimal_interval": decimal_interval,
+        "percent": percent,
+        "percent_interval": percent_interval,
+        "reasons": lambda counts: ", ".join(f"{reason}: {count:,}" for reason, count in counts.items()) or "none",
+        "thousands": thousands,
     }
     return environment
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str]) -> str:
-    """A table as Markdown.
+def thousands(count: float) -> str:
+    """A count with separators: 12,345."""
+    return f"{count:,}"
 
-    Args:
-        columns: their titles.
-        rows: as many texts each.
-        words: the columns that hold no figures.
-    """
-    rules = ["---" if column in words else "---:" for column in columns]
-    lines = [[plain(text) for text in columns], rules, *[[plain(text) for text in row] for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A number with fixed digits, or a dash for None."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent with one digit, without the sign; a dash for None."""
+    return DASH if share is None else f"{100 * share:.1f}"
+
+
+def decimal_interval(bounds: Sequence[float | None], digits: int = 3) -> str:
+    """Both bounds as `decimal` formats them; a dash if one is None."""
+    low, high = bounds
+    return DASH if low is None or high is None else f"{decimal(low, digits)} to {decimal(high, digits)}"
+
+
+def percent_interval(bounds: Sequence[float | None]) -> str:
+    """Both bounds as `percent` formats them; a dash if one is None."""
+    low, high = bounds
+    return DASH if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
 def plain(text: str) -> str:
-    """A text that neither ends a cell of a Markdown table nor is taken for HTML."""
+    """Text that neither ends a cell of a Markdown table nor starts an HTML tag."""
     return _cell(text).replace("<", "&lt;")
+
+
+def flat_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Nested settings by dotted keys; of an absolute path only the file name remains."""
+    flat = flatten(settings, f"{name}.")
+    return {key: basename(value) if isinstance(value, str) else value for key, value in flat.items()}
+
+
+def basename(name: str) -> str:
+    """The name of a file or model without directories of this machine; names on a hub stay whole."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _cell(text: Any) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
-
-
-def _told(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Nested settings by their dotted keys; of a file only the name is told, not where it lay."""
-    found = flatten(settings, f"{name}.")
-    return {key: _place(value) if isinstance(value, str) else value for key, value in found.items()}
-
-
-def _place(name: str) -> str:
-    """A file or model without the directories of the machine that it lay on; a hub's names stay whole."""
-    return Path(name).name if Path(name).is_absolute() else name
-
-
-MODEL_TITLES = {"reward": "reward model that trains", "heldout": "reward model that only judges"}

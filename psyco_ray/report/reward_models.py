@@ -1,29 +1,27 @@
-"""How good the reward models are: a page and the paper's tables."""
+"""Accuracy and calibration of reward models: a page and the paper's tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from psyco_ray.report import figures, reward_tables
-from psyco_ray.report.render import environment
-
-_SIZE = (3.4, 2.9)  # inches: two figures side by side, or one as wide as a phone
+from psyco_ray.report.render import render
 
 
-def write(results: Mapping[str, Any], out: Path) -> None:
+def write_report(results: Mapping[str, Any], out: Path) -> None:
     """Write ``report.html`` and ``tables.md``.
 
     Args:
-        results: of an evaluation: `name`, `seed`, `versions`, `tests` and `models`, of which each has its figures by
+        results: of an evaluation: `name`, `seed`, `versions`, `tests` and `models`; each model has its measures by
             test (`metrics.measure` or `metrics.ranked`) and on the benchmark (`rewardbench.bench`, `bench_ranked`).
-        out: directory for both.
+        out: directory for both files.
     """
-    page = environment(escape=True).get_template("reward.html")
-    text = page.render(
+    page = render(
+        "reward_models.html",
         results,
         tables=reward_tables.layout(results),
         note=reward_tables.note(results),
@@ -32,12 +30,12 @@ def write(results: Mapping[str, Any], out: Path) -> None:
         bench=_bench(results),
     )
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(text, encoding="utf-8")
+    (out / "report.html").write_text(page, encoding="utf-8")
     (out / "tables.md").write_text(reward_tables.markdown(results), encoding="utf-8")
 
 
 def _best(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Our most accurate reward model on the first test, with its figures there; None if none was tested."""
+    """Our most accurate reward model on the first test, with its measures there; None if none was tested."""
     for test in results["tests"][:1]:
         ours = [
             {"model": model["name"], "test": test["name"], **model["tests"][test["name"]]}
@@ -49,69 +47,82 @@ def _best(results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _measured(results: Mapping[str, Any], test: str) -> list[dict[str, Any]]:
-    """Every model's figures on a test, those of a reward model drawn too."""
-    found = []
+    """The measures of every model on a test; those of reward models with two figures."""
+    measured = []
     for model in results["models"]:
-        if test in model["tests"]:
-            figures_of = model["tests"][test]
-            drawn = {} if model["group"] == "ranker" else {"drawn": [_reliability(figures_of), _histogram(figures_of)]}
-            found.append({"model": model["name"], "group": model["group"], **figures_of, **drawn})
-    return found
+        if test not in model["tests"]:
+            continue
+        measures = {"model": model["name"], "group": model["group"], **model["tests"][test]}
+        if model["group"] != "ranker":
+            measures |= {"reliability_figure": _reliability(measures), "histogram_figure": _histogram(measures)}
+        measured.append(measures)
+    return measured
 
 
 def _bench(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The benchmark with a column a model: rows of sections, each followed by its subsets."""
+    """The benchmark with a column for each model: rows of sections, each followed by its subsets."""
     models = [model for model in results["models"] if model["rewardbench"]]
     if not models:
         return None
     by_model = [model["rewardbench"] for model in models]
-    sections: dict[str, list[str]] = {}
+    sections: dict[str, dict[str, None]] = {}  # subsets in the order of their first appearance
     for bench in by_model:
         for subset, row in bench["subsets"].items():
-            names = sections.setdefault(row["section"], [])
-            if subset not in names:
-                names.append(subset)
+            sections.setdefault(row["section"], {})[subset] = None
     rows = []
     for section, subsets in sections.items():
         rows.append(_bench_row("section", section, [bench["sections"].get(section) for bench in by_model]))
-        if subsets != [section]:
+        if list(subsets) != [section]:
             rows += [_bench_row("subset", s, [bench["subsets"].get(s) for bench in by_model]) for s in subsets]
     return {"models": [model["name"] for model in models], "rows": rows, "by_model": by_model}
 
 
-def _bench_row(kind: str, name: str, found: list[dict[str, Any] | None]) -> dict[str, Any]:
+def _bench_row(kind: str, name: str, by_model: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     return {
         "kind": kind,
         "name": name,
-        "pairs": max(row["pairs"] for row in found if row),
-        "accuracies": [row["accuracy"] if row else None for row in found],
+        "pairs": max(row["pairs"] for row in by_model if row),
+        "accuracies": [row["accuracy"] if row else None for row in by_model],
     }
 
 
-def _reliability(measured: Mapping[str, Any]) -> str:
-    """How often a response was right by how probable the model found it, before and after calibration."""
-    figure, axes = figures.new(*_SIZE)
-    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle="--")
-    curves = {"scores as they are": measured["reliability"]}
-    if measured.get("calibrated"):
-        curves["calibrated"] = measured["calibrated"]["reliability"]
-    for title, bins in curves.items():
+def _reliability(measures: Mapping[str, Any]) -> str:
+    """Share of responses that are the better ones by predicted probability, before and after calibration."""
+    figure, axes = figures.new()
+    axes.plot([0, 1], [0, 1], color=figures.MUTED, linewidth=0.8, linestyle="--")
+    curves = {"uncalibrated": measures["reliability"]}
+    if measures.get("calibrated"):
+        curves["calibrated"] = measures["calibrated"]["reliability"]
+    for (title, bins), color, marker in zip(curves.items(), figures.SERIES, "os", strict=False):
         filled = [row for row in bins if row["count"]]
-        axes.plot(
-            [r["probability"] for r in filled], [r["right"] for r in filled], marker="o", markersize=4, label=title
-        )
-    axes.set_xlabel("probability of being the better one")
-    axes.set_ylabel("share that is")
-    axes.legend(frameon=False, fontsize=8)
-    return figures.svg(figure)
+        probabilities = [row["probability"] for row in filled]
+        shares = [row["right"] for row in filled]
+        axes.plot(probabilities, shares, color=color, marker=marker, markersize=4, label=title)
+    axes.set_xlabel("predicted probability of being better")
+    axes.set_ylabel("share that is better")
+    figures.legend(figure, 2)
+    description = f"Reliability diagram of {measures['model']}: ECE {measures['ece10']:.3f} with 10 bins"
+    if measures.get("calibrated"):
+        description += f", {measures['calibrated']['ece10']:.3f} after calibration"
+    return figures.svg(figure, f"{description}.")
 
 
-def _histogram(measured: Mapping[str, Any]) -> str:
-    figure, axes = figures.new(*_SIZE)
-    edges = np.array(measured["histogram"]["edges"])
-    for side, color in (("chosen", "#2f7a8c"), ("rejected", "#c2572f")):
-        axes.stairs(measured["histogram"][side], edges, fill=True, alpha=0.55, color=color, label=side)
-    axes.set_xlabel("reward")
+def _histogram(measures: Mapping[str, Any]) -> str:
+    """Rewards of chosen and of rejected responses."""
+    figure, axes = figures.new()
+    edges = np.array(measures["histogram"]["edges"])
+    centers = (edges[1:] + edges[:-1]) / 2
+    means = {}
+    for side, color in zip(("chosen", "rejected"), figures.SERIES, strict=False):
+        counts = measures["histogram"][side]
+        axes.stairs(counts, edges, fill=True, alpha=0.45, color=color)
+        axes.stairs(counts, edges, color=color, label=side)
+        means[side] = float(np.average(centers, weights=counts))
+    axes.set_xlabel("reward (model's own scale)")
     axes.set_ylabel("responses")
-    axes.legend(frameon=False, fontsize=8)
-    return figures.svg(figure)
+    figures.legend(figure, 2)
+    description = (
+        f"Histogram of the rewards of {measures['model']}: chosen around {means['chosen']:.2f}, rejected "
+        f"around {means['rejected']:.2f}."
+    )
+    return figures.svg(figure, description)

@@ -1,123 +1,145 @@
-"""One self-contained HTML page per run: no script, no font, no image from elsewhere."""
+"""The page of a finished training run."""
 
 from __future__ import annotations
 
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
 from psyco_ray.config.training import Job
 from psyco_ray.report import figures
-from psyco_ray.report.render import MODEL_TITLES
+from psyco_ray.report.render import MODEL_TITLES, render
 from psyco_ray.run.ledger import Ledger, stage
 
 SAMPLES_SHOWN = 8
 TITLES = {"policy": "Iterative DPO", "base": "One round of online DPO", "file": "Offline DPO"}
+"""Training methods by `pairs_from` of the job."""
+
+_STAGES = ("sample", "train", "save", "sync", "evaluate")
+
+Evaluations = Sequence[Mapping[str, Any]]  # records of the stage evaluate, the base model's first
 
 
-def write(job: Job, ledger: Ledger, summary: dict[str, Any]) -> None:
+def write_report(job: Job, ledger: Ledger, summary: Mapping[str, Any]) -> None:
     """Write ``report.html`` of a finished run.
 
     Args:
         job: the run's job.
         ledger: its directory.
-        summary: what ``summary.json`` holds.
+        summary: content of ``summary.json``.
     """
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (files("psyco_ray") / "report" / "page.html").read_text(encoding="utf-8")
-    )
-    evaluations = [ledger.record(f"iteration-{i:03d}/evaluate") or {} for i in range(summary["iterations"] + 1)]
-    page = template.render(
-        summary=summary,
+    iterations = summary["iterations"]
+    evaluations = [ledger.record(stage(k, "evaluate")) or {} for k in range(iterations + 1)]
+    page = render(
+        "training_run.html",
+        {"summary": summary},
         judged=summary["heldout"] or summary["train"],
-        title=TITLES[summary["pairs_from"]],
-        judge_is_heldout=summary["heldout"] is not None,
-        reward_curve=_reward_curve(evaluations),
-        loss_curve=_loss_curve(ledger, summary["iterations"]),
-        stage_times=_stage_times(summary["per_iteration"]),
-        timeline=figures.timeline(_timelines(ledger, summary["iterations"])),
-        samples=_side_by_side(job, ledger, evaluations),
+        method=TITLES[summary["pairs_from"]],
+        responses=job.evaluation.responses,
+        models={key: title for key, title in MODEL_TITLES.items() if key in evaluations[0]},
+        evaluations=evaluations,
+        reward_figure=_reward_figure(evaluations),
+        loss_figure=_loss_figure(ledger, iterations),
+        time_figure=_time_figure(summary["per_iteration"]),
+        timeline=figures.timeline(_timelines(ledger, iterations)),
+        samples=_samples(job, ledger, evaluations),
         job=job_file.dump(job),
     )
     ledger.write_text("report.html", page)
 
 
-def _reward_curve(evaluations: list[dict[str, Any]]) -> str:
-    """Mean reward of held-out speeches by iteration, with intervals, for every reward model."""
+def _reward_figure(evaluations: Evaluations) -> str:
+    """Mean reward of held-out responses by iteration, with intervals, a curve for each reward model."""
     figure, axes = figures.new()
-    for model, title in MODEL_TITLES.items():
+    descriptions = []
+    for (model, title), color, marker in zip(MODEL_TITLES.items(), figures.SERIES, "os", strict=False):
         if model not in evaluations[0]:
             continue
-        means = np.array([e[model]["reward"] for e in evaluations])
-        bounds = np.array([e[model]["ci95"] for e in evaluations])
+        means = np.array([evaluation[model]["reward"] for evaluation in evaluations])
+        bounds = np.array([evaluation[model]["ci95"] for evaluation in evaluations])
+        errors = np.abs(bounds.T - means)
         axes.errorbar(
-            range(len(means)), means, yerr=np.abs(bounds.T - means), marker="o", capsize=3, label=title, linewidth=1.5
+            range(len(means)), means, yerr=errors, color=color, marker=marker, markersize=4, capsize=3, label=title
         )
+        descriptions.append(f"{title}: from {means[0]:.3f} to {means[-1]:.3f} after {len(means) - 1} iterations")
     axes.set_xlabel("iteration (0: base model)")
-    axes.set_ylabel("mean reward, held-out speeches")
-    axes.set_xticks(range(len(evaluations)))
-    axes.legend(frameon=False, fontsize=8)
-    return figures.svg(figure)
+    axes.set_ylabel("mean reward (model's own scale)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figures.legend(figure, 1)
+    return figures.svg(figure, f"Mean reward of held-out responses by iteration. {'; '.join(descriptions)}.")
 
 
-def _loss_curve(ledger: Ledger, iterations: int) -> str:
-    """DPO loss and accuracy by optimizer step, over all iterations."""
-    steps: list[dict[str, float]] = []
+def _loss_figure(ledger: Ledger, iterations: int) -> str:
+    """DPO loss and accuracy by optimizer step over all iterations."""
+    steps: list[Mapping[str, float]] = []
     figure, axes = figures.new()
     for iteration in range(1, iterations + 1):
-        record = ledger.record(f"iteration-{iteration:03d}/train") or {"steps": []}
-        axes.axvline(len(steps) + 0.5, color="#cccccc", linewidth=0.8)
-        steps += record["steps"]
-    axes.plot(range(1, len(steps) + 1), [s["loss"] for s in steps], label="DPO loss (nats)", linewidth=1.5)
-    axes.plot(range(1, len(steps) + 1), [s["accuracy"] for s in steps], label="accuracy", linewidth=1.0, alpha=0.7)
-    axes.set_xlabel("optimizer step (lines: a new iteration)")
-    axes.legend(frameon=False, fontsize=8)
-    return figures.svg(figure)
+        if iteration > 1:
+            axes.axvline(len(steps) + 0.5, color=figures.GRID, linewidth=0.8)
+        record = ledger.record(stage(iteration, "train"))
+        steps += record["steps"] if record else []
+    numbers = range(1, len(steps) + 1)
+    for key, label, color, style in (
+        ("loss", "DPO loss (nats)", figures.SERIES[0], "-"),
+        ("accuracy", "accuracy (share of pairs)", figures.SERIES[1], "--"),
+    ):
+        axes.plot(numbers, [step[key] for step in steps], color=color, linestyle=style, linewidth=1.4, label=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("optimizer step (vertical lines: next iteration)")
+    axes.set_ylabel("nats; share of pairs")
+    figures.legend(figure, 1)
+    first, last = steps[0], steps[-1]
+    description = (
+        f"DPO loss and accuracy over {len(steps)} steps. Loss: from {first['loss']:.3f} to {last['loss']:.3f} "
+        f"nats; accuracy: from {first['accuracy']:.2f} to {last['accuracy']:.2f}."
+    )
+    return figures.svg(figure, description)
 
 
-def _stage_times(per_iteration: list[dict[str, float]]) -> str:
+def _time_figure(per_iteration: Sequence[Mapping[str, Any]]) -> str:
     """Seconds of each stage of each iteration, stacked."""
-    figure, axes = figures.new()
+    figure, axes = figures.new(height=1.1 + 0.32 * len(per_iteration))
     left = np.zeros(len(per_iteration))
-    names = [f"iteration {row['iteration']:g}" for row in per_iteration]
-    for name in ("sample", "train", "save", "sync", "evaluate"):
+    places = range(len(per_iteration))
+    for name in _STAGES:
         seconds = np.array([row[f"{name}_s"] for row in per_iteration])
-        axes.barh(names, seconds, left=left, label=name)
+        axes.barh(places, seconds, left=left, height=0.7, color=figures.STAGE_COLORS[name], label=name)
         left += seconds
+    axes.set_yticks(places, [f"{row['iteration']:g}" for row in per_iteration])
     axes.invert_yaxis()
-    axes.set_xlabel("seconds")
-    axes.legend(frameon=False, fontsize=8, ncol=5, loc="upper center", bbox_to_anchor=(0.5, 1.15))
-    return figures.svg(figure)
+    axes.set_ylabel("iteration")
+    axes.set_xlabel("time (s)")
+    figures.legend(figure, 3)
+    total = {name: sum(row[f"{name}_s"] for row in per_iteration) for name in _STAGES}
+    described = ", ".join(f"{name} {seconds:.0f}" for name, seconds in total.items())
+    return figures.svg(figure, f"Time of each stage by iteration. Seconds over all iterations: {described}.")
 
 
 def _timelines(ledger: Ledger, iterations: int) -> dict[str, list[dict[str, Any]]]:
-    """The parts of every iteration's timeline, by the iteration's name; those of an earlier version have none."""
-    found = {k: ledger.record(stage(k, "timeline")) for k in range(iterations + 1)}
-    return {f"iteration {k}" if k else "base model": of["parts"] for k, of in found.items() if of is not None}
+    """The parts of every recorded timeline by the iteration's title; runs of early versions have none."""
+    records = {k: ledger.record(stage(k, "timeline")) for k in range(iterations + 1)}
+    return {f"iteration {k}" if k else "base model": record["parts"] for k, record in records.items() if record}
 
 
-def _side_by_side(job: Job, ledger: Ledger, evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Answers of the base model and of the policy to held-out speeches, drawn by the run's seed, not picked."""
-    speeches = {
-        row["speech_id"]: row
-        for row in pq.read_table(ledger.path("speeches.parquet"), columns=["speech_id", "speech", "topic"]).to_pylist()
-    }
-    before, after = (ledger.responses(stage(of, "dev")) for of in (0, len(evaluations) - 1))
+def _samples(job: Job, ledger: Ledger, evaluations: Evaluations) -> list[dict[str, Any]]:
+    """Responses of the base model and of the policy to held-out speeches that the run's seed draws."""
+    table = pq.read_table(ledger.path("speeches.parquet"), columns=["speech_id", "speech", "topic"])
+    speeches = {row["speech_id"]: row for row in table.to_pylist()}
+    before, after = (ledger.responses(stage(k, "dev")) for k in (0, len(evaluations) - 1))
     judge = "heldout" if "heldout" in evaluations[0] else "reward"
-    keys = sorted(before.keys() & after.keys())  # one or the other may have been set aside
-    chosen = np.random.default_rng(job.seed).permutation(len(keys))[:SAMPLES_SHOWN]
+    keys = sorted(before.keys() & after.keys())  # a quarantined speech lacks one
+    drawn = np.random.default_rng(job.seed).permutation(len(keys))[:SAMPLES_SHOWN]
     return [
         {
             "topic": speeches[key]["topic"],
             "speech": speeches[key]["speech"],
             "before": before[key][0],
             "after": after[key][0],
-            "score_before": evaluations[0][judge]["scores"][key][0],
-            "score_after": evaluations[-1][judge]["scores"][key][0],
+            "reward_before": evaluations[0][judge]["scores"][key][0],
+            "reward_after": evaluations[-1][judge]["scores"][key][0],
         }
-        for key in (keys[i] for i in sorted(chosen))
+        for key in (keys[i] for i in sorted(drawn))
     ]

@@ -1,4 +1,4 @@
-"""The numbers of a finished run: ``summary.json``, the metrics of an iteration."""
+"""The numbers of a finished run: ``summary.json`` and the metrics of an iteration."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.training.run_state import RunState
 
 METHODS = {"policy": "dpo-iter", "base": "online", "file": "dpo"}
+"""Names of the training methods, by `pairs_from` of the job."""
+
 _MEASURES = {
-    "judge": "win rate against the base model, as the judge sees it,",
-    "heldout": "mean reward by the model that only judges",
-    "reward": "mean reward by the model that trains",
+    "judge": "win rate against the base model by the judge",
+    "heldout": "mean reward by the held-out reward model",
+    "reward": "mean reward by the training reward model",
 }
 
 
 def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
-    """What is logged of an iteration: rewards, losses, lengths, seconds of each stage, tokens a second."""
-    stages = {name: _record(ledger, iteration, name) for name in ("pairs", "train", "evaluate")}
-    pairs, train, evaluate = stages.values()
-    sync = _record(ledger, iteration, "sync")
-    last = train["steps"][-1]
-    found = {
+    """The metrics of an iteration: rewards, losses, lengths, seconds of each stage, tokens per second."""
+    pairs, train, sync, evaluate = (_record(ledger, iteration, name) for name in ("pairs", "train", "sync", "evaluate"))
+    last_step = train["steps"][-1]
+    metrics = {
         **({} if pairs["reward"] is None else {"train_reward": pairs["reward"]}),
         "pairs": pairs["rows"],
         "mean_tokens": pairs["mean_tokens"],
         "finished_share": pairs["finished_share"],
         "loss": sum(step["loss"] for step in train["steps"]) / len(train["steps"]),
-        "last_margin": last["margin"],
-        "last_accuracy": last["accuracy"],
+        "last_margin": last_step["margin"],
+        "last_accuracy": last_step["accuracy"],
         "dev_tokens": evaluate["mean_tokens"],
         "sample_s": pairs["seconds"],
         "train_s": train["train_s"],
@@ -47,28 +47,29 @@ def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
         "sync_bytes": sync["bytes"],
     }
     if train.get("mfu") is not None:
-        found["mfu"] = train["mfu"]
-    found |= evaluate["monitors"]
+        metrics["mfu"] = train["mfu"]
+    metrics |= evaluate["monitors"]
     if "judge" in evaluate:
-        found["dev_judge_win_rate"] = evaluate["judge"]["win_rate_vs_base"]
+        metrics["dev_judge_win_rate"] = evaluate["judge"]["win_rate_vs_base"]
     for model in MODEL_TITLES:
         if model in evaluate:
-            found[f"dev_{model}"] = evaluate[model]["reward"]
-            found[f"dev_{model}_win_rate"] = evaluate[model]["win_rate_vs_base"]
-    return found
+            metrics[f"dev_{model}"] = evaluate[model]["reward"]
+            metrics[f"dev_{model}_win_rate"] = evaluate[model]["win_rate_vs_base"]
+    return metrics
 
 
-def write(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, Any]:
-    """Write and return ``summary.json``."""
+def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, Any]:
+    """Write ``summary.json``, and the model card of the best checkpoint next to its weights.
+
+    Returns:
+        The content of ``summary.json``.
+    """
     last = run_state.last_evaluated()
-    assert last, "a run that ends has trained"
-    before, after, best = (
-        _record(ledger, 0, "evaluate"),
-        _record(ledger, last, "evaluate"),
-        run_state.best(last, kept=True),
-    )
+    assert last, "a finished run has trained"
+    best = run_state.best(last, kept=True)
+    before, after = (_record(ledger, iteration, "evaluate") for iteration in (0, last))
     steps = [len(_record(ledger, k, "train")["steps"]) for k in range(1, last + 1)]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "model": job.model,
         "seed": job.seed,
         "pairs_from": job.pairs_from,
@@ -81,8 +82,8 @@ def write(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, Any]:
             "steps": sum(steps[:best]),
         },
         "checkpoint": storage.join(ledger.run_dir, stage(best, "checkpoint")) if best else job.model,
-        "train": _comparison(before, after, "reward") if "reward" in after else None,
-        "heldout": _comparison(before, after, "heldout") if "heldout" in after else None,
+        "train": _comparison(before, after, "reward"),
+        "heldout": _comparison(before, after, "heldout"),
         "judge": _judged(job, after),
         "length_ratio": after["mean_tokens"] / before["mean_tokens"],
         "per_iteration": [
@@ -97,16 +98,15 @@ def write(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
     }
-    ledger.write_json("summary.json", found)
+    ledger.write_json("summary.json", summary)
     if best:
-        ledger.write_text(f"{stage(best, 'checkpoint')}/README.md", _card(job, ledger, found))
-    return found
+        ledger.write_text(f"{stage(best, 'checkpoint')}/README.md", _card(job, ledger, summary))
+    return summary
 
 
-def _card(job: Job, ledger: Ledger, found: dict[str, Any]) -> str:
-    """The model card of the best checkpoint, whose own figures it gives."""
-    base, best = (_record(ledger, k, "evaluate") for k in (0, found["best"]["iteration"]))
-    heldout = _comparison(base, best, "heldout") if "heldout" in best else None
+def _card(job: Job, ledger: Ledger, summary: dict[str, Any]) -> str:
+    """The model card of the best checkpoint, with that checkpoint's own figures."""
+    base, best = (_record(ledger, k, "evaluate") for k in (0, summary["best"]["iteration"]))
     data = job.data.model_dump(include={"speeches"})
     if job.pairs_from == "file":
         data = {"pairs": ", ".join(part.pairs for part in job.mixture) or job.data.pairs}
@@ -116,24 +116,26 @@ def _card(job: Job, ledger: Ledger, found: dict[str, Any]) -> str:
             "base": job.model,
             "method": METHODS[job.pairs_from],
             "seed": job.seed,
-            "iterations": found["iterations"],
-            "steps": found["steps"],
-            "best": found["best"],
+            "iterations": summary["iterations"],
+            "steps": summary["steps"],
+            "best": summary["best"],
             "dpo": job.dpo.model_dump(),
             "sampling": job.sampling.model_dump(),
             "reward_model": job.scorers.reward_model,
             "heldout_model": job.scorers.heldout_model,
             "data": data,
-            "heldout": heldout,
+            "heldout": _comparison(base, best, "heldout"),
             "length_ratio": best["mean_tokens"] / base["mean_tokens"],
             "guards": job.guards.model_dump() if job.guards.preset == "robust" else None,
-            "versions": found["versions"],
+            "versions": summary["versions"],
         }
     )
 
 
-def _comparison(before: dict[str, Any], after: dict[str, Any], model: str) -> dict[str, Any]:
-    """Base model and final policy on the held-out speeches, judged by one reward model."""
+def _comparison(before: dict[str, Any], after: dict[str, Any], model: str) -> dict[str, Any] | None:
+    """Base model and policy on the held-out speeches by one reward model; None if it did not score them."""
+    if model not in after:
+        return None
     return {
         "speeches": after["speeches"],
         "reward_before": before[model]["reward"],
@@ -146,15 +148,14 @@ def _comparison(before: dict[str, Any], after: dict[str, Any], model: str) -> di
 
 
 def _judged(job: Job, after: dict[str, Any]) -> dict[str, Any] | None:
-    """The final policy against the base model, as the judge sees them."""
-    judge = job.evaluation.judge
-    if judge is None:
+    """The final policy against the base model by the judge; None without a judge."""
+    if job.evaluation.judge is None:
         return None
-    facts = {key: value for key, value in after["judge"].items() if key != "outcomes"}
-    return {"model": judge.model, "speeches": len(after["judge"]["outcomes"]), **facts}
+    measures = {key: value for key, value in after["judge"].items() if key != "outcomes"}
+    return {"model": job.evaluation.judge.model, "speeches": len(after["judge"]["outcomes"]), **measures}
 
 
 def _record(ledger: Ledger, iteration: int, name: str) -> dict[str, Any]:
-    found = ledger.record(f"iteration-{iteration:03d}/{name}")
-    assert found is not None, f"iteration {iteration} has no {name} record"
-    return found
+    record = ledger.record(stage(iteration, name))
+    assert record is not None, f"iteration {iteration} has no {name} record"
+    return record

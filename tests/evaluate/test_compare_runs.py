@@ -228,8 +228,8 @@ def test_pages_of_everything(tmp_path) -> None:
         policies(tmp_path / "eval-2", ["8B"], opponent="another"),
     ]
     found = compare(roots)
-    report.write(found, tmp_path / "out")
-    report.write(found, tmp_path / "again")
+    report.write_report(found, tmp_path / "out")
+    report.write_report(found, tmp_path / "again")
     names = {"compare.html", "compare.md", "compare.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     for name in names:
@@ -253,11 +253,11 @@ def test_pages_of_everything(tmp_path) -> None:
 
 
 def test_pages_of_one_run_and_of_policies_alone(tmp_path) -> None:
-    report.write(compare([make_run(tmp_path / "a", rising(1, 0), iterations=2)]), tmp_path / "out")
+    report.write_report(compare([make_run(tmp_path / "a", rising(1, 0), iterations=2)]), tmp_path / "out")
     page = stands_alone((tmp_path / "out" / "compare.html").read_text("utf-8"))
     assert "Runs in pairs" not in page.text
     assert ["a", "final, iteration 0", "0", "50.0", "–"] in [row[:5] for row in page.rows]
-    report.write(compare([policies(tmp_path / "eval", ["8B"])]), tmp_path / "out")
+    report.write_report(compare([policies(tmp_path / "eval", ["8B"])]), tmp_path / "out")
     text = (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert "<svg" not in text
     assert "judge" not in stands_alone(text).text

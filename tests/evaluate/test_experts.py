@@ -355,7 +355,7 @@ def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) 
     assert "matched, both experts" not in [row[0] for row in page.rows]
     for block in re.findall(r"(?:^\|.*\n)+", markdown, re.M):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-    report.write(stored, tmp_path)
+    report.write_report(stored, tmp_path)
     assert (tmp_path / "report.html").read_text("utf-8") == text
 
 
@@ -373,7 +373,7 @@ def test_bad_commands(tmp_path, files, capsys, monkeypatch) -> None:
 
 
 def test_nothing_filled_in_is_a_page_too(out) -> None:
-    report.write(experts.score(out), out)
+    report.write_report(experts.score(out), out)
     page = Page((out / "report.html").read_text("utf-8"))
     assert "nobody gave an overall preference yet" in " ".join(page.text.split())
     assert "no verdicts of a judge" in page.text

@@ -80,7 +80,7 @@ def run(given: dict) -> dict:
     directory = RunDirectory(given["run_dir"])
     try:
         results, cases = evaluating.evaluate(parsed(given), directory, Progress())
-        report.write(results, cases, directory.root)
+        report.write_report(results, cases, directory.root)
         return results
     finally:
         directory.close()
@@ -445,7 +445,7 @@ def test_results_by_hand(evaluated):
 def test_the_page_holds_all_and_loads_nothing(evaluated, tmp_path):
     job, played, answered, opponent_responses = evaluated
     shown = matchups.cases(job, played, answered, opponent_responses)
-    report.write(matchups.results(job, played, answered, opponent_responses, silent=2), shown, tmp_path)
+    report.write_report(matchups.results(job, played, answered, opponent_responses, silent=2), shown, tmp_path)
     text = (tmp_path / "report.html").read_text("utf-8")
     page = Page(text)
     assert not [link for link in page.links if not link.startswith("#")]

@@ -86,7 +86,7 @@ def run(given: dict) -> dict:
     directory = RunDirectory(given["run_dir"])
     try:
         results = reward_models.evaluate(parsed(given), directory, Progress())
-        report.write(results, directory.root)
+        report.write_report(results, directory.root)
         return results
     finally:
         directory.close()
