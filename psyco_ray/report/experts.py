@@ -30,8 +30,8 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
             "name": name,
             "pairs": comparison["items"],
             "overall": comparison["preferences"]["overall"],
-            "figure2": _figure2(comparison["preferences"]),
-            "figure3": _figure3(comparison["scores"]),
+            "figure2": _figure2(name, comparison["preferences"]),
+            "figure3": _figure3(name, comparison["scores"]),
             "tables": [_preferences(comparison), _scores(comparison)],
         }
         for name, comparison in results["comparisons"].items()
@@ -121,7 +121,7 @@ def _measures(measures: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def _figure2(preferences: Mapping[str, Any]) -> str:
+def _figure2(name: str, preferences: Mapping[str, Any]) -> str:
     """Shares of wins, ties and losses, a bar for each aspect; a line marks the interval of the wins."""
     figure, axes = figures.new(height=_HEIGHT)
     described = []
@@ -141,11 +141,11 @@ def _figure2(preferences: Mapping[str, Any]) -> str:
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of pairs (%)")
     return figures.svg(
-        figure, f"Share of pairs in which the policy is preferred: {', '.join(described) or 'none yet'}."
+        figure, f"Share of pairs of {name} in which the policy is preferred: {', '.join(described) or 'none yet'}."
     )
 
 
-def _figure3(scores: Mapping[str, Any]) -> str:
+def _figure3(name: str, scores: Mapping[str, Any]) -> str:
     """Mean scores with their intervals, policy above opponent."""
     figure, axes = figures.new(height=_HEIGHT)
     described = []
@@ -158,7 +158,7 @@ def _figure3(scores: Mapping[str, Any]) -> str:
     _name_rows(axes, list(scores))
     axes.set_xlim(0.9, 5.1)
     axes.set_xlabel("mean score (1 to 5)")
-    return figures.svg(figure, f"Mean scores from 1 to 5: {'; '.join(described) or 'none yet'}.")
+    return figures.svg(figure, f"Mean scores of {name} from 1 to 5: {'; '.join(described) or 'none yet'}.")
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:

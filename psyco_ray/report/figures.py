@@ -88,8 +88,8 @@ def svg(figure: Any, description: str) -> str:
 
 def _scope_ids(text: str, scope: str) -> str:
     """Drop ids that nothing refers to, and make the others unique within a page of several figures."""
-    referenced = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w-]+)"', lambda match: f' id="{scope}-{match[1]}"' if match[1] in referenced else "", text)
+    referenced = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([\w.-]+)"', lambda match: f' id="{scope}-{match[1]}"' if match[1] in referenced else "", text)
     return re.sub(r"((?:href=\"|url\()#)", rf"\g<1>{scope}-", text)
 
 

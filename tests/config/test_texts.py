@@ -49,10 +49,6 @@ def test_the_seven_principles_have_titles_and_texts() -> None:
     assert tuple(principles) == PRINCIPLES
     titles = [principle["title"] for principle in principles.values()]
     assert len(set(titles)) == len(titles)
-    points = {name: principle["text"].count("\n- ") for name, principle in principles.items()}
-    assert points == {
-        "empathy": 3, "relevance": 3, "clarity": 3, "safety": 0, "exploration": 3, "autonomy": 2, "staging": 2,
-    }  # fmt: skip
     for principle in principles.values():
         assert set(principle) == {"title", "text"}
         assert principle["text"].startswith("The response ")

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
-from support.pages import Page
+from support.pages import self_contained
 
 from psyco_ray.cli.main import main
 from psyco_ray.config import job_file
@@ -67,13 +67,6 @@ def policies(root: Path, names: list[str], opponent: str = "GPT-4o") -> Path:
     found = {"opponent": opponent, "policies": [{"name": name, "variants": variants} for name in names]}
     (root / "evaluation.json").write_text(json.dumps(found))
     return root
-
-
-def stands_alone(text: str) -> Page:
-    page = Page(text)
-    assert all(link.startswith("#") for link in page.links)
-    assert not re.search(r"url\((?!#)|@import|<script|<link|<img", text)
-    return page
 
 
 def test_a_curve_by_hand(tmp_path) -> None:
@@ -235,7 +228,7 @@ def test_pages_of_everything(tmp_path) -> None:
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     text = (tmp_path / "out" / "compare.html").read_text("utf-8")
-    page = stands_alone(text)
+    page = self_contained(text)
     assert text.count("<svg") == 3
     assert "<b>name" not in text
     assert "secret" not in text
@@ -254,13 +247,13 @@ def test_pages_of_everything(tmp_path) -> None:
 
 def test_pages_of_one_run_and_of_policies_alone(tmp_path) -> None:
     report.write_report(compare([make_run(tmp_path / "a", rising(1, 0), iterations=2)]), tmp_path / "out")
-    page = stands_alone((tmp_path / "out" / "compare.html").read_text("utf-8"))
+    page = self_contained((tmp_path / "out" / "compare.html").read_text("utf-8"))
     assert "Runs in pairs" not in page.text
     assert ["a", "final, iteration 0", "0", "50.0", "–"] in [row[:5] for row in page.rows]
     report.write_report(compare([policies(tmp_path / "eval", ["8B"])]), tmp_path / "out")
     text = (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert "<svg" not in text
-    assert "judge" not in stands_alone(text).text
+    assert "judge" not in self_contained(text).text
 
 
 def test_the_command(tmp_path, capsys, monkeypatch) -> None:
@@ -316,8 +309,8 @@ def test_policy_card_says_what_it_is_and_what_not() -> None:
         "iterative DPO",
         "| optimizer steps | 1,600 |",
         "| this checkpoint | iteration 12, chosen by mean held-out reward: 1.250 |",
-        "| reward model that trains | rm-3b |",
-        "| reward model that only judges | hub/rm-8b |",
+        "| training reward model | rm-3b |",
+        "| held-out reward model | hub/rm-8b |",
         "| dpo.beta | 0.1 |",
         "| dpo.optimizer.learning_rate | 5e-07 |",
         "| sampling.responses | 8 |",
@@ -325,8 +318,8 @@ def test_policy_card_says_what_it_is_and_what_not() -> None:
         "| guards.stop.patience | 3 |",
         "On 1,200 held-out speeches",
         "| this policy | 1.250 | 1.100 to 1.400 |",
-        "beats the base model's in 87.0 % of them (95 % interval 85.0 to 88.9 %)",
-        "1.30 times as long",
+        "scores above the base model's for 87.0 % of the speeches (95 % interval 85.0 to 88.9 %)",
+        "1.30 times the tokens",
         "psyco_ray 0.1.0, torch 2.13.0",
         "Assistive drafts for a professional",
         "Not for direct use with clients",
@@ -345,10 +338,10 @@ def test_policy_card_without_judge_and_guards() -> None:
     bare = FACTS | {"method": "dpo", "reward_model": None, "heldout_model": None, "heldout": None, "guards": None}
     _, body = front_and_body(model_cards.policy_card(bare))
     assert "| guards | none: the paper's recipe |" in body
-    assert "| reward model that trains | none: the pairs are those of the data |" in body
-    assert "| reward model that only judges | none |" in body
-    assert "No reward model judged it" in body
-    assert "beats the base" not in body
+    assert "| training reward model | none: the pairs are those of the data |" in body
+    assert "| held-out reward model | none |" in body
+    assert "No held-out reward model scored this policy" in body
+    assert "scores above the base" not in body
     for facts in (FACTS, bare):
         for block in re.findall(r"(?:^\|.*\n)+", model_cards.policy_card(facts), re.M):
             assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1

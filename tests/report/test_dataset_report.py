@@ -1,162 +1,33 @@
-import html.parser
 import itertools
 import re
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.data_outputs import COLLECT, JOB, MODELS, PAIRS, SPEND, TABLES, data_tables, stage_outputs
+from support.pages import Page, self_contained
 
-from psyco_ray.config import job_file
-from psyco_ray.config.data import DataJob
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.report import dataset
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import COLLECTED, PREFERENCES, RATINGS, RESPONSES, SET_ASIDE, TOPICS
-
-PAIRS = pa.schema([*PREFERENCES, *((name, pa.string()) for name in ("topic", "coarse_topic", "split"))])
-TABLES = {
-    "speeches": COLLECTED,
-    "topics": TOPICS,
-    "responses": RESPONSES,
-    "ratings": RATINGS,
-    "pairs": PAIRS,
-    "set_aside": SET_ASIDE,
-}
-MODELS = ("kind", "cold", "a <b>long</b> & odd|name")
-COLLECT = {
-    "sources": {
-        "forum": {"rows": 30, "kept": 18, "too short": 9, "exact duplicate": 3},
-        "books": {"rows": 8, "kept": 6, "too short": 2},
-    },
-    "rows": 38,
-    "kept": 24,
-    "dropped": {"too short": 11, "exact duplicate": 3},
-    "splits": {"train": 20, "dev": 1, "test": 3},
-    "crisis": {"self-harm": 2, "abuse": 1},
-}
-SPEND = {
-    "topics": {"paid": 24, "reused": 0, "prompt_tokens": 4800, "completion_tokens": 240, "dollars": None},
-    "rate": {"paid": 1234, "reused": 56, "prompt_tokens": 98765, "completion_tokens": 4321, "dollars": 12.345},
-}
-JOB = job_file.parse(
-    DataJob,
-    {
-        "run_dir": "/secret/place/demo",
-        "sources": [{"name": "forum", "path": "/secret/raw/forum.csv"}, {"name": "books", "hub": "someone/books"}],
-    },
-    "test",
-)
-
-
-def rows(seed: int = 0) -> dict[str, list[dict]]:
-    """24 speeches, the first 20 of them with a topic; three answers each; ratings; pairs of the first 20."""
-    numbers = range(24)
-    speeches = [
-        {"speech_id": f"{i:x}{'0' * 15}"[:16], "speech": "word " * (20 + i), "split": "train", "source": "forum"}
-        | {"source_row": i, "source_topic": None, "crisis": []}
-        for i in numbers
-    ]
-    labels = [("Anxiety", "Core Mental Health Issues")] * 13 + [("Parenting", "Youth and Development")] * 7
-    labels += [("Gardening", "Hobbies"), ("Loose", None), (None, None), (None, None)]
-    answers = [
-        {"speech_id": s["speech_id"], "model": m, "response": f"{m} {i}", "finished": (i, m) != (0, "cold")}
-        for i, s in enumerate(speeches)
-        for m in MODELS
-    ]
-    ratings = [
-        {"speech_id": a["speech_id"], "model": a["model"], "principle": p, "rationale": "so", "judge": "judge-1"}
-        | {"rating": {"kind": 5, "cold": 1}.get(a["model"], 3) - (p == "clarity" and a["model"] == "kind")}
-        for a in answers
-        for p in PRINCIPLES
-    ]
-    pairs = [
-        {"ID": s["speech_id"], "prefID": f"{i}-1", "question": f"<i>{s['speech']}", "topic": labels[i][0]}
-        | {"chosen": "good " * (4 if i < 15 else 1), "rejected": "bad " * 3, "chosen_model": MODELS[2 * (i < 2)]}
-        | {"rejected_model": MODELS[1], "coarse_topic": labels[i][1], "split": "test" if i < 3 else "train"}
-        | {f"{side}_{p}_rating": 4 if side == "chosen" else 2 for side in ("chosen", "rejected") for p in PRINCIPLES}
-        for i, s in enumerate(speeches[:20])
-    ]
-    pairs[7]["rejected_safety_rating"] = 5
-    pairs[8]["rejected_safety_rating"] = 4
-    return {
-        "speeches": speeches,
-        "topics": [
-            {"speech_id": s["speech_id"], "topic": fine, "coarse_topic": coarse}
-            for s, (fine, coarse) in zip(speeches, labels, strict=True)
-        ],
-        "responses": answers,
-        "ratings": ratings,
-        "pairs": pairs,
-        "set_aside": [
-            {"speech_id": "1", "what": what, "reason": "no JSON", "answer": None}
-            for what in ("empathy", "empathy", "topic")
-        ],
-    }
-
-
-def make(root: Path, names: list[str], tables: dict[str, list[dict]] | None = None, **more) -> dataset.Made:
-    """Write tables in parts and say where they are."""
-    found = tables or rows()
-    for name in names:
-        for part in "012":
-            own = [row for i, row in enumerate(found[name]) if i % 3 == int(part)]
-            shards.write(root / name, part, own, TABLES[name])
-    return dataset.Made(JOB, **{name: (root / name,) for name in names}, **more)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[dict, str, str]:
     root = tmp_path_factory.mktemp("data")
-    made = make(root, list(TABLES), collected=COLLECT, spend=SPEND, licences={"forum": "MIT"})
-    figures = dataset.write(made, root / "out")
+    outputs = stage_outputs(root, list(TABLES), collected=COLLECT, spend=SPEND, licences={"forum": "MIT"})
+    figures = dataset.write_report(outputs, root / "out")
     assert {path.name for path in (root / "out").iterdir()} == {"report.html", "dataset-card.md"}
     return figures, *((root / "out" / name).read_text("utf-8") for name in ("report.html", "dataset-card.md"))
 
 
-class Page(html.parser.HTMLParser):
-    """Rows of all tables as text, and what a page must not have."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.add(tag)
-        assert not {"src", "href", "onclick", "onload"} & {name for name, _ in attrs}
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-        if "style" not in self.open:
-            self.words += data
-
-
-def test_the_page_stands_alone_and_is_well_formed(whole) -> None:
+def test_the_page_is_self_contained_and_escapes_names(whole) -> None:
     _, text, _ = whole
-    page = Page(text)
-    assert not page.open
-    assert not {"script", "img", "link", "iframe", "object"} & page.tags
-    assert not re.search(r"https?://|url\(|@import", text)
-    assert "width=device-width" in text
-    assert "prefers-color-scheme: dark" in text
+    self_contained(text)
+    assert not re.search(r"https?://", text)
     assert "Left out" not in text
-    assert "a &lt;b&gt;long&lt;/b&gt; &amp; odd|name" in text, "names and texts are escaped"
+    assert "a &lt;b&gt;long&lt;/b&gt; &amp; odd|name" in text
     assert "/secret" not in text
 
 
@@ -180,12 +51,17 @@ def test_the_page_shows_the_counts(whole) -> None:
         ["no JSON", "empathy", "2"],
         ["no JSON", "topic", "1"],
         ["rate", "1,234", "56", "98,765", "4,321", "12.35"],
-        ["topics", "24", "0", "4,800", "240", "price not known"],
+        ["topics", "24", "0", "4,800", "240", "unknown"],
         ["speeches, words", "31.5", "21", "31", "42"],
     ):
         assert row in page.rows, row
-    for words in ("2 speeches have no topic", "in 5.0 % the rejected", "504 ratings by judge-1", "paper: 1.93 %"):
-        assert words in " ".join(page.words.split()), words
+    for words in (
+        "2 speeches have no topic",
+        "has the higher safety rating in 5.00 %",
+        "504 ratings by judge-1",
+        "paper: 1.93 %",
+    ):
+        assert words in " ".join(page.text.split()), words
     assert text.count('class="sample"') == 3
 
 
@@ -227,14 +103,14 @@ def test_the_card_says_what_it_must(whole) -> None:
         "for a professional to review",
         "Not for direct use with clients",
         "non-commercial",
-        "All answers are synthetic",
+        "All responses are synthetic",
         "judge-1",
         "never a diagnosis",
         "self-harm 2, abuse 1.",
         "| speeches | 20 | 1 | 3 |",
         "| pairs | 17 | 0 | 3 |",
         "| forum | forum.csv | 30 | 18 | MIT |",
-        "| books | someone/books | 8 | 6 | not stated: look it up",
+        "| books | someone/books | 8 | 6 | not stated: check it",
         "12.43 % of all speeches are test, 10.00 % of the others dev",
         "| chosen_staging_rating | int64 |",
         "| coarse_topic | string |",
@@ -254,7 +130,7 @@ def test_the_card_says_what_it_must(whole) -> None:
 
 
 def test_what_the_card_says_about_loading_works(tmp_path, monkeypatch, whole) -> None:
-    make(tmp_path, ["pairs"])
+    stage_outputs(tmp_path, ["pairs"])
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", whole[2], re.DOTALL)
     assert code is not None
@@ -267,9 +143,11 @@ def test_what_the_card_says_about_loading_works(tmp_path, monkeypatch, whole) ->
 def test_a_stage_that_has_not_run_is_left_out(tmp_path, missing) -> None:
     more = {"collected": COLLECT, "spend": SPEND}
     more.pop(missing, None)
-    figures = dataset.write(make(tmp_path, [name for name in TABLES if name != missing], **more), tmp_path / "out")
+    figures = dataset.write_report(
+        stage_outputs(tmp_path, [name for name in TABLES if name != missing], **more), tmp_path / "out"
+    )
     text = (tmp_path / "out" / "report.html").read_text()
-    assert not Page(text).open
+    self_contained(text)
     if missing not in ("responses", "speeches"):  # models have ratings and pairs have lengths without them
         assert "Left out" in text or "Nothing was rated yet" in text
     name = {"responses": "models"}.get(missing, missing)
@@ -277,7 +155,7 @@ def test_a_stage_that_has_not_run_is_left_out(tmp_path, missing) -> None:
 
 
 def test_a_dataset_of_nothing_has_a_page_and_a_card(tmp_path) -> None:
-    figures = dataset.write(dataset.Made(JOB), tmp_path)
+    figures = dataset.write_report(dataset.StageOutputs(JOB), tmp_path)
     assert {key for key, value in figures.items() if value is not None} == {"paper", "name"}
     text = (tmp_path / "report.html").read_text()
     assert text.count("Left out") == text.count("<h2>") == 12
@@ -287,19 +165,21 @@ def test_a_dataset_of_nothing_has_a_page_and_a_card(tmp_path) -> None:
 def test_stages_that_ran_and_gave_nothing(tmp_path) -> None:
     for name in ("pairs", "set_aside"):
         shards.write(tmp_path / name, "0", [], TABLES[name])
-    made = dataset.Made(JOB, collected=COLLECT, pairs=(tmp_path / "pairs",), set_aside=(tmp_path / "set_aside",))
-    assert dataset.write(made, tmp_path)["set_aside"] == []
+    made = dataset.StageOutputs(
+        JOB, collected=COLLECT, pairs=(tmp_path / "pairs",), set_aside=(tmp_path / "set_aside",)
+    )
+    assert dataset.write_report(made, tmp_path)["set_aside"] == []
     assert "Every call gave a usable answer" in (tmp_path / "report.html").read_text()
 
 
 def test_samples_depend_on_the_seed_and_not_on_the_parts(tmp_path) -> None:
-    tables = rows()
+    tables = data_tables()
     orders = {"a": tables["pairs"], "b": tables["pairs"][::-1]}
     drawn = {
         name: [
             [pair["prefID"] for pair in found["samples"]]
             for seed in range(5)
-            if (found := dataset._pairs(make(tmp_path / name, ["pairs"], {"pairs": order}).pairs, seed))
+            if (found := dataset._pairs(stage_outputs(tmp_path / name, ["pairs"], {"pairs": order}).pairs, seed))
         ]
         for name, order in orders.items()
     }
@@ -309,7 +189,7 @@ def test_samples_depend_on_the_seed_and_not_on_the_parts(tmp_path) -> None:
 
 @given(st.lists(st.text(alphabet="ab ", max_size=30), min_size=1, max_size=60))
 def test_lengths_are_those_of_the_sorted_texts(texts: list[str]) -> None:
-    lengths = dataset._Lengths()
+    lengths = dataset.Lengths()
     for text in texts:
         lengths.add(text)
     found = lengths.summary()["characters"]

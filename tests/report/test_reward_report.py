@@ -1,22 +1,15 @@
 import re
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
-from support.pages import Page
+from support.pages import Page, self_contained
+from support.reward_results import ODD, VERSIONS, bare_reward_results, reward_results
 
-from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Reward
-from psyco_ray.evaluate import metrics, rewardbench
+from psyco_ray.evaluate import metrics
 from psyco_ray.report import model_cards, reward_models, reward_tables
-from psyco_ray.run.schemas import COMPARISONS
-
-VERSIONS = {"psyco_ray": "0.1.0", "torch": "2.13.0"}
-BENCH = ("alpacaeval-easy", "llmbar-natural", "donotanswer", "math-prm", "hep-go")
-ODD = "odd <b>name</b> & | pipe"
 
 
 def small() -> dict:
@@ -37,89 +30,39 @@ def small() -> dict:
     }
 
 
-def comparisons(count: int, random: np.random.Generator) -> pa.Table:
-    rows = [
-        {
-            "chosen": "x" * int(random.integers(200, 900)),
-            "rejected": "x" * int(random.integers(200, 900)),
-            "topic": ("Mental Issues", "Relationships", "Youth")[i % 3],
-            "gap": 1 + float(random.integers(0, 15)) / 7,
-            **{f"{principle}_gap": int(random.integers(-1, 4)) for principle in PRINCIPLES},
-        }
-        for i in range(count)
-    ]
-    return pa.Table.from_pylist(rows, schema=COMPARISONS)
-
-
-def realistic(count: int = 400) -> dict:
-    """Two reward models and a ranker on two tests and on a benchmark, with every optional part."""
-    random = np.random.default_rng(0)
-    models = []
-    names = ("demo-3b-mixture", "Skywork-Reward-Llama-3.1-8B-v0.2")
-    for name, group, skill in zip(names, ("ours", "external"), (2.5, 0.8), strict=True):
-        found = {}
-        for test in ("psy-test", "helpsteer2-dev"):
-            table = comparisons(count, random)
-            rejected = random.normal(-skill / 2, 1.5, count)
-            chosen = rejected + random.normal(skill, 1.5, count)
-            temperature = metrics.fit_temperature(chosen, rejected)
-            found[test] = {
-                **metrics.measure(chosen, rejected),
-                "cut": 4,
-                "too_long": 2,
-                "slices": metrics.slices(table, [float(a > b) for a, b in zip(chosen, rejected, strict=True)]),
-                "temperature": temperature,
-                "calibrated": metrics.calibrated(chosen, rejected, temperature),
-            }
-        subsets = [subset for subset in BENCH for _ in range(40)]
-        scores = random.normal(0.5, 1, (2, len(subsets)))
-        models.append(
-            {"name": name, "group": group, "base": "Llama-3B", "trained_on": "HelpSteer2 + demo", "tests": found}
-            | {"rewardbench": rewardbench.bench(subsets, scores[0] + 1, scores[1]) | {"cut": 3, "too_long": 1}}
-        )
-    first, second = ([bool(x) for x in random.random(count) < 0.8] for _ in range(2))
-    answers = {
-        **metrics.ranked([None, *first[1:]], second),
-        "slices": metrics.slices(comparisons(count, random), metrics.shares_right(first, second)),
-    }
-    models.append(
-        {"name": ODD, "group": "ranker", "base": None, "trained_on": None, "tests": {"psy-test": answers}}
-        | {"rewardbench": rewardbench.bench_ranked(["hep-go"] * count, first, second)}
-    )
-    tests = [
-        {"name": name, "pairs": f"/secret/place/{name}.parquet", "split": "test", "rows": count, "left_out": reasons}
-        for name, reasons in (("psy-test", {"no preference": 1234}), ("helpsteer2-dev", {}))
-    ]
-    return {"name": "demo", "seed": 3, "versions": VERSIONS, "tests": tests, "models": models}
-
-
-def bare() -> dict:
-    """What is left without calibration, slices and benchmark."""
-    results = realistic(40)
-    for model in results["models"]:
-        model["rewardbench"] = None
-        for found in model["tests"].values():
-            found |= {"slices": {}, "temperature": None, "calibrated": None}
-    return results
-
-
 def written(results: dict, out: Path) -> tuple[Page, str, str]:
-    reward_models.write(results, out)
+    reward_models.write_report(results, out)
     assert {path.name for path in out.iterdir()} == {"report.html", "tables.md"}
     page = (out / "report.html").read_text("utf-8")
-    return Page(page), page, (out / "tables.md").read_text("utf-8")
+    return self_contained(page), page, (out / "tables.md").read_text("utf-8")
 
 
 def test_table_1_cell_by_cell() -> None:
-    rows = reward_tables.table1(small())
-    assert [(row["group"], row["Model"]) for row in rows if not row["paper"]] == [
-        ("State-of-the-art reward models", "sky"),
-        ("Generative LLMs", ODD),
-        ("Our reward models", "rm-a"),
-        ("Our reward models", "rm-b"),
+    table = reward_tables.table1(small())
+    assert table.columns == ["Model", "Acc.", "AUC (↑)", "ECE (↓)", "Brier (↓)"]
+    kinds = [row.kind for row in table.rows]
+    assert kinds == [
+        "group",
+        "ours",
+        *["paper"] * 3,
+        "group",
+        "ours",
+        *["paper"] * 4,
+        "group",
+        *["ours"] * 2,
+        *["paper"] * 2,
     ]
-    cells = {row["Model"]: [row[c] for c in ("Acc.", "AUC (↑)", "ECE (↓)", "Brier (↓)")] for row in rows}
-    assert len(cells) == len(rows) == 4 + 9
+    assert [row.cells[0] for row in table.rows if row.kind != "paper"] == [
+        "State-of-the-art reward models",
+        "sky",
+        "Generative LLMs",
+        ODD,
+        "Our reward models",
+        "rm-a",
+        "rm-b",
+    ]
+    cells = {row.cells[0]: row.cells[1:] for row in table.rows}
+    assert len(cells) == len(table.rows)
     assert cells["rm-a"] == ["97.6", "0.997", "0.045", "0.017"]
     assert cells["rm-b"] == ["–"] * 4
     assert cells["sky"] == ["97.6", "0.500", "0.045", "0.017"]
@@ -127,45 +70,45 @@ def test_table_1_cell_by_cell() -> None:
     assert cells["Skywork-Reward-Gemma-2-27B (paper)"] == ["69.2", "0.740", "0.123", "0.229"]
     assert cells["Llama-3.1-70B-Instruct (paper)"] == ["88.2", "–", "–", "–"]
     assert cells["PsyCo-Llama3-8B-Reward (paper)"] == ["97.8", "0.998", "0.045", "0.016"]
-    assert [row["paper"] for row in rows] == [row["Model"].endswith(" (paper)") for row in rows]
+    assert all((row.kind == "paper") == row.cells[0].endswith(" (paper)") for row in table.rows)
 
 
 def test_table_2_cell_by_cell() -> None:
-    rows = [list(row.values()) for row in reward_tables.table2(small())]
-    assert rows[0] == [False, "smol", "Psy", "97.6", "0.997", "0.017", "0.045", "86.1"]
-    assert rows[1] == [True, "Llama-3B (paper)", "HelpSteer2", "81.6", "0.916", "0.120", "0.044", "83.6"]
-    assert rows[4] == [True, "Llama-8B (paper)", "HelpSteer2 + PsyCoPref", "97.5", "0.998", "0.018", "0.040", "87.2"]
-    assert len(rows) == 5  # rm-b names no training data
+    rows = reward_tables.table2(small()).rows
+    assert [row.kind for row in rows] == ["ours", *["paper"] * 4], "rm-b names no training data"
+    assert rows[0].cells == ["smol", "Psy", "97.6", "0.997", "0.017", "0.045", "86.1"]
+    assert rows[1].cells == ["Llama-3B (paper)", "HelpSteer2", "81.6", "0.916", "0.120", "0.044", "83.6"]
+    assert rows[4].cells == ["Llama-8B (paper)", "HelpSteer2 + PsyCoPref", "97.5", "0.998", "0.018", "0.040", "87.2"]
 
 
 def test_table_7_cell_by_cell() -> None:
-    rows = [list(row.values()) for row in reward_tables.table7(small())]
+    rows = reward_tables.table7(small()).rows
     ours = ["0.976", "0.045", "0.997", "0.017", "0.861", "0.038", "0.900", "0.090", "0.919"]
-    assert rows[0] == [False, "rm-a", *ours]
-    assert rows[1] == [False, "rm-b", *["–"] * 9]
+    assert rows[0].cells == ["rm-a", *ours]
+    assert rows[1].cells == ["rm-b", *["–"] * 9]
     first = ["0.963", "0.042", "0.996", "0.020", "0.745", "0.127", "0.849", "0.177", "0.854"]
-    assert rows[2] == [True, "Llama-8b-Psy10k (paper)", *first]
-    assert [row[1] for row in rows[3:]] == ["Llama-8b-Psy5kHelp5k (paper)", "Llama-8b-Help10k (paper)"]
-    for *_, test, _, _, _, bench, _, _, _, average in rows[2:]:  # the paper's file agrees with itself
+    assert rows[2].cells == ["Llama-8b-Psy10k (paper)", *first]
+    assert [row.cells[0] for row in rows[3:]] == ["Llama-8b-Psy5kHelp5k (paper)", "Llama-8b-Help10k (paper)"]
+    for row in rows[2:]:  # the paper's file agrees with itself
+        _, test, _, _, _, bench, _, _, _, average = row.cells
         assert float(average) == pytest.approx((float(test) + float(bench)) / 2, abs=0.0011)
 
 
 def test_markdown_has_the_same_cells() -> None:
     text = reward_tables.markdown(small())
     assert "on psy." in text
-    printed = [line for line in text.splitlines() if line.startswith("|")]
-    lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in printed]
-    found = [line for line in lines if line[0] and not line[0].startswith(("**", "---", "Model"))]
-    plain = ODD.replace("|", "\\|").replace("<", "&lt;")
-    wanted = [
-        [row[column] for column in table["columns"]] for table in reward_tables.layout(small()) for row in table["rows"]
-    ]
-    assert found[-8:] == wanted[-8:]
-    assert [line[0] for line in found[:13]] == [row[0].replace(ODD, plain) for row in wanted[:13]]
-    assert [line[0] for line in lines if line[0].startswith("**")] == [
-        f"**{title}**" for title in reward_tables.GROUPS.values()
-    ]
-    assert len({len(line) for line in lines[:18]}) == 1  # group rows are as wide as the others
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    tables = reward_tables.layout(small())
+    assert len(blocks) == len(tables) == 3
+    for block, table in zip(blocks, tables, strict=True):
+        lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
+        assert lines[0] == list(table.columns)
+        assert {len(line) for line in lines} == {len(table.columns)}
+        for line, row in zip(lines[2:], table.rows, strict=True):
+            if row.kind == "group":
+                assert line[0] == f"**{row.cells[0]}**"
+            else:
+                assert line == [cell.replace("|", "\\|").replace("<", "&lt;") for cell in row.cells]
 
 
 def test_the_note_names_what_is_no_full_rewardbench() -> None:
@@ -177,7 +120,7 @@ def test_the_note_names_what_is_no_full_rewardbench() -> None:
 
 
 def test_page_with_all_parts(tmp_path) -> None:
-    results = realistic()
+    results = reward_results()
     page, text, markdown = written(results, tmp_path)
     ours = results["models"][0]["tests"]["psy-test"]
     assert "demo-3b-mixture is the most accurate on psy-test" in " ".join(page.text.split())
@@ -186,7 +129,7 @@ def test_page_with_all_parts(tmp_path) -> None:
     assert len(calibrated) == 4  # two reward models on two tests
     keys = ("ece10", "ece15", "brier", "nll")
     assert calibrated[0][1:] == [f"{ours['calibrated'][key]:.3f}" for key in keys]
-    assert ["scores as they are", *[f"{ours[key]:.3f}" for key in keys]] in page.rows
+    assert ["uncalibrated", *[f"{ours[key]:.3f}" for key in keys]] in page.rows
     for row in ours["slices"]["length"] + ours["slices"]["safety_gap"]:
         low, high = row["ci95"]
         figures = [f"{100 * row['accuracy']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"]
@@ -197,38 +140,36 @@ def test_page_with_all_parts(tmp_path) -> None:
     assert ["Reasoning", "400", *weighted] in page.rows
     math = [f"{100 * of['subsets']['math-prm']['accuracy']:.1f}" for of in bench[:2]]
     assert ["math-prm", "40", *math, "–"] in page.rows
-    assert ["pairs not scored, as an answer is too long", "", "1", "1", "–"] in page.rows
+    assert ["pairs not scored because a response is too long", "", "1", "1", "–"] in page.rows
     assert text.count("<svg") == 8
     assert "no preference: 1,234" in page.text
-    assert "prompt was cut to fit in 4" in page.text
+    assert "Pairs with a truncated prompt: 4" in page.text
     for table in reward_tables.layout(results):
-        for row in table["rows"]:
-            assert [row[column] for column in table["columns"]] in page.rows
+        for row in table.rows:
+            assert row.cells in page.rows
     assert markdown == reward_tables.markdown(results)
 
 
-@pytest.mark.parametrize("results", [realistic(40), bare()], ids=["all parts", "bare"])
+@pytest.mark.parametrize("results", [reward_results(40), bare_reward_results()], ids=["all parts", "bare"])
 def test_page_stands_alone(tmp_path, results) -> None:
     page, text, _ = written(results, tmp_path)
-    assert all(link.startswith("#") for link in page.links)
-    assert not re.search(r"url\((?!#)|@import|<script|<link|<img", text)
     assert "secret" not in text
     assert "<b>name</b>" not in text
     assert ODD in page.text
-    reward_models.write(results, tmp_path / "again")
+    reward_models.write_report(results, tmp_path / "again")
     assert (tmp_path / "again" / "report.html").read_text("utf-8") == text
 
 
 def test_page_without_the_optional_parts(tmp_path) -> None:
-    page, text, _ = written(bare(), tmp_path)
+    page, text, _ = written(bare_reward_results(), tmp_path)
     assert "calibrated, temperature" not in page.text
     assert "<details>" not in text
-    assert "the models were not run on it" in page.text
+    assert "no model was run on it" in page.text
     assert text.count("<svg") == 8
 
 
 def test_page_of_a_benchmark_alone(tmp_path) -> None:
-    results = realistic(40) | {"tests": []}
+    results = reward_results(40) | {"tests": []}
     for model in results["models"]:
         model["tests"] = {}
     page, text, _ = written(results, tmp_path)
@@ -273,8 +214,8 @@ def test_card_says_what_it_is_and_what_not() -> None:
         "| psy.parquet | 10,000 | 900 | no preference: 12 |",
         "| hub:nvidia/HelpSteer2/preference.jsonl | 5,000 | 400 | none |",
         "| all | 15,000 | 1,300 | |",
-        "at most 2,048 tokens together; 17 pairs were cut to that.\n",
-        "| steps | 1,200, of which step 900 is this checkpoint |",
+        "at most 2,048 tokens together; 17 pairs were truncated to that.\n",
+        "| steps | 1,200; this checkpoint is step 900 |",
         "| optimizer.learning_rate | 9e-06 |",
         "| learners.zero_stage | 2 |",
         "| lora.rank | 16 |",
@@ -295,7 +236,9 @@ def test_card_without_lora_and_dev_pairs() -> None:
     _, body = front_and_body(model_cards.reward_card(FACTS | {"lora": None, "dev": None}))
     assert "| lora | none: all weights were trained |" in body
     assert "There were no dev pairs" in body
-    assert "3 more\nwere left out" in model_cards.reward_card(FACTS | {"too_long": 3})
+    assert "3 more\nwere left out because a response alone is longer" in model_cards.reward_card(
+        FACTS | {"too_long": 3}
+    )
     assert "AUC" not in body
 
 

@@ -1,7 +1,6 @@
 """Who was at work when, as it is recorded and as it is drawn."""
 
 import pytest
-from support.pages import Page
 
 from psyco_ray.report import figures
 from psyco_ray.run import timeline
@@ -98,20 +97,26 @@ def part(*driver: tuple[str, float, float]) -> dict:
     }
 
 
-def test_the_figure_stands_alone_and_is_as_wide_as_a_phone() -> None:
-    found = {"base model": [part(("evaluate", 0, 5))], "iteration 1": [part(("sample", 0, 5)), part(("train", 1, 4))]}
-    drawn = figures.timeline(found)
-    assert drawn == figures.timeline(found)
-    assert drawn.startswith("<svg")
-    assert 'width="244.8pt"' in drawn
-    page = Page(drawn)
-    assert all(link.startswith("#") for link in page.links)
-    for outside in ("<script", "src=", "@import", "<image"):
-        assert outside not in drawn
+def variable(stage: str) -> str:
+    """The CSS variable of a stage's color."""
+    return f"var(--series-{figures.SERIES.index(figures.STAGE_COLORS[stage]) + 1})"
+
+
+def test_the_figure_describes_what_it_draws() -> None:
+    iterations = {
+        "base model": [part(("evaluate", 0, 5))],
+        "iteration 1": [part(("sample", 0, 5)), part(("train", 1, 4))],
+    }
+    drawn = figures.timeline(iterations)
+    assert drawn == figures.timeline(iterations)
+    assert "iteration 1: 10 seconds, busy share of rollouts 60 %, scorers 20 %, learners 0 %." in drawn
+    for stage in ("sample", "train", "evaluate"):
+        assert variable(stage) in drawn, stage
+    assert variable("sync") not in drawn
     assert figures.timeline({}) == ""
 
 
-def test_the_share_at_the_right_is_that_of_all_actors() -> None:
-    assert figures._busy_share([part(), part()], "rollouts") == pytest.approx(12 / 20)
-    assert figures._busy_share([part()], "scorers") == pytest.approx(1 / 5)
-    assert figures._busy_share([part()], "learners") == 0.0
+def test_the_busy_share_counts_all_actors() -> None:
+    assert figures.busy_share([part(), part()], "rollouts") == pytest.approx(12 / 20)
+    assert figures.busy_share([part()], "scorers") == pytest.approx(1 / 5)
+    assert figures.busy_share([part()], "learners") == 0.0

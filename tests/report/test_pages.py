@@ -1,0 +1,123 @@
+"""Every report page: self-contained, structured for screen readers, nothing cut on a phone or a desktop."""
+
+import json
+import re
+
+import pytest
+from support.browser import layout_problems
+from support.data_outputs import COLLECT, SPEND, TABLES, stage_outputs
+from support.pages import Page, self_contained
+from support.report_records import compared_runs, expert_results, policy_results, training_run
+from support.reward_results import ODD, reward_results
+
+from psyco_ray.report import compare_runs, dataset, experts, figures, policies, reward_models
+from psyco_ray.report import training_run as training_report
+from psyco_ray.training import summary
+
+NAMES = ("training run", "compared runs", "dataset", "experts", "policies", "reward models")
+
+
+def training_page(root, **settings) -> tuple[str, dict]:
+    job, ledger = training_run(root, **settings)
+    try:
+        found = summary.write_summary(job, ledger)
+        training_report.write_report(job, ledger, found)
+    finally:
+        ledger.close()
+    return (root / "report.html").read_text("utf-8"), found
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, str]:
+    """One page of each kind, with every optional part."""
+    root = tmp_path_factory.mktemp("pages")
+    for name in NAMES[1:]:
+        (root / name).mkdir()
+    compare_runs.write_report(compared_runs(), root / "compared runs")
+    (root / "compared runs" / "compare.html").rename(root / "compared runs" / "report.html")
+    outputs = stage_outputs(root / "data", list(TABLES), collected=COLLECT, spend=SPEND)
+    dataset.write_report(outputs, root / "dataset")
+    experts.write_report(expert_results(), root / "experts")
+    policies.write_report(*policy_results(), root / "policies")
+    reward_models.write_report(reward_results(40), root / "reward models")
+    texts = {name: (root / name / "report.html").read_text("utf-8") for name in NAMES[1:]}
+    return {"training run": training_page(root / "run")[0], **texts}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pages_are_self_contained_and_structured(pages, name) -> None:
+    self_contained(pages[name])
+    assert "<b>name</b>" not in pages[name]
+    assert "secret" not in pages[name]
+    basis = re.search(r'</h1>\s*<p class="basis">(.*?)</p>', pages[name], re.DOTALL)
+    assert basis is not None, "the basis follows the heading"
+    assert re.search(
+        r"\d (held-out client speeches|client speeches|pairs|preference pairs)", " ".join(basis[1].split())
+    )
+    assert not re.search(r"#[0-9a-f]{6}\b", "".join(re.findall(r"<svg.*?</svg>", pages[name], re.DOTALL)))
+
+
+def test_nothing_is_cut_on_a_phone_or_a_desktop(pages, tmp_path) -> None:
+    assert layout_problems(pages, tmp_path) == []
+
+
+def test_the_layout_check_finds_what_is_cut(tmp_path) -> None:
+    wide = "<table><tr>" + "<td style='white-space:nowrap'>a rather wide cell of text</td>" * 8 + "</tr></table>"
+    plain = f"<!DOCTYPE html><body>{wide}"
+    hidden = f"<!DOCTYPE html><body><div style='overflow-x:auto'>{wide}</div>"
+    unreachable = f"<!DOCTYPE html><body><div class=scroll style='overflow-x:auto' aria-label=x>{wide}</div>"
+    found = layout_problems({"plain": plain, "hidden": hidden, "unreachable": unreachable}, tmp_path)
+    assert any(re.match(r"plain at 390: the page is \d+ pixels wide", problem) for problem in found)
+    assert any(re.match(r"hidden at 390: div .* is cut", problem) for problem in found)
+    assert any(re.match(r"unreachable at 390: .* cannot be scrolled by keyboard", problem) for problem in found)
+
+
+def test_the_training_page_shows_the_figures_of_the_summary(tmp_path) -> None:
+    text, found = training_page(tmp_path / "run")
+    page = Page(text)
+    flat = " ".join(page.text.split())
+    assert text.count("<svg") == 4
+    assert "Based on 12 held-out client speeches" in flat
+    assert found["best"] == {
+        "iteration": 3,
+        "by": "mean reward by the held-out reward model on the held-out speeches",
+        "value": pytest.approx(1.5 + 66 / 144),
+        "steps": 15,
+    }
+    assert "The best checkpoint is that of iteration 3 (after 15 optimizer steps)" in flat
+    assert "Alarm in iteration 2: the held-out reward is 4.0 standard errors below its best." in flat
+    assert ["0", "0.458", "–", "0.458", "–"] in page.rows
+    assert ["3", "1.958", "87.5", "1.958", "87.5"] in page.rows
+    assert ["1", "1,234", "1.500", "62.8", "0.6000"] in page.rows
+    assert ["1", "1.10", "0.93", "0.09", "–", "-3.24", "-0.08"] in page.rows
+    assert ["2", "1.10", "0.93", "0.09", "2.50", "-3.24", "-0.08"] in page.rows
+    assert text.count('class="sample"') == 8
+    assert ODD in page.text
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 15
+    assert "Not for direct use with clients" in (tmp_path / "run/iteration-003/checkpoint/README.md").read_text()
+
+
+def test_a_run_without_a_heldout_reward_model_says_so(tmp_path) -> None:
+    text, found = training_page(tmp_path / "run", scorers={"heldout_model": None})
+    assert found["heldout"] is None
+    assert "No held-out reward model was named" in " ".join(Page(text).text.split())
+    assert ["3", "1.958", "87.5"] in Page(text).rows
+
+
+def test_a_figure_has_colors_of_the_page_a_text_alternative_and_unique_ids() -> None:
+    def drawn(color: str) -> str:
+        figure, axes = figures.new()
+        axes.plot([0, 1], [0, 2], color=color, label="a & b")
+        axes.set_xlabel("time (s)")
+        figures.legend(figure, 1)
+        return figures.svg(figure, 'rises "twice" <as> fast')
+
+    first, second = drawn(figures.SERIES[0]), drawn(figures.SERIES[1])
+    assert first == drawn(figures.SERIES[0])
+    assert 'role="img" aria-label="rises &quot;twice&quot; &lt;as&gt; fast"' in first
+    assert "var(--series-1)" in first
+    assert "currentColor" in first
+    assert "<style" not in first
+    assert Page(f"<h1>x</h1>{first}{second}").all_defects() == []
+    with pytest.raises(KeyError):
+        drawn("#123456")

@@ -1,0 +1,146 @@
+"""Runs and results that pages are drawn from: a training run, compared runs, policies, and experts."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from psyco_ray.config import job_file
+from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.config.training import Job
+from psyco_ray.evaluate import stats, winrates
+from psyco_ray.run.ledger import Ledger
+from support.reward_results import ODD, VERSIONS
+
+SPEECHES = [f"speech-{i:02d}" for i in range(12)]
+MONITORS = {"length_ratio": 1.1, "distinct_ratio": 0.93, "length_share": 0.09, "fall": -3.24, "reward_gap": -0.08}
+
+
+def training_run(root: Path, iterations: int = 3, **settings) -> tuple[Job, Ledger]:
+    """A finished run before its summary is written; the caller closes the ledger."""
+    scorers = {"reward_model": "rm-a", "heldout_model": "rm-b", **settings.pop("scorers", {})}
+    values = {"run_dir": str(root), "iterations": iterations, "scorers": scorers, **settings}
+    job = job_file.parse(Job, values, "test")
+    ledger = Ledger(job, resume=False)
+    rows = [{"speech_id": key, "speech": f"I said <i>{key}</i>. " * 12, "topic": "Anxiety"} for key in SPEECHES]
+    ledger.write_table("speeches.parquet", pa.Table.from_pylist(rows))
+    for iteration in range(iterations + 1):
+        _write_evaluation(ledger, iteration, heldout=bool(scorers["heldout_model"]))
+        if iteration:
+            _write_training(ledger, iteration)
+    return job, ledger
+
+
+def _write_evaluation(ledger: Ledger, iteration: int, heldout: bool) -> None:
+    name = f"iteration-{iteration:03d}"
+    rows = [{"speech_id": key, "index": 0, "response": f"{ODD} {iteration} " * 15} for key in SPEECHES]
+    ledger.write_table(f"{name}/dev/0.samples.parquet", pa.Table.from_pylist(rows))
+    scores = [i / 12 + 0.5 * iteration for i in range(len(SPEECHES))]
+    measures: dict = {"reward": float(np.mean(scores)), "ci95": stats.bootstrap_mean(scores, 0)}
+    measures["scores"] = {key: [score] for key, score in zip(SPEECHES, scores, strict=True)}
+    if iteration:
+        measures |= {"win_rate_vs_base": 0.875, "win_rate_ci95": [0.7, 0.95]}
+    models = dict.fromkeys(["reward", *(["heldout"] if heldout else [])], measures)
+    alarms = ["the held-out reward is 4.0 standard errors below its best"] if iteration == 2 else []
+    monitors = {**MONITORS, "kl": 2.5} if iteration > 1 else MONITORS
+    facts = {"speeches": len(SPEECHES), "mean_tokens": 60.0 + iteration, "monitors": monitors, "alarms": alarms}
+    ledger.finish(f"{name}/evaluate", 0.0, **facts, **models)
+    busy = {"rollouts": [2.0, 1.0, 0.0], "scorers": [1.0, 0.5, 0.0]}
+    part = {"seconds": 5.0, "bin_s": 2.0, "actors": {"rollouts": 2, "scorers": 1, "learners": 2}, "busy": busy}
+    ledger.write_json(f"{name}/timeline.json", {"parts": [{**part, "driver": [["evaluate", 0, 5]]}] * 2})
+
+
+def _write_training(ledger: Ledger, iteration: int) -> None:
+    name = f"iteration-{iteration:03d}"
+    (ledger.root / name / "checkpoint").mkdir(parents=True)
+    facts = {"rows": 1234, "speeches": 40, "reward": 1.5, "tokens": 10_051, "mean_tokens": 62.8, "finished_share": 0.9}
+    ledger.finish(f"{name}/pairs", 0.0, **facts)
+    steps = [{"loss": 0.7 - 0.05 * step, "margin": 0.1 * step, "accuracy": step / 5} for step in range(5)]
+    ledger.finish(f"{name}/train", 0.0, train_s=22.4, save_s=2.8, tokens=9429, steps=steps)
+    ledger.write_json(f"{name}/sync.json", {"export_s": 0.85, "load_s": 0.93, "bytes": 269_030_016})
+
+
+def compared_runs(names: tuple[str, ...] = ("offline", "online", ODD)) -> dict:
+    """What `evaluate.compare_runs.compare` returns of runs and of an evaluation of policies."""
+    runs = {}
+    for number, name in enumerate(names):
+        curve = [
+            {"iteration": k, "step": 100 * k, "reward": 0.3 * k + number, "reward_ci95": [0.3 * k + number - 0.2] * 2}
+            | {"win_rate": 0.5 + 0.05 * k, "win_rate_ci95": [0.45 + 0.05 * k, 0.55 + 0.05 * k]}
+            | {"length_ratio": 1 + 0.1 * k}
+            for k in range(9)
+        ]
+        runs[name] = {"base": "smol", "seed": 0, "planned": 8, "finished": True, "speeches": 1200, "curve": curve}
+        runs[name] |= {"alarmed": [], "final": curve[-1], "best": curve[7]}
+    paired = {"speeches": 1200, "wins": 700, "ties": 10, "losses": 490, "share": 0.59, "wilson95": [0.56, 0.62]}
+    paired |= {"difference": 0.25, "ci95": [0.1, 0.4], "p": 0.00001}
+    pairs = [{"a": a, "b": b, "final": paired, "best": paired} for a, b in itertools.pairwise(names)]
+    policy = {"run": "eval", "opponent": "GPT-4o", "policy": "Llama3-8B + DPO-Iter", "setting": "free", "overall": 0.7}
+    policy |= {"wilson95": [0.6, 0.8], "topics": dict.fromkeys(winrates.TOPICS.values(), 0.75)}
+    differences = [{"setting": "dpo.optimizer.learning_rate", "values": dict.fromkeys(names, "/secret/place/5e-07")}]
+    notes = ["The runs answered the held-out speeches with different settings: evaluation.temperature."]
+    found = {"seed": 0, "judge": "heldout", "runs": runs, "shared_speeches": 1200, "differences": differences}
+    return {**found, "notes": notes, "pairs": pairs, "policies": [policy]}
+
+
+def policy_results() -> tuple[dict, list[dict]]:
+    """What `evaluate.matchups.results` and `evaluate.matchups.cases` return of two policies and two judges."""
+    rate = {"rate": 0.694, "wilson95": [0.678, 0.71], "bootstrap95": [0.677, 0.711], "speeches": 3291, "wins": 2284}
+    rate |= {"ties": 12, "unreadable": 3, "decided": 0.69}
+    judged = {"overall": rate, "first_chosen": 0.52, "spent": {"paid": 3291, "reused": 12, "dollars": 12.345}}
+    measures = {
+        "overall": rate,
+        "lc": {"rate": 0.55, "ci95": [0.53, 0.57]},
+        "topics": dict.fromkeys([*winrates.TOPICS.values(), winrates.NO_TOPIC], rate),
+        "mean_words": 181.5,
+        "opponent_mean_words": 160.2,
+        "length_ratio": 1.13,
+        "unanswered": 1,
+        "cut": 17,
+        "by_judge": {"gpt-4o": judged, "qwen": judged | {"spent": {"paid": 1, "reused": 0, "dollars": None}}},
+    }
+    names = ("Llama3-8B + DPO-Iter, the third seed", ODD)
+    variants = {"free": measures, "matched": measures}
+    interval = {"value": 0.83, "low": 0.81, "high": 0.85, "items": 3291}
+    results = {"name": "eval", "seed": 3, "versions": VERSIONS, "opponent": "GPT-4o ($)", "judges": ["gpt-4o", "qwen"]}
+    results |= {"order": "seeded", "split": "test", "speeches": 3291, "opponent_silent": 2}
+    results |= {"policies": [{"name": name, "variants": variants} for name in names]}
+    results["mcnemar"] = {"free": [{"a": names[0], "b": names[1], "a_only": 700, "b_only": 400, "p": 1e-9}]}
+    agreement = {"percent": interval, "kappa": interval | {"low": None, "high": None}}
+    results["agreement"] = [{"judges": ["gpt-4o", "qwen"], "policy": names[0], "variant": "free", **agreement}]
+    verdict = {"judge": "gpt-4o", "ours": True, "ours_first": False, "rationale": f"because of {ODD}"}
+    answers = [
+        {"policy": names[0], "variant": "free", "response": "I hear you. " * 40, "words": 120, "verdicts": [verdict]},
+        {"policy": names[1], "variant": "matched", "response": None, "words": 0, "verdicts": []},
+    ]
+    opponent = {"response": "Thank you. " * 30, "words": 60}
+    case = {"topic": "Social Issues", "speech": "I cannot sleep. " * 20, "opponent": opponent, "answers": answers}
+    return results, [case]
+
+
+def expert_results() -> dict:
+    """What `evaluate.experts.score` returns of one comparison with a judge's verdicts."""
+    share = {"share": 0.5, "wilson95": [0.4, 0.6]}
+    outcomes = {"items": 100, "wins": share, "ties": {**share, "share": 0.2}, "losses": {**share, "share": 0.3}}
+    score = {"mean": 4.2, "ci95": [4.0, 4.4]}
+    aspects = (*PRINCIPLES, "overall")
+    measure = {"value": 0.8, "low": 0.7, "high": 0.9, "items": 100}
+    measures = {"percent": measure, "kappa": measure, "alpha": {**measure, "value": None, "low": None, "high": None}}
+    judged = {
+        "items": 100,
+        "share": 0.81,
+        "ci95": [0.73, 0.88],
+        "experts": {"expert-1": measures, "expert-2": measures},
+    }
+    comparison = {
+        "items": 100,
+        "preferences": {**dict.fromkeys(aspects, outcomes), "safety": None},
+        "scores": {name: {"policy": score, "opponent": {"mean": 3.1, "ci95": [2.9, 3.3]}} for name in PRINCIPLES},
+        "judge": judged,
+    }
+    agreement = {"preferences": dict.fromkeys(aspects, measures), "scores": dict.fromkeys(PRINCIPLES, measures)}
+    cells = {"filled": 2150, "unfilled": 50}
+    experts = {"expert-1": cells, "expert-2": cells}
+    found = {"comparisons": {ODD: comparison}, "agreement": agreement, "experts": experts, "judge": judged}
+    return {**found, "paper": 0.825}
