@@ -13,6 +13,7 @@ from support.reward_results import ODD, reward_results
 from psyco_ray.report import compare_runs, dataset, experts, figures, policies, reward_models
 from psyco_ray.report import training_run as training_report
 from psyco_ray.training import summary
+from psyco_ray.training.run_state import RunState
 
 NAMES = ("training run", "compared runs", "dataset", "experts", "policies", "reward models")
 
@@ -20,7 +21,7 @@ NAMES = ("training run", "compared runs", "dataset", "experts", "policies", "rew
 def training_page(root, **settings) -> tuple[str, dict]:
     job, ledger = training_run(root, **settings)
     try:
-        found = summary.write_summary(job, ledger)
+        found = summary.write_summary(job, ledger, RunState(job, ledger))
         training_report.write_report(job, ledger, found)
     finally:
         ledger.close()
