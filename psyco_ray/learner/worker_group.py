@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.pool import placement
+from psyco_ray.pool.slot import actor_method
 
 _DEATH_REPORT_S = 5.0  # until Ray knows that a worker died; a collective of its partners fails sooner
 
@@ -109,7 +110,7 @@ class WorkerGroup:
         Raises:
             WorkerGroupFailedError: a worker died, hangs, or lost its connection to the others.
         """
-        calls = [getattr(worker, method.__name__).remote(*args, **kwargs) for worker in self.workers]
+        calls = [actor_method(worker, method).remote(*args, **kwargs) for worker in self.workers]
         return self._gather(calls, activity, timeout_s)
 
     def run_sharded(
@@ -123,7 +124,7 @@ class WorkerGroup:
     ) -> list[T]:
         """As `run`, but the first argument of each worker is its own shard."""
         calls = [
-            getattr(worker, method.__name__).remote(shard, *args, **kwargs)
+            actor_method(worker, method).remote(shard, *args, **kwargs)
             for worker, shard in zip(self.workers, shards, strict=True)
         ]
         return self._gather(calls, activity, timeout_s)
