@@ -78,7 +78,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         job = self.job
-        rooms = placement.shared_rooms(job) if job.colocated else None
+        rooms = placement.shared_bundles(job) if job.colocated else None
         self.pool, self.group = pool_of(job.model, job.rollouts, rooms), learner_of(job, rooms)
         self.turns = ColocationManager(job.colocated, self.pool, self.group, LIMIT_S)
         self.group.wait_ready()

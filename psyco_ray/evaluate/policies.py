@@ -88,7 +88,7 @@ class PolicyEvaluation:
         self._local = {name: answers.checkpoint(model, job.rollouts.max_model_len) for name, model in models.items()}
         for endpoint in job.endpoints().values():
             Client(endpoint)  # which needs its key
-        fit.check("evaluation", [fit.Role.of("responder", job.rollouts)], fit.cluster_nodes())
+        fit.check("evaluation", [fit.Role.from_config("responder", job.rollouts)], fit.cluster_nodes())
 
     def opponent_responses(self, speeches: Sequence[Row]) -> dict[str, str]:
         """The opponent's responses by speech id."""

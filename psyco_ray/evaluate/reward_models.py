@@ -192,7 +192,7 @@ def _score(job: EvaluateRewardJob, model: ModelUnderTest, batches: Sequence[Scor
     missing = {batch.path.stem: batch for batch in batches if not batch.path.exists()}
     if not missing:
         return
-    fit.check("evaluation", [fit.Role.of("scorer", job.scorers)], fit.cluster_nodes())
+    fit.check("evaluation", [fit.Role.from_config("scorer", job.scorers)], fit.cluster_nodes())
     rewards, scorer = {model.name: model.model}, ray.remote(ScorerActor)
     pool = ActorPool[ScorerActor](
         "scorer",

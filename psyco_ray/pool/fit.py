@@ -1,4 +1,8 @@
-"""Whether a cluster's nodes can hold the actors of a job."""
+"""Whether the nodes of a cluster can hold the actors of a job, and on which nodes the actors go.
+
+Nodes may carry the Ray label ``psyco-ray/role`` with the value rollout, scorer or learner. Actors of a role go to the
+nodes with its label, or to nodes without a role's label if none carries it; if no node carries a label, to any node.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +18,30 @@ from psyco_ray.config.resources import Actors
 from psyco_ray.config.training import Job
 
 ROLE_LABEL = "psyco-ray/role"
+_LABELS = ("rollout", "scorer", "learner")
+_SPREAD = ("rollout", "scorer")  # labels of roles whose actors are spread over the nodes
+_TOLERANCE = 1e-9  # of sums of CPU and GPU shares
 
 
 @dataclass(frozen=True)
 class Role:
-    """A kind of actor in a phase of the job: how many there are and what each takes."""
+    """The actors of one kind in a phase: their number and the resources of each."""
 
     name: str
     count: int
     cpus: float
     gpus: float
-    label: str | None = None  # of the nodes that it goes to, where nodes have one; None: to any
+    label: str | None = None  # of the nodes for these actors; None: any node
 
     @classmethod
-    def of(cls, name: str, settings: Actors, times: int = 1) -> Role:
-        """The role that a config section describes."""
-        return cls(name, settings.actors * times, settings.cpus, settings.gpus, settings.role)
+    def from_config(cls, name: str, settings: Actors, groups: int = 1) -> Role:
+        """The role of a config section, for a number of groups of actors."""
+        return cls(name, settings.actors * groups, settings.cpus, settings.gpus, settings.role)
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster has."""
+    """The resources of a machine."""
 
     name: str
     cpus: float
@@ -44,29 +51,26 @@ class Node:
 
 
 def reward_phase(job: Job, groups: int = 1) -> list[Role]:
-    """The actors of reward training, for that many reward models side by side."""
-    return [Role.of("reward learner", job.reward.learners, groups), _data(job)]
+    """The roles of reward training, for a number of reward models at the same time."""
+    return [Role.from_config("reward learner", job.reward.learners, groups), _data(job)]
 
 
 def iterate_phase(job: Job) -> list[Role]:
-    """The actors of iterative DPO; all live from its beginning to its end."""
+    """The roles of iterative DPO; all actors live from its start to its end."""
+    scorers, data = Role.from_config("scorer", job.scorers), _data(job)
     if job.colocated:
-        room = _shared_room(job)
-        both = Role("rollout+learner", job.learners.actors, room["CPU"], room["GPU"], job.learners.role)
-        return [both, Role.of("scorer", job.scorers), _data(job)]
-    return [
-        Role.of("rollout", job.rollouts),
-        Role.of("scorer", job.scorers),
-        Role.of("learner", job.learners),
-        _data(job),
-    ]
+        bundle = shared_bundle(job)
+        pairs = Role("rollout+learner", job.learners.actors, bundle["CPU"], bundle["GPU"], job.learners.role)
+        return [pairs, scorers, data]
+    learners = Role.from_config("learner", job.learners)
+    return [Role.from_config("rollout", job.rollouts), scorers, learners, data]
 
 
-def _shared_room(job: Job) -> dict[str, float]:
-    """What a rollout and a rank that share a GPU take together."""
-    pair = job.rollouts, job.learners
+def shared_bundle(job: Job) -> dict[str, float]:
+    """Ray resources of a rollout actor and a learner rank that share a GPU."""
+    rollouts, learners = job.rollouts, job.learners
     # Ray counts in ten thousandths
-    return {"CPU": round(sum(one.cpus for one in pair), 4), "GPU": round(sum(one.gpus for one in pair), 4)}
+    return {"CPU": round(rollouts.cpus + learners.cpus, 4), "GPU": round(rollouts.gpus + learners.gpus, 4)}
 
 
 def _data(job: Job) -> Role:
@@ -74,7 +78,7 @@ def _data(job: Job) -> Role:
 
 
 def cluster_nodes() -> list[Node]:
-    """The machines of the Ray cluster, or this machine where Ray is not running."""
+    """The nodes of the Ray cluster, or this machine if Ray is not running."""
     if not ray.is_initialized():
         import torch
 
@@ -93,87 +97,74 @@ def cluster_nodes() -> list[Node]:
 
 
 def check(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> None:
-    """Make sure that all actors of a phase fit on the machines at once.
+    """Check that all actors of a phase fit on the nodes at once.
 
     Raises:
-        InputError: naming the first role that finds no room, and what is free.
+        InputError: names the first actor that does not fit, and the cluster's resources.
     """
-    places(phase, roles, nodes)
+    place_actors(phase, roles, nodes)
 
 
-def places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> dict[str, list[Node]]:
-    """Where the actors of a phase go: ranks to as few machines as possible, others spread, on those of their label.
-
-    Returns:
-        The machine of each actor, by role.
+def place_actors(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> dict[str, list[Node]]:
+    """The node of each actor of a phase, by role: learner ranks packed on few nodes, rollouts and scorers spread.
 
     Raises:
-        InputError: naming the first role that finds no room, and what is free.
+        InputError: names the first actor that does not fit, and the cluster's resources.
     """
-    cpus = [node.cpus for node in nodes]
-    gpus = [[1.0] * int(node.gpus) for node in nodes]  # what is free of each
-    labels = _labels(nodes)
-    found: dict[str, list[Node]] = {}
+    free_cpus = [node.cpus for node in nodes]
+    free_gpus = [[1.0] * int(node.gpus) for node in nodes]  # of each GPU
+    labels = used_labels(nodes)
+    placed: dict[str, list[Node]] = {}
     for role in sorted(roles, key=lambda r: (-r.gpus, -r.cpus)):
-        taken: Counter[int] = Counter()
-        homes = [i for i, node in enumerate(nodes) if _is_home(node, role.label, labels)]
-        if role.label == "learner":  # first of all to a machine that holds all of them
-            homes.sort(key=lambda i: cpus[i] < role.count * role.cpus or sum(gpus[i]) < role.count * role.gpus)
-        for placed in range(role.count):
-            room = [i for i in homes if cpus[i] + 1e-9 >= role.cpus and _without(gpus[i], role.gpus) is not None]
-            if not room:
-                raise InputError(_no_room(phase, roles, nodes, role, placed))
-            chosen = min(room, key=lambda i: taken[i]) if role.label in ("rollout", "scorer") else room[0]
-            cpus[chosen] -= role.cpus
-            gpus[chosen] = _without(gpus[chosen], role.gpus) or []
-            taken[chosen] += 1
-            found.setdefault(role.name, []).append(nodes[chosen])
-    return found
+        count: Counter[int] = Counter()
+        homes = [i for i, node in enumerate(nodes) if is_home(node, role.label, labels)]
+        if role.label == "learner":  # nodes that hold all ranks first
+            cpus, gpus = role.count * role.cpus, role.count * role.gpus
+            homes.sort(key=lambda i: free_cpus[i] < cpus or sum(free_gpus[i]) < gpus)
+        for index in range(role.count):
+            fitting = [
+                i
+                for i in homes
+                if free_cpus[i] + _TOLERANCE >= role.cpus and take_gpus(free_gpus[i], role.gpus) is not None
+            ]
+            if not fitting:
+                raise InputError(_misfit(phase, roles, nodes, role, index))
+            chosen = min(fitting, key=lambda i: count[i]) if role.label in _SPREAD else fitting[0]
+            free_cpus[chosen] -= role.cpus
+            free_gpus[chosen] = take_gpus(free_gpus[chosen], role.gpus) or []
+            count[chosen] += 1
+            placed.setdefault(role.name, []).append(nodes[chosen])
+    return placed
 
 
-def _without(free: list[float], wanted: float) -> list[float] | None:
-    """What stays free of GPUs when so many are taken, a part always of one GPU; None where they are not to be had."""
+def take_gpus(free: Sequence[float], gpus: float) -> list[float] | None:
+    """The free shares of a node's GPUs after an actor took `gpus`; None if they are not free.
+
+    A fraction is taken from one GPU, and from the one with the least free share that fits.
+    """
     left = sorted(free)
-    for share in [1.0] * int(wanted) + [wanted % 1] * (wanted % 1 > 0):
-        fitting = next((i for i, one in enumerate(left) if one + 1e-9 >= share), None)
-        if fitting is None:
+    for share in [1.0] * int(gpus) + [gpus % 1] * (gpus % 1 > 0):
+        gpu = next((i for i, free_share in enumerate(left) if free_share + _TOLERANCE >= share), None)
+        if gpu is None:
             return None
-        left[fitting] -= share
+        left[gpu] -= share
     return left
 
 
-def _no_room(phase: str, roles: Sequence[Role], nodes: Sequence[Node], role: Role, placed: int) -> str:
-    total = _total(roles)
-    have = f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs"
-    return (
-        f"the cluster cannot hold {phase}: it needs {total[0]:g} CPUs and {total[1]:g} GPUs, "
-        f"{len(nodes)} node(s) have {have}, and {role.name} {placed + 1} of {role.count} "
-        f"({role.cpus:g} CPUs, {role.gpus:g} GPUs each) finds no room{_homes_in_words(role, nodes)}; "
-        "lower its number or add nodes"
-    )
+def used_labels(nodes: Sequence[Node]) -> frozenset[str]:
+    """The role labels that some node carries."""
+    return frozenset(node.role for node in nodes if node.role in _LABELS)
 
 
-def _homes_in_words(role: Role, nodes: Sequence[Node]) -> str:
-    labels = _labels(nodes)
-    if role.label is None or not labels:
-        return ""
-    if role.label in labels:
-        return f" on nodes labelled {ROLE_LABEL}={role.label}"
-    return f" on nodes without a role, for none is labelled {ROLE_LABEL}={role.label}"
-
-
-def _labels(nodes: Sequence[Node]) -> frozenset[str]:
-    return frozenset(node.role for node in nodes if node.role in ("rollout", "scorer", "learner"))
-
-
-def _is_home(node: Node, label: str | None, labels: Collection[str]) -> bool:
+def is_home(node: Node, label: str | None, labels: Collection[str]) -> bool:
+    """Whether actors of a label go to a node, where `labels` are those of all nodes."""
     if label is None or not labels:
         return True
     return node.role == label if label in labels else node.role not in labels
 
 
 def describe(phases: dict[str, list[Role]], nodes: Sequence[Node]) -> str:
-    """The plan as a plain table."""
+    """The resources of each role and of the cluster, as a plain table."""
     lines = [f"{'phase':<18}{'role':<18}{'actors':>7}{'CPUs each':>11}{'GPUs each':>11}{'CPUs':>8}{'GPUs':>8}"]
     for phase, roles in phases.items():
         for role in roles:
@@ -183,30 +174,46 @@ def describe(phases: dict[str, list[Role]], nodes: Sequence[Node]) -> str:
             )
         cpus, gpus = _total(roles)
         lines.append(f"{phase:<18}{'all':<18}{'':>7}{'':>11}{'':>11}{cpus:>8g}{gpus:>8g}")
-    have = ", ".join(f"{n.name}{_role_of(n)}: {n.cpus:g} CPUs, {n.gpus:g} GPUs" for n in nodes)
-    return "\n".join([*lines, f"cluster: {have}"])
+    cluster = ", ".join(f"{_label(node)}: {node.cpus:g} CPUs, {node.gpus:g} GPUs" for node in nodes)
+    return "\n".join([*lines, f"cluster: {cluster}"])
 
 
-def describe_places(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> str:
-    """Where the actors of a phase go, a line for each role.
+def describe_placement(phase: str, roles: Sequence[Role], nodes: Sequence[Node]) -> str:
+    """The nodes of each role's actors, one line for each role.
 
     Raises:
-        InputError: naming the first role that finds no room, and what is free.
+        InputError: names the first actor that does not fit, and the cluster's resources.
     """
+    by_name = {role.name: role for role in roles}
+    labels = used_labels(nodes)
     lines = []
-    for name, found in places(phase, roles, nodes).items():
-        role = next(r for r in roles if r.name == name)
-        where = ", ".join(f"{count} on {node.name}{_role_of(node)}" for node, count in Counter(found).items())
+    for name, placed in place_actors(phase, roles, nodes).items():
+        role = by_name[name]
+        where = ", ".join(f"{count} on {_label(node)}" for node, count in Counter(placed).items())
         if role.label is None:
             where = f"{role.cpus:g} CPUs of any node"
-        elif _labels(nodes) and role.label not in _labels(nodes):
+        elif labels and role.label not in labels:
             where += f" (no node is labelled {ROLE_LABEL}={role.label})"
         lines.append(f"{phase:<18}{name:<18}{where}")
     return "\n".join(lines)
 
 
-def _role_of(node: Node) -> str:
-    return f" ({node.role})" if node.role else ""
+def _misfit(phase: str, roles: Sequence[Role], nodes: Sequence[Node], role: Role, index: int) -> str:
+    cpus, gpus = _total(roles)
+    labels, where = used_labels(nodes), ""
+    if role.label in labels:
+        where = f" on nodes labelled {ROLE_LABEL}={role.label}"
+    elif role.label is not None and labels:
+        where = f" on nodes without a role, because none is labelled {ROLE_LABEL}={role.label}"
+    return (
+        f"the cluster cannot hold {phase}: it needs {cpus:g} CPUs and {gpus:g} GPUs, {len(nodes)} node(s) have "
+        f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs, and {role.name} "
+        f"{index + 1} of {role.count} ({role.cpus:g} CPUs, {role.gpus:g} GPUs each) finds no room{where}; lower its number or add nodes"
+    )
+
+
+def _label(node: Node) -> str:
+    return node.name + (f" ({node.role})" if node.role else "")
 
 
 def _total(roles: Sequence[Role]) -> tuple[float, float]:

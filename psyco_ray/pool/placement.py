@@ -1,8 +1,4 @@
-"""The resource plan: what a job takes, whether the cluster holds it, and where its actors go.
-
-Nodes may carry the Ray label ``psyco-ray/role`` with the value rollout, scorer or learner. Where one does, the actors
-of that role go to nodes of their role, and all others to nodes of none; where no node has it, actors go anywhere.
-"""
+"""Ray options of the actors: resources, environment, and the nodes or placement groups where they go."""
 
 from __future__ import annotations
 
@@ -18,33 +14,33 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Actors, Learners, Rollouts
 from psyco_ray.config.training import Job
-from psyco_ray.pool.fit import ROLE_LABEL, _is_home, _labels, _shared_room, cluster_nodes
+from psyco_ray.pool.fit import ROLE_LABEL, cluster_nodes, is_home, shared_bundle, used_labels
 from psyco_ray.run import storage
 
 PLACEMENT_DEADLINE_S = 120.0
-_ONE_NODE_S = 10.0  # for all ranks on one node, before they may be on several: what is free by then is free
+_ONE_NODE_S = 10.0  # for all ranks on one node, before they may go to several
 
 
 class PlacementTimeoutError(InputError):
-    """The cluster had no room in time."""
+    """The cluster did not have the resources in time."""
 
 
-def selector(label: str | None) -> dict[str, str]:
-    """The nodes that actors of a label go to, as Ray's ``label_selector``.
+def label_selector(label: str | None) -> dict[str, str]:
+    """Ray's ``label_selector`` for actors of a label.
 
-    What labels there are is looked at once in a run: a role whose last node goes away waits for another such node.
+    The nodes' labels are read once in a run, so that a role whose last node is lost waits for another such node.
     """
-    return _selector(label, _first_labels())
+    return _selector(label, _labels())
 
 
-def _first_labels() -> frozenset[str]:
+def _labels() -> frozenset[str]:
     context = ray.get_runtime_context()
-    return _look_once(context.gcs_address, context.get_job_id())
+    return _labels_at_first_use(context.gcs_address, context.get_job_id())
 
 
 @functools.cache
-def _look_once(_cluster: str, _driver: str) -> frozenset[str]:
-    return _labels(cluster_nodes())
+def _labels_at_first_use(_cluster: str, _driver: str) -> frozenset[str]:
+    return used_labels(cluster_nodes())
 
 
 def _selector(label: str | None, labels: Collection[str]) -> dict[str, str]:
@@ -54,14 +50,14 @@ def _selector(label: str | None, labels: Collection[str]) -> dict[str, str]:
 
 
 def actor_environment(settings: Actors) -> dict[str, str]:
-    """Environment of an actor's process; nothing of the driver's is passed on."""
+    """Environment variables of an actor's process; none is inherited from the driver."""
     memory = {}
     if not settings.gpus:
-        # packed texts have another shape each time, and kernels for a thousand shapes would be kept for all of them
-        memory = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}  # the second is torch's own
+        # packed texts have a new shape each time; bound the caches of kernels by shape (the second is torch's own)
+        memory = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
         if not isinstance(settings, Rollouts):
-            # freed memory is kept: to be given fresh pages at every step costs more than some operations. An engine
-            # has the same few shapes all the time, and is no slower for giving back what an update of weights took
+            # keep freed memory: fresh pages at every step cost more than some operations. An engine has few shapes
+            # and is no slower if it returns what a weight update took
             memory |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
     return {
         **memory,
@@ -75,14 +71,18 @@ def actor_environment(settings: Actors) -> dict[str, str]:
 def pool_options(
     settings: Actors,
     extra_environment: dict[str, str] | None = None,
-    rooms: PlacementGroup | None = None,
+    bundles: PlacementGroup | None = None,
     index: int = 0,
 ) -> dict[str, Any]:
-    """Ray options of one pool member; it never restarts by itself, for it would come back with the wrong weights.
+    """Ray options of an actor of a pool; Ray does not restart it, because it would have outdated weights.
 
-    Where members share rooms with learner ranks, each goes to the room of its index.
+    Args:
+        settings: its resources and label.
+        extra_environment: further environment variables.
+        bundles: placement group that the pool shares with learner ranks; None: spread over the nodes of the label.
+        index: of the actor, and of its bundle.
     """
-    where = {"scheduling_strategy": "SPREAD", **_selecting(settings)} if rooms is None else _in_room(rooms, index)
+    where = {"scheduling_strategy": "SPREAD", **_on_label(settings)} if bundles is None else _in_bundle(bundles, index)
     return {
         "num_cpus": settings.cpus,
         "num_gpus": settings.gpus,
@@ -92,86 +92,86 @@ def pool_options(
     }
 
 
-def writer_options(place: Path) -> dict[str, Any]:
-    """Ray options of whoever writes below a path: what lies in the cache is this node's alone, so they run here."""
-    if storage.cache_dir().absolute() not in place.absolute().parents:
+def writer_options(path: Path) -> dict[str, Any]:
+    """Ray options of a process that writes below a path: on this node if the path is in this node's cache."""
+    if storage.cache_dir().absolute() not in path.absolute().parents:
         return {}
-    here = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    node_id = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
-def shared_rooms(job: Job) -> PlacementGroup:
-    """Room for pairs of one rollout and one learner rank, each pair on a GPU of its own.
+def shared_bundles(job: Job) -> PlacementGroup:
+    """A placement group with one bundle for each pair of a rollout actor and a learner rank on the same GPU.
 
     Raises:
-        PlacementTimeoutError: the cluster did not have it in time.
+        PlacementTimeoutError: the cluster did not have the resources in time.
     """
-    return _group(_shared_room(job), job.learners.actors, job.learners.role, PLACEMENT_DEADLINE_S)
+    return _reserve(shared_bundle(job), job.learners.actors, job.learners.role, PLACEMENT_DEADLINE_S)
 
 
 def learner_options(
-    settings: Learners, count: int, room_s: float, rooms: PlacementGroup | None = None
+    settings: Learners, count: int, timeout_s: float, bundles: PlacementGroup | None = None
 ) -> tuple[Callable[[int], dict[str, Any]], PlacementGroup | None]:
-    """Ray options of each of `count` learner ranks, all on one node where that can be, else on as few as possible.
+    """Ray options of each learner rank: all on one node if possible, else on as few as possible.
 
     Args:
-        settings: what each takes.
-        count: of ranks.
-        room_s: seconds within which the cluster must have room.
-        rooms: where they share them with rollouts; None: they get their own.
+        settings: resources of a rank.
+        count: number of ranks.
+        timeout_s: seconds within which the cluster must have the resources.
+        bundles: placement group that the ranks share with rollout actors; None: reserve one.
 
     Returns:
-        The options by rank, and the group that was made for them.
+        The options by rank, and the placement group that was reserved.
 
     Raises:
-        PlacementTimeoutError: the cluster did not have room in time.
+        PlacementTimeoutError: the cluster did not have the resources in time.
     """
     bundle = {key: value for key, value in (("CPU", settings.cpus), ("GPU", settings.gpus)) if value}
-    own = _group(bundle, count, settings.role, room_s) if bundle and rooms is None else None
-    group = rooms if own is None else own
+    reserved = _reserve(bundle, count, settings.role, timeout_s) if bundle and bundles is None else None
+    group = bundles if reserved is None else reserved
 
     def options(rank: int) -> dict[str, Any]:
         return {
             "num_cpus": settings.cpus,
             "num_gpus": settings.gpus,
             "max_restarts": 0,
-            **(_selecting(settings) if group is None else _in_room(group, rank)),
-            # nothing is compiled; DeepSpeed's optimizers that none of ours is would load the compiler all the same
+            **(_on_label(settings) if group is None else _in_bundle(group, rank)),
+            # nothing is compiled, but DeepSpeed's unused optimizers would load the compiler
             "runtime_env": {"env_vars": {**actor_environment(settings), "TORCHDYNAMO_DISABLE": "1"}},
         }
 
-    return options, own
+    return options, reserved
 
 
-def _in_room(group: PlacementGroup, index: int) -> dict[str, Any]:
+def _in_bundle(group: PlacementGroup, index: int) -> dict[str, Any]:
     return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)}
 
 
-def _selecting(settings: Actors) -> dict[str, Any]:
-    found = selector(settings.role)
-    return {"label_selector": found} if found else {}
+def _on_label(settings: Actors) -> dict[str, Any]:
+    selector = label_selector(settings.role)
+    return {"label_selector": selector} if selector else {}
 
 
-def _group(bundle: dict[str, float], count: int, label: str | None, room_s: float) -> PlacementGroup:
-    """Room for `count` bundles on nodes of a label.
+def _reserve(bundle: dict[str, float], count: int, label: str | None, timeout_s: float) -> PlacementGroup:
+    """Reserve `count` bundles on the nodes of a label.
 
     Raises:
-        PlacementTimeoutError: there was none within `room_s` seconds.
+        PlacementTimeoutError: after `timeout_s` seconds.
     """
-    found = selector(label)
+    selector = label_selector(label)
     cpus, gpus = count * bundle.get("CPU", 0.0), count * bundle.get("GPU", 0.0)
-    homes = [node for node in cluster_nodes() if _is_home(node, label, _first_labels())]
-    together_s = min(room_s / 2, _ONE_NODE_S) if any(n.cpus >= cpus and n.gpus >= gpus for n in homes) else 0.0
-    for strategy, wait_s in (("STRICT_PACK", together_s), ("PACK", room_s - together_s)):
+    homes = [node for node in cluster_nodes() if is_home(node, label, _labels())]
+    one_node_s = min(timeout_s / 2, _ONE_NODE_S) if any(n.cpus >= cpus and n.gpus >= gpus for n in homes) else 0.0
+    for strategy, wait_s in (("STRICT_PACK", one_node_s), ("PACK", timeout_s - one_node_s)):
         if not wait_s:
             continue
         group = placement_group(
-            [bundle] * count, strategy=strategy, bundle_label_selector=[found] * count if found else None
+            [bundle] * count, strategy=strategy, bundle_label_selector=[selector] * count if selector else None
         )
         if group.wait(wait_s):
             return group
         ray.util.remove_placement_group(group)
     raise PlacementTimeoutError(
-        f"no room for {count} learner ranks of {bundle} within {room_s:g} s; something else has it: wait for that, or "
-        "ask for less"
+        f"no room for {count} learner ranks of {bundle} within {timeout_s:g} s; wait until the cluster's other work "
+        "ends, or lower learners.actors"
     )

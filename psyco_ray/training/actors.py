@@ -54,7 +54,7 @@ class RunActors:
         with contextlib.ExitStack() as started:
             bundles = None
             if job.colocated:
-                bundles = placement.shared_rooms(job)
+                bundles = placement.shared_bundles(job)
                 started.callback(remove_placement_group, bundles)
             self.rollouts = self._start_rollouts(job, bundles)
             started.callback(self.rollouts.close)

@@ -87,7 +87,7 @@ class Control:
         roles = [role for role, autoscale in bounds.items() for _ in range(autoscale.max)]
         request_resources(
             bundles=[self._bundle(role) for role in roles],
-            bundle_label_selectors=[placement.selector(self._settings[role].role) for role in roles],
+            bundle_label_selectors=[placement.label_selector(self._settings[role].role) for role in roles],
         )
         self._resize({role: autoscale.max for role, autoscale in bounds.items()})
         try:

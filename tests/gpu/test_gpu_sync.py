@@ -44,7 +44,7 @@ class Both:
     """Engines and ranks of a job, as an orchestrator starts them."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.rooms = job, placement.shared_rooms(job) if job.colocated else None
+        self.job, self.rooms = job, placement.shared_bundles(job) if job.colocated else None
         actor = ray.remote(RolloutActor)
         self.rollouts = ActorPool(
             "rollout",

@@ -1,6 +1,6 @@
-"""A pool over the nodes of a cluster: one node dies, another is drained. Prints what came of it as JSON.
+"""A pool on a cluster of which one node dies and another is drained; prints the outcome as JSON.
 
-It runs in a process of its own, for a process has one Ray.
+Runs in its own process, because a process has one Ray.
 """
 
 import json
@@ -22,8 +22,8 @@ class Worker:
         yield item, ray.get_runtime_context().get_node_id()
 
 
-def fit(pool: ActorPool) -> int:
-    return sum(member["state"] in ("idle", "busy") for member in pool.status())
+def healthy(pool: ActorPool) -> int:
+    return sum(record["state"] in ("idle", "busy") for record in pool.status())
 
 
 def main() -> None:
@@ -31,33 +31,32 @@ def main() -> None:
     second, third = (cluster.add_node(num_cpus=2) for _ in range(2))
     ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
     actor = ray.remote(Worker).options(num_cpus=1, scheduling_strategy="SPREAD")
-    said = messages()
+    logged = messages()
     pool = ActorPool("worker", lambda _: actor.remote(), 4, Deadlines(start_s=120, item_s=60))
     pool.wait_ready()
-    found, places, moments = [], [], {}
+    items, nodes, moments = [], [], {}
     for count, (item, node) in enumerate(pool.stream(Worker.work, range(150)), start=1):
-        found.append(item)
-        places.append(node)
+        items.append(item)
+        nodes.append(node)
         if count == 20:
             moments["killed"] = time.monotonic()
             cluster.remove_node(second, allow_graceful=False)
-        if "killed" in moments and "back" not in moments and fit(pool) == 4 and second.node_id not in places[-8:]:
+        if "killed" in moments and "back" not in moments and healthy(pool) == 4 and second.node_id not in nodes[-8:]:
             moments["back"] = time.monotonic()
         if count == 90:
             moments["drained"] = count
             ray._private.worker.global_worker.gcs_client.drain_node(
                 third.node_id, 2, "the machine is taken back", int(1000 * (time.time() + 600))
             )
-    late = places[-15:]
     print(
         json.dumps(
             {
-                "items": sorted(found) == list(range(150)),
-                "used": len(set(places)),
-                "late_on_second": second.node_id in places[-100:],
-                "late_on_drained": third.node_id in late,
+                "items": sorted(items) == list(range(150)),
+                "used": len(set(nodes)),
+                "late_on_second": second.node_id in nodes[-100:],
+                "late_on_drained": third.node_id in nodes[-15:],
                 "seconds": round(moments.get("back", float("inf")) - moments["killed"], 1),
-                "said": said,
+                "logged": logged,
             }
         )
     )

@@ -1,4 +1,4 @@
-"""A job whose rollouts and learner ranks share GPUs."""
+"""A job whose rollout actors and learner ranks share GPUs."""
 
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
 from psyco_ray.config.training import Job

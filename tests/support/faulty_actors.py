@@ -1,4 +1,4 @@
-"""Actors that come to harm, as engines do; actors of tests are imported by name."""
+"""Actors that crash as engines do; workers import them by name."""
 
 import mmap
 import os
@@ -12,19 +12,19 @@ FATAL = "FATAL_TOKEN"
 
 
 class FaultyRollout(RolloutActor):
-    """A certain token kills it, as a speech that crashes the engine would."""
+    """A rollout actor that one token kills, as a speech that crashes the engine would."""
 
     def sample(self, request):
         groups = super().sample(request)
         for prompt in request.item.prompts:
             if int(os.environ[FATAL]) in prompt.token_ids:
-                next(groups)  # the engine is at work
+                next(groups)  # the engine is busy
                 os._exit(139)
         yield from groups
 
 
 class Parent:
-    """It has a child and shared memory, as an engine over several GPUs has."""
+    """Has a child process and shared memory, as an engine over several GPUs has."""
 
     def ready(self) -> None:
         self.child = subprocess.Popen(["sleep", "600"])

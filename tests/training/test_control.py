@@ -96,7 +96,7 @@ def test_pools_with_bounds_grow_while_they_work(going_on, monkeypatch) -> None:
     made, pools, _, _ = going_on
     asked: list[list[dict[str, float]]] = []
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles, **_: asked.append(bundles))
-    monkeypatch.setattr("psyco_ray.pool.placement.selector", lambda _: {})
+    monkeypatch.setattr("psyco_ray.pool.placement.label_selector", lambda _: {})
     with made.autoscaling():
         assert pools["rollouts"].sizes == [6]
     assert pools["rollouts"].sizes == [6, 2]

@@ -52,7 +52,7 @@ def plan(job: Job, options: argparse.Namespace) -> int:
     phases = {"train-reward": fit.reward_phase(job), "iterate": fit.iterate_phase(job)}
     print(fit.describe(phases, nodes))
     for phase, roles in phases.items():
-        places = fit.describe_places(phase, roles, nodes)
+        places = fit.describe_placement(phase, roles, nodes)
         if on_cluster:
             print(places)
     print("every phase fits")
