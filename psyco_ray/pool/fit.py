@@ -207,8 +207,9 @@ def _misfit(phase: str, roles: Sequence[Role], nodes: Sequence[Node], role: Role
         where = f" on nodes without a role, because none is labelled {ROLE_LABEL}={role.label}"
     return (
         f"the cluster cannot hold {phase}: it needs {cpus:g} CPUs and {gpus:g} GPUs, {len(nodes)} node(s) have "
-        f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs, and {role.name} "
-        f"{index + 1} of {role.count} ({role.cpus:g} CPUs, {role.gpus:g} GPUs each) finds no room{where}; lower its number or add nodes"
+        f"{sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs, "
+        f"and {role.name} {index + 1} of {role.count} ({role.cpus:g} CPUs, {role.gpus:g} GPUs each) finds "
+        f"no room{where}; lower its number or add nodes"
     )
 
 
