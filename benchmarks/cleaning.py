@@ -1,22 +1,21 @@
-"""Cleaning and near duplicates of a million speeches: as fast as a plain script, as fast a row as at ten thousand?
+"""Cleaning and near-duplicate detection of a million speeches: speed against a plain script, scaling, memory.
 
 .venv/bin/python benchmarks/cleaning.py [--rows 1000000] [--peer-rows 20000]
 
-The stage `collect` cleans a hundredth, a tenth and all of the rows, each in a process of its own with a Ray as the
-commands start it. The speeches are made up: 300 to 900 characters of 5,000 words whose frequencies fall as in a
-language (two speeches share 5 % of their grams by chance, as real ones do); a tenth are near duplicates, one in 200 is
-an exact one. Times are of the stage alone, Ray's workers included but not `ray.init`, and of the script without its
-imports.
+The stage `collect` cleans a hundredth, a tenth and all of the rows, each in a process with its own Ray. The speeches
+are synthetic: 300 to 900 characters of 5,000 words with frequencies as in a language (two speeches share 5 % of their
+grams by chance, as real ones do); a tenth are near duplicates, one in 200 is an exact duplicate. Times are those of
+the stage, with the start of Ray's workers but without `ray.init`, and of the script without its imports.
 
-- `cleaning`: rows/s of all rows, against a script with pandas and datasketch in one process, run before and after
-  (its faster turn counts). The script cleans, folds and bounds as the stage does, takes `MinHashLSH` with the same
-  threshold at its word and writes one Parquet file. The stage does more: ids, splits, the screen for crises, an exact
-  look at every pair that it drops, reasons for what goes, and parts.
-- `cleaning growth`: rows/s of all rows over the best of the smaller sizes; 1 is linear. The start of Ray's workers,
-  some seconds, weighs on the smallest. Other work on the machine weighs on it too: the line before has the same by
+- `cleaning`: rows/s of all rows, against a script with pandas and datasketch in one process, run before and after;
+  its faster run counts. The script cleans, folds and bounds as the stage does, trusts `MinHashLSH` with the same
+  threshold and writes one Parquet file. The stage does more: ids, splits, the crisis screen, an exact comparison of
+  every pair before it drops one, reasons for dropped rows, and shards.
+- `cleaning growth`: rows/s of all rows over the best of the smaller sizes; 1 is linear. The start of Ray's workers
+  takes seconds and affects the smallest size most. Other load also affects it; the line before has the ratio by
   CPU-seconds.
-- `cleaning memory`: what the driver's peak grows by from a hundredth to all rows, bytes a row; its peaks, and those of
-  the largest worker, are resident memory that is neither shared (Ray's object store) nor a file's.
+- `cleaning memory`: growth of the driver's peak from a hundredth to all rows, bytes per row. Peaks are anonymous
+  resident memory, without shared memory (Ray's object store) and mapped files.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from data_scale import Peaks, private_mib
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)
 
-SPEED, GROWTH, MEMORY = 1.0, 0.8, 1024  # at least, at least, at most (bytes a row)
+SPEED, GROWTH, MEMORY = 1.0, 0.8, 1024  # bars: minimum, minimum, maximum (bytes per row)
 WORDS = 5000
-CHUNK = 1000  # rows that are made together
+CHUNK = 1000  # rows generated together
 
 
 def vocabulary(draw: np.random.Generator) -> np.ndarray:
-    """Words of one to three syllables, three times: plain, as a sentence's first and as its last."""
+    """Words of one to three syllables: plain, capitalized, and with a full stop."""
     onsets, vowels = (*"bdfghklmnprstw", "st", "tr", "ch", "sh"), ("a", "e", "i", "o", "u", "ea", "ou")
     syllables = [onset + vowel + end for onset in onsets for vowel in vowels for end in ("", *"nrstl")]
     words: dict[str, None] = {}
@@ -54,8 +53,8 @@ def vocabulary(draw: np.random.Generator) -> np.ndarray:
     return np.array([*words, *(word.capitalize() for word in words), *(f"{word}." for word in words)], dtype=object)
 
 
-def made_up(rows: int) -> Iterator[list[str]]:
-    """The same speeches whenever asked, and the same first ones for more rows."""
+def synthetic_speeches(rows: int) -> Iterator[list[str]]:
+    """Yields chunks of speeches: the same at every call, and the same first ones for more rows."""
     draw = np.random.default_rng(0)
     words = vocabulary(draw)
     shares = np.cumsum(1 / (np.arange(WORDS) + 11))
@@ -76,8 +75,8 @@ def made_up(rows: int) -> Iterator[list[str]]:
             texts[n] = earlier[originals[n]]
             if kinds[n] < 0.1:
                 changed = texts[n].split()
-                for place in draw.integers(0, len(changed), draw.integers(1, 7)).tolist():
-                    changed[place] = words[draw.integers(WORDS)]
+                for position in draw.integers(0, len(changed), draw.integers(1, 7)).tolist():
+                    changed[position] = words[draw.integers(WORDS)]
                 texts[n] = " ".join(changed)
         earlier = [*texts, *earlier][: 20 * CHUNK]
         yield [f"<p>{text}</p>" for text in texts[: rows - start]]
@@ -88,12 +87,12 @@ def write(rows: int, path: Path) -> None:
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, pa.schema([("text", pa.string())])) as writer:
-        for texts in made_up(rows):
+        for texts in synthetic_speeches(rows):
             writer.write_table(pa.table({"text": texts}))
 
 
 class Watch(Peaks):
-    """Peak private memory (MiB) and CPU-seconds of this process and of those that it started, Ray's among them."""
+    """Peak private memory (MiB) and CPU-seconds of this process and its children, including Ray's."""
 
     def __init__(self) -> None:
         self.worker, self.cpu = 0.0, dict[int, float]()
@@ -124,13 +123,13 @@ def ours(path: Path, out: Path) -> dict[str, Any]:
     from psyco_ray.run.ray_session import connect
 
     connect(None)
-    before, began = time.process_time(), time.perf_counter()
+    cpu_before, start = time.process_time(), time.perf_counter()
     watch = Watch()
-    facts = collect(DataJob(sources=[Source(name="made up", path=str(path))]), out)
-    wall = time.perf_counter() - began
+    facts = collect(DataJob(sources=[Source(name="synthetic", path=str(path))]), out)
+    wall = time.perf_counter() - start
     watch.stop()
     ray.shutdown()
-    driver = time.process_time() - before
+    driver = time.process_time() - cpu_before
     others = sum(used for pid, used in watch.cpu.items() if pid != os.getpid())
     cpu = {"driver_cpu": driver, "others_cpu": others}
     return {**cpu, "seconds": wall, "driver": watch.driver, "worker": watch.worker, "dropped": facts["dropped"]}
@@ -144,7 +143,7 @@ def peer(path: Path, out: Path) -> dict[str, Any]:
     from psyco_ray.data.duplicates import PERMUTATIONS, grams
     from psyco_ray.data.splits import fold
 
-    watch, began = Watch(), time.perf_counter()
+    watch, start = Watch(), time.perf_counter()
     frame = pd.read_parquet(path)
     frame["speech"] = frame["text"].map(clean)
     frame = frame[frame["speech"].str.len().between(100, 1000)]
@@ -156,29 +155,29 @@ def peer(path: Path, out: Path) -> dict[str, Any]:
             index.insert(n, signature)
             kept.append(n)
     unique.iloc[kept][["speech"]].to_parquet(out)
-    wall = time.perf_counter() - began
+    wall = time.perf_counter() - start
     watch.stop()
     dropped = {"exact duplicate": len(frame) - len(unique), "near duplicate": len(unique) - len(kept)}
     return {"seconds": wall, "driver": watch.driver, "dropped": dropped}
 
 
-def measured(side: str, rows: int, directory: Path) -> dict[str, Any]:
-    """What a side took for so many rows, in a process of its own."""
+def run_apart(side: str, rows: int, directory: Path) -> dict[str, Any]:
+    """Runs a side on this many rows in a process of its own and returns its measurements."""
     path = directory / f"{rows}.parquet"
     if not path.exists():
         write(rows, path)
     command = [sys.executable, __file__, "--side", side, str(path), str(directory / side)]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-    cpu = f"CPU-seconds {found['driver_cpu']:.0f} + {found['others_cpu']:.0f}, " if side == "ours" else ""
-    worker = f", worker {found['worker']:.0f} MiB" if side == "ours" else ""
+    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+    cpu = f"CPU-seconds {result['driver_cpu']:.0f} + {result['others_cpu']:.0f}, " if side == "ours" else ""
+    worker = f", worker {result['worker']:.0f} MiB" if side == "ours" else ""
     print(
-        f"{side}: {rows} rows in {found['seconds']:.1f} s ({rows / found['seconds']:.0f}/s), {cpu}"
-        f"driver {found['driver']:.0f} MiB{worker}, dropped {found['dropped']}",
+        f"{side}: {rows} rows in {result['seconds']:.1f} s ({rows / result['seconds']:.0f}/s), {cpu}"
+        f"driver {result['driver']:.0f} MiB{worker}, dropped {result['dropped']}",
         flush=True,
     )
-    return found | {
-        "rate": rows / found["seconds"],
-        "cpu": (found.get("driver_cpu", 0) + found.get("others_cpu", 0)) / rows,
+    return result | {
+        "rate": rows / result["seconds"],
+        "cpu": (result.get("driver_cpu", 0) + result.get("others_cpu", 0)) / rows,
     }
 
 
@@ -192,27 +191,27 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--peer-rows", type=int, default=20_000)
     parser.add_argument("--side", nargs=3, metavar=("SIDE", "FILE", "OUT"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.side:
-        side, path, out = given.side
+    options = parser.parse_args()
+    if options.side:
+        side, path, out = options.side
         print(json.dumps({"ours": ours, "peer": peer}[side](Path(path), Path(out))))
         return
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        sizes = [given.rows // 100, given.rows // 10, given.rows]
-        before = measured("peer", given.peer_rows, directory)
-        small, middle, large = (measured("ours", rows, directory) for rows in sizes)
-        after = measured("peer", given.peer_rows, directory)
+        sizes = [options.rows // 100, options.rows // 10, options.rows]
+        before = run_apart("peer", options.peer_rows, directory)
+        small, middle, large = (run_apart("ours", rows, directory) for rows in sizes)
+        after = run_apart("peer", options.peer_rows, directory)
     script = max(before["rate"], after["rate"])
     ratio = large["rate"] / script
     report("cleaning", large["rate"], script, ratio, SPEED, ratio >= SPEED)
     best = max(small["rate"], middle["rate"])
     growth = large["rate"] / best
     by_cpu = min(small["cpu"], middle["cpu"]) / large["cpu"]
-    print(f"CPU-seconds a row, the least of the smaller sizes over those of all rows: {by_cpu:.2f}")
+    print(f"CPU-seconds per row, the best of the smaller sizes over all rows: {by_cpu:.2f}")
     report("cleaning growth", large["rate"], best, growth, GROWTH, growth >= GROWTH)
-    a_row = (large["driver"] - small["driver"]) * 2**20 / (sizes[-1] - sizes[0])
-    report("cleaning memory", a_row, MEMORY, a_row / MEMORY, 1.0, a_row <= MEMORY)
+    bytes_per_row = (large["driver"] - small["driver"]) * 2**20 / (sizes[-1] - sizes[0])
+    report("cleaning memory", bytes_per_row, MEMORY, bytes_per_row / MEMORY, 1.0, bytes_per_row <= MEMORY)
 
 
 if __name__ == "__main__":

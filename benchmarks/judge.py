@@ -2,9 +2,9 @@
 
 .venv/bin/python benchmarks/judge.py [--calls 2000] [--latency 0.3] [--concurrency 64] [--rounds 3]
 
-Both ask the same local server from one process each and take turns. The time of a turn is the server's, from the first
-call's arrival to the last answer, so that it leaves out how long actors take to start.
-The ratio is the median over rounds of the stage's calls/s to the bare loop's.
+Both call the same local server from one process each and alternate. A round's time is the server's, from the first
+call's arrival to the last answer, which excludes the start of actors. The ratio is the median over rounds of the
+stage's calls/s to the bare loop's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# a token of this run's own, before Ray is imported: it would write one into the home directory
+# a token of this run, set before the import: Ray would write one into the home directory
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import pyarrow as pa
@@ -48,18 +48,18 @@ SCHEMA = {
     "required": KEYS,
     "additionalProperties": False,
 }
-PROMPT = "Rate the four responses by the principle, and say why. " * 60  # about as long as a real one
+PROMPT = "Rate the four responses by the principle, and say why. " * 60  # about as long as a real prompt
 
 
-def call(part: str, number: int) -> Call:
-    """A question like those about a principle: four responses, four ratings."""
+def call_of(part: str, number: int) -> Call:
+    """A call like those of the rating stage: four responses, four ratings."""
     text = f"{PROMPT} Speech {part}{number}."
     return Call(({"role": "user", "content": text},), SCHEMA, 512, temperature=0.0)
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """The stage: as many calls in each part."""
+    """The stage, with the same number of calls in each part."""
 
     endpoint: Endpoint
     out: Path
@@ -71,7 +71,7 @@ class Ratings:
         """The part's calls."""
         for number in range(self.calls_per_part):
             name = f"{part}{number:015x}"
-            yield pipeline.Question(name, "rating", call(part, number), read_four, rows_of(name))
+            yield pipeline.Question(name, "rating", call_of(part, number), read_four, rows_of(name))
 
 
 def read_four(text: str) -> list[int]:
@@ -86,34 +86,34 @@ def rows_of(name: str) -> Callable[[Any, bool], list[pipeline.Row]]:
 
 
 class Bare:
-    """Nothing but the client library."""
+    """The client library without psyco_ray."""
 
     async def ask(self, endpoint: Endpoint, calls_per_part: int) -> int:
-        """Ask everything once; returns how many answers came."""
+        """Sends every call once and returns the number of answers."""
         import openai
 
-        room = asyncio.Semaphore(endpoint.concurrency)
+        semaphore = asyncio.Semaphore(endpoint.concurrency)
 
-        async def one(asked: Call) -> bool:
-            async with room:
-                found = await api.chat.completions.create(
+        async def answered(call: Call) -> bool:
+            async with semaphore:
+                completion = await api.chat.completions.create(
                     model=endpoint.model,
-                    messages=asked.messages,
-                    max_tokens=asked.max_tokens,
-                    temperature=asked.temperature,
+                    messages=call.messages,
+                    max_tokens=call.max_tokens,
+                    temperature=call.temperature,
                     response_format={
                         "type": "json_schema",
-                        "json_schema": {"name": "answer", "schema": asked.schema, "strict": True},
+                        "json_schema": {"name": "answer", "schema": call.schema, "strict": True},
                     },
                 )
-                return len(read_four(found.choices[0].message.content)) == 4
+                return len(read_four(completion.choices[0].message.content)) == 4
 
         async with openai.AsyncOpenAI(api_key="none", base_url=endpoint.base_url, max_retries=5) as api:
-            return sum(await asyncio.gather(*(one(call(p, n)) for p in PARTS for n in range(calls_per_part))))
+            return sum(await asyncio.gather(*(answered(call_of(p, n)) for p in PARTS for n in range(calls_per_part))))
 
 
 def through_stage(endpoint: Endpoint, calls_per_part: int) -> int:
-    """Ask everything once through the stage, with a new journal; returns how many answers came."""
+    """Sends every call once through the stage, with a new journal, and returns the number of answers."""
     with tempfile.TemporaryDirectory() as directory:
         stage = Ratings(endpoint, Path(directory) / "rate", calls_per_part)
         facts, _ = pipeline.run(stage, list(PARTS), Path(directory) / "journal", None, "rate", Progress())
@@ -123,29 +123,33 @@ def through_stage(endpoint: Endpoint, calls_per_part: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=2000)
-    parser.add_argument("--latency", type=float, default=0.3, help="seconds that the server takes for a call")
+    parser.add_argument("--latency", type=float, default=0.3, help="seconds that the server takes per call")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    calls_per_part = given.calls // len(PARTS)
+    options = parser.parse_args()
+    calls_per_part = options.calls // len(PARTS)
     total = calls_per_part * len(PARTS)
-    command = [sys.executable, Path(__file__).parents[1] / "tests" / "fault_server.py", f"--latency={given.latency}"]
+    command = [
+        sys.executable,
+        Path(__file__).parents[1] / "tests" / "support" / "fault_server.py",
+        f"--latency={options.latency}",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    endpoint = Endpoint(model="judge", base_url=f"{address}/v1", key_env=None, concurrency=given.concurrency)
+    endpoint = Endpoint(model="judge", base_url=f"{address}/v1", key_env=None, concurrency=options.concurrency)
 
     def seconds() -> float:
         with urllib.request.urlopen(f"{address}/times") as response:
             times = json.load(response)[-total:]
-        return times[-1] - times[0] + given.latency
+        return times[-1] - times[0] + options.latency
 
     rates: dict[str, list[float]] = {"stage": [], "bare": []}
     try:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         bare = ray.remote(Bare).remote()
-        for number in range(given.rounds + 1):
+        for number in range(options.rounds + 1):
             assert through_stage(endpoint, calls_per_part) == total
             stage_rate = total / seconds()
             assert ray.get(bare.ask.remote(endpoint, calls_per_part)) == total

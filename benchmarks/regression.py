@@ -19,145 +19,149 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+from psyco_ray.config.errors import INPUT_ERROR, InputError
 from psyco_ray.config.job_file import Section, parse
 
-WORSE = 0.15  # a ratio may get so much worse before it is flagged: machines are shared and noisy
+TOLERANCE = 0.15  # share by which a ratio may get worse; machines are shared and noisy
 
 
-class Ratio(Section):
-    """What a benchmark's line gave, and which way is up."""
+class BaselineRatio(Section):
+    """A ratio and the direction in which it improves."""
 
     ratio: float
     better: Literal["higher", "lower"]
 
 
 class Baseline(Section):
-    """How a benchmark was run, on what, and its ratios by the `name` in its lines."""
+    """How and where a benchmark ran, and its ratios by the `name` of its lines."""
 
     arguments: str = ""
     device: str
     date: str
-    ratios: dict[str, Ratio]
+    ratios: dict[str, BaselineRatio]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A ratio of today beside that of the baseline."""
+class Comparison:
+    """A ratio of today beside its baseline."""
 
     name: str
     ratio: float
     baseline: float
     worse: bool
-    reached: bool  # its bar
+    reached: bool  # whether it reaches its bar
 
 
-def load(directory: Path, wanted: Sequence[str] = ()) -> dict[str, Baseline]:
-    """The baselines of a directory of benchmarks, by script.
+def load(directory: Path, names: Sequence[str] = ()) -> dict[str, Baseline]:
+    """Reads the baselines of a directory of benchmarks.
+
+    Args:
+        directory: contains the scripts, and `baselines/` with a file for each.
+        names: the scripts to load; empty: all.
 
     Raises:
-        ValueError: there are none, a wanted one is not there, or a file is none.
+        InputError: the directory has no baselines, a name is unknown, or a file is invalid.
     """
     files = {path.stem: path for path in sorted((directory / "baselines").glob("*.json"))}
     if not files:
-        raise ValueError(
-            f"{directory}/baselines holds no *.json; run benchmarks/regression.py in a checkout of psyco_ray"
+        raise InputError(
+            f"{directory}/baselines contains no *.json; run benchmarks/regression.py in a checkout of psyco_ray"
         )
-    for name in wanted:
+    baselines = {}
+    for name in names or files:
         if name not in files:
-            raise ValueError(f"no benchmark is named {name}; known are {', '.join(files)}")
-    found = {}
-    for name in wanted or files:
+            raise InputError(f"no benchmark is named {name}; known are {', '.join(files)}")
         try:
-            found[name] = parse(Baseline, json.loads(files[name].read_text(encoding="utf-8")), str(files[name]))
+            content = json.loads(files[name].read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{files[name]} is no JSON: {error}") from None
-    return found
+            raise InputError(f"{files[name]} is not JSON: {error}") from None
+        baselines[name] = parse(Baseline, content, str(files[name]))
+    return baselines
 
 
-def run(directory: Path, script: str, baseline: Baseline) -> list[Found]:
-    """Run a benchmark, show what it prints, and compare its ratios.
+def run(directory: Path, script: str, baseline: Baseline) -> list[Comparison]:
+    """Runs a benchmark, prints its output, and compares its ratios with the baseline.
 
     Raises:
-        ValueError: it failed, or did not print a ratio that the baseline has.
+        InputError: the benchmark failed, or did not print a ratio of the baseline.
     """
     command = [sys.executable, str(directory / f"{script}.py"), *shlex.split(baseline.arguments)]
     print(f"== {shlex.join(command[1:])}", flush=True)
-    ratios: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            ratios |= {found["name"]: found for found in _result(line)}
+            results |= {result["name"]: result for result in _results_in(line)}
     if process.returncode:
-        raise ValueError(f"{script}.py ended with exit code {process.returncode}; what it printed says why")
+        raise InputError(f"{script}.py ended with exit code {process.returncode}; its output has the reason")
     for name in baseline.ratios:
-        if name not in ratios:
-            raise ValueError(f"{script}.py printed no ratio {name}, which baselines/{script}.json has")
-    return [compare(name, ratios[name], was) for name, was in baseline.ratios.items()]
+        if name not in results:
+            raise InputError(f"{script}.py printed no ratio {name}, which baselines/{script}.json has")
+    return [compare(name, results[name], ratio) for name, ratio in baseline.ratios.items()]
 
 
-def compare(name: str, line: dict[str, Any], was: Ratio) -> Found:
-    """A benchmark's line beside what it gave before."""
-    ratio = line["ratio"]
-    change = ratio / was.ratio if was.better == "higher" else was.ratio / ratio
-    return Found(name, ratio, was.ratio, worse=change < 1 - WORSE, reached=bool(line["pass"]))
+def compare(name: str, result: dict[str, Any], baseline: BaselineRatio) -> Comparison:
+    """Compares a result line with its baseline."""
+    ratio = result["ratio"]
+    change = ratio / baseline.ratio if baseline.better == "higher" else baseline.ratio / ratio
+    return Comparison(name, ratio, baseline.ratio, worse=change < 1 - TOLERANCE, reached=bool(result["pass"]))
 
 
-def renewed(baseline: Baseline, found: Sequence[Found], device: str, today: str) -> str:
-    """The baseline's file with the ratios of today."""
-    ratios = {one.name: baseline.ratios[one.name].model_copy(update={"ratio": one.ratio}) for one in found}
-    renewed_baseline = baseline.model_copy(update={"ratios": ratios, "device": device, "date": today})
-    return json.dumps(renewed_baseline.model_dump(mode="json"), indent=2) + "\n"
+def updated(baseline: Baseline, comparisons: Sequence[Comparison], device: str, today: str) -> str:
+    """The text of the baseline's file with the ratios of today."""
+    ratios = {c.name: baseline.ratios[c.name].model_copy(update={"ratio": c.ratio}) for c in comparisons}
+    update = baseline.model_copy(update={"ratios": ratios, "device": device, "date": today})
+    return json.dumps(update.model_dump(mode="json"), indent=2) + "\n"
 
 
-def format_ratios(found: Sequence[Found]) -> str:
-    """A line for each ratio."""
+def format_comparisons(comparisons: Sequence[Comparison]) -> str:
+    """Formats each comparison as a line."""
     return "\n".join(
-        f"{one.name}: {one.ratio:g}, {one.baseline:g} before{', WORSE' if one.worse else ''}"
-        f"{'' if one.reached else ', its bar is not reached'}"
-        for one in found
+        f"{c.name}: {c.ratio:g}, {c.baseline:g} before{', WORSE' if c.worse else ''}"
+        f"{'' if c.reached else ', its bar is not reached'}"
+        for c in comparisons
     )
 
 
-def summary(found: Sequence[Found]) -> str:
-    """All of it as one JSON line."""
-    return json.dumps(
-        {"name": "bench", "ratios": [asdict(one) for one in found], "pass": not any(f.worse for f in found)}
-    )
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """All comparisons as one JSON line."""
+    ratios = [asdict(comparison) for comparison in comparisons]
+    return json.dumps({"name": "bench", "ratios": ratios, "pass": not any(c.worse for c in comparisons)})
 
 
-def _result(line: str) -> Iterator[dict[str, Any]]:
-    """What a line says, if it is a benchmark's result."""
+def _results_in(line: str) -> Iterator[dict[str, Any]]:
+    """The result in a line of output, if there is one."""
     if line.startswith("{"):
         try:
-            found = json.loads(line)
+            result = json.loads(line)
         except json.JSONDecodeError:
             return
-        if isinstance(found, dict) and isinstance(found.get("ratio"), int | float):
-            yield found
+        if isinstance(result, dict) and isinstance(result.get("ratio"), int | float):
+            yield result
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmarks; the exit code."""
+    """Runs the benchmarks and returns the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as rollout (default: all with a baseline)")
     parser.add_argument("--update", metavar="DEVICE", help="write today's ratios as baselines, measured on this device")
     options = parser.parse_args(arguments)
-    directory, results = Path("benchmarks"), []
+    directory, comparisons = Path("benchmarks"), list[Comparison]()
     try:
         for script, baseline in load(directory, options.names).items():
-            ratios = run(directory, script, baseline)
-            print(format_ratios(ratios), flush=True)
-            results += ratios
+            compared = run(directory, script, baseline)
+            print(format_comparisons(compared), flush=True)
+            comparisons += compared
             if options.update:
-                renewed_text = renewed(baseline, ratios, options.update, date.today().isoformat())
-                (directory / "baselines" / f"{script}.json").write_text(renewed_text, encoding="utf-8")
-    except ValueError as error:
+                text = updated(baseline, compared, options.update, date.today().isoformat())
+                (directory / "baselines" / f"{script}.json").write_text(text, encoding="utf-8")
+    except InputError as error:
         print(f"regression.py: {error}", file=sys.stderr)
-        return 2
-    print(summary(results))
-    return int(any(one.worse for one in results))
+        return INPUT_ERROR
+    print(summary(comparisons))
+    return int(any(comparison.worse for comparison in comparisons))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 .venv/bin/python benchmarks/reward.py [--model smollm2-135m] [--pairs sample] [--steps 5] [--texts 64] [--fp32]
 
-Both sides start from the same weights and head, see the same pairs in the same order and have as many threads; they
-take turns, so that what else the machine does hits both alike. The first turn of each is a warm-up and not counted.
-The ratios are medians over turns of our rate to the peer's, by wall clock; CPU-seconds stand beside them. With --fp32
-both compute in float32 and the benchmark ends with an error unless losses and scores agree.
+Both sides start from the same weights and head, have the same pairs in the same order and the same number of threads,
+and alternate, so other load affects both alike. The first turn of each is a warm-up and not counted. The ratios are
+medians over turns of our rate to the peer's by wall time, with CPU-seconds beside them. With --fp32 both compute in
+float32 and the benchmark fails unless losses and scores agree.
 """
 
 from __future__ import annotations
@@ -19,11 +19,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# a token of this run's own, before Ray is imported: it would write one into the home directory
+# a token of this run, set before the import: Ray would write one into the home directory
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), HF_HUB_OFFLINE="1")
 
 import ray
-from sides import OnDemand, Turn, asked_of, by_turns, check_losses, conversations, described, peak, result, timed
+from alternation import (
+    OnDemand,
+    Turn,
+    alternate,
+    check_losses,
+    conversations,
+    first_pairs,
+    format_turns,
+    peak,
+    result,
+    timed,
+)
 
 from psyco_ray.config.resources import Learners, Scorers
 from psyco_ray.config.training import Optimizer
@@ -38,14 +49,14 @@ from psyco_ray.run.types import PreferencePair, ScoreRequest
 BAR = 1.5
 BATCH = 8
 LEARNING_RATE = 9e-6
-TRL_MICRO = 2  # pairs; more are padded more
+TRL_MICRO = 2  # pairs; larger micro-batches have more padding
 
 
 class Trl(OnDemand):
-    """TRL's RewardTrainer; it takes a step when it is told to.
+    """TRL's RewardTrainer, one step per call.
 
-    Its best on a CPU: no checkpointing, weights and Adam's moments in bfloat16, plain attention. Ours keeps float32
-    master weights, as small updates need.
+    Its fastest settings on a CPU: no checkpointing, weights and Adam's moments in bfloat16, eager attention. Ours keeps
+    float32 master weights, which small updates need.
     """
 
     def __init__(self, model: str, pairs: list[dict[str, Any]], fp32: bool, threads: int) -> None:
@@ -83,22 +94,22 @@ class Trl(OnDemand):
         )
 
 
-def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> dict[str, Any]:
-    """Steps of both trainers by turns."""
+def train(model: str, requests: list[ScoreRequest], options: argparse.Namespace) -> dict[str, Any]:
+    """Alternates steps of both trainers."""
     tokenizer = loading.load_tokenizer(Path(model))
     examples = []
-    for one in asked:
-        found = encode(tokenizer, one.messages, one.responses, None)
-        examples.append(PreferencePair(one.key, found.prompt_ids, *found.response_ids))
+    for request in requests:
+        encoded = encode(tokenizer, request.messages, request.responses, None)
+        examples.append(PreferencePair(request.key, encoded.prompt_ids, *encoded.response_ids))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     spec = WorkerSpec(
         model,
         BradleyTerryObjective(),
         Learners(
-            threads=given.threads,
-            dtype="float32" if given.fp32 else "bfloat16",
-            zero_stage=0 if given.fp32 else 1,
-            micro_batch_tokens=1400,  # fewer passes, of which each moves all gradients
+            threads=options.threads,
+            dtype="float32" if options.fp32 else "bfloat16",
+            zero_stage=0 if options.fp32 else 1,
+            micro_batch_tokens=1400,  # fewer passes, each of which reads and writes all gradients
         ),
         Optimizer(
             learning_rate=LEARNING_RATE, batch_size=BATCH, betas=(0.9, 0.999), warmup_ratio=0.0, schedule="constant"
@@ -108,64 +119,64 @@ def train(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> d
         step_s=600,
     )
     learner = LearnerGroup(spec)
-    peer = ray.remote(Trl).options(num_cpus=1).remote(model, conversations(asked), given.fp32, given.threads)
+    peer = ray.remote(Trl).options(num_cpus=1).remote(model, conversations(requests), options.fp32, options.threads)
     learner.wait_ready()
     ray.get(peer.ready.remote(), timeout=600)
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
-    ours, theirs = by_turns(learner, batches, peer)
+    ours, peers = alternate(learner, batches, peer)
     memory = ray.get([learner.workers[0].__ray_call__.remote(peak), peer.peak.remote()])
     print(f"peak memory: ours {memory[0]:.2f} GiB, TRL {memory[1]:.2f} GiB")
     learner.close()
     ray.shutdown()
-    if given.fp32:
-        check_losses(ours, theirs)
-    return result("reward training", BATCH, ours, theirs, BAR)
+    if options.fp32:
+        check_losses(ours, peers)
+    return result("reward training", BATCH, ours, peers, BAR)
 
 
-def score(model: str, asked: list[ScoreRequest], given: argparse.Namespace) -> dict[str, Any]:
-    """All texts scored by both, by turns."""
+def score(model: str, requests: list[ScoreRequest], options: argparse.Namespace) -> dict[str, Any]:
+    """Alternates scoring all texts on both sides."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    dtype = "float32" if given.fp32 else "bfloat16"
-    scorer = ScorerActor("scorer", {"reward": model}, None, Scorers(dtype=dtype, threads=given.threads))
+    dtype = "float32" if options.fp32 else "bfloat16"
+    scorer = ScorerActor("scorer", {"reward": model}, None, Scorers(dtype=dtype, threads=options.threads))
     scorer.ready()
     classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
 
     def through_actor() -> float:
-        [(scored, _)] = scorer.score_many(("reward", tuple(asked)))
-        found["ours"] = [value for one in scored for value in one.values or ()]
+        [(scored, _)] = scorer.score_many(("reward", tuple(requests)))
+        scores["ours"] = [value for result in scored for value in result.values or ()]
         return 0.0
 
     def padded_loop() -> float:
         texts = [
-            tokenizer.apply_chat_template([*one.messages, {"role": "assistant", "content": text}], tokenize=False)
-            for one in asked
-            for text in one.responses
+            tokenizer.apply_chat_template([*request.messages, {"role": "assistant", "content": text}], tokenize=False)
+            for request in requests
+            for text in request.responses
         ]
-        found["theirs"] = []
-        for i in range(0, len(texts), given.peer_batch):
+        scores["peers"] = []
+        for i in range(0, len(texts), options.peer_batch):
             batch = tokenizer(
-                texts[i : i + given.peer_batch], padding=True, add_special_tokens=False, return_tensors="pt"
+                texts[i : i + options.peer_batch], padding=True, add_special_tokens=False, return_tensors="pt"
             )
             with torch.inference_mode():
-                found["theirs"] += classifier(**batch).logits[:, 0].float().tolist()
+                scores["peers"] += classifier(**batch).logits[:, 0].float().tolist()
         return 0.0
 
     ours: list[Turn] = []
-    theirs: list[Turn] = []
-    for number in range(given.rounds + 1):
+    peers: list[Turn] = []
+    for number in range(options.rounds + 1):
         ours.append(timed(through_actor))
-        theirs.append(timed(padded_loop))
-        print(f"round {number}: {described(ours[-1], theirs[-1], 'loop')}")
-    gap = max(abs(a - b) for a, b in zip(found["ours"], found["theirs"], strict=True))
-    spread = statistics.pstdev(found["theirs"])
+        peers.append(timed(padded_loop))
+        print(f"round {number}: {format_turns(ours[-1], peers[-1], 'loop')}")
+    gap = max(abs(a - b) for a, b in zip(scores["ours"], scores["peers"], strict=True))
+    spread = statistics.pstdev(scores["peers"])
     print(f"scores differ by {gap:.5f} at most, their standard deviation is {spread:.3f}")
-    if given.fp32:
-        assert gap <= 1e-3, "scores are not those of transformers"
-    return result("reward scoring", len(found["ours"]), ours, theirs, BAR)
+    if options.fp32:
+        assert gap <= 1e-3, "scores differ from those of transformers"
+    return result("reward scoring", len(scores["ours"]), ours, peers, BAR)
 
 
 def main() -> None:
@@ -174,19 +185,19 @@ def main() -> None:
     parser.add_argument("--pairs", default="sample", help="a file of preference pairs")
     parser.add_argument("--steps", type=int, default=5, help=f"of {BATCH} pairs")
     parser.add_argument("--texts", type=int, default=64, help="to score")
-    parser.add_argument("--rounds", type=int, default=3, help="of scoring all texts")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of scoring all texts")
     parser.add_argument("--peer-batch", type=int, default=8, help="texts of a padded batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fp32", action="store_true", help="compute in float32 and compare losses and scores")
-    given = parser.parse_args()
-    base = loading.resolve(given.model)
+    options = parser.parse_args()
+    base = loading.resolve(options.model)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "reward"
         tokenizer = loading.load_tokenizer(base)
         first = reward_model.new_model(base, tokenizer, "float32", seed=0)
         loading.save(path, first.state_dict(), first.config, tokenizer)
-        trained = train(str(path), asked_of(given.pairs, given.steps * BATCH), given)
-        scored = score(str(path), asked_of(given.pairs, given.texts // 2), given)
+        trained = train(str(path), first_pairs(options.pairs, options.steps * BATCH), options)
+        scored = score(str(path), first_pairs(options.pairs, options.texts // 2), options)
     print(json.dumps(trained))
     print(json.dumps(scored))
 

@@ -3,11 +3,10 @@
 .venv/bin/python benchmarks/rollout.py [--speeches 32] [--responses 8] [--max-tokens 48] [--dtype bfloat16]
 .venv/bin/python benchmarks/rollout.py --defaults
 
-All engines are loaded at the same time and take turns, so that what else the machine does hits both sides alike.
-The ratio is the median over rounds of our tokens/s to bare tokens/s. With `--defaults` vLLM is given the model and as
-much cache as ours have, and decides by itself how many cores it takes, whether it compiles and how large its blocks
-are; against it stand as many actors as there are cores (or one on a GPU). It samples without seeds, which it would not
-survive on a CPU.
+All engines are loaded at the same time and alternate, so other load affects both sides alike. The ratio is the median
+over rounds of the actors' tokens/s to the bare engine's. With `--defaults` the bare engine has the same amount of cache
+and otherwise vLLM's default settings; it is compared with one actor per core (or one on a GPU). It samples without
+seeds, which would crash it on a CPU.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import json
 import os
 import secrets
 
-# a token of this run's own, before Ray is imported: it would write one into the home directory
+# a token of this run, set before the import: Ray would write one into the home directory
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import ray
-from engines import by_turns
+from engines import alternate
 
 from psyco_ray.config.resources import Rollouts, fast_dtype
 
@@ -37,24 +36,24 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each of the two engines")
-    parser.add_argument("--dtype", help="of both (default: what rollouts take on this machine)")
-    parser.add_argument("--defaults", action="store_true", help="against vLLM as it comes")
-    given = parser.parse_args()
-    actors = len(os.sched_getaffinity(0)) if given.defaults and not given.gpus else 1
+    parser.add_argument("--dtype", help="of both (default: that of rollouts on this machine)")
+    parser.add_argument("--defaults", action="store_true", help="compare with vLLM's default settings")
+    options = parser.parse_args()
+    actors = len(os.sched_getaffinity(0)) if options.defaults and not options.gpus else 1
     settings = Rollouts(
         actors=actors,
         cpus=0.5,
-        gpus=given.gpus,
+        gpus=options.gpus,
         max_model_len=1024,
         max_num_seqs=128,
         kv_cache_gb=2.0,
-        speeches_per_item=min(16, -(-given.speeches // actors)),  # every actor has some
-        dtype=given.dtype or fast_dtype({"gpus": given.gpus}),
+        speeches_per_item=min(16, -(-options.speeches // actors)),  # every actor has an item
+        dtype=options.dtype or fast_dtype({"gpus": options.gpus}),
     )
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    work = (given.speeches, given.responses, given.max_tokens, given.rounds)
-    name, bar = ("rollout defaults", DEFAULTS_BAR) if given.defaults else ("rollout", BAR)
-    line = by_turns(name, given.model, settings, *work, defaults=given.defaults)
+    work = (options.speeches, options.responses, options.max_tokens, options.rounds)
+    name, bar = ("rollout defaults", DEFAULTS_BAR) if options.defaults else ("rollout", BAR)
+    line = alternate(name, options.model, settings, *work, defaults=options.defaults)
     ray.shutdown()
     print(json.dumps({**line, "bar": bar, "pass": line["ratio"] >= bar}))
 

@@ -1,11 +1,10 @@
-"""Llamas of known shapes: what a pass over pairs computes, and directories with random weights.
+"""Llamas of known shapes: FLOPs of a pass over pairs, and checkpoints with random weights.
 
-Operations of a forward pass are those of matrix products, over all pairs:
-    2 * matrix parameters of the layers * tokens (a prompt once, then both responses)
-  + 2 * hidden * vocabulary * response tokens (the output layer, which no prompt token passes)
-  + 4 * layers * heads * head size * pairs of a token and one that it sees (itself and what is before it, not the other
-    response).
-The embedding is looked up and not counted, nor are recomputation, what fills rows up, and what is masked.
+The FLOPs of a forward pass are those of its matrix products, over all pairs:
+    2 * matrix parameters of the layers * tokens (the prompt once, and both responses)
+  + 2 * hidden * vocabulary * response tokens (the output layer; prompt tokens skip it)
+  + 4 * layers * heads * head size * attended token pairs (causal; a response does not attend to the other).
+The embedding lookup, recomputation, padding and masked products are not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from psyco_ray.models import loading
 
 LLAMAS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "vocab_size": 50048,  # more than the tokenizer has, as those of 3b and 8b
+        "vocab_size": 50048,  # more than the tokenizer has, as in 3b and 8b
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -50,36 +49,40 @@ LLAMAS: dict[str, dict[str, Any]] = {
 
 
 def of(model: str) -> Any:
-    """A model's transformers configuration."""
+    """Loads a model's transformers configuration."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(loading.resolve(model))
 
 
 def layer_parameters(shape: Any) -> int:
-    """Parameters of the matrices of one layer of a Llama, by its configuration."""
+    """Matrix parameters of one Llama layer."""
     queries, keys = (shape.head_dim * heads for heads in (shape.num_attention_heads, shape.num_key_value_heads))
     return shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.intermediate_size)
 
 
 def forward_flops(shape: Any, pairs: Sequence[tuple[int, ...]]) -> int:
-    """Operations of a forward pass over pairs, by the tokens of their prompts and responses."""
-    found = 0
+    """FLOPs of a forward pass over pairs.
+
+    Args:
+        shape: the model's configuration.
+        pairs: tokens of the prompt and of each response."""
+    flops = 0
     for prompt, *responses in pairs:
-        seen = prompt * (prompt + 1) // 2 + sum(r * prompt + r * (r + 1) // 2 for r in responses)
-        found += 2 * shape.num_hidden_layers * layer_parameters(shape) * (prompt + sum(responses))
-        found += 2 * shape.hidden_size * shape.vocab_size * sum(responses)
-        found += 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * seen
-    return found
+        attended = prompt * (prompt + 1) // 2 + sum(r * prompt + r * (r + 1) // 2 for r in responses)
+        flops += 2 * shape.num_hidden_layers * layer_parameters(shape) * (prompt + sum(responses))
+        flops += 2 * shape.hidden_size * shape.vocab_size * sum(responses)
+        flops += 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * attended
+    return flops
 
 
 def training_flops(shape: Any, pairs: Sequence[tuple[int, ...]]) -> int:
-    """Operations of a forward and a backward pass, which takes twice as many."""
+    """FLOPs of a forward and a backward pass; the backward pass takes twice those of the forward pass."""
     return 3 * forward_flops(shape, pairs)
 
 
 def write(name: str, target: str) -> None:
-    """Write a Llama of that shape with random weights, the same on every device of a kind, and SmolLM2's tokenizer."""
+    """Writes a Llama with random weights, equal on devices of the same kind, and SmolLM2's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,12 +1,12 @@
-"""One iteration as a run streams it, against its own stages one after another, over simulated actors.
+"""One iteration as a run streams it, against its stages one after another, over simulated actors.
 
 .venv/bin/python benchmarks/stages.py [--speeches 240]
 
-The actors sleep as long as `psyco-ray plan` gives real ones with the paper's settings for Llama-3.1-8B on 8 GPUs of the
-profile `h100` (an estimate), each role with GPUs of its own: so this is about the order of work, not about speed. The
-time of an item has a long tail (log-normal, sigma 0.5). Pools, streams and files are those of a run. The peer is the
-same work with the same actors, where every stage begins when the one before it has ended. Training, saving and sync
-take the same time on both sides. `ratio` is our seconds over the peer's.
+The actors sleep as long as real ones take by `psyco-ray plan` with the paper's settings for Llama-3.1-8B on 8 GPUs of
+the profile `h100` (an estimate), with separate GPUs for each role: this measures the order of work, not speed. Item
+times are log-normal with a long tail (sigma 0.5). Pools, streams and files are those of a run. The peer does the same
+work with the same actors; each stage starts after the one before has ended. Training, saving and sync take the same
+time on both sides. `ratio` is our seconds over the peer's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-# a token of this run's own, before Ray is imported: it would write one into the home directory
+# a token of this run, set before the import: Ray would write one into the home directory
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import ray
-import sides  # noqa: F401 - takes this directory off the module path
 
 from psyco_ray.cli.plan import cost_model
 from psyco_ray.config.resources import Rollouts
@@ -47,10 +46,10 @@ SIGMA = 0.5
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds that one actor takes for a speech, or that the whole takes once, and how many actors there are."""
+    """Seconds per unit of work of one actor, and the number of actors."""
 
     roles: cost_model.GpuSplit
-    sample: float
+    sample: float  # a speech
     answer: float  # to a held-out speech
     score: float  # a response
     reference: float  # a pair
@@ -58,62 +57,62 @@ class Rates:
     held_out: int
 
 
-def planned(count: int) -> Rates:
-    """The rates that `plan` goes by; what an iteration of 6,400 speeches does once is shared out over `count`."""
+def forecast_rates(count: int) -> Rates:
+    """The rates of `plan`; costs per iteration are scaled from 6,400 speeches to `count`."""
     job, profile, shape = Job(), cost_model.profile_of("h100"), cost_model.shape_of("llama-3.1-8b")
     tokens = float(cost_model.RESPONSE_TOKENS)
     roles = cost_model.allocate(job, shape, profile, 8, tokens)
     work = cost_model._Work(job, shape, profile, roles, tokens, None)
-    found = cost_model.forecast(job, shape, profile, roles, tokens)
-    whole, held_out = job.speeches_per_iteration, job.evaluation.speeches
+    forecast = cost_model.forecast(job, shape, profile, roles, tokens)
+    speeches, held_out = job.speeches_per_iteration, job.evaluation.speeches
     return Rates(
         roles,
-        sample=work.sampling(whole, job.sampling.responses).all / whole,
+        sample=work.sampling(speeches, job.sampling.responses).all / speeches,
         answer=work.sampling(held_out, 1).all / held_out,
         score=work.scoring(1, job.sampling.responses, 1) / job.sampling.responses,
-        reference=work.reference / whole,
-        after=sum(found.stages[name] for name in ("train", "save", "sync")) * count / whole,
-        held_out=math.ceil(held_out * count / whole),
+        reference=work.reference / speeches,
+        after=sum(forecast.stages[name] for name in ("train", "save", "sync")) * count / speeches,
+        held_out=math.ceil(held_out * count / speeches),
     )
 
 
 class Simulated:
-    """A rollout actor or scorer that sleeps as long as a real one works, and makes everything up."""
+    """A rollout actor or scorer that sleeps as long as a real one works and returns fixed results."""
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
-        self._made = [Response("word " * 190 + str(i), tuple(range(1000, 1256)), True) for i in range(8)]
+        self._responses = [Response("word " * 190 + str(i), tuple(range(1000, 1256)), True) for i in range(8)]
 
     def ready(self) -> None:
         """Nothing to load."""
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
-        """An item's groups, which come in the second half of its time, for all of them are sampled together."""
+        """Yields an item's groups in the second half of its time: all are sampled together."""
         prompts = request.item.prompts
         each = self._rates.sample if request.responses > 1 else self._rates.answer
-        luck = random.Random(prompts[0].speech_id).lognormvariate(-SIGMA * SIGMA / 2, SIGMA)  # 1 on average
-        half = luck * each * len(prompts) / 2
+        factor = random.Random(prompts[0].speech_id).lognormvariate(-SIGMA * SIGMA / 2, SIGMA)  # mean 1
+        half = factor * each * len(prompts) / 2
         time.sleep(half)
         for prompt in prompts:
             time.sleep(half / len(prompts))
-            yield Group(prompt, tuple(self._made[: request.responses]), request.version), 2 * half / len(prompts)
+            yield Group(prompt, tuple(self._responses[: request.responses]), request.version), 2 * half / len(prompts)
 
     def score(self, item: tuple[Group, Any, tuple[str, ...]]) -> Iterator[tuple[Group, float]]:
-        """A group with scores."""
+        """Yields the group with scores."""
         group, _, names = item
         seconds = self._rates.score * len(group.responses) * len(names)
         time.sleep(seconds)
         yield replace(group, scores={name: tuple(map(float, range(len(group.responses)))) for name in names}), seconds
 
     def reference_logprobs(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
-        """A pair with log-probabilities."""
+        """Yields the pair with log-probabilities."""
         time.sleep(self._rates.reference)
         yield replace(example, reference=(-100.0, -100.0)), self._rates.reference
 
 
 def measure(count: int) -> dict[str, Any]:
-    """An iteration over simulated actors, as a run streams it and stage by stage."""
-    rates = planned(count)
+    """Measures an iteration over simulated actors, streamed and stage by stage."""
+    rates = forecast_rates(count)
     print(f"simulated: {rates}", flush=True)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     actor = ray.remote(Simulated).options(num_cpus=0)
@@ -127,10 +126,10 @@ def measure(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         job = Job(run_dir=directory, rollouts=Rollouts(speeches_per_item=8))
         ledger = Ledger(job, resume=False)
-        flow = SamplingPipeline(job, ledger, Telemetry(job, ledger), rollouts, scorers, ("reward",))
-        ours = streamed(flow, rows, dev, rates)
+        pipeline = SamplingPipeline(job, ledger, Telemetry(job, ledger), rollouts, scorers, ("reward",))
+        ours = streamed(pipeline, rows, dev, rates)
         ledger.close()
-    peer = one_after_another(rollouts, scorers, flow, rows, dev, rates)
+    peer = one_after_another(rollouts, scorers, pipeline, rows, dev, rates)
     rollouts.close()
     scorers.close()
     ray.shutdown()
@@ -139,28 +138,28 @@ def measure(count: int) -> dict[str, Any]:
     return {"name": "stages", **facts, "bar": BAR, "pass": ratio <= BAR}
 
 
-def streamed(flow: SamplingPipeline, rows: list[Any], dev: list[Any], rates: Rates) -> float:
-    """Seconds of an iteration as a run does it."""
-    began = time.perf_counter()
-    made = (pairs.pair_of(group) for group in flow.samples(1, rows, 0))
-    paired = flow.add_reference("simulated", (pair for pair in made if pair is not None))
+def streamed(pipeline: SamplingPipeline, rows: list[Any], dev: list[Any], rates: Rates) -> float:
+    """Seconds of an iteration as a run streams it."""
+    start = time.perf_counter()
+    candidates = (pairs.pair_of(group) for group in pipeline.samples(1, rows, 0))
+    paired = pipeline.add_reference("simulated", (pair for pair in candidates if pair is not None))
     assert len(paired) == len(rows), "a pair was lost"
     time.sleep(rates.after)
-    assert len(list(flow.answers(1, dev, 0))) == len(dev), "an answer was lost"
-    return time.perf_counter() - began
+    assert len(list(pipeline.answers(1, dev, 0))) == len(dev), "an answer was lost"
+    return time.perf_counter() - start
 
 
 def one_after_another(
-    rollouts: ActorPool, scorers: ActorPool, flow: SamplingPipeline, rows: list[Any], dev: list[Any], rates: Rates
+    rollouts: ActorPool, scorers: ActorPool, pipeline: SamplingPipeline, rows: list[Any], dev: list[Any], rates: Rates
 ) -> float:
-    """Seconds of the same work where a stage begins when the one before it has ended."""
+    """Seconds of the same work when each stage starts after the one before."""
 
-    def scored(name: str, of: list[Any], responses: int) -> list[Group]:
-        prompts = flow._prompts(of, name, 1)
+    def scored(name: str, rows: list[Any], responses: int) -> list[Group]:
+        prompts = pipeline._prompts(rows, name, 1)
         items = [PromptBatch(str(i), tuple(prompts[i : i + 8])) for i in range(0, len(prompts), 8)]
         requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, 256) for item in items]
         moments.append(time.perf_counter())
-        sampled = rollouts.stream(Simulated.sample, requests, identity=lambda found: found[0].prompt.speech_id)
+        sampled = rollouts.stream(Simulated.sample, requests, identity=lambda result: result[0].prompt.speech_id)
         groups = [group for group, _ in sampled]
         moments.append(time.perf_counter())
         return [group for group, _ in scorers.stream(Simulated.score, [(group, [], ("reward",)) for group in groups])]
@@ -174,8 +173,8 @@ def one_after_another(
     assert len(scored("dev", dev, 1)) == len(dev), "an answer was lost"
     moments.append(time.perf_counter())
     names = ("sample", "score", "reference", "train, save and sync", "answer", "score answers")
-    took = [b - a for a, b in itertools.pairwise(moments)]
-    print("one after another: " + ", ".join(f"{n} {s:.1f} s" for n, s in zip(names, took, strict=True)), flush=True)
+    seconds = [b - a for a, b in itertools.pairwise(moments)]
+    print("one after another: " + ", ".join(f"{n} {s:.1f} s" for n, s in zip(names, seconds, strict=True)), flush=True)
     return moments[-1] - moments[0]
 
 

@@ -1,16 +1,15 @@
-"""Weights from the learner to the rollouts, against `memcpy`; how many of them a step changes; and sent as deltas.
+"""Weight updates from the learner to the rollouts, against `memcpy`; the share that training changes; deltas.
 
 .venv/bin/python benchmarks/sync.py [--model smollm2-135m] [--actors 1] [--rounds 4] [--learner-dtype float32]
 .venv/bin/python benchmarks/sync.py --changed [--counts 1 10 100] [--rates 5e-7 5e-6]
 .venv/bin/python benchmarks/sync.py --deltas [--rates 5e-6]
 
-Seconds from the end of an optimizer step until a rollout actor has sampled the first token by the new weights: export,
-digests, loading, the probe that shows that they are in use, and one token of one prompt. The peer copies as many bytes
-from one array to another within this process. Medians over rounds, the first not counted; `ratio` is ours over the
-peer's. With --changed the learner trains on short pairs, and the share of weights is printed that, rounded to bfloat16,
-differ from what training began with; nothing is compared. With --deltas the rollouts are on an emulated node of their
-own and take what every step changed (`sync.deltas`); the peer is all weights after the same steps, `ratio` that of the
-bytes.
+Seconds from the end of an optimizer step until a rollout actor has sampled the first token by the new weights:
+export, digests, loading, the probe that verifies them, and one token of one prompt. The peer copies the same number
+of bytes between arrays of this process. Medians over rounds without the first; `ratio` is ours over the peer's. With
+--changed the learner trains on short pairs and the share of weights is printed whose bfloat16 value differs from the
+start; nothing is compared. With --deltas the rollouts are on an emulated second node and load only the weights that
+each step changed (`sync.deltas`); the peer sends all weights after the same steps, and `ratio` is that of the bytes.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ import statistics
 import time
 from typing import Any
 
-# a token of this run's own, before Ray is imported: it would write one into the home directory
+# a token of this run, set before the import: Ray would write one into the home directory
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), HF_HUB_OFFLINE="1")
 
 import numpy as np
 import ray
-import sides  # noqa: F401 - takes this directory off the module path
 
 from psyco_ray.config.resources import Learners, Rollouts, Sync, fast_dtype
 from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer
@@ -45,11 +43,11 @@ from psyco_ray.training import weight_sync
 
 BAR = 2.0
 DELTA_BAR = 0.1
-PAIRS = 2  # of a step
+PAIRS = 2  # per optimizer step
 
 
 def pairs(prompt: int, response: int, count: int, seed: int) -> list[PreferencePair]:
-    """Pairs of random tokens; the reference's log-probabilities are about those of chance."""
+    """Pairs of random tokens, with reference log-probabilities near those of chance."""
     rng = random.Random(seed)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -61,15 +59,15 @@ def pairs(prompt: int, response: int, count: int, seed: int) -> list[PreferenceP
     ]
 
 
-def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
-    """A learner of one rank, ready."""
+def learner_of(options: argparse.Namespace, rate: float) -> LearnerGroup:
+    """Starts a learner with one worker."""
     spec = WorkerSpec(
-        given.model,
+        options.model,
         DpoObjective(DpoConfig()),
         Learners(
-            threads=given.threads,
-            dtype=given.learner_dtype,
-            zero_stage=0 if given.learner_dtype == "float32" else 1,
+            threads=options.threads,
+            dtype=options.learner_dtype,
+            zero_stage=0 if options.learner_dtype == "float32" else 1,
             micro_batch_tokens=1024,
         ),
         Optimizer(learning_rate=rate, batch_size=PAIRS, warmup_ratio=0.0, schedule="constant"),
@@ -82,17 +80,17 @@ def learner_of(given: argparse.Namespace, rate: float) -> LearnerGroup:
     return learner
 
 
-def pool_of(given: argparse.Namespace) -> ActorPool:
-    """The rollout actors, ready."""
+def pool_of(options: argparse.Namespace) -> ActorPool:
+    """Starts the rollout actors."""
     settings = Rollouts(
-        actors=given.actors, cpus=0.5, dtype=given.dtype, max_model_len=512, max_num_seqs=16, kv_cache_gb=0.2
+        actors=options.actors, cpus=0.5, dtype=options.dtype, max_model_len=512, max_num_seqs=16, kv_cache_gb=0.2
     )
     actor = ray.remote(RolloutActor)
     options = placement.pool_options(settings, actor_environment(settings))
     pool = ActorPool(
         "rollout",
-        lambda index: actor.options(**options).remote(f"rollout-{index}", given.model, settings, 0),
-        given.actors,
+        lambda index: actor.options(**options).remote(f"rollout-{index}", options.model, settings, 0),
+        options.actors,
         Deadlines(start_s=900, item_s=600),
     )
     pool.wait_ready()
@@ -100,27 +98,27 @@ def pool_of(given: argparse.Namespace) -> ActorPool:
 
 
 def memcpy_s(size: int) -> float:
-    """Seconds to copy so many bytes into memory that has been written to before; the median of five times."""
+    """Median of five copies of `size` bytes into memory that has been written before, in seconds."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
-    found = []
+    seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         np.copyto(target, source)
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
-def moved(given: argparse.Namespace, deltas: bool) -> tuple[float, float]:
-    """Medians of a push's bytes and seconds, over rounds of a step and a push; the first brings everything."""
-    learner, pool = learner_of(given, given.rates[0]), pool_of(given)
-    probe = pairs(given.prompt, given.response, 1, seed=99)[0]
-    batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
+def measure_updates(options: argparse.Namespace, deltas: bool) -> tuple[float, float]:
+    """Medians of an update's bytes and seconds over rounds, without the first, which sends all weights."""
+    learner, pool = learner_of(options, options.rates[0]), pool_of(options)
+    probe = pairs(options.prompt, options.response, 1, seed=99)[0]
+    batches = [pairs(10, 10, PAIRS, seed) for seed in range(options.rounds + 1)]
     reports = []
     for version, _ in enumerate(learner.train(batches, total_steps=len(batches)), start=1):
         report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
         print(
             f"deltas {deltas}, version {version}: {report.bytes / 2**20:.1f} MiB, export {report.export_s:.3f} s, "
-            f"load {report.load_s:.3f} s; gap {report.gap:.4f} nats a token",
+            f"load {report.load_s:.3f} s; gap {report.gap:.4f} nats per token",
             flush=True,
         )
         reports.append((report.bytes, report.export_s + report.load_s))
@@ -131,7 +129,7 @@ def moved(given: argparse.Namespace, deltas: bool) -> tuple[float, float]:
 
 
 def two_nodes() -> None:
-    """A Ray of two nodes, one for the learner and one for the rollouts."""
+    """Starts Ray with two emulated nodes, one for the learner and one for the rollouts."""
     from ray.cluster_utils import Cluster
 
     labels = {role: {fit.ROLE_LABEL: role} for role in ("learner", "rollout")}
@@ -141,9 +139,9 @@ def two_nodes() -> None:
     ray.init(address=cluster.address, log_to_driver=False)
 
 
-def by_delta(given: argparse.Namespace) -> dict[str, Any]:
-    """What changed, against everything."""
-    (ours, ours_s), (peer, peer_s) = moved(given, True), moved(given, False)
+def compare_deltas(options: argparse.Namespace) -> dict[str, Any]:
+    """Bytes of an update with deltas, against all weights."""
+    (ours, ours_s), (peer, peer_s) = measure_updates(options, True), measure_updates(options, False)
     return {
         "name": "sync deltas",
         "ours": ours,
@@ -155,29 +153,31 @@ def by_delta(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def moving(given: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of a step, a push and a first token."""
-    learner, pool = learner_of(given, 5e-6), pool_of(given)
-    probe = pairs(given.prompt, given.response, 1, seed=99)[0]
-    batches = [pairs(10, 10, PAIRS, seed) for seed in range(given.rounds + 1)]
+def compare_memcpy(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of an update and a first token, against `memcpy`."""
+    learner, pool = learner_of(options, 5e-6), pool_of(options)
+    probe = pairs(options.prompt, options.response, 1, seed=99)[0]
+    batches = [pairs(10, 10, PAIRS, seed) for seed in range(options.rounds + 1)]
     steps = learner.train(batches, total_steps=len(batches))
     ours, peer = [], []
     for version in range(1, len(batches) + 1):
         next(steps)
-        began = time.perf_counter()
+        start = time.perf_counter()
         report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0))
         pushed = time.perf_counter()
         item = PromptBatch("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
         next(
             pool.stream(
-                RolloutActor.sample, [SamplingRequest(item, version, 1, 1.0, 1.0, 1)], identity=lambda f: f[0].version
+                RolloutActor.sample,
+                [SamplingRequest(item, version, 1, 1.0, 1.0, 1)],
+                identity=lambda result: result[0].version,
             )
         )
-        seconds, copied = time.perf_counter() - began, memcpy_s(report.bytes)
+        seconds, copied = time.perf_counter() - start, memcpy_s(report.bytes)
         print(
             f"version {version}: {seconds:.3f} s for {report.bytes / 2**20:.0f} MiB to {report.actors} actor(s): "
-            f"export {report.export_s:.3f}, load {report.load_s:.3f}, first token {seconds - (pushed - began):.3f}; "
-            f"memcpy {copied:.3f} s; gap {report.gap:.4f} nats a token",
+            f"export {report.export_s:.3f}, load {report.load_s:.3f}, first token {seconds - (pushed - start):.3f}; "
+            f"memcpy {copied:.3f} s; gap {report.gap:.4f} nats per token",
             flush=True,
         )
         if version > 1:
@@ -198,30 +198,30 @@ def moving(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def bfloat16(weights: Weights) -> dict[str, np.ndarray]:
-    """Every weight rounded to bfloat16, as its bits."""
+    """The bits of every weight rounded to bfloat16."""
     import torch
 
-    found = {}
+    bits = {}
     for ref in weights.refs:
         for name, packed in ray.get(ref).items():
             rounded = weight_codec.as_tensor(*packed).to(torch.bfloat16)
-            found[name] = weight_codec.as_array(rounded)[0].copy()
-    return found
+            bits[name] = weight_codec.as_array(rounded)[0].copy()
+    return bits
 
 
-def changed(given: argparse.Namespace) -> dict[str, Any]:
-    """Share of bfloat16 weights that differ after so many steps, by learning rate."""
+def count_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Share of bfloat16 weights that differ after each number of steps, by learning rate."""
     shares: dict[str, dict[int, float]] = {}
-    for rate in given.rates:
-        learner = learner_of(given, rate)
+    for rate in options.rates:
+        learner = learner_of(options, rate)
         base = bfloat16(learner.export(0, 1024))
         size = sum(array.size for array in base.values())
-        last = max(given.counts)
+        last = max(options.counts)
         shares[f"{rate:g}"] = {}
         batches = [pairs(16, 12, PAIRS, seed) for seed in range(last)]
         for result in learner.train(batches, total_steps=last):
             count = result.step + 1
-            if count in given.counts:
+            if count in options.counts:
                 now = bfloat16(learner.export(count, 1024))
                 differ = sum(int(np.count_nonzero(now[name] != array)) for name, array in base.items())
                 shares[f"{rate:g}"][count] = round(differ / size, 6)
@@ -235,25 +235,31 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--actors", type=int, default=1, help="rollout actors")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=1, help="of the learner")
-    parser.add_argument("--dtype", default=fast_dtype({}), help="of the rollouts")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the learner")
+    parser.add_argument("--dtype", default=fast_dtype({}), help="dtype of the rollouts")
     parser.add_argument(
-        "--learner-dtype", default=fast_dtype({}), help="of the learner's compute, which is what is sent"
+        "--learner-dtype", default=fast_dtype({}), help="dtype of the learner's compute and of the sent weights"
     )
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the probe's prompt")
     parser.add_argument("--response", type=int, default=32, help="tokens of the probe's response")
-    parser.add_argument("--deltas", action="store_true", help="send what changed to another node")
+    parser.add_argument("--deltas", action="store_true", help="send only changed weights, to another node")
     parser.add_argument("--changed", action="store_true", help="count the weights that training changes")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 10, 100], help="optimizer steps")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-7, 5e-6], help="learning rates")
-    given = parser.parse_args()
-    if given.deltas:
+    options = parser.parse_args()
+    if options.deltas:
         two_nodes()
     else:
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    found = by_delta(given) if given.deltas else changed(given) if given.changed else moving(given)
+    result = (
+        compare_deltas(options)
+        if options.deltas
+        else count_changes(options)
+        if options.changed
+        else compare_memcpy(options)
+    )
     ray.shutdown()
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weights from a learner rank to an engine on the same device, by one transport after the other."""
+"""Weight updates from a learner worker to an engine on the same device, alternating between transports."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from psyco_ray.training.colocation import ColocationManager
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 BAR_S = 3.0
-SHORT = [(32, 32, 32)] * 2  # pairs of the step before an update; tokens of prompt, chosen and rejected
+SHORT = [(32, 32, 32)] * 2  # the pairs of a step: tokens of prompt, chosen and rejected
 Line = dict[str, Any]
 
 
-def made_up(lengths: list[tuple[int, int, int]], seed: int) -> list[PreferencePair]:
-    """Pairs of random tokens; the reference's log-probabilities are about those of chance."""
+def random_pairs(lengths: list[tuple[int, int, int]], seed: int) -> list[PreferencePair]:
+    """Pairs of random tokens, with reference log-probabilities near those of chance."""
     draw = random.Random(seed)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -46,15 +46,15 @@ def made_up(lengths: list[tuple[int, int, int]], seed: int) -> list[PreferencePa
     ]
 
 
-def learner_of(job: Job, rooms: PlacementGroup | None = None) -> LearnerGroup:
-    """A learner of one rank."""
+def learner_of(job: Job, placement_group: PlacementGroup | None = None) -> LearnerGroup:
+    """A learner with one worker."""
     limits = {"start_s": LIMIT_S, "step_s": LIMIT_S}
     spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, job.dpo.optimizer, seed=0, **limits)
-    return LearnerGroup(spec, placement_group=rooms)
+    return LearnerGroup(spec, placement_group=placement_group)
 
 
 class Strict(logging.Handler):
-    """Makes an error of a warning, such as that weights went another way than the one that is measured."""
+    """Raises on a warning, such as that weights took another transport than the measured one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise RuntimeError(record.getMessage())
@@ -62,7 +62,7 @@ class Strict(logging.Handler):
 
 @dataclass(frozen=True)
 class Update:
-    """A weight update: seconds without the handover, those of it, and those of a copy of as many bytes."""
+    """Seconds of a weight update without its handover, of the handover, and of a copy of the same size."""
 
     seconds: float
     handover_s: float
@@ -72,54 +72,59 @@ class Update:
 
 @dataclass
 class Pair:
-    """A learner rank and the engine that gets its weights."""
+    """A learner worker and the engine that loads its weights."""
 
     job: Job
 
     def __post_init__(self) -> None:
         job = self.job
-        rooms = placement.shared_bundles(job) if job.colocated else None
-        self.pool, self.group = pool_of(job.model, job.rollouts, rooms), learner_of(job, rooms)
-        self.turns = ColocationManager(job.colocated, self.pool, self.group, LIMIT_S)
+        placement_group = placement.shared_bundles(job) if job.colocated else None
+        self.pool, self.group = pool_of(job.model, job.rollouts, placement_group), learner_of(job, placement_group)
+        self.colocation = ColocationManager(job.colocated, self.pool, self.group, LIMIT_S)
         self.group.wait_ready()
-        self.turns.to_rollouts()
+        self.colocation.to_rollouts()
         self.pool.wait_ready()
 
-    def update(self, version: int, way: weight_codec.Transport, step: Callable[[], Any]) -> Update:
-        """Take an optimizer step and bring the weights over."""
-        self.turns.to_learner()
+    def update(self, version: int, transport: weight_codec.Transport, step: Callable[[], Any]) -> Update:
+        """Takes an optimizer step and pushes the weights."""
+        self.colocation.to_learner()
         step()
-        left: list[float] = []
-        handover = functools.partial(timed, self.turns.to_rollouts, left)
-        probe = made_up(SHORT, 0)[0]
+        handovers: list[float] = []
+        handover = functools.partial(record_seconds, self.colocation.to_rollouts, handovers)
+        probe = random_pairs(SHORT, 0)[0]
         report = weight_sync.push_weights(
-            self.group, self.pool, version, probe, self.job.sync, transport=way, handover=handover
+            self.group, self.pool, version, probe, self.job.sync, transport=transport, handover=handover
         )
-        [copy_s] = ray.get([rank.__ray_call__.remote(copying, report.bytes) for rank in self.group.ranks])
-        parts = report.export_s - sum(left), report.load_s
+        [copy_s] = ray.get([worker.__ray_call__.remote(copy_seconds, report.bytes) for worker in self.group.workers])
+        parts = report.export_s - sum(handovers), report.load_s
         print(
-            f"version {version} by {way}: {report.bytes / 2**20:.0f} MiB, learner's part {parts[0]:.3f} s, engine's "
-            f"{parts[1]:.3f}; handover {sum(left):.3f}; gap {report.gap:.4f} nats a token",
+            f"version {version} by {transport}: {report.bytes / 2**20:.0f} MiB, learner {parts[0]:.3f} s, engine "
+            f"{parts[1]:.3f}; handover {sum(handovers):.3f}; gap {report.gap:.4f} nats per token",
             flush=True,
         )
-        return Update(sum(parts), sum(left), copy_s, report.bytes)
+        return Update(sum(parts), sum(handovers), copy_s, report.bytes)
 
 
 def by_transport(name: str, job: Job, rounds: int) -> list[Line]:
-    """Seconds of a weight update by every transport in turn, medians over rounds; one more goes before."""
+    """Medians over rounds of the seconds of a weight update, by transport; one more round warms up."""
     logging.getLogger("psyco_ray").addHandler(Strict(logging.WARNING))
-    both, ways = Pair(job), sorted({job.transport, "object_store"})
-    count = len(ways) * (rounds + 1)
-    steps = both.group.train([made_up(SHORT, seed) for seed in range(count)], steps=count)
-    done = [both.update(i + 1, ways[i % len(ways)], functools.partial(next, steps)) for i in range(count)]
-    both.pool.close()
-    both.group.close()
-    return [moved(f"gpu sync {way} {name}", done[i :: len(ways)][1:]) for i, way in enumerate(ways)]
+    pair, transports = Pair(job), sorted({job.transport, "object_store"})
+    count = len(transports) * (rounds + 1)
+    steps = pair.group.train([random_pairs(SHORT, seed) for seed in range(count)], total_steps=count)
+    updates = [
+        pair.update(i + 1, transports[i % len(transports)], functools.partial(next, steps)) for i in range(count)
+    ]
+    pair.pool.close()
+    pair.group.close()
+    return [
+        result_line(f"gpu sync {transport} {name}", updates[i :: len(transports)][1:])
+        for i, transport in enumerate(transports)
+    ]
 
 
-def moved(name: str, updates: list[Update]) -> Line:
-    """The line of a transport."""
-    ours, peer = (statistics.median(getattr(one, part) for one in updates) for part in ("seconds", "copy_s"))
+def result_line(name: str, updates: list[Update]) -> Line:
+    """The result line of a transport."""
+    ours, peer = (statistics.median(getattr(update, part) for update in updates) for part in ("seconds", "copy_s"))
     return {
         "name": name,
         "ours": round(ours, 4),
@@ -128,29 +133,29 @@ def moved(name: str, updates: list[Update]) -> Line:
         "bar": BAR_S,
         "pass": ours <= BAR_S,
         "gb_per_s": round(updates[0].bytes / ours / 1e9, 3),
-        "handover_s": round(statistics.median(one.handover_s for one in updates), 3),
+        "handover_s": round(statistics.median(update.handover_s for update in updates), 3),
     }
 
 
-def timed(work: Callable[[], None], seconds: list[float]) -> None:
-    """Do some work and note what it took."""
-    began = time.perf_counter()
+def record_seconds(work: Callable[[], None], seconds: list[float]) -> None:
+    """Runs `work` and appends its seconds."""
+    start = time.perf_counter()
     work()
-    seconds.append(time.perf_counter() - began)
+    seconds.append(time.perf_counter() - start)
 
 
-def copying(_: Any, size: int) -> float:
-    """Seconds to copy so many bytes on a rank's device, the median of five times."""
+def copy_seconds(_: Any, size: int) -> float:
+    """Median of five copies of `size` bytes on the worker's device, in seconds."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = torch.ones(size, dtype=torch.uint8, device=device)
-    target, found = torch.zeros_like(source), list[float]()
+    target, seconds = torch.zeros_like(source), list[float]()
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         target.copy_(source)
         target[-1].item()  # waits for the GPU
-        found.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     del source, target
     torch.cuda.empty_cache()
-    return statistics.median(found)
+    return statistics.median(seconds)

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/gpu.py` that are arithmetic, its random models, and what it refuses."""
+"""`benchmarks/gpu.py`: its arithmetic, its random models, and its errors."""
 
 import argparse
 import subprocess
@@ -11,13 +11,14 @@ from support.paths import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from psyco_ray.cli.plan import cost_model
+from psyco_ray.config.errors import InputError
 from psyco_ray.models import attention, loading
 from psyco_ray.models.packing import ResponseLogprobs, pack
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-import gpu  # noqa: E402 - from there
+import gpu  # noqa: E402 - a script beside the package
 import shapes  # noqa: E402
 
 PAIRS = [(30, 25, 20), (7, 1, 12)]
@@ -28,7 +29,7 @@ def shape(name: str) -> SimpleNamespace:
     return SimpleNamespace(**shapes.LLAMAS[name])
 
 
-def given(model: str) -> argparse.Namespace:
+def options(model: str) -> argparse.Namespace:
     return argparse.Namespace(model=model, zero=2, micro=None, checkpointing=False)
 
 
@@ -38,33 +39,33 @@ def test_parameters_of_a_layer_by_hand(name: str, layer: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "known"), [("3b", "llama-3.2-3b"), ("8b", "llama-3.1-8b")])
-def test_the_shapes_are_those_that_plan_knows(name: str, known: str) -> None:
-    one = shape(name)
-    matrices = one.num_hidden_layers * shapes.layer_parameters(one)
-    ends = one.vocab_size * one.hidden_size * (1 if one.tie_word_embeddings else 2)
-    norms = (2 * one.num_hidden_layers + 1) * one.hidden_size
+def test_the_shapes_have_the_parameters_that_plan_knows(name: str, known: str) -> None:
+    config = shape(name)
+    matrices = config.num_hidden_layers * shapes.layer_parameters(config)
+    ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
     assert matrices + ends + norms == cost_model.SHAPES[known].parameters
 
 
-def test_operations_by_hand() -> None:
-    # a prompt of 3, which sees 1 + 2 + 3 tokens; a response of 2 that sees 4 + 5, and one of 1 that sees 4
-    layers, head, seen = 2 * 2 * 36_864 * 6, 2 * 64 * 50_048 * 3, 4 * 2 * 2 * 32 * (6 + 9 + 4)
-    assert shapes.forward_flops(shape("tiny"), [(3, 2, 1)]) == layers + head + seen == 20_112_896
+def test_flops_by_hand() -> None:
+    # a prompt of 3 attends to 1 + 2 + 3 tokens, a response of 2 to 4 + 5, a response of 1 to 4
+    layers, head, attention = 2 * 2 * 36_864 * 6, 2 * 64 * 50_048 * 3, 4 * 2 * 2 * 32 * (6 + 9 + 4)
+    assert shapes.forward_flops(shape("tiny"), [(3, 2, 1)]) == layers + head + attention == 20_112_896
     assert shapes.training_flops(shape("tiny"), [(3, 2, 1)] * 5) == 15 * 20_112_896
-    # 6 operations a parameter and token, and little more, where all tokens are responses and short
+    # short responses without prompts: little more than 6 FLOPs per parameter and token
     tokens = 6 * cost_model.SHAPES["llama-3.2-3b"].parameters * 2000
     assert shapes.training_flops(shape("3b"), [(0, 1000, 1000)]) == pytest.approx(tokens, rel=0.06)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_torch_counts_as_many_operations(tiny_model, training: bool) -> None:
+def test_flops_equal_those_that_torch_counts(tiny_model, training: bool) -> None:
     policy = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))
     packed = pack([([5] * prompt, [[6] * chosen, [7] * rejected]) for prompt, chosen, rejected in PAIRS])
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
-        found = policy(packed)
+        logprobs = policy(packed)
         if training:
-            found.sum().backward()
-    # blocks of queries are computed whole, and what a query may not see is masked away
+            logprobs.sum().backward()
+    # torch also counts the masked part of each block of queries
     config = policy.model.config
     assert max(map(max, PAIRS)) <= attention.BLOCK
     masked = sum(p * (p - 1) // 2 + sum(r * (r - 1) // 2 for r in responses) for p, *responses in PAIRS)
@@ -87,35 +88,35 @@ def test_peaks_by_name(name: str, peak: float) -> None:
     assert gpu.peak_of(gpu.Gpu(name, 1), 5e12) == 5e12
 
 
-def test_an_unknown_peak_is_asked_for() -> None:
-    with pytest.raises(ValueError, match="the peak of Radeon is not known; name it with --peak"):
+def test_an_unknown_peak_is_an_error() -> None:
+    with pytest.raises(InputError, match="the peak of Radeon is unknown; pass --peak"):
         gpu.peak_of(gpu.Gpu("Radeon", 1), None)
     assert gpu.peak_of(gpu.Gpu("Radeon", 1), 5e12) == 5e12
 
 
-def test_what_does_not_fit_is_said() -> None:
-    def lacking(name: str, device: gpu.Gpu | None) -> str | None:
-        return gpu.lacking(gpu.job_of(name, given(name), on_gpu=True), name, device)
+def test_a_memory_shortage_is_explained() -> None:
+    def shortage(name: str, device: gpu.Gpu | None) -> str | None:
+        return gpu.memory_shortage(gpu.job_of(name, options(name), on_gpu=True), name, device)
 
-    assert lacking("135m", H100) is lacking("3b", H100) is lacking("8b", None) is None
-    assert lacking("8b", gpu.Gpu("NVIDIA B200", 192_000_000_000)) is None
-    reason = lacking("8b", H100)
+    assert shortage("135m", H100) is shortage("3b", H100) is shortage("8b", None) is None
+    assert shortage("8b", gpu.Gpu("NVIDIA B200", 192_000_000_000)) is None
+    reason = shortage("8b", H100)
     assert reason is not None
     assert reason.startswith("learner and sync of 8b are left out: ")
-    assert reason.endswith("and NVIDIA H100 80GB HBM3 gives 76")
+    assert reason.endswith("and NVIDIA H100 80GB HBM3 has 76")
 
 
-def test_a_share_of_the_peak(monkeypatch) -> None:
+def test_mfu_of_the_median_round(monkeypatch) -> None:
     monkeypatch.setattr(gpu.Gpu, "here", lambda: H100)
-    asked = argparse.Namespace(model="3b", peak=1e15)
-    line = gpu.share("learner", asked, operations=10**15, seconds=[99.0, 2.0, 4.0, 2.5])
+    namespace = argparse.Namespace(model="3b", peak=1e15)
+    line = gpu.mfu_line("learner", namespace, flop_count=10**15, seconds=[99.0, 2.0, 4.0, 2.5])
     assert (line["ratio"], line["bar"], line["pass"]) == (0.4, 0.4, True)
     assert line["ours"] / line["peer"] == pytest.approx(0.4, rel=1e-3)
-    assert gpu.share("learner", asked, operations=10**15, seconds=[1.0, 3.0])["pass"] is False
-    assert gpu.share("forward", asked, operations=10**15, seconds=[1.0, 3.0])["bar"] is None
+    assert gpu.mfu_line("learner", namespace, flop_count=10**15, seconds=[1.0, 3.0])["pass"] is False
+    assert gpu.mfu_line("forward", namespace, flop_count=10**15, seconds=[1.0, 3.0])["bar"] is None
 
 
-def test_random_models_are_whole_and_the_same_each_time(tmp_path) -> None:
+def test_random_models_are_complete_and_reproducible(tmp_path) -> None:
     for name in ("one", "two"):
         shapes.write("tiny", str(tmp_path / name))
     one, two = (loading.load_causal_lm(loading.resolve(str(tmp_path / name)), "float32") for name in ("one", "two"))
@@ -127,9 +128,9 @@ def test_random_models_are_whole_and_the_same_each_time(tmp_path) -> None:
     assert loading.load_tokenizer(tmp_path / "one").eos_token_id == one.config.eos_token_id
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_it_ends_with_an_explanation() -> None:
     command = [sys.executable, str(SCRIPT), "--model", "8b"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    expected = "--model 8b needs an NVIDIA GPU and there is none; --model tiny runs on the CPU\n"
+    expected = "--model 8b needs an NVIDIA GPU; --model tiny runs on the CPU\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)

@@ -1,8 +1,4 @@
-"""What the benchmarks against other trainers share: two sides take turns, and each turn's cost is kept.
-
-Importing it takes this directory off the module path: one of its files bears the name of a standard module, which
-workers would find before it.
-"""
+"""Alternates steps of two trainers and records the cost of each step; shared by the benchmarks against TRL."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.cloudpickle
@@ -24,34 +19,32 @@ from psyco_ray.config.training import Prompts
 from psyco_ray.data import preferences
 from psyco_ray.run.types import ScoreRequest
 
-if str(Path(__file__).resolve().parent) in sys.path:
-    sys.path.remove(str(Path(__file__).resolve().parent))
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn of a side took, and the loss of its step."""
+    """Cost and loss of one step of one side."""
 
     wall: float  # seconds
     cpu: float  # CPU-seconds
-    loss: float = 0.0  # nats a pair
+    loss: float = 0.0  # nats per pair
 
 
 class OnDemand:
-    """A transformers trainer, as an actor that takes a step when it is told to."""
+    """Base of actors that hold a transformers trainer and take one step per call."""
 
-    def begin(self, trainer: type, settings: Any, **given: Any) -> None:
-        """Build the trainer, and train in the background.
+    def begin(self, trainer: type, settings: Any, **arguments: Any) -> None:
+        """Builds the trainer and trains in a background thread, which waits before each step.
 
         Args:
-            trainer: its class.
-            settings: its arguments; their order of pairs must be fixed.
-            given: what else it takes.
+            trainer: a transformers trainer class.
+            settings: its training arguments; the order of pairs must be fixed.
+            arguments: further arguments of its constructor.
         """
         from transformers import TrainerCallback
 
-        go: queue.Queue[None] = queue.Queue()
+        permits: queue.Queue[None] = queue.Queue()
         done: queue.Queue[float] = queue.Queue()
         losses: list[float] = []
 
@@ -63,21 +56,21 @@ class OnDemand:
 
         class Waiting(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
-                go.get()
+                permits.get()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 done.put(statistics.mean(losses))
                 losses.clear()
 
-        built = Recording(args=settings, callbacks=[Waiting()], **given)
-        self._go, self._done = go, done
+        built = Recording(args=settings, callbacks=[Waiting()], **arguments)
+        self._permits, self._done = permits, done
         threading.Thread(target=built.train, daemon=True).start()
 
     def ready(self) -> None:
-        """Answer once the trainer is there."""
+        """Returns once the trainer is built."""
 
     def step(self) -> Turn:
-        """Train on the next batch."""
+        """Trains on the next batch."""
         return timed(self._step)
 
     def peak(self) -> float:
@@ -85,12 +78,12 @@ class OnDemand:
         return peak(self)
 
     def _step(self) -> float:
-        self._go.put(None)
+        self._permits.put(None)
         return self._done.get(timeout=3600)
 
 
 def timed(work: Callable[[], float]) -> Turn:
-    """What some work took; it returns its loss."""
+    """Measures a step; `work` returns its loss."""
     wall, cpu = time.perf_counter(), time.process_time()
     loss = work()
     return Turn(time.perf_counter() - wall, time.process_time() - cpu, loss)
@@ -106,8 +99,8 @@ def cpu_seconds(_: Any) -> float:
     return time.process_time()
 
 
-def asked_of(pairs: str, count: int) -> list[ScoreRequest]:
-    """The first pairs of a file, chosen before rejected."""
+def first_pairs(pairs: str, count: int) -> list[ScoreRequest]:
+    """Reads the first pairs of a file; each request has the chosen and the rejected response."""
     prompt = load_prompt(Prompts())
     rows = preferences.read(pairs).table.slice(0, count).to_pylist()
     return [
@@ -120,54 +113,54 @@ def asked_of(pairs: str, count: int) -> list[ScoreRequest]:
     ]
 
 
-def conversations(asked: list[ScoreRequest]) -> list[dict[str, Any]]:
-    """The pairs as TRL takes them."""
+def conversations(requests: list[ScoreRequest]) -> list[dict[str, Any]]:
+    """Converts pairs to TRL's conversational format."""
     return [
         {
-            "prompt": list(one.messages),
+            "prompt": list(request.messages),
             **{
                 side: [{"role": "assistant", "content": text}]
-                for side, text in zip(("chosen", "rejected"), one.responses, strict=True)
+                for side, text in zip(("chosen", "rejected"), request.responses, strict=True)
             },
         }
-        for one in asked
+        for request in requests
     ]
 
 
-def by_turns(learner: Any, batches: list[Any], peer: Any) -> tuple[list[Turn], list[Turn]]:
-    """The steps of a `LearnerGroup` of one rank and of an `OnDemand` actor, one after the other."""
-    [rank] = learner.workers
+def alternate(learner: Any, batches: list[Any], peer: Any) -> tuple[list[Turn], list[Turn]]:
+    """Alternates the steps of a `LearnerGroup` with one worker and of an `OnDemand` actor."""
+    [worker] = learner.workers
     ours: list[Turn] = []
-    theirs: list[Turn] = []
+    peers: list[Turn] = []
     steps = learner.train(batches, total_steps=len(batches))
     for number in range(len(batches)):
-        before, began = ray.get(rank.__ray_call__.remote(cpu_seconds)), time.perf_counter()
+        before, start = ray.get(worker.__ray_call__.remote(cpu_seconds)), time.perf_counter()
         loss = next(steps).loss
-        wall = time.perf_counter() - began
-        ours.append(Turn(wall, ray.get(rank.__ray_call__.remote(cpu_seconds)) - before, loss))
-        theirs.append(ray.get(peer.step.remote()))
-        a, b = ours[-1], theirs[-1]
-        print(f"step {number}: {described(a, b, 'TRL')}, loss {a.loss:.5f} and {b.loss:.5f}", flush=True)
-    return ours, theirs
+        wall = time.perf_counter() - start
+        ours.append(Turn(wall, ray.get(worker.__ray_call__.remote(cpu_seconds)) - before, loss))
+        peers.append(ray.get(peer.step.remote()))
+        a, b = ours[-1], peers[-1]
+        print(f"step {number}: {format_turns(a, b, 'TRL')}, loss {a.loss:.5f} and {b.loss:.5f}", flush=True)
+    return ours, peers
 
 
-def check_losses(ours: list[Turn], theirs: list[Turn]) -> None:
-    """End with an error unless every step's loss is the peer's."""
-    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+def check_losses(ours: list[Turn], peers: list[Turn]) -> None:
+    """Fails unless the losses of both sides agree in every step."""
+    for step, (a, b) in enumerate(zip(ours, peers, strict=True)):
         assert abs(a.loss - b.loss) <= 1e-3 * abs(b.loss), f"step {step}: loss {a.loss} is not TRL's {b.loss}"
 
 
-def described(ours: Turn, theirs: Turn, peer: str) -> str:
-    """A turn of both sides in words."""
+def format_turns(ours: Turn, peers: Turn, peer: str) -> str:
+    """Formats a turn of both sides."""
     return (
-        f"ours {ours.wall:.2f} s ({ours.cpu:.2f} CPU), {peer} {theirs.wall:.2f} s ({theirs.cpu:.2f} CPU), "
-        f"ratio {theirs.wall / ours.wall:.2f} ({theirs.cpu / ours.cpu:.2f} by CPU)"
+        f"ours {ours.wall:.2f} s ({ours.cpu:.2f} CPU), {peer} {peers.wall:.2f} s ({peers.cpu:.2f} CPU), "
+        f"ratio {peers.wall / ours.wall:.2f} ({peers.cpu / ours.cpu:.2f} by CPU)"
     )
 
 
-def result(name: str, count: int, ours: list[Turn], theirs: list[Turn], bar: float) -> dict[str, Any]:
-    """The last line's facts, of all turns but the first: medians of rates a second, and of the turns' ratios."""
-    pairs = list(zip(ours, theirs, strict=True))[1:]
+def result(name: str, count: int, ours: list[Turn], peers: list[Turn], bar: float) -> dict[str, Any]:
+    """The result line: medians of the rates and of the ratios, without the first turn."""
+    pairs = list(zip(ours, peers, strict=True))[1:]
     ratio = statistics.median(b.wall / a.wall for a, b in pairs)
     print(f"{name}: {statistics.median(b.cpu / a.cpu for a, b in pairs):.2f} times as fast by CPU-seconds")
     return {
