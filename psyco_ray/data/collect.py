@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -60,14 +60,21 @@ _CLEANED = pa.schema(
 )
 
 
-def collect(job: DataJob, out: Path) -> dict[str, Any]:
+class CollectCounts(TypedDict):
+    """Counts of rows and speeches."""
+
+    rows: int
+    kept: int
+    dropped: dict[str, int]  # by reason
+    splits: dict[str, int]
+    crisis: dict[str, int]  # by kind; empty if not screened
+    sources: dict[str, dict[str, int]]  # by name: rows, kept, and dropped rows by reason
+
+
+def collect(job: DataJob, out: Path) -> CollectCounts:
     """Write the speeches of all sources to ``out/speeches`` (COLLECTED) and dropped rows to ``out/dropped.parquet``.
 
     Speeches are hashed and split by their cleaned (and scrubbed) text. Ray must be running.
-
-    Returns:
-        Counts: `rows`, `kept`, `dropped` by reason, `splits`, `crisis` by kind (empty if not screened), and `sources`
-        by name with their own rows, kept and reasons.
 
     Raises:
         InputError: a source cannot be read, the `presidio` extra is missing, or no speech is left.
@@ -229,7 +236,7 @@ def _signatures(cleaned: pa.Table, rows: np.ndarray, path: Path) -> np.ndarray:
 
 def _write_dropped(
     cleaned: pa.Table, order: np.ndarray, representative: np.ndarray, job: DataJob, path: Path
-) -> dict[str, Any]:
+) -> CollectCounts:
     """Write the dropped rows by rank, and count all rows."""
     names = [source.name for source in job.sources]
     keys, source_of = _keys(cleaned), cleaned["source"].to_numpy()

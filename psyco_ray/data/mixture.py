@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +32,24 @@ _ENCODED = pa.schema(
 _BLOCK_ROWS = 256  # small: the first step does not wait for a large block
 
 
+class PartOrigin(TypedDict):
+    """The pairs drawn from one file."""
+
+    pairs: str  # the file
+    train: int  # drawn
+    of: int  # available
+    dev: int
+    left_out: dict[str, int]  # unusable rows by reason
+    seed: list[int]
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Training pairs, held-out pairs, and their origin."""
 
     train: pa.Table  # COMPARISONS
     dev: pa.Table  # COMPARISONS
-    parts: list[dict[str, Any]]  # per file: pairs, train (drawn), of (available), dev, left_out, seed
+    parts: list[PartOrigin]
 
 
 def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, dev_pairs: int = 2000) -> Mixture:
@@ -56,7 +67,7 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
     """
     drawn: list[pa.Table] = []
     held_out: list[pa.Table] = []
-    origins: list[dict[str, Any]] = []
+    origins: list[PartOrigin] = []
     for number, part in enumerate(parts or (Part(pairs=data.pairs),)):
         comparisons = preferences.read(part.pairs, data.dev_share, part.by_hash)
         table = _by_text(comparisons.table)
