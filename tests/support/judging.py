@@ -1,8 +1,10 @@
-"""The judge's client against the server of `fault_server.py`."""
+"""Helpers for tests of the judge's client against the server of `fault_server.py`."""
 
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.judge import batch_api
 from psyco_ray.judge.ask import Asker, AskResult, UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import Limiter
-from support.paths import SUPPORT
+from support.paths import SUPPORT, TESTS
 
 KEY = "sk-very-secret"
 SCHEMA = {
@@ -26,8 +29,12 @@ SCHEMA = {
 
 @contextlib.contextmanager
 def server(**options: object) -> Iterator[str]:
-    given = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items()]
-    process = subprocess.Popen([sys.executable, SUPPORT / "fault_server.py", *given], stdout=subprocess.PIPE, text=True)
+    arguments = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items()
+    ]
+    process = subprocess.Popen(
+        [sys.executable, SUPPORT / "fault_server.py", *arguments], stdout=subprocess.PIPE, text=True
+    )
     try:
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
     finally:
@@ -35,8 +42,9 @@ def server(**options: object) -> Iterator[str]:
         process.wait()
 
 
-def told(url: str, what: str = "counts"):
-    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/{what}") as response:
+def get_json(url: str, path: str = "counts"):
+    """JSON that the fault server reports about itself."""
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/{path}") as response:
         return json.load(response)
 
 
@@ -75,3 +83,30 @@ def run(url: str, root: Path, count: int = 1, limiter: Limiter | None = None, **
         return await ask_all(Asker(endpoint, Journal(root, f"writer-{time.monotonic_ns()}"), limiter), count)
 
     return asyncio.run(go())
+
+
+def spawn(function: str, *args: object) -> subprocess.Popen:
+    """Run a function of this module in another process."""
+    line = f"import sys; from support import judging; judging.{function}(*sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OPENAI_API_KEY": KEY}
+    return subprocess.Popen([sys.executable, "-c", line, *map(str, args)], env=environment)
+
+
+def asks(url: str, root: str) -> None:
+    run(url, Path(root), 400, concurrency=16)
+
+
+def kill_when(process: subprocess.Popen, condition) -> None:
+    while not condition():
+        assert process.poll() is None, "the process ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def batched(url: str, root: str, count: int = 30, model: str = "judge") -> batch_api.Outcome:
+    endpoint, journal = Endpoint(model=model, base_url=url), Journal(Path(root) / "journal", str(time.monotonic_ns()))
+    calls = [(speech(n), call(n)) for n in range(count)]
+    outcome = asyncio.run(batch_api.run_batch(endpoint, [*calls, calls[0]], journal, Path(root) / "batch.json", 0.05))
+    journal.close()
+    return outcome
