@@ -10,3 +10,9 @@ def fill(target: str | Path, text: str = "one") -> None:
         (staging / "a.txt").write_text(text)
         (staging / "below").mkdir()
         (staging / "below" / "b.bin").write_bytes(bytes(range(256)) * 40000)
+
+
+def write_content(path: Path, content: str | bytes) -> Path:
+    """Write a file and return its path."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
