@@ -96,7 +96,7 @@ def test_no_cell_is_a_formula(tmp_path) -> None:
     assert sum(cell.startswith("'") for cell in cells) == 8
 
 
-def test_an_export_is_refused_where_it_would_do_harm(tmp_path) -> None:
+def test_an_invalid_export_is_refused(tmp_path) -> None:
     made = make_pairs(5)
     with pytest.raises(ValueError, match="the count is -1; ask for 1 or more"):
         annotation.export(made, tmp_path, count=-1)
@@ -149,7 +149,7 @@ def test_choices_are_read_however_the_file_was_saved(tmp_path, form) -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_kappa_sees_through_an_expert_who_always_takes_one_side(tmp_path) -> None:
+def test_kappa_of_an_expert_who_always_takes_one_side_is_0(tmp_path) -> None:
     annotation.export(make_pairs(100), tmp_path, count=100)
     fill(tmp_path, "expert-1", lambda item, row: "A")
     found = annotation.score(tmp_path)
@@ -167,7 +167,7 @@ def test_rows_that_were_deleted_and_blank_rows_count_as_unfilled(tmp_path) -> No
     assert annotation.score(tmp_path)["experts"]["expert-1"] == {"filled": 4, "unfilled": 2}
 
 
-def test_what_cannot_be_read_is_named_with_file_and_row(tmp_path) -> None:
+def test_invalid_files_are_named_with_file_and_row(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"key\.json does not exist; name the directory"):
         annotation.score(tmp_path)
     annotation.export(make_pairs(6), tmp_path, count=6)

@@ -1,9 +1,10 @@
+"""Comparison of training runs, and its pages."""
+
 import json
 import re
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
@@ -12,14 +13,15 @@ from support.pages import self_contained
 from psyco_ray.cli.main import main
 from psyco_ray.config import job_file
 from psyco_ray.config.resources import Scorers
-from psyco_ray.config.training import DpoConfig, Job, Sampling
+from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats
 from psyco_ray.evaluate.compare_runs import compare, paired
 from psyco_ray.report import compare_runs as report
-from psyco_ray.report import model_cards
 from psyco_ray.run.directory import RunDirectory
 
 ODD = "odd <b>name & | $pipe$"
+
+
 SPEECHES = [f"{i:016x}" for i in range(12)]
 
 
@@ -98,7 +100,7 @@ def test_paired_by_hand() -> None:
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=40))
-def test_paired_is_the_same_from_the_other_side(gaps: list[float]) -> None:
+def test_paired_is_symmetric(gaps: list[float]) -> None:
     ours, theirs = {str(i): [gap] for i, gap in enumerate(gaps)}, {str(i): [0.0] for i in range(len(gaps))}
     one, other = paired(ours, theirs), paired(theirs, ours)
     assert (one["wins"], one["ties"], one["losses"]) == (other["losses"], other["ties"], other["wins"])
@@ -123,7 +125,7 @@ def test_runs_are_compared_at_their_ends_and_at_their_best(tmp_path) -> None:
     assert found["shared_speeches"] == 12
 
 
-def test_what_differs_is_said(tmp_path) -> None:
+def test_notes_name_what_differs(tmp_path) -> None:
     a = make_run(tmp_path / "a", rising(1), learners={"actors": 2})
     b = make_run(tmp_path / "b", rising(1), seed=3, dpo={"beta": 0.3}, evaluation={"temperature": 0.5})
     found = compare([a, b])
@@ -208,7 +210,7 @@ def test_bad_input_is_one_sentence(tmp_path) -> None:
         compare([old])
 
 
-def test_names_are_as_long_as_they_need_to_be(tmp_path) -> None:
+def test_names_are_the_shortest_distinct_ends_of_paths(tmp_path) -> None:
     roots = [make_run(tmp_path / place / "run", rising(1)) for place in ("x", "y")]
     assert list(compare(roots)["runs"]) == ["x/run", "y/run"]
 
@@ -266,82 +268,3 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     assert "has neither" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compare", str(root), "--out", str(tmp_path / "out"), "left over"])
-
-
-FACTS = {
-    "name": "demo-3b",
-    "base": "/secret/models/Llama: 3B",
-    "method": "dpo-iter",
-    "seed": 7,
-    "iterations": 16,
-    "steps": 1600,
-    "best": {"iteration": 12, "by": "mean held-out reward", "value": 1.25},
-    "dpo": DpoConfig().model_dump(),
-    "sampling": Sampling().model_dump(),
-    "reward_model": "/secret/place/rm-3b",
-    "heldout_model": "hub/rm-8b",
-    "data": {"speeches": "/secret/place/speeches.parquet", "dev_share": 0.1},
-    "heldout": {
-        "speeches": 1200,
-        "reward_before": 0.1,
-        "reward_before_ci95": (0.0, 0.2),
-        "reward_after": 1.25,
-        "reward_after_ci95": (1.1, 1.4),
-        "win_rate_vs_base": 0.87,
-        "ci95": (0.85, 0.889),
-    },
-    "length_ratio": 1.3,
-    "guards": {"min_margin": 0.2, "stop": {"patience": 3}},
-    "versions": {"psyco_ray": "0.1.0", "torch": "2.13.0"},
-}
-
-
-def front_and_body(card: str) -> tuple[dict, str]:
-    _, front, body = re.split(r"^---\n", card, maxsplit=2, flags=re.M)
-    return yaml.safe_load(front), body
-
-
-def test_policy_card_says_what_it_is_and_what_not() -> None:
-    front, body = front_and_body(model_cards.policy_card(FACTS))
-    assert front["base_model"] == "Llama: 3B"
-    assert (front["license"], front["language"], front["pipeline_tag"]) == ("other", ["en"], "text-generation")
-    for said in (
-        "iterative DPO",
-        "| optimizer steps | 1,600 |",
-        "| this checkpoint | iteration 12, chosen by mean held-out reward: 1.250 |",
-        "| training reward model | rm-3b |",
-        "| held-out reward model | hub/rm-8b |",
-        "| dpo.beta | 0.1 |",
-        "| dpo.optimizer.learning_rate | 5e-07 |",
-        "| sampling.responses | 8 |",
-        "| data.speeches | speeches.parquet |",
-        "| guards.stop.patience | 3 |",
-        "On 1,200 held-out speeches",
-        "| this policy | 1.250 | 1.100 to 1.400 |",
-        "scores above the base model's for 87.0 % of the speeches (95 % interval 85.0 to 88.9 %)",
-        "1.30 times the tokens",
-        "psyco_ray 0.1.0, torch 2.13.0",
-        "Assistive drafts for a professional",
-        "Not for direct use with clients",
-        "Not for a crisis",
-        "Single-turn",
-        "English",
-        "non-commercial",
-        "rater of the data",
-        "opponent and judge",
-    ):
-        assert said in body, said
-    assert "secret" not in body
-
-
-def test_policy_card_without_judge_and_guards() -> None:
-    bare = FACTS | {"method": "dpo", "reward_model": None, "heldout_model": None, "heldout": None, "guards": None}
-    _, body = front_and_body(model_cards.policy_card(bare))
-    assert "| guards | none: the paper's recipe |" in body
-    assert "| training reward model | none: the pairs are those of the data |" in body
-    assert "| held-out reward model | none |" in body
-    assert "No held-out reward model scored this policy" in body
-    assert "scores above the base" not in body
-    for facts in (FACTS, bare):
-        for block in re.findall(r"(?:^\|.*\n)+", model_cards.policy_card(facts), re.M):
-            assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1

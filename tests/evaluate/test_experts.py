@@ -114,7 +114,7 @@ def test_the_seed_alone_decides(tmp_path, files) -> None:
     assert items(tmp_path / "a").keys() != items(tmp_path / "c").keys()
 
 
-def test_an_export_is_refused_where_it_would_do_harm(tmp_path, files) -> None:
+def test_an_invalid_export_is_refused(tmp_path, files) -> None:
     free, opponent, target = {"free": files["free"]}, files["opponent"], tmp_path / "out"
     with pytest.raises(ValueError, match=r"compare 100 pairs of free, but .* have only 20 speeches that both answer"):
         experts.export(free, opponent, target)
@@ -204,7 +204,7 @@ def test_agreement_with_a_judge_by_hand(tmp_path, out, ending) -> None:
     assert found["paper"] == 0.825
 
 
-def test_bad_verdicts_are_named(tmp_path, out) -> None:
+def test_invalid_verdicts_are_named(tmp_path, out) -> None:
     path = tmp_path / "verdicts.json"
     name = next(iter(items(out).values()))["speech_id"]
     row = {"key": name, "better": "ours"}
@@ -251,7 +251,7 @@ def test_cells_are_read_however_the_file_was_saved(out, form) -> None:
     assert free["scores"]["safety"]["policy"]["mean"] == 4
 
 
-def test_bad_cells_are_named_with_file_row_and_column(tmp_path, out) -> None:
+def test_invalid_cells_are_named_with_file_row_and_column(tmp_path, out) -> None:
     path = out / "expert-2.csv"
     good = path.read_text(encoding="utf-8-sig")
     item = read(path)[1]["item"]
@@ -370,7 +370,7 @@ def test_bad_commands(tmp_path, files, capsys, monkeypatch) -> None:
         assert words in capsys.readouterr().err
 
 
-def test_nothing_filled_in_is_a_page_too(out) -> None:
+def test_an_empty_export_has_a_page(out) -> None:
     report.write_report(experts.score(out), out)
     page = self_contained((out / "report.html").read_text("utf-8"))
     assert "no overall preference has been filled in yet" in " ".join(page.text.split())

@@ -31,13 +31,13 @@ LABELLED = st.integers(1, 40).flatmap(
 )
 
 
-def theirs(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
+def torch_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
     values = torch.tensor(probabilities, dtype=torch.float64)
     return float(binary_calibration_error(values, torch.tensor(labels), n_bins=bins, norm="l1"))
 
 
-def away_from_borders(probabilities: np.ndarray, bins: int) -> np.ndarray:
-    """torch's borders differ from i / bins by rounding, so a value there may fall into another bin."""
+def away_from_edges(probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """torch's edges differ from i / bins by rounding errors, so a value there may fall into another bin."""
     nearest = np.round(probabilities * bins) / bins
     return np.where(
         np.abs(probabilities - nearest) < 1e-9, (np.floor(probabilities * bins) + 0.5) / bins, probabilities
@@ -45,25 +45,25 @@ def away_from_borders(probabilities: np.ndarray, bins: int) -> np.ndarray:
 
 
 @given(LABELLED, st.sampled_from([1, 3, 10, 15]))
-def test_ece_is_that_of_torchmetrics(case, bins) -> None:
-    probabilities, labels = away_from_borders(case[0], bins), case[1]
-    assert metrics.ece(probabilities, labels, bins) == pytest.approx(theirs(probabilities, labels, bins), abs=1e-12)
+def test_ece_matches_torchmetrics(case, bins) -> None:
+    probabilities, labels = away_from_edges(case[0], bins), case[1]
+    assert metrics.ece(probabilities, labels, bins) == pytest.approx(torch_ece(probabilities, labels, bins), abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 1)), min_size=1, max_size=40))
-def test_ece_is_that_of_torchmetrics_on_borders(cases) -> None:
+def test_ece_matches_torchmetrics_on_edges(cases) -> None:
     sixteenths, labels = np.array(cases).T
-    for bins in (4, 8, 16):  # whose borders are exact in both
+    for bins in (4, 8, 16):  # whose edges are exact in both
         mine = metrics.ece(sixteenths / 16, labels, bins)
-        assert mine == pytest.approx(theirs(sixteenths / 16, labels, bins), abs=1e-12)
+        assert mine == pytest.approx(torch_ece(sixteenths / 16, labels, bins), abs=1e-12)
 
 
 def test_ece_at_the_edges_by_hand() -> None:
     # 1.0 shares the last bin with 0.9: mean probability 0.95, half of them positive; torchmetrics sets 1.0 apart
     assert metrics.ece([0.9, 1.0], [1, 0], 10) == pytest.approx(0.45)
-    assert theirs(np.array([0.9, 1.0]), np.array([1, 0]), 10) == pytest.approx((0.1 + 1.0) / 2)
+    assert torch_ece(np.array([0.9, 1.0]), np.array([1, 0]), 10) == pytest.approx((0.1 + 1.0) / 2)
     assert metrics.ece([0.0, 0.0, 1.0], [0, 1, 1], 10) == pytest.approx(1 / 3)
-    # a border belongs to the bin above: 0.3 and 0.35 together, 0.7 and 0.75 together, 0.29 and 0.69 alone
+    # an edge belongs to the bin above: 0.3 and 0.35 together, 0.7 and 0.75 together, 0.29 and 0.69 alone
     values, labels = [0.29, 0.3, 0.35, 0.69, 0.7, 0.75], [1, 1, 0, 0, 1, 0]
     wanted = [0.71, abs(0.65 - 1), 0.69, abs(1.45 - 1)]
     assert metrics.ece(values, labels, 10) == pytest.approx(sum(wanted) / 6)
@@ -74,7 +74,7 @@ def test_ece_at_the_edges_by_hand() -> None:
 
 
 @given(PAIRS)
-def test_figures_are_those_of_the_libraries_and_of_the_definitions(pairs) -> None:
+def test_metrics_match_torchmetrics_and_the_definitions(pairs) -> None:
     chosen, rejected = pairs
     found = metrics.measure(chosen, rejected)
     probabilities, labels = metrics.both_orders(chosen, rejected)
@@ -104,7 +104,7 @@ def test_histogram_counts_every_score_on_common_edges(pairs) -> None:
 
 
 @given(PAIRS, st.randoms(use_true_random=False))
-def test_the_side_that_is_stored_first_does_not_matter(pairs, random) -> None:
+def test_the_order_in_which_responses_are_stored_does_not_matter(pairs, random) -> None:
     chosen, rejected = pairs
     found = metrics.measure(chosen, rejected)
     chosen_first = np.array([random.random() < 0.5 for _ in chosen])
@@ -164,7 +164,7 @@ def test_scores_without_a_best_temperature_stay_in_bounds() -> None:
 
 
 @pytest.mark.parametrize("measured", [metrics.measure, metrics.both_orders, metrics.fit_temperature])
-def test_scores_that_cannot_be_measured_are_refused(measured) -> None:
+def test_missing_and_infinite_scores_are_refused(measured) -> None:
     with pytest.raises(ValueError, match="no pairs"):
         measured([], [])
     for bad in (math.nan, math.inf, -math.inf):
@@ -279,7 +279,7 @@ def test_a_ranker_on_rewardbench() -> None:
     assert "auc" not in found
 
 
-def test_sections_of_ones_own() -> None:
+def test_custom_sections() -> None:
     subsets, right = ["a", "a", "a", "b", "math-prm"], [True, True, False, True, False]
     alone = rewardbench.bench_ranked(subsets, right, right)
     assert {name: row["accuracy"] for name, row in alone["sections"].items()} == {"a": 2 / 3, "b": 1, "math-prm": 0}

@@ -1,95 +1,30 @@
 """Reward models and rankers on held-out pairs: real Ray, a tiny reward model, a ranker behind a real server."""
 
-import itertools
 import json
-import operator
 import shutil
-import string
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import Counter
 from pathlib import Path
 
-import hypothesis
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from support import commands
+from support.policy_evaluation import counts
+from support.reward_evaluation import local, parsed, run, settings
 
 from psyco_ray.cli.main import main
-from psyco_ray.config import evaluate_reward as jobs
-from psyco_ray.config import job_file
-from psyco_ray.config.evaluate_reward import EvaluateRewardJob
-from psyco_ray.config.prompts import PACKAGED, load_prompt, prompt_messages
+from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import tables
-from psyco_ray.evaluate import pair_sets, pairwise_ranker, reward_models
-from psyco_ray.judge.ask import UnreadableAnswerError
-from psyco_ray.report import reward_models as report
-from psyco_ray.run.directory import RunDirectory
-from psyco_ray.run.progress import Progress
+from psyco_ray.evaluate import reward_models
 
 PROMPT = load_prompt(Prompts())
+
+
 DEV, TRAIN = 33, 261  # pairs of the packaged sample
-
-
-@pytest.fixture(scope="module")
-def url(serve):
-    """Of a ranker; it answers what the JSON schema allows, drawn by a hash of the question."""
-    return serve()
-
-
-def counts(url: str) -> dict:
-    with urllib.request.urlopen(url.removesuffix("/v1") + "/counts") as answer:
-        return json.load(answer)
-
-
-@pytest.fixture(scope="module")
-def bench_rows(tmp_path_factory) -> Path:
-    """A benchmark of three subsets of 8, 5 and 3 pairs."""
-    path = tmp_path_factory.mktemp("bench") / "bench.jsonl"
-    rows = [
-        {
-            "prompt": f"What is {number} and {number} in {subset}?",
-            "chosen": f"It is {2 * number}.",
-            "rejected": f"It may be {2 * number + 1}, I think.",
-            "subset": subset,
-            "id": number,
-        }
-        for subset, count in (("math-prm", 8), ("hep-cpp", 5), ("donotanswer", 3))
-        for number in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def settings(run: Path, models: list[dict], **changes) -> dict:
-    return {
-        "run_dir": str(run),
-        "models": models,
-        "tests": [{"name": "dev", "pairs": "sample", "split": "dev"}],
-        "scorers": {"dtype": "float32", "actors": 2, "cpus": 0.1},
-        **changes,
-    }
-
-
-def parsed(given: dict) -> EvaluateRewardJob:
-    return job_file.parse(EvaluateRewardJob, given, "job")
-
-
-def run(given: dict) -> dict:
-    directory = RunDirectory(given["run_dir"])
-    try:
-        results = reward_models.evaluate(parsed(given), directory, Progress())
-        report.write_report(results, directory.root)
-        return results
-    finally:
-        directory.close()
 
 
 def times(directory: Path) -> dict[str, int]:
@@ -103,6 +38,8 @@ def scored(directory: Path) -> list[dict]:
 
 
 ONE = {"name": "one", "model": "x/y"}
+
+
 RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
 
 
@@ -128,7 +65,7 @@ RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
         ({"test": []}, "unknown key test; did you mean tests"),
     ],
 )
-def test_wrong_jobs_are_told_in_one_sentence(changes, said, tmp_path):
+def test_an_invalid_job_is_reported_in_one_sentence(changes, said, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         parsed(settings(tmp_path, [ONE]) | changes)
     assert "\n" not in str(caught.value)
@@ -139,143 +76,6 @@ def test_a_model_with_training_data_is_ours_unless_it_says_otherwise():
     models = [{**ONE, **more, "name": str(number)} for number, more in enumerate(groups)]
     found = parsed(settings(Path("x"), [*models, RANKER])).models
     assert [model.table_group for model in found] == ["external", "ours", "external", "ranker"]
-
-
-@hypothesis.settings(max_examples=30)
-@given(st.integers(0, 5), st.integers(1, TRAIN), st.integers(1, TRAIN))
-def test_more_pairs_hold_the_fewer_ones_in_the_same_order(seed, one, other):
-    few, more = sorted((one, other))
-    ids = [
-        pair_sets.load(jobs.Test(name="t", pairs="sample", split="train", limit=limit), seed)
-        .table["pair_id"]
-        .to_pylist()
-        for limit in (few, more)
-    ]
-    assert [len(found) for found in ids] == [few, more]
-    assert [key for key in ids[1] if key in set(ids[0])] == ids[0]
-
-
-def test_the_draw_is_of_texts_whatever_their_order(tmp_path):
-    lines = tables.SAMPLE.read_text().splitlines(keepends=True)
-    (tmp_path / "mirrored.jsonl").write_text("".join(reversed(lines)))
-    drawn = [
-        pair_sets.load(jobs.Test(name="t", pairs=pairs, split="all", limit=20), seed).table["pair_id"].to_pylist()
-        for pairs, seed in (("sample", 0), (str(tmp_path / "mirrored.jsonl"), 0), ("sample", 1))
-    ]
-    assert drawn[0] == drawn[1][::-1]
-    assert drawn[0] != drawn[2]
-
-
-def test_a_split_that_is_not_there_and_a_missing_file_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no pair of the split test for t \(it has dev: 33, train: 261\)"):
-        pair_sets.load(jobs.Test(name="t", pairs="sample"), 0)
-    with pytest.raises(ValueError, match=r"none\.jsonl does not exist"):
-        pair_sets.load(jobs.Test(name="t", pairs=str(tmp_path / "none.jsonl")), 0)
-
-
-def test_a_limit_of_the_benchmark_holds_for_each_subset(bench_rows):
-    found = pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
-    assert Counter(found.table["subset"].to_pylist()) == {"math-prm": 4, "hep-cpp": 4, "donotanswer": 3}
-
-
-def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_rows):
-    with pytest.raises(ValueError, match="needs a column subset"):
-        pair_sets.load_bench(jobs.Bench(rows="sample"), 0)
-    with pytest.raises(ValueError, match="hep-go"):
-        pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), sections={"all": ["math-prm", "hep-go"]}), 0)
-
-
-@pytest.mark.parametrize(
-    ("answer", "number"),
-    [
-        ('{"better": 1}', 1),
-        ('I think {"better": 2} fits.', 2),
-        ('{"better": "2"}', 2),
-        ('{"better": " response 1"}', 1),
-        ('{"better": 2.0, "reason": "warmer"}', 2),
-        ("2", 2),
-    ],
-)
-def test_choices_are_read_with_tolerance(answer, number):
-    assert pairwise_ranker.read_choice(answer) == number
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        '{"better": 3}',
-        '{"better": true}',
-        '{"better": null}',
-        "{}",
-        '{"better": [1]}',
-        '{"better": "both"}',
-        "None",
-        "",
-    ],
-)
-def test_what_is_no_choice_is_refused(answer):
-    with pytest.raises(UnreadableAnswerError, match=r"better is|holds no JSON"):
-        pairwise_ranker.read_choice(answer)
-
-
-def test_a_conversation_of_several_turns_names_who_speaks():
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    assert pairwise_ranker.context_text("messages", json.dumps(turns)) == "User: a\n\nAssistant: b\n\nUser: c"
-    assert (
-        pairwise_ranker.context_text("messages", json.dumps(turns[:1]))
-        == pairwise_ranker.context_text("speech", "a")
-        == "a"
-    )
-
-
-def test_the_rankers_prompts_have_their_places_once():
-    for name, places in pairwise_ranker.PLACEHOLDERS.items():
-        prompt = load_prompt(Prompts(respond=name)) if name == "rank" else texts()[name]
-        found = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
-        assert sorted(found) == sorted(places)
-        assert prompt["user"].splitlines()[-1] == "- better: the number of the better response, 1 or 2"
-
-
-def texts() -> dict:
-    return yaml.safe_load(PACKAGED.read_text())
-
-
-def local(url: str, model: str = "judge", **more) -> dict:
-    return {"name": model, "endpoint": {"model": model, "base_url": url, "key_env": None, **more}}
-
-
-def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
-    job = parsed(settings(tmp_path, [local("http://x")], rewardbench={"rows": str(bench_rows)}))
-    for name, of in (
-        ("dev", pair_sets.load(job.tests[0], 0)),
-        ("rewardbench", pair_sets.load_bench(job.rewardbench, 0)),
-    ):
-        rows = of.table.to_pylist()
-        ranker = pairwise_ranker.PairwiseRanker(job, job.models[0], name, rows, tmp_path)
-        questions = [question for part in ranker._calls.parts for question in ranker._calls.stage.questions(part)]
-        assert len(questions) == 2 * len(rows)
-        by_speech = operator.attrgetter("speech_id")
-        by_pair = itertools.groupby(sorted(questions, key=by_speech), key=by_speech)
-        asked = {key: {question.what: question for question in of_pair} for key, of_pair in by_pair}
-        for key, row in zip(ranker._keys, rows, strict=True):
-            for order, (one, two) in (("first", ("chosen", "rejected")), ("second", ("rejected", "chosen"))):
-                question = asked[key][order]
-                text = question.call.messages[-1]["content"]
-                assert f"Response 1: {row[one]}\n" in text
-                assert f"Response 2: {row[two]}\n" in text
-                assert row["asked"] in text
-                assert ("Facilitation of Self-Exploration" in text) == (name == "dev")
-                right = 1 if order == "first" else 2
-                assert [question.rows(better, True)[0]["right"] for better in (right, 3 - right)] == [True, False]
-
-
-def test_a_prompts_file_without_the_rankers_places_is_refused(tmp_path):
-    mine = texts()
-    mine["rank"]["user"] = mine["rank"]["user"].replace("{response_2}", "")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
-    job = parsed(settings(tmp_path / "run", [local("http://x")], prompts={"file": str(tmp_path / "mine.yaml")}))
-    with pytest.raises(ValueError, match=r"mine\.yaml: the user text of rank does not contain \{response_2\}"):
-        run(job.model_dump())
 
 
 def test_a_run_directory_of_another_kind_is_not_touched(tmp_path):
@@ -392,7 +192,7 @@ def assert_scores_are_the_models(rows: list[dict], pairs: dict[str, dict], path:
             assert row[side] == pytest.approx(score, abs=1e-4)
 
 
-def test_pairs_that_do_not_fit_are_counted_and_without_any_left_it_is_refused(local_ray, tmp_path, tiny_reward_model):
+def test_pairs_too_long_are_counted_and_a_test_without_any_other_is_refused(local_ray, tmp_path, tiny_reward_model):
     mine, one = [{"name": "mine", "model": str(tiny_reward_model)}], {"dtype": "float32", "cpus": 0.1}
     found = run(settings(tmp_path / "some", mine, max_tokens=100, scorers=one))["models"][0]["tests"]["dev"]
     assert found["cut"] > 0
@@ -407,7 +207,7 @@ def command(path: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_killed_then_out_of_money_then_done_and_nothing_is_done_twice(local_ray, tmp_path, url, tiny_reward_model):
+def test_after_a_kill_and_a_cost_limit_nothing_is_done_twice(local_ray, tmp_path, url, tiny_reward_model):
     scores = tmp_path / "run" / "scores"
     given = settings(
         tmp_path / "run",
@@ -445,7 +245,7 @@ def test_killed_then_out_of_money_then_done_and_nothing_is_done_twice(local_ray,
     assert counts(url)["paid_twice"] == 0
 
 
-def test_the_command_says_what_a_job_lacks(tmp_path, capsys, monkeypatch):
+def test_the_command_reports_an_invalid_job(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     path = tmp_path / "job.yaml"

@@ -31,7 +31,7 @@ def test_a_win_rate_by_hand() -> None:
 def test_the_interval_is_wilsons_and_the_seed_decides_the_bootstrap() -> None:
     outcomes = [1.0] * 29 + [0.0] * 71
     found = winrates.win_rate(outcomes, seed=1)
-    assert found["wilson95"] == pytest.approx(list(proportion_confint(29, 100, method="wilson")))
+    assert found["wilson95"] == pytest.approx(list(binomtest(29, 100).proportion_ci(method="wilson")))
     assert found["bootstrap95"] == winrates.win_rate(outcomes, seed=1)["bootstrap95"]
     assert found["bootstrap95"] != winrates.win_rate(outcomes, seed=2)["bootstrap95"]
     half = 1.96 * math.sqrt(0.29 * 0.71 / 100)
@@ -59,7 +59,7 @@ def test_topics_are_table_3s_and_those_of_the_labels() -> None:
     ]  # fmt: skip
 
 
-def test_topics_come_in_order_unknown_ones_behind_and_overall_last() -> None:
+def test_topics_come_in_order_then_unknown_ones_and_overall_last() -> None:
     of = [None, "Work", "Crisis and Safety Concerns", "Mental Issues", "Core Mental Health Issues", "Aside"]
     found = winrates.by_topic([1, 0, 1, 1, 0, None], of, seed=0)
     assert list(found) == ["Mental Issues", "Safety", "Aside", "Work", winrates.NO_TOPIC, winrates.OVERALL]
@@ -77,7 +77,7 @@ def test_topics_weighted_by_their_speeches_give_the_overall_rate(rows) -> None:
 
 
 def lengths(seed: int, count: int, slope: float, at_equal: float, tied: float) -> tuple[list, list]:
-    """Differences in words, and outcomes that depend on them as the regression thinks."""
+    """Differences in words, and outcomes that depend on them as the regression assumes."""
     random = np.random.default_rng(seed)
     differences = random.normal(40, 60, count).round()
     chance = 1 / (1 + np.exp(-(at_equal + slope * winrates.length_covariate(differences))))
@@ -115,7 +115,7 @@ def test_the_length_controlled_rate_takes_the_advantage_of_length_away() -> None
     assert high - low < 0.1
 
 
-def test_where_length_says_nothing_the_plain_rate_stays() -> None:
+def test_without_variation_in_length_the_rate_is_the_plain_one() -> None:
     outcomes = [1.0] * 30 + [0.0] * 20 + [None] * 10
     for difference in (0, 25):
         found = winrates.length_controlled(outcomes, [difference] * 60)

@@ -1,0 +1,58 @@
+"""The pairs of tests and benchmarks."""
+
+from collections import Counter
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psyco_ray.config import evaluate_reward as jobs
+from psyco_ray.data import tables
+from psyco_ray.evaluate import pair_sets
+
+DEV, TRAIN = 33, 261  # pairs of the packaged sample
+
+
+@hypothesis.settings(max_examples=30)
+@given(st.integers(0, 5), st.integers(1, TRAIN), st.integers(1, TRAIN))
+def test_a_larger_sample_contains_a_smaller_one_in_the_same_order(seed, one, other):
+    few, more = sorted((one, other))
+    ids = [
+        pair_sets.load(jobs.Test(name="t", pairs="sample", split="train", limit=limit), seed)
+        .table["pair_id"]
+        .to_pylist()
+        for limit in (few, more)
+    ]
+    assert [len(found) for found in ids] == [few, more]
+    assert [key for key in ids[1] if key in set(ids[0])] == ids[0]
+
+
+def test_the_sample_depends_on_the_texts_and_not_on_their_order(tmp_path):
+    lines = tables.SAMPLE.read_text().splitlines(keepends=True)
+    (tmp_path / "mirrored.jsonl").write_text("".join(reversed(lines)))
+    drawn = [
+        pair_sets.load(jobs.Test(name="t", pairs=pairs, split="all", limit=20), seed).table["pair_id"].to_pylist()
+        for pairs, seed in (("sample", 0), (str(tmp_path / "mirrored.jsonl"), 0), ("sample", 1))
+    ]
+    assert drawn[0] == drawn[1][::-1]
+    assert drawn[0] != drawn[2]
+
+
+def test_a_missing_split_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no pair of the split test for t \(it has dev: 33, train: 261\)"):
+        pair_sets.load(jobs.Test(name="t", pairs="sample"), 0)
+    with pytest.raises(ValueError, match=r"none\.jsonl does not exist"):
+        pair_sets.load(jobs.Test(name="t", pairs=str(tmp_path / "none.jsonl")), 0)
+
+
+def test_a_limit_of_the_benchmark_holds_for_each_subset(bench_rows):
+    found = pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
+    assert Counter(found.table["subset"].to_pylist()) == {"math-prm": 4, "hep-cpp": 4, "donotanswer": 3}
+
+
+def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_rows):
+    with pytest.raises(ValueError, match="needs a column subset"):
+        pair_sets.load_bench(jobs.Bench(rows="sample"), 0)
+    with pytest.raises(ValueError, match="hep-go"):
+        pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), sections={"all": ["math-prm", "hep-go"]}), 0)
