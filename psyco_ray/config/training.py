@@ -188,7 +188,7 @@ class Evaluation(Section):
     temperature: NotNegative = 0.0
     """Sampling temperature; 0: greedy (paper §4.2)."""
     judge: Endpoint | None = None
-    """API that compares the answers with the base model's; its win rate then selects the best checkpoint."""
+    """API that compares the answers with the base model's and so selects the best checkpoint; null: none."""
     judging: Judging = Judging()
 
     @model_validator(mode="after")

@@ -116,7 +116,10 @@ def checkpoint(model: str, max_model_len: int) -> str:
     path = str(directory.absolute()) if directory.is_dir() else model
     summary = directory / "summary.json"
     if summary.exists() and not (directory / "config.json").exists():
-        name = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
+        try:
+            name = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
+        except ValueError:
+            raise InputError(f"{summary} is damaged; resume the run to write it again") from None
         if name is None:
             raise InputError(f"{summary} names no checkpoint; name the directory of the model itself")
         inside = directory.joinpath(*Path(name.partition("?")[0]).parts[-2:])  # the run may have been moved
