@@ -1,4 +1,4 @@
-"""A whole run on one GPU that everybody shares."""
+"""A colocated run on one GPU."""
 
 import json
 
@@ -26,16 +26,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.gpus(1)]
 
 
 @pytest.mark.parametrize("reference", ["base", "previous"])
-def test_a_colocated_run_samples_trains_and_syncs_in_turns(
+def test_a_colocated_run_samples_trains_and_updates_weights(
     local_ray, tiny_model, tiny_reward_model, tmp_path, reference: str
 ) -> None:
-    job, where = tmp_path / "job.yaml", tmp_path / "run"
-    job.write_text(COLOCATED.format(run_dir=where, model=tiny_model, reward_model=tiny_reward_model))
+    job, run_dir = tmp_path / "job.yaml", tmp_path / "run"
+    job.write_text(COLOCATED.format(run_dir=run_dir, model=tiny_model, reward_model=tiny_reward_model))
     done = run("iterate", job, f"dpo.reference={reference}", within_s=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((where / "summary.json").read_text())["iterations"] == 2
+    assert json.loads((run_dir / "summary.json").read_text())["iterations"] == 2
     for iteration in (1, 2):
-        synced = json.loads((where / f"iteration-{iteration:03d}" / "sync.json").read_text())
-        assert synced["gap"] < 0.1
-        pairs = pq.read_table(where / f"iteration-{iteration:03d}" / "pairs.parquet").to_pylist()
+        report = json.loads((run_dir / f"iteration-{iteration:03d}" / "sync.json").read_text())
+        assert report["gap"] < 0.1
+        pairs = pq.read_table(run_dir / f"iteration-{iteration:03d}" / "pairs.parquet").to_pylist()
         assert {pair["policy_version"] for pair in pairs} == {iteration - 1}

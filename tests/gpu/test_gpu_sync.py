@@ -1,4 +1,4 @@
-"""Weights from real DeepSpeed ranks to real vLLM engines over CUDA IPC and NCCL, checked against transformers."""
+"""Weight updates from DeepSpeed workers to vLLM engines over CUDA IPC and NCCL, checked against transformers."""
 
 import random
 from collections.abc import Iterator
@@ -10,8 +10,7 @@ import ray
 import torch
 
 from psyco_ray.config.resources import Learners, Rollouts, Sync
-from psyco_ray.config.training import Deadlines, Job, Optimizer, Sampling
-from psyco_ray.config.training import DpoConfig as DpoSettings
+from psyco_ray.config.training import Deadlines, DpoConfig, Job, Optimizer, Sampling
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -25,7 +24,7 @@ from psyco_ray.training.colocation import ColocationManager
 pytestmark = pytest.mark.slow
 
 OPTIMIZER = Optimizer(learning_rate=3e-3, batch_size=4, schedule="constant")
-SYNC = Sync(bucket_mb=2, deadline_s=300)  # several pieces, and an embedding that is one by itself
+SYNC = Sync(bucket_mb=2, deadline_s=300)  # several buckets, one of them the embedding alone
 
 
 def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
@@ -40,66 +39,73 @@ def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
 PROBE = pairs(1, seed=7)[0]
 
 
-class Both:
-    """Engines and ranks of a job, as an orchestrator starts them."""
+class Pipeline:
+    """Engines and workers of a job, as an orchestrator starts them."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.rooms = job, placement.shared_bundles(job) if job.colocated else None
+        self.job, self.placement_group = job, placement.shared_bundles(job) if job.colocated else None
         actor = ray.remote(RolloutActor)
         self.rollouts = ActorPool(
             "rollout",
             lambda index: actor.options(
-                **placement.pool_options(job.rollouts, actor_environment(job.rollouts), self.rooms, index)
+                **placement.pool_options(job.rollouts, actor_environment(job.rollouts), self.placement_group, index)
             ).remote(f"rollout-{index}", job.model, job.rollouts, 0, shared=job.colocated),
             job.rollouts.actors,
             Deadlines(start_s=600, item_s=120),
             suspended=job.colocated,
         )
         spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, OPTIMIZER, seed=0, start_s=600, step_s=300)
-        self.learner = LearnerGroup(spec, placement_group=self.rooms)
-        self.turns = ColocationManager(job.colocated, self.rollouts, self.learner, 120)
+        self.learner = LearnerGroup(spec, placement_group=self.placement_group)
+        self.colocation = ColocationManager(job.colocated, self.rollouts, self.learner, 120)
         self.learner.wait_ready()
-        self.turns.to_rollouts()
+        self.colocation.to_rollouts()
         self.rollouts.wait_ready()
 
     def push(self, version: int) -> weight_sync.SyncReport:
-        self.turns.to_learner()
-        given = {"transport": self.job.transport, "handover": self.turns.to_rollouts}
-        return weight_sync.push_weights(self.learner, self.rollouts, version, PROBE, self.job.sync, **given)
+        self.colocation.to_learner()
+        return weight_sync.push_weights(
+            self.learner,
+            self.rollouts,
+            version,
+            PROBE,
+            self.job.sync,
+            transport=self.job.transport,
+            handover=self.colocation.to_rollouts,
+        )
 
     def logprobs(self) -> list[float]:
-        """Of the probe a token, by every engine."""
+        """Log-probability per token of the probe, by each engine."""
         texts = PROBE.prompt_ids, PROBE.chosen_ids
-        asked = [one.__ray_call__.remote(lambda a: a._engine.logprob(*texts)) for one in self.rollouts.actors]
-        return [value / len(PROBE.chosen_ids) for value in ray.get(asked, timeout=300)]
+        calls = [actor.__ray_call__.remote(lambda a: a._engine.logprob(*texts)) for actor in self.rollouts.actors]
+        return [value / len(PROBE.chosen_ids) for value in ray.get(calls, timeout=300)]
 
     def memory(self) -> int:
-        """Bytes that rank 0 has on its GPU."""
+        """Bytes that worker 0 has allocated on its GPU."""
         return ray.get(self.learner.workers[0].__ray_call__.remote(lambda _: torch.cuda.memory_allocated()), timeout=60)
 
     def close(self) -> None:
         self.rollouts.close()
         self.learner.close()
-        if self.rooms is not None:
-            ray.util.remove_placement_group(self.rooms)
+        if self.placement_group is not None:
+            ray.util.remove_placement_group(self.placement_group)
 
 
 def by_transformers(model: Path) -> float:
-    """Log-probability of the probe a token, by a saved model."""
+    """Log-probability per token of the probe, by transformers on a saved model."""
     from transformers import AutoModelForCausalLM
 
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     ids = torch.tensor([[*PROBE.prompt_ids, *PROBE.chosen_ids]])
     with torch.no_grad():
-        found = policy(ids).logits[0, len(PROBE.prompt_ids) - 1 : -1].log_softmax(-1)
-    return found.gather(1, torch.tensor(PROBE.chosen_ids)[:, None]).mean().item()
+        logprobs = policy(ids).logits[0, len(PROBE.prompt_ids) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(PROBE.chosen_ids)[:, None]).mean().item()
 
 
 def roles(zero_stage: int, **each: Any) -> dict[str, Any]:
     return {
         "rollouts": Rollouts(max_model_len=256, max_num_seqs=32, kv_cache_gb=0.5, **each),
         "learners": Learners(zero_stage=zero_stage, micro_batch_tokens=400, **each),
-        "dpo": DpoSettings(optimizer=OPTIMIZER),
+        "dpo": DpoConfig(optimizer=OPTIMIZER),
         "sampling": Sampling(max_tokens=64),
         "sync": SYNC,
     }
@@ -107,39 +113,43 @@ def roles(zero_stage: int, **each: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def start() -> Iterator:
-    made: list[Both] = []
+    started: list[Pipeline] = []
 
-    def start(job: Job) -> Both:
-        made.append(Both(job))
-        return made[-1]
+    def start(job: Job) -> Pipeline:
+        started.append(Pipeline(job))
+        return started[-1]
 
     yield start
-    for both in made:
-        both.close()
+    for pipeline in started:
+        pipeline.close()
 
 
-def check(both: Both, tmp_path: Path, record_property) -> None:
-    """Train, send, compare with transformers; then a newcomer has to come to the same."""
-    base = both.logprobs()
-    assert base == pytest.approx([by_transformers(Path(both.job.model))] * len(base), abs=0.05)
-    both.turns.to_learner()
-    list(both.learner.train([pairs(8)] * 6, total_steps=6))
-    both.learner.save_model(tmp_path / "trained")
+def check(pipeline: Pipeline, tmp_path: Path, record_property) -> None:
+    """Trains, updates the engines and compares with transformers, also on an engine that joins later."""
+    base = pipeline.logprobs()
+    assert base == pytest.approx([by_transformers(Path(pipeline.job.model))] * len(base), abs=0.05)
+    pipeline.colocation.to_learner()
+    list(pipeline.learner.train([pairs(8)] * 6, total_steps=6))
+    pipeline.learner.save_model(tmp_path / "trained")
     expected = by_transformers(tmp_path / "trained")
-    assert min(abs(value - expected) for value in base) > 0.2, "nothing was learnt, so equality would show nothing"
-    for version in (1, 2):  # again, for what the first update may have left behind
-        report = both.push(version)
-        assert (report.version, report.actors) == (version, len(both.rollouts.actors))
-        found = both.logprobs()
-        record_property(f"logprob_{version}", (found, expected, report.export_s, report.load_s))
-        assert found == pytest.approx([expected] * len(found), abs=0.05)
-    ray.kill(both.rollouts.actors[0])
+    assert min(abs(value - expected) for value in base) > 0.2, (
+        "training must change the probe's log-probability for the comparison to mean anything"
+    )
+    for version in (1, 2):  # twice: the first update may leave state behind
+        report = pipeline.push(version)
+        assert (report.version, report.actors) == (version, len(pipeline.rollouts.actors))
+        measured = pipeline.logprobs()
+        record_property(f"logprob_{version}", (measured, expected, report.export_s, report.load_s))
+        assert measured == pytest.approx([expected] * len(measured), abs=0.05)
+    ray.kill(pipeline.rollouts.actors[0])
     prompts = tuple(Prompt(f"s{i}", (5, 6, 7, 8 + i), 1000 * i) for i in range(4))
     request = SamplingRequest(PromptBatch("item", prompts), 2, 4, 1.0, 1.0, 16)
-    stream = both.rollouts.stream(RolloutActor.sample, [request], identity=lambda found: found[0].prompt.speech_id)
-    assert [group.version for group, _ in stream] == [2] * 4, "another takes its place, with the weights of the others"
-    assert both.rollouts.status()[0]["restarts"] == 1
-    assert both.logprobs() == pytest.approx([expected] * len(found), abs=0.05)
+    stream = pipeline.rollouts.stream(
+        RolloutActor.sample, [request], identity=lambda result: result[0].prompt.speech_id
+    )
+    assert [group.version for group, _ in stream] == [2] * 4, "the replacement loads the current weights"
+    assert pipeline.rollouts.status()[0]["restarts"] == 1
+    assert pipeline.logprobs() == pytest.approx([expected] * len(measured), abs=0.05)
 
 
 @pytest.mark.gpus(1)
@@ -147,30 +157,30 @@ def check(both: Both, tmp_path: Path, record_property) -> None:
 def test_weights_over_ipc_give_the_log_probabilities_of_transformers(
     local_ray, tiny_model, tmp_path, start, record_property, zero_stage: int
 ) -> None:
-    both = start(Job(model=str(tiny_model), colocated=True, **roles(zero_stage, actors=1, gpus=0.5, cpus=1)))
-    assert both.job.transport == "ipc"
-    check(both, tmp_path, record_property)
+    pipeline = start(Job(model=str(tiny_model), colocated=True, **roles(zero_stage, actors=1, gpus=0.5, cpus=1)))
+    assert pipeline.job.transport == "ipc"
+    check(pipeline, tmp_path, record_property)
 
 
 @pytest.mark.gpus(1)
 def test_one_side_frees_the_gpu_while_the_other_works(local_ray, tiny_model, start, record_property) -> None:
-    both = start(Job(model=str(tiny_model), colocated=True, **roles(2, actors=1, gpus=0.5, cpus=1)))
-    before, asleep = both.logprobs(), both.memory()
+    pipeline = start(Job(model=str(tiny_model), colocated=True, **roles(2, actors=1, gpus=0.5, cpus=1)))
+    before, asleep = pipeline.logprobs(), pipeline.memory()
     free_while_sampling = torch.cuda.mem_get_info()[0]
-    both.turns.to_learner(keep_weights=True)
-    awake, free_while_training = both.memory(), torch.cuda.mem_get_info()[0]
-    record_property("bytes_of_the_rank", (asleep, awake))
+    pipeline.colocation.to_learner(keep_weights=True)
+    awake, free_while_training = pipeline.memory(), torch.cuda.mem_get_info()[0]
+    record_property("worker_bytes", (asleep, awake))
     assert asleep < awake / 2
     assert free_while_training > free_while_sampling, "the engine's cache is larger than a tiny learner"
-    both.turns.to_rollouts()
-    assert both.logprobs() == pytest.approx(before, abs=1e-3), "the engine woke with the weights that it had"
+    pipeline.colocation.to_rollouts()
+    assert pipeline.logprobs() == pytest.approx(before, abs=1e-3), "the engine wakes up with its weights"
 
 
 @pytest.mark.gpus(2)
 def test_weights_over_nccl_give_the_log_probabilities_of_transformers(
     local_ray, tiny_model, tmp_path, start, record_property
 ) -> None:
-    given = SYNC.model_copy(update={"transport": "nccl"})
-    both = start(Job(model=str(tiny_model), **roles(2, actors=1, gpus=1, cpus=1) | {"sync": given}))
-    assert both.job.transport == "nccl"
-    check(both, tmp_path, record_property)
+    sync = SYNC.model_copy(update={"transport": "nccl"})
+    pipeline = start(Job(model=str(tiny_model), **roles(2, actors=1, gpus=1, cpus=1) | {"sync": sync}))
+    assert pipeline.job.transport == "nccl"
+    check(pipeline, tmp_path, record_property)
