@@ -1,11 +1,11 @@
-"""A judge that misbehaves: an OpenAI-compatible server in a process of its own.
+"""A faulty judge: an OpenAI-compatible server in a separate process.
 
-python tests/fault_server.py --port 0 [--latency 0.3] [--share 0.1] [--kinds 429,500,cut,...]     prints its port
+python tests/support/fault_server.py --port 0 [--latency 0.3] [--share 0.1] [--kinds 429,500,cut]   prints its port
 
-POST /v1/chat/completions answers with JSON of the wished schema, equal requests alike. A seeded share of the requests
-is answered badly at the first try: transport faults (429, 500, cut, html, hang) and bad contents (malformed, truncated,
-range). The model's name forces what always happens: status-401 and so on, quota, filter, refusal, no-usage, empty.
-GET /counts tells what was served, GET /times when calls came. /v1/files and /v1/batches work as the batch API does.
+POST /v1/chat/completions answers with JSON of the requested schema; equal requests get equal answers. A seeded share of
+the requests fails at the first attempt: transport faults (429, 500, cut, html, hang) and invalid contents (malformed,
+truncated, range). The model's name forces a fault of every call: status-401 etc., quota, filter, refusal, no-usage,
+empty. GET /counts returns counts, GET /times the arrival times of calls. /v1/files and /v1/batches are the batch API.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CONTENT = ("malformed", "truncated", "range")
 
 
 class Judge:
-    """What to answer, and what was answered."""
+    """Decides the answers and counts them."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given = given
-        self.key = ""  # the caller's, which a careless server repeats
-        self.kinds = given.kinds.split(",") if given.kinds else []
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.key = ""  # the caller's, repeated in error messages
+        self.kinds = options.kinds.split(",") if options.kinds else []
         self.tries: Counter[bytes] = Counter()
         self.paid: Counter[bytes] = Counter()
         self.by_kind: Counter[str] = Counter()
@@ -39,23 +39,23 @@ class Judge:
         self.batches: dict[str, dict] = {}
 
     def fault(self, body: bytes, request: dict, digest: bytes) -> str | None:
-        """How this request fails, if it does."""
-        given = self.given
-        if given.outage_after and len(self.times) == given.outage_after:
-            self.out_until = time.monotonic() + given.outage_s
+        """The fault of this request; None without one."""
+        options = self.options
+        if options.outage_after and len(self.times) == options.outage_after:
+            self.out_until = time.monotonic() + options.outage_s
         if time.monotonic() < self.out_until:
             return "outage"
-        if self.tries[digest] > given.tries or not self.kinds:
+        if self.tries[digest] > options.tries or not self.kinds:
             return None
-        drawn = hashlib.blake2b(body, digest_size=8, key=str(given.seed).encode()).digest()
-        if int.from_bytes(drawn[:4]) >= given.share * 2**32:
+        drawn = hashlib.blake2b(body, digest_size=8, key=str(options.seed).encode()).digest()
+        if int.from_bytes(drawn[:4]) >= options.share * 2**32:
             return None
         kind = self.kinds[drawn[4] % len(self.kinds)]
-        asked_again = any(message["role"] == "assistant" for message in request["messages"])
-        return None if kind in CONTENT and asked_again else kind
+        repeated = any(message["role"] == "assistant" for message in request["messages"])
+        return None if kind in CONTENT and repeated else kind
 
     def answer(self, body: bytes) -> tuple[int, str, bytes | None]:
-        """Status, more headers and body; no body: the connection is to be cut, or, with status 0, left hanging."""
+        """Status, extra headers and body. Without a body the connection is cut, or left open if the status is 0."""
         request = json.loads(body)
         digest = hashlib.blake2b(body, digest_size=16).digest()
         self.tries[digest] += 1
@@ -78,10 +78,10 @@ class Judge:
         return 200, "", completion(request, digest, kind)
 
     def retry_after(self) -> str:
-        wanted = self.given.retry_after
-        if wanted.startswith("date:"):
-            return f"Retry-After: {formatdate(time.time() + float(wanted[5:]), usegmt=True)}\r\n"
-        return f"retry-after-ms: {wanted[3:]}\r\n" if wanted.startswith("ms:") else f"Retry-After: {wanted}\r\n"
+        value = self.options.retry_after
+        if value.startswith("date:"):
+            return f"Retry-After: {formatdate(time.time() + float(value[5:]), usegmt=True)}\r\n"
+        return f"retry-after-ms: {value[3:]}\r\n" if value.startswith("ms:") else f"Retry-After: {value}\r\n"
 
     def counts(self) -> dict:
         return {
@@ -96,41 +96,41 @@ class Judge:
         }
 
     def api(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        """Everything but chat completions."""
-        found: object
+        """All paths except chat completions."""
+        reply: object
         if path == "/counts":
-            found = self.counts()
+            reply = self.counts()
         elif path == "/times":
-            found = self.times
+            reply = self.times
         elif path == "/v1/files":
             name = f"file-{len(self.files)}"
             self.files[name] = uploaded(body)
-            found = {"id": name, "object": "file", "bytes": len(body), "created_at": 0, "filename": name}
+            reply = {"id": name, "object": "file", "bytes": len(body), "created_at": 0, "filename": name}
         elif path.startswith("/v1/files/"):
             return 200, self.files[path.split("/")[3]]
         elif path.startswith("/v1/batches") and method == "POST":
-            found = self.new_batch(json.loads(body)["input_file_id"])
-            if self.given.lose_batch and len(self.batches) == 1:
+            reply = self.new_batch(json.loads(body)["input_file_id"])
+            if self.options.lose_batch and len(self.batches) == 1:
                 return 0, b""
         elif path.startswith("/v1/batches/"):
-            found = self.progress(self.batches[path.split("/")[3]])
+            reply = self.progress(self.batches[path.split("/")[3]])
         elif path.startswith("/v1/batches"):
-            found = {"object": "list", "data": list(self.batches.values()), "has_more": False}
+            reply = {"object": "list", "data": list(self.batches.values()), "has_more": False}
         else:
             return 404, error("no such path", "not_found")
-        return 200, json.dumps(found).encode()
+        return 200, json.dumps(reply).encode()
 
     def new_batch(self, file: str) -> dict:
         name = f"batch-{len(self.batches)}"
         total = len(self.files[file].splitlines())
         batch = {"id": name, "object": "batch", "status": "in_progress", "input_file_id": file, "created_at": 0}
         batch |= {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
-        batch |= {"request_counts": {"total": total, "completed": 0, "failed": 0}, "made": time.monotonic()}
+        batch |= {"request_counts": {"total": total, "completed": 0, "failed": 0}, "created": time.monotonic()}
         self.batches[name] = batch
         return batch
 
     def progress(self, batch: dict) -> dict:
-        ready = time.monotonic() - batch["made"] >= self.given.batch_s
+        ready = time.monotonic() - batch["created"] >= self.options.batch_s
         if ready and batch["status"] == "in_progress":
             lines: dict[str, list[bytes]] = {"output": [], "error": []}
             for line in self.files[batch["input_file_id"]].splitlines():
@@ -139,10 +139,10 @@ class Judge:
                 response = {"status_code": status, "body": json.loads(body or b"{}")}
                 said = {"id": "x", "custom_id": asked["custom_id"], "response": response, "error": None}
                 lines["output" if status == 200 else "error"].append(json.dumps(said).encode())
-            for what, found in lines.items():
-                if found:
+            for what, kind_lines in lines.items():
+                if kind_lines:
                     name = f"file-{len(self.files)}"
-                    self.files[name] = b"\n".join(found) + b"\n"
+                    self.files[name] = b"\n".join(kind_lines) + b"\n"
                     batch[f"{what}_file_id"] = name
             batch["status"] = "completed"
         return batch
@@ -153,8 +153,8 @@ def error(message: str, code: str, param: str | None = None) -> bytes:
 
 
 def completion(request: dict, digest: bytes, kind: str) -> bytes:
-    wished = request.get("response_format", {}).get("json_schema", {}).get("schema")
-    text = json.dumps(example(wished, digest, kind == "range")) if wished else f"I hear you. {digest.hex()}"
+    schema = request.get("response_format", {}).get("json_schema", {}).get("schema")
+    text = json.dumps(example(schema, digest, kind == "range")) if schema else f"I hear you. {digest.hex()}"
     message = {"role": "assistant", "content": text}
     ended = "stop"
     if kind == "malformed":
@@ -168,24 +168,24 @@ def completion(request: dict, digest: bytes, kind: str) -> bytes:
     elif kind == "empty":
         message["content"] = ""
     usage = {"prompt_tokens": sum(len(m["content"]) for m in request["messages"]) // 4, "completion_tokens": 40}
-    found = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "usage": usage}
+    reply = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "usage": usage}
     if kind == "no-usage":
-        del found["usage"]
-    return json.dumps(found | {"choices": [{"index": 0, "message": message, "finish_reason": ended}]}).encode()
+        del reply["usage"]
+    return json.dumps(reply | {"choices": [{"index": 0, "message": message, "finish_reason": ended}]}).encode()
 
 
 def example(schema: dict, digest: bytes, wrong: bool) -> object:
-    """A value of a schema, drawn by a hash; `wrong`: its numbers are outside of their range."""
+    """A value of a schema, by a hash; `wrong`: numbers are out of range."""
     drawn = digest[0]
     digest = digest[1:] + digest[:1]
     if "enum" in schema:
         return "nonsense" if wrong else schema["enum"][drawn % len(schema["enum"])]
     if schema["type"] == "object":
-        found = {}
+        value = {}
         for name, inner in schema["properties"].items():
-            found[name] = example(inner, digest, wrong)
+            value[name] = example(inner, digest, wrong)
             digest = digest[1:] + digest[:1]
-        return found
+        return value
     if schema["type"] == "array":
         return [example(schema["items"], digest, wrong)]
     if schema["type"] in ("integer", "number"):
@@ -202,7 +202,7 @@ def uploaded(body: bytes) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 as far as a client that we know speaks it; kept lean, for it is asked very often."""
+    """The subset of HTTP/1.1 that the client uses; fast, because it serves many calls."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge, self.buffer = judge, bytearray()
@@ -231,17 +231,17 @@ class Connection(asyncio.Protocol):
             judge.key = head[at + 14 :].split(b"\r\n", 1)[0].decode().split()[-1]
         if not head.startswith(b"POST /v1/chat/completions "):
             method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-            status, found = judge.api(method, path.split("?")[0], body)
-            return self.send(status, "", found if status else None)
+            status, reply = judge.api(method, path.split("?")[0], body)
+            return self.send(status, "", reply if status else None)
         judge.in_flight += 1
         judge.max_in_flight = max(judge.max_in_flight, judge.in_flight)
-        status, headers, found = judge.answer(body)
+        status, headers, reply = judge.answer(body)
         if status == 0:
             judge.in_flight -= 1
-        elif judge.given.latency:
-            asyncio.get_running_loop().call_later(judge.given.latency, self.finish, status, headers, found)
+        elif judge.options.latency:
+            asyncio.get_running_loop().call_later(judge.options.latency, self.finish, status, headers, reply)
         else:
-            self.finish(status, headers, found)
+            self.finish(status, headers, reply)
         return None
 
     def finish(self, status: int, headers: str, body: bytes | None) -> None:
@@ -260,10 +260,10 @@ class Connection(asyncio.Protocol):
         self.transport.write(head.encode() + body)
 
 
-async def serve(given: argparse.Namespace) -> None:
-    judge = Judge(given)
+async def serve(options: argparse.Namespace) -> None:
+    judge = Judge(options)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(judge), "127.0.0.1", given.port, backlog=1024)
+    server = await loop.create_server(lambda: Connection(judge), "127.0.0.1", options.port, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -272,15 +272,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds of a chat completion")
-    parser.add_argument("--share", type=float, default=0.0, help="of the requests that fail")
-    parser.add_argument("--kinds", default="", help=f"how, of {','.join(TRANSPORT + CONTENT)}")
-    parser.add_argument("--tries", type=int, default=1, help="so often such a request fails before it succeeds")
+    parser.add_argument("--share", type=float, default=0.0, help="share of requests that fail")
+    parser.add_argument("--kinds", default="", help=f"faults, of {','.join(TRANSPORT + CONTENT)}")
+    parser.add_argument("--tries", type=int, default=1, help="failures of such a request before it succeeds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--retry-after", default="1", help="seconds, ms:milliseconds or date:seconds from now")
     parser.add_argument("--outage-after", type=int, default=0, help="calls after which an outage begins")
     parser.add_argument("--outage-s", type=float, default=2.0)
     parser.add_argument("--batch-s", type=float, default=0.0, help="seconds until a batch is done")
-    parser.add_argument("--lose-batch", action="store_true", help="the first batch is made, but nobody is told")
+    parser.add_argument("--lose-batch", action="store_true", help="the reply to the first batch's creation is lost")
     asyncio.run(serve(parser.parse_args()))
 
 
