@@ -101,7 +101,7 @@ def _checkpoints(results: Mapping[str, Any]) -> Table:
         for name, run in results["runs"].items()
         for which, point in (("final", run["final"]), ("best", run["best"]))
     ]
-    columns = ["Run", "Checkpoint", "Steps", "Win rate, %", "95 % of it", "Reward", "95 % of that", "Length ratio"]
+    columns = ["Run", "Checkpoint", "Steps", "Win rate, %", "Win rate 95 %", "Reward", "Reward 95 %", "Length ratio"]
     note = (
         "Win rate: share of responses that score above the base model's, ties as half. Best: the highest mean reward; "
         "it is chosen on the same speeches, which biases it upwards. Iteration 0 is the base model."

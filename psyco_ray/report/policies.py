@@ -239,10 +239,12 @@ def _figure(results: Mapping[str, Any]) -> str:
             linewidth=1.2,
             label=label,
         )
+    cover = {"facecolor": figures.PAGE, "edgecolor": "none", "pad": 1}  # of the line behind a name
     for place, (name, variant, _) in enumerate(variants):
-        axes.text(0, place - 0.3, figures.literal(f"{name}, {SETTINGS[variant]}", 48), fontsize=8)
+        axes.text(0, place - 0.3, f"{figures.literal(name, 30)}, {SETTINGS[variant]}", fontsize=7.5, bbox=cover)
     axes.axvline(50, color=figures.MUTED, linewidth=0.8, linestyle="--")
     axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
     axes.set_xlim(0, 100)
     axes.set_ylim(len(variants) - 0.6, -0.7)
     axes.set_xlabel(figures.literal(f"win rate against {results['opponent']} (%)", 48))

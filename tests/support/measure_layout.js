@@ -21,6 +21,7 @@ function checkElement(element, width, view, say) {
   }
   if (plot && element !== plot) return;
   if (element === plot && (box.width < Math.min(240, width / 2) || box.height < 60)) say("a plot is tiny");
+  if (element.closest(".unseen")) return;
   if ((!scroller || element === scroller) && (box.right > width + 1 || box.left < -1)) say(`${label(element)} is outside`);
   if (element === scroller) {
     const reachable = element.tabIndex === 0 && style.overflowX === "auto" && element.getAttribute("aria-label");
@@ -28,7 +29,7 @@ function checkElement(element, width, view, say) {
   } else if (style.overflowX !== "visible" && hidden) {
     say(`${label(element)} is cut`);
   }
-  if (element.matches("caption span, .stack i") && hidden) say(`${label(element)} is cut`);
+  if (element.matches("caption:not(.unseen) span, .stack i") && hidden) say(`${label(element)} is cut`);
 }
 
 function checkPage(name, width, view) {
