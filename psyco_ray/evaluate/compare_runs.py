@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 from scipy.stats import binomtest
 
@@ -31,6 +31,20 @@ JUDGES = {"heldout": "scorers.heldout_model", "reward": "scorers.reward_model"}
 _FIRST_RECORD = "iteration-000/evaluate.json"
 _POLICY_RESULTS = "evaluation.json"
 _RESPONSE_SETTINGS = ("evaluation.responses", "evaluation.temperature", "sampling.max_tokens", "prompts.")
+
+
+class Comparison(TypedDict):
+    """Two checkpoints, ours and theirs, on their shared held-out speeches."""
+
+    speeches: int
+    wins: int  # speeches on which ours is above
+    ties: int
+    losses: int
+    share: float  # of wins; a tie is half a win
+    wilson95: stats.Interval
+    difference: float  # mean of our scores minus theirs
+    ci95: stats.Interval  # bootstrap
+    p: float  # of the exact two-sided sign test, without ties
 
 
 def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
@@ -86,18 +100,13 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
     }
 
 
-def paired(ours: Scores, theirs: Scores, seed: int = 0) -> dict[str, Any]:
+def paired(ours: Scores, theirs: Scores, seed: int = 0) -> Comparison:
     """Compare two checkpoints on their shared speeches, by the mean score of each one's responses.
 
     Args:
         ours: scores by speech, of one judge.
         theirs: scores of the other checkpoint, of the same judge.
         seed: of the bootstrap.
-
-    Returns:
-        `speeches`, the number of them on which ours is above (`wins`), equal (`ties`) or below (`losses`), the `share`
-        of wins with its `wilson95` (a tie is half a win), the mean `difference` of the scores with its bootstrap
-        `ci95`, and `p` of the exact two-sided sign test, without ties.
     """
     gaps = [fmean(ours[key]) - fmean(theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
     assert gaps, "two runs without a shared speech are not compared"

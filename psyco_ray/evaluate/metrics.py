@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,58 @@ _PRINCIPLE_NAMES = ("rejected rated higher", "rated equal", "chosen 1 higher", "
 _LENGTH_NAMES = ("much shorter", "shorter", "about equal", "longer", "much longer")
 _EQUAL_LENGTH, _MUCH = 0.1, 0.4  # difference in characters, as a share of the longer response
 _NOT_GIVEN = "not given"
+
+
+class ReliabilityBin(TypedDict):
+    """A bin of `ece`; the means are None in an empty bin."""
+
+    low: float
+    high: float
+    count: int
+    probability: float | None  # mean
+    right: float | None  # share of positive cases
+
+
+class Calibration(TypedDict):
+    """The metrics that depend on the temperature."""
+
+    ece10: float  # 10 bins
+    ece15: float
+    brier: float
+    nll: float  # nats per pair
+    reliability: list[ReliabilityBin]  # 10 bins
+
+
+class RewardMetrics(Calibration):
+    """All metrics of a reward model on preference pairs."""
+
+    pairs: int
+    accuracy: float  # chosen strictly above rejected
+    accuracy_ci95: list[float]
+    ties: int
+    auc: float
+    histogram: dict[str, list[float]]  # `edges` of equal bins, counts of `chosen` and `rejected` scores
+
+
+class RankerMetrics(TypedDict):
+    """Metrics of a generative model that chose the better response of every pair, in both orders."""
+
+    pairs: int
+    accuracy: float  # over both orders; unreadable is wrong
+    accuracy_ci95: list[float]  # by pair
+    unreadable: int  # answers
+    first_accuracy: float  # where the chosen response came first
+    second_accuracy: float
+    consistent: float  # share of pairs with the same choice in both orders
+
+
+class Slice(TypedDict):
+    """Accuracy on a part of the pairs."""
+
+    slice: str
+    pairs: int
+    accuracy: float
+    ci95: list[float]
 
 
 def both_orders(chosen: ArrayLike, rejected: ArrayLike, temperature: float = 1.0) -> tuple[_Floats, NDArray[np.int64]]:
@@ -75,8 +127,8 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int) -> float:
     return float(np.abs(probability - positive).sum() / counts.sum())
 
 
-def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> list[dict[str, Any]]:
-    """The bins of `ece`: `low`, `high`, `count`, mean `probability` and share `right`; both are None in empty bins."""
+def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
+    """The bins of `ece`."""
     sums = _binned(probabilities, labels, bins).T
     return [
         {
@@ -90,16 +142,12 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> 
     ]
 
 
-def measure(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
-    """All metrics of a reward model on preference pairs, as JSON values.
+def measure(chosen: ArrayLike, rejected: ArrayLike) -> RewardMetrics:
+    """All metrics of a reward model on preference pairs, calibration at temperature 1 included.
 
     Args:
         chosen: scores of the chosen responses, shape (pairs,).
         rejected: scores of the rejected responses, shape (pairs,).
-
-    Returns:
-        `pairs`, `accuracy` (chosen strictly above rejected) with `accuracy_ci95`, `ties`, `auc`, the metrics of
-        `calibrated` at temperature 1, and `histogram`: `edges` of equal bins, counts of `chosen` and `rejected` scores.
 
     Raises:
         InputError: there are no pairs, or a score is not finite.
@@ -119,16 +167,13 @@ def measure(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Any]:
     }
 
 
-def calibrated(chosen: ArrayLike, rejected: ArrayLike, temperature: float) -> dict[str, Any]:
+def calibrated(chosen: ArrayLike, rejected: ArrayLike, temperature: float) -> Calibration:
     """The metrics that depend on the temperature, unlike accuracy and AUC.
 
     Args:
         chosen: scores of the chosen responses, shape (pairs,).
         rejected: scores of the rejected responses, shape (pairs,).
         temperature: T in σ((r₁ − r₂) / T), fitted on other pairs.
-
-    Returns:
-        `ece10` and `ece15` (10 and 15 bins), `brier`, `nll` (nats per pair) and `reliability` in 10 bins.
 
     Raises:
         InputError: there are no pairs, or a score is not finite.
@@ -161,7 +206,7 @@ def fit_temperature(chosen: ArrayLike, rejected: ArrayLike) -> float:
     return float(np.exp(best.x))
 
 
-def slices(table: pa.Table, right: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
+def slices(table: pa.Table, right: Sequence[float]) -> dict[str, list[Slice]]:
     """Accuracy on slices of the pairs.
 
     Args:
@@ -170,8 +215,8 @@ def slices(table: pa.Table, right: Sequence[float]) -> dict[str, list[dict[str, 
 
     Returns:
         By `topic`, `gap` (of the mean ratings), `length` (of the chosen response against the rejected one, in
-        characters; about equal: they differ by at most a tenth of the longer) and `{principle}_gap`: a list of `slice`,
-        `pairs`, `accuracy` and `ci95`. A label without values is absent.
+        characters; about equal: they differ by at most a tenth of the longer) and `{principle}_gap`. A label without
+        values is absent.
     """
     assert table.num_rows == len(right), (table.num_rows, len(right))
     topics = table["topic"].to_pylist()
@@ -187,16 +232,12 @@ def slices(table: pa.Table, right: Sequence[float]) -> dict[str, list[dict[str, 
     return {key: rows for key, rows in by_label.items() if rows}
 
 
-def ranked(first_right: Sequence[bool | None], second_right: Sequence[bool | None]) -> dict[str, Any]:
+def ranked(first_right: Sequence[bool | None], second_right: Sequence[bool | None]) -> RankerMetrics:
     """Metrics of a generative model that chose the better response of every pair, in both orders.
 
     Args:
         first_right: whether it chose the chosen response where that came first; None: its answer was unreadable.
         second_right: the same where the chosen response came second.
-
-    Returns:
-        `pairs`, `accuracy` over both orders (unreadable is wrong) with `accuracy_ci95` by pair, `unreadable` answers,
-        `first_accuracy`, `second_accuracy`, and `consistent`: the share of pairs with the same choice in both orders.
 
     Raises:
         InputError: there are no pairs.
@@ -283,9 +324,7 @@ def _length(chosen: int, rejected: int) -> str:
     return f"much {word}" if abs(share) > _MUCH else word
 
 
-def _accuracies(
-    labels: Sequence[str | None], names: Sequence[str], right: Sequence[float]
-) -> list[dict[str, Any]] | None:
+def _accuracies(labels: Sequence[str | None], names: Sequence[str], right: Sequence[float]) -> list[Slice] | None:
     """Accuracy by label, in the order of `names`; None where no row has one."""
     groups: dict[str | None, list[float]] = {}
     for label, share in zip(labels, right, strict=True):

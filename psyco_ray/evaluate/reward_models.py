@@ -95,22 +95,8 @@ def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress
     }
     if job.calibrate is not None:
         pairs[job.calibrate.name] = load(job.calibrate, job.seed)
-    fingerprints = {model.name: fingerprint(model.model) for model in job.models if model.model is not None}
-    measured: dict[str, dict[str, Any]] = {}
-    for model in job.models:
-        if model.model is not None:
-            batches = {
-                name: _batches(job, model.name, fingerprints[model.name], name, test_pairs, directory.root)
-                for name, test_pairs in pairs.items()
-            }
-            _score(job, model, [batch for test_batches in batches.values() for batch in test_batches], progress)
-            scores = {name: _read(model, name, test_batches) for name, test_batches in batches.items()}
-            measured[model.name] = _measure(job, pairs, scores)
-    spent = 0.0
-    for name, by_test in rankers.items():
-        for ranker in by_test.values():
-            spent += ranker.ask(None if job.max_cost is None else job.max_cost - spent, progress)
-        measured[name] = _measure_ranker(job, pairs, by_test)
+    measured = _evaluate_reward_models(job, pairs, directory.root, progress)
+    measured |= _evaluate_rankers(job, pairs, rankers, progress)
     results = {
         "name": Path(job.run_dir).name,
         "seed": job.seed,
@@ -130,6 +116,39 @@ def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress
     }
     directory.write_json("evaluation.json", results)
     return results
+
+
+def _evaluate_reward_models(
+    job: EvaluateRewardJob, pairs: Mapping[str, TestPairs], root: Path, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Score the pairs with every reward model; returns its metrics by name and test."""
+    models = [model for model in job.models if model.model is not None]
+    fingerprints = {model.name: fingerprint(model.model) for model in models if model.model is not None}
+    measured = {}
+    for model in models:
+        batches = {
+            name: _batches(job, model.name, fingerprints[model.name], name, test_pairs, root)
+            for name, test_pairs in pairs.items()
+        }
+        _score(job, model, [batch for test_batches in batches.values() for batch in test_batches], progress)
+        scores = {name: _read(model, name, test_batches) for name, test_batches in batches.items()}
+        measured[model.name] = _measure(job, pairs, scores)
+    return measured
+
+
+def _evaluate_rankers(
+    job: EvaluateRewardJob,
+    pairs: Mapping[str, TestPairs],
+    rankers: Mapping[str, Mapping[str, PairwiseRanker]],
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Ask every ranker about the pairs; returns its metrics by name and test."""
+    spent, measured = 0.0, {}
+    for name, by_test in rankers.items():
+        for ranker in by_test.values():
+            spent += ranker.ask(None if job.max_cost is None else job.max_cost - spent, progress)
+        measured[name] = _measure_ranker(job, pairs, by_test)
+    return measured
 
 
 def fingerprint(model: str) -> str:
@@ -280,7 +299,7 @@ def _measure(
         sections = sections and {
             section: [name for name in names if name in subsets] for section, names in sections.items()
         }
-        by_test[REWARDBENCH] = rewardbench.bench(subsets, own.chosen, own.rejected, sections) | own.facts
+        by_test[REWARDBENCH] = {**rewardbench.bench(subsets, own.chosen, own.rejected, sections), **own.facts}
     return by_test
 
 

@@ -7,7 +7,7 @@ math-prm, with 447 pairs, weighs 984: as much as the six code subsets together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate import metrics
@@ -51,12 +51,41 @@ Sections = Mapping[str, Sequence[str]]
 """Subsets by section."""
 
 
+class SectionMetrics(TypedDict):
+    """A section of the benchmark."""
+
+    accuracy: float
+    pairs: int
+
+
+class SubsetMetrics(SectionMetrics):
+    """A subset of the benchmark."""
+
+    section: str
+    weight: int
+
+
+class BenchMetrics(TypedDict):
+    """Metrics of a model on the benchmark; the last three are absent for rankers."""
+
+    official: bool
+    missing: list[str]  # official subsets without a pair
+    pairs: int
+    sections: dict[str, SectionMetrics]
+    subsets: dict[str, SubsetMetrics]
+    mean: float  # over the sections: the leaderboard's score
+    micro: float  # over all pairs, dominated by the largest subsets
+    auc: NotRequired[float]  # over all pairs in both orders, as the next two
+    ece10: NotRequired[float]
+    brier: NotRequired[float]
+
+
 def bench(
     subsets: Sequence[str | None],
     chosen: Sequence[float],
     rejected: Sequence[float],
     sections: Sections | None = None,
-) -> dict[str, Any]:
+) -> BenchMetrics:
     """Metrics of a reward model; it is right on a pair only if the chosen response scores strictly higher.
 
     Args:
@@ -66,18 +95,13 @@ def bench(
         sections: None: the official sections if all subsets are official ones, else every subset is a section of its
             own. Sections other than the official ones weigh a subset by its number of pairs.
 
-    Returns:
-        `official`, `missing` (official subsets without a pair), `pairs`, `sections` and `subsets` (each `accuracy` and
-        `pairs`, a subset also its `section` and `weight`), `mean` over the sections (the leaderboard's score), `micro`
-        (over all pairs, dominated by the largest subsets), and over all pairs in both orders `auc`, `ece10` and
-        `brier`.
-
     Raises:
         InputError: no pairs, a score is not finite, a pair has no subset, or `sections` does not match the subsets.
     """
     pooled = metrics.measure(chosen, rejected)
     right = [float(better > worse) for better, worse in zip(chosen, rejected, strict=True)]
-    return _bench(subsets, right, sections) | {key: pooled[key] for key in ("auc", "ece10", "brier")}
+    result = _bench(subsets, right, sections)
+    return {**result, "auc": pooled["auc"], "ece10": pooled["ece10"], "brier": pooled["brier"]}
 
 
 def bench_ranked(
@@ -85,7 +109,7 @@ def bench_ranked(
     first_right: Sequence[bool | None],
     second_right: Sequence[bool | None],
     sections: Sections | None = None,
-) -> dict[str, Any]:
+) -> BenchMetrics:
     """Metrics of a generative model that chose the better response of every pair, in both orders.
 
     Args:
@@ -94,16 +118,13 @@ def bench_ranked(
         second_right: the same where the chosen response came second.
         sections: as in `bench`.
 
-    Returns:
-        As `bench`, without `auc`, `ece10` and `brier`.
-
     Raises:
         InputError: no pairs, a pair has no subset, or `sections` does not match the subsets.
     """
     return _bench(subsets, metrics.shares_right(first_right, second_right), sections)
 
 
-def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sections | None) -> dict[str, Any]:
+def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sections | None) -> BenchMetrics:
     right_by_subset: dict[str, list[float]] = {}
     for row, (subset, share) in enumerate(zip(subsets, right, strict=True), start=1):
         if subset is None:
@@ -115,7 +136,7 @@ def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sect
     known = {subset for weights in SECTIONS.values() for subset in weights}
     official = sections is None and set(counts) <= known
     weights = SECTIONS if official else _weights_by_pairs(counts, sections)
-    by_subset: dict[str, dict[str, Any]] = {
+    by_subset: dict[str, SubsetMetrics] = {
         subset: {
             "accuracy": sum(right_by_subset[subset]) / counts[subset],
             "pairs": counts[subset],
@@ -126,7 +147,7 @@ def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sect
         for subset, weight in section_weights.items()
         if subset in counts
     }
-    by_section = {}
+    by_section: dict[str, SectionMetrics] = {}
     for section in weights:
         rows = [row for row in by_subset.values() if row["section"] == section]
         if rows:

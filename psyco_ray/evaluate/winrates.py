@@ -7,8 +7,8 @@ forced choice has no ties unless it is made in both orders (`strict`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +40,50 @@ NO_TOPIC = "No topic"
 _Floats = NDArray[np.float64]
 
 
-def win_rate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
+class WinRate(TypedDict):
+    """The result of `win_rate`."""
+
+    rate: float
+    wilson95: list[float]
+    bootstrap95: list[float]  # over speeches
+    speeches: int
+    wins: int
+    ties: int
+    unreadable: int
+    decided: float | None  # rate among speeches that are neither tied nor unreadable; None without any
+
+
+class LengthControlled(TypedDict):
+    """The result of `length_controlled`."""
+
+    rate: float  # at equal length
+    ci95: list[float]
+    slope: float | None  # logits from equal length to far longer; None if the lengths do not vary
+    separable: bool  # whether the prior was needed
+
+
+class McNemar(TypedDict):
+    """The result of `mcnemar`."""
+
+    a_only: int  # speeches on which the first model did better
+    b_only: int
+    p: float  # probability of counts at least this uneven if both models are equally good
+
+
+class LengthFacts(TypedDict):
+    """The result of `length_facts`."""
+
+    mean_words: float
+    opponent_mean_words: float
+    length_ratio: float
+
+
+def win_rate(outcomes: Sequence[Outcome], seed: int) -> WinRate:
     """The win rate over all speeches: a tie is half a win, an unreadable verdict a loss.
 
     Args:
         outcomes: one per speech.
         seed: of the bootstrap.
-
-    Returns:
-        `rate` with `wilson95` and `bootstrap95` (over speeches), the counts `speeches`, `wins`, `ties`, `unreadable`,
-        and `decided`: the rate among speeches that are neither tied nor unreadable, None without any.
 
     Raises:
         InputError: there are no outcomes.
@@ -72,7 +106,7 @@ def win_rate(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
     }
 
 
-def by_topic(outcomes: Sequence[Outcome], topics: Sequence[str | None], seed: int) -> dict[str, dict[str, Any]]:
+def by_topic(outcomes: Sequence[Outcome], topics: Sequence[str | None], seed: int) -> dict[str, WinRate]:
     """The win rate of every coarse topic that occurs, in the order and with the titles of table 3, and overall.
 
     Args:
@@ -92,7 +126,7 @@ def by_topic(outcomes: Sequence[Outcome], topics: Sequence[str | None], seed: in
     return {title: win_rate(by_title[title], seed) for title in order} | {OVERALL: win_rate(outcomes, seed)}
 
 
-def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float]) -> dict[str, Any]:
+def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float]) -> LengthControlled:
     """The win rate expected for responses of equal length.
 
     A logistic regression explains the outcome by a constant and by tanh(d / s), where d is our number of words minus
@@ -106,10 +140,6 @@ def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float])
     Args:
         outcomes: one per speech; None is a loss.
         differences: words of our response minus words of theirs, one per speech.
-
-    Returns:
-        `rate` at difference 0 with `ci95`, `slope` (logits from equal length to far longer; None if the differences do
-        not vary, so that there is nothing to control for), and `separable`: whether the prior was needed.
 
     Raises:
         InputError: there are no outcomes.
@@ -142,16 +172,12 @@ def length_covariate(differences: Sequence[float]) -> _Floats:
     return np.tanh(words / scale) if scale > 0 else words
 
 
-def mcnemar(ours_a: Sequence[Outcome], ours_b: Sequence[Outcome]) -> dict[str, Any]:
-    """McNemar's exact two-sided test of two models against the same opponent.
+def mcnemar(ours_a: Sequence[Outcome], ours_b: Sequence[Outcome]) -> McNemar:
+    """McNemar's exact two-sided test of two models against the same opponent; with ties, the sign test.
 
     Args:
         ours_a: outcomes of one model; None is a loss.
         ours_b: outcomes of the other model on the same speeches.
-
-    Returns:
-        `a_only` and `b_only`: speeches on which that model did better than the other (with ties, this is the sign
-        test); `p`: the probability of counts at least this uneven if both models are equally good.
     """
     gaps = _points(ours_a) - _points(ours_b)
     a_only, b_only = int((gaps > 0).sum()), int((gaps < 0).sum())
@@ -174,7 +200,7 @@ def strict(first: bool | None, second: bool | None) -> Outcome:
     return (int(first) + int(second)) / 2  # a bool of numpy would not add up
 
 
-def length_facts(ours: Sequence[int], theirs: Sequence[int]) -> Mapping[str, float]:
+def length_facts(ours: Sequence[int], theirs: Sequence[int]) -> LengthFacts:
     """Mean number of words on both sides and their ratio, as a check of the length constraint.
 
     Args:
