@@ -34,6 +34,7 @@ import ray
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
+from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.client import Call
 from psyco_ray.run.progress import Progress
 
@@ -116,8 +117,10 @@ def through_stage(endpoint: Endpoint, calls_per_part: int) -> int:
     """Sends every call once through the stage, with a new journal, and returns the number of answers."""
     with tempfile.TemporaryDirectory() as directory:
         stage = Ratings(endpoint, Path(directory) / "rate", calls_per_part)
-        facts, _ = pipeline.run(stage, list(PARTS), Path(directory) / "journal", None, "rate", Progress())
-    return facts.paid - facts.set_aside
+        calls = CallRun("rate", stage, list(PARTS), Path(directory) / "journal")
+        calls.execute(None, Progress())
+        stats = calls.stats()
+    return stats.paid - stats.set_aside
 
 
 def main() -> None:

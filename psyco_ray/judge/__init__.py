@@ -6,7 +6,7 @@
 - `ask`: journal, server and repeated questions until an answer is readable
 - `batch_api`: a provider's batch API as a cheaper source of answers
 - `pipeline`: a stage of questions on Ray Data
-- `call_run`, `cost`: missing parts of a stage, expected cost, usage
+- `call_run`: missing parts of a stage, expected cost, usage
 
 The content of a question and the meaning of an answer belong to the package that asks.
 """

@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.judge import pipeline
-from psyco_ray.judge.batch_api import run_batch
-from psyco_ray.judge.cost import cost, estimate
+from psyco_ray.judge.batch_api import Outcome, run_batch
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.pipeline import CallStage, CallStats
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
+
+_SAMPLED_PARTS = 8  # on which the expected cost of a stage is estimated
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +68,8 @@ class CallRun:
             raise InputError(
                 f"{self.name}: max_cost needs price_in and price_out of its endpoint, dollars per million tokens"
             )
-        expected = estimate(self.stage, missing)
-        dollars = cost(expected, endpoint)
+        expected = self._expected(missing)
+        dollars = _cost(expected, endpoint)
         _log.info(
             f"{self.name}: about {expected.units} calls to {endpoint.model}, {expected.prompt_tokens} tokens in and at "
             f"most {expected.completion_tokens} out" + (f", at most ${dollars:.2f}" if dollars is not None else "")
@@ -75,7 +77,7 @@ class CallRun:
         spent = self._fill_journal_by_batches(missing, dollars, max_cost) if endpoint.via == "batch" else 0.0
         connect()
         left = None if max_cost is None else max_cost - spent
-        return spent + pipeline.run(self.stage, missing, self.journal, left, self.name, progress)[1]
+        return spent + pipeline.run(self.stage, missing, self.journal, left, self.name, progress)
 
     def stats(self) -> CallStats:
         """Counts of all parts, whenever they were done; every part must be done."""
@@ -83,11 +85,22 @@ class CallRun:
 
     def dollars(self) -> float | None:
         """Cost of all parts in US dollars; None without prices."""
-        return cost(self.stats(), self.stage.endpoint)
+        return _cost(self.stats(), self.stage.endpoint)
 
     def usage(self) -> dict[str, Any]:
         """`stats` as a dictionary, with the cost in US dollars as `dollars` (None without prices)."""
         return asdict(self.stats()) | {"dollars": self.dollars()}
+
+    def _expected(self, missing: list[str]) -> CallStats:
+        """Upper bound of the usage of some parts, extrapolated from a sample of them."""
+        sample = missing[:: max(1, len(missing) // _SAMPLED_PARTS)]
+        calls = [question.call for part in sample for question in self.stage.questions(part)]
+        scale = len(missing) / len(sample)
+        return CallStats(
+            units=round(len(calls) * scale),
+            prompt_tokens=round(sum(call.prompt_tokens() for call in calls) * scale),
+            completion_tokens=round(sum(call.max_tokens for call in calls) * scale),
+        )
 
     def _fill_journal_by_batches(self, missing: list[str], expected: float | None, max_cost: float | None) -> float:
         """Use the provider's batch API. Calls that a batch leaves out are sent one by one afterwards."""
@@ -105,4 +118,11 @@ class CallRun:
             f"{self.name}: {outcome.sent} calls sent in batches, {outcome.answered} answered, {outcome.refused} "
             f"refused, {outcome.failed} to be asked again {' '.join(outcome.notes)}"
         )
-        return cost(outcome, self.stage.endpoint) or 0.0
+        return _cost(outcome, self.stage.endpoint) or 0.0
+
+
+def _cost(stats: CallStats | Outcome, endpoint: Endpoint) -> float | None:
+    """Cost of calls in US dollars; None without prices."""
+    if endpoint.price_in is None or endpoint.price_out is None:
+        return None
+    return (stats.prompt_tokens * endpoint.price_in + stats.completion_tokens * endpoint.price_out) / 1e6

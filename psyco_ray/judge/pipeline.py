@@ -95,17 +95,16 @@ class Caller:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Do a part. A stop is returned, not raised: an exception would discard the answers in flight."""
-        report: dict[str, Any] = {}
         if self._stopped_by is None:
             try:
                 if self._asker is None:  # created here because it belongs to this event loop
                     self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
-                report = {"stats": asdict(await self._do(self._asker, str(batch["part"][0])))}
+                await self._do(self._asker, str(batch["part"][0]))
             except (BudgetExceededError, UnavailableError, InputError) as error:
                 self._stopped_by = {"error": type(error).__name__, "text": str(error)}
-        return {"report": [json.dumps(report or self._stopped_by)]}
+        return {"stopped_by": [json.dumps(self._stopped_by)]}
 
-    async def _do(self, asker: Asker, part: str) -> CallStats:
+    async def _do(self, asker: Asker, part: str) -> None:
         stage, shard = self._stage, asker.shard(part)
         questions = list(stage.questions(part))
         results = await asyncio.gather(
@@ -126,24 +125,23 @@ class Caller:
         await self._limiter.close()  # the meter counts a finished part in full
         shards.write(stage.out / "set-aside", part, set_aside, SET_ASIDE)
         shards.write(stage.out, part, rows, stage.schema, facts=asdict(stats))
-        return stats
 
 
 def run(
-    stage: CallStage, todo: Sequence[str], journal: Path, max_cost: float | None, what: str, progress: Progress
-) -> tuple[CallStats, float]:
-    """Do the parts of a stage that are not done. Ray must be running.
+    stage: CallStage, parts: Sequence[str], journal: Path, max_cost: float | None, what: str, progress: Progress
+) -> float:
+    """Do parts of a stage. Ray must be running.
 
     Args:
         stage: the questions.
-        todo: all parts.
+        parts: the parts, at least one; `CallRun` finds the missing ones.
         journal: directory of paid answers.
         max_cost: limit on the cost of the calls, in US dollars; None: no limit.
         what: the stage's name on the progress line.
         progress: receives finished parts and dollars.
 
     Returns:
-        Counts of the parts done now, and the cost of their calls in US dollars (0 without prices).
+        The cost of the calls in US dollars; 0 without prices.
 
     Raises:
         BudgetExceededError: the limit is reached; everything paid for is kept.
@@ -152,10 +150,6 @@ def run(
     """
     import ray
 
-    done = set(shards.list_shards(stage.out))
-    missing = [part for part in todo if part not in done]
-    if not missing:
-        return CallStats(), 0.0
     endpoint = stage.endpoint
     meter = (
         ray.remote(BudgetMeter)
@@ -164,30 +158,27 @@ def run(
             endpoint.requests_per_minute, endpoint.tokens_per_minute, endpoint.price_in, endpoint.price_out, max_cost
         )
     )
-    stream = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing)).map_batches(
+    stream = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
         Caller,
         fn_constructor_kwargs={"stage": stage, "journal": str(journal), "meter": meter},
         batch_size=1,
         num_cpus=0,
         compute=ray.data.ActorPoolStrategy(
-            size=min(endpoint.callers, len(missing)),
+            size=min(endpoint.callers, len(parts)),
             max_tasks_in_flight_per_actor=PARTS_PER_CALLER + 2,
             max_concurrent_calls_per_actor=PARTS_PER_CALLER,
         ),
         **placement.writer_options(stage.out),
     )
-    stats, stopped_by = CallStats(), None
-    for row in progress.track(stream.iter_rows(), what, len(missing)):
-        report = json.loads(row["report"])
-        if "error" in report:
-            stopped_by = report  # the other parts return at once; Ray Data must not be left with a half-read stream
-        else:
-            stats += CallStats(**report["stats"])
-    dollars = ray.get(meter.spent.remote(), timeout=60)["cost"]
+    stopped_by = None
+    for row in progress.track(stream.iter_rows(), what, len(parts)):
+        # after a stop the other parts return at once; Ray Data must not be left with a half-read stream
+        stopped_by = json.loads(row["stopped_by"]) or stopped_by
+    dollars: float = ray.get(meter.spent.remote(), timeout=60)["cost"]
     progress.spend(dollars)
     if stopped_by is not None:
         raise _STOPPING[stopped_by["error"]](stopped_by["text"])
-    return stats, dollars
+    return dollars
 
 
 def _set_aside_row(question: Question, result: AskResult[Any]) -> Row:

@@ -202,9 +202,9 @@ def test_the_cost_of_batches_counts_against_the_limit(tmp_path, monkeypatch) -> 
     async def answered(*_: object) -> batch_api.Outcome:
         return batch_api.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)  # 2 dollars
 
-    def run_single_calls(*given: object) -> tuple[pipeline.CallStats, float]:
-        limits.append(given[3])
-        return pipeline.CallStats(), 0.5
+    def run_single_calls(stage, parts, journal, max_cost, *_: object) -> float:
+        limits.append(max_cost)
+        return 0.5
 
     monkeypatch.setattr(call_run, "run_batch", answered)
     monkeypatch.setattr(pipeline, "run", run_single_calls)
