@@ -63,7 +63,7 @@ def rows_of(directory: Path) -> list[dict]:
     return [row for part in shards.list_shards(directory) for row in shards.read(directory, part)]
 
 
-def test_build_under_faults_from_file_to_pairs(tmp_path, serve, local_ray):
+def test_build_from_raw_file_to_pairs_with_a_faulty_server(tmp_path, serve, local_ray):
     url = serve("--share", "0.2", "--kinds", "429,500,cut,malformed,truncated,range", "--retry-after", "ms:50")
     job, run = write_job(tmp_path, url, 30), tmp_path / "run"
     done = commands.run("data", "build", job)
@@ -151,7 +151,7 @@ def to_rate(responded, tmp_path, serve):
 
 
 @pytest.mark.long
-def test_killed_and_started_again_pays_twice_for_calls_in_flight_at_most(to_rate):
+def test_a_killed_stage_pays_again_at_most_the_calls_in_flight(to_rate):
     url, arguments, run = to_rate("--latency", "0.2")
     kept = len(rows_of(run / "collect" / "speeches"))
     command = [sys.executable, "-m", "psyco_ray.cli", "data", "rate", *arguments]
@@ -169,7 +169,7 @@ def test_killed_and_started_again_pays_twice_for_calls_in_flight_at_most(to_rate
     assert counts(url)["paid_twice"] <= 16  # rate.endpoint.concurrency
 
 
-def test_budget_stops_cleanly_and_goes_on(to_rate):
+def test_a_stage_stopped_by_its_budget_resumes(to_rate):
     url, arguments, run = to_rate()
     stopped = psyco_ray("rate", *arguments, "--max-cost", 0.05)
     assert stopped.returncode == 75, stopped.stderr
@@ -230,7 +230,7 @@ def test_the_cost_of_batches_counts_against_the_limit(tmp_path, monkeypatch) -> 
         (["respond.per_speech=7"], "6 members"),
     ],
 )
-def test_bad_settings_are_named_and_nothing_is_lost(responded, changes, said):
+def test_invalid_settings_are_named_and_nothing_is_lost(responded, changes, said):
     job, run = responded
     stage = "respond" if "respond" in changes[0] else "rate"
     done = psyco_ray(stage, job, *changes)
@@ -241,7 +241,7 @@ def test_bad_settings_are_named_and_nothing_is_lost(responded, changes, said):
     assert len(rows_of(run / "respond")) > 0
 
 
-def test_a_stage_says_what_it_builds_on(tmp_path, serve):
+def test_a_stage_names_the_stage_it_builds_on(tmp_path, serve):
     job = write_job(tmp_path, serve(), 20)
     done = psyco_ray("rate", job)
     assert done.returncode == 2
@@ -257,7 +257,7 @@ def test_a_budget_needs_the_prices_of_the_pool(responded, tmp_path):
     assert "respond: model-0: max_cost needs price_in" in done.stderr
 
 
-def test_topics_of_the_sources_where_no_model_is_asked():
+def test_topics_of_the_sources_without_a_model():
     rows = [{"speech_id": str(i), "source_topic": topic} for i, topic in enumerate(["anxiety ", "Weather", None])]
     assert topics.from_source(rows) == [
         {"speech_id": "0", "topic": "Anxiety", "coarse_topic": "Core Mental Health Issues"},

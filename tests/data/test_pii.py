@@ -31,7 +31,7 @@ PIECES += ("My name is", "a@b.org", "@ana_b", "https://x.org/y?z=1.", "+44 20 79
         ("What should I do? – John", "What should I do? – [NAME]"),
     ],
 )
-def test_personal_data_goes(text: str, scrubbed: str) -> None:
+def test_personal_data_is_replaced(text: str, scrubbed: str) -> None:
     assert pii.scrub(text) == scrubbed
 
 
@@ -51,17 +51,17 @@ def test_personal_data_goes(text: str, scrubbed: str) -> None:
         "Thanks in advance, everyone",
     ],
 )
-def test_other_numbers_and_words_stay(text: str) -> None:
+def test_other_numbers_and_words_are_kept(text: str) -> None:
     assert pii.scrub(text) == text
 
 
 @pytest.mark.parametrize("number", CRISIS_LINES)
-def test_numbers_of_crisis_lines_stay(number: str) -> None:
+def test_numbers_of_crisis_lines_are_kept(number: str) -> None:
     for text in (f"I called {number} last night.", f"Their number is {number}", f"text {number}, he said"):
         assert pii.scrub(text) == text
 
 
-def test_crisis_lines_stay_with_a_country_code_and_their_neighbours_go() -> None:
+def test_crisis_lines_are_kept_with_a_country_code_and_similar_numbers_are_not() -> None:
     for text in ("Call 1-800-273-8255 now", "Call +1 (800) 273-8255 now", "Call +44 116 123 now", "Call 18002738255"):
         assert pii.scrub(text) == text
     assert pii.scrub("Call 1-800-273-8254 now") == "Call [PHONE] now"
@@ -69,13 +69,13 @@ def test_crisis_lines_stay_with_a_country_code_and_their_neighbours_go() -> None
 
 
 @given(st.lists(st.sampled_from(PIECES)).map(" ".join) | st.text())
-def test_scrubbing_twice_changes_nothing_more(text: str) -> None:
+def test_scrubbing_is_idempotent(text: str) -> None:
     once = pii.scrub(text)
     assert pii.scrub(once) == once
 
 
 @pytest.mark.skipif(importlib.util.find_spec("presidio_analyzer") is not None, reason="the extra is installed")
-def test_presidio_without_its_extra_is_a_clear_error() -> None:
+def test_presidio_without_its_extra_is_an_input_error() -> None:
     with pytest.raises(ValueError, match=r"psyco-ray\[presidio\]"):
         pii.scrub("Ana lives in Lisbon.", presidio=True)
 
@@ -124,7 +124,7 @@ def test_presidio_finds_persons_and_places(tmp_path, monkeypatch) -> None:
         ("She won't let me leave the house", "abuse"),
     ],
 )
-def test_signs_of_danger_are_seen(text: str, kind: str) -> None:
+def test_signs_of_danger_are_flagged(text: str, kind: str) -> None:
     assert kind in crisis.signs(text)
 
 
@@ -140,10 +140,10 @@ def test_signs_of_danger_are_seen(text: str, kind: str) -> None:
         "It hit me that I cut down on sugar for nothing.",
     ],
 )
-def test_figures_of_speech_are_no_signs(text: str) -> None:
+def test_figures_of_speech_are_not_flagged(text: str) -> None:
     assert crisis.signs(text) == []
 
 
-def test_signs_come_once_each_and_in_order() -> None:
+def test_each_kind_is_listed_once_and_in_order() -> None:
     text = "He hits me, he abuses me. I want to die, suicide. I could kill him."
     assert crisis.signs(text) == list(crisis.KINDS) == ["self-harm", "violence", "abuse"]

@@ -26,7 +26,7 @@ def plain(count: int, **more) -> list[dict]:
     return [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}", **more} for i in range(count)]
 
 
-def test_the_released_columns_come_with_their_gaps() -> None:
+def test_the_released_columns_include_rating_gaps() -> None:
     found = preferences.read("sample")
     assert found.table.schema.equals(COMPARISONS)
     assert found.left_out == {}
@@ -38,7 +38,7 @@ def test_the_released_columns_come_with_their_gaps() -> None:
     assert messages[-1]["content"] == f"Client: {row['asked']}"
 
 
-def test_ratings_may_be_halves_or_texts_and_one_that_is_none_leaves_the_row_without(tmp_path) -> None:
+def test_ratings_may_be_fractions_or_texts_and_an_invalid_one_gives_no_gap(tmp_path) -> None:
     ratings = {f"{side}_{principle}_rating": 3.0 for side in ("chosen", "rejected") for principle in PRINCIPLES}
     for chosen, gap in ((4.5, 1.5), ("4 ", 1.0), ("n/a", None), (float("nan"), None)):
         row = {"question": "q", "chosen": "a", "rejected": "b", **ratings, "chosen_safety_rating": chosen}
@@ -70,14 +70,14 @@ def test_texts_messages_conversations_and_strengths(tmp_path) -> None:
         assert found["chosen"] == chosen, name
 
 
-def test_a_clients_words_may_be_called_a_speech(tmp_path) -> None:
+def test_a_speech_column_is_accepted(tmp_path) -> None:
     row = {"speech": "I cannot sleep.", "chosen": "a", "rejected": "b"}
     [found] = preferences.read(write(tmp_path / "spoken.jsonl", [row])).table.to_pylist()
     prompt = {"user": "Client: {client_speech}"}
     assert preferences.conversation(found["form"], found["asked"], prompt)[-1]["content"] == "Client: I cannot sleep."
 
 
-def test_the_turns_of_a_long_conversation_come_as_messages(tmp_path) -> None:
+def test_the_turns_of_a_conversation_become_messages(tmp_path) -> None:
     prompt = "Hello.<extra_id_1>Assistant\nHi, what is it?\n<extra_id_1>User\nI cannot sleep.\nAt all.\n"
     row = {"prompt": prompt, "response_1": "one", "response_2": "two", "preference_strength": 1}
     [found] = preferences.read(write(tmp_path / "turns.jsonl", [row])).table.to_pylist()
@@ -89,7 +89,7 @@ def test_the_turns_of_a_long_conversation_come_as_messages(tmp_path) -> None:
     assert found["chosen"] == "two"
 
 
-def test_a_directory_as_on_the_hub_keeps_its_test_pairs_apart(tmp_path) -> None:
+def test_file_names_of_a_hub_directory_give_the_split(tmp_path) -> None:
     hub = tmp_path / "hub"
     hub.mkdir()
     for split in ("train", "test"):
@@ -107,7 +107,7 @@ def test_a_directory_as_on_the_hub_keeps_its_test_pairs_apart(tmp_path) -> None:
         preferences.read(str(hub))
 
 
-def test_what_cannot_be_used_is_left_out_and_counted(tmp_path) -> None:
+def test_unusable_pairs_are_counted_by_reason(tmp_path) -> None:
     rows = [
         *plain(3),
         {"prompt": "q", "chosen": "same", "rejected": " same "},
@@ -124,7 +124,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path) -> None:
         preferences.read(write(tmp_path / "none.jsonl", rows[4:5]))
 
 
-def test_wrong_files_are_refused(tmp_path) -> None:
+def test_invalid_files_are_input_errors(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"x\.jsonl has the columns prompt, good; accepted are question, chosen"):
         preferences.read(write(tmp_path / "x.jsonl", [{"prompt": "a", "good": "b"}]))
     with pytest.raises(ValueError, match="row 2 has the split 'holdout'; known are train"):
@@ -160,7 +160,7 @@ def test_a_mixture_draws_counts_and_fractions_by_its_seed(tmp_path) -> None:
     assert not set(found.dev["asked"].to_pylist()) & set(found.train["asked"].to_pylist())
 
 
-def test_a_mixture_that_wants_too_much_is_refused(tmp_path) -> None:
+def test_a_mixture_with_too_large_a_count_is_an_input_error(tmp_path) -> None:
     file = write(tmp_path / "pairs.jsonl", plain(20, split="train"))
     with pytest.raises(ValueError, match=r"pairs\.jsonl has 20 pairs to train on, not 30; lower its count"):
         mixture.mix(of({"pairs": file, "count": 30}), Data(), seed=0)
@@ -168,7 +168,7 @@ def test_a_mixture_that_wants_too_much_is_refused(tmp_path) -> None:
         Part(pairs=file, count=3, fraction=0.5)
 
 
-def test_the_left_of_a_prompt_is_cut_and_never_a_response(tokenizer) -> None:
+def test_prompts_are_truncated_on_the_left_and_responses_never(tokenizer) -> None:
     asked = [{"role": "user", "content": "word " * 300}]
     whole = encoding.encode(tokenizer, asked, ("short", "a longer answer than that"), None)
     longest = max(len(whole.prompt_ids) + len(ids) for ids in whole.response_ids)
@@ -181,7 +181,7 @@ def test_the_left_of_a_prompt_is_cut_and_never_a_response(tokenizer) -> None:
         encoding.encode(tokenizer, asked, ("word " * 200, "b"), 120)
 
 
-def test_pairs_are_encoded_in_the_order_that_is_asked_for(local_ray, tiny_model, tmp_path, tokenizer) -> None:
+def test_pairs_are_encoded_in_the_order_of_the_plan(local_ray, tiny_model, tmp_path, tokenizer) -> None:
     rows = [*plain(150), {"prompt": "long", "chosen": "word " * 300, "rejected": "no"}]
     table = preferences.read(write(tmp_path / "pairs.jsonl", rows)).table
     job = Job(model=str(tiny_model), reward=Reward(max_tokens=80))

@@ -23,7 +23,7 @@ def of_sum(total: int) -> dict[str, int]:
 
 
 @given(rated)
-def test_gap_of_one_is_a_sum_of_seven(responses):
+def test_a_mean_gap_of_one_is_a_sum_of_seven(responses):
     sums = {name: sum(given.values()) for name, given in responses.items()}
     wanted = {(a, b) for a in sums for b in sums if sums[a] - sums[b] >= 7}
     found = pair.gap_pairs(responses, {}, 1.0)
@@ -32,14 +32,14 @@ def test_gap_of_one_is_a_sum_of_seven(responses):
 
 
 @pytest.mark.parametrize("low", range(7, 29))
-def test_a_gap_of_exactly_one_counts_whatever_floats_say(low):
+def test_a_gap_of_exactly_one_counts_despite_float_rounding(low):
     responses = {"better": of_sum(low + 7), "worse": of_sum(low)}
     assert pair.gap_pairs(responses, {}, 1.0) == [("better", "worse")]
     assert pair.gap_pairs({**responses, "better": of_sum(low + 6)}, {}, 1.0) == []
 
 
 @given(rated)
-def test_test_pair_is_of_the_highest_and_the_lowest(responses):
+def test_the_test_pair_has_the_highest_and_the_lowest_mean(responses):
     sums = {name: sum(given.values()) for name, given in responses.items()}
     found = pair.extreme_pair(responses, {}, 1.0)
     if max(sums.values()) - min(sums.values()) < 7:
@@ -50,7 +50,7 @@ def test_test_pair_is_of_the_highest_and_the_lowest(responses):
 
 
 @given(rated, st.randoms(use_true_random=False))
-def test_order_of_arrival_changes_nothing(responses, random):
+def test_pairs_do_not_depend_on_the_order_of_responses(responses, random):
     names = list(responses)
     random.shuffle(names)
     assert pair.gap_pairs({name: responses[name] for name in names}, {}, 1.0) == pair.gap_pairs(responses, {}, 1.0)
@@ -71,7 +71,7 @@ def test_weights_are_exact():
     st.sampled_from(PRINCIPLES),
     st.data(),
 )
-def test_ratings_come_back_to_the_model_whose_response_was_shown(models, seed, speech, principle, data):
+def test_ratings_are_assigned_to_the_model_whose_response_was_shown(models, seed, speech, principle, data):
     given_to = {model: data.draw(st.integers(1, 5)) for model in models}
     order = rate.shuffled(models, seed, speech, principle)
     assert sorted(order) == sorted(models)
@@ -80,7 +80,7 @@ def test_ratings_come_back_to_the_model_whose_response_was_shown(models, seed, s
     assert {row["model"]: row["rating"] for row in rows} == given_to
 
 
-def test_every_model_stands_in_every_place_about_equally_often():
+def test_every_model_is_shown_at_every_position_about_equally_often():
     models = ["a", "b", "c", "d"]
     places = dict.fromkeys([(m, p) for m in models for p in range(4)], 0)
     for speech in range(300):
@@ -100,17 +100,17 @@ def test_every_model_stands_in_every_place_about_equally_often():
         ("[1, 2]", "not a JSON object"),
     ],
 )
-def test_wrong_ratings_are_named(answer, said):
+def test_invalid_ratings_are_named(answer, said):
     with pytest.raises(UnreadableAnswerError, match=said):
         rate.read_ratings(answer, 2)
 
 
-def test_ratings_as_digits_or_with_a_point_are_taken():
+def test_ratings_as_digits_or_with_a_point_are_accepted():
     assert rate.read_ratings('{"response_1_rating": "4", "response_2_rating": 2.0}', 2) == [(4, ""), (2, "")]
 
 
 @given(st.dictionaries(st.sampled_from(["{a}", "{b}", "{c}"]), st.text() | st.sampled_from(["{a}", "{b}"])))
-def test_places_are_filled_once_and_at_once(values):
+def test_placeholders_are_filled_once_and_simultaneously(values):
     template = "x {a} y {b}{a} {c} z"
     expected = template
     for place, mark in (("{a}", "\0"), ("{b}", "\1"), ("{c}", "\2")):
@@ -126,7 +126,7 @@ def _marked(values):
 
 
 @given(st.integers(0, 1000), st.text(min_size=1))
-def test_draws_are_stable_and_a_new_member_takes_at_most_one_place(seed, speech):
+def test_draws_are_stable_and_a_new_model_replaces_at_most_one(seed, speech):
     pool = [f"m{i}" for i in range(20)]
     before = respond.drawn(pool, speech, 4, seed)
     assert len(before) == 4

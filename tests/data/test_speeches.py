@@ -44,7 +44,7 @@ def test_sample_ratings_agree_with_the_labels() -> None:
         assert sums["chosen"] - sums["rejected"] >= 7, row["prefID"]  # a mean gap of at least 1 (paper §3.3)
 
 
-def test_neither_length_nor_a_question_mark_gives_the_sample_label_away() -> None:
+def test_neither_length_nor_question_marks_reveal_the_labels_of_the_sample() -> None:
     found = rows()
     longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in found) / len(found)
     assert 0.4 <= longer <= 0.6
@@ -74,7 +74,7 @@ def test_split_and_halves_depend_on_the_text_alone() -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99))
-def test_draws_never_repeat_before_all_have_come(count: int, extra: int, seed: int) -> None:
+def test_no_speech_is_drawn_twice_before_all_were_drawn(count: int, extra: int, seed: int) -> None:
     ids = [str(i) for i in range(count + extra)]
     drawn = [data.draw(ids, count, iteration, seed) for iteration in range(1, 9)]
     for batch in drawn:
@@ -84,7 +84,7 @@ def test_draws_never_repeat_before_all_have_come(count: int, extra: int, seed: i
     assert data.draw(ids, count, 5, seed) == drawn[4]
 
 
-def test_draw_wants_enough_speeches() -> None:
+def test_drawing_more_speeches_than_there_are_is_an_input_error() -> None:
     with pytest.raises(ValueError, match="speeches_per_iteration is 5, but only 2 speeches"):
         data.draw(["a", "b"], 5, 1, 0)
 
@@ -129,7 +129,7 @@ def test_speeches_are_cleaned_split_and_rendered(local_ray, tmp_path, tiny_model
         ("s.jsonl", b'{"text": "a"}\n{"te', {}, r"s\.jsonl cannot be read"),
     ],
 )
-def test_bad_speech_files_are_named(local_ray, tmp_path, tiny_model, name, content, changes, message) -> None:
+def test_invalid_speech_files_are_named(local_ray, tmp_path, tiny_model, name, content, changes, message) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -138,7 +138,7 @@ def test_bad_speech_files_are_named(local_ray, tmp_path, tiny_model, name, conte
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_that_old_excel_wrote_is_read_as_it_was_meant(tmp_path) -> None:
+def test_a_csv_of_an_old_excel_is_read_as_cp1252(tmp_path) -> None:
     path = tmp_path / "old.csv"
     path.write_bytes("text,topic\nI can’t sleep,Café\nplain,x\n".encode("cp1252"))
     assert tables.read_table(str(path), "speeches").to_pylist() == [
@@ -147,7 +147,7 @@ def test_a_table_that_old_excel_wrote_is_read_as_it_was_meant(tmp_path) -> None:
     ]
 
 
-def test_what_is_wrong_with_a_table_is_told_without_what_is_in_it(tmp_path) -> None:
+def test_errors_about_a_table_show_none_of_its_cells(tmp_path) -> None:
     path = tmp_path / "commas.csv"
     path.write_text("text,topic\nMy husband hits me, and I am afraid,Leave\n")
     with pytest.raises(ValueError, match="Expected 2 columns, got 3") as caught:
@@ -155,7 +155,7 @@ def test_what_is_wrong_with_a_table_is_told_without_what_is_in_it(tmp_path) -> N
     assert "husband" not in str(caught.value)
 
 
-def test_a_speech_longer_than_the_context_is_named(local_ray, tmp_path, tiny_model) -> None:
+def test_a_speech_too_long_for_the_context_is_named_by_row(local_ray, tmp_path, tiny_model) -> None:
     texts = [f"{LONG} {i}" for i in range(20)] + ["word " * 190]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts})
     too_small = job(path).model_copy(update={"rollouts": Rollouts(max_model_len=180)})
@@ -163,7 +163,7 @@ def test_a_speech_longer_than_the_context_is_named(local_ray, tmp_path, tiny_mod
         data.load_speeches(too_small, str(tiny_model))
 
 
-def test_prompts_come_from_one_replaceable_file(tmp_path) -> None:
+def test_prompts_come_from_a_replaceable_file(tmp_path) -> None:
     own = tmp_path / "prompts.yaml"
     own.write_text(
         "mine:\n  system: Be kind.\n  user: 'Client: {client_speech}'\nbroken:\n  user: nothing\n"
