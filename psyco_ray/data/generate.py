@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines
 from psyco_ray.data.respond import ResponseTask, response_row
+from psyco_ray.judge.pipeline import set_aside_row
 from psyco_ray.models import loading
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
@@ -70,7 +71,7 @@ class Responder:
                 ids = loading.conversation_ids(self._tokenizer, task.messages(row["speech"]))
                 if len(ids) > room:
                     reason = f"the prompt takes {len(ids)} tokens, {room} fit; raise respond.rollouts.max_model_len"
-                    set_aside[part].append(_set_aside_row(speech_id, task.name, reason, None))
+                    set_aside[part].append(set_aside_row(speech_id, task.name, reason, None))
                     continue
                 part_of[speech_id] = part
                 prompts.append(Prompt(speech_id, tuple(ids), task.seed_of(speech_id)))
@@ -78,7 +79,7 @@ class Responder:
             if text:
                 rows[part_of[speech_id]].append(response_row(speech_id, task.name, text, finished))
             else:
-                set_aside[part_of[speech_id]].append(_set_aside_row(speech_id, task.name, "empty answer", ""))
+                set_aside[part_of[speech_id]].append(set_aside_row(speech_id, task.name, "empty answer", ""))
         for part in todo:
             task.write(part, rows[part], set_aside[part])
         yield len(work.parts)
@@ -152,7 +153,3 @@ def _work_items(task: ResponseTask, settings: Rollouts) -> Iterator[ResponseWork
             parts, size = [], 0
     if parts:
         yield ResponseWork(task, tuple(parts))
-
-
-def _set_aside_row(speech_id: str, model: str, reason: str, answer: str | None) -> Row:
-    return {"speech_id": speech_id, "what": model, "reason": reason, "answer": answer}

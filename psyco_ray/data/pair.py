@@ -41,7 +41,7 @@ def pair(root: Path, settings: Pairs) -> dict[str, int]:
         if name not in PRINCIPLES:
             raise InputError(f"pair.weights names {name}; the principles are {', '.join(PRINCIPLES)}")
     if not any(settings.weights.get(name, 1) for name in PRINCIPLES):
-        raise InputError("pair.weights makes every principle count 0; leave some above it")
+        raise InputError("pair.weights sets every principle to 0; keep at least one above 0")
     counts = {f"{split}_pairs": 0 for split in SPLITS} | {"responses": 0, "not_fully_rated": 0}
     (root / "pairs").mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:

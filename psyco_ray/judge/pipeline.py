@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.judge.ask import Asker, AskResult
+from psyco_ray.judge.ask import Asker
 from psyco_ray.judge.client import Call, UnavailableError
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import BudgetExceededError, BudgetMeter, Limiter
@@ -120,7 +120,7 @@ class Caller:
                 rows += question.rows(result.value, result.finished)
             else:
                 stats.set_aside += 1
-                set_aside.append(_set_aside_row(question, result))
+                set_aside.append(set_aside_row(question.speech_id, question.what, result.reason, result.text))
         self._journal.sync()
         await self._limiter.close()  # the meter counts a finished part in full
         shards.write(stage.out / "set-aside", part, set_aside, SET_ASIDE)
@@ -181,10 +181,6 @@ def run(
     return dollars
 
 
-def _set_aside_row(question: Question, result: AskResult[Any]) -> Row:
-    return {
-        "speech_id": question.speech_id,
-        "what": question.what,
-        "reason": result.reason,
-        "answer": result.text,
-    }
+def set_aside_row(speech_id: str, what: str, reason: str | None, answer: str | None) -> Row:
+    """A row of SET_ASIDE."""
+    return {"speech_id": speech_id, "what": what, "reason": reason, "answer": answer}
