@@ -18,7 +18,10 @@ def wilson(wins: float, total: int) -> Interval:
         wins: may be fractional, at most `total`.
         total: independent comparisons, one per speech; without any the interval is [0, 1].
     """
-    return proportion_confint(wins, total, method="wilson") if total else (0.0, 1.0)
+    if not total:
+        return (0.0, 1.0)
+    low, high = proportion_confint(wins, total, method="wilson")
+    return (float(low), float(high))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000) -> Interval:
