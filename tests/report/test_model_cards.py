@@ -1,13 +1,15 @@
-"""Model cards of trained policies."""
+"""Model cards of policies and reward models."""
 
 import re
 
 import yaml
 
-from psyco_ray.config.training import DpoConfig, Sampling
+from psyco_ray.config.resources import Learners
+from psyco_ray.config.training import DpoConfig, Reward, Sampling
+from psyco_ray.evaluate import metrics
 from psyco_ray.report import model_cards
 
-FACTS = {
+POLICY_FACTS = {
     "name": "demo-3b",
     "base": "/secret/models/Llama: 3B",
     "method": "dpo-iter",
@@ -34,17 +36,46 @@ FACTS = {
     "versions": {"psyco_ray": "0.1.0", "torch": "2.13.0"},
 }
 
+REWARD_FACTS = {
+    "name": "demo-3b",
+    "base": "/secret/models/Llama: 3B",
+    "seed": 7,
+    "steps": 1200,
+    "best_step": 900,
+    "mixture": [
+        {"pairs": "/secret/place/psy.parquet", "train": 10_000, "dev": 900, "left_out": {"no preference": 12}},
+        {"pairs": "hub:nvidia/HelpSteer2/preference.jsonl", "train": 5_000, "dev": 400, "left_out": {}},
+    ],
+    "optimizer": Reward().optimizer.model_dump(),
+    "learners": Learners().model_dump(),
+    "margin": 0.5,
+    "centre": 0.01,
+    "lora": {"rank": 16, "alpha": 32.0},
+    "max_tokens": 2048,
+    "truncated": 17,
+    "dev": metrics.measure([2.0, 1.0, 0.0, 3.0], [1.0, 0.0, 1.0, 3.0]),
+    "versions": POLICY_FACTS["versions"],
+}
+
 
 def front_and_body(card: str) -> tuple[dict, str]:
     _, front, body = re.split(r"^---\n", card, maxsplit=2, flags=re.M)
     return yaml.safe_load(front), body
 
 
-def test_policy_card_says_what_it_is_and_what_not() -> None:
-    front, body = front_and_body(model_cards.policy_card(FACTS))
+def rectangular_tables(card: str) -> list[str]:
+    """The Markdown tables of a card, whose lines have equally many cells."""
+    tables = re.findall(r"(?:^\|.*\n)+", card, re.M)
+    for table in tables:
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    return tables
+
+
+def test_policy_card_states_training_and_limits() -> None:
+    front, body = front_and_body(model_cards.policy_card(POLICY_FACTS))
     assert front["base_model"] == "Llama: 3B"
     assert (front["license"], front["language"], front["pipeline_tag"]) == ("other", ["en"], "text-generation")
-    for said in (
+    for statement in (
         "iterative DPO",
         "| optimizer steps | 1,600 |",
         "| this checkpoint | iteration 12, chosen by mean held-out reward: 1.250 |",
@@ -69,18 +100,64 @@ def test_policy_card_says_what_it_is_and_what_not() -> None:
         "rater of the data",
         "opponent and judge",
     ):
-        assert said in body, said
+        assert statement in body, statement
     assert "secret" not in body
 
 
 def test_policy_card_without_judge_and_guards() -> None:
-    bare = FACTS | {"method": "dpo", "reward_model": None, "heldout_model": None, "heldout": None, "guards": None}
+    bare = POLICY_FACTS | {
+        "method": "dpo",
+        "reward_model": None,
+        "heldout_model": None,
+        "heldout": None,
+        "guards": None,
+    }
     _, body = front_and_body(model_cards.policy_card(bare))
     assert "| guards | none: the paper's recipe |" in body
     assert "| training reward model | none: the pairs are those of the data |" in body
     assert "| held-out reward model | none |" in body
     assert "No held-out reward model scored this policy" in body
     assert "scores above the base" not in body
-    for facts in (FACTS, bare):
-        for block in re.findall(r"(?:^\|.*\n)+", model_cards.policy_card(facts), re.M):
-            assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    for facts in (POLICY_FACTS, bare):
+        rectangular_tables(model_cards.policy_card(facts))
+
+
+def test_reward_card_states_training_and_limits() -> None:
+    front, body = front_and_body(model_cards.reward_card(REWARD_FACTS))
+    assert front["base_model"] == "Llama: 3B"
+    assert front["license"] == "other"
+    assert front["language"] == ["en"]
+    for statement in (
+        "| psy.parquet | 10,000 | 900 | no preference: 12 |",
+        "| hub:nvidia/HelpSteer2/preference.jsonl | 5,000 | 400 | none |",
+        "| all | 15,000 | 1,300 | |",
+        "at most 2,048 tokens together; 17 pairs were truncated to that.\n",
+        "| steps | 1,200; this checkpoint is step 900 |",
+        "| optimizer.learning_rate | 9e-06 |",
+        "| learners.zero_stage | 2 |",
+        "| lora.rank | 16 |",
+        "| 50.0 % | 15.0 to 85.0 % | 1 | 0.656 |",
+        "psyco_ray 0.1.0, torch 2.13.0",
+        "Not for direct use with clients",
+        "no clinical judgement",
+        "assistive",
+        "Single-turn",
+        "English",
+        "non-commercial",
+    ):
+        assert statement in body, statement
+    assert "secret" not in body
+
+
+def test_reward_card_without_lora_and_dev_pairs() -> None:
+    _, body = front_and_body(model_cards.reward_card(REWARD_FACTS | {"lora": None, "dev": None}))
+    assert "| lora | none: all weights were trained |" in body
+    assert "There were no dev pairs" in body
+    left_out = " ".join(model_cards.reward_card(REWARD_FACTS | {"too_long": 3}).split())
+    assert "3 more were left out because a response alone is longer" in left_out
+    assert "AUC" not in body
+
+
+def test_reward_card_tables_are_rectangular() -> None:
+    for facts in (REWARD_FACTS, REWARD_FACTS | {"lora": None, "dev": None}):
+        assert len(rectangular_tables(model_cards.reward_card(facts))) == (3 if facts["dev"] else 2)

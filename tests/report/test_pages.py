@@ -21,11 +21,11 @@ NAMES = ("training run", "compared runs", "dataset", "experts", "policies", "rew
 def training_page(root, **settings) -> tuple[str, dict]:
     job, ledger = training_run(root, **settings)
     try:
-        found = summary.write_summary(job, ledger, RunState(job, ledger))
-        training_report.write_report(job, ledger, found)
+        written = summary.write_summary(job, ledger, RunState(job, ledger))
+        training_report.write_report(job, ledger, written)
     finally:
         ledger.close()
-    return (root / "report.html").read_text("utf-8"), found
+    return (root / "report.html").read_text("utf-8"), written
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +67,19 @@ def test_the_layout_check_finds_what_is_cut(tmp_path) -> None:
     plain = f"<!DOCTYPE html><body>{wide}"
     hidden = f"<!DOCTYPE html><body><div style='overflow-x:auto'>{wide}</div>"
     unreachable = f"<!DOCTYPE html><body><div class=scroll style='overflow-x:auto' aria-label=x>{wide}</div>"
-    found = layout_problems({"plain": plain, "hidden": hidden, "unreachable": unreachable}, tmp_path)
-    assert any(re.match(r"plain at 390: the page is \d+ pixels wide", problem) for problem in found)
-    assert any(re.match(r"hidden at 390: div .* is cut", problem) for problem in found)
-    assert any(re.match(r"unreachable at 390: .* cannot be scrolled by keyboard", problem) for problem in found)
+    problems = layout_problems({"plain": plain, "hidden": hidden, "unreachable": unreachable}, tmp_path)
+    assert any(re.match(r"plain at 390: the page is \d+ pixels wide", problem) for problem in problems)
+    assert any(re.match(r"hidden at 390: div .* is cut", problem) for problem in problems)
+    assert any(re.match(r"unreachable at 390: .* cannot be scrolled by keyboard", problem) for problem in problems)
 
 
 def test_the_training_page_shows_the_figures_of_the_summary(tmp_path) -> None:
-    text, found = training_page(tmp_path / "run")
+    text, written = training_page(tmp_path / "run")
     page = Page(text)
     flat = " ".join(page.text.split())
     assert text.count("<svg") == 4
     assert "Based on 12 held-out client speeches" in flat
-    assert found["best"] == {
+    assert written["best"] == {
         "iteration": 3,
         "by": "mean reward by the held-out reward model on the held-out speeches",
         "value": pytest.approx(1.5 + 66 / 144),
@@ -99,8 +99,8 @@ def test_the_training_page_shows_the_figures_of_the_summary(tmp_path) -> None:
 
 
 def test_a_run_without_a_heldout_reward_model_says_so(tmp_path) -> None:
-    text, found = training_page(tmp_path / "run", scorers={"heldout_model": None})
-    assert found["heldout"] is None
+    text, written = training_page(tmp_path / "run", scorers={"heldout_model": None})
+    assert written["heldout"] is None
     assert "No held-out reward model was named" in " ".join(Page(text).text.split())
     assert ["3", "1.958", "87.5"] in Page(text).rows
 

@@ -1,3 +1,6 @@
+"""The page and the card of a dataset."""
+
+import dataclasses
 import itertools
 import re
 
@@ -14,7 +17,7 @@ from psyco_ray.run import shards
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[dict, str, str]:
+def full_dataset(tmp_path_factory) -> tuple[dict, str, str]:
     root = tmp_path_factory.mktemp("data")
     outputs = stage_outputs(root, list(TABLES), collected=COLLECT, spend=SPEND, licences={"forum": "MIT"})
     figures = dataset.write_report(outputs, root / "out")
@@ -22,8 +25,8 @@ def whole(tmp_path_factory) -> tuple[dict, str, str]:
     return figures, *((root / "out" / name).read_text("utf-8") for name in ("report.html", "dataset-card.md"))
 
 
-def test_the_page_is_self_contained_and_escapes_names(whole) -> None:
-    _, text, _ = whole
+def test_the_page_is_self_contained_and_escapes_names(full_dataset) -> None:
+    _, text, _ = full_dataset
     self_contained(text)
     assert not re.search(r"https?://", text)
     assert "Left out" not in text
@@ -31,8 +34,8 @@ def test_the_page_is_self_contained_and_escapes_names(whole) -> None:
     assert "/secret" not in text
 
 
-def test_the_page_shows_the_counts(whole) -> None:
-    _, text, _ = whole
+def test_the_page_shows_the_counts(full_dataset) -> None:
+    _, text, _ = full_dataset
     page = Page(text)
     for row in (
         ["source", "rows", "kept", "too short", "exact duplicate"],
@@ -65,8 +68,8 @@ def test_the_page_shows_the_counts(whole) -> None:
     assert text.count('class="sample"') == 3
 
 
-def test_figures_of_pairs_and_ratings(whole) -> None:
-    figures, _, _ = whole
+def test_figures_of_pairs_and_ratings(full_dataset) -> None:
+    figures, _, _ = full_dataset
     pairs = figures["pairs"]
     assert pairs["count"] == 20
     assert pairs["chosen_longer"] == 15 / 20
@@ -86,8 +89,8 @@ def test_figures_of_pairs_and_ratings(whole) -> None:
     assert figures["topics"]["paper_total"] == 26_483
 
 
-def test_the_card_says_what_it_must(whole) -> None:
-    _, _, card = whole
+def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
+    _, _, card = full_dataset
     front, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert yaml.safe_load(front) == {
         "pretty_name": "demo",
@@ -129,10 +132,10 @@ def test_the_card_says_what_it_must(whole) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table[0]
 
 
-def test_what_the_card_says_about_loading_works(tmp_path, monkeypatch, whole) -> None:
+def test_the_loading_code_of_the_card_runs(tmp_path, monkeypatch, full_dataset) -> None:
     stage_outputs(tmp_path, ["pairs"])
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", whole[2], re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", full_dataset[2], re.DOTALL)
     assert code is not None
     names: dict = {}
     exec(code[1], names)
@@ -154,7 +157,7 @@ def test_a_stage_that_has_not_run_is_left_out(tmp_path, missing) -> None:
     assert (figures[name] is None) == (missing != "responses")
 
 
-def test_a_dataset_of_nothing_has_a_page_and_a_card(tmp_path) -> None:
+def test_an_empty_dataset_has_a_page_and_a_card(tmp_path) -> None:
     figures = dataset.write_report(dataset.StageOutputs(JOB), tmp_path)
     assert {key for key, value in figures.items() if value is not None} == {"paper", "name"}
     text = (tmp_path / "report.html").read_text()
@@ -162,27 +165,24 @@ def test_a_dataset_of_nothing_has_a_page_and_a_card(tmp_path) -> None:
     assert "not made yet" in (tmp_path / "dataset-card.md").read_text()
 
 
-def test_stages_that_ran_and_gave_nothing(tmp_path) -> None:
+def test_stages_without_results(tmp_path) -> None:
     for name in ("pairs", "set_aside"):
         shards.write(tmp_path / name, "0", [], TABLES[name])
-    made = dataset.StageOutputs(
+    outputs = dataset.StageOutputs(
         JOB, collected=COLLECT, pairs=(tmp_path / "pairs",), set_aside=(tmp_path / "set_aside",)
     )
-    assert dataset.write_report(made, tmp_path)["set_aside"] == []
+    assert dataset.write_report(outputs, tmp_path)["set_aside"] == []
     assert "Every call gave a usable answer" in (tmp_path / "report.html").read_text()
 
 
-def test_samples_depend_on_the_seed_and_not_on_the_parts(tmp_path) -> None:
-    tables = data_tables()
-    orders = {"a": tables["pairs"], "b": tables["pairs"][::-1]}
-    drawn = {
-        name: [
-            [pair["prefID"] for pair in found["samples"]]
-            for seed in range(5)
-            if (found := dataset._pairs(stage_outputs(tmp_path / name, ["pairs"], {"pairs": order}).pairs, seed))
-        ]
-        for name, order in orders.items()
-    }
+def test_samples_depend_on_the_seed_but_not_on_the_order_of_rows(tmp_path) -> None:
+    pairs = data_tables()["pairs"]
+    drawn = {}
+    for name, order in {"a": pairs, "b": pairs[::-1]}.items():
+        outputs = stage_outputs(tmp_path / name, ["pairs"], {"pairs": order})
+        jobs = [JOB.model_copy(update={"seed": seed}) for seed in range(5)]
+        figures = [dataset.measure(dataclasses.replace(outputs, job=job)) for job in jobs]
+        drawn[name] = [[pair["prefID"] for pair in of_seed["pairs"]["samples"]] for of_seed in figures]
     assert drawn["a"] == drawn["b"]
     assert len({tuple(names) for names in drawn["a"]}) > 1
 
@@ -192,8 +192,8 @@ def test_lengths_are_those_of_the_sorted_texts(texts: list[str]) -> None:
     lengths = dataset.Lengths()
     for text in texts:
         lengths.add(text)
-    found = lengths.summary()["characters"]
+    summary = lengths.summary()["characters"]
     ordered = sorted(len(text) for text in texts)
-    assert found["mean"] == pytest.approx(sum(ordered) / len(ordered))
-    assert found["median"] == ordered[(len(ordered) - 1) // 2]
-    assert ordered[0] <= found["low"] <= found["median"] <= found["high"] <= ordered[-1]
+    assert summary["mean"] == pytest.approx(sum(ordered) / len(ordered))
+    assert summary["median"] == ordered[(len(ordered) - 1) // 2]
+    assert ordered[0] <= summary["low"] <= summary["median"] <= summary["high"] <= ordered[-1]

@@ -1,19 +1,17 @@
+"""The page and the tables of reward models."""
+
 import re
 from pathlib import Path
 
 import pytest
-import yaml
 from support.pages import Page, self_contained
 from support.reward_results import ODD, VERSIONS, bare_reward_results, reward_results
 
-from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import Reward
-from psyco_ray.evaluate import metrics
-from psyco_ray.report import model_cards, reward_models, reward_tables
+from psyco_ray.report import reward_models, reward_tables
 
 
-def small() -> dict:
-    """One reward model of each kind with figures that are easy to see again."""
+def small_results() -> dict:
+    """One reward model of each kind, with figures that are easy to recognise."""
     test = {"accuracy": 0.9764, "auc": 0.99749, "ece10": 0.0449, "brier": 0.0166}
     bench = {"official": True, "missing": [], "mean": 0.8611, "micro": 0.5, "auc": 0.9, "ece10": 0.038, "brier": 0.09}
     models = [
@@ -30,7 +28,8 @@ def small() -> dict:
     }
 
 
-def written(results: dict, out: Path) -> tuple[Page, str, str]:
+def write_and_read(results: dict, out: Path) -> tuple[Page, str, str]:
+    """The parsed page, its text, and the Markdown tables."""
     reward_models.write_report(results, out)
     assert {path.name for path in out.iterdir()} == {"report.html", "tables.md"}
     page = (out / "report.html").read_text("utf-8")
@@ -38,7 +37,7 @@ def written(results: dict, out: Path) -> tuple[Page, str, str]:
 
 
 def test_table_1_cell_by_cell() -> None:
-    table = reward_tables.table1(small())
+    table = reward_tables.table1(small_results())
     assert table.columns == ["Model", "Acc.", "AUC (↑)", "ECE (↓)", "Brier (↓)"]
     kinds = [row.kind for row in table.rows]
     assert kinds == [
@@ -74,7 +73,7 @@ def test_table_1_cell_by_cell() -> None:
 
 
 def test_table_2_cell_by_cell() -> None:
-    rows = reward_tables.table2(small()).rows
+    rows = reward_tables.table2(small_results()).rows
     assert [row.kind for row in rows] == ["ours", *["paper"] * 4], "rm-b names no training data"
     assert rows[0].cells == ["smol", "Psy", "97.6", "0.997", "0.017", "0.045", "86.1"]
     assert rows[1].cells == ["Llama-3B (paper)", "HelpSteer2", "81.6", "0.916", "0.120", "0.044", "83.6"]
@@ -82,7 +81,7 @@ def test_table_2_cell_by_cell() -> None:
 
 
 def test_table_7_cell_by_cell() -> None:
-    rows = reward_tables.table7(small()).rows
+    rows = reward_tables.table7(small_results()).rows
     ours = ["0.976", "0.045", "0.997", "0.017", "0.861", "0.038", "0.900", "0.090", "0.919"]
     assert rows[0].cells == ["rm-a", *ours]
     assert rows[1].cells == ["rm-b", *["–"] * 9]
@@ -95,10 +94,10 @@ def test_table_7_cell_by_cell() -> None:
 
 
 def test_markdown_has_the_same_cells() -> None:
-    text = reward_tables.markdown(small())
+    text = reward_tables.markdown(small_results())
     assert "on psy." in text
     blocks = re.findall(r"(?:^\|.*\n)+", text, re.M)
-    tables = reward_tables.layout(small())
+    tables = reward_tables.layout(small_results())
     assert len(blocks) == len(tables) == 3
     for block, table in zip(blocks, tables, strict=True):
         lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
@@ -111,17 +110,17 @@ def test_markdown_has_the_same_cells() -> None:
                 assert line == [cell.replace("|", "\\|").replace("<", "&lt;") for cell in row.cells]
 
 
-def test_the_note_names_what_is_no_full_rewardbench() -> None:
-    results = small()
+def test_the_note_names_models_without_the_full_rewardbench() -> None:
+    results = small_results()
     assert f"{ODD} ran on a benchmark of other subsets" in reward_tables.note(results)
     assert "rm-a ran" not in reward_tables.note(results)
     results["models"][0]["rewardbench"]["missing"] = ["hep-go", "math-prm"]
     assert "rm-a ran on RewardBench without 2 of its 23 subsets." in reward_tables.note(results)
 
 
-def test_page_with_all_parts(tmp_path) -> None:
+def test_the_page_shows_every_part(tmp_path) -> None:
     results = reward_results()
-    page, text, markdown = written(results, tmp_path)
+    page, text, markdown = write_and_read(results, tmp_path)
     ours = results["models"][0]["tests"]["psy-test"]
     assert "demo-3b-mixture is the most accurate on psy-test" in " ".join(page.text.split())
     assert f"{100 * ours['accuracy']:.1f} % of 400 pairs" in " ".join(page.text.split())
@@ -151,8 +150,8 @@ def test_page_with_all_parts(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("results", [reward_results(40), bare_reward_results()], ids=["all parts", "bare"])
-def test_page_stands_alone(tmp_path, results) -> None:
-    page, text, _ = written(results, tmp_path)
+def test_the_page_is_self_contained_and_reproducible(tmp_path, results) -> None:
+    page, text, _ = write_and_read(results, tmp_path)
     assert "secret" not in text
     assert "<b>name</b>" not in text
     assert ODD in page.text
@@ -160,91 +159,19 @@ def test_page_stands_alone(tmp_path, results) -> None:
     assert (tmp_path / "again" / "report.html").read_text("utf-8") == text
 
 
-def test_page_without_the_optional_parts(tmp_path) -> None:
-    page, text, _ = written(bare_reward_results(), tmp_path)
+def test_the_page_without_optional_parts(tmp_path) -> None:
+    page, text, _ = write_and_read(bare_reward_results(), tmp_path)
     assert "calibrated, temperature" not in page.text
     assert "<details>" not in text
     assert "no model was run on it" in page.text
     assert text.count("<svg") == 8
 
 
-def test_page_of_a_benchmark_alone(tmp_path) -> None:
+def test_the_page_of_a_benchmark_alone(tmp_path) -> None:
     results = reward_results(40) | {"tests": []}
     for model in results["models"]:
         model["tests"] = {}
-    page, text, _ = written(results, tmp_path)
+    page, text, _ = write_and_read(results, tmp_path)
     assert "most accurate" not in page.text
     assert "<svg" not in text
     assert "donotanswer" in page.text
-
-
-FACTS = {
-    "name": "demo-3b",
-    "base": "/secret/models/Llama: 3B",
-    "seed": 7,
-    "steps": 1200,
-    "best_step": 900,
-    "mixture": [
-        {"pairs": "/secret/place/psy.parquet", "train": 10_000, "dev": 900, "left_out": {"no preference": 12}},
-        {"pairs": "hub:nvidia/HelpSteer2/preference.jsonl", "train": 5_000, "dev": 400, "left_out": {}},
-    ],
-    "optimizer": Reward().optimizer.model_dump(),
-    "learners": Learners().model_dump(),
-    "margin": 0.5,
-    "centre": 0.01,
-    "lora": {"rank": 16, "alpha": 32.0},
-    "max_tokens": 2048,
-    "truncated": 17,
-    "dev": metrics.measure([2.0, 1.0, 0.0, 3.0], [1.0, 0.0, 1.0, 3.0]),
-    "versions": VERSIONS,
-}
-
-
-def front_and_body(card: str) -> tuple[dict, str]:
-    _, front, body = re.split(r"^---\n", card, maxsplit=2, flags=re.M)
-    return yaml.safe_load(front), body
-
-
-def test_card_says_what_it_is_and_what_not() -> None:
-    front, body = front_and_body(model_cards.reward_card(FACTS))
-    assert front["base_model"] == "Llama: 3B"
-    assert front["license"] == "other"
-    assert front["language"] == ["en"]
-    for said in (
-        "| psy.parquet | 10,000 | 900 | no preference: 12 |",
-        "| hub:nvidia/HelpSteer2/preference.jsonl | 5,000 | 400 | none |",
-        "| all | 15,000 | 1,300 | |",
-        "at most 2,048 tokens together; 17 pairs were truncated to that.\n",
-        "| steps | 1,200; this checkpoint is step 900 |",
-        "| optimizer.learning_rate | 9e-06 |",
-        "| learners.zero_stage | 2 |",
-        "| lora.rank | 16 |",
-        "| 50.0 % | 15.0 to 85.0 % | 1 | 0.656 |",
-        "psyco_ray 0.1.0, torch 2.13.0",
-        "Not for direct use with clients",
-        "no clinical judgement",
-        "assistive",
-        "Single-turn",
-        "English",
-        "non-commercial",
-    ):
-        assert said in body
-    assert "secret" not in body
-
-
-def test_card_without_lora_and_dev_pairs() -> None:
-    _, body = front_and_body(model_cards.reward_card(FACTS | {"lora": None, "dev": None}))
-    assert "| lora | none: all weights were trained |" in body
-    assert "There were no dev pairs" in body
-    assert "3 more\nwere left out because a response alone is longer" in model_cards.reward_card(
-        FACTS | {"too_long": 3}
-    )
-    assert "AUC" not in body
-
-
-def test_card_tables_hold_together() -> None:
-    for facts in (FACTS, FACTS | {"lora": None, "dev": None}):
-        blocks = re.findall(r"(?:^\|.*\n)+", model_cards.reward_card(facts), re.M)
-        for block in blocks:
-            assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-        assert len(blocks) == (3 if facts["dev"] else 2)
