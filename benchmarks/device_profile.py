@@ -198,7 +198,7 @@ def conversations(model: str, count: int) -> Iterator[tuple[Prompt, list[dict[st
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index), messages
 
 
-def start_actors(options: argparse.Namespace, reward_model: str) -> Bench:
+def start_actors(options: argparse.Namespace, reward_model: str, meter: Meter) -> Bench:
     """Starts the actors as a run does."""
     cpus = {"cpus": 0.1, "gpus": options.gpus}
     rollouts = Rollouts(**cpus, max_model_len=1024, max_num_seqs=SPEECHES * RESPONSES, kv_cache_gb=options.kv_gb)
@@ -237,8 +237,36 @@ def start_actors(options: argparse.Namespace, reward_model: str) -> Bench:
         ),
         {prompt.speech_id: messages for prompt, messages in rendered},
         [prompt for prompt, _ in rendered],
-        Meter(options.gpus > 0),
+        meter,
     )
+
+
+def measure_rates(options: argparse.Namespace, meter: Meter) -> tuple[dict[str, float], int]:
+    """Measures all rates; returns them and the number of the model's parameters."""
+    base = loading.resolve(options.model)
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = loading.load_tokenizer(base)
+        model = reward_model.new_model(base, tokenizer, "float32", seed=0)
+        parameters = model.num_parameters()
+        loading.save(f"{directory}/reward", model.state_dict(), model.config, tokenizer)
+        del model
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        bench = start_actors(options, f"{directory}/reward", meter)
+        rates = {"start_s": bench.start()}
+        sampling, groups = bench.measure_sampling(options.rounds)
+        pairs = [
+            PreferencePair(
+                g.prompt.speech_id, g.prompt.token_ids, *(r.token_ids for r in g.responses[:2]), (-99.0, -99.0)
+            )
+            for g in groups
+        ]
+        rates |= sampling | bench.measure_scoring(options.rounds, groups, pairs)
+        rates |= bench.measure_training(options.rounds, pairs, parameters)
+        bench.rollouts.close()
+        bench.scorers.close()
+        bench.learner.close()
+        ray.shutdown()
+    return {key: float(f"{value:.3g}") for key, value in rates.items()}, parameters
 
 
 def main() -> None:
@@ -256,34 +284,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("profile.yaml"))
     options = parser.parse_args()
-    base = loading.resolve(options.model)
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer = loading.load_tokenizer(base)
-        first = reward_model.new_model(base, tokenizer, "float32", seed=0)
-        parameters = first.num_parameters()
-        loading.save(f"{directory}/reward", first.state_dict(), first.config, tokenizer)
-        del first
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
-        bench = start_actors(options, f"{directory}/reward")
-        rates = {"start_s": bench.start()}
-        sampling, groups = bench.measure_sampling(options.rounds)
-        pairs = [
-            PreferencePair(
-                g.prompt.speech_id,
-                g.prompt.token_ids,
-                g.responses[0].token_ids,
-                g.responses[1].token_ids,
-                (-99.0, -99.0),
-            )
-            for g in groups
-        ]
-        rates |= sampling | bench.measure_scoring(options.rounds, groups, pairs)
-        rates |= bench.measure_training(options.rounds, pairs, parameters)
-        bench.rollouts.close()
-        bench.scorers.close()
-        bench.learner.close()
-        ray.shutdown()
-    rounded = {key: float(f"{value:.3g}") for key, value in rates.items()}
+    meter = Meter(options.gpus > 0)
+    rates, parameters = measure_rates(options, meter)
     profile = {
         "device": options.name,
         "kind": "gpu" if options.gpus else "cpu",
@@ -291,18 +293,18 @@ def main() -> None:
         "memory_gb": options.memory_gb,
         "model": options.model,
         "parameters": parameters,
-        **rounded,
+        **rates,
     }
     options.out.write_text(yaml.safe_dump(profile, sort_keys=False))
-    measured = [(seconds, predicted) for _, seconds, predicted in bench.meter.measured]
+    measured = [(seconds, predicted) for _, seconds, predicted in meter.measured]
     ratio = sum(predicted for _, predicted in measured) / sum(seconds for seconds, _ in measured)
     worst = min(min(predicted / seconds, seconds / predicted) for seconds, predicted in measured if seconds > 1)
-    print(f"profile: {options.out}, {rounded}; the rates predict {100 * ratio:.0f} % of all measured seconds")
+    print(f"profile: {options.out}, {rates}; the rates predict {100 * ratio:.0f} % of all measured seconds")
     print(
         json.dumps(
             {
                 "name": "profile",
-                "ours": rounded["decode_step_s"],
+                "ours": rates["decode_step_s"],
                 "peer": None,
                 "ratio": round(worst, 3),
                 "bar": BAR,

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray.cloudpickle
@@ -93,17 +94,17 @@ def pool_of(model: str, settings: Rollouts, rooms: Any = None) -> ActorPool:
     return ActorPool("rollout", create, settings.actors, Deadlines(start_s=LIMIT_S, item_s=LIMIT_S), suspended=shared)
 
 
-def alternate(
-    name: str,
-    model: str,
-    settings: Rollouts,
-    speeches: int,
-    responses: int,
-    max_tokens: int,
-    rounds: int,
-    *,
-    defaults: bool = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Workload:
+    """What both sides sample in each round."""
+
+    speeches: int
+    responses: int
+    max_tokens: int
+    rounds: int
+
+
+def alternate(name: str, model: str, settings: Rollouts, work: Workload, *, defaults: bool = False) -> dict[str, Any]:
     """Medians over rounds of the tokens/s of actors and bare engine and of the ratio; one more round warms up.
 
     The engine has the actors' settings and resources, or with `defaults` vLLM's own.
@@ -115,12 +116,14 @@ def alternate(
     )
     bare = ray.remote(Bare).options(**resources).remote(model, settings, defaults)
     ray.get(bare.ready.remote(), timeout=LIMIT_S)
-    prompts, size = list(prompts_of(model, speeches)), settings.speeches_per_item
+    prompts, size = list(prompts_of(model, work.speeches)), settings.speeches_per_item
     items = [PromptBatch(str(i), tuple(prompts[i : i + size])) for i in range(0, len(prompts), size)]
     rates = []
-    for number in range(rounds + 1):
-        tokens, seconds = through_actor(pool, items, responses, max_tokens)
-        bare_tokens, bare_seconds = ray.get(bare.generate.remote(prompts, responses, max_tokens), timeout=LIMIT_S)
+    for number in range(work.rounds + 1):
+        tokens, seconds = through_actor(pool, items, work.responses, work.max_tokens)
+        bare_tokens, bare_seconds = ray.get(
+            bare.generate.remote(prompts, work.responses, work.max_tokens), timeout=LIMIT_S
+        )
         rates.append((tokens / seconds, bare_tokens / bare_seconds))
         print(f"round {number}: actors {rates[-1][0]:.0f} tokens/s, bare {rates[-1][1]:.0f} tokens/s", flush=True)
     pool.close()

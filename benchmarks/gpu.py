@@ -39,7 +39,7 @@ from typing import Any
 import ray
 import shapes
 import updates
-from engines import alternate
+from engines import Workload, alternate
 from updates import learner_of, random_pairs
 
 from psyco_ray.cli.plan import cost_model
@@ -186,8 +186,9 @@ def mfu_line(measure: str, options: argparse.Namespace, flop_count: int, seconds
 def rollout(job: Job, options: argparse.Namespace) -> list[Line]:
     """Tokens/s of a rollout actor and of a bare engine."""
     settings, name = job.rollouts, f"gpu rollout {options.model}"
-    sizes = 4 * settings.speeches_per_item, job.sampling.responses, job.sampling.max_tokens
-    line = alternate(name, job.model, settings, *sizes, options.rounds)
+    speeches = 4 * settings.speeches_per_item
+    work = Workload(speeches, job.sampling.responses, job.sampling.max_tokens, options.rounds)
+    line = alternate(name, job.model, settings, work)
     return [{**line, "bar": ROLLOUT_BAR, "pass": line["ratio"] >= ROLLOUT_BAR}]
 
 

@@ -20,7 +20,7 @@ import secrets
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import ray
-from engines import alternate
+from engines import Workload, alternate
 
 from psyco_ray.config.resources import Rollouts, fast_dtype
 
@@ -51,9 +51,9 @@ def main() -> None:
         dtype=options.dtype or fast_dtype({"gpus": options.gpus}),
     )
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    work = (options.speeches, options.responses, options.max_tokens, options.rounds)
+    work = Workload(options.speeches, options.responses, options.max_tokens, options.rounds)
     name, bar = ("rollout defaults", DEFAULTS_BAR) if options.defaults else ("rollout", BAR)
-    line = alternate(name, options.model, settings, *work, defaults=options.defaults)
+    line = alternate(name, options.model, settings, work, defaults=options.defaults)
     ray.shutdown()
     print(json.dumps({**line, "bar": bar, "pass": line["ratio"] >= bar}))
 
