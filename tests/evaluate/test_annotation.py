@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.expert_files import SPEECH, Row, items, read
 
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.evaluate import annotation, expert_csv
 from psyco_ray.evaluate.stats import wilson
-
-SPEECH = "I can’t sleep, “again”; it is the third week.\nMy wife says: talk to someone. Café, naïve, 5 €."
-Row = dict[str, str]
 
 
 def make_pairs(count: int) -> list[dict]:
@@ -24,14 +22,6 @@ def make_pairs(count: int) -> list[dict]:
         for i in range(count)
     ]
     return [text | ratings | {"topic": "Anxiety"} for text in texts]
-
-
-def read(path: Path) -> list[Row]:
-    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-
-
-def key(directory: Path) -> dict:
-    return json.loads((directory / "key.json").read_text())["items"]
 
 
 def fill(directory: Path, expert: str, choose: Callable[[str, Row], str], encoding="utf-8-sig", **form) -> None:
@@ -57,7 +47,7 @@ def test_the_files_are_blind_shuffled_and_complete(tmp_path) -> None:
     assert by_item == {row["item"]: row for row in second}, "both see the same"
     assert [row["item"] for row in first] != [row["item"] for row in second], "each in another order"
     assert len(by_item) == 50
-    sides = key(tmp_path)
+    sides = items(tmp_path)
     by_preference = {pair["prefID"]: pair for pair in made}
     for item, row in by_item.items():
         pair = by_preference[sides[item]["prefID"]]
@@ -82,7 +72,7 @@ def test_the_seed_and_the_ids_alone_decide(tmp_path) -> None:
     annotation.export(made, tmp_path / "c", count=20, seed=8)
     for name in ("expert-1.csv", "expert-2.csv", "key.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert key(tmp_path / "a").keys() != key(tmp_path / "c").keys()
+    assert items(tmp_path / "a").keys() != items(tmp_path / "c").keys()
 
 
 def test_no_cell_is_a_formula(tmp_path) -> None:
@@ -123,7 +113,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_choices_are_read_however_the_file_was_saved(tmp_path, form) -> None:
     annotation.export(make_pairs(30), tmp_path, count=30)
-    sides = key(tmp_path)
+    sides = items(tmp_path)
     label = {item: "A" if side["A"] == "chosen" else "B" for item, side in sides.items()}
     other = {"A": "B", "B": "A"}
     spelling = {"A": ["A", "a", " response A ", "Response  a"], "B": ["B", "b ", "response b", "RESPONSE B"]}
@@ -202,7 +192,7 @@ def test_invalid_files_are_named_with_file_and_row(tmp_path) -> None:
 def test_agreement_with_the_labels_is_the_share_of_chosen(tmp_path_factory, choices: list[str], seed: int) -> None:
     directory = tmp_path_factory.mktemp("export")
     annotation.export(make_pairs(12), directory, count=12, seed=seed)
-    sides = key(directory)
+    sides = items(directory)
     by_item = dict(zip(sorted(sides), choices, strict=True))
     fill(directory, "expert-1", lambda item, row: by_item[item])
     made = [sides[item][choice] for item, choice in by_item.items() if choice]
