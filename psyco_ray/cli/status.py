@@ -9,7 +9,7 @@ from typing import Any
 from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import InputError
 from psyco_ray.run import throughput
-from psyco_ray.training.control import ROLES, read_status, request_scale, silent_s
+from psyco_ray.run.status import ROLES, read_status, request_scale, silent_s
 
 
 def add(subparsers: Any) -> None:

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.errors import InputError
@@ -21,13 +20,12 @@ from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.run import storage
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.remote import is_remote
+from psyco_ray.run.status import SCALE, STATUS
 
 _log = logging.getLogger(__name__)
 
-_EVERY_S, _STALE_S = 2.0, 30.0  # between polls of the files; age from which a status is stale
-_EVERY_REMOTE_S, _STALE_REMOTE_S = 15.0, 75.0  # each poll is a paid request
-STATUS, SCALE = "status.json", "scale.json"
-ROLES = ("rollouts", "scorers", "learners")
+_EVERY_S = 2.0  # between polls of the files
+_EVERY_REMOTE_S = 15.0  # each poll is a paid request
 
 
 class Control:
@@ -154,46 +152,3 @@ class Control:
         times = {"began": self._began, "written": time.time()}
         status = {"state": state, **times, **self._describe(pools), "pools": pools, "wanted": self.requested}
         self._directory.write_json(STATUS, status)
-
-
-def read_status(run: str | Path) -> dict[str, Any]:
-    """The status of a run.
-
-    Args:
-        run: its directory, a path or a URI.
-
-    Raises:
-        InputError: the directory has no readable status.
-    """
-    data = storage.read_file(run, STATUS)
-    if data is None:
-        raise InputError(f"{run} holds no {STATUS}; name the directory of a run that was started")
-    try:
-        status = json.loads(data)
-    except ValueError:
-        status = None
-    if not isinstance(status, dict) or not {"state", "written", "stage", "version", "pools", "wanted"} <= status.keys():
-        raise InputError(f"{STATUS} in {run} is damaged; a run in progress writes it again within seconds")
-    return status
-
-
-def silent_s(run: str | Path, status: Mapping[str, Any]) -> float:
-    """Age of a status in seconds if it is stale, so that its driver must be gone; else 0."""
-    age = time.time() - status["written"]
-    return age if age > (_STALE_REMOTE_S if is_remote(run) else _STALE_S) else 0.0
-
-
-def request_scale(run: str | Path, counts: Mapping[str, int]) -> None:
-    """Requests other numbers of actors for a run; it follows within seconds, learners from the next iteration.
-
-    Args:
-        run: its directory, a path or a URI.
-        counts: actors by role.
-
-    Raises:
-        InputError: no run is in progress there.
-    """
-    status = read_status(run)
-    if status["state"] != "going on" or silent_s(run, status):
-        raise InputError(f"no run is in progress in {run}; to start with other numbers set rollouts.actors and so on")
-    storage.write_bytes(run, SCALE, json.dumps({**status["wanted"], **counts}).encode())

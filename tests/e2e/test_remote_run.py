@@ -22,6 +22,7 @@ from psyco_ray.cli.main import main
 from psyco_ray.config.training import Job
 from psyco_ray.pool import placement
 from psyco_ray.run import lease, mirror, remote, storage
+from psyco_ray.run import status as run_status
 from psyco_ray.run.lease import EXPIRES_S
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.remote import RemoteDirectory
@@ -172,7 +173,7 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     began.close()
     assert pushed == ["status.json"] * 2
     with pytest.raises(ValueError, match="no run is in progress in s3://"):
-        control.request_scale(place, {"learners": 2})
+        run_status.request_scale(place, {"learners": 2})
 
     monkeypatch.setattr(control, "_EVERY_REMOTE_S", 0.1)
     began = begin()
@@ -180,11 +181,11 @@ def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_p
     assert main(["scale", place, "learners=2"]) == 0
     eventually(lambda: json.loads(RemoteDirectory(place).read("status.json"))["wanted"] == {"learners": 2})
     assert began.requested == {"learners": 2}
-    assert said == ["asked for 2 learners"]
+    assert said == ["requested: 2 learners"]
     assert main(["status", place]) == 0
     assert "going on\nstage: train, 1 of 2; policy version 3" in capsys.readouterr().out
     began.close()
-    monkeypatch.setattr(control, "_STALE_REMOTE_S", -1.0)
+    monkeypatch.setattr(run_status, "_STALE_REMOTE_S", -1.0)
     assert "ended" in status.describe(place)
     assert not (tmp_path / "other").exists()
     ledger.close()

@@ -29,8 +29,9 @@ from psyco_ray.pool.slot import Slot
 from psyco_ray.pool.work import WorkItem, WorkStream
 from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.status import request_scale
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.training import control, orchestrator
+from psyco_ray.training import orchestrator
 
 pytestmark = pytest.mark.slow
 SPEECHES = 16
@@ -252,7 +253,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         for at, size in ((2, 2), (9, 1)):
             if count == at and what.startswith("iteration 1"):
                 assert eventually(lambda: (root / "status.json").exists())
-                control.request_scale(root, status.parse_counts([f"rollouts={size}"]))
+                request_scale(root, status.parse_counts([f"rollouts={size}"]))
                 asked.append(size)
                 assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[
                     -1
@@ -274,7 +275,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         assert "scorers: 2" in text
     assert "ended" in status.describe(root)
     with pytest.raises(ValueError, match="no run is in progress in"):
-        control.request_scale(root, {"rollouts": 2})
+        request_scale(root, {"rollouts": 2})
 
 
 def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:

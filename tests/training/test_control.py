@@ -1,6 +1,8 @@
 """A run as it is seen and steered from outside, without its actors."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,8 @@ def test_what_shares_gpus_keeps_its_number(tmp_path) -> None:
         directory.close()
     assert (pools["rollouts"].sizes, pools["scorers"].sizes, made.requested) == ([], [3], {"scorers": 3})
     assert said[0] == "the number of rollouts, learners is fixed, because they share GPUs"
+
+
+def test_commands_do_not_import_ray_before_its_token_is_set() -> None:
+    code = "import sys, psyco_ray.cli.main; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
