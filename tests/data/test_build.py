@@ -74,10 +74,10 @@ def test_build_from_raw_file_to_pairs_with_a_faulty_server(tmp_path, serve, loca
     assert len(ratings) == 7 * 4 * len(kept)
     assert {row["rating"] for row in ratings} <= {1, 2, 3, 4, 5}
     assert not rows_of(run / "rate" / "set-aside")
-    asked = json.loads((run / "rate.json").read_text())
-    assert asked["units"] == 7 * len(kept)
-    assert asked["paid"] >= asked["units"]
-    assert asked["cost"] > 0
+    record = json.loads((run / "rate.json").read_text())
+    assert record["units"] == 7 * len(kept)
+    assert record["paid"] >= record["units"]
+    assert record["cost"] > 0
     expected = expected_pairs(kept, ratings)
     for split in ("train", "dev", "test"):
         table = pq.read_table(run / "pairs" / f"{split}.parquet")
@@ -115,15 +115,15 @@ def expected_pairs(kept: dict, ratings: list[dict]) -> dict[str, set]:
     sums: dict[str, Counter] = {}
     for row in ratings:
         sums.setdefault(row["speech_id"], Counter())[row["model"]] += row["rating"]
-    found: dict[str, set] = {"train": set(), "dev": set(), "test": set()}
+    expected: dict[str, set] = {"train": set(), "dev": set(), "test": set()}
     for key, total in sums.items():
         if kept[key]["split"] == "test":
             best, worst = max(sorted(total), key=total.get), min(sorted(total), key=total.get)
-            wanted = [(best, worst)] if total[best] - total[worst] >= len(PRINCIPLES) else []
+            pairs = [(best, worst)] if total[best] - total[worst] >= len(PRINCIPLES) else []
         else:
-            wanted = [(a, b) for a in total for b in total if total[a] - total[b] >= len(PRINCIPLES)]
-        found[kept[key]["split"]] |= {(key, a, b) for a, b in wanted}
-    return found
+            pairs = [(a, b) for a in total for b in total if total[a] - total[b] >= len(PRINCIPLES)]
+        expected[kept[key]["split"]] |= {(key, a, b) for a, b in pairs}
+    return expected
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_the_cost_of_batches_counts_against_the_limit(tmp_path, monkeypatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (["rate.endpoint.key_env=NO_SUCH_KEY"], "NO_SUCH_KEY"),
         (["rate.endpont.model=x"], "rate.endpoint"),
@@ -230,12 +230,12 @@ def test_the_cost_of_batches_counts_against_the_limit(tmp_path, monkeypatch) -> 
         (["respond.per_speech=7"], "6 members"),
     ],
 )
-def test_invalid_settings_are_named_and_nothing_is_lost(responded, changes, said):
+def test_invalid_settings_are_named_and_nothing_is_lost(responded, changes, message):
     job, run = responded
     stage = "respond" if "respond" in changes[0] else "rate"
     done = psyco_ray(stage, job, *changes)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("psyco-ray: ")
     assert "Traceback" not in done.stderr
     assert len(rows_of(run / "respond")) > 0

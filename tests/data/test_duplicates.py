@@ -42,14 +42,14 @@ def test_kept_speeches_differ_pairwise_and_few_duplicates_are_missed() -> None:
             words[draw.randrange(len(words))] = draw.choice(["perhaps", "sometimes", "really"])
         texts.append(" ".join(words))
     draw.shuffle(texts)
-    found = near_of(texts)
-    stays = [n for n in range(len(texts)) if n not in found]
-    assert all(mate < n and mate in stays for n, mate in found.items())
+    dropped = near_of(texts)
+    stays = [n for n in range(len(texts)) if n not in dropped]
+    assert all(mate < n and mate in stays for n, mate in dropped.items())
     grams = [duplicates.grams(text) for text in texts]
     close = [
         (a, b) for a in stays for b in stays if a < b and len(grams[a] & grams[b]) >= 0.6 * len(grams[a] | grams[b])
     ]
-    assert len(found) >= 60
+    assert len(dropped) >= 60
     assert len(close) <= 1
 
 

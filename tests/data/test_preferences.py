@@ -27,10 +27,10 @@ def plain(count: int, **more) -> list[dict]:
 
 
 def test_the_released_columns_include_rating_gaps() -> None:
-    found = preferences.read("sample")
-    assert found.table.schema.equals(COMPARISONS)
-    assert found.left_out == {}
-    row = found.table.to_pylist()[0]
+    comparisons = preferences.read("sample")
+    assert comparisons.table.schema.equals(COMPARISONS)
+    assert comparisons.left_out == {}
+    row = comparisons.table.to_pylist()[0]
     assert row["form"] == "speech"
     principles = [value for name, value in row.items() if name.endswith("_gap")]
     assert row["gap"] == pytest.approx(sum(principles) / 7)
@@ -43,20 +43,24 @@ def test_ratings_may_be_fractions_or_texts_and_an_invalid_one_gives_no_gap(tmp_p
     for chosen, gap in ((4.5, 1.5), ("4 ", 1.0), ("n/a", None), (float("nan"), None)):
         row = {"question": "q", "chosen": "a", "rejected": "b", **ratings, "chosen_safety_rating": chosen}
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rated.parquet")
-        [found] = preferences.read(str(tmp_path / "rated.parquet")).table.to_pylist()
-        assert found["safety_gap"] == gap
-        assert found["gap"] == (None if gap is None else pytest.approx(gap / 7))
+        [pair] = preferences.read(str(tmp_path / "rated.parquet")).table.to_pylist()
+        assert pair["safety_gap"] == gap
+        assert pair["gap"] == (None if gap is None else pytest.approx(gap / 7))
     row = {"prompt": "q", "response_1": "one", "response_2": "two", "preference_strength": "2"}
-    [found] = preferences.read(write(tmp_path / "strength.jsonl", [row])).table.to_pylist()
-    assert found["chosen"] == "two"
+    [pair] = preferences.read(write(tmp_path / "strength.jsonl", [row])).table.to_pylist()
+    assert pair["chosen"] == "two"
 
 
 def test_texts_messages_conversations_and_strengths(tmp_path) -> None:
-    said = [{"role": "assistant", "content": "That is hard."}]
+    answer = [{"role": "assistant", "content": "That is hard."}]
     cases = {
         "texts": ({"prompt": "hello", "chosen": "a", "rejected": "b"}, [{"role": "user", "content": "hello"}], "a"),
-        "messages": ({"prompt": ASKED, "chosen": said, "rejected": "b"}, ASKED, "That is hard."),
-        "whole": ({"chosen": ASKED + said, "rejected": [*ASKED, said[0] | {"content": "b"}]}, ASKED, "That is hard."),
+        "messages": ({"prompt": ASKED, "chosen": answer, "rejected": "b"}, ASKED, "That is hard."),
+        "whole": (
+            {"chosen": ASKED + answer, "rejected": [*ASKED, answer[0] | {"content": "b"}]},
+            ASKED,
+            "That is hard.",
+        ),
         "strength": (
             {"prompt": "q", "response_1": "one", "response_2": "two", "preference_strength": -2},
             [{"role": "user", "content": "q"}],
@@ -65,28 +69,28 @@ def test_texts_messages_conversations_and_strengths(tmp_path) -> None:
     }
     for name, (row, asked, chosen) in cases.items():
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{name}.parquet")
-        [found] = preferences.read(str(tmp_path / f"{name}.parquet")).table.to_pylist()
-        assert preferences.conversation(found["form"], found["asked"], {}) == asked, name
-        assert found["chosen"] == chosen, name
+        [pair] = preferences.read(str(tmp_path / f"{name}.parquet")).table.to_pylist()
+        assert preferences.conversation(pair["form"], pair["asked"], {}) == asked, name
+        assert pair["chosen"] == chosen, name
 
 
 def test_a_speech_column_is_accepted(tmp_path) -> None:
     row = {"speech": "I cannot sleep.", "chosen": "a", "rejected": "b"}
-    [found] = preferences.read(write(tmp_path / "spoken.jsonl", [row])).table.to_pylist()
+    [pair] = preferences.read(write(tmp_path / "spoken.jsonl", [row])).table.to_pylist()
     prompt = {"user": "Client: {client_speech}"}
-    assert preferences.conversation(found["form"], found["asked"], prompt)[-1]["content"] == "Client: I cannot sleep."
+    assert preferences.conversation(pair["form"], pair["asked"], prompt)[-1]["content"] == "Client: I cannot sleep."
 
 
 def test_the_turns_of_a_conversation_become_messages(tmp_path) -> None:
     prompt = "Hello.<extra_id_1>Assistant\nHi, what is it?\n<extra_id_1>User\nI cannot sleep.\nAt all.\n"
     row = {"prompt": prompt, "response_1": "one", "response_2": "two", "preference_strength": 1}
-    [found] = preferences.read(write(tmp_path / "turns.jsonl", [row])).table.to_pylist()
-    assert preferences.conversation(found["form"], found["asked"], {}) == [
+    [pair] = preferences.read(write(tmp_path / "turns.jsonl", [row])).table.to_pylist()
+    assert preferences.conversation(pair["form"], pair["asked"], {}) == [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "Hi, what is it?"},
         {"role": "user", "content": "I cannot sleep.\nAt all."},
     ]
-    assert found["chosen"] == "two"
+    assert pair["chosen"] == "two"
 
 
 def test_file_names_of_a_hub_directory_give_the_split(tmp_path) -> None:
@@ -95,13 +99,13 @@ def test_file_names_of_a_hub_directory_give_the_split(tmp_path) -> None:
     for split in ("train", "test"):
         rows = [row | {"prompt": f"{split} {row['prompt']}"} for row in plain(300)]
         pq.write_table(pa.Table.from_pylist(rows), hub / f"{split}-00000-of-00001.parquet")
-    found = preferences.read(str(hub), dev_share=0.2).table.to_pylist()
-    by_split = {split: {row["asked"].split()[0] for row in found if row["split"] == split} for split in ("dev", "test")}
+    pairs = preferences.read(str(hub), dev_share=0.2).table.to_pylist()
+    by_split = {split: {row["asked"].split()[0] for row in pairs if row["split"] == split} for split in ("dev", "test")}
     assert by_split == {"dev": {"train"}, "test": {"test"}}, "what is held out of training comes out of its own file"
-    assert sum(row["split"] == "test" for row in found) == 300
+    assert sum(row["split"] == "test" for row in pairs) == 300
     pq.write_table(pa.Table.from_pylist(plain(9)), hub / "validation-0.parquet")
-    found = preferences.read(str(hub)).table["split"].to_pylist()
-    assert Counter(found) == {"train": 300, "test": 300, "dev": 9}
+    pairs = preferences.read(str(hub)).table["split"].to_pylist()
+    assert Counter(pairs) == {"train": 300, "test": 300, "dev": 9}
     pq.write_table(pa.Table.from_pylist(plain(9)), hub / "more.parquet")
     with pytest.raises(ValueError, match=r"more\.parquet does not begin with the name of a split \(train, test, dev"):
         preferences.read(str(hub))
@@ -117,9 +121,9 @@ def test_unusable_pairs_are_counted_by_reason(tmp_path) -> None:
     other = [{"chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": text}]} for text in "ab"]
     with pytest.raises(ValueError, match=r"no usable pair \(a message without role and content: 1\)"):
         preferences.read(write(tmp_path / "other.jsonl", [{**other[0], "rejected": other[1]["chosen"]}]))
-    found = preferences.read(write(tmp_path / "pairs.jsonl", rows))
-    assert found.table.num_rows == 3
-    assert found.left_out == {"chosen and rejected are the same": 1, "empty chosen": 1, "empty prompt": 1}
+    comparisons = preferences.read(write(tmp_path / "pairs.jsonl", rows))
+    assert comparisons.table.num_rows == 3
+    assert comparisons.left_out == {"chosen and rejected are the same": 1, "empty chosen": 1, "empty prompt": 1}
     with pytest.raises(ValueError, match=r"none\.jsonl has no usable pair \(empty chosen: 1\)"):
         preferences.read(write(tmp_path / "none.jsonl", rows[4:5]))
 
@@ -148,16 +152,16 @@ def of(*parts: dict) -> list[Part]:
 def test_a_mixture_draws_counts_and_fractions_by_its_seed(tmp_path) -> None:
     first, second = (write(tmp_path / f"{n}.jsonl", plain(200, source=n)) for n in ("first", "second"))
     settings = of({"pairs": first, "count": 50}, {"pairs": second, "fraction": 0.5})
-    found = mixture.mix(settings, Data(), seed=3)
-    drawn = Counter(found.train["subset"].to_pylist())
-    available = {part["pairs"]: part["of"] for part in found.parts}
+    mixed = mixture.mix(settings, Data(), seed=3)
+    drawn = Counter(mixed.train["subset"].to_pylist())
+    available = {part["pairs"]: part["of"] for part in mixed.parts}
     assert drawn == {"first": 50, "second": round(0.5 * available[second])}
-    assert [part["seed"] for part in found.parts] == [[3, 0], [3, 1]]
-    assert mixture.mix(settings, Data(), seed=3).train.equals(found.train)
+    assert [part["seed"] for part in mixed.parts] == [[3, 0], [3, 1]]
+    assert mixture.mix(settings, Data(), seed=3).train.equals(mixed.train)
     other = mixture.mix(settings, Data(), seed=4)
-    assert other.train["asked"].to_pylist() != found.train["asked"].to_pylist()
-    assert other.dev.equals(found.dev), "what is held out does not hang on the seed"
-    assert not set(found.dev["asked"].to_pylist()) & set(found.train["asked"].to_pylist())
+    assert other.train["asked"].to_pylist() != mixed.train["asked"].to_pylist()
+    assert other.dev.equals(mixed.dev), "what is held out does not hang on the seed"
+    assert not set(mixed.dev["asked"].to_pylist()) & set(mixed.train["asked"].to_pylist())
 
 
 def test_a_mixture_with_too_large_a_count_is_an_input_error(tmp_path) -> None:
@@ -172,10 +176,10 @@ def test_prompts_are_truncated_on_the_left_and_responses_never(tokenizer) -> Non
     asked = [{"role": "user", "content": "word " * 300}]
     whole = encoding.encode(tokenizer, asked, ("short", "a longer answer than that"), None)
     longest = max(len(whole.prompt_ids) + len(ids) for ids in whole.response_ids)
-    found = encoding.encode(tokenizer, asked, ("short", "a longer answer than that"), 120)
-    assert found.cut == longest - 120
-    assert found.response_ids == whole.response_ids
-    assert found.prompt_ids == (*whole.prompt_ids[:1], *whole.prompt_ids[1 + found.cut :])
+    truncated = encoding.encode(tokenizer, asked, ("short", "a longer answer than that"), 120)
+    assert truncated.cut == longest - 120
+    assert truncated.response_ids == whole.response_ids
+    assert truncated.prompt_ids == (*whole.prompt_ids[:1], *whole.prompt_ids[1 + truncated.cut :])
     assert tokenizer.bos_token_id == whole.prompt_ids[0], "the first token stays, for it begins the text"
     with pytest.raises(encoding.ResponseTooLongError):
         encoding.encode(tokenizer, asked, ("word " * 200, "b"), 120)
@@ -187,14 +191,17 @@ def test_pairs_are_encoded_in_the_order_of_the_plan(local_ray, tiny_model, tmp_p
     job = Job(model=str(tiny_model), reward=Reward(max_tokens=80))
     plan = [[150, 3, 149], [7, 7, 0], list(range(100, 20, -1))]
     encoder = mixture.Encoder(job)
-    found = list(encoder.batches(table, plan))
+    batches = list(encoder.batches(table, plan))
     ids = table["pair_id"].to_pylist()
-    assert [[e.key for e in batch] for batch in found] == [[ids[3], ids[149]], *([ids[i] for i in b] for b in plan[1:])]
+    assert [[e.key for e in batch] for batch in batches] == [
+        [ids[3], ids[149]],
+        *([ids[i] for i in b] for b in plan[1:]),
+    ]
     assert (encoder.too_long, encoder.cut) == (1, 0)
     asked = [{"role": "user", "content": table["asked"][7].as_py()}]
-    said = [*asked, {"role": "assistant", "content": table["chosen"][7].as_py()}]
-    example = found[1][0]
-    assert list(example.prompt_ids + example.chosen_ids) == loading.conversation_ids(tokenizer, said)
+    conversation = [*asked, {"role": "assistant", "content": table["chosen"][7].as_py()}]
+    example = batches[1][0]
+    assert list(example.prompt_ids + example.chosen_ids) == loading.conversation_ids(tokenizer, conversation)
     with pytest.raises(ValueError, match="every pair of a batch exceeds the limit"):
         list(encoder.batches(table, [[150]]))
 

@@ -24,11 +24,11 @@ def of_sum(total: int) -> dict[str, int]:
 
 @given(rated)
 def test_a_mean_gap_of_one_is_a_sum_of_seven(responses):
-    sums = {name: sum(given.values()) for name, given in responses.items()}
-    wanted = {(a, b) for a in sums for b in sums if sums[a] - sums[b] >= 7}
-    found = pair.gap_pairs(responses, {}, 1.0)
-    assert set(found) == wanted
-    assert len(found) == len(wanted)
+    sums = {name: sum(ratings_of.values()) for name, ratings_of in responses.items()}
+    expected = {(a, b) for a in sums for b in sums if sums[a] - sums[b] >= 7}
+    pairs = pair.gap_pairs(responses, {}, 1.0)
+    assert set(pairs) == expected
+    assert len(pairs) == len(expected)
 
 
 @pytest.mark.parametrize("low", range(7, 29))
@@ -40,12 +40,12 @@ def test_a_gap_of_exactly_one_counts_despite_float_rounding(low):
 
 @given(rated)
 def test_the_test_pair_has_the_highest_and_the_lowest_mean(responses):
-    sums = {name: sum(given.values()) for name, given in responses.items()}
-    found = pair.extreme_pair(responses, {}, 1.0)
+    sums = {name: sum(ratings_of.values()) for name, ratings_of in responses.items()}
+    pairs = pair.extreme_pair(responses, {}, 1.0)
     if max(sums.values()) - min(sums.values()) < 7:
-        assert found == []
+        assert pairs == []
     else:
-        ((chosen, rejected),) = found
+        ((chosen, rejected),) = pairs
         assert (sums[chosen], sums[rejected]) == (max(sums.values()), min(sums.values()))
 
 
@@ -91,7 +91,7 @@ def test_every_model_is_shown_at_every_position_about_equally_often():
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         ('{"response_1_rating": 6, "response_2_rating": 1}', "response_1_rating is 6"),
         ('{"response_1_rating": 3}', "response_2_rating is None"),
@@ -102,8 +102,8 @@ def test_every_model_is_shown_at_every_position_about_equally_often():
         (f'{{"response_1_rating": {"1" * 5000}, "response_2_rating": 1}}', "response_1_rating is '111"),
     ],
 )
-def test_invalid_ratings_are_named(answer, said):
-    with pytest.raises(UnreadableAnswerError, match=said):
+def test_invalid_ratings_are_named(answer, message):
+    with pytest.raises(UnreadableAnswerError, match=message):
         rate.read_ratings(answer, 2)
 
 

@@ -27,9 +27,9 @@ def test_untidy_csv(tmp_path) -> None:
         b"5,with \x00 nul,work\r\n"
         b"6,,\r\n"
     )
-    found = rows_of(write_content(tmp_path / "a.csv", content))
-    assert [row.number for row in found] == [1, 2, 3, 4, 5, 6]
-    assert [row.text for row in found] == [
+    rows = rows_of(write_content(tmp_path / "a.csv", content))
+    assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row.text for row in rows] == [
         'two\r\nlines, "quoted"',
         "cafÃ© and café “so”",
         None,
@@ -37,8 +37,8 @@ def test_untidy_csv(tmp_path) -> None:
         "with \x00 nul",
         None,
     ]
-    assert [row.topic for row in found] == ["sleep", None, None, None, "work", None]
-    assert [row.problem for row in found] == [
+    assert [row.topic for row in rows] == ["sleep", None, None, None, "work", None]
+    assert [row.problem for row in rows] == [
         None,
         None,
         "4 cells where the header has 3",
@@ -50,10 +50,10 @@ def test_untidy_csv(tmp_path) -> None:
 
 def test_an_unterminated_csv_cell_loses_one_row(tmp_path) -> None:
     lines = ["text", '"no end'] + [f"line {n} " + "x" * 100 for n in range(3000)]
-    found = rows_of(write_content(tmp_path / "a.csv", "\n".join(lines)))
-    assert found[0].problem.startswith("invalid CSV: field larger")
-    assert found[-1].text.startswith("line 2999")
-    assert len(found) > 1000
+    rows = rows_of(write_content(tmp_path / "a.csv", "\n".join(lines)))
+    assert rows[0].problem.startswith("invalid CSV: field larger")
+    assert rows[-1].text.startswith("line 2999")
+    assert len(rows) > 1000
 
 
 def test_utf_16_csv(tmp_path) -> None:
@@ -75,18 +75,18 @@ def test_untidy_json(tmp_path) -> None:
         json.dumps({"text": {"deep": 1}}),
     ]
     for name in ("a.jsonl", "a.json"):
-        found = rows_of(
+        rows = rows_of(
             write_content(tmp_path / name, b"\xef\xbb\xbf" + "\n".join(lines).encode() + b'\n{"text": "caf\xe9"}')
         )
-        assert [row.text for row in found] == ["first", *[None] * 5, "raw\ttab", "half  character", None, "café"]
-        assert [row.number for row in found if row.problem] == [2, 3, 4, 9]
-        assert found[1].problem.startswith("invalid JSON: ")
-        assert [found[n].problem for n in (2, 3, 8)] == [
+        assert [row.text for row in rows] == ["first", *[None] * 5, "raw\ttab", "half  character", None, "café"]
+        assert [row.number for row in rows if row.problem] == [2, 3, 4, 9]
+        assert rows[1].problem.startswith("invalid JSON: ")
+        assert [rows[n].problem for n in (2, 3, 8)] == [
             "a list instead of an object",
             "text is a int, not text",
             "text is a dict, not text",
         ]
-        assert found[4].topic == "a; b"
+        assert rows[4].topic == "a; b"
 
 
 def test_json_array(tmp_path) -> None:
@@ -103,8 +103,8 @@ def test_json_array(tmp_path) -> None:
 def test_rows_are_numbered_over_all_files_of_a_source(tmp_path) -> None:
     for n, words in enumerate((["a", None], ["", "d"])):
         pq.write_table(pa.table({"speech": words, "x": [1, 2]}), tmp_path / f"part-{n}.parquet")
-    found = rows_of(tmp_path / "part-*.parquet")
-    assert [(row.number, row.text) for row in found] == [(1, "a"), (2, None), (3, None), (4, "d")]
+    rows = rows_of(tmp_path / "part-*.parquet")
+    assert [(row.number, row.text) for row in rows] == [(1, "a"), (2, None), (3, None), (4, "d")]
 
 
 def test_adapters_read_their_sources(tmp_path) -> None:
@@ -184,12 +184,12 @@ def test_a_hub_dataset_is_read_in_one_of_its_formats(tmp_path, monkeypatch) -> N
     for name in ("data/test.jsonl", "data/train.jsonl"):
         write_content(tmp_path / name, json.dumps({"text": name}))
     write_content(tmp_path / "same.csv", "text\nthe same again\n")
-    asked = []
+    downloads = []
     monkeypatch.setattr(
         huggingface_hub,
         "snapshot_download",
-        lambda name, **more: asked.append((name, more["repo_type"])) or str(tmp_path),
+        lambda name, **more: downloads.append((name, more["repo_type"])) or str(tmp_path),
     )
-    found = list(sources.read(Source(name="h", hub="somebody/some-set")))
-    assert [row.text for row in found] == ["data/test.jsonl", "data/train.jsonl"]
-    assert asked == [("somebody/some-set", "dataset")]
+    rows = list(sources.read(Source(name="h", hub="somebody/some-set")))
+    assert [row.text for row in rows] == ["data/test.jsonl", "data/train.jsonl"]
+    assert downloads == [("somebody/some-set", "dataset")]

@@ -26,13 +26,13 @@ def test_sample_has_speeches_over_all_topics_in_the_released_schema() -> None:
     table = tables.read_table("sample", "pairs")
     assert set(PREFERENCES.names) <= set(table.column_names)
     assert table.select(PREFERENCES.names).schema.equals(PREFERENCES)
-    found = table.to_pylist()
-    assert len({splits.fold(row["question"]) for row in found}) == len(found) >= 210
-    topics = Counter(row["topic"] for row in found)
+    pairs = table.to_pylist()
+    assert len({splits.fold(row["question"]) for row in pairs}) == len(pairs) >= 210
+    topics = Counter(row["topic"] for row in pairs)
     assert len(topics) == FINE_TOPICS
     assert min(topics.values()) >= 5
-    assert all(100 <= len(row["question"]) <= 1000 for row in found)
-    assert len({row["prefID"] for row in found}) == len(found)
+    assert all(100 <= len(row["question"]) <= 1000 for row in pairs)
+    assert len({row["prefID"] for row in pairs}) == len(pairs)
 
 
 def test_sample_ratings_agree_with_the_labels() -> None:
@@ -45,18 +45,18 @@ def test_sample_ratings_agree_with_the_labels() -> None:
 
 
 def test_neither_length_nor_question_marks_reveal_the_labels_of_the_sample() -> None:
-    found = rows()
-    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in found) / len(found)
+    pairs = rows()
+    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in pairs) / len(pairs)
     assert 0.4 <= longer <= 0.6
-    flaws = Counter(row["rejected_model"] for row in found)
+    flaws = Counter(row["rejected_model"] for row in pairs)
     assert len(flaws) >= 7
     for flaw in ("synthetic:directive", "synthetic:generic", "synthetic:judging", "synthetic:unsafe"):
-        of_flaw = [row for row in found if row["rejected_model"] == flaw]
+        of_flaw = [row for row in pairs if row["rejected_model"] == flaw]
         assert len(of_flaw) >= 25
         assert 0.3 <= sum(len(r["chosen"]) > len(r["rejected"]) for r in of_flaw) / len(of_flaw) <= 0.7, flaw
-    asks = {side: sum("?" in row[side] for row in found) / len(found) for side in ("chosen", "rejected")}
+    asks = {side: sum("?" in row[side] for row in pairs) / len(pairs) for side in ("chosen", "rejected")}
     assert asks["rejected"] >= 0.35
-    safer = sum(r["rejected_safety_rating"] > r["chosen_safety_rating"] for r in found) / len(found)
+    safer = sum(r["rejected_safety_rating"] > r["chosen_safety_rating"] for r in pairs) / len(pairs)
     assert safer <= 0.05
 
 
@@ -85,7 +85,7 @@ def test_no_speech_is_drawn_twice_before_all_were_drawn(count: int, extra: int, 
 
 
 def test_drawing_more_speeches_than_there_are_is_an_input_error() -> None:
-    with pytest.raises(ValueError, match="speeches_per_iteration is 5, but only 2 speeches"):
+    with pytest.raises(ValueError, match="speeches_per_iteration is 5, but the training split has only 2 speeches"):
         data.draw(["a", "b"], 5, 1, 0)
 
 
@@ -105,14 +105,14 @@ def write_parquet(path: Path, columns: dict) -> Path:
 def test_speeches_are_cleaned_split_and_rendered(local_ray, tmp_path, tiny_model, tokenizer) -> None:
     texts = [f"{LONG} {i}" for i in range(20)] + [LONG.upper() + " 0", "too short", "x" * 1001]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts, "topic": ["t"] * len(texts)})
-    found = data.load_speeches(job(path), str(tiny_model))
-    assert len(found) == 20, "one differs from another by case only, one is too short, one too long"
-    assert {row["split"] for row in found} == {"train", "dev"}
-    rendered = tokenizer.decode(found[0]["prompt_ids"])
-    assert found[0]["speech"] in rendered
+    loaded = data.load_speeches(job(path), str(tiny_model))
+    assert len(loaded) == 20, "one differs from another by case only, one is too short, one too long"
+    assert {row["split"] for row in loaded} == {"train", "dev"}
+    rendered = tokenizer.decode(loaded[0]["prompt_ids"])
+    assert loaded[0]["speech"] in rendered
     assert rendered.endswith("<|im_start|>assistant\n")
     assert rendered.count("<|im_start|>system") == 1
-    assert data.load_speeches(job(path), str(tiny_model)) == found
+    assert data.load_speeches(job(path), str(tiny_model)) == loaded
 
 
 @pytest.mark.parametrize(

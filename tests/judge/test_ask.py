@@ -17,19 +17,19 @@ from psyco_ray.judge.journal import Journal
 @pytest.mark.parametrize("kind", ["429", "500", "cut", "html", "hang", "malformed", "truncated", "range"])
 def test_a_transient_fault_loses_no_answer(kind, tmp_path) -> None:
     with server(share=0.4, kinds=kind, retry_after="ms:20") as url:
-        asked = run(url, tmp_path, 40, timeout_s=0.5 if kind == "hang" else 60)
+        results = run(url, tmp_path, 40, timeout_s=0.5 if kind == "hang" else 60)
         counts = get_json(url)
         again = run(url, tmp_path, 40)
         assert get_json(url) == counts
     faults = counts["by_kind"][kind]
     assert faults > 5
     assert counts["served"] == 40 + faults
-    assert all(found.reason is None and found.value for found in asked)
-    assert [found.value for found in asked] == [found.value for found in again]
+    assert all(result.reason is None and result.value for result in results)
+    assert [result.value for result in results] == [result.value for result in again]
     in_text = kind in ("malformed", "truncated", "range")
-    assert sum(found.paid for found in asked) == (40 + faults if in_text else 40)
-    assert sum(found.reused for found in again) == (40 + faults if in_text else 40)
-    assert sum(found.paid for found in again) == 0
+    assert sum(result.paid for result in results) == (40 + faults if in_text else 40)
+    assert sum(result.reused for result in again) == (40 + faults if in_text else 40)
+    assert sum(result.paid for result in again) == 0
 
 
 def test_unreadable_answers_are_set_aside_with_a_reason(tmp_path) -> None:
@@ -50,9 +50,9 @@ def test_a_repeated_question_tells_the_model_what_was_wrong(tmp_path) -> None:
             seen.append(text)
             raise UnreadableAnswerError("rating 3 is missing")
 
-        found = await asker.shard("ab").ask("ab12", call(), never, 2)
-        assert (found.paid, found.reason, len(set(seen))) == (2, "rating 3 is missing", 2)
-        assert found.prompt_tokens > 2 * len(call().messages[0]["content"]) // 4
+        result = await asker.shard("ab").ask("ab12", call(), never, 2)
+        assert (result.paid, result.reason, len(set(seen))) == (2, "rating 3 is missing", 2)
+        assert result.prompt_tokens > 2 * len(call().messages[0]["content"]) // 4
         await asker.close()
 
     with server() as url:
@@ -75,9 +75,9 @@ def test_no_call_is_sent_after_a_stop(tmp_path) -> None:
         asker = Asker(Endpoint(model="status-401", base_url=url, concurrency=2), Journal(tmp_path, "a"), None)
         shard = asker.shard("ab")
         asking = (shard.ask("ab12", call(number), check, 3) for number in range(50))
-        found = await asyncio.gather(*asking, return_exceptions=True)
-        assert {str(error) for error in found} == {str(found[0])}
-        assert "does not accept the key" in str(found[0])
+        errors = await asyncio.gather(*asking, return_exceptions=True)
+        assert {str(error) for error in errors} == {str(errors[0])}
+        assert "does not accept the key" in str(errors[0])
         await asker.close()
 
     with server(latency=0.01) as url:
@@ -89,14 +89,14 @@ def test_a_killed_run_pays_again_at_most_the_calls_in_flight(tmp_path) -> None:
     with server(latency=0.05) as url:
         kill_when(spawn("asks", url, tmp_path), lambda: get_json(url)["served"] >= 150)
         before = get_json(url)["served"]
-        asked = run(url, tmp_path, 400, concurrency=16)
+        results = run(url, tmp_path, 400, concurrency=16)
         counts = get_json(url)
     assert before < 400
     assert counts["paid_twice"] <= 16
     assert counts["max_in_flight"] <= 32  # 16 of each process; the killed one's may linger in the server
-    assert sum(found.paid for found in asked) <= 400 - (before - 16)
+    assert sum(result.paid for result in results) <= 400 - (before - 16)
     assert counts["distinct"] == 400
-    assert all(found.value for found in asked)
+    assert all(result.value for result in results)
 
 
 def test_calls_in_flight_are_limited(tmp_path) -> None:

@@ -21,12 +21,12 @@ def test_batches_fill_the_journal_once(tmp_path, monkeypatch) -> None:
         first, second = batched(url, tmp_path), batched(url, tmp_path)
         third = batched(url, tmp_path, 33)
         counts = get_json(url)
-        asked = run(url, tmp_path / "journal", 33)
+        results = run(url, tmp_path / "journal", 33)
     assert (first.sent, first.answered, first.failed) == (30, 30, 0)
     assert (second.sent, second.answered) == (0, 0)
     assert (third.sent, third.answered) == (3, 3)
     assert (counts["batches"], counts["batch_requests"], counts["paid_twice"]) == (5, 33, 0)
-    assert all(found.value and not found.paid for found in asked)
+    assert all(result.value and not result.paid for result in results)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["batch.json"]
 
 
@@ -51,16 +51,16 @@ def test_calls_refused_in_a_batch_are_not_sent_again(tmp_path) -> None:
     with server() as url:
         first, second = (batched(url, tmp_path, model="status-422") for _ in range(2))
         third = batched(url, tmp_path, model="status-418")
-        asked = run(url, tmp_path / "journal", 30, model="status-422")
+        results = run(url, tmp_path / "journal", 30, model="status-422")
     assert (first.sent, first.refused, second.sent) == (30, 30, 0)
-    assert all(found.reason == "refused by the server (422): no, [key]" and not found.paid for found in asked)
+    assert all(result.reason == "refused by the server (422): no, [key]" and not result.paid for result in results)
     assert (third.failed, third.notes) == (30, ["no, [key]"])
 
 
 def test_a_batch_survives_the_process_that_sent_it(tmp_path) -> None:
     with server(batch_s=1.0) as url:
         kill_when(spawn("batched", url, tmp_path), lambda: get_json(url)["batches"] == 1)
-        found = batched(url, tmp_path)
+        outcome = batched(url, tmp_path)
         counts = get_json(url)
-    assert (found.sent, found.answered) == (0, 30)
+    assert (outcome.sent, outcome.answered) == (0, 30)
     assert (counts["batches"], counts["paid"], counts["paid_twice"]) == (1, 30, 0)

@@ -47,9 +47,9 @@ def test_a_refused_call_is_set_aside_permanently(model, reason, tmp_path) -> Non
     with server() as url:
         first, second = run(url, tmp_path, 5, model=model), run(url, tmp_path, 5, model=model)
         assert get_json(url)["served"] == 5
-    for found, reused in zip(first, second, strict=True):
-        assert (found.paid, reused.paid, found.reason) == (1, 0, reused.reason)
-        assert re.search(reason, found.reason)
+    for refused, reused in zip(first, second, strict=True):
+        assert (refused.paid, reused.paid, refused.reason) == (1, 0, reused.reason)
+        assert re.search(reason, refused.reason)
     assert KEY not in str(first)
 
 
@@ -63,11 +63,11 @@ def test_an_unavailable_endpoint_ends_the_run(tmp_path) -> None:
 
 def test_the_client_waits_for_the_end_of_an_outage(tmp_path) -> None:
     with server(outage_after=20, outage_s=1.0, latency=0.01) as url:
-        asked = run(url, tmp_path, 80, concurrency=8)
+        results = run(url, tmp_path, 80, concurrency=8)
         counts = get_json(url)
     assert counts["by_kind"]["outage"] > 8
     assert counts["paid"] == 80
-    assert all(found.value for found in asked)
+    assert all(result.value for result in results)
 
 
 @pytest.mark.parametrize("header", ["1", "ms:1000", "date:2"])
@@ -109,9 +109,9 @@ def test_requests_fit_the_model_and_the_server() -> None:
     assert (plain["max_tokens"], plain["temperature"], plain["top_p"], plain["seed"]) == (50, 0.0, 0.9, 3)
     assert plain["response_format"]["json_schema"]["schema"] == SCHEMA
     for model in ("o1-mini", "o3", "openai/o4-mini", "gpt-5.1"):
-        found = body(model, top_p=0.9)
-        assert found["max_completion_tokens"] == 50
-        assert not {"max_tokens", "temperature", "top_p"} & set(found)
+        request = body(model, top_p=0.9)
+        assert request["max_completion_tokens"] == 50
+        assert not {"max_tokens", "temperature", "top_p"} & set(request)
     assert body("gpt-4o", "json_object")["response_format"] == {"type": "json_object"}
     assert "response_format" not in body("gpt-4o", "text")
     assert "response_format" not in body("gpt-4o", schema=None)
@@ -126,9 +126,9 @@ def test_tokens_are_estimated_if_the_server_counts_none() -> None:
             await asking.close()
 
     with server() as url:
-        found = asyncio.run(go(url))
-    assert found.prompt_tokens == call().prompt_tokens() > 10
-    assert found.completion_tokens == len(found.text) // 3 + 1
+        answer = asyncio.run(go(url))
+    assert answer.prompt_tokens == call().prompt_tokens() > 10
+    assert answer.completion_tokens == len(answer.text) // 3 + 1
 
 
 def test_keys_depend_on_every_field_of_a_call() -> None:
@@ -154,8 +154,8 @@ def test_retry_after_in_seconds(seconds) -> None:
 
 @given(st.text())
 def test_any_retry_after_is_a_duration_or_none(text) -> None:
-    found = retry_after({"retry-after": text})
-    assert found is None or 0 <= found < float("inf")
+    seconds = retry_after({"retry-after": text})
+    assert seconds is None or 0 <= seconds < float("inf")
 
 
 def test_a_refused_call_reports_its_tokens() -> None:

@@ -104,7 +104,7 @@ def test_a_failing_meter_fails_its_calls() -> None:
 
     async def go() -> None:
         limiter = Limiter(Gone(None, None, None, None, None))
-        found = await asyncio.gather(*(limiter.admit(1) for _ in range(3)), return_exceptions=True)
-        assert [str(error) for error in found] == ["the meter is gone"] * 3
+        errors = await asyncio.gather(*(limiter.admit(1) for _ in range(3)), return_exceptions=True)
+        assert [str(error) for error in errors] == ["the meter is gone"] * 3
 
     asyncio.run(go())
