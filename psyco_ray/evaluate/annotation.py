@@ -39,7 +39,7 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
     if count < 1:
         raise InputError(f"the experts need pairs, but the count is {count}; ask for 1 or more")
     if len(pairs) < count:
-        raise InputError(f"the experts shall judge {count} pairs, but there are only {len(pairs)}; ask for fewer")
+        raise InputError(f"the experts are to judge {count} pairs, but there are only {len(pairs)}; ask for fewer")
     if len({pair["prefID"] for pair in pairs}) < len(pairs):
         raise InputError("two of the pairs have the same prefID; give each pair its own")
     if (out / "key.json").exists():

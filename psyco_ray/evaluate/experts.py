@@ -118,7 +118,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
         both = [key for key in ours.keys() & theirs.keys() if ours[key][1] != theirs[key][1]]
         if len(both) < count:
             raise InputError(
-                f"the experts shall compare {count} pairs of {name}, but {path} and {opponent} have only {len(both)} "
+                f"the experts are to compare {count} pairs of {name}, but {path} and {opponent} have only {len(both)} "
                 "speeches that both answer, and not in the same words; ask for fewer with --count"
             )
         # speeches of other comparisons come last: the experts would read the opponent's response again

@@ -37,8 +37,8 @@ def fill(directory: Path, expert: str, choose: Callable[[str, Row], str], encodi
 
 
 def test_the_files_are_blind_shuffled_and_complete(tmp_path) -> None:
-    made = make_pairs(60)
-    annotation.export(made, tmp_path, count=50, seed=1)
+    pairs = make_pairs(60)
+    annotation.export(pairs, tmp_path, count=50, seed=1)
     names = [f"{expert}.csv" for expert in expert_csv.EXPERTS]
     assert (tmp_path / names[0]).read_bytes().startswith(b"\xef\xbb\xbf")
     first, second = (read(tmp_path / name) for name in names)
@@ -48,7 +48,7 @@ def test_the_files_are_blind_shuffled_and_complete(tmp_path) -> None:
     assert [row["item"] for row in first] != [row["item"] for row in second], "each in another order"
     assert len(by_item) == 50
     sides = items(tmp_path)
-    by_preference = {pair["prefID"]: pair for pair in made}
+    by_preference = {pair["prefID"]: pair for pair in pairs}
     for item, row in by_item.items():
         pair = by_preference[sides[item]["prefID"]]
         assert (row["client speech"], row["preference"], row["comment"]) == (pair["question"], "", "")
@@ -66,38 +66,38 @@ def test_the_files_are_blind_shuffled_and_complete(tmp_path) -> None:
 
 
 def test_the_seed_and_the_ids_alone_decide(tmp_path) -> None:
-    made = make_pairs(40)
-    annotation.export(made, tmp_path / "a", count=20, seed=7)
-    annotation.export(made[::-1], tmp_path / "b", count=20, seed=7)
-    annotation.export(made, tmp_path / "c", count=20, seed=8)
+    pairs = make_pairs(40)
+    annotation.export(pairs, tmp_path / "a", count=20, seed=7)
+    annotation.export(pairs[::-1], tmp_path / "b", count=20, seed=7)
+    annotation.export(pairs, tmp_path / "c", count=20, seed=8)
     for name in ("expert-1.csv", "expert-2.csv", "key.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert items(tmp_path / "a").keys() != items(tmp_path / "c").keys()
 
 
 def test_no_cell_is_a_formula(tmp_path) -> None:
-    made = make_pairs(4)
-    for pair, start in zip(made, ("=", "+", "-", "@"), strict=True):
+    pairs = make_pairs(4)
+    for pair, start in zip(pairs, ("=", "+", "-", "@"), strict=True):
         pair["question"] = f"{start}cmd|' /C calc'!A0 {SPEECH}"
         pair["chosen"] = f"\t{start}1+1"
-    annotation.export(made, tmp_path, count=4)
+    annotation.export(pairs, tmp_path, count=4)
     cells = [cell for row in read(tmp_path / "expert-1.csv") for cell in row.values() if cell]
     assert not any(cell.lstrip()[0] in "=+-@" for cell in cells)
     assert sum(cell.startswith("'") for cell in cells) == 8
 
 
 def test_an_invalid_export_is_refused(tmp_path) -> None:
-    made = make_pairs(5)
+    pairs = make_pairs(5)
     with pytest.raises(ValueError, match="the count is -1; ask for 1 or more"):
-        annotation.export(made, tmp_path, count=-1)
+        annotation.export(pairs, tmp_path, count=-1)
     with pytest.raises(ValueError, match="200 pairs, but there are only 5; ask for fewer"):
-        annotation.export(made, tmp_path)
+        annotation.export(pairs, tmp_path)
     with pytest.raises(ValueError, match="same prefID"):
-        annotation.export([*made, made[0]], tmp_path, count=2)
+        annotation.export([*pairs, pairs[0]], tmp_path, count=2)
     assert not list(tmp_path.iterdir())
-    annotation.export(made, tmp_path, count=5)
+    annotation.export(pairs, tmp_path, count=5)
     with pytest.raises(ValueError, match="already holds an export"):
-        annotation.export(made, tmp_path, count=5)
+        annotation.export(pairs, tmp_path, count=5)
 
 
 FORMS = {
@@ -125,26 +125,26 @@ def test_choices_are_read_however_the_file_was_saved(tmp_path, form) -> None:
 
     fill(tmp_path, "expert-1", choose, **dict(FORMS[form]))
     fill(tmp_path, "expert-2", lambda item, row: label[item])
-    found = annotation.score(tmp_path)
-    assert found["items"] == 30
-    assert found["experts"]["expert-1"] == {"filled": 26, "unfilled": 4}
-    assert found["experts"]["expert-2"] == {"filled": 30, "unfilled": 0}
-    between = found["between_experts"]
+    result = annotation.score(tmp_path)
+    assert result["items"] == 30
+    assert result["experts"]["expert-1"] == {"filled": 26, "unfilled": 4}
+    assert result["experts"]["expert-2"] == {"filled": 30, "unfilled": 0}
+    between = result["between_experts"]
     assert (between["items"], between["equal"], between["share"]) == (26, 20, 20 / 26)
     assert between["wilson"] == wilson(20, 26)
-    assert found["with_labels"]["expert-1"] | {"paper": 0.87} == between, "the second expert chose the labels"
-    assert found["with_labels"]["expert-2"]["share"] == found["with_labels"]["expert-2"]["kappa"]["value"] == 1
+    assert result["with_labels"]["expert-1"] | {"paper": 0.87} == between, "the second expert chose the labels"
+    assert result["with_labels"]["expert-2"]["share"] == result["with_labels"]["expert-2"]["kappa"]["value"] == 1
     for name in ("kappa", "alpha"):
         assert between[name]["low"] < between[name]["value"] < between[name]["high"]
-    json.dumps(found, allow_nan=False)
+    json.dumps(result, allow_nan=False)
 
 
 def test_kappa_of_an_expert_who_always_takes_one_side_is_0(tmp_path) -> None:
     annotation.export(make_pairs(100), tmp_path, count=100)
     fill(tmp_path, "expert-1", lambda item, row: "A")
-    found = annotation.score(tmp_path)
-    assert found["with_labels"]["expert-1"]["kappa"]["value"] == pytest.approx(0)
-    assert found["between_experts"] is found["with_labels"]["expert-2"] is None
+    result = annotation.score(tmp_path)
+    assert result["with_labels"]["expert-1"]["kappa"]["value"] == pytest.approx(0)
+    assert result["between_experts"] is result["with_labels"]["expert-2"] is None
 
 
 def test_rows_that_were_deleted_and_blank_rows_count_as_unfilled(tmp_path) -> None:
@@ -195,7 +195,7 @@ def test_agreement_with_the_labels_is_the_share_of_chosen(tmp_path_factory, choi
     sides = items(directory)
     by_item = dict(zip(sorted(sides), choices, strict=True))
     fill(directory, "expert-1", lambda item, row: by_item[item])
-    made = [sides[item][choice] for item, choice in by_item.items() if choice]
-    found = annotation.score(directory)["with_labels"]["expert-1"]
-    assert (found is None) == (not made)
-    assert found is None or (found["items"], found["equal"]) == (len(made), made.count("chosen"))
+    filled = [sides[item][choice] for item, choice in by_item.items() if choice]
+    result = annotation.score(directory)["with_labels"]["expert-1"]
+    assert (result is None) == (not filled)
+    assert result is None or (result["items"], result["equal"]) == (len(filled), filled.count("chosen"))

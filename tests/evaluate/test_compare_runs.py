@@ -48,9 +48,9 @@ def make_run(
             wins = [stats.win_share([new], [old]) for new, old in zip(values, scores[0], strict=True)]
             facts |= {"win_rate_vs_base": sum(wins) / len(wins), "win_rate_ci95": stats.wilson(sum(wins), len(wins))}
             run.finish(f"iteration-{iteration:03d}/train", 0.0, steps=[{"loss": 0.7}] * steps)
-        found = dict.fromkeys(["reward", "heldout"] if judge == "both" else [judge], facts)
+        result = dict.fromkeys(["reward", "heldout"] if judge == "both" else [judge], facts)
         mean = tokens[iteration] if tokens else 100.0
-        run.finish(f"iteration-{iteration:03d}/evaluate", 0.0, speeches=len(values), mean_tokens=mean, **found)
+        run.finish(f"iteration-{iteration:03d}/evaluate", 0.0, speeches=len(values), mean_tokens=mean, **result)
     if finished:
         run.write_json("summary.json", {"iterations": len(scores) - 1})
     run.close()
@@ -66,8 +66,8 @@ def policies(root: Path, names: list[str], opponent: str = "GPT-4o") -> Path:
     rate = {"rate": 0.694, "wilson95": [0.678, 0.7095]}
     topics = {"Safety": {"rate": 0.754}, "Youth": {"rate": 0.5}}
     variants = {"free": {"overall": rate, "topics": topics}, "matched": {"overall": rate, "topics": {}}}
-    found = {"opponent": opponent, "policies": [{"name": name, "variants": variants} for name in names]}
-    (root / "evaluation.json").write_text(json.dumps(found))
+    result = {"opponent": opponent, "policies": [{"name": name, "variants": variants} for name in names]}
+    (root / "evaluation.json").write_text(json.dumps(result))
     return root
 
 
@@ -89,11 +89,11 @@ def test_a_curve_by_hand(tmp_path) -> None:
 def test_paired_by_hand() -> None:
     ours = {"a": [1.0, 3.0], "b": [1.0], "c": [5.0], "d": [0.0], "only ours": [9.0]}
     theirs = {"a": [1.0], "b": [0.0, 1.0], "c": [5.0], "d": [2.0], "only theirs": [9.0]}
-    found = paired(ours, theirs)
-    assert (found["speeches"], found["wins"], found["ties"], found["losses"]) == (4, 2, 1, 1)
-    assert found["share"] == 2.5 / 4
-    assert found["difference"] == pytest.approx((1 + 0.5 + 0 - 2) / 4)
-    assert found["p"] == 1.0  # 2 of 3
+    result = paired(ours, theirs)
+    assert (result["speeches"], result["wins"], result["ties"], result["losses"]) == (4, 2, 1, 1)
+    assert result["share"] == 2.5 / 4
+    assert result["difference"] == pytest.approx((1 + 0.5 + 0 - 2) / 4)
+    assert result["p"] == 1.0  # 2 of 3
     eight = {str(i): [float(i > 0)] for i in range(8)}
     assert paired(eight, {key: [0.5] for key in eight})["p"] == pytest.approx(2 * (1 + 8) / 2**8)  # 7 of 8 and beyond
     assert paired(eight, eight)["p"] == 1.0
@@ -114,51 +114,51 @@ def test_runs_are_compared_at_their_ends_and_at_their_best(tmp_path) -> None:
     humped = rising(1.0)
     humped.append([value - 5 for value in humped[0]])
     roots = [make_run(tmp_path / "offline", humped), make_run(tmp_path / "online", rising(0.5, 3))]
-    found = compare(roots)
-    (pair,) = found["pairs"]
+    result = compare(roots)
+    (pair,) = result["pairs"]
     assert (pair["a"], pair["b"]) == ("offline", "online")
     assert (pair["final"]["wins"], pair["final"]["losses"]) == (0, 12)
     assert pair["final"]["difference"] == pytest.approx(-5 - 1.5)
     assert (pair["best"]["wins"], pair["best"]["losses"]) == (12, 0)  # 2.0 at iteration 2 against 1.5 at 3
     assert pair["best"]["p"] == pytest.approx(2 / 2**12)
-    assert found["notes"] == []
-    assert found["shared_speeches"] == 12
+    assert result["notes"] == []
+    assert result["shared_speeches"] == 12
 
 
 def test_notes_name_what_differs(tmp_path) -> None:
     a = make_run(tmp_path / "a", rising(1), learners={"actors": 2})
     b = make_run(tmp_path / "b", rising(1), seed=3, dpo={"beta": 0.3}, evaluation={"temperature": 0.5})
-    found = compare([a, b])
-    assert [(row["setting"], row["values"]) for row in found["differences"]] == [
+    result = compare([a, b])
+    assert [(row["setting"], row["values"]) for row in result["differences"]] == [
         ("seed", {"a": 0, "b": 3}),
         ("dpo.beta", {"a": 0.1, "b": 0.3}),
         ("evaluation.temperature", {"a": 0.0, "b": 0.5}),
     ]
-    assert found["notes"] == [
+    assert result["notes"] == [
         "The runs answered the held-out speeches with different settings: evaluation.temperature."
     ]
     other = [[value + 7 for value in row] for row in rising(1)]
     judged = make_run(tmp_path / "judged", other, heldout_model="another")
     own = make_run(tmp_path / "own", [[value + 9 for value in row] for row in other], heldout_model=None)
     same = make_run(tmp_path / "same", other, heldout_model="/elsewhere/another")
-    found = compare([a, judged, own, same])
-    assert "different judges (a; judged, same; own)" in found["notes"][0]
-    assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [("judged", "same")]
+    result = compare([a, judged, own, same])
+    assert "different judges (a; judged, same; own)" in result["notes"][0]
+    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("judged", "same")]
     based = make_run(tmp_path / "based", rising(2), model="another-base")
     assert "different base models" in compare([a, based])["notes"][0]
     shifted = make_run(tmp_path / "shifted", rising(1), speeches=[*SPEECHES[4:], "x", "y", "z", "zz"])
-    found = compare([a, shifted])
-    assert "different held-out speeches (a: 12, shifted: 12; all share 8)" in " ".join(found["notes"])
+    result = compare([a, shifted])
+    assert "different held-out speeches (a: 12, shifted: 12; all share 8)" in " ".join(result["notes"])
 
 
 def test_unfinished_runs_and_runs_without_a_heldout_judge_are_named(tmp_path) -> None:
     going = make_run(tmp_path / "going", rising(1), iterations=16, finished=False)
     bare = make_run(tmp_path / "bare", rising(1), judge="reward", heldout_model=None)
-    found = compare([going, bare])
-    assert found["judge"] == "reward"
-    assert found["notes"][0] == "going is not finished: it has 2 of 16 iterations."
-    assert "scores are probably too high" in found["notes"][1]
-    assert len(found["pairs"]) == 1, "one reward model trained both"
+    result = compare([going, bare])
+    assert result["judge"] == "reward"
+    assert result["notes"][0] == "going is not finished: it has 2 of 16 iterations."
+    assert "scores are probably too high" in result["notes"][1]
+    assert len(result["pairs"]) == 1, "one reward model trained both"
     begun = make_run(tmp_path / "begun", rising(1, 0), iterations=16, finished=False)
     assert compare([begun])["runs"]["begun"]["best"]["iteration"] == 0
     assert compare([make_run(tmp_path / "early", rising(1), iterations=3)])["notes"] == [
@@ -173,9 +173,9 @@ def test_a_checkpoint_that_raised_an_alarm_is_not_the_best(tmp_path) -> None:
     root = make_run(tmp_path / "run", rising(1))
     path = root / "iteration-002" / "evaluate.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"alarms": ["answers are 3.0 times as long"]}))
-    found = compare([root])
-    assert found["runs"]["run"]["best"]["iteration"] == 1
-    assert found["notes"] == ["run raised an alarm in iteration 2, which cannot be its best."]
+    result = compare([root])
+    assert result["runs"]["run"]["best"]["iteration"] == 1
+    assert result["notes"] == ["run raised an alarm in iteration 2, which cannot be its best."]
 
 
 def test_bad_input_is_one_sentence(tmp_path) -> None:
@@ -222,9 +222,9 @@ def test_pages_of_everything(tmp_path) -> None:
         policies(tmp_path / "eval", ["3B + DPO-Iter", ODD]),
         policies(tmp_path / "eval-2", ["8B"], opponent="another"),
     ]
-    found = compare(roots)
-    report.write_report(found, tmp_path / "out")
-    report.write_report(found, tmp_path / "again")
+    result = compare(roots)
+    report.write_report(result, tmp_path / "out")
+    report.write_report(result, tmp_path / "again")
     names = {"compare.html", "compare.md", "compare.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     for name in names:
@@ -234,8 +234,8 @@ def test_pages_of_everything(tmp_path) -> None:
     assert text.count("<svg") == 3
     assert "<b>name" not in text
     assert "secret" not in text
-    for said in (ODD, "_hidden is not finished: it has 2 of 9", "different opponents (GPT-4o, another)"):
-        assert said in page.text
+    for phrase in (ODD, "_hidden is not finished: it has 2 of 9", "different opponents (GPT-4o, another)"):
+        assert phrase in page.text
     assert ["_hidden", "final, iteration 2", "8", "100.0", "75.8 to 100.0"] in [row[:5] for row in page.rows]
     assert ["3B + DPO-Iter", "eval", "GPT-4o", "75.4", "50.0", "69.4", "67.8 to 71.0"] in page.rows
     markdown = (tmp_path / "out" / "compare.md").read_text("utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import arguments, settings
 from hypothesis import strategies as st
 from support.expert_files import Row, fill, items, read, responses
 from support.pages import self_contained
@@ -121,8 +121,8 @@ def test_figures_by_hand(out) -> None:
 
     fill(out, "expert-1", first)
     fill(out, "expert-2", second)
-    found = experts.score(out)
-    free = found["comparisons"]["free"]
+    result = experts.score(out)
+    free = result["comparisons"]["free"]
     overall = free["preferences"]["overall"]
     # by pair: half won and half lost; won; won; half tied and half lost
     assert overall["items"] == 4
@@ -135,13 +135,13 @@ def test_figures_by_hand(out) -> None:
     assert free["preferences"]["safety"] is None
     turned = sum(of["A"] == "policy" for of in items(out).values())
     assert free["preferences"]["clarity"]["wins"]["share"] == turned / 4, "a side is not a model"
-    assert found["agreement"]["preferences"]["overall"]["percent"]["value"] == 2 / 4
-    assert found["agreement"]["preferences"]["clarity"]["percent"]["items"] == 0
-    assert found["agreement"]["scores"]["empathy"]["percent"]["items"] == 1
-    assert found["agreement"]["scores"]["empathy"]["percent"]["value"] == 0.0
-    assert found["experts"]["expert-1"] == {"filled": 12, "unfilled": 4 * 22 - 12}
-    assert found["judge"] is None
-    json.dumps(found, allow_nan=False)
+    assert result["agreement"]["preferences"]["overall"]["percent"]["value"] == 2 / 4
+    assert result["agreement"]["preferences"]["clarity"]["percent"]["items"] == 0
+    assert result["agreement"]["scores"]["empathy"]["percent"]["items"] == 1
+    assert result["agreement"]["scores"]["empathy"]["percent"]["value"] == 0.0
+    assert result["experts"]["expert-1"] == {"filled": 12, "unfilled": 4 * 22 - 12}
+    assert result["judge"] is None
+    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
@@ -159,14 +159,14 @@ def test_agreement_with_a_judge_by_hand(tmp_path, out, ending) -> None:
     else:
         lines = [json.dumps(row) for row in rows]
         path.write_text("\n".join(lines) if ending == "jsonl" else f"[{','.join(lines)}]")
-    found = experts.score(out, {"free": str(path)})
-    judged = found["judge"]
+    result = experts.score(out, {"free": str(path)})
+    judged = result["judge"]
     # the first pair: expert 1 differs, expert 2 agrees; the second: agrees; the third: the judge ties
     assert (judged["items"], judged["share"]) == (3, 1.5 / 3)
     assert judged["experts"]["expert-1"]["percent"]["value"] == pytest.approx(1 / 3)
     assert judged["experts"]["expert-2"]["percent"] == {"value": 1.0, "low": 1.0, "high": 1.0, "items": 1}
-    assert found["comparisons"]["free"]["judge"] == judged
-    assert found["paper"] == 0.825
+    assert result["comparisons"]["free"]["judge"] == judged
+    assert result["paper"] == 0.825
 
 
 def test_invalid_verdicts_are_named(tmp_path, out) -> None:
@@ -252,7 +252,7 @@ def test_invalid_cells_are_named_with_file_row_and_column(tmp_path, out) -> None
 
 
 @settings(max_examples=8)
-@given(st.lists(st.sampled_from(["policy", "opponent", "tie", ""]), min_size=8, max_size=8))
+@arguments(st.lists(st.sampled_from(["policy", "opponent", "tie", ""]), min_size=8, max_size=8))
 def test_shares_are_those_of_what_was_chosen(tmp_path_factory, chosen: list[str]) -> None:
     root = tmp_path_factory.mktemp("experts")
     ours, theirs = responses(root / "a.jsonl", "ours"), responses(root / "b.jsonl", "theirs")
@@ -265,18 +265,18 @@ def test_shares_are_those_of_what_was_chosen(tmp_path_factory, chosen: list[str]
 
     for expert in expert_csv.EXPERTS:
         fill(root / "out", expert, what)
-    found = experts.score(root / "out")["comparisons"]["free"]["preferences"]["relevance"]
-    made = [choice for choice in chosen if choice]
-    assert (found is None) == (not made)
+    result = experts.score(root / "out")["comparisons"]["free"]["preferences"]["relevance"]
+    filled = [choice for choice in chosen if choice]
+    assert (result is None) == (not filled)
     for end, choice in (("wins", "policy"), ("ties", "tie"), ("losses", "opponent")):
-        assert found is None or found[end]["share"] == pytest.approx(made.count(choice) / len(made))
+        assert result is None or result[end]["share"] == pytest.approx(filled.count(choice) / len(filled))
 
 
 def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     out = tmp_path / "out"
-    given = [
+    arguments = [
         f"{ODD}={files['free']}",
         f"matched={files['matched']}",
         "--opponent",
@@ -284,7 +284,7 @@ def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) 
         "--out",
         str(out),
     ]
-    assert main(["evaluate-experts", "export", *given, "--count", "6"]) == 0
+    assert main(["evaluate-experts", "export", *arguments, "--count", "6"]) == 0
     assert "keep key.json to yourself" in capsys.readouterr().out
     names = {item: place for place, item in enumerate(sorted(items(out)))}
     for expert, shift in zip(expert_csv.EXPERTS, (0, 1), strict=True):

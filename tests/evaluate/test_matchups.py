@@ -57,11 +57,11 @@ def evaluated(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Matc
 
 def test_results_by_hand(evaluated):
     job, played, answered, opponent_responses = evaluated
-    found = matchups.results(job, played, answered, opponent_responses, silent=2)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert (found["speeches"], found["opponent_silent"], found["opponent"]) == (20, 2, "other")
-    assert [policy["name"] for policy in found["policies"]] == ["good", "bad"]
-    good = found["policies"][0]["variants"]["matched"]
+    result = matchups.results(job, played, answered, opponent_responses, silent=2)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (result["speeches"], result["opponent_silent"], result["opponent"]) == (20, 2, "other")
+    assert [policy["name"] for policy in result["policies"]] == ["good", "bad"]
+    good = result["policies"][0]["variants"]["matched"]
     assert (good["overall"]["rate"], good["overall"]["unreadable"], good["unanswered"]) == (0.75, 1, 1)
     assert good["overall"] == winrates.win_rate([1.0] * 15 + [0.0] * 4 + [None], 0)
     assert sum(topic["speeches"] for topic in good["topics"].values()) == 20
@@ -75,11 +75,11 @@ def test_results_by_hand(evaluated):
     assert good["by_judge"]["led"]["first_chosen"] == 1
     assert good["by_judge"]["led"]["overall"]["unreadable"] == 0
     for variant in ("free", "matched"):
-        assert found["mcnemar"][variant] == [
+        assert result["mcnemar"][variant] == [
             {"a": "good", "b": "bad", "a_only": 10, "b_only": 0, "p": pytest.approx(2 / 2**10)}
         ]
-    assert len(found["agreement"]) == 4
-    first = found["agreement"][0]
+    assert len(result["agreement"]) == 4
+    first = result["agreement"][0]
     assert (first["judges"], first["policy"], first["percent"]["items"]) == (["sure", "led"], "good", 18)
     agreed = sum((n < 15) == (n % 2 == 0) for n in range(18))
     assert first["percent"]["value"] == pytest.approx(agreed / 18)

@@ -54,8 +54,8 @@ def test_ece_matches_torchmetrics(case, bins) -> None:
 def test_ece_matches_torchmetrics_on_edges(cases) -> None:
     sixteenths, labels = np.array(cases).T
     for bins in (4, 8, 16):  # whose edges are exact in both
-        mine = metrics.ece(sixteenths / 16, labels, bins)
-        assert mine == pytest.approx(torch_ece(sixteenths / 16, labels, bins), abs=1e-12)
+        own = metrics.ece(sixteenths / 16, labels, bins)
+        assert own == pytest.approx(torch_ece(sixteenths / 16, labels, bins), abs=1e-12)
 
 
 def test_ece_at_the_edges_by_hand() -> None:
@@ -65,8 +65,8 @@ def test_ece_at_the_edges_by_hand() -> None:
     assert metrics.ece([0.0, 0.0, 1.0], [0, 1, 1], 10) == pytest.approx(1 / 3)
     # an edge belongs to the bin above: 0.3 and 0.35 together, 0.7 and 0.75 together, 0.29 and 0.69 alone
     values, labels = [0.29, 0.3, 0.35, 0.69, 0.7, 0.75], [1, 1, 0, 0, 1, 0]
-    wanted = [0.71, abs(0.65 - 1), 0.69, abs(1.45 - 1)]
-    assert metrics.ece(values, labels, 10) == pytest.approx(sum(wanted) / 6)
+    expected = [0.71, abs(0.65 - 1), 0.69, abs(1.45 - 1)]
+    assert metrics.ece(values, labels, 10) == pytest.approx(sum(expected) / 6)
     bins = metrics.reliability(values, labels)
     assert [row["count"] for row in bins] == [0, 0, 1, 2, 0, 0, 1, 2, 0, 0]
     assert bins[3] == {"low": 0.3, "high": 0.4, "count": 2, "probability": pytest.approx(0.325), "right": 0.5}
@@ -76,59 +76,61 @@ def test_ece_at_the_edges_by_hand() -> None:
 @given(PAIRS)
 def test_metrics_match_torchmetrics_and_the_definitions(pairs) -> None:
     chosen, rejected = pairs
-    found = metrics.measure(chosen, rejected)
+    result = metrics.measure(chosen, rejected)
     probabilities, labels = metrics.both_orders(chosen, rejected)
     margins = chosen - rejected
-    assert found["auc"] == pytest.approx(auroc(labels, probabilities), abs=1e-6)
+    assert result["auc"] == pytest.approx(auroc(labels, probabilities), abs=1e-6)
     wins = np.sign(margins[:, None] + margins[None, :])  # a chosen-first case against a rejected-first case
-    assert found["auc"] == pytest.approx((wins.mean() + 1) / 2)
-    assert found["brier"] == pytest.approx(np.mean((1 / (1 + np.exp(margins))) ** 2))
-    assert found["nll"] == pytest.approx(-np.log(1 / (1 + np.exp(-margins))).mean())
-    assert found["accuracy"] == np.mean(chosen > rejected)
-    assert found["ties"] == np.sum(chosen == rejected)
-    assert found["accuracy_ci95"] == list(wilson(int(np.sum(chosen > rejected)), len(chosen)))
+    assert result["auc"] == pytest.approx((wins.mean() + 1) / 2)
+    assert result["brier"] == pytest.approx(np.mean((1 / (1 + np.exp(margins))) ** 2))
+    assert result["nll"] == pytest.approx(-np.log(1 / (1 + np.exp(-margins))).mean())
+    assert result["accuracy"] == np.mean(chosen > rejected)
+    assert result["ties"] == np.sum(chosen == rejected)
+    assert result["accuracy_ci95"] == list(wilson(int(np.sum(chosen > rejected)), len(chosen)))
     for bins in (10, 15):
-        assert found[f"ece{bins}"] == metrics.ece(probabilities, labels, bins)
-    assert sum(row["count"] for row in found["reliability"]) == 2 * found["pairs"] == 2 * len(chosen)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+        assert result[f"ece{bins}"] == metrics.ece(probabilities, labels, bins)
+    assert sum(row["count"] for row in result["reliability"]) == 2 * result["pairs"] == 2 * len(chosen)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 @given(PAIRS)
 def test_histogram_counts_every_score_on_common_edges(pairs) -> None:
-    found = metrics.measure(*pairs)["histogram"]
-    assert len(found["edges"]) == len(found["chosen"]) + 1 == len(found["rejected"]) + 1 == 21
-    assert sum(found["chosen"]) == sum(found["rejected"]) == pairs.shape[1]
+    result = metrics.measure(*pairs)["histogram"]
+    assert len(result["edges"]) == len(result["chosen"]) + 1 == len(result["rejected"]) + 1 == 21
+    assert sum(result["chosen"]) == sum(result["rejected"]) == pairs.shape[1]
     for side, scores in zip(("chosen", "rejected"), pairs, strict=True):
-        filled = [place for place, count in enumerate(found[side]) if count]
-        assert found["edges"][filled[0]] <= scores.min() <= scores.max() <= found["edges"][filled[-1] + 1]
+        filled = [place for place, count in enumerate(result[side]) if count]
+        assert result["edges"][filled[0]] <= scores.min() <= scores.max() <= result["edges"][filled[-1] + 1]
 
 
 @given(PAIRS, st.randoms(use_true_random=False))
 def test_the_order_in_which_responses_are_stored_does_not_matter(pairs, random) -> None:
     chosen, rejected = pairs
-    found = metrics.measure(chosen, rejected)
+    result = metrics.measure(chosen, rejected)
     chosen_first = np.array([random.random() < 0.5 for _ in chosen])
     first, second = np.where(chosen_first, chosen, rejected), np.where(chosen_first, rejected, chosen)
     as_stored = 1 / (1 + np.exp(second - first))
     probabilities = np.concatenate([as_stored, 1 / (1 + np.exp(first - second))])
     labels = np.concatenate([chosen_first, ~chosen_first]).astype(int)
-    assert auroc(labels, probabilities) == pytest.approx(found["auc"], abs=1e-6)
-    assert float(mean_squared_error(torch.tensor(probabilities), torch.tensor(labels))) == pytest.approx(found["brier"])
-    mine, wanted = metrics.reliability(probabilities, labels), found["reliability"]
+    assert auroc(labels, probabilities) == pytest.approx(result["auc"], abs=1e-6)
+    assert float(mean_squared_error(torch.tensor(probabilities), torch.tensor(labels))) == pytest.approx(
+        result["brier"]
+    )
+    own, expected = metrics.reliability(probabilities, labels), result["reliability"]
     if all(abs(p * 10 - round(p * 10)) > 1e-9 or p == 0.5 for p in probabilities):
-        assert [row["count"] for row in mine] == [row["count"] for row in wanted]
-        assert metrics.ece(probabilities, labels, 10) == pytest.approx(found["ece10"])
+        assert [row["count"] for row in own] == [row["count"] for row in expected]
+        assert metrics.ece(probabilities, labels, 10) == pytest.approx(result["ece10"])
     mirrored = metrics.measure(rejected, chosen)
-    assert mirrored["auc"] == pytest.approx(1 - found["auc"])
-    assert mirrored["accuracy"] == pytest.approx(1 - found["accuracy"] - found["ties"] / found["pairs"])
+    assert mirrored["auc"] == pytest.approx(1 - result["auc"])
+    assert mirrored["accuracy"] == pytest.approx(1 - result["accuracy"] - result["ties"] / result["pairs"])
 
 
 @given(PAIRS, st.floats(0.5, 20))
 def test_a_temperature_leaves_auc_and_accuracy(pairs, temperature) -> None:
-    found = metrics.measure(*pairs)
+    result = metrics.measure(*pairs)
     probabilities, labels = metrics.both_orders(*pairs, temperature)
-    assert auroc(labels, probabilities) == pytest.approx(found["auc"], abs=1e-6)
-    assert np.mean(probabilities[labels == 1] > 0.5) == found["accuracy"]
+    assert auroc(labels, probabilities) == pytest.approx(result["auc"], abs=1e-6)
+    assert np.mean(probabilities[labels == 1] > 0.5) == result["accuracy"]
     scaled = metrics.calibrated(pairs[0] / temperature, pairs[1] / temperature, 1.0)
     assert metrics.calibrated(*pairs, temperature)["nll"] == pytest.approx(scaled["nll"])
     assert metrics.calibrated(*pairs, temperature)["brier"] == pytest.approx(scaled["brier"])
@@ -136,9 +138,9 @@ def test_a_temperature_leaves_auc_and_accuracy(pairs, temperature) -> None:
 
 def test_far_margins_keep_their_order_in_the_auc() -> None:
     # 800 right, 700 wrong: both probabilities round to 1, yet the right case lies above the wrong one
-    found = metrics.measure([800.0, 0.0], [0.0, 700.0])
-    assert (found["auc"], found["accuracy"]) == (0.75, 0.5)
-    assert found["nll"] == pytest.approx(350)
+    result = metrics.measure([800.0, 0.0], [0.0, 700.0])
+    assert (result["auc"], result["accuracy"]) == (0.75, 0.5)
+    assert result["nll"] == pytest.approx(350)
 
 
 def test_a_known_temperature_is_found_again() -> None:
@@ -147,10 +149,10 @@ def test_a_known_temperature_is_found_again() -> None:
         first, second = random.normal(0, 2, (2, 20_000))
         better = random.random(20_000) < 1 / (1 + np.exp(-(first - second) / temperature))
         chosen, rejected = np.where(better, first, second), np.where(better, second, first)
-        found = metrics.fit_temperature(chosen, rejected)
-        assert found == pytest.approx(temperature, rel=0.05)
-        least = metrics.calibrated(chosen, rejected, found)
-        assert all(metrics.calibrated(chosen, rejected, found * by)["nll"] > least["nll"] for by in (0.98, 1.02))
+        result = metrics.fit_temperature(chosen, rejected)
+        assert result == pytest.approx(temperature, rel=0.05)
+        least = metrics.calibrated(chosen, rejected, result)
+        assert all(metrics.calibrated(chosen, rejected, result * by)["nll"] > least["nll"] for by in (0.98, 1.02))
         assert least["ece10"] < 0.01 < metrics.measure(chosen, rejected)["ece10"]
 
 
@@ -184,8 +186,8 @@ def test_slices_by_hand() -> None:
         {"topic": None, "gap": 2.0, "safety_gap": 2, "chosen": "x" * 50, "rejected": "x" * 100},
         {"topic": "Safety", "gap": 3.5, "safety_gap": 4, "chosen": "x" * 70, "rejected": "x" * 100},
     ]
-    found = metrics.slices(comparisons(rows), [1.0, 0.0, 0.5, 1.0, 1.0])
-    short = {key: [(r["slice"], r["pairs"], r["accuracy"]) for r in of] for key, of in found.items()}
+    result = metrics.slices(comparisons(rows), [1.0, 0.0, 0.5, 1.0, 1.0])
+    short = {key: [(r["slice"], r["pairs"], r["accuracy"]) for r in of] for key, of in result.items()}
     assert short == {
         "topic": [("Safety", 2, 0.75), ("Youth", 2, 0.5), ("not given", 1, 1.0)],
         "gap": [("1 to 1.5", 2, 0.5), ("1.5 to 2", 1, 0.5), ("2 to 3", 1, 1.0), ("3 or more", 1, 1.0)],
@@ -197,8 +199,8 @@ def test_slices_by_hand() -> None:
             ("chosen 2 or more higher", 2, 1.0),
         ],
     }
-    assert found["topic"][0]["ci95"] == list(wilson(1.5, 2))
-    json.dumps(found, allow_nan=False)
+    assert result["topic"][0]["ci95"] == list(wilson(1.5, 2))
+    json.dumps(result, allow_nan=False)
 
 
 def test_slices_of_pairs_without_labels_are_absent() -> None:
@@ -208,22 +210,24 @@ def test_slices_of_pairs_without_labels_are_absent() -> None:
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(-4, 4)), min_size=1, max_size=30))
 def test_every_pair_is_in_one_slice_of_each_kind(rows) -> None:
     gaps = {f"{principle}_gap": 1 for principle in PRINCIPLES}
-    made = [{"chosen": "é" * a, "rejected": "é" * b, "gap": c, "topic": "T", **gaps} for a, b, c in rows]
+    pairs = [{"chosen": "é" * a, "rejected": "é" * b, "gap": c, "topic": "T", **gaps} for a, b, c in rows]
     right = [float(c > 0) for *_, c in rows]
-    found = metrics.slices(comparisons(made), right)
-    assert len(found) == 3 + len(PRINCIPLES)
-    for of in found.values():
+    result = metrics.slices(comparisons(pairs), right)
+    assert len(result) == 3 + len(PRINCIPLES)
+    for of in result.values():
         assert sum(row["pairs"] for row in of) == len(rows)
         assert sum(row["pairs"] * row["accuracy"] for row in of) == pytest.approx(sum(right))
-    swapped = metrics.slices(comparisons([m | {"chosen": m["rejected"], "rejected": m["chosen"]} for m in made]), right)
+    swapped = metrics.slices(
+        comparisons([m | {"chosen": m["rejected"], "rejected": m["chosen"]} for m in pairs]), right
+    )
     turned = {"much shorter": "much longer", "shorter": "longer", "longer": "shorter", "much longer": "much shorter"}
-    mine = {row["slice"]: row["pairs"] for row in found["length"]}
-    assert mine == {turned.get(row["slice"], row["slice"]): row["pairs"] for row in swapped["length"]}
+    own = {row["slice"]: row["pairs"] for row in result["length"]}
+    assert own == {turned.get(row["slice"], row["slice"]): row["pairs"] for row in swapped["length"]}
 
 
 def test_ranked_by_hand() -> None:
-    found = metrics.ranked([True, True, False, None, None], [True, False, False, True, None])
-    assert found == {
+    result = metrics.ranked([True, True, False, None, None], [True, False, False, True, None])
+    assert result == {
         "pairs": 5,
         "accuracy": (1 + 0.5 + 0 + 0.5 + 0) / 5,
         "accuracy_ci95": list(wilson(2, 5)),
@@ -239,9 +243,9 @@ def test_ranked_by_hand() -> None:
 @given(st.lists(st.tuples(*[st.sampled_from([True, False, None])] * 2), min_size=1, max_size=30))
 def test_ranked_accuracy_is_the_mean_of_both_orders(answers) -> None:
     first, second = zip(*answers, strict=True)
-    found = metrics.ranked(first, second)
-    assert found["accuracy"] == pytest.approx((found["first_accuracy"] + found["second_accuracy"]) / 2)
-    assert found["consistent"] <= 1 - found["unreadable"] / (2 * found["pairs"])
+    result = metrics.ranked(first, second)
+    assert result["accuracy"] == pytest.approx((result["first_accuracy"] + result["second_accuracy"]) / 2)
+    assert result["consistent"] <= 1 - result["unreadable"] / (2 * result["pairs"])
 
 
 def test_the_official_weights() -> None:
@@ -255,28 +259,28 @@ def test_rewardbench_by_hand() -> None:
     # math-prm: 1 of 2 right (a tie is no win), hep-cpp: 1 of 1; alpacaeval-easy: 2 of 2, mt-bench-easy: 0 of 1
     subsets = ["math-prm", "hep-cpp", "alpacaeval-easy", "math-prm", "mt-bench-easy", "alpacaeval-easy"]
     chosen, rejected = [1.0, 2.0, 3.0, 0.5, 0.0, 1.0], [0.0, 1.0, 1.0, 0.5, 2.0, 0.0]
-    found = rewardbench.bench(subsets, chosen, rejected)
+    result = rewardbench.bench(subsets, chosen, rejected)
     reasoning, chat = (984 * 0.5 + 164 * 1.0) / (984 + 164), 100 / 128
-    assert found["sections"] == {
+    assert result["sections"] == {
         "Chat": {"accuracy": pytest.approx(chat), "pairs": 3},
         "Reasoning": {"accuracy": pytest.approx(reasoning), "pairs": 3},
     }
-    assert found["mean"] == pytest.approx((reasoning + chat) / 2)
-    assert found["micro"] == pytest.approx(4 / 6)
-    assert found["subsets"]["math-prm"] == {"accuracy": 0.5, "pairs": 2, "section": "Reasoning", "weight": 984}
-    assert found["official"]
-    assert found["pairs"] == 6
-    assert len(found["missing"]) == 19
-    assert "donotanswer" in found["missing"]
+    assert result["mean"] == pytest.approx((reasoning + chat) / 2)
+    assert result["micro"] == pytest.approx(4 / 6)
+    assert result["subsets"]["math-prm"] == {"accuracy": 0.5, "pairs": 2, "section": "Reasoning", "weight": 984}
+    assert result["official"]
+    assert result["pairs"] == 6
+    assert len(result["missing"]) == 19
+    assert "donotanswer" in result["missing"]
     pooled = metrics.measure(chosen, rejected)
-    assert {key: found[key] for key in ("auc", "ece10", "brier")} == {k: pooled[k] for k in ("auc", "ece10", "brier")}
+    assert {key: result[key] for key in ("auc", "ece10", "brier")} == {k: pooled[k] for k in ("auc", "ece10", "brier")}
 
 
 def test_a_ranker_on_rewardbench() -> None:
-    found = rewardbench.bench_ranked(["math-prm", "hep-go", "hep-go"], [True, None, True], [False, True, True])
-    assert found["sections"]["Reasoning"]["accuracy"] == pytest.approx((984 * 0.5 + 164 * 0.75) / 1148)
-    assert found["micro"] == pytest.approx(2 / 3)
-    assert "auc" not in found
+    result = rewardbench.bench_ranked(["math-prm", "hep-go", "hep-go"], [True, None, True], [False, True, True])
+    assert result["sections"]["Reasoning"]["accuracy"] == pytest.approx((984 * 0.5 + 164 * 0.75) / 1148)
+    assert result["micro"] == pytest.approx(2 / 3)
+    assert "auc" not in result
 
 
 def test_custom_sections() -> None:
@@ -290,7 +294,7 @@ def test_custom_sections() -> None:
 
 
 @pytest.mark.parametrize(
-    ("subsets", "sections", "said"),
+    ("subsets", "sections", "message"),
     [
         (["a", "b"], {"one": ["a"]}, "subset b is in none of the benchmark's sections one"),
         (["a"], {"one": ["a", "zebra"]}, "name the subset zebra; it has a"),
@@ -299,6 +303,6 @@ def test_custom_sections() -> None:
         ([], None, "no pairs"),
     ],
 )
-def test_sections_that_do_not_fit_are_refused(subsets, sections, said) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_sections_that_do_not_fit_are_refused(subsets, sections, message) -> None:
+    with pytest.raises(ValueError, match=message):
         rewardbench.bench_ranked(subsets, [True] * len(subsets), [True] * len(subsets), sections)

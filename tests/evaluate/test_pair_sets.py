@@ -24,7 +24,7 @@ def test_a_larger_sample_contains_a_smaller_one_in_the_same_order(seed, one, oth
         .to_pylist()
         for limit in (few, more)
     ]
-    assert [len(found) for found in ids] == [few, more]
+    assert [len(rows) for rows in ids] == [few, more]
     assert [key for key in ids[1] if key in set(ids[0])] == ids[0]
 
 
@@ -47,8 +47,8 @@ def test_a_missing_split_and_a_missing_file_are_named(tmp_path):
 
 
 def test_a_limit_of_the_benchmark_holds_for_each_subset(bench_rows):
-    found = pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
-    assert Counter(found.table["subset"].to_pylist()) == {"math-prm": 4, "hep-cpp": 4, "donotanswer": 3}
+    pairs = pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
+    assert Counter(pairs.table["subset"].to_pylist()) == {"math-prm": 4, "hep-cpp": 4, "donotanswer": 3}
 
 
 def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_rows):

@@ -61,8 +61,8 @@ def test_a_conversation_of_several_turns_names_the_speakers():
 def test_the_rankers_prompts_have_every_placeholder_once():
     for name, placeholders in pairwise_ranker.PLACEHOLDERS.items():
         prompt = load_prompt(Prompts(respond=name)) if name == "rank" else texts()[name]
-        found = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
-        assert sorted(found) == sorted(placeholders)
+        fields = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
+        assert sorted(fields) == sorted(placeholders)
         assert prompt["user"].splitlines()[-1] == "- better: the number of the better response, 1 or 2"
 
 
@@ -82,10 +82,10 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
         assert len(questions) == 2 * len(rows)
         by_speech = operator.attrgetter("speech_id")
         by_pair = itertools.groupby(sorted(questions, key=by_speech), key=by_speech)
-        asked = {key: {question.what: question for question in of_pair} for key, of_pair in by_pair}
+        by_order = {key: {question.what: question for question in of_pair} for key, of_pair in by_pair}
         for key, row in zip(ranker._keys, rows, strict=True):
             for order, (one, two) in (("first", ("chosen", "rejected")), ("second", ("rejected", "chosen"))):
-                question = asked[key][order]
+                question = by_order[key][order]
                 text = question.call.messages[-1]["content"]
                 assert f"Response 1: {row[one]}\n" in text
                 assert f"Response 2: {row[two]}\n" in text

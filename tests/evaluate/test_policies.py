@@ -36,10 +36,10 @@ def slow_url(serve):
     return serve("--latency", "0.3")
 
 
-def run(given: dict) -> dict:
-    directory = RunDirectory(given["run_dir"])
+def run(job_settings: dict) -> dict:
+    directory = RunDirectory(job_settings["run_dir"])
     try:
-        results, cases = evaluating.evaluate(parsed(given), directory, Progress())
+        results, cases = evaluating.evaluate(parsed(job_settings), directory, Progress())
         report.write_report(results, cases, directory.root)
         return results
     finally:
@@ -53,7 +53,7 @@ BATCH = {"name": "b", "endpoint": {"model": "judge", "via": "batch"}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"policies": []}, "policies"),
         ({"judges": []}, "judges"),
@@ -73,8 +73,8 @@ BATCH = {"name": "b", "endpoint": {"model": "judge", "via": "batch"}}
         ({"judge": []}, "unknown key judge; did you mean judges"),
     ],
 )
-def test_an_invalid_job_is_reported_in_one_sentence(changes, said, tmp_path):
-    with pytest.raises(ValueError, match=said) as caught:
+def test_an_invalid_job_is_reported_in_one_sentence(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
         parsed(settings(tmp_path) | changes)
     assert "\n" not in str(caught.value)
 
@@ -87,30 +87,30 @@ def test_the_papers_settings_are_the_defaults(tmp_path):
 
 def test_the_packaged_prompts_have_every_placeholder_once():
     texts = yaml.safe_load(PACKAGED.read_text())
-    wanted = {
+    expected = {
         "judge": {"principles", "client_speech", "response_a", "response_b"},
         "respond-matched": {"client_speech", "words"},
         "respond-small-matched": {"client_speech", "words"},
     }
-    for name, places in wanted.items():
-        found = [field for text in texts[name].values() for _, field, _, _ in string.Formatter().parse(text) if field]
-        assert sorted(found) == sorted(places)
+    for name, placeholders in expected.items():
+        result = [field for text in texts[name].values() for _, field, _, _ in string.Formatter().parse(text) if field]
+        assert sorted(result) == sorted(placeholders)
     assert texts["judge"]["user"].splitlines()[-1].startswith("- better: ")
 
 
 @pytest.mark.parametrize(
-    ("entry", "place", "said"),
+    ("entry", "placeholder", "message"),
     [
         ("judge", "{response_b}", r"the user text of judge does not contain \{response_b\}"),
         ("respond-matched", "{words}", r"the user text of respond-matched does not contain \{words\}"),
     ],
 )
-def test_a_prompts_file_without_a_placeholder_is_refused(entry, place, said, tmp_path, responses):
+def test_a_prompts_file_without_a_placeholder_is_refused(entry, placeholder, message, tmp_path, responses):
     texts = yaml.safe_load(PACKAGED.read_text())
-    texts[entry]["user"] = texts[entry]["user"].replace(place, "")
+    texts[entry]["user"] = texts[entry]["user"].replace(placeholder, "")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(texts))
     opponent = {"name": "other", "responses": responses}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         run(settings(tmp_path / "run", opponent=opponent, prompts={"file": str(tmp_path / "mine.yaml")}))
 
 
@@ -142,7 +142,7 @@ def test_a_run_directory_names_its_checkpoint_even_after_it_was_moved(tmp_path, 
 
 @pytest.mark.slow
 def test_a_policy_meets_its_opponent_and_nothing_is_done_twice(local_ray, tmp_path, url, tiny_model, responses):
-    given_job = settings(
+    job_settings = settings(
         tmp_path / "run",
         policies=[{"name": "tiny", "model": str(tiny_model)}],
         opponent={"name": "file", "responses": responses},
@@ -154,45 +154,45 @@ def test_a_policy_meets_its_opponent_and_nothing_is_done_twice(local_ray, tmp_pa
         ],
     )
     before = counts(url)["served"]
-    results = run(given_job)
+    results = run(job_settings)
     root = tmp_path / "run"
     assert json.loads((root / "evaluation.json").read_text()) == results
     [policy] = results["policies"]
     assert counts(url)["served"] - before == 12 * 2 * (1 + 1 + 3), "the mumbler is asked three times"
-    wanted = {row["question"]: row["chosen"] for row in SAMPLE}
-    for variant, found in policy["variants"].items():
-        assert found["overall"]["speeches"] == 12
-        assert found["overall"]["unreadable"] == 0
-        assert found["overall"] == found["by_judge"]["first"]["overall"]
-        assert found["by_judge"]["mumbler"]["overall"]["unreadable"] == 12
-        assert found["by_judge"]["mumbler"]["overall"]["rate"] == 0
-        assert found["by_judge"]["second"]["spent"]["paid"] == 12
+    expected = {row["question"]: row["chosen"] for row in SAMPLE}
+    for variant, result in policy["variants"].items():
+        assert result["overall"]["speeches"] == 12
+        assert result["overall"]["unreadable"] == 0
+        assert result["overall"] == result["by_judge"]["first"]["overall"]
+        assert result["by_judge"]["mumbler"]["overall"]["unreadable"] == 12
+        assert result["by_judge"]["mumbler"]["overall"]["rate"] == 0
+        assert result["by_judge"]["second"]["spent"]["paid"] == 12
         rows = pq.read_table(root / "responses" / "tiny" / variant / "responses.parquet").to_pylist()
         assert len(rows) == 12
         assert {row["speech_id"] for row in rows} == {row["speech_id"] for row in load(limit=12)}
         judged = pq.read_table(root / "judged" / "first" / "tiny" / f"{variant}.parquet").to_pylist()
-        assert sum(row["outcome"] for row in judged) / 12 == pytest.approx(found["overall"]["rate"])
-        assert Counter(row["better"] for row in judged)["ours"] == found["overall"]["wins"]
-        said = [len(wanted[row["speech"]].split()) for row in rows]
-        assert found["opponent_mean_words"] == pytest.approx(sum(said) / 12)
-        assert found["cut"] > 0, "random weights hardly ever end"
+        assert sum(row["outcome"] for row in judged) / 12 == pytest.approx(result["overall"]["rate"])
+        assert Counter(row["better"] for row in judged)["ours"] == result["overall"]["wins"]
+        opponent_words = [len(expected[row["speech"]].split()) for row in rows]
+        assert result["opponent_mean_words"] == pytest.approx(sum(opponent_words) / 12)
+        assert result["cut"] > 0, "random weights hardly ever end"
     kinds = Counter(tuple(row["judges"]) for row in results["agreement"])
     assert kinds == {("first", "second"): 2, ("first", "mumbler"): 2}
     by_pair = {(row["judges"][1], row["variant"]): row["percent"] for row in results["agreement"]}
     assert by_pair["second", "free"]["items"] == 12
     assert by_pair["mumbler", "free"]["items"] == 0
-    asked = [
+    prompts = [
         row["speech"] for path in (root / "questions").rglob("*.parquet") for row in pq.read_table(path).to_pylist()
     ]
-    assert len(asked) == 24
-    matched = [text for text in asked if "in about" in text]
+    assert len(prompts) == 24
+    matched = [text for text in prompts if "in about" in text]
     for text in matched:
         speech = next(row["question"] for row in SAMPLE if row["question"] in text)
-        assert f"in about {len(wanted[speech].split())}\nwords" in text
+        assert f"in about {len(expected[speech].split())}\nwords" in text
     assert len(matched) == 12
 
     times = {path: path.stat().st_mtime_ns for path in (root / "answers").rglob("*.parquet")}
-    assert run(given_job) == results
+    assert run(job_settings) == results
     assert {path: path.stat().st_mtime_ns for path in (root / "answers").rglob("*.parquet")} == times
     assert counts(url)["served"] - before == 12 * 2 * (1 + 1 + 3)
     for name in ("report.html", "tables.md"):
@@ -207,7 +207,7 @@ def command(path: Path) -> list[str]:
 def test_after_a_kill_and_a_cost_limit_nothing_is_paid_twice(local_ray, tmp_path, slow_url, tiny_model):
     flying = 2
     priced = {"price_in": 1.0, "price_out": 2.0, "concurrency": flying}
-    given_job = settings(
+    job_settings = settings(
         tmp_path / "run",
         policies=[{"name": "tiny", "model": str(tiny_model)}],
         opponent={"name": "talker", "endpoint": local(slow_url, "talker", **priced)},
@@ -216,7 +216,7 @@ def test_after_a_kill_and_a_cost_limit_nothing_is_paid_twice(local_ray, tmp_path
         judges=[{"name": "judge", "endpoint": local(slow_url, "judge", **priced)}],
     )
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(given_job))
+    path.write_text(yaml.safe_dump(job_settings))
     killed = psutil.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while counts(slow_url)["by_kind"].get("judge", 0) < 6:
         assert killed.poll() is None, "it ended before it was killed"
@@ -232,9 +232,9 @@ def test_after_a_kill_and_a_cost_limit_nothing_is_paid_twice(local_ray, tmp_path
     assert "the same command continues" in stopped.stderr
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
-    results = run(given_job)
-    found = results["policies"][0]["variants"]["free"]
-    assert (found["overall"]["speeches"], found["overall"]["unreadable"]) == (30, 0)
+    results = run(job_settings)
+    result = results["policies"][0]["variants"]["free"]
+    assert (result["overall"]["speeches"], result["overall"]["unreadable"]) == (30, 0)
     assert counts(slow_url)["by_kind"]["talker"] == 30
     assert counts(slow_url)["paid_twice"] <= flying, "only what was in flight when it was killed"
     assert counts(slow_url)["by_kind"]["judge"] <= 30 + flying

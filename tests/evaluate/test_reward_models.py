@@ -29,8 +29,8 @@ DEV, TRAIN = 33, 261  # pairs of the packaged sample
 
 def times(directory: Path) -> dict[str, int]:
     """When each part was written, by its path."""
-    found = directory.rglob("*.parquet")
-    return {str(path.relative_to(directory)): path.stat().st_mtime_ns for path in found if path.name[0] != "."}
+    result = directory.rglob("*.parquet")
+    return {str(path.relative_to(directory)): path.stat().st_mtime_ns for path in result if path.name[0] != "."}
 
 
 def scored(directory: Path) -> list[dict]:
@@ -44,7 +44,7 @@ RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"tests": []}, "nothing to evaluate on"),
         ({"models": []}, "models"),
@@ -65,8 +65,8 @@ RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
         ({"test": []}, "unknown key test; did you mean tests"),
     ],
 )
-def test_an_invalid_job_is_reported_in_one_sentence(changes, said, tmp_path):
-    with pytest.raises(ValueError, match=said) as caught:
+def test_an_invalid_job_is_reported_in_one_sentence(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
         parsed(settings(tmp_path, [ONE]) | changes)
     assert "\n" not in str(caught.value)
 
@@ -74,8 +74,8 @@ def test_an_invalid_job_is_reported_in_one_sentence(changes, said, tmp_path):
 def test_a_model_with_training_data_is_ours_unless_it_says_otherwise():
     groups = [{}, {"trained_on": "HelpSteer2"}, {"trained_on": "HelpSteer2", "group": "external"}]
     models = [{**ONE, **more, "name": str(number)} for number, more in enumerate(groups)]
-    found = parsed(settings(Path("x"), [*models, RANKER])).models
-    assert [model.table_group for model in found] == ["external", "ours", "external", "ranker"]
+    result = parsed(settings(Path("x"), [*models, RANKER])).models
+    assert [model.table_group for model in result] == ["external", "ours", "external", "ranker"]
 
 
 def test_a_run_directory_of_another_kind_is_not_touched(tmp_path):
@@ -92,12 +92,12 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_scored(tmp_path, 
     about = json.loads((two / "config.json").read_text())
     (two / "config.json").write_text(json.dumps({**about, "id2label": {"0": "a", "1": "b"}}))
     (two / "manifest.json").unlink()  # as if it came from elsewhere
-    for bad, said in (
+    for bad, message in (
         (two, "has 2 labels; one is needed"),
         (tiny_model, "is no reward model: its config.json names LlamaForCausalLM"),
         (tmp_path / "nowhere", "is neither a directory, nor a hub id"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             run(settings(tmp_path / "run", [good, {"name": "bad", "model": str(bad)}]))
     assert not (tmp_path / "run" / "scores").exists()
 
@@ -114,7 +114,7 @@ def test_a_models_fingerprint_changes_with_its_weights(tmp_path, tiny_reward_mod
 
 @pytest.mark.slow
 def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url, bench_rows, tiny_reward_model):
-    given = settings(
+    job_settings = settings(
         tmp_path / "run",
         [
             local(url),
@@ -125,7 +125,7 @@ def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url,
         rewardbench={"rows": str(bench_rows)},
     )
     before = counts(url)["served"]
-    results = run(given)
+    results = run(job_settings)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == results
     assert [model["name"] for model in results["models"]] == ["judge", "mine", "mumbler"]
     [about] = results["tests"]
@@ -136,12 +136,12 @@ def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url,
     pairs = {row["prefID"]: row for row in map(json.loads, tables.SAMPLE.read_text().splitlines())}
     assert len(rows) == len({row["pair_id"] for row in rows}) == DEV
     assert_scores_are_the_models(rows[::7], pairs, tiny_reward_model)
-    found = mine["tests"]["dev"]
-    assert found["accuracy"] == sum(row["chosen"] > row["rejected"] for row in rows) / DEV
-    assert (found["pairs"], found["cut"], found["too_long"]) == (DEV, 0, 0)
-    assert sum(row["pairs"] for row in found["slices"]["length"]) == DEV
-    assert found["temperature"] > 0
-    assert found["calibrated"]["nll"] != found["nll"]
+    result = mine["tests"]["dev"]
+    assert result["accuracy"] == sum(row["chosen"] > row["rejected"] for row in rows) / DEV
+    assert (result["pairs"], result["cut"], result["too_long"]) == (DEV, 0, 0)
+    assert sum(row["pairs"] for row in result["slices"]["length"]) == DEV
+    assert result["temperature"] > 0
+    assert result["calibrated"]["nll"] != result["nll"]
     on_bench = scored(tmp_path / "run" / "scores" / "mine" / "rewardbench")
     assert mine["rewardbench"]["micro"] == sum(row["chosen"] > row["rejected"] for row in on_bench) / 16
     assert mine["rewardbench"]["pairs"] == 16
@@ -163,13 +163,16 @@ def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url,
         assert "mine" in (tmp_path / "run" / name).read_text()
 
     served, written = counts(url)["served"], times(tmp_path / "run" / "scores")
-    assert run(given) == results
-    more = {**given, "tests": [*given["tests"], {"name": "some", "pairs": "sample", "split": "dev", "limit": 9}]}
+    assert run(job_settings) == results
+    more = {
+        **job_settings,
+        "tests": [*job_settings["tests"], {"name": "some", "pairs": "sample", "split": "dev", "limit": 9}],
+    }
     again = run(more)
     now = times(tmp_path / "run" / "scores")
     assert {path: now[path] for path in written} == written
     assert all(path.startswith("mine/some/") for path in set(now) - set(written))
-    assert again["models"][1]["tests"]["dev"] == found
+    assert again["models"][1]["tests"]["dev"] == result
     assert again["models"][0]["tests"]["some"]["pairs"] == 9
     assert counts(url)["served"] == served, "the journal had all answers about the same pairs"
     assert again["models"][0]["tests"]["some"]["spent"]["reused"] == 2 * 9
@@ -194,10 +197,10 @@ def assert_scores_are_the_models(rows: list[dict], pairs: dict[str, dict], path:
 
 def test_pairs_too_long_are_counted_and_a_test_without_any_other_is_refused(local_ray, tmp_path, tiny_reward_model):
     mine, one = [{"name": "mine", "model": str(tiny_reward_model)}], {"dtype": "float32", "cpus": 0.1}
-    found = run(settings(tmp_path / "some", mine, max_tokens=100, scorers=one))["models"][0]["tests"]["dev"]
-    assert found["cut"] > 0
-    assert found["pairs"] + found["too_long"] == DEV
-    assert sum(row["chosen"] is None for row in scored(tmp_path / "some" / "scores/mine/dev")) == found["too_long"]
+    result = run(settings(tmp_path / "some", mine, max_tokens=100, scorers=one))["models"][0]["tests"]["dev"]
+    assert result["cut"] > 0
+    assert result["pairs"] + result["too_long"] == DEV
+    assert sum(row["chosen"] is None for row in scored(tmp_path / "some" / "scores/mine/dev")) == result["too_long"]
     with pytest.raises(ValueError, match="mine has no score on dev: in every pair a response alone fills its context"):
         run(settings(tmp_path / "none", mine, max_tokens=8, scorers=one))
 
@@ -209,14 +212,14 @@ def command(path: Path) -> list[str]:
 @pytest.mark.long
 def test_after_a_kill_and_a_cost_limit_nothing_is_done_twice(local_ray, tmp_path, url, tiny_reward_model):
     scores = tmp_path / "run" / "scores"
-    given = settings(
+    job_settings = settings(
         tmp_path / "run",
         [{"name": "mine", "model": str(tiny_reward_model)}, local(url, "priced", price_in=1.0, price_out=2.0)],
         tests=[{"name": "all", "pairs": "sample", "split": "all"}],
         scorers={"dtype": "float32", "cpus": 0.1},
     )
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(given))
+    path.write_text(yaml.safe_dump(job_settings))
     killed = psutil.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not times(scores):
         assert killed.poll() is None, "it ended before it was killed"
@@ -237,7 +240,7 @@ def test_after_a_kill_and_a_cost_limit_nothing_is_done_twice(local_ray, tmp_path
     assert {name: scored_now[name] for name in before} == before
     assert 0 < counts(url)["by_kind"]["priced"] < 2 * (DEV + TRAIN)
 
-    results = run(given)
+    results = run(job_settings)
     assert times(scores) == scored_now
     assert [model["tests"]["all"]["pairs"] for model in results["models"]] == [DEV + TRAIN] * 2
     assert results["models"][1]["tests"]["all"]["unreadable"] == 0

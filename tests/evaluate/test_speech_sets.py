@@ -12,18 +12,18 @@ DEV = 33  # speeches of the packaged sample that are held out
 
 
 def test_every_held_out_speech_comes_once_with_its_coarse_topic():
-    found = load()
-    assert len({row["speech_id"] for row in found}) == len(found) == DEV
-    assert [row["speech_id"] for row in found] == sorted(row["speech_id"] for row in found)
-    assert {row["topic"] for row in found} <= set(winrates.TOPICS)
-    assert all(splits.is_dev(row["speech"], 0.1) for row in found)
+    speeches = load()
+    assert len({row["speech_id"] for row in speeches}) == len(speeches) == DEV
+    assert [row["speech_id"] for row in speeches] == sorted(row["speech_id"] for row in speeches)
+    assert {row["topic"] for row in speeches} <= set(winrates.TOPICS)
+    assert all(splits.is_dev(row["speech"], 0.1) for row in speeches)
 
 
 def test_topics_may_be_numbers_or_missing(tmp_path):
     rows = [{"text": f"speech {i}", "split": "dev", "topic": topic} for i, topic in enumerate((7, 7, None))]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "numbers.parquet")
-    found = {row["speech"]: row["topic"] for row in load(file=str(tmp_path / "numbers.parquet"))}
-    assert found == {"speech 0": "7", "speech 1": "7", "speech 2": None}
+    speeches = {row["speech"]: row["topic"] for row in load(file=str(tmp_path / "numbers.parquet"))}
+    assert speeches == {"speech 0": "7", "speech 1": "7", "speech 2": None}
 
 
 def test_a_larger_sample_contains_a_smaller_one_and_the_seed_draws_it():
@@ -46,8 +46,8 @@ def test_speeches_of_a_data_job_have_its_topics(tmp_path):
     pq.write_table(pa.table({"speech_id": ["x"], "what": ["topic"]}), tmp_path / "topics" / "set-aside" / "0.parquet")
     labelled = pa.table({"speech_id": [rows[0]["speech_id"]], "coarse_topic": ["Social Issues"]})
     pq.write_table(labelled, tmp_path / "topics" / "0.parquet")
-    found = load(file=str(tmp_path / "speeches"), split="test", topics=str(tmp_path / "topics"))
-    assert {row["speech"]: row["topic"] for row in found} == {
+    speeches = load(file=str(tmp_path / "speeches"), split="test", topics=str(tmp_path / "topics"))
+    assert {row["speech"]: row["topic"] for row in speeches} == {
         rows[0]["speech"]: "Social Issues",
         rows[2]["speech"]: None,
     }
@@ -58,12 +58,12 @@ def test_invalid_speeches_are_named(tmp_path):
         load(split="test")
     with pytest.raises(ValueError, match=r"none\.jsonl does not exist"):
         load(file=str(tmp_path / "none.jsonl"))
-    for rows, said in (
+    for rows, message in (
         ([{"text": "a"}, {"text": " "}], "row 2 has an empty text"),
         ([{"client": "a"}], "no column question or speech or text; it has client"),
         ([{"text": "a", "split": "eval"}], "row 1: the split is 'eval'"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             load(file=write_lines(tmp_path / "speeches.jsonl", rows))
     with pytest.raises(ValueError, match="has no column coarse_topic"):
         load(topics=write_lines(tmp_path / "topics.jsonl", [{"speech_id": "a", "topic": "Anxiety"}]))
@@ -73,20 +73,20 @@ def test_an_opponents_responses_are_matched_by_the_speech_whatever_its_case(resp
     rows = load()
     assert speech_sets.load_responses(responses, rows).keys() == {row["speech_id"] for row in rows}
     loud = [{"speech": row["speech"].upper(), "response": "Mm."} for row in rows]
-    found = speech_sets.load_responses(write_lines(tmp_path / "loud.jsonl", loud), rows)
-    assert found == {row["speech_id"]: "Mm." for row in rows}
+    speeches = speech_sets.load_responses(write_lines(tmp_path / "loud.jsonl", loud), rows)
+    assert speeches == {row["speech_id"]: "Mm." for row in rows}
 
 
 def test_an_incomplete_opponents_file_is_named(tmp_path):
     rows = load(limit=3)
     full = [{"speech": row["speech"], "response": "Mm."} for row in rows]
-    for given_rows, said in (
+    for file_rows, message in (
         (full[:2], f"no response to 1 of the 3 speeches, the first of them by its id {rows[2]['speech_id']};"),
         ([*full, {**full[0], "response": "No."}], "row 4 answers a speech that an earlier row answers otherwise"),
         ([{**full[0], "response": ""}], "row 1 has an empty response"),
         ([{"speech": "a", "answer": "b"}], "no column response; it has speech, answer"),
     ):
-        with pytest.raises(ValueError, match=said):
-            speech_sets.load_responses(write_lines(tmp_path / "some.jsonl", given_rows), rows)
+        with pytest.raises(ValueError, match=message):
+            speech_sets.load_responses(write_lines(tmp_path / "some.jsonl", file_rows), rows)
     again = write_lines(tmp_path / "again.jsonl", [*full, full[0]])
     assert len(speech_sets.load_responses(again, rows)) == 3

@@ -79,8 +79,8 @@ def test_outcomes_of_both_orders_and_of_the_same_response(tmp_path):
         "mine:5": [],
     }
     pairs = [*PAIRS[:4], {**PAIRS[4], "theirs": PAIRS[4]["ours"]}, PAIRS[5]]
-    found = decided(tmp_path, pairs, chosen, order="strict").outcomes()
-    assert found == {"mine:0": 1, "mine:1": 0, "mine:2": 0.5, "mine:3": None, "mine:4": 0.5, "mine:5": None}
+    outcomes = decided(tmp_path, pairs, chosen, order="strict").outcomes()
+    assert outcomes == {"mine:0": 1, "mine:1": 0, "mine:2": 0.5, "mine:3": None, "mine:4": 0.5, "mine:5": None}
     once = {"mine:0": [(False, True)], "mine:1": [(True, False)]}
     assert decided(tmp_path, PAIRS[:3], once).outcomes() == {"mine:0": 1, "mine:1": 0, "mine:2": None}
 

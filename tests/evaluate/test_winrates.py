@@ -18,24 +18,24 @@ OUTCOMES = st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=1, max_size
 
 
 def test_a_win_rate_by_hand() -> None:
-    found = winrates.win_rate([1, 1, 0.5, 0, None], seed=0)
-    assert found["rate"] == pytest.approx(2.5 / 5)
-    assert {key: found[key] for key in ("speeches", "wins", "ties", "unreadable")} == {
+    result = winrates.win_rate([1, 1, 0.5, 0, None], seed=0)
+    assert result["rate"] == pytest.approx(2.5 / 5)
+    assert {key: result[key] for key in ("speeches", "wins", "ties", "unreadable")} == {
         "speeches": 5, "wins": 2, "ties": 1, "unreadable": 1,
     }  # fmt: skip
-    assert found["decided"] == pytest.approx(2 / 3), "neither the tie nor the unreadable verdict decides"
+    assert result["decided"] == pytest.approx(2 / 3), "neither the tie nor the unreadable verdict decides"
     with pytest.raises(ValueError, match="no outcome"):
         winrates.win_rate([], seed=0)
 
 
 def test_the_interval_is_wilsons_and_the_seed_decides_the_bootstrap() -> None:
     outcomes = [1.0] * 29 + [0.0] * 71
-    found = winrates.win_rate(outcomes, seed=1)
-    assert found["wilson95"] == pytest.approx(list(binomtest(29, 100).proportion_ci(method="wilson")))
-    assert found["bootstrap95"] == winrates.win_rate(outcomes, seed=1)["bootstrap95"]
-    assert found["bootstrap95"] != winrates.win_rate(outcomes, seed=2)["bootstrap95"]
+    result = winrates.win_rate(outcomes, seed=1)
+    assert result["wilson95"] == pytest.approx(list(binomtest(29, 100).proportion_ci(method="wilson")))
+    assert result["bootstrap95"] == winrates.win_rate(outcomes, seed=1)["bootstrap95"]
+    assert result["bootstrap95"] != winrates.win_rate(outcomes, seed=2)["bootstrap95"]
     half = 1.96 * math.sqrt(0.29 * 0.71 / 100)
-    assert found["bootstrap95"] == pytest.approx([0.29 - half, 0.29 + half], abs=0.015)
+    assert result["bootstrap95"] == pytest.approx([0.29 - half, 0.29 + half], abs=0.015)
 
 
 @given(OUTCOMES)
@@ -43,11 +43,11 @@ def test_swapping_the_sides_mirrors_the_rate_but_for_unreadable_verdicts(outcome
     swapped = [None if outcome is None else 1 - outcome for outcome in outcomes]
     ours, theirs = winrates.win_rate(outcomes, 0), winrates.win_rate(swapped, 0)
     assert ours["rate"] + theirs["rate"] == pytest.approx(1 - ours["unreadable"] / len(outcomes))
-    for found in (ours, theirs):
+    for result in (ours, theirs):
         for key in ("wilson95", "bootstrap95"):
-            low, high = found[key]
-            assert 0 <= low <= found["rate"] + 1e-12
-            assert found["rate"] - 1e-12 <= high <= 1
+            low, high = result[key]
+            assert 0 <= low <= result["rate"] + 1e-12
+            assert result["rate"] - 1e-12 <= high <= 1
 
 
 def test_topics_are_table_3s_and_those_of_the_labels() -> None:
@@ -61,19 +61,19 @@ def test_topics_are_table_3s_and_those_of_the_labels() -> None:
 
 def test_topics_come_in_order_then_unknown_ones_and_overall_last() -> None:
     of = [None, "Work", "Crisis and Safety Concerns", "Mental Issues", "Core Mental Health Issues", "Aside"]
-    found = winrates.by_topic([1, 0, 1, 1, 0, None], of, seed=0)
-    assert list(found) == ["Mental Issues", "Safety", "Aside", "Work", winrates.NO_TOPIC, winrates.OVERALL]
-    assert (found["Mental Issues"]["rate"], found["Mental Issues"]["speeches"]) == (0.5, 2)
-    assert (found["Aside"]["unreadable"], found["Aside"]["rate"]) == (1, 0)
-    assert found[winrates.OVERALL] == winrates.win_rate([1, 0, 1, 1, 0, None], seed=0)
+    result = winrates.by_topic([1, 0, 1, 1, 0, None], of, seed=0)
+    assert list(result) == ["Mental Issues", "Safety", "Aside", "Work", winrates.NO_TOPIC, winrates.OVERALL]
+    assert (result["Mental Issues"]["rate"], result["Mental Issues"]["speeches"]) == (0.5, 2)
+    assert (result["Aside"]["unreadable"], result["Aside"]["rate"]) == (1, 0)
+    assert result[winrates.OVERALL] == winrates.win_rate([1, 0, 1, 1, 0, None], seed=0)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, None]), st.sampled_from(["a", "b", None])), min_size=1))
 def test_topics_weighted_by_their_speeches_give_the_overall_rate(rows) -> None:
-    found = winrates.by_topic([outcome for outcome, _ in rows], [topic for _, topic in rows], seed=0)
-    overall = found.pop(winrates.OVERALL)
-    assert sum(of["rate"] * of["speeches"] for of in found.values()) / len(rows) == pytest.approx(overall["rate"])
-    assert sum(of["speeches"] for of in found.values()) == len(rows)
+    result = winrates.by_topic([outcome for outcome, _ in rows], [topic for _, topic in rows], seed=0)
+    overall = result.pop(winrates.OVERALL)
+    assert sum(of["rate"] * of["speeches"] for of in result.values()) / len(rows) == pytest.approx(overall["rate"])
+    assert sum(of["speeches"] for of in result.values()) == len(rows)
 
 
 def lengths(seed: int, count: int, slope: float, at_equal: float, tied: float) -> tuple[list, list]:
@@ -90,19 +90,19 @@ def lengths(seed: int, count: int, slope: float, at_equal: float, tied: float) -
 @given(st.integers(0, 10**6), st.integers(30, 400), st.floats(-2, 2), st.floats(-1, 1), st.sampled_from([0.0, 0.2]))
 def test_the_length_controlled_rate_is_that_of_the_binomial_glm(seed, count, slope, at_equal, tied) -> None:
     outcomes, differences = lengths(seed, count, slope, at_equal, tied)
-    found = winrates.length_controlled(outcomes, differences)
-    hypothesis.assume(not found["separable"])
+    result = winrates.length_controlled(outcomes, differences)
+    hypothesis.assume(not result["separable"])
     design = sm.add_constant(winrates.length_covariate(differences))
     fit = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit(tol=1e-12)
-    assert math.log(found["rate"] / (1 - found["rate"])) == pytest.approx(fit.params[0], abs=1e-6)
-    assert found["slope"] == pytest.approx(fit.params[1], abs=1e-6)
-    assert found["ci95"] == pytest.approx(1 / (1 + np.exp(-fit.conf_int()[0])), abs=1e-6)
+    assert math.log(result["rate"] / (1 - result["rate"])) == pytest.approx(fit.params[0], abs=1e-6)
+    assert result["slope"] == pytest.approx(fit.params[1], abs=1e-6)
+    assert result["ci95"] == pytest.approx(1 / (1 + np.exp(-fit.conf_int()[0])), abs=1e-6)
 
 
 def test_lengths_are_scaled_by_their_root_mean_square_and_equal_stays_equal() -> None:
-    found = winrates.length_covariate([30, -40, 0, 50])
+    result = winrates.length_covariate([30, -40, 0, 50])
     scale = math.sqrt((900 + 1600 + 2500) / 4)
-    assert found.tolist() == pytest.approx([math.tanh(d / scale) for d in (30, -40, 0, 50)])
+    assert result.tolist() == pytest.approx([math.tanh(d / scale) for d in (30, -40, 0, 50)])
     assert np.ptp(winrates.length_covariate([90, 100, 110])) > 0.05, "an advantage of one kind stays on the slope"
 
 
@@ -118,12 +118,12 @@ def test_the_length_controlled_rate_takes_the_advantage_of_length_away() -> None
 def test_without_variation_in_length_the_rate_is_the_plain_one() -> None:
     outcomes = [1.0] * 30 + [0.0] * 20 + [None] * 10
     for difference in (0, 25):
-        found = winrates.length_controlled(outcomes, [difference] * 60)
-        assert found["rate"] == pytest.approx(0.5)
-        assert found["slope"] is None
-        assert not found["separable"]
+        result = winrates.length_controlled(outcomes, [difference] * 60)
+        assert result["rate"] == pytest.approx(0.5)
+        assert result["slope"] is None
+        assert not result["separable"]
         spread = 1.959964 / math.sqrt(60 * 0.25)
-        assert found["ci95"] == pytest.approx([1 / (1 + math.exp(spread)), 1 / (1 + math.exp(-spread))])
+        assert result["ci95"] == pytest.approx([1 / (1 + math.exp(spread)), 1 / (1 + math.exp(-spread))])
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_without_variation_in_length_the_rate_is_the_plain_one() -> None:
     ids=["only wins", "only losses", "longer wins", "shorter wins", "all but separated", "one speech"],
 )
 def test_separable_data_has_a_finite_answer(outcomes, differences, low, high) -> None:
-    found = winrates.length_controlled(outcomes, differences)
-    assert found["separable"]
-    assert low <= found["rate"] <= high
-    assert found["ci95"][0] < found["rate"] < found["ci95"][1]
-    assert all(math.isfinite(bound) for bound in found["ci95"])
+    result = winrates.length_controlled(outcomes, differences)
+    assert result["separable"]
+    assert low <= result["rate"] <= high
+    assert result["ci95"][0] < result["rate"] < result["ci95"][1]
+    assert all(math.isfinite(bound) for bound in result["ci95"])
 
 
 def test_only_losses_at_one_length_give_what_the_prior_says() -> None:
@@ -153,13 +153,13 @@ def test_only_losses_at_one_length_give_what_the_prior_says() -> None:
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, None]), st.sampled_from([0.0, 1.0, None])), max_size=80))
 def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_speeches(pairs) -> None:
     ours_a, ours_b = [a for a, _ in pairs], [b for _, b in pairs]
-    found = winrates.mcnemar(ours_a, ours_b)
+    result = winrates.mcnemar(ours_a, ours_b)
     table = np.zeros((2, 2))
     for a, b in pairs:
         table[int(a or 0), int(b or 0)] += 1
-    assert (found["a_only"], found["b_only"]) == (table[1, 0], table[0, 1])
-    discordant = found["a_only"] + found["b_only"]
-    assert found["p"] == pytest.approx(binomtest(found["a_only"], discordant).pvalue if discordant else 1.0)
+    assert (result["a_only"], result["b_only"]) == (table[1, 0], table[0, 1])
+    discordant = result["a_only"] + result["b_only"]
+    assert result["p"] == pytest.approx(binomtest(result["a_only"], discordant).pvalue if discordant else 1.0)
 
 
 def test_mcnemar_counts_a_tie_as_between_a_win_and_a_loss() -> None:
@@ -192,18 +192,18 @@ def test_strict_order_recovers_the_truth_and_a_fixed_order_does_not() -> None:
     for run in range(runs):
         random = np.random.default_rng(run)
         first, second = judged(random, count, better, led)
-        found = winrates.win_rate([winrates.strict(a, b) for a, b in zip(first, second, strict=True)], run)
+        result = winrates.win_rate([winrates.strict(a, b) for a, b in zip(first, second, strict=True)], run)
         fixed = winrates.win_rate(first.astype(float).tolist(), run)
         seeded = np.where(random.random(count) < 0.5, first, second)
         for name in ("wilson95", "bootstrap95"):
-            low, high = found[name]
+            low, high = result[name]
             covered[name] += low <= truth <= high
-        low, high = proportion_confint(found["wins"], count - found["ties"], method="wilson")
-        assert found["decided"] == found["wins"] / (count - found["ties"])
+        low, high = proportion_confint(result["wins"], count - result["ties"], method="wilson")
+        assert result["decided"] == result["wins"] / (count - result["ties"])
         covered["decided"] += low <= better <= high
         low, high = fixed["wilson95"]
         covered["fixed"] += low <= truth <= high
-        means["strict"].append(found["rate"])
+        means["strict"].append(result["rate"])
         means["seeded"].append(float(seeded.mean()))
         means["fixed"].append(fixed["rate"])
     for name in ("wilson95", "bootstrap95", "decided"):

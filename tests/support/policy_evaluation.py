@@ -42,8 +42,8 @@ def settings(run: Path, **changes) -> dict:
     }
 
 
-def parsed(given: dict) -> PolicyEvaluationJob:
-    return job_file.parse(PolicyEvaluationJob, given, "job")
+def parsed(job_settings: dict) -> PolicyEvaluationJob:
+    return job_file.parse(PolicyEvaluationJob, job_settings, "job")
 
 
 def write_lines(path: Path, rows: list[dict]) -> str:

@@ -20,14 +20,14 @@ def settings(run: Path, models: list[dict], **changes) -> dict:
     }
 
 
-def parsed(given: dict) -> EvaluateRewardJob:
-    return job_file.parse(EvaluateRewardJob, given, "job")
+def parsed(job_settings: dict) -> EvaluateRewardJob:
+    return job_file.parse(EvaluateRewardJob, job_settings, "job")
 
 
-def run(given: dict) -> dict:
-    directory = RunDirectory(given["run_dir"])
+def run(job_settings: dict) -> dict:
+    directory = RunDirectory(job_settings["run_dir"])
     try:
-        results = reward_models.evaluate(parsed(given), directory, Progress())
+        results = reward_models.evaluate(parsed(job_settings), directory, Progress())
         report.write_report(results, directory.root)
         return results
     finally:
