@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import arguments, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.expert_files import Row, fill, items, read, responses
 from support.pages import self_contained
@@ -252,7 +252,7 @@ def test_invalid_cells_are_named_with_file_row_and_column(tmp_path, out) -> None
 
 
 @settings(max_examples=8)
-@arguments(st.lists(st.sampled_from(["policy", "opponent", "tie", ""]), min_size=8, max_size=8))
+@given(st.lists(st.sampled_from(["policy", "opponent", "tie", ""]), min_size=8, max_size=8))
 def test_shares_are_those_of_what_was_chosen(tmp_path_factory, chosen: list[str]) -> None:
     root = tmp_path_factory.mktemp("experts")
     ours, theirs = responses(root / "a.jsonl", "ours"), responses(root / "b.jsonl", "theirs")
