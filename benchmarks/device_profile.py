@@ -231,8 +231,7 @@ def start_actors(options: argparse.Namespace, reward_model: str, meter: Meter) -
                 learners,
                 Optimizer(batch_size=LARGE, schedule="constant"),
                 seed=0,
-                start_s=1800,
-                step_s=1800,
+                deadlines=Deadlines(start_s=1800, step_s=1800),
             )
         ),
         {prompt.speech_id: messages for prompt, messages in rendered},

@@ -34,7 +34,7 @@ import ray
 from alternation import OnDemand, alternate, check_losses, conversations, first_pairs, peak, result
 
 from psyco_ray.config.resources import Learners, fast_dtype
-from psyco_ray.config.training import DpoConfig, Optimizer
+from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -108,8 +108,7 @@ def train(model: str, requests: list[ScoreRequest], options: argparse.Namespace)
             learning_rate=LEARNING_RATE, batch_size=options.batch, betas=BETAS, warmup_ratio=0.0, schedule="constant"
         ),
         seed=0,
-        start_s=600,
-        step_s=3600,
+        deadlines=Deadlines(start_s=600, step_s=3600),
     )
     learner = LearnerGroup(spec)
     learner.wait_ready()

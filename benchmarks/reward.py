@@ -37,7 +37,7 @@ from alternation import (
 )
 
 from psyco_ray.config.resources import Learners, Scorers
-from psyco_ray.config.training import Optimizer
+from psyco_ray.config.training import Deadlines, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -115,8 +115,7 @@ def train(model: str, requests: list[ScoreRequest], options: argparse.Namespace)
             learning_rate=LEARNING_RATE, batch_size=BATCH, betas=(0.9, 0.999), warmup_ratio=0.0, schedule="constant"
         ),
         seed=0,
-        start_s=600,
-        step_s=600,
+        deadlines=Deadlines(start_s=600, step_s=600),
     )
     learner = LearnerGroup(spec)
     peer = ray.remote(Trl).options(num_cpus=1).remote(model, conversations(requests), options.fp32, options.threads)

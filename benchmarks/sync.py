@@ -72,8 +72,7 @@ def learner_of(options: argparse.Namespace, rate: float) -> LearnerGroup:
         ),
         Optimizer(learning_rate=rate, batch_size=PAIRS, warmup_ratio=0.0, schedule="constant"),
         seed=0,
-        start_s=600,
-        step_s=600,
+        deadlines=Deadlines(start_s=600, step_s=600),
     )
     learner = LearnerGroup(spec)
     learner.wait_ready()

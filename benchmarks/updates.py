@@ -16,7 +16,7 @@ import ray.cloudpickle
 from engines import LIMIT_S, pool_of
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray.config.training import Job
+from psyco_ray.config.training import Deadlines, Job
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -48,8 +48,8 @@ def random_pairs(lengths: list[tuple[int, int, int]], seed: int) -> list[Prefere
 
 def learner_of(job: Job, placement_group: PlacementGroup | None = None) -> LearnerGroup:
     """A learner with one worker."""
-    limits = {"start_s": LIMIT_S, "step_s": LIMIT_S}
-    spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, job.dpo.optimizer, seed=0, **limits)
+    deadlines = Deadlines(start_s=LIMIT_S, step_s=LIMIT_S)
+    spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, job.dpo.optimizer, seed=0, deadlines=deadlines)
     return LearnerGroup(spec, placement_group=placement_group)
 
 

@@ -52,7 +52,7 @@ def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.de
         auto_mpi_discovery=False,
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=spec.step_s),
+        timeout=timedelta(seconds=spec.deadlines.step_s),
         verbose=False,
     )
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")

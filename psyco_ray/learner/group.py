@@ -79,7 +79,7 @@ class LearnerGroup:
         Raises:
             PlacementTimeoutError: the cluster has no room for the workers.
         """
-        self.spec = spec
+        self.spec, self._step_s = spec, spec.deadlines.step_s
         self._placement_group, self._on_busy = placement_group, on_busy
         self._replay_log, self._restarts = ReplayLog(state), RestartPolicy()
         self._closed = False
@@ -179,7 +179,7 @@ class LearnerGroup:
         """
         chunk_bytes, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
         try:
-            rendezvous = self._group.free_address(self.spec.step_s)
+            rendezvous = self._group.free_address(self._step_s)
             digest, size, failures = self._group.run(
                 LearnerWorker.send,
                 "sending weights",
@@ -217,9 +217,8 @@ class LearnerGroup:
         """Restores a training state that `save_state` wrote; every worker reads it."""
         checkpoint = storage.absolute(target)
         self._replay_log.loaded(checkpoint)
-        self._with_recovery(
-            lambda: self._group.run(LearnerWorker.load_state, "loading its state", self.spec.start_s, checkpoint)
-        )
+        load_s = self.spec.deadlines.start_s
+        self._with_recovery(lambda: self._group.run(LearnerWorker.load_state, "loading its state", load_s, checkpoint))
 
     def sleep(self) -> None:
         """Moves weights and optimizer state from the GPUs to the host, until `wake`."""
@@ -263,7 +262,7 @@ class LearnerGroup:
         sums = self._group.run_sharded(
             LearnerWorker.step,
             f"optimizer step {step + 1}",
-            self.spec.step_s,
+            self._step_s,
             shards,
             *(len(batch), mean_chosen_tokens, rate, self.spec.seed + step),
         )
@@ -284,7 +283,7 @@ class LearnerGroup:
         # ZeRO-3 workers gather parameters together, so every worker needs a pair
         numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.workers))]
         shards = plan_step(numbered, len(self.workers), self.spec.settings.micro_batch_tokens)
-        results = self._group.run_sharded(LearnerWorker.evaluate, "computing values", self.spec.step_s, shards)
+        results = self._group.run_sharded(LearnerWorker.evaluate, "computing values", self._step_s, shards)
         by_key = {
             example.key: value
             for shard, values in zip(shards, results, strict=True)
@@ -296,7 +295,7 @@ class LearnerGroup:
         self, method: Callable[Concatenate[LearnerWorker, P], T], activity: str, *args: P.args, **kwargs: P.kwargs
     ) -> list[T]:
         """Calls a method on every worker within `step_s`, with recovery; see `WorkerGroup.run`."""
-        return self._with_recovery(lambda: self._group.run(method, activity, self.spec.step_s, *args, **kwargs))
+        return self._with_recovery(lambda: self._group.run(method, activity, self._step_s, *args, **kwargs))
 
     def _with_recovery(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Returns the result of an action, which is repeated after each restart of the group."""
@@ -334,7 +333,7 @@ class LearnerGroup:
         self._group.wait_ready()
         self._replay_log.replay(
             self._step,
-            lambda: self._group.run(LearnerWorker.reset_optimizer, "resetting its optimizer", self.spec.step_s),
+            lambda: self._group.run(LearnerWorker.reset_optimizer, "resetting its optimizer", self._step_s),
         )
 
     def _start_group(self, world_size: int, placement_s: float) -> WorkerGroup:

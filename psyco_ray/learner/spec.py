@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import Lora, Optimizer
+from psyco_ray.config.training import Deadlines, Lora, Optimizer
 from psyco_ray.learner.losses import Objective
 
 
@@ -20,8 +20,7 @@ class WorkerSpec:
         ...     settings=Learners(actors=2),
         ...     optimizer=Optimizer(batch_size=64),
         ...     seed=0,
-        ...     start_s=600,
-        ...     step_s=300,
+        ...     deadlines=Deadlines(),
         ... )
     """
 
@@ -30,6 +29,5 @@ class WorkerSpec:
     settings: Learners  # number of workers, resources of each, dtype, ZeRO stage, sizes
     optimizer: Optimizer  # AdamW and the learning-rate schedule
     seed: int  # of a new reward head, new adapters and dropout
-    start_s: float  # seconds for a worker to load its model
-    step_s: float  # seconds for an optimizer step or any other call; also the timeout of a collective
+    deadlines: Deadlines  # `start_s` to load the model, `step_s` for any other call and as the timeout of a collective
     lora: Lora | None = None  # train low-rank adapters instead of all weights

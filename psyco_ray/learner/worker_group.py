@@ -85,7 +85,7 @@ class WorkerGroup:
         Raises:
             WorkerGroupFailedError: a worker was lost or not ready in time.
         """
-        self._gather(self._started, "loading its model", self._spec.start_s)
+        self._gather(self._started, "loading its model", self._spec.deadlines.start_s)
 
     def run(
         self,

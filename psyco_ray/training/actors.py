@@ -108,7 +108,6 @@ class RunActors:
             settings=job.learners,
             optimizer=job.dpo.optimizer,
             seed=job.seed,
-            start_s=job.deadlines.start_s,
-            step_s=job.deadlines.step_s,
+            deadlines=job.deadlines,
         )
         return LearnerGroup(spec, state=state, placement_group=bundles, on_busy=self._on_busy["learners"])

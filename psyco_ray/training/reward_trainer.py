@@ -83,8 +83,7 @@ class RewardTrainer:
             settings=job.reward.learners,
             optimizer=optimizer,
             seed=int(key_of(job.seed, name), 16) % 2**31,
-            start_s=job.deadlines.start_s,
-            step_s=job.deadlines.step_s,
+            deadlines=job.deadlines,
             lora=job.reward.lora,
         )
         self.learner = LearnerGroup(spec, state=self._log.state)

@@ -9,7 +9,7 @@ import ray
 
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import DpoConfig, Optimizer, Prompts
+from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer, Prompts
 from psyco_ray.data import preferences
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective, Objective
@@ -162,8 +162,7 @@ def learner_losses(model: Path, objective: Objective, examples: list[PreferenceP
             learning_rate=LEARNING_RATE, batch_size=BATCH, betas=(0.9, 0.999), warmup_ratio=0.0, schedule="constant"
         ),
         seed=SEED,
-        start_s=180,
-        step_s=120,
+        deadlines=Deadlines(start_s=180, step_s=120),
     )
     learner = LearnerGroup(spec)
     try:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import Checkpoints, Optimizer
+from psyco_ray.config.training import Checkpoints, Deadlines, Optimizer
 from psyco_ray.learner.batching import batches
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective
@@ -39,7 +39,14 @@ PLAN = batches(PAIRS, OPTIMIZER, 2, seed=4)  # 6 steps
 def group(model: Path, *, ranks: int = 2, cpus: float = 0.5, step_s: float = 120, dtype: str = "bfloat16"):
     settings = Learners(actors=ranks, cpus=cpus, zero_stage=2, dtype=dtype, micro_batch_tokens=80, logit_rows=16)
     learner = LearnerGroup(
-        WorkerSpec(str(model), BradleyTerryObjective(), settings, OPTIMIZER, seed=5, start_s=180, step_s=step_s)
+        WorkerSpec(
+            str(model),
+            BradleyTerryObjective(),
+            settings,
+            OPTIMIZER,
+            seed=5,
+            deadlines=Deadlines(start_s=180, step_s=step_s),
+        )
     )
     learner.wait_ready()
     return learner

@@ -54,7 +54,14 @@ class Pipeline:
             Deadlines(start_s=600, item_s=120),
             suspended=job.colocated,
         )
-        spec = WorkerSpec(job.model, DpoObjective(job.dpo), job.learners, OPTIMIZER, seed=0, start_s=600, step_s=300)
+        spec = WorkerSpec(
+            job.model,
+            DpoObjective(job.dpo),
+            job.learners,
+            OPTIMIZER,
+            seed=0,
+            deadlines=Deadlines(start_s=600, step_s=300),
+        )
         self.learner = LearnerGroup(spec, placement_group=self.placement_group)
         self.colocation = ColocationManager(job.colocated, self.rollouts, self.learner, 120)
         self.learner.wait_ready()

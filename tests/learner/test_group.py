@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import DpoConfig, Lora, Optimizer
+from psyco_ray.config.training import Deadlines, DpoConfig, Lora, Optimizer
 from psyco_ray.learner.batching import batches, learning_rate
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective
@@ -42,8 +42,7 @@ def group(
         Learners(actors=ranks, cpus=0.5, zero_stage=stage, dtype=dtype, micro_batch_tokens=80, logit_rows=16),
         optimizer,
         seed=5,
-        start_s=180,
-        step_s=120,
+        deadlines=Deadlines(start_s=180, step_s=120),
         lora=lora,
     )
     learner = LearnerGroup(spec, state=state)

@@ -37,7 +37,14 @@ def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
 def learner(local_ray, tiny_model):
     settings = Learners(actors=2, cpus=0.5, zero_stage=3, dtype="float32", micro_batch_tokens=200)
     optimizer = Optimizer(learning_rate=3e-3, batch_size=4, schedule="constant")
-    spec = WorkerSpec(str(tiny_model), DpoObjective(DpoConfig()), settings, optimizer, seed=0, start_s=180, step_s=120)
+    spec = WorkerSpec(
+        str(tiny_model),
+        DpoObjective(DpoConfig()),
+        settings,
+        optimizer,
+        seed=0,
+        deadlines=Deadlines(start_s=180, step_s=120),
+    )
     group = LearnerGroup(spec)
     group.wait_ready()
     yield group
