@@ -29,7 +29,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import ray
 
-from psyco_ray.cli.plan import cost_model
+from psyco_ray.cli.plan import allocation, cost_model
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Job
 from psyco_ray.pool.actor_pool import ActorPool
@@ -61,9 +61,9 @@ def forecast_rates(count: int) -> Rates:
     """The rates of `plan`; costs per iteration are scaled from 6,400 speeches to `count`."""
     job, profile, shape = Job(), cost_model.profile_of("h100"), cost_model.shape_of("llama-3.1-8b")
     tokens = float(cost_model.RESPONSE_TOKENS)
-    roles = cost_model.allocate(job, shape, profile, 8, tokens)
+    roles = allocation.allocate(job, shape, profile, 8, tokens)
     work = cost_model._Work(job, shape, profile, roles, tokens, None)
-    forecast = cost_model.forecast(job, shape, profile, roles, tokens)
+    forecast = cost_model.forecast(cost_model.Scenario(job, shape, profile, roles, tokens))
     speeches, held_out = job.speeches_per_iteration, job.evaluation.speeches
     return Rates(
         roles,

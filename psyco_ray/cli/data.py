@@ -76,9 +76,12 @@ def export_annotation(job: DataJob, options: argparse.Namespace) -> int:
         if not path.exists():
             raise InputError(f"run_dir {job.run_dir} has no pairs yet; run `psyco-ray data pair` first")
         try:
-            rows += pq.read_table(path).to_pylist()
+            table = pq.read_table(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"pairs file {path} cannot be read: {error}; make it again") from None
+        if absent := sorted({"prefID", "question", "chosen", "rejected"} - set(table.column_names)):
+            raise InputError(f"pairs file {path} has no column {absent[0]}; make it again")
+        rows += table.to_pylist()
     out = run / "annotation"
     annotation.export(rows, out, options.count, job.seed)
     print(f"{out / 'expert-1.csv'} and expert-2.csv are for the experts; keep key.json to yourself")

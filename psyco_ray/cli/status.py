@@ -77,7 +77,7 @@ def parse_counts(arguments: list[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for argument in arguments:
         role, _, count = argument.partition("=")
-        if role not in ROLES or not count.isdigit() or int(count) < 1:
+        if role not in ROLES or not count.isdecimal() or int(count) < 1:
             raise InputError(
                 f"{argument!r} is not of the form ROLE=NUMBER with a role of {', '.join(ROLES)}, such as rollouts=6"
             )

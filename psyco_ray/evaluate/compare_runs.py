@@ -308,8 +308,11 @@ def _job(path: Path) -> Record:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist, but later files do; copy the run with all its files") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: {error}; take the file that the run wrote") from None
+    except ValueError as error:  # invalid JSON or UTF-8
+        raise InputError(f"{path} is invalid JSON: {error}; copy it from the run again") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds no JSON object; copy it from the run again")
+    return record

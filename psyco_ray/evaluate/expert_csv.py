@@ -55,7 +55,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # invalid JSON or UTF-8
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
 
 

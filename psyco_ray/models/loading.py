@@ -18,7 +18,7 @@ from psyco_ray.run.remote import is_remote
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 _TODAY = date(2024, 7, 26)  # the default of Llama 3.2's template
@@ -90,22 +90,39 @@ def max_positions(path: Path) -> int | None:
     config = config.get("text_config") or config
     if isinstance(config.get("max_position_embeddings"), int):  # without importing torch, which takes seconds
         return config["max_position_embeddings"]
+    return getattr(load_config(path).get_text_config(), "max_position_embeddings", None)
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """Loads the configuration of a model directory.
+
+    Raises:
+        InputError: config.json is invalid, or of an unknown kind of model.
+    """
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(path).get_text_config(), "max_position_embeddings", None)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path / 'config.json'} cannot be used: {reason}; give a complete model directory") from None
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model directory; its own code runs only with `trust_remote_code`.
 
     Raises:
-        InputError: the tokenizer has no chat template.
+        InputError: the tokenizer is damaged or has no chat template.
     """
     if _is_plain(path):  # the class that AutoTokenizer picks, but without importing torch, which takes seconds
         from transformers import PreTrainedTokenizerFast as Tokenizer
     else:
         from transformers import AutoTokenizer as Tokenizer
-    tokenizer = Tokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = Tokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the tokenizer of {path} cannot be loaded: {reason}; copy the model again") from None
     if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {path} has no chat template; use an instruction-tuned model "
@@ -125,7 +142,7 @@ def _is_plain(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # invalid JSON or UTF-8
         raise InputError(f"{path} is invalid JSON: {error}; give a complete model directory") from None
 
 
@@ -135,11 +152,11 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
     Raises:
         InputError: the model changes its logits after the output layer.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from psyco_ray.models import attention
 
-    config = AutoConfig.from_pretrained(path)
+    config = load_config(path)
     for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, option, None) not in (None, 1.0):
             raise InputError(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import text_hash
 from psyco_ray.report.render import render
@@ -262,7 +263,12 @@ def _rows(directories: Sequence[Path], columns: list[str]) -> Iterator[dict[str,
     """The rows of all parts; one batch at a time is in memory."""
     for directory in directories:
         for part in shards.list_shards(directory):
-            with pq.ParquetFile(directory / f"{part}.parquet") as file:
+            path = directory / f"{part}.parquet"
+            try:
+                file = pq.ParquetFile(path)
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{path} is damaged: {error}; remove it to make it again") from None
+            with file:
                 for batch in file.iter_batches(batch_size=4096, columns=columns):
                     yield from batch.to_pylist()
 

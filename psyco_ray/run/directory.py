@@ -104,7 +104,10 @@ class RunDirectory:
     def record(self, stage: str) -> dict[str, Any] | None:
         """What was written down when a stage was finished; None if it was not."""
         path = self.root / f"{stage}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError:  # invalid JSON or UTF-8
+            raise InputError(f"{path} is damaged; restore it, or remove it to repeat the stage") from None
 
     def finish(self, stage: str, began: float, **facts: Any) -> dict[str, Any]:
         """Write down that a stage is done.

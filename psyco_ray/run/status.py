@@ -38,7 +38,8 @@ def read_status(run: str | Path) -> dict[str, Any]:
         status = json.loads(data)
     except ValueError:
         status = None
-    if not isinstance(status, dict) or not {"state", "written", "stage", "version", "pools", "wanted"} <= status.keys():
+    keys = {"state", "written", "stage", "version", "pools", "wanted"}
+    if not isinstance(status, dict) or not keys <= status.keys() or not isinstance(status["written"], int | float):
         raise InputError(f"{STATUS} in {run} is damaged; a run in progress writes it again within seconds")
     return status
 

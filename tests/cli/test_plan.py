@@ -10,8 +10,8 @@ import yaml
 from support.paths import ROOT
 
 from psyco_ray.cli.main import main
-from psyco_ray.cli.plan import advice, cost_model
-from psyco_ray.cli.plan.cost_model import GpuSplit, ModelShape, Profile
+from psyco_ray.cli.plan import advice, allocation, cost_model
+from psyco_ray.cli.plan.cost_model import GpuSplit, ModelShape, Profile, Scenario
 from psyco_ray.config import errors, job_file
 from psyco_ray.config.training import Job
 
@@ -52,7 +52,7 @@ def job(**changes: object) -> Job:
 def test_stages_by_hand() -> None:
     given, rates = job(), profile()
     prompt = cost_model.prompt_tokens(given.prompts)
-    found = cost_model.forecast(given, SHAPE, rates, GpuSplit(2, 1, 2), 10).stages
+    found = cost_model.forecast(Scenario(given, SHAPE, rates, GpuSplit(2, 1, 2), 10)).stages
     item = 2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01
     scorer = 8 * (prompt + 40) * 0.002 + 8 * (prompt + 20) * 0.004
     assert found["sample and score"] == pytest.approx(max(2 * item, scorer))
@@ -65,8 +65,10 @@ def test_stages_by_hand() -> None:
 
 def test_cores_are_shared_and_gpus_are_not() -> None:
     given = job()
-    apart = cost_model.forecast(given, SHAPE, profile(score_token_s=0.2), GpuSplit(2, 2, 2), 10)
-    shared = cost_model.forecast(given, SHAPE, profile("cpu", score_token_s=0.2), GpuSplit(2, 2, 2), 10, cores=1)
+    apart = cost_model.forecast(Scenario(given, SHAPE, profile(score_token_s=0.2), GpuSplit(2, 2, 2), 10))
+    shared = cost_model.forecast(
+        Scenario(given, SHAPE, profile("cpu", score_token_s=0.2), GpuSplit(2, 2, 2), 10, cores=1)
+    )
     prompt = cost_model.prompt_tokens(given.prompts)
     engines = 4 * (2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01)
     scorers = 8 * (prompt + 40) * 0.2 + 8 * (prompt + 20) * 0.004
@@ -77,18 +79,20 @@ def test_cores_are_shared_and_gpus_are_not() -> None:
 
 def test_a_model_of_twice_the_size_takes_twice_the_time() -> None:
     large = ModelShape("two thousand", 2000, 2, 10, 100)
-    one, two = (cost_model.forecast(job(), shape, profile(), GpuSplit(2, 1, 2), 10) for shape in (SHAPE, large))
+    one, two = (
+        cost_model.forecast(Scenario(job(), shape, profile(), GpuSplit(2, 1, 2), 10)) for shape in (SHAPE, large)
+    )
     assert two.stages == pytest.approx({stage: 2 * seconds for stage, seconds in one.stages.items()})
     assert two.idle == pytest.approx(one.idle)
 
 
 def test_offline_pairs_are_not_sampled_and_a_reference_of_the_learner_is_not_scored() -> None:
-    both = cost_model.forecast(job(), SHAPE, profile(), GpuSplit(1, 1, 1), 10).stages
-    offline = cost_model.forecast(job(pairs_from="file"), SHAPE, profile(), GpuSplit(1, 1, 1), 10).stages
+    both = cost_model.forecast(Scenario(job(), SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
+    offline = cost_model.forecast(Scenario(job(pairs_from="file"), SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
     prompt = cost_model.prompt_tokens(job().prompts)
     assert offline["sample and score"] == pytest.approx(8 * (prompt + 20) * 0.004)
     moved = job(dpo={"reference": "previous", "optimizer": {"batch_size": 4}})
-    found = cost_model.forecast(moved, SHAPE, profile(), GpuSplit(1, 1, 1), 10).stages
+    found = cost_model.forecast(Scenario(moved, SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
     assert found["train"] - both["train"] == pytest.approx(8 * (prompt + 20) * 0.004)
 
 
@@ -99,33 +103,33 @@ def test_all_gpus_are_shared_out_and_none_is_overfull(gpus: int, zero_stage: int
         {"learners": {"zero_stage": zero_stage, "gradient_checkpointing": True}, "rollouts": {"kv_cache_gb": 40}}
     )
     shape, h100 = cost_model.SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
-    found = cost_model.allocate(given, shape, h100, gpus, 256)
+    found = allocation.allocate(given, shape, h100, gpus, 256)
     assert found.gpus == gpus
     assert min(found.rollouts, found.scorers, found.learners) >= 1
-    assert cost_model.learner_bytes(given, shape, found.learners, found.zero_stage) <= 80e9
-    seconds = cost_model.forecast(given, shape, h100, found, 256).seconds
+    assert allocation.learner_bytes(given, shape, found.learners, found.zero_stage) <= 80e9
+    seconds = cost_model.forecast(Scenario(given, shape, h100, found, 256)).seconds
     others = [
         GpuSplit(r, s, gpus - r - s, 1, 3) for r, s in itertools.product(range(1, gpus), repeat=2) if r + s < gpus
     ]
-    fitting = [o for o in others if cost_model.learner_bytes(given, shape, o.learners, found.zero_stage) <= 72e9]
-    assert seconds == min(cost_model.forecast(given, shape, h100, other, 256).seconds for other in fitting)
+    fitting = [o for o in others if allocation.learner_bytes(given, shape, o.learners, found.zero_stage) <= 72e9]
+    assert seconds == min(cost_model.forecast(Scenario(given, shape, h100, other, 256)).seconds for other in fitting)
 
 
 def test_the_learner_gets_the_zero_stage_that_fits() -> None:
     given = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
     h100 = cost_model.profile_of("h100")
-    assert cost_model.allocate(given, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
+    assert allocation.allocate(given, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
     large = ModelShape("a 13b", 13_000_000_000, 40, 5120, 32_000)
     previous = given.model_copy(update={"dpo": given.dpo.model_copy(update={"reference": "previous"})})
-    found = cost_model.allocate(previous, large, h100, 8, 256)
+    found = allocation.allocate(previous, large, h100, 8, 256)
     assert found.zero_stage == 2
-    assert cost_model.learner_bytes(given, large, found.learners, 1) > 72e9
+    assert allocation.learner_bytes(given, large, found.learners, 1) > 72e9
 
 
 def test_eight_bytes_of_memory_a_parameter_are_those_of_adam() -> None:
     given = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
     shape = ModelShape("million", 10**6, 1, 1, 1)
-    found = [cost_model.learner_bytes(given, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
+    found = [allocation.learner_bytes(given, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
     assert found == [16e6, 7e6, 5.5e6, 4e6]
 
 
@@ -153,11 +157,11 @@ def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
     [
         ([], "plan needs JOB.yaml, or --gpus"),
         (["--gpus", "8", "--model", "llama-9"], "the size of model 'llama-9' is not known; give one of llama-3.1-8b"),
-        (["--gpus", "8", "--device", "tpu"], "there is no profile of device 'tpu'; known are cpu-2-cores, h100"),
-        (["--gpus", "8", "--device", "cpu-2-cores"], "is of no GPU"),
+        (["--gpus", "8", "--device", "tpu"], "device 'tpu' has no profile; known are cpu-2-cores, h100"),
+        (["--gpus", "8", "--device", "cpu-2-cores"], "is not of a GPU"),
         (["--gpus", "3", "--model", "llama-3.1-8b"], "3 GPUs do not hold llama-3.1-8b"),
         (["--gpus", "8", "--cluster"], "plan --cluster shows a job's own actors"),
-        (["--gpus", "8", "--run", "nowhere"], "nowhere holds no whole iteration"),
+        (["--gpus", "8", "--run", "nowhere"], "nowhere holds no complete iteration"),
     ],
 )
 def test_what_does_not_do_is_one_sentence(capsys, arguments, sentence) -> None:
@@ -170,7 +174,7 @@ def test_plan_for_gpus_proposes_predicts_and_names_what_decides(capsys) -> None:
     said = capsys.readouterr().out
     assert "ESTIMATED" in said
     assert "32 GPUs as rollout : scorer : learner = " in said
-    assert "what decides: a quarter more tokens of a response (256)" in said
+    assert "most sensitive to: a quarter more tokens of a response (256)" in said
 
 
 def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
@@ -187,7 +191,9 @@ def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() 
     assert not rates.estimated
     given = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
     shape = cost_model.shape_of(given.model)
-    found = cost_model.forecast(given, shape, rates, cost_model.roles_of(given), given.sampling.max_tokens, cores=2)
+    found = cost_model.forecast(
+        Scenario(given, shape, rates, cost_model.split_of(given), given.sampling.max_tokens, cores=2)
+    )
     assert found.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
 
 
@@ -226,7 +232,7 @@ def test_idle_scorers_become_engines(tmp_path) -> None:
     # of 142 s: engines worked 99, scorers 10, ranks 40
     assert "idle: rollouts 30 %, scorers 93 %, learners 72 %" in said
     assert "from 2 : 4 : 2 to 4 : 1 : 3, which shortens an iteration by about 44 %" in said
-    assert "75 of a response (measured in" in said
+    assert "75 per response (measured in" in said
 
 
 def test_a_slow_learner_gets_gpus(tmp_path) -> None:

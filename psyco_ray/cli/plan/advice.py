@@ -1,4 +1,4 @@
-"""What ``psyco-ray plan`` says about time: the forecast of a job in words, and what a finished run teaches."""
+"""The forecast that ``psyco-ray plan`` prints, and its advice from a finished run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 import yaml
 
-from psyco_ray.cli.plan import cost_model
-from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, ModelShape, Profile
+from psyco_ray.cli.plan import allocation, cost_model
+from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, Profile, Scenario
+from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 
-_WORTH_IT = 0.05  # share of an iteration that a change should save to be named
+_WORTH_IT = 0.05  # smallest share of an iteration that an advised change saves
+_STAGES = ("pairs", "train", "sync", "evaluate")
 
 
 def forecast(
@@ -27,18 +29,18 @@ def forecast(
     finished: str | None = None,
     cores: int | None = None,
 ) -> str:
-    """How long an iteration of a job takes, stage by stage, what that rests on, and what a finished run teaches.
+    """The time of an iteration by stage, its assumptions, and advice from a finished run.
 
     Args:
         job: its settings.
-        gpus: share out so many; None: the job's own actors.
-        model: another policy than the job's.
-        device: name or file of the profile; None: this project's CPU, or an H100 where the job takes GPUs.
-        finished: directory or URI of a run, whose mean response length is used and whose idle shares are read.
-        cores: that all actors share where they compute on CPUs; None: this machine's.
+        gpus: number of GPUs to split over the roles; None: the job's own actors.
+        model: a policy in place of the job's.
+        device: name or file of the profile; None: the packaged CPU profile, or an H100 where the job takes GPUs.
+        finished: directory or URI of a run; its mean response length is used, its idle shares are printed.
+        cores: cores that all actors share where they compute on CPUs; None: this machine's.
 
     Raises:
-        InputError: model, device or run do not do, or the GPUs do not hold the job.
+        InputError: the model, device or run is invalid, or the GPUs do not hold the job.
     """
     on_gpu = gpus is not None or job.learners.gpus > 0
     profile = cost_model.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
@@ -47,49 +49,51 @@ def forecast(
     tokens = min(float(job.sampling.max_tokens), cost_model.RESPONSE_TOKENS)
     if sampled := [record["pairs"]["mean_tokens"] for record in records if record["pairs"]["mean_tokens"]]:
         tokens = sum(sampled) / len(sampled)
-    roles = cost_model.allocate(job, shape, profile, gpus, tokens) if gpus is not None else cost_model.roles_of(job)
+    split = cost_model.split_of(job) if gpus is None else allocation.allocate(job, shape, profile, gpus, tokens)
     cores = cores or len(os.sched_getaffinity(0)) if profile.kind == "cpu" else None
-    found = cost_model.forecast(job, shape, profile, roles, tokens, cores)
-    what, share = cost_model.sensitivity(job, shape, profile, roles, tokens, cores)
+    scenario = Scenario(job, shape, profile, split, tokens, cores)
+    result = cost_model.forecast(scenario)
+    assumption, share = cost_model.sensitivity(scenario)
     lines = [
         f"{shape.name}: {shape.parameters / 1e9:.3g} billion parameters, on {profile.device}"
         + (" (ESTIMATED, not measured)" if profile.estimated else f" (measured, {profile.model})"),
-        _shared_out(job, shape, profile, roles) if gpus is not None else _actors(roles),
-        _table(found, profile),
-        f"{job.iterations} iterations: {_time(job.iterations * found.seconds)}; starts and reward training come on top",
-        f"what decides: a quarter more {what} makes an iteration {100 * share:.0f} % longer",
-        f"assumed: {cost_model.prompt_tokens(job.prompts):.0f} tokens of a prompt and {tokens:.0f} of a response"
+        _actors(split) if gpus is None else _proposal(scenario),
+        _table(result, profile),
+        f"{job.iterations} iterations: {_time(job.iterations * result.seconds)}, without starts and reward training",
+        f"most sensitive to: a quarter more {assumption} makes an iteration {100 * share:.0f} % longer",
+        f"assumed: {cost_model.prompt_tokens(job.prompts):.0f} tokens per prompt and {tokens:.0f} per response"
         + (f" (measured in {finished})" if sampled else "")
-        + f"; rates carried over from {profile.model} by parameter count, sampling as bound by memory bandwidth and "
-        "training by operations; reward models as large as the policy; no calls of a judge",
+        + f"; rates scaled from {profile.model} by parameter count, with sampling bound by memory bandwidth and "
+        "training by operations; reward models as large as the policy; no judge calls",
     ]
-    return "\n".join([*lines, *([_taught(finished, records)] if finished else [])])
+    return "\n".join([*lines, *([_lessons_from_run(finished, records)] if finished else [])])
 
 
-def _actors(roles: GpuSplit) -> str:
-    return f"{roles.rollouts} rollouts, {roles.scorers} scorers, {roles.learners} learner ranks"
+def _actors(split: GpuSplit) -> str:
+    return f"{split.rollouts} rollouts, {split.scorers} scorers, {split.learners} learner ranks"
 
 
-def _shared_out(job: Job, shape: ModelShape, profile: Profile, roles: GpuSplit) -> str:
-    """The proposal in the job's own keys."""
-    memory = cost_model.learner_bytes(job, shape, roles.learners, roles.zero_stage) / 1e9
+def _proposal(scenario: Scenario) -> str:
+    """The split in the job's own keys."""
+    split, profile = scenario.split, scenario.profile
+    memory = allocation.learner_bytes(scenario.job, scenario.shape, split.learners, split.zero_stage) / 1e9
     return (
-        f"{roles.gpus} GPUs as rollout : scorer : learner = {roles.rollouts * roles.gpus_per_rollout} : "
-        f"{roles.scorers} : {roles.learners}; a learner rank takes {memory:.0f} of {profile.memory_gb:g} GB\n"
-        f"set rollouts.actors={roles.rollouts} rollouts.gpus={roles.gpus_per_rollout} "
-        f"rollouts.tensor_parallel={roles.gpus_per_rollout} scorers.actors={roles.scorers} scorers.gpus=1 "
-        f"learners.actors={roles.learners} learners.gpus=1 learners.zero_stage={roles.zero_stage}"
+        f"{split.gpus} GPUs as rollout : scorer : learner = {split.rollouts * split.gpus_per_rollout} : "
+        f"{split.scorers} : {split.learners}; a learner rank takes {memory:.0f} of {profile.memory_gb:g} GB\n"
+        f"set rollouts.actors={split.rollouts} rollouts.gpus={split.gpus_per_rollout} "
+        f"rollouts.tensor_parallel={split.gpus_per_rollout} scorers.actors={split.scorers} scorers.gpus=1 "
+        f"learners.actors={split.learners} learners.gpus=1 learners.zero_stage={split.zero_stage}"
     )
 
 
-def _table(found: Forecast, profile: Profile) -> str:
-    rows = [*found.stages.items(), ("an iteration", found.seconds)]
+def _table(result: Forecast, profile: Profile) -> str:
+    rows = [*result.stages.items(), ("an iteration", result.seconds)]
     size, digits, unit = (3600, 3, "h") if profile.kind == "gpu" else (1, 1, "s")
     lines = [
-        f"{name:<18}{seconds / size:>10.{digits}f} {unit}{100 * seconds / found.seconds:>6.0f} %"
+        f"{name:<18}{seconds / size:>10.{digits}f} {unit}{100 * seconds / result.seconds:>6.0f} %"
         for name, seconds in rows
     ]
-    idle = ", ".join(f"{role} {100 * share:.0f} %" for role, share in found.idle.items())
+    idle = ", ".join(f"{role} {100 * share:.0f} %" for role, share in result.idle.items())
     return "\n".join([*lines, f"idle meanwhile: {idle}"])
 
 
@@ -98,98 +102,113 @@ def _time(seconds: float) -> str:
 
 
 def _records(run: str) -> list[dict[str, Any]]:
-    """The records of each whole iteration of a run.
+    """The stage records of each complete iteration of a run.
 
     Raises:
-        InputError: the directory holds none.
+        InputError: the directory holds none, or a record is damaged.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     while True:
-        stages = ("pairs", "train", "sync", "evaluate")
-        texts = {name: storage.read_file(run, f"iteration-{len(found) + 1:03d}/{name}.json") for name in stages}
-        given = {name: json.loads(text) for name, text in texts.items() if text is not None}
-        if len(given) < len(stages):
+        names = {stage: f"iteration-{len(records) + 1:03d}/{stage}.json" for stage in _STAGES}
+        data = {stage: storage.read_file(run, name) for stage, name in names.items()}
+        if any(text is None for text in data.values()):
             break
-        found.append(given)
-    if not found:
-        raise InputError(f"{run} holds no whole iteration; name the run directory of a run that has finished one")
-    if any("busy" not in record["evaluate"] for record in found):
-        raise InputError(f"{run} was made by an older version, which did not note how long actors were busy")
-    return found
+        records.append({stage: _parse(text or b"", f"{run}/{names[stage]}") for stage, text in data.items()})
+    if not records:
+        raise InputError(f"{run} holds no complete iteration; name the run directory of a run that has finished one")
+    if any("busy" not in record["evaluate"] for record in records):
+        raise InputError(f"{run} was made by an older version, which did not record how long actors were busy")
+    return records
 
 
-def _taught(run: str, records: list[dict[str, Any]]) -> str:
-    """Idle shares of a run, and what would shorten its iterations."""
-    text = storage.read_file(run, "job.yaml")
-    if text is None:
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+    except ValueError:  # invalid JSON or UTF-8
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(f"{where} is damaged; name another run")
+    return record
+
+
+def _job_of(run: str) -> Job:
+    data = storage.read_file(run, "job.yaml")
+    if data is None:
         raise InputError(f"{run} has no job.yaml; name a run directory, not one of its stages")
-    job = Job.model_validate(yaml.safe_load(text))
-    roles = cost_model.roles_of(job)
+    try:
+        settings = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InputError(f"job.yaml in {run} cannot be read as YAML; name another run") from None
+    return job_file.parse(Job, settings, f"job.yaml in {run}")
+
+
+def _lessons_from_run(run: str, records: list[dict[str, Any]]) -> str:
+    """Idle shares of a run, and the change that shortens its iterations."""
+    job = _job_of(run)
+    split = cost_model.split_of(job)
     seconds = _mean_seconds(records)
-    sampling = seconds["pairs"] + seconds["evaluate"]
     total = sum(seconds.values())
     busy = {
         role: sum(r[stage]["busy"][role] for r in records for stage in ("pairs", "evaluate")) / len(records)
         for role in ("rollout", "scorer")
     }
     idle = {
-        "rollouts": 1 - busy["rollout"] / roles.rollouts / total,
-        "scorers": 1 - busy["scorer"] / roles.scorers / total,
+        "rollouts": 1 - busy["rollout"] / split.rollouts / total,
+        "scorers": 1 - busy["scorer"] / split.scorers / total,
         "learners": 1 - (seconds["train"]) / total,
     }
-    told = ", ".join(f"{role} {100 * max(0.0, share):.0f} %" for role, share in idle.items())
+    shares = ", ".join(f"{role} {100 * max(0.0, share):.0f} %" for role, share in idle.items())
     stages = ", ".join(f"{name} {_time(value)}" for name, value in seconds.items())
-    head = f"{run}, mean of {len(records)} iterations: {stages}; idle: {told}"
-    return f"{head}\n{_change(job, roles, seconds, busy, sampling)}"
+    head = f"{run}, mean of {len(records)} iterations: {stages}; idle: {shares}"
+    return f"{head}\n{_advise(job, split, seconds, busy)}"
 
 
 def _mean_seconds(records: list[dict[str, Any]]) -> dict[str, float]:
-    def mean(of: Any) -> float:
-        return sum(of(record) for record in records) / len(records)
+    """Mean seconds of each stage."""
 
-    return {
-        "pairs": mean(lambda r: r["pairs"]["seconds"]),
-        "train": mean(lambda r: r["train"]["seconds"]),
-        "sync": mean(lambda r: r["sync"]["export_s"] + r["sync"]["load_s"]),
-        "evaluate": mean(lambda r: r["evaluate"]["seconds"]),
-    }
+    def seconds_of(stage: str, record: dict[str, Any]) -> float:
+        facts = record[stage]
+        return facts["export_s"] + facts["load_s"] if stage == "sync" else facts["seconds"]
+
+    return {stage: sum(seconds_of(stage, record) for record in records) / len(records) for stage in _STAGES}
 
 
-def _change(job: Job, roles: GpuSplit, seconds: dict[str, float], busy: dict[str, float], sampling: float) -> str:
-    """What to change, in a sentence or two."""
+def _advise(job: Job, split: GpuSplit, seconds: dict[str, float], busy: dict[str, float]) -> str:
+    """The change to make, in a sentence or two."""
     total = sum(seconds.values())
     longest = max(seconds, key=lambda name: seconds[name])
     share = f"{longest} takes {100 * seconds[longest] / total:.0f} % of an iteration"
     if not job.learners.gpus:
         return (
-            f"all roles share the same cores, so that other numbers of actors gain little. {share}: fewer tokens "
-            "there or more cores shorten it"
+            f"all roles share the same cores, so other numbers of actors gain little. {share}: fewer tokens there "
+            "or more cores shorten it"
         )
-    best = _balanced(roles, busy, sampling, seconds["train"])
-    predicted = _rebalanced(roles, best, busy, sampling, seconds["train"])
+    sampling = seconds["pairs"] + seconds["evaluate"]
+    best = _balanced(split, busy, sampling, seconds["train"])
+    predicted = _rebalanced_s(split, best, busy, sampling, seconds["train"])
     saved = (sampling + seconds["train"] - predicted) / total
     if saved < _WORTH_IT:
         return f"the roles are in balance: no other split of these GPUs saves {100 * _WORTH_IT:.0f} %. {share}"
-    now, then = (f"{r.rollouts} : {r.scorers} : {r.learners}" for r in (roles, best))
+    now, then = (f"{s.rollouts} : {s.scorers} : {s.learners}" for s in (split, best))
     return (
         f"change rollouts : scorers : learners from {now} to {then}, which shortens an iteration by about "
         f"{100 * saved:.0f} %. {share}"
     )
 
 
-def _balanced(roles: GpuSplit, busy: dict[str, float], sampling: float, train: float) -> GpuSplit:
-    """The split of the same GPUs with which such iterations are shortest."""
-    each = roles.gpus_per_rollout
+def _balanced(split: GpuSplit, busy: dict[str, float], sampling: float, train: float) -> GpuSplit:
+    """The split of the same GPUs with the shortest iterations."""
+    each = split.gpus_per_rollout
     splits = [
-        replace(roles, rollouts=(roles.gpus - scorers - learners) // each, scorers=scorers, learners=learners)
-        for learners in range(1, roles.gpus - each)
-        for scorers in range(1, roles.gpus - each - learners + 1)
+        replace(split, rollouts=(split.gpus - scorers - learners) // each, scorers=scorers, learners=learners)
+        for learners in range(1, split.gpus - each)
+        for scorers in range(1, split.gpus - each - learners + 1)
     ]
-    return min(splits or [roles], key=lambda other: _rebalanced(roles, other, busy, sampling, train))
+    return min(splits or [split], key=lambda other: _rebalanced_s(split, other, busy, sampling, train))
 
 
-def _rebalanced(roles: GpuSplit, other: GpuSplit, busy: dict[str, float], sampling: float, train: float) -> float:
-    """Seconds of sampling and training after a change: work is shared out evenly, what was waited for stays."""
-    slowest = max(busy["rollout"] / roles.rollouts, busy["scorer"] / roles.scorers)
+def _rebalanced_s(split: GpuSplit, other: GpuSplit, busy: dict[str, float], sampling: float, train: float) -> float:
+    """Seconds of sampling and training with another split: work divides evenly, waiting times stay."""
+    slowest = max(busy["rollout"] / split.rollouts, busy["scorer"] / split.scorers)
     after = max(busy["rollout"] / other.rollouts, busy["scorer"] / other.scorers)
-    return max(0.0, sampling - slowest) + after + train * roles.learners / other.learners
+    return max(0.0, sampling - slowest) + after + train * split.learners / other.learners
