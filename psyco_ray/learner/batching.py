@@ -16,7 +16,7 @@ MicroBatch = list[PreferencePair]
 
 
 def plan_step(batch: Sequence[PreferencePair], world_size: int, max_tokens: int) -> list[list[MicroBatch]]:
-    """Shards a batch over ranks, each with the same number of passes, longest pairs first.
+    """Shard a batch over ranks, each with the same number of passes, longest pairs first.
 
     Pairs of a pass have similar lengths, because its rows are as long as its longest pair.
 
@@ -48,7 +48,7 @@ def plan_step(batch: Sequence[PreferencePair], world_size: int, max_tokens: int)
 
 
 def _deal(pairs: Sequence[PreferencePair], world_size: int, rank: int) -> MicroBatch:
-    """Returns a rank's share of a pass, dealt back and forth so that every rank gets long and short pairs."""
+    """Return a rank's share of a pass, dealt back and forth so that every rank gets long and short pairs."""
     rounds = [pairs[i : i + world_size] for i in range(0, len(pairs), world_size)]
     positions = [rank if number % 2 == 0 else world_size - 1 - rank for number in range(len(rounds))]
     return [dealt[position] for dealt, position in zip(rounds, positions, strict=True) if position < len(dealt)]
@@ -57,7 +57,7 @@ def _deal(pairs: Sequence[PreferencePair], world_size: int, rank: int) -> MicroB
 # Not a scheduler of transformers: their functions of the step are private, start the warm-up at a rate of 0, and have
 # no linear schedule with a minimum. The rate must follow from the step alone, because replayed steps repeat it.
 def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:
-    """Returns the learning rate of a step: linear warm-up, then the schedule down to `min_lr_ratio`.
+    """Return the learning rate of a step: linear warm-up, then the schedule down to `min_lr_ratio`.
 
     Args:
         optimizer: peak rate, warm-up, schedule and minimum.
@@ -75,7 +75,7 @@ def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:
 
 
 def plan(count: int, optimizer: Optimizer, world_size: int, seed: int) -> list[list[int]]:
-    """Returns the batches of all epochs as indices of pairs, each epoch in a new order.
+    """Return the batches of all epochs as indices of pairs, each epoch in a new order.
 
     A last batch with fewer pairs than ranks joins the batch before.
 
@@ -100,5 +100,5 @@ def plan(count: int, optimizer: Optimizer, world_size: int, seed: int) -> list[l
 def batches(
     examples: Sequence[PreferencePair], optimizer: Optimizer, world_size: int, seed: int
 ) -> list[list[PreferencePair]]:
-    """Returns the batches of all epochs; see `plan`."""
+    """Return the batches of all epochs; see `plan`."""
     return [[examples[i] for i in batch] for batch in plan(len(examples), optimizer, world_size, seed)]

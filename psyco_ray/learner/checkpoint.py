@@ -30,7 +30,7 @@ class LearnerCheckpoint:
     """
 
     def __init__(self, model: Any, engine: Any, optimizer: torch.optim.Optimizer, zero_stage: int) -> None:
-        """Wraps an engine.
+        """Wrap an engine.
 
         Args:
             model: the module whose parameter names are used.
@@ -42,7 +42,7 @@ class LearnerCheckpoint:
         self._offloaded = self._linked = False
 
     def after_step(self) -> None:
-        """Links parameters with their moments after the first optimizer step.
+        """Link parameters with their moments after the first optimizer step.
 
         DeepSpeed does so itself during that step, but too early: it links only the first parameter group.
         """
@@ -50,7 +50,7 @@ class LearnerCheckpoint:
             self._link()
 
     def write(self, target: str, moments: bool, rank: int) -> None:
-        """Writes a state directory atomically; every rank takes part.
+        """Write a state directory atomically; every rank takes part.
 
         Args:
             target: the directory, a path or a URI.
@@ -76,7 +76,7 @@ class LearnerCheckpoint:
             save_file(pending, _next_file(staging))
 
     def restore(self, target: str) -> None:
-        """Loads a state directory; if it has no moments, training continues as with a new optimizer.
+        """Load a state directory; if it has no moments, training continues as with a new optimizer.
 
         Raises:
             InputError: the directory is missing or damaged.
@@ -97,19 +97,19 @@ class LearnerCheckpoint:
                     self._set_moment(parameter, key, file_of[name].get_tensor(f"{name}.{key}"))
 
     def reset_moments(self) -> None:
-        """Zeroes Adam's moments and step count, as a new optimizer over the same weights would start."""
+        """Zero Adam's moments and step count, as a new optimizer over the same weights would start."""
         for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
 
     def to_host(self) -> None:
-        """Moves weights, gradients and optimizer state to the host and frees the device; no-op if they are there."""
+        """Move weights, gradients and optimizer state to the host and free the device; no-op if they are there."""
         if not self._offloaded:
             offload.to_host(self._engine, self._optimizer, self._zero_stage)
             self._offloaded = True
 
     def to_device(self) -> None:
-        """Moves everything back to the device; no-op if it is there."""
+        """Move everything back to the device; no-op if it is there."""
         if self._offloaded:
             offload.to_device(self._engine, self._optimizer, self._zero_stage)
             self._offloaded = False
@@ -132,13 +132,13 @@ class LearnerCheckpoint:
             yield "step", next(iter(self._optimizer.state.values()))["step"]
 
     def _optimized_tensors(self) -> list[torch.Tensor]:
-        """Returns the tensors that AdamW keeps moments of on this rank."""
+        """Return the tensors that AdamW keeps moments of on this rank."""
         if self._zero_stage == 3:
             return self._engine.optimizer.fp32_partitioned_groups_flat
         return [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
 
     def _create_moments(self, step: float) -> None:
-        """Allocates the moments, which AdamW itself does in its first step."""
+        """Allocate the moments, which AdamW itself does in its first step."""
         for tensor in self._optimized_tensors():
             zeros = {key: torch.zeros_like(tensor, dtype=torch.float32) for key in MOMENTS}
             self._optimizer.state[tensor] = {"step": torch.tensor(step, device=tensor.device), **zeros}
@@ -176,7 +176,7 @@ class LearnerCheckpoint:
 
     @staticmethod
     def _partition(value: torch.Tensor) -> torch.Tensor:
-        """Returns this rank's ZeRO-3 partition of a parameter, zero-padded to the size of all partitions."""
+        """Return this rank's ZeRO-3 partition of a parameter, zero-padded to the size of all partitions."""
         from deepspeed import comm
 
         size = -(-value.numel() // comm.get_world_size())

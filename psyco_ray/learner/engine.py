@@ -36,7 +36,7 @@ class LearnerEngine:
 
 
 def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.device:
-    """Seeds torch and joins the process group: NCCL on GPUs, gloo on CPUs.
+    """Seed torch and join the process group: NCCL on GPUs, gloo on CPUs.
 
     Returns:
         The device of this worker.
@@ -59,7 +59,7 @@ def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.de
 
 
 def build_engine(spec: WorkerSpec, world_size: int) -> LearnerEngine:
-    """Loads the model and builds AdamW and the DeepSpeed engine over it."""
+    """Load the model and build AdamW and the DeepSpeed engine over it."""
     stage = spec.settings.zero_stage
     config = _deepspeed_config(spec.settings, spec.optimizer, world_size)
     module, model, tokenizer = _load_module(spec, config)
@@ -81,7 +81,7 @@ def build_engine(spec: WorkerSpec, world_size: int) -> LearnerEngine:
 def _load_module(
     spec: WorkerSpec, config: dict[str, Any]
 ) -> tuple[torch.nn.Module, PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads the module that the engine trains, the transformers model inside it, and the tokenizer."""
+    """Load the module that the engine trains, the transformers model inside it, and the tokenizer."""
     settings = spec.settings
     # transformers loads a model in ZeRO-3 shards while this object exists
     zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
@@ -103,7 +103,7 @@ def _load_module(
 
 
 def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
-    """Splits parameters, in order, into up to eight optimizer groups of about the same size.
+    """Split parameters, in order, into up to eight optimizer groups of about the same size.
 
     In its step ZeRO-1 and ZeRO-2 hold a float32 copy of one group's gradients. A single group would make this copy the
     peak of the training's memory.

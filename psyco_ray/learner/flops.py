@@ -22,7 +22,7 @@ BF16_FLOPS = {
 
 
 def peak_flops(gpu: str | None) -> float | None:
-    """Returns a GPU's peak bfloat16 FLOP/s; None for an unknown GPU or a CPU."""
+    """Return a GPU's peak bfloat16 FLOP/s; None for an unknown GPU or a CPU."""
     return next((flops for words, flops in BF16_FLOPS.items() if re.search(rf"\b{words}\b", gpu or "")), None)
 
 

@@ -68,7 +68,7 @@ class LearnerGroup:
         placement_group: PlacementGroup | None = None,
         on_busy: OnBusy = ignore_busy,
     ) -> None:
-        """Creates the workers, which load in the background until `wait_ready`.
+        """Create the workers, which load in the background until `wait_ready`.
 
         Args:
             spec: model, objective, optimizer, resources and deadlines.
@@ -91,11 +91,11 @@ class LearnerGroup:
         return self._group.workers
 
     def wait_ready(self) -> None:
-        """Waits until every worker has loaded its model."""
+        """Wait until every worker has loaded its model."""
         self._with_recovery(lambda: self._group.wait_ready())
 
     def close(self) -> None:
-        """Kills the workers and frees their resources."""
+        """Kill the workers and free their resources."""
         self._closed = True
         self._group.shutdown()
 
@@ -108,7 +108,7 @@ class LearnerGroup:
         reset_optimizer: bool = False,
         batches_from: Callable[[int], Batches] | None = None,
     ) -> Iterator[StepResult]:
-        """Takes an optimizer step for each batch.
+        """Take an optimizer step for each batch.
 
         Args:
             batches: pairs of each step, as a stream.
@@ -139,7 +139,7 @@ class LearnerGroup:
             yield result
 
     def evaluate_pairs(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
-        """Computes values of pairs under the current weights, without training.
+        """Compute values of pairs under the current weights, without training.
 
         Returns:
             For each pair, in order, the rewards or log-probabilities in nats (chosen, rejected).
@@ -150,7 +150,7 @@ class LearnerGroup:
         return values
 
     def export(self, version: int, bucket_mb: int, deltas: bool = False) -> Weights:
-        """Puts the current weights into Ray's object store, where they stay until rank 0 ends.
+        """Put the current weights into Ray's object store, where they stay until rank 0 ends.
 
         Args:
             version: of the weights.
@@ -162,7 +162,7 @@ class LearnerGroup:
         return Weights(version, digest, tuple(refs), size, deltas, delta)
 
     def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> SentWeights:
-        """Sends the current weights to rollout actors over NCCL or CUDA IPC, and stores them for later actors.
+        """Send the current weights to rollout actors over NCCL or CUDA IPC, and store them for later actors.
 
         An actor that did not receive the weights has another digest. The copy in Ray's object store stays until rank 0
         ends; this method does not wait for it.
@@ -201,11 +201,11 @@ class LearnerGroup:
         return SentWeights(version, digest, size, stored)
 
     def save_model(self, target: str | Path) -> None:
-        """Writes a model directory that transformers and vLLM load, to a path on rank 0's node or a URI."""
+        """Write a model directory that transformers and vLLM load, to a path on rank 0's node or a URI."""
         self._run(LearnerWorker.save_model, "saving the model", storage.absolute(target))
 
     def save_state(self, target: str | Path, moments: bool = False) -> None:
-        """Writes the training state: float32 weights, and Adam's moments with `moments`.
+        """Write the training state: float32 weights, and Adam's moments with `moments`.
 
         A lost group is restarted from this directory, so it must exist until another state is written or loaded.
         """
@@ -214,22 +214,22 @@ class LearnerGroup:
         self._replay_log.saved(checkpoint)
 
     def load_state(self, target: str | Path) -> None:
-        """Restores a training state that `save_state` wrote; every worker reads it."""
+        """Restore a training state that `save_state` wrote; every worker reads it."""
         checkpoint = storage.absolute(target)
         self._replay_log.loaded(checkpoint)
         load_s = self.spec.deadlines.start_s
         self._with_recovery(lambda: self._group.run(LearnerWorker.load_state, "loading its state", load_s, checkpoint))
 
     def sleep(self) -> None:
-        """Moves weights and optimizer state from the GPUs to the host, until `wake`."""
+        """Move weights and optimizer state from the GPUs to the host, until `wake`."""
         self._run(LearnerWorker.sleep, "leaving its GPU")
 
     def wake(self) -> None:
-        """Moves weights and optimizer state back to the GPUs; no-op for workers that are awake."""
+        """Move weights and optimizer state back to the GPUs; no-op for workers that are awake."""
         self._run(LearnerWorker.wake, "returning to its GPU")
 
     def resize(self, world_size: int) -> None:
-        """Restarts the group with another number of workers, or as many as the cluster has room for.
+        """Restart the group with another number of workers, or as many as the cluster has room for.
 
         Raises:
             InputError: a batch has fewer pairs than that.
@@ -246,7 +246,7 @@ class LearnerGroup:
             self._restart(failure)
 
     def mfu(self, tokens_per_s: float) -> float | None:
-        """Returns the model FLOPs utilisation at a speed in trained tokens a second; None if the peak is unknown."""
+        """Return the model FLOPs utilisation at a speed in trained tokens a second; None if the peak is unknown."""
         sizes = self._run(LearnerWorker.size, "reporting its size")
         peaks = [peak_flops(gpu) for _, _, gpu in sizes]
         if None in peaks:
@@ -294,11 +294,11 @@ class LearnerGroup:
     def _run(
         self, method: Callable[Concatenate[LearnerWorker, P], T], activity: str, *args: P.args, **kwargs: P.kwargs
     ) -> list[T]:
-        """Calls a method on every worker within `step_s`, with recovery; see `WorkerGroup.run`."""
+        """Call a method on every worker within `step_s`, with recovery; see `WorkerGroup.run`."""
         return self._with_recovery(lambda: self._group.run(method, activity, self._step_s, *args, **kwargs))
 
     def _with_recovery(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Returns the result of an action, which is repeated after each restart of the group."""
+        """Return the result of an action, which is repeated after each restart of the group."""
         while True:
             try:
                 return action(*args, **kwargs)
@@ -306,7 +306,7 @@ class LearnerGroup:
                 self._restart(failure)
 
     def _restart(self, failure: WorkerGroupFailedError) -> None:
-        """Replaces a failed group by one with the same weights."""
+        """Replace a failed group by one with the same weights."""
         started = time.monotonic()
         while True:
             self._group.shutdown()
@@ -325,7 +325,7 @@ class LearnerGroup:
                 return
 
     def _replace_group(self, world_size: int) -> None:
-        """Starts a group from the last training state and replays the steps since then."""
+        """Start a group from the last training state and replay the steps since then."""
         self._group = self._restarts.start_largest(self._start_group, world_size)
         if self._closed:
             self._group.shutdown()

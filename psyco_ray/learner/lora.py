@@ -15,7 +15,7 @@ _BASE = ".base_layer"
 
 
 def inject(model: PreTrainedModel, settings: Lora) -> None:
-    """Adds adapters to every linear layer of the body and freezes everything else except the reward head."""
+    """Add adapters to every linear layer of the body and freeze everything else except the reward head."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -30,7 +30,7 @@ def inject(model: PreTrainedModel, settings: Lora) -> None:
 
 
 def exported(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    """Yields the parameters of the model without adapters.
+    """Yield the parameters of the model without adapters.
 
     Yields:
         Name in the plain model, parameter, and the adapted layer that `merged` takes; None without an adapter.
@@ -44,12 +44,12 @@ def exported(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, Any]]:
 
 
 def adapters(layer: Any) -> list[torch.Tensor]:
-    """Returns the two factors of a layer's update, shapes [rank, in] and [out, rank]."""
+    """Return the two factors of a layer's update, shapes [rank, in] and [out, rank]."""
     return [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
 
 
 def merged(layer: Any) -> torch.Tensor:
-    """Returns the layer's weight with its update, computed in float32 and rounded once, shape [out, in]."""
+    """Return the layer's weight with its update, computed in float32 and rounded once, shape [out, in]."""
     down, up = (factor.detach().float() for factor in adapters(layer))
     base = layer.base_layer.weight.detach()
     return (base.float() + layer.scaling["default"] * (up @ down)).to(base.dtype)

@@ -75,11 +75,11 @@ class BradleyTerryObjective:
     head: ClassVar[str] = "reward"
 
     def loss_inputs(self, examples: Sequence[PreferencePair]) -> list[float]:
-        """Returns each pair's margin, which the loss needs besides the rewards."""
+        """Return each pair's margin, which the loss needs besides the rewards."""
         return [example.margin for example in examples]
 
     def __call__(self, values: Tensor, margins: Tensor, mean_chosen_tokens: float) -> tuple[Tensor, Metrics]:
-        """Computes loss and metrics per pair.
+        """Compute loss and metrics per pair.
 
         Args:
             values: rewards, chosen then rejected, shape [pairs, 2].
@@ -105,7 +105,7 @@ class DpoObjective:
     head: ClassVar[str] = "policy"
 
     def loss_inputs(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float, float, float]]:
-        """Returns each pair's reference log-probabilities and lengths in tokens (chosen, rejected)."""
+        """Return each pair's reference log-probabilities and lengths in tokens (chosen, rejected)."""
         inputs = []
         for example in examples:
             assert example.reference is not None, "DPO pairs carry reference log-probabilities"
@@ -113,7 +113,7 @@ class DpoObjective:
         return inputs
 
     def __call__(self, values: Tensor, inputs: Tensor, mean_chosen_tokens: float) -> tuple[Tensor, Metrics]:
-        """Computes loss and metrics per pair.
+        """Compute loss and metrics per pair.
 
         Args:
             values: log-probabilities under the policy in nats, chosen then rejected, shape [pairs, 2].

@@ -14,7 +14,7 @@ import torch
 
 
 def to_host(engine: Any, optimizer: torch.optim.Optimizer, zero_stage: int) -> None:
-    """Moves everything to the host.
+    """Move everything to the host.
 
     Args:
         engine: DeepSpeed's engine, between two optimizer steps.
@@ -37,7 +37,7 @@ def to_host(engine: Any, optimizer: torch.optim.Optimizer, zero_stage: int) -> N
 
 
 def to_device(engine: Any, optimizer: torch.optim.Optimizer, zero_stage: int) -> None:
-    """Moves everything back to the engine's device."""
+    """Move everything back to the engine's device."""
     zero = engine.optimizer
     engine.reload_states()
     if zero_stage == 3:
@@ -47,13 +47,13 @@ def to_device(engine: Any, optimizer: torch.optim.Optimizer, zero_stage: int) ->
 
 
 def link(zero: Any) -> None:
-    """Links parameters with their moments again, in a ZeRO-1 or ZeRO-2 optimizer."""
+    """Link parameters with their moments again, in a ZeRO-1 or ZeRO-2 optimizer."""
     zero._hp_optimizer_states_linked = False
     zero._lazy_init_hp_params_optimizer_state()
 
 
 def _zero3_states(engine: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Returns a rank's master weights and moments."""
+    """Return a rank's master weights and moments."""
     moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return [*engine.optimizer.fp32_partitioned_groups_flat, *moments]
 

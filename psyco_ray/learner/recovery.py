@@ -29,11 +29,11 @@ class RestartPolicy:
         self._restarts = 0
 
     def step_completed(self) -> None:
-        """Resets the count of restarts."""
+        """Reset the count of restarts."""
         self._restarts = 0
 
     def check_restart(self, failure: WorkerGroupFailedError) -> None:
-        """Counts a restart.
+        """Count a restart.
 
         Raises:
             RuntimeError: the group was restarted too often.
@@ -46,7 +46,7 @@ class RestartPolicy:
 
     @staticmethod
     def start_largest(start: Callable[[int, float], WorkerGroup], world_size: int) -> WorkerGroup:
-        """Starts a group of `world_size` workers, or of as many as the cluster has room for.
+        """Start a group of `world_size` workers, or of as many as the cluster has room for.
 
         Args:
             start: creates a group of a number of workers within a number of seconds.
@@ -93,12 +93,12 @@ class ReplayLog:
     """
 
     def __init__(self, checkpoint: str | None) -> None:
-        """Starts from a training state on disk; None: from the base model."""
+        """Start from a training state on disk; None: from the base model."""
         self.checkpoint = checkpoint
         self._segments: list[ReplaySegment] = []
 
     def open(self, segment: ReplaySegment) -> ReplaySegment:
-        """Adds a segment; the caller advances its `next_step`."""
+        """Add a segment; the caller advances its `next_step`."""
         self._segments.append(segment)
         return segment
 
@@ -116,7 +116,7 @@ class ReplayLog:
     def replay(
         self, take_step: Callable[[Sequence[PreferencePair], int, int], object], reset_optimizer: Callable[[], object]
     ) -> None:
-        """Repeats all steps since the checkpoint.
+        """Repeat all steps since the checkpoint.
 
         Args:
             take_step: takes a batch, the number of the step and the steps of the schedule.

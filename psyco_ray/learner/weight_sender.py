@@ -44,7 +44,7 @@ class ParameterSource:
     def __init__(
         self, metadata: Sequence[ParameterInfo], parameters: Callable[[], Parameters], with_checksum: bool
     ) -> None:
-        """Wraps the parameters.
+        """Wrap the parameters.
 
         Args:
             metadata: of each parameter, in order.
@@ -55,7 +55,7 @@ class ParameterSource:
         self.checksum = WeightChecksum()
 
     def metadata(self) -> list[ParameterInfo]:
-        """Returns what an iteration yields, in the same order."""
+        """Return what an iteration yields, in the same order."""
         return self._metadata
 
     def __iter__(self) -> Parameters:
@@ -73,7 +73,7 @@ class ReceiverClient:
     """
 
     def __init__(self, transport: str, actors: Sequence[Any], version: int, workers: int, deadline_s: float) -> None:
-        """Starts the deadline.
+        """Start the deadline.
 
         Args:
             transport: nccl or ipc.
@@ -88,7 +88,7 @@ class ReceiverClient:
         self._deadline = time.monotonic() + deadline_s
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connects every actor to rank 0, each of its workers with a rank of its own."""
+        """Connect every actor to rank 0, each of its workers with a rank of its own."""
         nccl = self._transport == "nccl"
 
         def settings(index: int) -> dict[str, Any]:
@@ -97,15 +97,15 @@ class ReceiverClient:
         self._call("init_transfer", lambda index, actor: actor.init_transfer.remote(self._transport, settings(index)))
 
     def start_weight_update(self) -> None:
-        """Announces the weights."""
+        """Announce the weights."""
         self._call("start_update", lambda _, actor: actor.start_update.remote())
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Makes every actor receive a chunk."""
+        """Make every actor receive a chunk."""
         self._call("receive_chunk", lambda _, actor: actor.receive_chunk.remote(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Ends the update."""
+        """End the update."""
         self._call("finish_update", lambda _, actor: actor.finish_update.remote(self._version))
 
     def _call(self, step: str, remote: Callable[[int, Any], Any]) -> None:
@@ -127,7 +127,7 @@ def send(
     world_size: int,
     chunk_bytes: int,
 ) -> None:
-    """Sends all parameters to the client's actors; every rank calls it.
+    """Send all parameters to the client's actors; every rank calls it.
 
     Args:
         transport: nccl or ipc.
@@ -221,7 +221,7 @@ def _send_ipc_0_24(source: ParameterSource, client: ReceiverClient, rank: int, p
 
 
 def chunks(parameters: Parameters, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Yields lists of at most `max_bytes` of parameters, copied: the iterator may reuse its memory."""
+    """Yield lists of at most `max_bytes` of parameters, copied: the iterator may reuse its memory."""
     chunk: list[tuple[str, torch.Tensor]] = []
     filled = 0
     for name, tensor in parameters:

@@ -39,11 +39,11 @@ class LearnerWorker:
         self._deltas = DeltaTracker()
 
     def location(self) -> tuple[str, str, int]:
-        """Returns the address and id of this worker's node, and its process id."""
+        """Return the address and id of this worker's node, and its process id."""
         return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id(), os.getpid()
 
     def size(self) -> tuple[int, int, str | None]:
-        """Returns the model's parameters, its trained parameters, and the name of this worker's GPU (None: a CPU)."""
+        """Return the model's parameters, its trained parameters, and the name of this worker's GPU (None: a CPU)."""
         import torch
 
         counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self._model.parameters()]
@@ -51,14 +51,14 @@ class LearnerWorker:
         return sum(n for n, _ in counts), sum(n for n, trained in counts if trained), gpu
 
     def address(self) -> Address:
-        """Returns the host address of this process and a free port, for a rendezvous."""
+        """Return the host address of this process and a free port, for a rendezvous."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     @gc_paused()
     def start(self, rendezvous: Address, spec: WorkerSpec, checkpoint: str | None) -> None:
-        """Joins the process group and builds the engine.
+        """Join the process group and build the engine.
 
         Args:
             rendezvous: address and port of rank 0.
@@ -96,7 +96,7 @@ class LearnerWorker:
         learning_rate: float,
         seed: int,
     ) -> dict[str, float]:
-        """Takes one optimizer step over this rank's share of a batch.
+        """Take one optimizer step over this rank's share of a batch.
 
         Args:
             micro_batches: this rank's pairs, one list for each forward and backward pass; equally many on every rank.
@@ -140,7 +140,7 @@ class LearnerWorker:
         return sums if norm is None else {**sums, "grad_norm": float(norm)}
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> list[tuple[float, float]]:
-        """Returns scores or log-probabilities (chosen, rejected) of pairs under the current weights."""
+        """Return scores or log-probabilities (chosen, rejected) of pairs under the current weights."""
         import torch
 
         values: list[tuple[float, float]] = []
@@ -150,11 +150,11 @@ class LearnerWorker:
         return values
 
     def reset_optimizer(self) -> None:
-        """Zeroes Adam's moments and step count, as a new optimizer over the same weights would start."""
+        """Zero Adam's moments and step count, as a new optimizer over the same weights would start."""
         self._checkpoint.reset_moments()
 
     def export(self, bucket_bytes: int, deltas: bool = False) -> tuple[list[ray.ObjectRef], str, int, DeltaRef | None]:
-        """Puts the weights into Ray's object store in the compute dtype; ranks other than 0 return nothing.
+        """Put the weights into Ray's object store in the compute dtype; ranks other than 0 return nothing.
 
         Args:
             bucket_bytes: size limit of a bucket; a larger parameter is a bucket by itself.
@@ -201,7 +201,7 @@ class LearnerWorker:
         chunk_bytes: int,
         deadline_s: float,
     ) -> tuple[str, int, dict[int, str]]:
-        """Sends the weights, in the compute dtype, to rollout actors over one of vLLM's transports.
+        """Send the weights, in the compute dtype, to rollout actors over one of vLLM's transports.
 
         Args:
             transport: nccl or ipc.
@@ -231,15 +231,15 @@ class LearnerWorker:
         return source.checksum.digest(), source.checksum.bytes, client.failures
 
     def sleep(self) -> None:
-        """Moves weights and optimizer state to the host and frees the GPU."""
+        """Move weights and optimizer state to the host and free the GPU."""
         self._checkpoint.to_host()
 
     def wake(self) -> None:
-        """Moves weights and optimizer state back to the GPU; no-op if they are there."""
+        """Move weights and optimizer state back to the GPU; no-op if they are there."""
         self._checkpoint.to_device()
 
     def save_model(self, target: str) -> None:
-        """Writes the weights in the compute dtype as a transformers directory; rank 0 writes."""
+        """Write the weights in the compute dtype as a transformers directory; rank 0 writes."""
         from psyco_ray.models import loading
 
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._full_parameters() if not self.rank}
@@ -247,11 +247,11 @@ class LearnerWorker:
             loading.save(target, state, self._model.config, self._tokenizer)
 
     def save_state(self, target: str, moments: bool) -> None:
-        """Writes the training state, see `LearnerCheckpoint`; rank 0 writes."""
+        """Write the training state, see `LearnerCheckpoint`; rank 0 writes."""
         self._checkpoint.write(target, moments, self.rank)
 
     def load_state(self, target: str) -> None:
-        """Restores a training state that `save_state` wrote."""
+        """Restore a training state that `save_state` wrote."""
         self._checkpoint.restore(target)
 
     def _pack(self, micro_batch: MicroBatch) -> Packed:
@@ -260,7 +260,7 @@ class LearnerWorker:
         return pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro_batch]).to(self._device)
 
     def _full_parameters(self, all_ranks: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields every parameter, whole, in the compute dtype, adapters merged; a shared one comes once.
+        """Yield every parameter, whole, in the compute dtype, adapters merged; a shared one comes once.
 
         Every rank iterates; the tensors are complete on rank 0, and on the others with `all_ranks`.
         """

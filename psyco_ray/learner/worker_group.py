@@ -54,7 +54,7 @@ class WorkerGroup:
         placement_group: PlacementGroup | None = None,
         on_busy: OnBusy = ignore_busy,
     ) -> None:
-        """Creates the actors, which load in the background until `wait_ready`.
+        """Create the actors, which load in the background until `wait_ready`.
 
         Args:
             spec: what every worker is started with.
@@ -80,7 +80,7 @@ class WorkerGroup:
         self._started = [worker.start.remote(rendezvous, spec, checkpoint) for worker in self.workers]
 
     def wait_ready(self) -> None:
-        """Waits until every worker has loaded its model.
+        """Wait until every worker has loaded its model.
 
         Raises:
             WorkerGroupFailedError: a worker was lost or not ready in time.
@@ -95,7 +95,7 @@ class WorkerGroup:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> list[T]:
-        """Calls a method on every worker with the same arguments.
+        """Call a method on every worker with the same arguments.
 
         Args:
             method: of `LearnerWorker`.
@@ -130,23 +130,23 @@ class WorkerGroup:
         return self._gather(calls, activity, timeout_s)
 
     def free_address(self, timeout_s: float) -> tuple[str, int]:
-        """Returns the host address of rank 0 and a free port there."""
+        """Return the host address of rank 0 and a free port there."""
         [address] = self._gather([self.workers[0].address.remote()], "finding a free port", timeout_s)
         return address
 
     def locations(self) -> list[tuple[str, str, int]]:
-        """Returns address and id of each worker's node, and its process id, by rank."""
+        """Return address and id of each worker's node, and its process id, by rank."""
         return ray.get(self._locations)
 
     def shutdown(self) -> None:
-        """Kills the workers and removes the group's own placement group."""
+        """Kill the workers and remove the group's own placement group."""
         for worker in self.workers:
             ray.kill(worker)
         if self._own_placement is not None:
             ray.util.remove_placement_group(self._own_placement)
 
     def _gather(self, calls: Sequence[ray.ObjectRef], activity: str, timeout_s: float) -> list[Any]:
-        """Returns all results, or raises at the first failure: the other workers would wait in a collective forever."""
+        """Return all results, or raise at the first failure: the other workers would wait in a collective forever."""
         started, waiting = time.monotonic(), list(calls)
         while waiting:
             left = timeout_s - (time.monotonic() - started)
@@ -168,7 +168,7 @@ class WorkerGroup:
         return ray.get(list(calls))
 
     def _first_dead(self, calls: Sequence[ray.ObjectRef]) -> tuple[int, RayError] | None:
-        """Returns the first dead worker's rank and error."""
+        """Return the first dead worker's rank and error."""
         ray.wait(list(calls), num_returns=len(calls), timeout=_DEATH_REPORT_S)
         for rank, call in enumerate(calls):
             if ray.wait([call], timeout=0)[0]:
@@ -188,7 +188,7 @@ class WorkerGroup:
         )
 
     def _describe(self, rank: int) -> str:
-        """Names a rank and its process, as far as they are known."""
+        """Name a rank and its process, as far as they are known."""
         if ray.wait([self._locations[rank]], timeout=0)[0]:
             try:
                 address, node, process = ray.get(self._locations[rank])

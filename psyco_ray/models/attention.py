@@ -85,7 +85,7 @@ def uses_additive_mask(config: Any, device: torch.device) -> bool:
 
 
 def additive_mask(sizes: Sizes, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns the masks of all blocks, flattened and concatenated, shape [1, 1, 1, scores].
+    """Return the masks of all blocks, flattened and concatenated, shape [1, 1, 1, scores].
 
     Args:
         sizes: of the packed trees.
@@ -104,7 +104,7 @@ def additive_mask(sizes: Sizes, window: int | None, dtype: torch.dtype, device: 
 
 
 def _blocks(prefix: int, own: int) -> Iterator[tuple[int, int]]:
-    """Yields queries and keys of each block of a sequence whose last `own` tokens attend."""
+    """Yield queries and keys of each block of a sequence whose last `own` tokens attend."""
     for start in range(0, own, BLOCK):
         stop = min(start + BLOCK, own)
         yield stop - start, prefix + stop

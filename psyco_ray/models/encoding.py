@@ -31,7 +31,7 @@ class Encoded:
 def encode(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, responses: Sequence[str], max_tokens: int | None
 ) -> Encoded:
-    """Renders a conversation with each response, and cuts the prompt at its left until the longest fits.
+    """Render a conversation with each response, and cut the prompt at its left until the longest fits.
 
     Args:
         tokenizer: with a chat template, which writes all special tokens.
@@ -85,7 +85,7 @@ def encode_turn(
 def _prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, conversations: Sequence[Sequence[int]]
 ) -> int:
-    """Returns the number of tokens before any response."""
+    """Return the number of tokens before any response."""
     prompt = loading.conversation_ids(tokenizer, list(messages))
     shared = 0
     while shared < len(prompt) and all(shared < len(ids) and ids[shared] == prompt[shared] for ids in conversations):

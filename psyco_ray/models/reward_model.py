@@ -18,7 +18,7 @@ Inputs = dict[str, list[int]]
 
 
 def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int) -> PreTrainedModel:
-    """Loads a language model with a new seeded reward head: N(0, 1 / (hidden + 1)) (Stiennon et al. 2020).
+    """Load a language model with a new seeded reward head: N(0, 1 / (hidden + 1)) (Stiennon et al. 2020).
 
     A reward model keeps its own head. The pad token becomes one that ends no turn: transformers reads the score before
     trailing pad tokens, so that a pad token equal to the end of turn would move it. The model attends to packed
@@ -51,7 +51,7 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
 
 
 def distinct_pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the id of a pad token that is neither the end of turn nor the beginning of text.
+    """Return the id of a pad token that is neither the end of turn nor the beginning of text.
 
     Raises:
         InputError: the tokenizer has no special token for it.
@@ -84,7 +84,7 @@ class RewardModel:
     """
 
     def __init__(self, name: str, settings: Scorers, max_tokens: int | None) -> None:
-        """Loads the model.
+        """Load the model.
 
         Args:
             name: directory or hub id.
@@ -117,7 +117,7 @@ class RewardModel:
             self._packed = ResponseScores(model)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Scores every conversation's responses.
+        """Score every conversation's responses.
 
         Returns:
             In the given order, the raw scores; None where a response leaves no room for its prompt.
@@ -145,7 +145,7 @@ class RewardModel:
         ]
 
     def _inputs(self, request: ScoreRequest) -> tuple[list[Inputs], int]:
-        """Returns the model's inputs for each response, and the number of prompt tokens that were cut off."""
+        """Return the model's inputs for each response, and the number of prompt tokens that were cut off."""
         from psyco_ray.models.encoding import encode
 
         if not self._tokenizer.chat_template:
@@ -172,7 +172,7 @@ class RewardModel:
         ], excess
 
     def _score_packed(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
-        """Returns the scores of each group's responses, computed in rows of whole groups."""
+        """Return the scores of each group's responses, computed in rows of whole groups."""
         from psyco_ray.models.packing import branch, pack
 
         trees = [branch([self._scored_ids(pair["input_ids"]) for pair in group]) for group in groups]
@@ -185,7 +185,7 @@ class RewardModel:
         return scores
 
     def _scored_ids(self, ids: list[int]) -> list[int]:
-        """Returns a conversation up to where transformers reads its score: its last token that is not the pad token.
+        """Return a conversation up to where transformers reads its score: its last token that is not the pad token.
 
         In many published models the pad token is the end of turn, and the score is read at the token before it.
         """
@@ -195,7 +195,7 @@ class RewardModel:
         return ids[:end]
 
     def _score_padded(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
-        """Returns the scores of each group's responses, computed in padded batches of similar lengths."""
+        """Return the scores of each group's responses, computed in padded batches of similar lengths."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -237,7 +237,7 @@ def can_pack(model: Any) -> bool:
 
 
 def max_positions(model: Any) -> int | None:
-    """Returns the context length of a loaded model in tokens; None if its configuration has none."""
+    """Return the context length of a loaded model in tokens; None if its configuration has none."""
     tokens = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     # RoBERTa's positions start after its pad token's
@@ -246,7 +246,7 @@ def max_positions(model: Any) -> int | None:
 
 
 def plan_rows(lengths: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
-    """Sorts texts into rows by length, shortest first.
+    """Sort texts into rows by length, shortest first.
 
     Args:
         lengths: tokens of each text.

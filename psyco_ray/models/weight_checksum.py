@@ -13,7 +13,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
-    """Sums a tensor's bits, once plainly and once weighted by position.
+    """Sum a tensor's bits, once plainly and once weighted by position.
 
     Integers wrap around, so the result does not depend on the device or the order of additions. A flipped bit changes
     both sums, a swap of two elements the second.
@@ -48,13 +48,13 @@ class WeightChecksum:
         self._parameters: list[tuple[str, torch.Tensor]] = []  # description, fingerprint
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Adds a parameter; no device sync."""
+        """Add a parameter; no device sync."""
         dtype = str(tensor.dtype).removeprefix("torch.")
         self._parameters.append((f"{name} {dtype} {tuple(tensor.shape)}", fingerprint(tensor)))
         self.bytes += math.prod(tensor.shape) * tensor.element_size()
 
     def digest(self) -> str:
-        """Returns the digest of all added parameters."""
+        """Return the digest of all added parameters."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # parameters may have been added on several streams
         sums = torch.stack([pair for _, pair in self._parameters]).tolist() if self._parameters else []

@@ -30,7 +30,7 @@ _MAX_DELTA = 0.5  # share of the weights' bytes; above it the weights themselves
 
 
 def as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
-    """Returns a CPU tensor as an integer array over the same memory, and its dtype's name."""
+    """Return a CPU tensor as an integer array over the same memory, and its dtype's name."""
     import torch
 
     bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
@@ -38,7 +38,7 @@ def as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
 
 
 def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
-    """Inverts `as_array` without a copy; the memory may be read-only."""
+    """Invert `as_array` without a copy; the memory may be read-only."""
     import torch
 
     with warnings.catch_warnings():
@@ -47,7 +47,7 @@ def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def digest(buckets: Iterable[Bucket]) -> str:
-    """Returns a digest of names, dtypes, shapes and every byte, independent of the order of parameters.
+    """Return a digest of names, dtypes, shapes and every byte, independent of the order of parameters.
 
     It detects truncated, mixed-up and damaged transfers, not an adversary.
     """
@@ -66,7 +66,7 @@ class DeltaTracker:
         self._last: tuple[str, list[Bucket]] = "", []
 
     def update(self, digest: str, weights: list[Bucket]) -> DeltaRef | None:
-        """Puts the delta from the last weights into the object store and keeps the new ones.
+        """Put the delta from the last weights into the object store and keep the new ones.
 
         Returns:
             The delta; None for the first weights, and if it is too large to pay.
@@ -77,7 +77,7 @@ class DeltaTracker:
 
 
 def diff(old: Sequence[Bucket], new: Sequence[Bucket]) -> Delta | None:
-    """Returns the delta from `old` to `new`; None if it is too large to pay, or if names, shapes or dtypes differ."""
+    """Return the delta from `old` to `new`; None if it is too large to pay, or if names, shapes or dtypes differ."""
     before = {name: packed for bucket in old for name, packed in bucket.items()}
     after = {name: packed for bucket in new for name, packed in bucket.items()}
     if _shapes(before) != _shapes(after):
@@ -97,12 +97,12 @@ def diff(old: Sequence[Bucket], new: Sequence[Bucket]) -> Delta | None:
 
 
 def size(delta: Delta) -> int:
-    """Returns the bytes of a delta's arrays."""
+    """Return the bytes of a delta's arrays."""
     return sum(positions.nbytes + values.nbytes for positions, values in delta.values())
 
 
 def apply(delta: Delta, weights: dict[str, tuple[np.ndarray, str]]) -> None:
-    """Updates writable weights in place to the delta's version."""
+    """Update writable weights in place to the delta's version."""
     for name, (positions, values) in delta.items():
         weights[name][0].reshape(-1)[positions] = values
 

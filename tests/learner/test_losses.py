@@ -63,7 +63,7 @@ def test_each_loss_equals_its_hand_computed_value(settings, expected) -> None:
 
 
 def test_invalid_combinations_of_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="has no meaning for"):
+    with pytest.raises(ValueError, match=r"label_smoothing has no effect on dpo\.loss ipo"):
         DpoConfig(loss="ipo", label_smoothing=0.1)
     with pytest.raises(ValueError, match="robust needs"):
         DpoConfig(loss="robust")
