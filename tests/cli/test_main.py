@@ -1,4 +1,4 @@
-"""The command as a user meets it: bad input gives one sentence and exit code 2."""
+"""The command line: exit codes, messages, and options that all commands share."""
 
 import argparse
 import importlib.metadata
@@ -25,7 +25,7 @@ from psyco_ray.judge.client import UnavailableError
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch) -> None:
-    """The command gives its Ray a token by way of the environment, which the other tests' Ray must not see."""
+    """The command sets a token for its Ray in the environment; the other tests' Ray must not see it."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -51,13 +51,13 @@ def test_plan_prints_a_table(tmp_path, capsys) -> None:
     assert "rollout                 2" in capsys.readouterr().out
 
 
-def test_plan_fails_at_once_where_the_cluster_is_too_small(tmp_path, capsys) -> None:
+def test_plan_refuses_a_cluster_that_is_too_small(tmp_path, capsys) -> None:
     message = refused(capsys, "plan", write_job(tmp_path), "learners.gpus=1", "learners.actors=8")
     assert "the cluster cannot hold iterate" in message
     assert "8 GPUs" in message
 
 
-def test_options_may_stand_before_and_behind_overrides(tmp_path, capsys) -> None:
+def test_options_may_precede_and_follow_overrides(tmp_path, capsys) -> None:
     job = write_job(tmp_path)
     for arguments in (["seed=1", "--resume", "iterations=0"], ["--resume", "seed=1", "iterations=0"]):
         assert "iterations: invalid value 0" in refused(capsys, "iterate", job, *arguments)
@@ -66,31 +66,31 @@ def test_options_may_stand_before_and_behind_overrides(tmp_path, capsys) -> None
     assert caught.value.code == 2
 
 
-def test_iterate_wants_a_reward_model(tmp_path, capsys) -> None:
+def test_iterate_needs_a_reward_model(tmp_path, capsys) -> None:
     assert "scorers.reward_model is not set" in refused(capsys, "iterate", write_job(tmp_path))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wrong_key_is_named_by_the_command_itself(tmp_path) -> None:
-    found = commands.run("iterate", write_job(tmp_path, "sampling: {temprature: 1}"))
-    assert found.returncode == 2
-    assert found.stderr.strip().endswith("unknown key sampling.temprature; did you mean sampling.temperature?")
-    assert found.stdout == ""
+def test_a_process_names_an_unknown_key_and_exits_2(tmp_path) -> None:
+    done = commands.run("iterate", write_job(tmp_path, "sampling: {temprature: 1}"))
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("unknown key sampling.temprature; did you mean sampling.temperature?")
+    assert done.stdout == ""
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, capsys, monkeypatch) -> None:
+def test_a_cluster_that_does_not_answer_is_refused_at_once(tmp_path, capsys, monkeypatch) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         job = write_job(tmp_path, "scorers: {reward_model: a/b}\n")
-        told = refused(capsys, "iterate", job, "--address", address)
-        assert f"no Ray cluster answers at {address} (" in told
+        message = refused(capsys, "iterate", job, "--address", address)
+        assert f"no Ray cluster answers at {address} (" in message
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert "look at --address and RAY_ADDRESS" in refused(capsys, "iterate", job, "--resume")
 
 
-def test_a_run_whose_judge_is_away_can_be_resumed(tmp_path, capsys, monkeypatch) -> None:
+def test_a_run_stopped_by_its_judge_exits_75(tmp_path, capsys, monkeypatch) -> None:
     def away(*_: object) -> None:
         raise UnavailableError("judge: no answer for 600 s")
 
@@ -98,27 +98,27 @@ def test_a_run_whose_judge_is_away_can_be_resumed(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(train, "_iterate", away)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     assert main(["iterate", write_job(tmp_path, "scorers: {reward_model: a/b}\n")]) == 75
-    told = capsys.readouterr().err.strip()
-    assert told == "psyco-ray: judge: no answer for 600 s; the same command with --resume continues from here"
+    message = capsys.readouterr().err.strip()
+    assert message == "psyco-ray: judge: no answer for 600 s; the same command with --resume continues from here"
 
 
-def test_errors_out_of_actors_are_one_sentence_too(local_ray, tmp_path, tiny_model, tiny_reward_model) -> None:
-    """A model directory that every actor finds broken only when it loads it."""
+def test_an_input_error_in_an_actor_is_one_sentence(local_ray, tmp_path, tiny_model, tiny_reward_model) -> None:
+    """The model directory is found broken only when an actor loads it."""
     import shutil
 
     broken = tmp_path / "broken"
     shutil.copytree(tiny_reward_model, broken)
     (broken / "chat_template.jinja").unlink()
-    (broken / "manifest.json").unlink()  # as if it came from elsewhere
+    (broken / "manifest.json").unlink()  # a model without a manifest is not checked earlier
     job = write_job(
         tmp_path,
         f"model: {tiny_model}\nspeeches_per_iteration: 4\ndata: {{dev_share: 0.2}}\n"
         "rollouts: {cpus: 0.1, max_model_len: 512, kv_cache_gb: 0.1}\nsampling: {max_tokens: 8}\n"
         f"scorers: {{cpus: 0.1, reward_model: {broken}}}\nlearners: {{cpus: 0.1}}\n",
     )
-    found = commands.here("iterate", job)
-    assert found.returncode == 2, found.stderr
-    last = found.stderr.strip().splitlines()[-1]
+    done = commands.here("iterate", job)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"psyco-ray: the tokenizer of {broken} has no chat template")
 
 
@@ -192,7 +192,7 @@ def test_version(capsys) -> None:
 def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """A parser and those of all its commands."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return [parser, *(found for group in groups for sub in group.choices.values() for found in commands_of(sub))]
+    return [parser, *(below for group in groups for sub in group.choices.values() for below in commands_of(sub))]
 
 
 def test_every_help_shows_an_example_that_parses() -> None:

@@ -1,4 +1,4 @@
-"""The forecast of an iteration: by hand on round rates, against stored runs, and what finished runs teach."""
+"""Forecasts of an iteration: by hand on round rates, against a measured run, and advice from finished runs."""
 
 import itertools
 import json
@@ -32,8 +32,8 @@ RATES = {
 
 
 def profile(kind: str = "gpu", **changes: object) -> Profile:
-    given = {"device": "a slide rule", "kind": kind, "estimated": False, "memory_gb": 80, "model": "thousand"}
-    return Profile(**{**given, "parameters": 1000, **RATES, **changes})
+    defaults = {"device": "a slide rule", "kind": kind, "estimated": False, "memory_gb": 80, "model": "thousand"}
+    return Profile(**{**defaults, "parameters": 1000, **RATES, **changes})
 
 
 def job(**changes: object) -> Job:
@@ -50,26 +50,26 @@ def job(**changes: object) -> Job:
 
 
 def test_stages_by_hand() -> None:
-    given, rates = job(), profile()
-    prompt = cost_model.prompt_tokens(given.prompts)
-    found = cost_model.forecast(Scenario(given, SHAPE, rates, GpuSplit(2, 1, 2), 10)).stages
+    settings, rates = job(), profile()
+    prompt = cost_model.prompt_tokens(settings.prompts)
+    result = cost_model.forecast(Scenario(settings, SHAPE, rates, GpuSplit(2, 1, 2), 10)).stages
     item = 2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01
     scorer = 8 * (prompt + 40) * 0.002 + 8 * (prompt + 20) * 0.004
-    assert found["sample and score"] == pytest.approx(max(2 * item, scorer))
-    assert found["train"] == pytest.approx(8 * (prompt + 20) / 2 * 0.1 + 2 * 3)
-    assert found["save"] == pytest.approx(100)
-    assert found["sync"] == pytest.approx(20)
+    assert result["sample and score"] == pytest.approx(max(2 * item, scorer))
+    assert result["train"] == pytest.approx(8 * (prompt + 20) / 2 * 0.1 + 2 * 3)
+    assert result["save"] == pytest.approx(100)
+    assert result["sync"] == pytest.approx(20)
     answers = 2 * prompt * 0.001 + 16 * 0.5 + 2 * 10 * 0.01
-    assert found["evaluate"] == pytest.approx(max(answers, 2 * 2 * (prompt + 10) * 0.002))
+    assert result["evaluate"] == pytest.approx(max(answers, 2 * 2 * (prompt + 10) * 0.002))
 
 
 def test_cores_are_shared_and_gpus_are_not() -> None:
-    given = job()
-    apart = cost_model.forecast(Scenario(given, SHAPE, profile(score_token_s=0.2), GpuSplit(2, 2, 2), 10))
+    settings = job()
+    apart = cost_model.forecast(Scenario(settings, SHAPE, profile(score_token_s=0.2), GpuSplit(2, 2, 2), 10))
     shared = cost_model.forecast(
-        Scenario(given, SHAPE, profile("cpu", score_token_s=0.2), GpuSplit(2, 2, 2), 10, cores=1)
+        Scenario(settings, SHAPE, profile("cpu", score_token_s=0.2), GpuSplit(2, 2, 2), 10, cores=1)
     )
-    prompt = cost_model.prompt_tokens(given.prompts)
+    prompt = cost_model.prompt_tokens(settings.prompts)
     engines = 4 * (2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01)
     scorers = 8 * (prompt + 40) * 0.2 + 8 * (prompt + 20) * 0.004
     assert apart.stages["sample and score"] == pytest.approx(max(engines, scorers) / 2)
@@ -92,64 +92,64 @@ def test_offline_pairs_are_not_sampled_and_a_reference_of_the_learner_is_not_sco
     prompt = cost_model.prompt_tokens(job().prompts)
     assert offline["sample and score"] == pytest.approx(8 * (prompt + 20) * 0.004)
     moved = job(dpo={"reference": "previous", "optimizer": {"batch_size": 4}})
-    found = cost_model.forecast(Scenario(moved, SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
-    assert found["train"] - both["train"] == pytest.approx(8 * (prompt + 20) * 0.004)
+    result = cost_model.forecast(Scenario(moved, SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
+    assert result["train"] - both["train"] == pytest.approx(8 * (prompt + 20) * 0.004)
 
 
 @pytest.mark.parametrize("gpus", [8, 32])
 @pytest.mark.parametrize("zero_stage", [2, 3])
-def test_all_gpus_are_shared_out_and_none_is_overfull(gpus: int, zero_stage: int) -> None:
-    given = Job.model_validate(
+def test_an_allocation_uses_all_gpus_and_fits_their_memory(gpus: int, zero_stage: int) -> None:
+    settings = Job.model_validate(
         {"learners": {"zero_stage": zero_stage, "gradient_checkpointing": True}, "rollouts": {"kv_cache_gb": 40}}
     )
     shape, h100 = cost_model.SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
-    found = allocation.allocate(given, shape, h100, gpus, 256)
-    assert found.gpus == gpus
-    assert min(found.rollouts, found.scorers, found.learners) >= 1
-    assert allocation.learner_bytes(given, shape, found.learners, found.zero_stage) <= 80e9
-    seconds = cost_model.forecast(Scenario(given, shape, h100, found, 256)).seconds
+    result = allocation.allocate(settings, shape, h100, gpus, 256)
+    assert result.gpus == gpus
+    assert min(result.rollouts, result.scorers, result.learners) >= 1
+    assert allocation.learner_bytes(settings, shape, result.learners, result.zero_stage) <= 80e9
+    seconds = cost_model.forecast(Scenario(settings, shape, h100, result, 256)).seconds
     others = [
         GpuSplit(r, s, gpus - r - s, 1, 3) for r, s in itertools.product(range(1, gpus), repeat=2) if r + s < gpus
     ]
-    fitting = [o for o in others if allocation.learner_bytes(given, shape, o.learners, found.zero_stage) <= 72e9]
-    assert seconds == min(cost_model.forecast(Scenario(given, shape, h100, other, 256)).seconds for other in fitting)
+    fitting = [o for o in others if allocation.learner_bytes(settings, shape, o.learners, result.zero_stage) <= 72e9]
+    assert seconds == min(cost_model.forecast(Scenario(settings, shape, h100, other, 256)).seconds for other in fitting)
 
 
 def test_the_learner_gets_the_zero_stage_that_fits() -> None:
-    given = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
+    settings = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
     h100 = cost_model.profile_of("h100")
-    assert allocation.allocate(given, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
+    assert allocation.allocate(settings, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
     large = ModelShape("a 13b", 13_000_000_000, 40, 5120, 32_000)
-    previous = given.model_copy(update={"dpo": given.dpo.model_copy(update={"reference": "previous"})})
-    found = allocation.allocate(previous, large, h100, 8, 256)
-    assert found.zero_stage == 2
-    assert allocation.learner_bytes(given, large, found.learners, 1) > 72e9
+    previous = settings.model_copy(update={"dpo": settings.dpo.model_copy(update={"reference": "previous"})})
+    result = allocation.allocate(previous, large, h100, 8, 256)
+    assert result.zero_stage == 2
+    assert allocation.learner_bytes(settings, large, result.learners, 1) > 72e9
 
 
-def test_eight_bytes_of_memory_a_parameter_are_those_of_adam() -> None:
-    given = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
+def test_learner_memory_by_zero_stage() -> None:
+    settings = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
     shape = ModelShape("million", 10**6, 1, 1, 1)
-    found = [allocation.learner_bytes(given, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
-    assert found == [16e6, 7e6, 5.5e6, 4e6]
+    result = [allocation.learner_bytes(settings, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
+    assert result == [16e6, 7e6, 5.5e6, 4e6]
 
 
-def test_the_estimated_profile_is_the_arithmetic_that_it_states() -> None:
-    found = cost_model.profile_of("h100")
+def test_the_estimated_profile_follows_from_its_stated_peaks() -> None:
+    result = cost_model.profile_of("h100")
     parameters = cost_model.SHAPES["llama-3.1-8b"].parameters
-    assert found.estimated
-    assert found.parameters == parameters
-    assert found.decode_step_s == pytest.approx(2 * parameters / (0.6 * 3.35e12), rel=0.01)
-    assert found.train_token_s == pytest.approx(6 * parameters / (0.35 * 989e12), rel=0.01)
-    for rate in (found.prompt_token_s, found.score_token_s, found.reference_token_s):
+    assert result.estimated
+    assert result.parameters == parameters
+    assert result.decode_step_s == pytest.approx(2 * parameters / (0.6 * 3.35e12), rel=0.01)
+    assert result.train_token_s == pytest.approx(6 * parameters / (0.35 * 989e12), rel=0.01)
+    for rate in (result.prompt_token_s, result.score_token_s, result.reference_token_s):
         assert rate == pytest.approx(2 * parameters / (0.4 * 989e12), rel=0.01)
 
 
-def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
+def test_the_shape_of_a_model_by_its_name_or_directory(tiny_model) -> None:
     for name in ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"):
         assert cost_model.shape_of(name).parameters == 8_030_261_248
-    found = cost_model.shape_of(str(tiny_model))
-    assert (found.layers, found.hidden) == (2, 64)
-    assert 3e6 < found.parameters < 4e6
+    result = cost_model.shape_of(str(tiny_model))
+    assert (result.layers, result.hidden) == (2, 64)
+    assert 3e6 < result.parameters < 4e6
 
 
 @pytest.mark.parametrize(
@@ -164,37 +164,37 @@ def test_models_are_known_by_name_or_by_their_directory(tiny_model) -> None:
         (["--gpus", "8", "--run", "nowhere"], "nowhere holds no complete iteration"),
     ],
 )
-def test_what_does_not_do_is_one_sentence(capsys, arguments, sentence) -> None:
+def test_invalid_arguments_are_refused_in_one_sentence(capsys, arguments, sentence) -> None:
     assert main(["plan", *arguments]) == errors.INPUT_ERROR
     assert sentence in capsys.readouterr().err
 
 
-def test_plan_for_gpus_proposes_predicts_and_names_what_decides(capsys) -> None:
+def test_plan_for_gpus_prints_a_split_a_forecast_and_its_most_sensitive_assumption(capsys) -> None:
     assert main(["plan", "--gpus", "32", "--model", "llama-3.1-8b"]) == 0
-    said = capsys.readouterr().out
-    assert "ESTIMATED" in said
-    assert "32 GPUs as rollout : scorer : learner = " in said
-    assert "most sensitive to: a quarter more tokens of a response (256)" in said
+    printed = capsys.readouterr().out
+    assert "ESTIMATED" in printed
+    assert "32 GPUs as rollout : scorer : learner = " in printed
+    assert "most sensitive to: a quarter more tokens of a response (256)" in printed
 
 
 def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of this machine, not of a Ray that other tests brought up
     assert main(["plan", str(ROOT / "jobs" / "demo.yaml")]) == 0
-    said = capsys.readouterr().out
-    assert "every phase fits" in said
-    assert "an iteration" in said
+    printed = capsys.readouterr().out
+    assert "every phase fits" in printed
+    assert "an iteration" in printed
 
 
 def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() -> None:
-    """Those that the demo took on the machine where the profile was measured, one after the other."""
+    """DEMO_SECONDS are three iterations of the demo on the machine of the profile."""
     rates = cost_model.profile_of("cpu-2-cores")
     assert not rates.estimated
-    given = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
-    shape = cost_model.shape_of(given.model)
-    found = cost_model.forecast(
-        Scenario(given, shape, rates, cost_model.split_of(given), given.sampling.max_tokens, cores=2)
+    settings = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
+    shape = cost_model.shape_of(settings.model)
+    result = cost_model.forecast(
+        Scenario(settings, shape, rates, cost_model.split_of(settings), settings.sampling.max_tokens, cores=2)
     )
-    assert found.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
+    assert result.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
 
 
 def write_run(place: Path, gpus: float, rollout_busy: float, scorer_busy: float, train_s: float) -> str:
@@ -223,40 +223,40 @@ def write_run(place: Path, gpus: float, rollout_busy: float, scorer_busy: float,
     return str(place)
 
 
-def told(run: str) -> str:
+def advice_for(run: str) -> str:
     return advice.forecast(job(), device="cpu-2-cores", finished=run)
 
 
 def test_idle_scorers_become_engines(tmp_path) -> None:
-    said = told(write_run(tmp_path / "run", 1, rollout_busy=198, scorer_busy=40, train_s=40))
+    printed = advice_for(write_run(tmp_path / "run", 1, rollout_busy=198, scorer_busy=40, train_s=40))
     # of 142 s: engines worked 99, scorers 10, ranks 40
-    assert "idle: rollouts 30 %, scorers 93 %, learners 72 %" in said
-    assert "from 2 : 4 : 2 to 4 : 1 : 3, which shortens an iteration by about 44 %" in said
-    assert "75 per response (measured in" in said
+    assert "idle: rollouts 30 %, scorers 93 %, learners 72 %" in printed
+    assert "from 2 : 4 : 2 to 4 : 1 : 3, which shortens an iteration by about 44 %" in printed
+    assert "75 per response (measured in" in printed
 
 
 def test_a_slow_learner_gets_gpus(tmp_path) -> None:
-    said = told(write_run(tmp_path / "run", 1, rollout_busy=198, scorer_busy=100, train_s=1000))
-    assert "train takes 91 % of an iteration" in said
-    assert "from 2 : 4 : 2 to 2 : 1 : 5" in said
+    printed = advice_for(write_run(tmp_path / "run", 1, rollout_busy=198, scorer_busy=100, train_s=1000))
+    assert "train takes 91 % of an iteration" in printed
+    assert "from 2 : 4 : 2 to 2 : 1 : 5" in printed
 
 
 def test_a_balanced_run_stays_as_it_is(tmp_path) -> None:
-    said = told(write_run(tmp_path / "run", 1, rollout_busy=100, scorer_busy=200, train_s=50))
-    assert "the roles are in balance" in said
+    printed = advice_for(write_run(tmp_path / "run", 1, rollout_busy=100, scorer_busy=200, train_s=50))
+    assert "the roles are in balance" in printed
 
 
-def test_roles_that_share_cores_gain_nothing_by_other_numbers(tmp_path) -> None:
-    said = told(write_run(tmp_path / "run", 0, rollout_busy=150, scorer_busy=100, train_s=50))
-    assert "all roles share the same cores" in said
-    assert "pairs takes 59 % of an iteration" in said
+def test_roles_that_share_cores_gain_nothing_from_other_numbers(tmp_path) -> None:
+    printed = advice_for(write_run(tmp_path / "run", 0, rollout_busy=150, scorer_busy=100, train_s=50))
+    assert "all roles share the same cores" in printed
+    assert "pairs takes 59 % of an iteration" in printed
 
 
 def test_records_without_busy_seconds_are_refused(tmp_path) -> None:
     run = write_run(tmp_path / "run", 0, rollout_busy=150, scorer_busy=100, train_s=50)
     (tmp_path / "run" / "iteration-002" / "evaluate.json").write_text(json.dumps({"seconds": 10.0}))
     with pytest.raises(ValueError, match="was made by an older version"):
-        told(run)
+        advice_for(run)
 
 
 def test_plan_for_a_cluster_needs_an_address(tmp_path, capsys, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""Jobs submitted to a real cluster: a head of its own with token authentication, and Ray's own commands beside ours."""
+"""Jobs submitted to a real cluster with token authentication, by psyco-ray and by Ray's own command."""
 
 import contextlib
 import json
@@ -34,15 +34,15 @@ LENGTH = ("iterations=1", "dpo.optimizer.epochs=5")  # steps enough for `ray job
 
 def refused(capsys, *arguments: str) -> str:
     assert main(["submit", *arguments]) == 2
-    told = capsys.readouterr().err.strip()
-    assert told.startswith("psyco-ray: ")
-    assert "\n" not in told
-    return told
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("psyco-ray: ")
+    assert "\n" not in message
+    return message
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """A directory with a job file, from which one submits."""
+    """The working directory, with a job file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
@@ -51,7 +51,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_what_cannot_be_submitted_is_refused_in_one_sentence(here, capsys, monkeypatch) -> None:
+def test_invalid_submissions_are_refused_in_one_sentence(here, capsys, monkeypatch) -> None:
     nobody = ("--address", "http://127.0.0.1:1")
     assert "give --address" in refused(capsys, "job.yaml")
     assert "begins with http://" in refused(capsys, "job.yaml", "--address", "127.0.0.1:6379")
@@ -61,19 +61,19 @@ def test_what_cannot_be_submitted_is_refused_in_one_sentence(here, capsys, monke
     assert "is not set here" in refused(capsys, "job.yaml", *nobody, "--env", "NEVER_HEARD_OF")
     monkeypatch.setenv("MY_API_KEY", "sesame")
     for name in ("MY_API_KEY", "HF_TOKEN", "AWS_SECRET", "my_password"):
-        told = refused(capsys, "job.yaml", *nobody, "--env", name)
-        assert f"{name} looks like a secret" in told
-        assert "sesame" not in told
+        message = refused(capsys, "job.yaml", *nobody, "--env", name)
+        assert f"{name} looks like a secret" in message
+        assert "sesame" not in message
     secret = "s3://AKIA:sesame@bucket/run"
-    told = refused(capsys, "job.yaml", *nobody, f"run_dir={secret}")
-    assert "sesame" not in told
-    assert "has a key in it" in told
+    message = refused(capsys, "job.yaml", *nobody, f"run_dir={secret}")
+    assert "sesame" not in message
+    assert "has a key in it" in message
     outside = here.parent / "outside.yaml"
     outside.write_text("run_dir: /shared/run\n")
     assert "which is uploaded" in refused(capsys, str(outside), *nobody)
 
 
-def test_a_directory_above_rays_limit_is_refused_by_its_largest_files(here, capsys) -> None:
+def test_a_directory_above_rays_limit_is_refused_and_its_largest_files_named(here, capsys) -> None:
     (here / ".gitignore").write_text("data/\n")
     for name, size in {
         "model.bin": 80,
@@ -86,9 +86,9 @@ def test_a_directory_above_rays_limit_is_refused_by_its_largest_files(here, caps
         (here / name).parent.mkdir(exist_ok=True)
         with (here / name).open("wb") as file:
             file.truncate(size * 2**20)
-    told = refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
-    assert "is 110 MiB, above Ray's limit of 100" in told
-    assert "model.bin (80.0 MiB), more.bin (30.0 MiB)" in told
+    message = refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
+    assert "is 110 MiB, above Ray's limit of 100" in message
+    assert "model.bin (80.0 MiB), more.bin (30.0 MiB)" in message
     (here / "more.bin").unlink()
     assert "no Ray dashboard" in refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
 
@@ -198,7 +198,7 @@ def head(tmp_path_factory, tiny_model, tiny_reward_model) -> Iterator[Head]:
 
 @contextlib.contextmanager
 def scraped(url: str) -> Iterator[set[str]]:
-    """The names of our metrics that were seen at the endpoint meanwhile."""
+    """The names of psyco_ray's metrics at the endpoint during the context."""
     seen: set[str] = set()
     ended = threading.Event()
 
@@ -218,7 +218,7 @@ def scraped(url: str) -> Iterator[set[str]]:
 
 @pytest.fixture(scope="module")
 def submitted(head, tmp_path_factory) -> tuple[Path, set[str]]:
-    """The run of a job that was submitted as the README says, with Ray's own command; the metrics it showed."""
+    """A run submitted with Ray's own command, and the metrics it exported."""
     run = tmp_path_factory.mktemp("plain") / "run"
     line = ["ray", "job", "submit", "--working-dir", ".", "--", "psyco-ray", "iterate", "job.yaml", f"run_dir={run}"]
     with scraped(head.metrics) as seen:
@@ -233,18 +233,18 @@ def plain(submitted) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_shows_what_it_does_to_prometheus(submitted) -> None:
+def test_a_run_exports_metrics_to_prometheus(submitted) -> None:
     live = {"rollout_tokens_per_s", "groups_per_s", "learner_tokens_per_s", "queue_depth", "idle_share", "reward"}
     assert live <= submitted[1]
 
 
 def stamps(run: Path) -> dict[Path, int]:
-    """When each file was written; but for model cards, which are made anew with the report."""
+    """Modification times of all files except model cards, which are written again with the report."""
     return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "README.md"}
 
 
 @pytest.mark.slow
-def test_the_plain_line_brings_a_report_and_resuming_it_does_nothing_twice(head, plain) -> None:
+def test_a_submitted_run_writes_a_report_and_resuming_repeats_nothing(head, plain) -> None:
     assert "held-out client speeches" in (plain / "report.html").read_text()
     assert json.loads((plain / "summary.json").read_text())["iterations"] == 1
     before = stamps(plain / "iteration-001")
@@ -262,7 +262,7 @@ def test_the_plain_line_brings_a_report_and_resuming_it_does_nothing_twice(head,
 
 
 @pytest.mark.slow
-def test_a_wrong_token_and_a_failed_job_are_told_in_one_sentence(head) -> None:
+def test_a_wrong_token_and_a_failed_job_are_one_sentence(head) -> None:
     ours = ("psyco-ray", "submit", "job.yaml", "--address", head.address, "--follow")
     for environment in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}):
         done = head.run(*ours, "run_dir=/tmp/never", **environment)
@@ -278,7 +278,7 @@ def test_a_wrong_token_and_a_failed_job_are_told_in_one_sentence(head) -> None:
 
 
 @pytest.mark.long
-def test_a_stopped_job_goes_on_to_the_same_result(head, plain, tmp_path) -> None:
+def test_a_stopped_job_resumes_to_the_same_result(head, plain, tmp_path) -> None:
     run = tmp_path / "run"
     ours = ["psyco-ray", "submit", "job.yaml", "--address", head.address, f"run_dir={run}", *LENGTH]
     done = head.run(*ours)

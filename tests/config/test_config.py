@@ -71,7 +71,7 @@ SHARED = "colocated: true\nrollouts: {actors: 2, gpus: 0.5}\nlearners: {actors: 
         (SHARED, ["sync.transport=object_store"], "object_store"),
     ],
 )
-def test_the_transport_follows_from_where_things_are(
+def test_the_default_transport_follows_from_the_placement(
     tmp_path: Path, text: str, overrides: list[str], transport: str
 ) -> None:
     assert job_file.load_as(Job, write(tmp_path, text), overrides).transport == transport
@@ -112,7 +112,7 @@ def test_the_transport_follows_from_where_things_are(
         ("a: [", [], ["cannot be read as YAML"]),
     ],
 )
-def test_wrong_settings_are_named_in_one_sentence(
+def test_invalid_settings_are_named_in_one_sentence(
     tmp_path: Path, text: str, overrides: list[str], parts: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(parts[0])) as caught:
@@ -123,7 +123,7 @@ def test_wrong_settings_are_named_in_one_sentence(
         assert part in message, message
 
 
-def test_where_a_cpu_has_no_bfloat16_all_roles_compute_in_float32(monkeypatch) -> None:
+def test_roles_compute_in_float32_on_a_cpu_without_bfloat16(monkeypatch) -> None:
     for native, expected in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(resources, "cpu_has_bfloat16", lambda native=native: native)
         for kind in (Learners, Scorers, Rollouts):

@@ -1,4 +1,4 @@
-"""Commands that tests start and wait for; one that does not end in time is told with what it was doing, and ended."""
+"""Commands that tests run to their end; a command that exceeds its time is killed and its state reported."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ def run(*arguments: object, within_s: float = 400) -> subprocess.CompletedProces
 
 
 def here(*arguments: object) -> subprocess.CompletedProcess:
-    """The same in this process and on the tests' Ray: where it matters what a command does, not how it starts."""
+    """psyco-ray in this process and on the tests' Ray, for tests of a command's work rather than its start."""
     out, err = io.StringIO(), io.StringIO()
     with (
         patch("psyco_ray.run.ray_session.connect"),
@@ -38,16 +38,16 @@ def here(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
-def ended(process: subprocess.Popen, within_s: float, said) -> int:
-    """The code a command ended with; `said` gives what it wrote."""
+def ended(process: subprocess.Popen, within_s: float, output) -> int:
+    """The exit code of a process; `output` returns what it has written."""
     try:
         return process.wait(timeout=within_s)
     except subprocess.TimeoutExpired:
-        found = f"not ended within {within_s:.0f} s\n{said()[-2500:]}\n{_doing(process.pid)}"
+        report = f"not ended within {within_s:.0f} s\n{output()[-2500:]}\n{_state_of(process.pid)}"
     finally:
         process.kill()
         process.wait()
-    raise AssertionError(found)
+    raise AssertionError(report)
 
 
 def _text(file) -> str:
@@ -55,8 +55,8 @@ def _text(file) -> str:
     return file.read()
 
 
-def _doing(pid: int) -> str:
-    """The command's threads, what Ray has free, its actors by state, and the machine's memory and load."""
+def _state_of(pid: int) -> str:
+    """The process's threads, Ray's free resources and actors by state, and the machine's memory and load."""
     spy = Path(sys.executable).with_name("py-spy")  # comes with Ray
     stacks = subprocess.run([spy, "dump", "--pid", str(pid)], capture_output=True, text=True, check=False)
     lines = [stacks.stdout[-3000:] or stacks.stderr[-300:]]
