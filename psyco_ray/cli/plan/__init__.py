@@ -1,1 +1,1 @@
-"""Forecasts: how long an iteration takes on a number of GPUs, and how to share them out."""
+"""The command ``plan``: resources of a job, the time of an iteration, and the split of GPUs over the roles."""
