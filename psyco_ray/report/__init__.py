@@ -1,5 +1,5 @@
-"""Tables, figures, cards and pages, made from facts that other packages computed.
+"""Tables, figures, cards and pages.
 
-Each module reads records and returns Markdown, SVG or HTML; templates lie beside them. Nothing here loads a model,
-calls an API or computes a result that another page would compute again.
+Each module reads records that other packages computed and returns Markdown, SVG or HTML. Pages extend ``base.html``
+(one stylesheet, light and dark) and are single files that load nothing. No module here loads a model or calls an API.
 """
