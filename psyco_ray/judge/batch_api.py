@@ -39,7 +39,7 @@ class _SentBatch:
 
 
 @dataclass
-class Outcome:
+class BatchOutcome:
     """Calls that `run_batch` sent, and the answers to these and to earlier ones."""
 
     sent: int = 0
@@ -53,7 +53,7 @@ class Outcome:
 
 async def run_batch(
     endpoint: Endpoint, calls: Iterable[tuple[str, Call]], journal: Journal, state: Path, poll_s: float = 60.0
-) -> Outcome:
+) -> BatchOutcome:
     """Send calls in batches, wait for the answers and write them to the journal.
 
     A killed run resumes its batches: `state` names them before the provider does.
@@ -70,7 +70,7 @@ async def run_batch(
         InputError: the server refuses the key, the model or a batch.
     """
     client, sending = Client(endpoint), _State(state)
-    outcome = Outcome()
+    outcome = BatchOutcome()
     try:
         known = {key for sent in sending.sent for key in sending.speeches(sent)}
         for rows in _files(_missing(endpoint, calls, journal, known), client):
@@ -212,7 +212,7 @@ async def _ended(client: Client, state: _State, sent: _SentBatch, poll_s: float)
         await asyncio.sleep(poll_s)
 
 
-def _enter(lines: bytes, speeches: dict[str, str], client: Client, journal: Journal, outcome: Outcome) -> None:
+def _enter(lines: bytes, speeches: dict[str, str], client: Client, journal: Journal, outcome: BatchOutcome) -> None:
     """Write the answers of an output file to the journal, and remove their keys from `speeches`."""
     for line in io.BytesIO(lines):
         output = json.loads(line)
@@ -244,7 +244,7 @@ def _read(output: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
         return None, client.clean(str(error))
 
 
-def _note(outcome: Outcome, calls: int, reason: str) -> None:
+def _note(outcome: BatchOutcome, calls: int, reason: str) -> None:
     outcome.failed += calls
     if reason not in outcome.notes:
         outcome.notes.append(reason)

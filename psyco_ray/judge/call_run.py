@@ -14,7 +14,7 @@ from typing import Any
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.judge import pipeline
-from psyco_ray.judge.batch_api import Outcome, run_batch
+from psyco_ray.judge.batch_api import BatchOutcome, run_batch
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.pipeline import CallStage, CallStats
 from psyco_ray.run import shards
@@ -121,7 +121,7 @@ class CallRun:
         return _cost(outcome, self.stage.endpoint) or 0.0
 
 
-def _cost(stats: CallStats | Outcome, endpoint: Endpoint) -> float | None:
+def _cost(stats: CallStats | BatchOutcome, endpoint: Endpoint) -> float | None:
     """Cost of calls in US dollars; None without prices."""
     if endpoint.price_in is None or endpoint.price_out is None:
         return None

@@ -199,8 +199,10 @@ def test_the_cost_of_batches_counts_against_the_limit(tmp_path, monkeypatch) -> 
     )
     limits = []
 
-    async def answered(*_: object) -> batch_api.Outcome:
-        return batch_api.Outcome(sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000)  # 2 dollars
+    async def answered(*_: object) -> batch_api.BatchOutcome:
+        return batch_api.BatchOutcome(
+            sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000
+        )  # 2 dollars
 
     def run_single_calls(stage, parts, journal, max_cost, *_: object) -> float:
         limits.append(max_cost)

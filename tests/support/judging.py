@@ -104,7 +104,7 @@ def kill_when(process: subprocess.Popen, condition) -> None:
     process.wait()
 
 
-def batched(url: str, root: str, count: int = 30, model: str = "judge") -> batch_api.Outcome:
+def batched(url: str, root: str, count: int = 30, model: str = "judge") -> batch_api.BatchOutcome:
     endpoint, journal = Endpoint(model=model, base_url=url), Journal(Path(root) / "journal", str(time.monotonic_ns()))
     calls = [(speech(n), call(n)) for n in range(count)]
     outcome = asyncio.run(batch_api.run_batch(endpoint, [*calls, calls[0]], journal, Path(root) / "batch.json", 0.05))
