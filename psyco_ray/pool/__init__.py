@@ -1,6 +1,6 @@
-"""Elastic pools of Ray actors, and where actors fit in a cluster.
+"""Elastic pools of Ray actors, and the nodes where actors go.
 
-A pool dispatches work items, health-checks its actors, replaces failed ones, requeues their items and delivers each
-result exactly once. Placement turns a role's resources into Ray options and checks that the cluster can hold a job.
+`ActorPool` owns a `Supervisor` (start, update, poll, health-check, restart), which owns a `Dispatcher` (the streams of
+items) and a `Slot` for each actor. `fit` plans which nodes hold the actors of a job, `placement` makes Ray options of it.
 Nothing here knows what an actor computes.
 """

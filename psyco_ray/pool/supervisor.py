@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -15,44 +15,26 @@ from ray.exceptions import RayError, RayTaskError
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import processes
+from psyco_ray.pool.dispatcher import Dispatcher
 from psyco_ray.pool.slot import PendingUpdate, Slot, State, reason_of
-from psyco_ray.pool.work import EndOfStream, WorkStream
+from psyco_ray.pool.work import WorkStream
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.02
-_TERMINATE_S = 5.0  # for an actor to exit by itself
 _QUIET_POLL_S = 0.2  # while only the end of an item can change anything
 _DRAIN_CHECK_S = 2.0  # between checks for draining nodes
-_MAX_ATTEMPTS = 2  # of an item, each on another actor, before it is split; the same for each part
-_MAX_BACKLOG = 1024  # unread results, above which a stream gets no more work
 _FETCH_S = 60.0  # for a result that exists, perhaps on another node
 # Every actor would raise these for the item: the user's input, or a bug. They end the stream, and the actor stays.
 # Any other exception counts as a failure of the actor.
 _ITEM_ERRORS = (InputError, ValueError, AssertionError)
 
 
-class _Termination(NamedTuple):
-    """An actor that was asked to exit."""
-
-    actor: Any
-    ref: Any
-    deadline: float
-
-
 class Supervisor:
     """Slots of one role and the thread that serves them; `ActorPool` owns one.
 
-    The thread repeats: create, update, dispatch; wait for a reply; poll the replies; health-check. Public methods may
-    be called from any thread.
-
-    Args:
-        role: name of the actors, in messages.
-        create: creates the actor of a slot; the actor loads its model in its method `ready`.
-        size: number of slots.
-        deadlines: `start_s` for an actor to get ready, `item_s` between two of its results.
-        on_busy: called with each busy interval of an actor (two values of `time.monotonic`).
-        suspended: create no actor before `resume`.
+    The thread repeats: start, update, dispatch; wait for a reply; poll the replies; health-check. Public methods may
+    be called from any thread. The arguments are those of `ActorPool`.
     """
 
     def __init__(
@@ -69,10 +51,9 @@ class Supervisor:
         self._start_s, self._item_s = deadlines.start_s, deadlines.item_s
         self._lock = threading.RLock()
         self._slots = {index: Slot(index) for index in range(size)}
-        self._streams: list[WorkStream] = []
-        self._terminating: list[_Termination] = []
+        self._dispatcher = Dispatcher()
+        self._exiting = processes.ExitingActors()
         self._update: PendingUpdate | None = None
-        self._failed_items_in_a_row = 0
         self._last_healthy = time.monotonic()  # when an actor could last work
         self._last_drain_check = 0.0
         self._last_reason = ""
@@ -88,20 +69,12 @@ class Supervisor:
             yield list(self._slots.values())
 
     def check(self) -> None:
-        """Raise the error that ended the thread.
-
-        Raises:
-            RuntimeError: caused by that error.
-        """
+        """Raise a RuntimeError if an error ended the thread."""
         if self._error is not None:
             raise RuntimeError(f"the pool of {self.role} actors broke") from self._error
 
     def check_capacity(self) -> None:
-        """Raise if no actor could work for the start deadline.
-
-        Raises:
-            TimeoutError: with the last failure.
-        """
+        """Raise a TimeoutError with the last failure if no actor could work for the start deadline."""
         if time.monotonic() - self._last_healthy > self._start_s:
             last = f"; the last reason was: {self._last_reason}" if self._last_reason else ""
             raise TimeoutError(f"no {self.role} actor could work for {self._start_s:g} s{last}")
@@ -110,7 +83,7 @@ class Supervisor:
         """Dispatch the items of a stream."""
         with self._lock:
             self.check()
-            self._streams.append(stream)
+            self._dispatcher.add(stream)
 
     def set_update(self, update: PendingUpdate) -> None:
         """Send an update to every actor before its next item, and to every new actor before its first."""
@@ -147,7 +120,7 @@ class Supervisor:
     def waiting(self) -> int:
         """Number of items that wait for an actor."""
         with self._lock:
-            return sum(stream.waiting for stream in self._streams)
+            return self._dispatcher.waiting()
 
     def fail(self, slot: Slot, reason: str, start_error: Exception | None = None) -> None:
         """Kill an actor with everything that it left, requeue its item, and have the actor replaced.
@@ -164,46 +137,37 @@ class Supervisor:
             slot.start_error = start_error
             slot.not_before = time.monotonic() + min(2.0 ** (slot.failed_starts - 1), 60.0)
         if released is not None:
-            stream, work = released
-            self._failed_items_in_a_row += 1
-            stream.fail(work, self._last_reason, _MAX_ATTEMPTS)
+            self._dispatcher.fail(*released, self._last_reason, len(self._slots))
         _log.warning(f"{self._last_reason}; it is replaced" + ("; its item goes to another" if released else ""))
         ray.kill(slot.actor)
         cleanup = processes.end_remotely(slot.process) if slot.process else None
         self._vacate(slot, State.ENDING if cleanup is not None else State.ABSENT, cleanup)
-        if self._failed_items_in_a_row > len(self._slots) + 4 * _MAX_ATTEMPTS:
-            self._end_all(
-                RuntimeError(f"{self._failed_items_in_a_row} items failed one after another; {self._last_reason}")
-            )
 
     def close(self) -> None:
         """End the thread, the streams and all actors; idle actors may exit by themselves."""
         self._closed.set()
         self._thread.join()
-        for stream in self._streams:
-            stream.out.put(EndOfStream(RuntimeError(f"the pool of {self.role} actors was closed")))
+        self._dispatcher.end_all(RuntimeError(f"the pool of {self.role} actors was closed"))
         for slot in self._slots.values():
             if slot.state is State.IDLE:
-                self._terminate(slot)
+                self._exit(slot)
             elif slot.actor is not None:
                 ray.kill(slot.actor)
                 if slot.process is not None and (slot.process.children or slot.process.segments):
                     slot.enter(State.ENDING, processes.end_remotely(slot.process))
-        refs = [termination.ref for termination in self._terminating]
-        refs += [s.ref for s in self._slots.values() if s.state is State.ENDING and s.ref is not None]
-        if refs:
-            ray.wait(refs, num_returns=len(refs), timeout=_TERMINATE_S)
-        for termination in self._terminating:
-            ray.kill(termination.actor)
+        cleanups = [s.ref for s in self._slots.values() if s.state is State.ENDING and s.ref is not None]
+        self._exiting.kill_all(cleanups)
 
     def _run(self) -> None:
         try:
             while not self._closed.is_set():
                 with self._lock:
                     self._start_and_update()
-                    self._dispatch()
-                    pending = {slot.ref: slot for slot in self._slots.values() if slot.ref is not None}
-                    starved = any(s.state is State.IDLE for s in self._slots.values()) and bool(self._streams)
+                    slots = self._slots.values()
+                    idle = [s for s in slots if s.state is State.IDLE and not s.retiring and s.updated is self._update]
+                    self._dispatcher.dispatch([] if self._suspended else idle)
+                    pending = {slot.ref: slot for slot in slots if slot.ref is not None}
+                    starved = any(slot.state is State.IDLE for slot in slots) and self._dispatcher.active
                 ready = _wait(list(pending), POLL_S if starved else _QUIET_POLL_S)
                 with self._lock:
                     for ref in ready:
@@ -213,7 +177,7 @@ class Supervisor:
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for the pool
             with self._lock:
                 self._error = error
-                self._end_all(error)
+                self._dispatcher.end_all(error)
 
     def _start_and_update(self) -> None:
         """Start missing actors, send pending updates, dismiss retiring actors."""
@@ -232,29 +196,7 @@ class Supervisor:
             elif slot.state is State.IDLE and slot.updated is not self._update:
                 assert self._update is not None, "an update is never withdrawn"
                 slot.send(self._update)
-        for termination in [entry for entry in self._terminating if now > entry.deadline]:
-            ray.kill(termination.actor)
-            self._terminating.remove(termination)
-
-    def _dispatch(self) -> None:
-        """Give each idle actor an item of the stream that has fewest running, or a straggler at a stream's end."""
-        for stream in [s for s in self._streams if s.closed.is_set() or s.done]:
-            stream.out.put(EndOfStream(None))
-            self._streams.remove(stream)
-        for slot in [] if self._suspended else self._slots.values():
-            if slot.state is not State.IDLE or slot.retiring or slot.updated is not self._update:
-                continue
-            for stream in sorted(self._streams, key=lambda s: len(s.running)):
-                try:
-                    work = stream.next() if stream.out.qsize() < _MAX_BACKLOG else None
-                except BaseException as error:  # noqa: BLE001 - raised where the stream is read
-                    self._end(stream, error)
-                    continue
-                if work is not None or (work := stream.straggler()) is not None:
-                    slot.assign(stream, work)
-                    break
-            else:
-                return  # no work for this actor, none for the others
+        self._exiting.kill_late()
 
     def _poll(self, slot: Slot) -> None:
         if slot.state is State.STARTING:
@@ -312,7 +254,7 @@ class Supervisor:
         update.failures_in_a_row += 1
         # new actors would start and fail forever if the weights are gone, say with the learner that held them
         if self.exhausted(update):
-            self._end_all(update.error(self.role))
+            self._dispatcher.end_all(update.error(self.role))
 
     def _poll_result(self, slot: Slot) -> None:
         stream, work = slot.stream, slot.work
@@ -327,15 +269,14 @@ class Supervisor:
                 stream.finish(work)
                 slot.enter(State.IDLE)
             else:
-                stream.deliver(work, ray.get(ref, timeout=_FETCH_S))
+                self._dispatcher.deliver(stream, work, ray.get(ref, timeout=_FETCH_S))
                 slot.last_result = self._last_healthy = time.monotonic()
-                self._failed_items_in_a_row = 0
         except RayTaskError as error:
             if isinstance(error, _ITEM_ERRORS):
                 slot.release()
                 slot.enter(State.IDLE)
                 if not work.finished:
-                    self._end(stream, error)
+                    self._dispatcher.end(stream, error)
             else:
                 self.fail(slot, f"failed at {stream.name}, {reason_of(error)}")
         except RayError as error:
@@ -355,15 +296,15 @@ class Supervisor:
                     self._reject(slot, slot.update, TimeoutError(f"{self.role} {slot} {reason}"))
             elif slot.state is State.BUSY and (silent_s := now - slot.last_result) > self._item_s:
                 self.fail(slot, f"gave no result for {silent_s:.0f} s at {slot.stream.name if slot.stream else 'work'}")
-            elif slot.state is State.ENDING and now - slot.since > 3 * _TERMINATE_S:
+            elif slot.state is State.ENDING and now - slot.since > 3 * processes.EXIT_S:
                 slot.enter(State.ABSENT)
             if slot.state in (State.IDLE, State.BUSY, State.UPDATING):
                 self._last_healthy = now
-        if self._streams:
+        if self._dispatcher.active:
             try:
                 self.check_capacity()
             except TimeoutError as error:
-                self._end_all(error)
+                self._dispatcher.end_all(error)
         if now - self._last_drain_check > _DRAIN_CHECK_S:
             self._last_drain_check = now
             draining = processes.draining_nodes()
@@ -373,7 +314,7 @@ class Supervisor:
     def _dismiss(self, slot: Slot) -> None:
         """Let an actor without an item exit, and remove its slot if it retires."""
         if slot.state in (State.IDLE, State.STARTING, State.UPDATING):
-            self._terminate(slot)
+            self._exit(slot)
         if slot.retiring:
             del self._slots[slot.index]
         else:
@@ -385,24 +326,12 @@ class Supervisor:
         slot.rejections = 0
         slot.enter(state, ref)
 
-    def _terminate(self, slot: Slot) -> None:
-        """Ask an actor to exit by itself within a deadline; one that is still starting could not answer."""
+    def _exit(self, slot: Slot) -> None:
+        """Let an actor exit by itself; one that is still starting could not answer."""
         if slot.state is State.STARTING:
             ray.kill(slot.actor)
         else:
-            ref = slot.actor.__ray_terminate__.remote()
-            self._terminating.append(_Termination(slot.actor, ref, time.monotonic() + _TERMINATE_S))
-
-    def _end(self, stream: WorkStream, error: BaseException) -> None:
-        """Raise an error where a stream is read."""
-        stream.closed.set()
-        stream.out.put(EndOfStream(error))
-        if stream in self._streams:
-            self._streams.remove(stream)
-
-    def _end_all(self, error: BaseException) -> None:
-        for stream in list(self._streams):
-            self._end(stream, error)
+            self._exiting.add(slot.actor)
 
 
 def _wait(refs: list[Any], timeout_s: float) -> list[Any]:

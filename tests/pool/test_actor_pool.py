@@ -60,6 +60,10 @@ class Worker:
         self.version = version
         return version
 
+    def load_slowly(self, version: int) -> int:
+        time.sleep(self.slow)
+        return version
+
     def load_file(self, path: str) -> int:
         return os.stat(path).st_size
 
@@ -341,3 +345,17 @@ def test_a_closed_pool_leaves_no_process(local_ray) -> None:
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in workers):
         assert time.monotonic() < deadline, "a worker is still there"
         time.sleep(0.1)
+
+
+def test_the_reply_to_an_outdated_update_does_not_count_for_the_new_one(local_ray) -> None:
+    pool = make_pool(size=1, slow=(0.0, 1.0))
+    try:
+        assert pool.broadcast(Worker.load_slowly, 1, version=1, check=lambda _: None, deadline_s=20) == [1]
+        pool.resize(2)
+        deadline = time.monotonic() + 30
+        while [record["state"] for record in pool.status()] != ["idle", "preparing"]:
+            assert time.monotonic() < deadline, pool.status()
+            time.sleep(0.05)
+        assert pool.broadcast(Worker.load_slowly, 2, version=2, check=lambda _: None, deadline_s=20) == [2, 2]
+    finally:
+        pool.close()
