@@ -31,7 +31,7 @@ from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.status import request_scale
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.training import orchestrator
+from psyco_ray.training import actors, orchestrator
 
 pytestmark = pytest.mark.slow
 SPEECHES = 16
@@ -57,22 +57,22 @@ def job(run_dir: Path, model: Path, reward_model: Path, **changes) -> Job:
 
 
 class Watched(Telemetry):
-    """Says to `disturb` where a run is; its steps are those that a user would see."""
+    """Calls `disturb` with the stage and the count of each result of a run."""
 
-    def __init__(self, of: Job, ledger: Ledger, disturb: Callable[[str, int], None]) -> None:
-        super().__init__(of, ledger)
+    def __init__(self, job: Job, ledger: Ledger, disturb: Callable[[str, int], None]) -> None:
+        super().__init__(job, ledger)
         self._disturb = disturb
 
-    def track(self, stream, what, total):
-        for count, found in enumerate(super().track(stream, what, total), start=1):
-            yield found
-            self._disturb(what, count)
+    def track(self, stream, stage, total):
+        for count, result in enumerate(super().track(stream, stage, total), start=1):
+            yield result
+            self._disturb(stage, count)
 
 
-def run(of: Job, disturb: Callable[[str, int], None] = lambda *_: None) -> Path:
-    ledger = Ledger(of, False)
+def run(settings: Job, disturb: Callable[[str, int], None] = lambda *_: None) -> Path:
+    ledger = Ledger(settings, False)
     try:
-        driver.iterate(of, ledger, Watched(of, ledger, disturb))
+        driver.iterate(settings, ledger, Watched(settings, ledger, disturb))
     finally:
         ledger.close()
     return ledger.root
@@ -82,9 +82,9 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def eventually(what: Callable[[], bool], within_s: float = 25) -> bool:
+def eventually(condition: Callable[[], bool], within_s: float = 25) -> bool:
     deadline = time.monotonic() + within_s
-    while not what():
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -105,20 +105,20 @@ def answered_once(root: Path, iteration: int, without: int = 0) -> None:
 @pytest.fixture
 def captured(monkeypatch) -> list[orchestrator.Orchestrator]:
     """The orchestrators of the runs that follow, so that their actors can be killed."""
-    made: list[orchestrator.Orchestrator] = []
+    entered: list[orchestrator.Orchestrator] = []
 
     class Captured(orchestrator.Orchestrator):
         def __enter__(self):
-            made.append(self)
+            entered.append(self)
             return super().__enter__()
 
     monkeypatch.setattr(driver, "Orchestrator", Captured)
-    return made
+    return entered
 
 
 @pytest.fixture(scope="module")
 def calm_run(local_ray, tiny_model, tiny_reward_model, tmp_path_factory) -> Callable[[int], Path]:
-    """The undisturbed run of so many iterations."""
+    """Runs without faults, by their number of iterations."""
     return functools.cache(
         lambda iterations: run(
             job(tmp_path_factory.mktemp("calm") / "run", tiny_model, tiny_reward_model, iterations=iterations)
@@ -127,12 +127,12 @@ def calm_run(local_ray, tiny_model, tiny_reward_model, tmp_path_factory) -> Call
 
 
 @pytest.mark.parametrize("iterations", [2, pytest.param(4, marks=pytest.mark.long)])
-def test_a_run_under_fire_gives_the_same_pairs_and_weights(
+def test_a_run_with_faults_gives_the_same_pairs_and_weights(
     calm_run, captured, tiny_model, tiny_reward_model, tmp_path, monkeypatch, iterations
 ) -> None:
     undisturbed = calm_run(iterations)
     before = set(os.listdir("/dev/shm"))
-    blows = {  # what a member suffers when it begins which item: rollouts have 8 a stage, scorers 16
+    faults = {  # (iteration, stream, number of the item) -> signal; a stage has 8 items of rollouts, 16 of scorers
         (1, "samples", 1): signal.SIGSTOP,
         (1, "samples: scores", 1): signal.SIGKILL,
         (2, "samples: scores", 9): signal.SIGSTOP,
@@ -141,17 +141,17 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
         (4, "samples", 1): signal.SIGSTOP,
         (4, "samples: scores", 14): signal.SIGKILL,
     }
-    blows = {(f"iteration-{k:03d}/{what}", n): how for (k, what, n), how in blows.items() if k <= iterations}
-    begun: Counter[str] = Counter()
-    seen: set[int] = set()
+    faults = {(f"iteration-{k:03d}/{name}", n): signal_ for (k, name, n), signal_ in faults.items() if k <= iterations}
+    assigned: Counter[str] = Counter()
+    pids: set[int] = set()
     assign = Slot.assign
 
     def assigning(self: Slot, stream: WorkStream, work: WorkItem) -> None:
         assign(self, stream, work)
-        begun[stream.name] += 1
-        seen.add(self.process.pid)
-        if (blow := blows.pop((stream.name, begun[stream.name]), None)) is not None:
-            os.kill(self.process.pid, blow)
+        assigned[stream.name] += 1
+        pids.add(self.process.pid)
+        if (fault := faults.pop((stream.name, assigned[stream.name]), None)) is not None:
+            os.kill(self.process.pid, fault)
 
     deliver = WorkStream.deliver
     delivered: list[WorkItem] = []
@@ -166,12 +166,14 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
 
     monkeypatch.setattr(Slot, "assign", assigning)
     monkeypatch.setattr(WorkStream, "deliver", delivering)
-    honest = group.LearnerGroup.export
+    export = group.LearnerGroup.export
     sent: list[int] = []
-    damaged = {2, 4} if iterations == 4 else set()  # who gets such weights twice is made anew, which takes its time
+    damaged = (
+        {2, 4} if iterations == 4 else set()
+    )  # an actor that gets damaged weights twice is replaced, which takes long
 
-    def damaging(self, version: int, *how):
-        weights = honest(self, version, *how)
+    def damaging(self, version: int, *options):
+        weights = export(self, version, *options)
         sent.append(version)
         if version in damaged and sent.count(version) == 1:
             bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(weights.refs[0]).items()}
@@ -182,7 +184,7 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
     monkeypatch.setattr(group.LearnerGroup, "export", damaging)
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=iterations))
     assert delivered
-    assert not blows, "each was dealt"
+    assert not faults, "each fault happened"
     assert sorted(sent) == sorted([*range(1, iterations + 1), *damaged]), "the damaged weights were sent anew"
     for k in range(1, iterations + 1):
         answered_once(root, k)
@@ -195,13 +197,13 @@ def test_a_run_under_fire_gives_the_same_pairs_and_weights(
         load_file(r / f"iteration-{iterations:03d}" / "state" / "state-00000.safetensors") for r in (root, undisturbed)
     )
     assert all(torch.equal(ours[name], value) for name, value in calm.items())
-    assert eventually(lambda: not any(alive(pid) for pid in seen)), "a process was left behind"
+    assert eventually(lambda: not any(alive(pid) for pid in pids)), "a process was left behind"
     assert set(os.listdir("/dev/shm")) <= before
     assert json.loads((root / "status.json").read_text())["state"] == "ended"
 
 
 @pytest.mark.long
-def test_a_speech_that_crashes_the_engine_is_set_aside_and_the_rest_is_answered(
+def test_a_speech_that_crashes_the_engine_is_quarantined_and_the_others_answered(
     calm_run, captured, tiny_model, tiny_reward_model, tmp_path, monkeypatch
 ) -> None:
     from support.faulty_actors import FATAL, FaultyRollout
@@ -209,18 +211,18 @@ def test_a_speech_that_crashes_the_engine_is_set_aside_and_the_rest_is_answered(
     undisturbed = calm_run(2)
     speeches = {row["speech_id"]: row for row in pq.read_table(undisturbed / "speeches.parquet").to_pylist()}
     first = [row["speech_id"] for row in pq.read_table(undisturbed / "iteration-001" / "pairs.parquet").to_pylist()]
-    others = Counter(token for key, row in speeches.items() for token in set(row["prompt_ids"]))
-    poison, token = next((key, token) for key in first for token in speeches[key]["prompt_ids"] if others[token] == 1)
-    monkeypatch.setattr(orchestrator, "RolloutActor", FaultyRollout)
+    uses = Counter(token for key, row in speeches.items() for token in set(row["prompt_ids"]))
+    poison, token = next((key, token) for key in first for token in speeches[key]["prompt_ids"] if uses[token] == 1)
+    monkeypatch.setattr(actors, "RolloutActor", FaultyRollout)
     monkeypatch.setattr(
-        orchestrator, "actor_environment", lambda settings: {**actor_environment(settings), FATAL: str(token)}
+        actors, "actor_environment", lambda settings: {**actor_environment(settings), FATAL: str(token)}
     )
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=1))
     answered_once(root, 1, without=1)
-    found = json.loads((root / "iteration-001" / "pairs.json").read_text())
-    assert list(found["quarantined"]) == [poison]
-    assert "rollout actor" in found["quarantined"][poison]
-    assert "died at iteration-001/samples" in found["quarantined"][poison]
+    quarantined = json.loads((root / "iteration-001" / "pairs.json").read_text())["quarantined"]
+    assert list(quarantined) == [poison]
+    assert "rollout actor" in quarantined[poison]
+    assert "died at iteration-001/samples" in quarantined[poison]
     ours, calm = (
         {row["speech_id"]: row for row in pq.read_table(r / "iteration-001" / "pairs.parquet").to_pylist()}
         for r in (root, undisturbed)
@@ -240,36 +242,36 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
     calm_run, captured, tiny_model, tiny_reward_model, tmp_path
 ) -> None:
     undisturbed = calm_run(2)
-    told: list[str] = []
-    asked: list[int] = []
+    shown: list[str] = []
+    requested: list[int] = []
     root = tmp_path / "run"
 
-    def working() -> int:
-        return sum(member["state"] in ("idle", "busy") for member in captured[-1].actors.rollouts.status())
+    def healthy() -> int:
+        return sum(record["state"] in ("idle", "busy") for record in captured[-1].actors.rollouts.status())
 
-    def disturb(what: str, count: int) -> None:
-        if "sample and score" not in what:
+    def disturb(stage: str, count: int) -> None:
+        if "sample and score" not in stage:
             return
         for at, size in ((2, 2), (9, 1)):
-            if count == at and what.startswith("iteration 1"):
+            if count == at and stage.startswith("iteration 1"):
                 assert eventually(lambda: (root / "status.json").exists())
                 request_scale(root, status.parse_counts([f"rollouts={size}"]))
-                asked.append(size)
-                assert eventually(lambda wanted=size: working() == wanted, within_s=90), captured[
+                requested.append(size)
+                assert eventually(lambda wanted=size: healthy() == wanted, within_s=90), captured[
                     -1
                 ].actors.rollouts.status()
                 time.sleep(2.5)  # the status is written every two seconds
-                told.append(status.describe(root))
+                shown.append(status.describe(root))
 
-    of = job(root, tiny_model, tiny_reward_model, iterations=2)
-    of = of.model_copy(update={"rollouts": of.rollouts.model_copy(update={"actors": 1})})
-    run(of, disturb)
-    assert asked == [2, 1]
+    settings = job(root, tiny_model, tiny_reward_model, iterations=2)
+    settings = settings.model_copy(update={"rollouts": settings.rollouts.model_copy(update={"actors": 1})})
+    run(settings, disturb)
+    assert requested == [2, 1]
     for k in (1, 2):
         answered_once(root, k)
         ours, calm = (pq.read_table(r / f"iteration-{k:03d}" / "pairs.parquet") for r in (root, undisturbed))
         assert ours.equals(calm), f"iteration {k}"
-    for size, count, text in zip((2, 1), (2, 9), told, strict=True):
+    for size, count, text in zip((2, 1), (2, 9), shown, strict=True):
         assert f"going on\nstage: iteration 1: sample and score, {count} of {SPEECHES}; policy version 0" in text
         assert f"rollouts: {size} ({size} requested)" in text
         assert "scorers: 2" in text
@@ -278,7 +280,7 @@ def test_rollouts_are_scaled_up_and_down_while_they_sample(
         request_scale(root, {"rollouts": 2})
 
 
-def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:
+def test_children_and_files_of_a_killed_engine_are_removed(local_ray) -> None:
     from support.faulty_actors import Parent
 
     actor = ray.remote(Parent)
@@ -286,13 +288,13 @@ def test_what_a_killed_engine_leaves_is_removed(local_ray) -> None:
     pool = ActorPool[Parent]("engine", lambda _: actor.options(num_cpus=0).remote(), 1, deadlines)
     try:
         pool.wait_ready()
-        of: processes.Process = pool._supervisor._slots[0].process
-        assert of.children
-        assert of.segments
-        assert all(Path(name).exists() for name in (*of.segments, of.scratch))
-        os.kill(of.pid, signal.SIGKILL)
+        process: processes.Process = pool._supervisor._slots[0].process
+        assert process.children
+        assert process.segments
+        assert all(Path(name).exists() for name in (*process.segments, process.scratch))
+        os.kill(process.pid, signal.SIGKILL)
         assert sorted(pool.stream(Parent.work, range(4))) == [0, 1, 2, 3]
-        assert not any(alive(pid) for pid, _ in of.children)
-        assert not any(Path(name).exists() for name in (*of.segments, of.scratch))
+        assert not any(alive(pid) for pid, _ in process.children)
+        assert not any(Path(name).exists() for name in (*process.segments, process.scratch))
     finally:
         pool.close()
