@@ -1,4 +1,4 @@
-"""A driver that is asked to stop by SIGTERM, as Kubernetes and ``ray job stop`` do, stops where nothing is lost."""
+"""Graceful stop on SIGTERM, as Kubernetes and ``ray job stop`` send it: a driver stops where no work is lost."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_asked = False  # no Event: a handler must not wait for a lock
+_requested = False  # no threading.Event: a signal handler must not wait for a lock
 _settled = threading.Condition()
-_deferring = 0  # how many pieces of work end by themselves after a SIGTERM
+_deferring = 0  # number of active `deferred` contexts
 
 
 class Preempted(BaseException):
-    """SIGTERM came; no `Exception`, for nothing on the way is meant to handle it."""
+    """SIGTERM arrived; a BaseException, so that no handler of errors swallows it."""
 
 
 @contextlib.contextmanager
 def handle_sigterm() -> Iterator[None]:
-    """A context in which SIGTERM raises `Preempted` in the main thread, at once or when what is deferred has ended.
+    """A context in which SIGTERM raises `Preempted` in the main thread, at once or when deferred work has ended.
 
-    A second SIGTERM ends the process. Enter it after `ray.init`, which sets a handler of its own.
+    A second SIGTERM ends the process. Enter the context after `ray.init`, which sets its own handler.
+
+    Example:
+        >>> with handle_sigterm():
+        ...     with deferred():
+        ...         train()  # checks `requested` between steps
     """
-    global _asked
-    _asked = False
-    before = signal.signal(signal.SIGTERM, _hear)
+    global _requested
+    _requested = False
+    before = signal.signal(signal.SIGTERM, _handle)
     try:
         yield
     finally:
@@ -34,10 +39,10 @@ def handle_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A context that a SIGTERM does not interrupt; whoever is in it looks at `asked` and leaves soon.
+    """A context that SIGTERM does not interrupt; its code polls `requested` and leaves soon.
 
     Raises:
-        Stopped: at its beginning or end, if SIGTERM has come.
+        Preempted: at its beginning or end, if SIGTERM has arrived.
     """
     global _deferring
     with _settled:
@@ -52,32 +57,32 @@ def deferred() -> Iterator[None]:
     check()
 
 
-def asked() -> bool:
-    """Whether SIGTERM has come."""
-    return _asked
+def requested() -> bool:
+    """Whether SIGTERM has arrived."""
+    return _requested
 
 
 def check() -> None:
-    """Stop here if SIGTERM has come.
+    """Stops here if SIGTERM has arrived.
 
     Raises:
-        Stopped: it has.
+        Preempted: it has.
     """
-    if asked():
+    if requested():
         raise Preempted
 
 
 def settle() -> None:
-    """Wait until nothing is deferred any more, in whatever thread."""
+    """Waits until no thread is in a `deferred` context."""
     with _settled:
         _settled.wait_for(lambda: not _deferring)
 
 
-def _hear(*_: object) -> None:
-    global _asked
-    if _asked:
+def _handle(*_: object) -> None:
+    global _requested
+    if _requested:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
-    _asked = True
+    _requested = True
     if not _deferring:
         raise Preempted

@@ -1,4 +1,4 @@
-"""From scored or rated responses to preference pairs."""
+"""Preference pairs from scored responses, and their rows of the PAIRS table."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from psyco_ray.run.types import Group, PreferencePair
 
 
 def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:
-    """Positions of the highest and the lowest score, the first of equals; None where all are equal (paper §4.2)."""
+    """Positions of the highest and the lowest score, the first of equal ones; None if all are equal (paper §4.2)."""
     best, worst = scores.index(max(scores)), scores.index(min(scores))
     return None if scores[best] == scores[worst] else (best, worst)
 
 
 def pair_of(group: Group, slope: float = 0.0, min_margin: float = 0.0) -> PreferencePair | None:
-    """The preference pair of a group by its `reward` scores; None where no response is better than another.
+    """The preference pair of a group by its `reward` scores.
 
-    Two responses of the same text teach nothing and make no pair either. Where the group has `safety` scores, a
-    response below the worst one's is passed over as the best.
+    With `safety` scores, the chosen response is the best of those at least as safe as the rejected one.
 
     Args:
-        group: with its scores.
-        slope: reward that a token of length earns, to be taken off (Park et al. 2024 call it length bias).
-        min_margin: reward that the two must differ by at least.
+        group: a speech's responses with their scores.
+        slope: length bias to subtract, in reward per token (Park et al. 2024).
+        min_margin: least difference of the two rewards.
+
+    Returns:
+        The pair; None if no response is better than another, the margin is too small, or the two texts are equal.
     """
     ranks = [
         score - slope * len(response.token_ids)

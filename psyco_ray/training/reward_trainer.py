@@ -33,46 +33,57 @@ Record = dict[str, Any]
 
 
 def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> dict[str, Record]:
-    """Train reward models side by side, each under its name: on the pairs whose speeches are not held out.
+    """Trains reward models at the same time, on the pairs whose speeches are not held out.
+
+    Args:
+        jobs: by the name of the reward model.
+        ledger: of the run.
+        telemetry: of the run.
 
     Returns:
-        Each one's record: accuracy on the held-out pairs with its interval, losses, sizes.
+        Each model's record: accuracy on the held-out pairs with its interval, losses, sizes.
 
     Raises:
-        InputError: the pairs or the model do not do, or the loss became NaN.
+        InputError: the pairs or the model are invalid, or the loss became NaN.
     """
     missing = {name: job for name, job in jobs.items() if ledger.record(name) is None}
     for job in missing.values():
         phase = fit.reward_phase(job, groups=len(missing))
         fit.check("reward training", phase, fit.cluster_nodes())
-    trainings: list[RewardTrainer] = []
+    trainers: list[RewardTrainer] = []
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(missing)))
     try:
         for name, job in missing.items():
-            how = job.reward
-            mixture = mix(how.mixture, job.data, job.seed, how.half, how.dev_pairs)
-            trainings.append(RewardTrainer(name, job, mixture, ledger, telemetry))
-        running = [pool.submit(training.run) for training in trainings]
-        for one in concurrent.futures.as_completed(running):
-            one.result()
+            reward = job.reward
+            mixture = mix(reward.mixture, job.data, job.seed, reward.half, reward.dev_pairs)
+            trainers.append(RewardTrainer(name, job, mixture, ledger, telemetry))
+        running = [pool.submit(trainer.run) for trainer in trainers]
+        for future in concurrent.futures.as_completed(running):
+            future.result()
     except preemption.Preempted:
-        preemption.settle()  # each training writes its state
+        preemption.settle()  # each trainer writes its state
         raise
     finally:
-        for training in trainings:
-            training.learner.close()
+        for trainer in trainers:
+            trainer.learner.close()
         pool.shutdown(wait=False)
     return {name: ledger.record(name) or {} for name in jobs}
 
 
 class RewardTrainer:
-    """One reward model on its way; `progress.json` says how far, and everything that a resumed one needs."""
+    """Training of one reward model; `progress.json` in its directory holds all that a resume needs.
+
+    Example:
+        >>> trainer = RewardTrainer("reward", job, mixture, ledger, telemetry)
+        >>> trainer.run()
+        >>> trainer.learner.close()
+    """
 
     def __init__(self, name: str, job: Job, mixture: Mixture, ledger: Ledger, telemetry: Telemetry) -> None:
         self._name, self._job, self._mixture = name, job, mixture
         self._ledger, self._telemetry = ledger, telemetry
-        self._place = f"{name}-training"
-        self._log = StepLog(ledger, self._place, evaluations=[], best=None, cut=0, too_long=0)
+        self._directory = f"{name}-training"
+        self._log = StepLog(ledger, self._directory, evaluations=[], best=None, cut=0, too_long=0)
         self._facts = self._log.facts
         optimizer, ranks = job.reward.optimizer, job.reward.learners.actors
         self._plan = batching.plan(mixture.train.num_rows, optimizer, ranks, job.seed)
@@ -89,18 +100,18 @@ class RewardTrainer:
         self.learner = LearnerGroup(spec, state=self._log.state)
 
     def run(self) -> None:
-        """Train on, evaluate and keep checkpoints; then save the best one and record it."""
+        """Trains, evaluates and keeps checkpoints; then saves the best one and records it."""
         dev = Encoder(self._job).examples(self._mixture.dev)
         done, total = self._log.done, len(self._plan)
-        # the first batch is made while the learner loads, and those after it while it computes
+        # the first batch is encoded while the learner loads, later batches while it computes
         stream = self._encoder.batches(self._mixture.train, self._plan[done:])
-        given = itertools.chain([next(stream)], stream) if done < total else iter(())
+        batches = itertools.chain([next(stream)], stream) if done < total else iter(())
         self.learner.wait_ready()
-        told = f"; {done} of {total} steps are done" if done else ""
-        _log.info(f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{told}")
-        taken = self.learner.train(given, total, first_step=done, batches_from=self._again)
+        resumed = f"; {done} of {total} steps are done" if done else ""
+        _log.info(f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{resumed}")
+        steps = self.learner.train(batches, total, first_step=done, batches_from=self._batches_from)
         with preemption.deferred():
-            for step in self._telemetry.steps(taken, self._name):
+            for step in self._telemetry.steps(steps, self._name):
                 self._log.add(step)
                 if self._due(self._job.reward.evaluate_every):
                     self._evaluate(dev)
@@ -110,39 +121,39 @@ class RewardTrainer:
                     self._log.write(self.learner, *self._kept())
             self._finish(len(dev))
 
-    def _again(self, step: int) -> Iterator[list[PreferencePair]]:
-        """The batches from a step on, for a learner that lost a rank; what was cut in them is counted already."""
+    def _batches_from(self, step: int) -> Iterator[list[PreferencePair]]:
+        """The batches from a step on, for a replay; another encoder, because their truncations are counted already."""
         return Encoder(self._job).batches(self._mixture.train, self._plan[step:])
 
     def _due(self, every: int | None) -> bool:
-        """Whether a step was the last of an epoch, or of so many."""
+        """Whether the last step completed an interval of this many steps; None: an epoch."""
         done, total = self._log.done, len(self._plan)
         return done == total or done % (every or total // self._job.reward.optimizer.epochs) == 0
 
     def _evaluate(self, dev: list[PreferencePair]) -> None:
-        """Measure the current weights on the held-out pairs, and keep them if they are the best so far."""
+        """Measures the current weights on the held-out pairs and keeps them if they are the best so far."""
         step, best = self._log.done, self._facts["best"]
-        found = {"step": step, **_measured(self.learner.evaluate_pairs(dev))}
-        self._facts["evaluations"].append(found)
-        if "accuracy" in found:
-            _log.info(f"{self._name}: accuracy {found['accuracy']:.3f} on {len(dev)} held-out pairs")
+        evaluation = {"step": step, **_measured(self.learner.evaluate_pairs(dev))}
+        self._facts["evaluations"].append(evaluation)
+        if "accuracy" in evaluation:
+            _log.info(f"{self._name}: accuracy {evaluation['accuracy']:.3f} on {len(dev)} held-out pairs")
         # without held-out pairs the last step is as good as any
-        if best is None or "accuracy" not in found or _merit(found) > _merit(best):
-            self._facts["best"] = found
+        if best is None or "accuracy" not in evaluation or checkpoint_score(evaluation) > checkpoint_score(best):
+            self._facts["best"] = evaluation
             self.learner.save_model(self._ledger.place(self._best(step)))
 
     def _finish(self, dev_pairs: int) -> None:
-        """Put the best checkpoint with its card into place, and record it."""
+        """Moves the best checkpoint with its model card into place and records it."""
         best, reward, name = self._facts["best"], self._job.reward, self._name
         facts = {
             "best_step": best["step"],
             "mixture": self._mixture.parts,
-            "cut": self._encoder.cut // reward.optimizer.epochs,  # every epoch meets every pair once
+            "cut": self._encoder.cut // reward.optimizer.epochs,  # every epoch encodes every pair once
             "too_long": self._encoder.too_long // reward.optimizer.epochs,
         }
         kept = self._best(best["step"])
         source, target = self._ledger.place(kept), self._ledger.place(name)
-        if storage.exists(source):  # else a run that was killed here has moved it already
+        if storage.exists(source):  # else an earlier driver moved it before it was killed
             card = reward_card(
                 {
                     **facts,
@@ -177,22 +188,22 @@ class RewardTrainer:
         self._log.clear()
 
     def _kept(self) -> list[str]:
-        """What a new state does not replace."""
+        """Directories that a new state does not replace."""
         return [self._best(self._facts["best"]["step"])] if self._facts["best"] else []
 
     def _best(self, step: int) -> str:
-        return f"{self._place}/best-{step:06d}"
+        return f"{self._directory}/best-{step:06d}"
 
 
 def _measured(values: list[tuple[float, float]]) -> Record:
-    """Figures of the held-out pairs; none where there are no such pairs."""
+    """Metrics of the held-out pairs; empty without pairs."""
     if not values:
         return {}
     chosen, rejected = np.array(values, dtype=float).T
-    found = metrics.measure(chosen, rejected)
-    return {name: value for name, value in found.items() if name not in ("reliability", "histogram")}
+    measures = metrics.measure(chosen, rejected)
+    return {name: value for name, value in measures.items() if name not in ("reliability", "histogram")}
 
 
-def _merit(found: Record) -> tuple[float, float]:
-    """By what checkpoints are compared: accuracy, and among equals the loss."""
-    return found["accuracy"], -found["nll"]
+def checkpoint_score(evaluation: Record) -> tuple[float, float]:
+    """The score that checkpoints are compared by: accuracy, then loss."""
+    return evaluation["accuracy"], -evaluation["nll"]

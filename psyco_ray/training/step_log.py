@@ -1,6 +1,6 @@
-"""How far a training is, in the run directory: the figures of its steps and the state that a resumed one goes on from.
+"""Progress of one training inside an iteration or of a reward model: steps taken, and the state to resume from.
 
-A state is written first and then the word that it is there, so that the last word always has its state.
+Invariant: a state is written before ``progress.json`` names it, so the named state always exists.
 """
 
 from __future__ import annotations
@@ -19,30 +19,37 @@ Record = dict[str, Any]
 
 
 class StepLog:
-    """The steps of one training."""
+    """The steps of one training.
 
-    def __init__(self, ledger: Ledger, place: str, **facts: Any) -> None:
-        """Find out how far the training is.
+    Example:
+        >>> log = StepLog(ledger, "iteration-001/training")
+        >>> for step in learner.train(batches[log.done :], len(batches), log.done):
+        ...     log.add(step)
+        ...     log.pause(learner)
+        >>> log.clear()
+    """
+
+    def __init__(self, ledger: Ledger, directory: str, **facts: Any) -> None:
+        """Reads the progress of an earlier driver, if any.
 
         Args:
             ledger: of the run.
-            place: a directory inside the run directory that is this training's alone.
-            facts: what else is remembered, as it is at the beginning.
+            directory: inside the run directory, used by this training alone.
+            facts: further facts to keep, with their initial values.
         """
-        self._ledger, self._place = ledger, place
-        begun = ledger.record(f"{place}/progress")
-        self.facts: Record = {"done": 0, "steps": [], "tokens": 0, "seconds": 0.0, **facts, **(begun or {})}
-        self.began = time.time() - self.facts["seconds"]  # as if it had never been interrupted
-        # where the state that it goes on from is, a path or a URI
-        self.state = self._ledger.place(self._state()) if begun else None
+        self._ledger, self._directory = ledger, directory
+        progress = ledger.record(f"{directory}/progress")
+        self.facts: Record = {"done": 0, "steps": [], "tokens": 0, "seconds": 0.0, **facts, **(progress or {})}
+        self.began = time.time() - self.facts["seconds"]  # excludes the time between drivers
+        self.state = self._ledger.place(self._state()) if progress else None  # path or URI to resume from
 
     @property
     def done(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
         return int(self.facts["done"])
 
     def add(self, step: StepResult) -> None:
-        """Remember what a step reports."""
+        """Adds a step's result."""
         self.facts["done"] += 1
         self.facts["tokens"] += step.tokens
         self.facts["steps"].append(
@@ -50,28 +57,28 @@ class StepLog:
         )
 
     def write(self, learner: LearnerGroup, *kept: str) -> None:
-        """Write a state to go on from and remove what came before it, except what is to be kept."""
+        """Writes a state to resume from and removes the directories of this training except those in `kept`."""
         self.state = self._ledger.place(self._state())
         learner.save_state(self.state, moments=True)
         self.facts["seconds"] = time.time() - self.began
-        self._ledger.write_json(f"{self._place}/progress.json", self.facts)
-        found = {f"{self._place}/{name}" for name in storage.subdirs(self._ledger.place(self._place))}
-        for old in found - {self._state(), *kept}:
+        self._ledger.write_json(f"{self._directory}/progress.json", self.facts)
+        directories = storage.subdirs(self._ledger.place(self._directory))
+        for old in {f"{self._directory}/{name}" for name in directories} - {self._state(), *kept}:
             self._ledger.remove(old)
 
     def pause(self, learner: LearnerGroup, *kept: str) -> None:
-        """Write a state and stop, if a stop was asked for.
+        """Writes a state and stops if the driver was asked to stop.
 
         Raises:
-            Stopped: it was.
+            Preempted: SIGTERM arrived.
         """
-        if preemption.asked():
+        if preemption.requested():
             self.write(learner, *kept)
             raise preemption.Preempted
 
     def clear(self) -> None:
-        """Remove everything, for the training has ended."""
-        self._ledger.remove(self._place)
+        """Removes the directory at the end of the training."""
+        self._ledger.remove(self._directory)
 
     def _state(self) -> str:
-        return f"{self._place}/state-{self.done:06d}"
+        return f"{self._directory}/state-{self.done:06d}"

@@ -1,4 +1,9 @@
-"""Weights from the learner to every rollout actor: version, digest, deadline."""
+"""Weight sync from the learner to the rollout actors.
+
+Invariants:
+    - All actors that sample have the same version of the weights, verified by digest.
+    - Every engine computes with the new weights, verified by the log-probability of one response (the probe).
+"""
 
 from __future__ import annotations
 
@@ -22,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a weight update took."""
+    """Size and time of a weight update."""
 
     version: int
-    bytes: int  # that an actor took, at most: all weights, or a delta
-    actors: int  # that have them
-    export_s: float  # gathering on the learner, and sending or writing to the object store
-    load_s: float  # until the last rollout actor had them and was checked
-    gap: float  # largest difference of a probe's log-probability between learner and engines, nats a token
+    bytes: int  # received by an actor, at most: all weights or a delta
+    actors: int  # that have the weights
+    export_s: float  # gathering on the learner, and sending or storing
+    load_s: float  # until the last actor has loaded and verified the weights
+    gap: float  # largest difference of the probe's log-probability between learner and engines, nats per token
 
 
 def push_weights(
@@ -43,62 +48,66 @@ def push_weights(
     workers: int = 1,
     handover: Callable[[], None] = lambda: None,
 ) -> SyncReport:
-    """Bring the learner's weights to every rollout actor, and check that they arrived and are in use.
+    """Sends the learner's weights to every rollout actor and verifies that they arrived and are in use.
 
-    Over `nccl` and `ipc` they go to the actors that are idle; everyone else, and everyone if ranks are lost over it,
-    takes them from the object store. Each actor checks the digest. Then it computes the log-probability of one
-    response: an engine that keeps a stale copy of a weight would sample from a policy that nobody trains. An actor that
-    fails is replaced; whoever joins later takes the same weights before it works.
+    Over `nccl` and `ipc` idle actors receive them directly. Other actors, and all actors if the transfer fails, take
+    them from the object store. An actor that fails the checks is replaced; an actor that joins later loads the same
+    weights before its first item.
 
     Args:
-        learner: has the weights.
-        rollouts: gets them.
-        version: what they are called from now on.
+        learner: holds the weights.
+        rollouts: receive the weights.
+        version: of the weights.
         probe: a pair whose chosen response is the probe.
-        settings: deadline, sizes, largest gap.
-        transport: how they get there.
+        settings: deadline, bucket size, largest gap.
+        transport: object_store, nccl or ipc.
         workers: of each actor's engine.
-        handover: called when the learner has done its part, and before the actors need all of their memory.
+        handover: called after the learner's part, before the actors need all of their GPU memory.
 
     Raises:
-        TimeoutError: no actor finished in time.
-        RuntimeError: every actor received something else than was sent, or computes with other weights.
+        TimeoutError: no actor finished before the deadline.
+        RuntimeError: every actor received other weights than were sent, or computes with other weights.
+
+    Example:
+        >>> report = push_weights(learner, rollouts, 1, pairs[0], job.sync)
+        >>> report.gap <= job.sync.max_gap
+        True
     """
     began = time.monotonic()
-    # the rejected response is not compared: a token of it will do
+    # only the chosen response is compared, so one token stands for the rejected one
     expected = learner.evaluate_pairs([replace(probe, rejected_ids=probe.chosen_ids[:1])])[0][0]
-    weights = _sent(learner, rollouts, version, settings, transport, workers)
+    weights = _send_or_export(learner, rollouts, version, settings, transport, workers)
     handover()
     exported = time.monotonic()
 
-    def gap(loaded: WeightUpdateAck) -> float:
-        return abs(loaded.logprob - expected) / len(probe.chosen_ids)
+    def gap(ack: WeightUpdateAck) -> float:
+        return abs(ack.logprob - expected) / len(probe.chosen_ids)
 
-    def wrong(loaded: WeightUpdateAck) -> str | None:
-        if (loaded.version, loaded.digest) != (version, weights.digest):
-            return f"it took version {loaded.version} with digest {loaded.digest}, {weights.digest} was sent"
-        if gap(loaded) > settings.max_gap:
+    def mismatch(ack: WeightUpdateAck) -> str | None:
+        if (ack.version, ack.digest) != (version, weights.digest):
+            return f"it took version {ack.version} with digest {ack.digest}, {weights.digest} was sent"
+        if gap(ack) > settings.max_gap:
             return (
                 f"after the update to version {version} the learner gives the probe {expected:.3f} nats and it gives "
-                f"{loaded.logprob:.3f}: {gap(loaded):.3f} a token, more than sync.max_gap {settings.max_gap:g}"
+                f"{ack.logprob:.3f}: {gap(ack):.3f} per token, more than sync.max_gap {settings.max_gap:g}"
             )
         return None
 
-    taken = rollouts.broadcast(
+    acks = rollouts.broadcast(
         RolloutActor.load_weights,
         weights,
         probe.prompt_ids,
         probe.chosen_ids,
         version=version,
-        check=wrong,
+        check=mismatch,
         deadline_s=settings.deadline_s,
     )
-    done = time.monotonic()
-    moved = max(loaded.bytes for loaded in taken)
-    return SyncReport(version, moved, len(taken), exported - began, done - exported, max(map(gap, taken)))
+    loaded = time.monotonic()
+    size = max(ack.bytes for ack in acks)
+    return SyncReport(version, size, len(acks), exported - began, loaded - exported, max(map(gap, acks)))
 
 
-def _sent(
+def _send_or_export(
     learner: LearnerGroup,
     rollouts: ActorPool[RolloutActor],
     version: int,
@@ -106,7 +115,7 @@ def _sent(
     transport: Transport,
     workers: int,
 ) -> Weights | SentWeights:
-    """The weights on their way: with the actors that could be sent to, and in the object store."""
+    """The weights as sent to idle actors and stored for the others, or only stored."""
     from psyco_ray.learner.group import WeightSendError
 
     idle = rollouts.idle if transport != "object_store" else []
@@ -114,5 +123,5 @@ def _sent(
         try:
             return learner.send(transport, idle, version, workers, settings)
         except WeightSendError as error:
-            _log.warning("%s; the weights of version %d go through the object store", error, version)
+            _log.warning(f"{error}; the weights of version {version} go through the object store")
     return learner.export(version, settings.bucket_mb, settings.deltas)

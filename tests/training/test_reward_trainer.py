@@ -16,7 +16,7 @@ from support.commands import ended, here
 
 from psyco_ray.config.training import Optimizer
 from psyco_ray.learner.batching import plan
-from psyco_ray.training.reward_trainer import _merit
+from psyco_ray.training.reward_trainer import checkpoint_score
 
 JOB = """
 run_dir: {run_dir}
@@ -71,7 +71,7 @@ def test_a_training_leaves_the_best_checkpoint_its_card_and_its_curve(undisturbe
     assert len(record["steps"]) == STEPS
     assert record["steps"][-1]["loss"] < record["steps"][0]["loss"]
     assert [found["step"] for found in record["evaluations"]] == [3, 6, 9, 12, 15, 18]
-    best = max(record["evaluations"], key=_merit)
+    best = max(record["evaluations"], key=checkpoint_score)
     assert record["best_step"] == best["step"]
     assert record["accuracy"] == best["accuracy"]
     assert [part["train"] for part in record["mixture"]] == [48, 24]
