@@ -130,7 +130,7 @@ def run_stage(speeches: int, base_url: str, root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speeches", type=int, default=26483)
-    parser.add_argument("--one-size", nargs=2, metavar=("URL", "DIRECTORY"), help=argparse.SUPPRESS)
+    parser.add_argument("--run-stage", nargs=2, metavar=("URL", "DIRECTORY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run_stage:
         run_stage(options.speeches, options.run_stage[0], Path(options.run_stage[1]))
@@ -142,7 +142,7 @@ def main() -> None:
             assert server.stdout is not None
             url = f"http://127.0.0.1:{int(server.stdout.readline().split()[-1])}"
             with tempfile.TemporaryDirectory() as directory:
-                command = [sys.executable, __file__, "--speeches", str(speeches), "--one-size", f"{url}/v1", directory]
+                command = [sys.executable, __file__, "--speeches", str(speeches), "--run-stage", f"{url}/v1", directory]
                 result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
             with urllib.request.urlopen(f"{url}/counts") as answer:
                 served = json.load(answer)["served"]

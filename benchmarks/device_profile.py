@@ -255,7 +255,11 @@ def measure_rates(options: argparse.Namespace, meter: Meter) -> tuple[dict[str, 
         sampling, groups = bench.measure_sampling(options.rounds)
         pairs = [
             PreferencePair(
-                g.prompt.speech_id, g.prompt.token_ids, *(r.token_ids for r in g.responses[:2]), (-99.0, -99.0)
+                g.prompt.speech_id,
+                g.prompt.token_ids,
+                g.responses[0].token_ids,
+                g.responses[1].token_ids,
+                (-99.0, -99.0),
             )
             for g in groups
         ]

@@ -42,7 +42,7 @@ import updates
 from engines import Workload, alternate
 from updates import learner_of, random_pairs
 
-from psyco_ray.cli.plan import cost_model
+from psyco_ray.cli.plan import allocation, cost_model
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
@@ -118,7 +118,7 @@ def memory_shortage(job: Job, name: str, gpu: Gpu | None) -> str | None:
     """Says why the GPU cannot train a model; None if it can."""
     if gpu is None:
         return None
-    needed = cost_model.learner_bytes(job, cost_model.shape_of(KNOWN[name]), 1, job.learners.zero_stage)
+    needed = allocation.learner_bytes(job, cost_model.shape_of(KNOWN[name]), 1, job.learners.zero_stage)
     if needed <= USABLE * gpu.bytes:
         return None
     return (

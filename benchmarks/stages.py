@@ -62,13 +62,13 @@ def forecast_rates(count: int) -> Rates:
     job, profile, shape = Job(), cost_model.profile_of("h100"), cost_model.shape_of("llama-3.1-8b")
     tokens = float(cost_model.RESPONSE_TOKENS)
     roles = allocation.allocate(job, shape, profile, 8, tokens)
-    work = cost_model._Work(job, shape, profile, roles, tokens, None)
-    forecast = cost_model.forecast(cost_model.Scenario(job, shape, profile, roles, tokens))
+    work = cost_model.Scenario(job, shape, profile, roles, tokens)
+    forecast = cost_model.forecast(work)
     speeches, held_out = job.speeches_per_iteration, job.evaluation.speeches
     return Rates(
         roles,
-        sample=work.sampling(speeches, job.sampling.responses).all / speeches,
-        answer=work.sampling(held_out, 1).all / held_out,
+        sample=work.sampling(speeches, job.sampling.responses).total / speeches,
+        answer=work.sampling(held_out, 1).total / held_out,
         score=work.scoring(1, job.sampling.responses, 1) / job.sampling.responses,
         reference=work.reference / speeches,
         after=sum(forecast.stages[name] for name in ("train", "save", "sync")) * count / speeches,

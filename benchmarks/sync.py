@@ -85,10 +85,10 @@ def pool_of(options: argparse.Namespace) -> ActorPool:
         actors=options.actors, cpus=0.5, dtype=options.dtype, max_model_len=512, max_num_seqs=16, kv_cache_gb=0.2
     )
     actor = ray.remote(RolloutActor)
-    options = placement.pool_options(settings, actor_environment(settings))
+    resources = placement.pool_options(settings, actor_environment(settings))
     pool = ActorPool(
         "rollout",
-        lambda index: actor.options(**options).remote(f"rollout-{index}", options.model, settings, 0),
+        lambda index: actor.options(**resources).remote(f"rollout-{index}", options.model, settings, 0),
         options.actors,
         Deadlines(start_s=900, item_s=600),
     )

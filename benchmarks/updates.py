@@ -16,11 +16,11 @@ import ray.cloudpickle
 from engines import LIMIT_S, pool_of
 from ray.util.placement_group import PlacementGroup
 
+from psyco_ray.config.resources import Transport
 from psyco_ray.config.training import Deadlines, Job
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.run.types import PreferencePair
 from psyco_ray.training import weight_sync
@@ -85,7 +85,7 @@ class Pair:
         self.colocation.to_rollouts()
         self.pool.wait_ready()
 
-    def update(self, version: int, transport: weight_codec.Transport, step: Callable[[], Any]) -> Update:
+    def update(self, version: int, transport: Transport, step: Callable[[], Any]) -> Update:
         """Takes an optimizer step and pushes the weights."""
         self.colocation.to_learner()
         step()
