@@ -1,4 +1,4 @@
-"""Keys by content."""
+"""Content keys."""
 
 from __future__ import annotations
 
@@ -8,5 +8,10 @@ from typing import Any
 
 
 def key_of(*parts: Any) -> str:
-    """A short hash of anything JSON: equal parts, equal key."""
+    """A 16-digit hash of JSON values; equal parts give equal keys.
+
+    Example:
+        >>> key_of(0, "train", 1) == key_of(0, "train", 1)
+        True
+    """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A lease on a remote directory, so that two runs do not write to it."""
+"""A lease on a remote run directory, so that only one process writes to it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 from psyco_ray.config.errors import InputError
 from psyco_ray.run.remote import RemoteDirectory
 
-LEASE = "LOCK"
-
-
+LEASE = "LOCK"  # name of the file
 REFRESH_S = 10.0
-
-
 EXPIRES_S = 60.0
-
-
-_SETTLE_S = 1.0  # in which a rival that saw no lease either has written its own
+_SETTLE_S = 1.0  # in which a competing process that saw no lease has written its own
 
 
 class Lease:
-    """A file that says who holds a run, written anew every few seconds while that process lives."""
+    """A file that names the process that holds a run; a thread refreshes it while the process lives.
+
+    Example:
+        >>> lease = Lease(RemoteDirectory("s3://bucket/run"))
+        >>> lease.check()  # before each write
+        >>> lease.release()
+    """
 
     def __init__(self, remote: RemoteDirectory) -> None:
-        """Take it.
+        """Acquires the lease.
 
         Raises:
-            InputError: somebody else has it.
+            InputError: another process holds it.
         """
         self._remote, self._owner = remote, uuid.uuid4().hex
         holder = self._holder()
@@ -48,19 +48,19 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that the run is still ours.
+        """Verifies that this process still holds the lease.
 
         Raises:
-            InputError: another process took it, or may have, for the place was out of reach too long.
+            InputError: another process took it, or may have, because it was not refreshed in time.
         """
         if self._lost or time.monotonic() - self._written > EXPIRES_S - REFRESH_S:
             raise InputError(
                 f"run_dir {self._remote.target} is no longer held by this process: its lease was taken over or could "
-                "not be refreshed in time; see that no other process works in it, then go on with --resume"
+                "not be refreshed in time; make sure that no other process uses it, then continue with --resume"
             )
 
     def release(self) -> None:
-        """Give it back."""
+        """Releases the lease."""
         self._stop.set()
         self._thread.join()
         holder = self._holder()
@@ -75,23 +75,23 @@ class Lease:
                 if self._lost:
                     return
                 self._write()
-            except ValueError:  # out of reach for now; `check` says when that lasts too long
+            except (InputError, json.JSONDecodeError):  # unreachable for now; `check` raises if that lasts too long
                 continue
 
     def _holder(self) -> dict[str, Any] | None:
-        found = self._remote.read(LEASE)
-        return None if found is None else json.loads(found)
+        data = self._remote.read(LEASE)
+        return None if data is None else json.loads(data)
 
     def _write(self) -> None:
-        who = {"owner": self._owner, "host": platform.node(), "pid": os.getpid(), "time": time.time()}
+        record = {"owner": self._owner, "host": platform.node(), "pid": os.getpid(), "time": time.time()}
         began = time.monotonic()
-        self._remote.write(LEASE, json.dumps(who).encode())
+        self._remote.write(LEASE, json.dumps(record).encode())
         self._written = began
 
     def _in_use(self, holder: dict[str, Any]) -> InputError:
         age = max(0.0, time.time() - holder.get("time", time.time()))
         return InputError(
-            f"run_dir {self._remote.target} is in use by process {holder.get('pid')} on {holder.get('host')}, heard of "
-            f"{age:.0f} s ago; wait for it or choose another run_dir. If it was killed, the run can go on in "
+            f"run_dir {self._remote.target} is in use by process {holder.get('pid')} on {holder.get('host')}, last "
+            f"seen {age:.0f} s ago; wait for it or choose another run_dir. If it was killed, the run can continue in "
             f"{EXPIRES_S - age:.0f} s"
         )

@@ -1,4 +1,4 @@
-"""A remote run directory: the working copy on this machine, and the lease by which one process holds the run."""
+"""Local mirror of a remote run directory."""
 
 from __future__ import annotations
 
@@ -10,23 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage
 from psyco_ray.run.lease import LEASE, REFRESH_S, Lease
 from psyco_ray.run.remote import MANIFEST, RemoteDirectory
 
 
 class RemoteMirror:
-    """The small files of a remote run directory, here; what is written here is there before the call returns."""
+    """The small files of a remote run directory on this machine; writes are uploaded before the call returns.
+
+    Example:
+        >>> mirror = RemoteMirror("s3://bucket/run", root)
+        >>> (root / "job.yaml").write_text(text)
+        >>> mirror.push("job.yaml")
+        >>> mirror.close()
+    """
 
     def __init__(self, target: str, root: Path) -> None:
-        """Take the lease and bring the copy up to date.
+        """Acquires the lease and updates the mirror.
 
         Args:
             target: URI of the run directory.
-            root: directory of the copy.
+            root: local directory of the mirror.
 
         Raises:
-            InputError: the place cannot be reached, or the run is in use.
+            InputError: the directory cannot be reached, or the run is in use.
         """
         self.remote, self._root = RemoteDirectory(target), root
         self._lease = Lease(self.remote)
@@ -37,29 +45,29 @@ class RemoteMirror:
             raise
 
     def push(self, name: str) -> None:
-        """Bring a file there, whole or not at all.
+        """Uploads a file atomically.
 
         Raises:
-            InputError: the place cannot be reached, or another process has taken the run over.
+            InputError: the directory cannot be reached, or another process holds the run.
         """
         self._lease.check()
         self.remote.write(name, (self._root / name).read_bytes())
-        self._same_time(name)
+        self._copy_time(name)
 
     def check(self) -> None:
-        """Refuse where the run is no longer ours."""
+        """Verifies that this process still holds the run."""
         self._lease.check()
 
     @contextmanager
     def mirrored(self, below: str) -> Iterator[None]:
-        """A context in which what other processes write below a directory here is brought there, every few seconds."""
+        """A context that uploads, every few seconds, what other processes write below a local directory."""
         stop = threading.Event()
 
         def follow() -> None:
             while not stop.wait(REFRESH_S):
                 try:
                     self._push_changed(below, time.time_ns())
-                except ValueError:  # out of reach; the next time or the end of the context says so
+                except InputError:  # unreachable; the end of the context retries and raises
                     continue
 
         thread = threading.Thread(target=follow, daemon=True)
@@ -72,26 +80,28 @@ class RemoteMirror:
             self._push_changed(below, None)
 
     def close(self) -> None:
-        """Let the run go."""
+        """Releases the lease."""
         self._lease.release()
 
     def _pull(self) -> None:
-        """Make the copy what is there, but for complete directories and weights, which are fetched when needed."""
-        there = self.remote.files()
-        whole = {name.removesuffix(MANIFEST) for name in there if name.endswith(f"/{MANIFEST}")}
-        wanted = {
+        """Makes the mirror equal to the remote directory, except complete directories and weights."""
+        remote_files = self.remote.files()
+        complete_dirs = {name.removesuffix(MANIFEST) for name in remote_files if name.endswith(f"/{MANIFEST}")}
+        mirrored = {
             name: info
-            for name, info in there.items()
-            if name != LEASE and not name.endswith(".safetensors") and not any(name.startswith(of) for of in whole)
+            for name, info in remote_files.items()
+            if name != LEASE
+            and not name.endswith(".safetensors")
+            and not any(name.startswith(directory) for directory in complete_dirs)
         }
         for path in [path for path in self._root.rglob("*") if path.is_file()]:
             name = path.relative_to(self._root).as_posix()
-            if name not in wanted and name != LEASE and not _paid(name):
+            if name not in mirrored and name != LEASE and not _is_journal(name):
                 path.unlink()
-        for name, info in wanted.items():
+        for name, info in mirrored.items():
             path = self._root / name
             held = path.stat() if path.exists() else None
-            if held is not None and _paid(name) and held.st_size >= info.size:
+            if held is not None and _is_journal(name) and held.st_size >= info.size:
                 continue
             if held is None or (held.st_size, held.st_mtime_ns) != (info.size, info.mtime_ns):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,33 +109,34 @@ class RemoteMirror:
                 os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
 
     def _push_changed(self, below: str, began_ns: int | None) -> None:
-        """Push what differs, in the order of writing, for a file may promise older ones.
+        """Uploads the files that differ, in order of writing, because a file may refer to older ones.
 
         Args:
             below: a directory.
-            began_ns: now, if it is being written to: of what is newer, older files may not be seen. None: it is not.
+            began_ns: only files up to this time, because older ones may not be listed yet; None: all files, because
+                nothing is written any more.
         """
-        there = self.remote.at(below).files()
-        found: list[tuple[int, str]] = []
+        remote_files = self.remote.at(below).files()
+        changed: list[tuple[int, str]] = []
         paths = (self._root / below).rglob("[!.]*")
         for path in (path for path in paths if path.is_file()):
             name, held = path.relative_to(self._root).as_posix(), path.stat()
-            info = there.get(path.relative_to(self._root / below).as_posix())
+            info = remote_files.get(path.relative_to(self._root / below).as_posix())
             if info is not None and info.size == held.st_size:
                 continue
-            if _paid(name):  # it promises nothing, and is always new
-                found.append((0, name))
+            if _is_journal(name):  # refers to no other file
+                changed.append((0, name))
             elif began_ns is None or held.st_mtime_ns <= began_ns:
-                found.append((held.st_mtime_ns, name))
-        for _, name in sorted(found):
+                changed.append((held.st_mtime_ns, name))
+        for _, name in sorted(changed):
             self.push(name)
 
-    def _same_time(self, name: str) -> None:
-        """Give the copy the time of what is there: by size and time a later start knows that they are the same."""
+    def _copy_time(self, name: str) -> None:
+        """Sets a local file's time to the remote one, so that a later start recognises the file by size and time."""
         info = self.remote.info(name)
         os.utime(self._root / name, ns=(info.mtime_ns, info.mtime_ns))
 
 
-def _paid(name: str) -> bool:
-    """Whether a file is of a journal of paid calls, which may be ahead here and only ever grows."""
+def _is_journal(name: str) -> bool:
+    """Whether a file belongs to a journal of paid calls; it only grows, so the local one may be newer."""
     return "/journal/" in name

@@ -9,15 +9,18 @@ import socket
 from psyco_ray.config.errors import InputError
 
 
-def _knock(address: str) -> None:
-    """Raise an OSError where nobody listens: Ray itself would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raises an OSError if nothing listens at the address; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():  # other addresses are names, such as `auto`
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def connect(address: str | None) -> None:
-    """Join the named Ray cluster (or that of RAY_ADDRESS), or start one on this machine for this run alone.
+    """Connects to a Ray cluster, or starts one on this machine for this process.
+
+    Args:
+        address: of the cluster; None: RAY_ADDRESS, else a new local cluster.
 
     Raises:
         InputError: no cluster answers there.
@@ -28,11 +31,11 @@ def connect(address: str | None) -> None:
     quiet = {"logging_level": "warning", "log_to_driver": bool(os.environ.get("PSYCO_RAY_ACTOR_LOGS"))}
     if address:
         try:
-            _knock(address)
+            _check_reachable(address)
             ray.init(address=address, **quiet)
         except OSError as error:
             raise InputError(
-                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); look at --address and RAY_ADDRESS"
+                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); check --address and RAY_ADDRESS"
             ) from None
     else:
         ray.init(
@@ -42,4 +45,4 @@ def connect(address: str | None) -> None:
             **quiet,
         )
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # after the line above, which sets Ray Data's logging up
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the line above configures Ray Data's logging

@@ -1,4 +1,4 @@
-"""Starting processes quickly."""
+"""Faster start of processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Imports and models are loaded without Python's garbage collector; usable as a decorator.
+    """A context (or decorator) that loads imports and models without Python's garbage collector.
 
-    It would look through all the modules that are there each time some thousand objects have come: a quarter of the
-    time that torch, transformers and vLLM take to import. Nor does it ever look through them later.
+    Collections scan all loaded modules again and again: a quarter of the time that torch, transformers and vLLM take to
+    import. What was loaded is also excluded from later collections.
     """
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What actors pass to each other."""
+"""Values that actors pass to each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One speech, rendered for the policy, with the seed its responses are sampled by."""
+    """One speech, rendered for the policy, with the seed of its responses."""
 
     speech_id: str
     token_ids: tuple[int, ...]
@@ -20,7 +20,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """The prompts that a rollout actor takes at a time; they are always sampled together."""
+    """The prompts of one work item of a rollout actor; they are always sampled together."""
 
     key: str
     prompts: tuple[Prompt, ...]
@@ -28,7 +28,7 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response; `finished` is false where it was cut at the token limit."""
+    """One sampled response; `finished` is false if it was truncated at the token limit."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -42,7 +42,7 @@ class Group:
     prompt: Prompt
     responses: tuple[Response, ...]
     version: int
-    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)  # reward model's name -> one score a response
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)  # reward model's name -> one score per response
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PreferencePair:
     """A preference pair as token ids, the unit of training.
 
     `reference` holds the log-probabilities of chosen and rejected under the reference model (nats, summed over the
-    response's tokens); a reward model needs none. `margin` is by how much its reward of chosen should be ahead.
+    response's tokens); a reward model needs none. `margin` is the least difference of the two rewards.
     """
 
     key: str
@@ -68,7 +68,7 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A conversation and the responses to it that shall be scored."""
+    """A conversation and the responses to score."""
 
     key: str
     messages: tuple[dict[str, str], ...]
@@ -86,9 +86,9 @@ class ScoreResult:
 
 @dataclass(frozen=True)
 class DeltaRef:
-    """What is new in a version of the policy's weights since another one."""
+    """The difference between two versions of the policy's weights."""
 
-    since: str  # the other one's digest
+    since: str  # digest of the earlier version
     ref: Any  # object reference to a `deltas.Delta`
     bytes: int
 
@@ -101,40 +101,40 @@ class Weights:
     digest: str
     refs: tuple[Any, ...]  # object references to {name: (int16 or int32 array, dtype name)}
     bytes: int
-    keep: bool = False  # receivers hold them, for the next may come as a delta
-    delta: DeltaRef | None = None  # for those that hold what it began with
+    keep: bool = False  # receivers keep a copy, because the next version may be a delta
+    delta: DeltaRef | None = None  # for receivers that have the earlier version
 
 
 @dataclass(frozen=True)
 class SentWeights:
-    """A version of the policy's weights that was sent to the rollout actors that were there."""
+    """A version of the policy's weights that was sent to the idle rollout actors."""
 
     version: int
     digest: str  # by `WeightChecksum`
     bytes: int
-    stored: Any  # for others: reference to digest, references and size of the same in Ray's object store
+    stored: Any  # for other actors: reference to digest, references and size of the same weights in Ray's object store
 
 
 @dataclass(frozen=True)
 class WeightUpdateAck:
-    """What a rollout actor answers when it has taken a version of the weights."""
+    """A rollout actor's answer to a weight update."""
 
     version: int
     digest: str
-    bytes: int  # that it took: all weights, or a delta
+    bytes: int  # received: all weights or a delta
     logprob: float  # of the probe under these weights, nats
     seconds: float
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step reports: means over the pairs of its batch."""
+    """Result of an optimizer step: means over the pairs of its batch."""
 
     step: int
     steps: int
-    loss: float  # nats a pair
+    loss: float  # nats per pair
     learning_rate: float
-    grad_norm: float | None  # before clipping; None where DeepSpeed does not tell
+    grad_norm: float | None  # before clipping; None if DeepSpeed does not report it
     metrics: dict[str, float]
     tokens: int
     seconds: float

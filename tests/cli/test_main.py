@@ -87,7 +87,7 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(tmp_path, capsys, mon
         message = refused(capsys, "iterate", job, "--address", address)
         assert f"no Ray cluster answers at {address} (" in message
         monkeypatch.setenv("RAY_ADDRESS", address)
-        assert "look at --address and RAY_ADDRESS" in refused(capsys, "iterate", job, "--resume")
+        assert "check --address and RAY_ADDRESS" in refused(capsys, "iterate", job, "--resume")
 
 
 def test_a_run_stopped_by_its_judge_exits_75(tmp_path, capsys, monkeypatch) -> None:

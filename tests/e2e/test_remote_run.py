@@ -121,7 +121,7 @@ def test_one_driver_at_a_time(place, monkeypatch, tmp_path) -> None:
         monkeypatch.setattr(module, "REFRESH_S", 0.2)
     first = Ledger(Job(run_dir=place), False)
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"in use by process \d+ on .*, heard of \d s ago; .* can go on in \d+ s"):
+    with pytest.raises(ValueError, match=r"in use by process \d+ on .*, last seen \d s ago; .* can continue in \d+ s"):
         Ledger(Job(run_dir=place), True)
     began = json.loads(RemoteDirectory(place).read("LOCK"))["time"]
     time.sleep(1)
