@@ -1,6 +1,10 @@
-"""One run directory: what is written, when, and who may write it.
+"""Run directories: files, records, locks and progress of one run.
 
-Holds the ledger, local and remote storage, the lease and the mirror of a remote directory, Arrow schemas and the
-record types that actors exchange, progress, metrics, the timeline, preemption, and the connection to Ray. Nothing
-here knows a model, an actor pool or what a stage computes.
+- `directory`, `ledger`: the run directory, its stage records and tables. `storage`, `remote`: atomic files.
+- `mirror`, `lease`: local mirror and lock of a remote run directory. `shards`: datasets in parts.
+- `schemas`, `types`: Arrow schemas and the values that actors exchange. `hashing`: content keys.
+- `progress`, `telemetry`, `throughput`, `timeline`, `status`, `logs`: what a run reports.
+- `preemption`, `ray_session`, `startup`: the process and its connection to Ray.
+
+No module here knows models, actor pools or stages.
 """

@@ -28,17 +28,24 @@ _PACKAGES = ("psyco-ray", "torch", "transformers", "ray", "deepspeed", "vllm", "
 
 
 class RunDirectory:
-    """A directory that one process holds at a time, and the files in it."""
+    """A directory that one process locks at a time, and the files in it.
+
+    Example:
+        >>> directory = RunDirectory("runs/demo")
+        >>> directory.write_json("summary.json", {"seed": 0})
+        >>> directory.close()
+    """
 
     def __init__(self, run_dir: str, may_be_remote: bool = False) -> None:
-        """Make the directory and lock it.
+        """Creates and locks the directory.
 
         Args:
-            run_dir: a path, or a URI where that may be.
-            may_be_remote: whether all that is written goes through this class.
+            run_dir: a path, or a URI if `may_be_remote`.
+            may_be_remote: whether all files are written through this class.
 
         Raises:
-            InputError: it cannot be written, is in use, or would go away with a submitted job's working directory.
+            InputError: the directory cannot be written, is in use, or would vanish with a submitted job's working
+                directory.
         """
         refuse_key(run_dir)
         self.run_dir = run_dir
@@ -64,45 +71,45 @@ class RunDirectory:
         try:
             os.truncate(self._lock.fileno(), 0)
             os.write(self._lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
-            self._copy = RemoteMirror(run_dir, self.root) if remote else None
+            self._mirror = RemoteMirror(run_dir, self.root) if remote else None
         except OSError as error:
             self._lock.close()
             raise self._unwritable(error) from None
-        except ValueError:
+        except InputError:
             self._lock.close()
             raise
 
     def close(self) -> None:
-        """Release the directory."""
+        """Releases the directory."""
         try:
-            if self._copy is not None:
-                self._copy.close()
+            if self._mirror is not None:
+                self._mirror.close()
         finally:
             self._lock.close()
 
     def place(self, name: str) -> str:
-        """Where a directory of the run lies, for whoever writes or reads it in whatever process: a path or a URI."""
+        """Absolute path or URI of a directory of the run, valid in every process."""
         return storage.join(storage.absolute(self.run_dir), name)
 
     def remove(self, name: str) -> None:
-        """Remove a directory of the run, if it is there."""
+        """Removes a directory of the run if it exists."""
         storage.remove_dir(self.root / name)
-        if self._copy is not None:
-            self._copy.check()
+        if self._mirror is not None:
+            self._mirror.check()
             storage.remove_dir(self.place(name))
 
     def mirrored(self, name: str) -> AbstractContextManager[None]:
-        """A context in which what other processes write below a directory of a remote run is brought to its place."""
-        return contextlib.nullcontext() if self._copy is None else self._copy.mirrored(name)
+        """A context that uploads what other processes write below a directory of a remote run; else a no-op."""
+        return contextlib.nullcontext() if self._mirror is None else self._mirror.mirrored(name)
 
     def path(self, name: str) -> Path:
-        """A path inside the run directory, whose parent exists."""
+        """A local path inside the run directory; its parent is created."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def record(self, stage: str) -> dict[str, Any] | None:
-        """What was written down when a stage was finished; None if it was not."""
+        """The record of a finished stage; None if the stage is not done."""
         path = self.root / f"{stage}.json"
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -110,45 +117,48 @@ class RunDirectory:
             raise InputError(f"{path} is damaged; restore it, or remove it to repeat the stage") from None
 
     def finish(self, stage: str, began: float, **facts: Any) -> dict[str, Any]:
-        """Write down that a stage is done.
+        """Writes the record of a finished stage.
 
         Args:
             stage: its name, a path inside the run directory.
             began: `time.time()` at its beginning.
-            facts: anything JSON that later stages or the report need.
+            facts: JSON values that later stages or the report need.
+
+        Returns:
+            The record.
         """
         now = time.time()
-        found = {"stage": stage, "began": began, "ended": now, "seconds": now - began, **facts}
-        self.write_json(f"{stage}.json", found)
-        return found
+        record = {"stage": stage, "began": began, "ended": now, "seconds": now - began, **facts}
+        self.write_json(f"{stage}.json", record)
+        return record
 
     def claim(self, job: Section) -> None:
-        """Write a job down with its versions, unless the directory holds a run of another kind.
+        """Writes ``job.yaml`` and ``versions.json``.
 
         Raises:
-            InputError: it does.
+            InputError: the directory holds a run of another kind.
         """
         path = self.root / "job.yaml"
         if path.exists():
             try:
                 job_file.load_as(type(job), path)
-            except ValueError:
+            except InputError:
                 raise InputError(f"run_dir {self.root} holds a run of another kind; choose another run_dir") from None
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
+        """Writes a text file atomically."""
         storage.write_file(self.path(name), lambda file: file.write(text.encode()))
         self._push(name)
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a Parquet file, whole or not at all."""
+        """Writes a Parquet file atomically."""
         write_table(self.path(name), table)
         self._push(name)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Writes a JSON file atomically."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
     def _unwritable(self, error: OSError) -> InputError:
@@ -157,25 +167,25 @@ class RunDirectory:
         )
 
     def _push(self, name: str) -> None:
-        if self._copy is not None:
-            self._copy.push(name)
+        if self._mirror is not None:
+            self._mirror.push(name)
 
 
 def refuse_keys(job: Job) -> None:
-    """Refuse a job that has a key in the URI of any setting.
+    """Refuses a job with a key in the URI of any setting.
 
     Raises:
-        InputError: there is one.
+        InputError: a setting contains a key.
     """
     for value in job_file.flatten(job.model_dump(mode="json")).values():
         refuse_key(str(value))
 
 
 def require_durable(run_dir: str) -> None:
-    """Make sure that a submitted job's results outlive it.
+    """Checks that a submitted job's results outlive it.
 
     Raises:
-        InputError: the directory is relative, so that it would be in what Ray unpacked for the job.
+        InputError: the directory is relative, so it would be inside the working directory that Ray removes.
     """
     if not is_remote(run_dir) and not storage.local_path(run_dir).is_absolute():
         raise InputError(
@@ -185,16 +195,16 @@ def require_durable(run_dir: str) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file, whole or not at all."""
+    """Writes a Parquet file atomically."""
     storage.write_file(path, lambda file: pq.write_table(table, file))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the results depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    """Versions of Python, the machine and the packages that results depend on."""
+    installed = {"python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,4 +1,4 @@
-"""Files in another place than this machine: whatever `pyarrow.fs` reaches, such as ``s3://bucket/runs/one``."""
+"""Remote files: any file system that `pyarrow.fs` supports, such as ``s3://bucket/runs/one``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pyarrow import fs
 from psyco_ray.config.errors import InputError
 
 MANIFEST = "manifest.json"
-CHUNK = 2**24  # bytes that are read or sent at a time
-_APPEAR_WHOLE = {"s3", "gcs", "abfs"}  # where an object is there only once its stream is closed
+CHUNK = 2**24  # bytes read or sent at a time
+_APPEAR_WHOLE = {"s3", "gcs", "abfs"}  # an object appears when its stream is closed
 
-_SECRET = re.compile("secret|password|token|key|^sig$", re.IGNORECASE)  # an option of a URI that is one
+_SECRET = re.compile("secret|password|token|key|^sig$", re.IGNORECASE)  # names of URI options that hold a secret
 
 
 def is_remote(target: str | Path) -> bool:
@@ -29,36 +29,43 @@ def is_remote(target: str | Path) -> bool:
 
 
 def refuse_key(target: str) -> None:
-    """Refuse a URI with a key in it: it would stand in logs and job files.
+    """Refuses a URI that contains a key, which would end up in logs and job files.
 
     Raises:
-        InputError: there is one. The message does not show it.
+        InputError: the URI contains a key. The message does not show it.
     """
-    # an S3 secret may hold a slash, so that no parser finds it
+    # an S3 secret may contain a slash, which URI parsers split at
     in_s3 = target.startswith("s3://") and "@" in target.partition("?")[0]
     in_options = any(_SECRET.search(name) for name, _ in parse_qsl(target.partition("?")[2]))
     if is_remote(target) and (in_s3 or in_options or urlsplit(target).password is not None):
         raise InputError(
-            f"a URI that begins with {target.partition('://')[0]}:// has a key in it; take it out and give it in the "
+            f"a URI that begins with {target.partition('://')[0]}:// has a key in it; take it out and set it in the "
             "environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
 
 
 def damaged(where: str, what: str) -> InputError:
-    """The error that names a damaged directory and the way out."""
+    """The error for a damaged directory."""
     return InputError(
-        f"directory {where} is damaged: {what}; put a whole copy in its place, or make it anew in another run_dir"
+        f"directory {where} is damaged: {what}; put a whole copy in its place, or create it again in another run_dir"
     )
 
 
 class RemoteDirectory:
-    """A remote directory and the files below it, by their relative names."""
+    """A remote directory and the files below it, by relative name.
+
+    Example:
+        >>> remote = RemoteDirectory("s3://bucket/run")
+        >>> remote.write("job.yaml", b"seed: 0")
+        >>> remote.read("job.yaml")
+        b'seed: 0'
+    """
 
     def __init__(self, target: str) -> None:
-        """Say which.
+        """Connects to the file system.
 
         Raises:
-            InputError: no file system of pyarrow knows such a URI, or it has a key in it.
+            InputError: pyarrow has no file system for the URI, or the URI contains a key.
         """
         refuse_key(target)
         parts = urlsplit(target)
@@ -68,12 +75,12 @@ class RemoteDirectory:
         self._base = f"{base.rstrip('/')}{unquote(parts.path).rstrip('/')}"
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether a file exists."""
         return self.info(name).type == fs.FileType.File
 
     def at(self, name: str) -> RemoteDirectory:
         """A directory below it."""
-        # in text, for urlunsplit makes hdfs:/x out of hdfs:///x
+        # as text, because urlunsplit turns hdfs:///x into hdfs:/x
         path, mark, options = self.target.partition("?")
         return RemoteDirectory(f"{path.rstrip('/')}/{quote(name)}{mark}{options}")
 
@@ -83,64 +90,64 @@ class RemoteDirectory:
             return self._fs.get_file_info(self._path(name))
 
     def read(self, name: str) -> bytes | None:
-        """What a small file holds; None if there is none."""
+        """Content of a small file; None if it does not exist."""
         with self._reaching():
             try:
                 while True:
                     with self._fs.open_input_stream(self._path(name)) as stream:
                         data = stream.read()
-                    # as many bytes come as there were on opening: too few of a longer file that has just replaced it
+                    # a reader gets the size at opening, which truncates a longer file that has just replaced it
                     if len(data) == self._fs.get_file_info(self._path(name)).size:
                         return data
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Writes a file atomically."""
         path = self._path(name)
         at_once = self._fs.type_name in _APPEAR_WHOLE
         with self._reaching():
-            self._make_room(name)
-            # in a thread, where no signal's handler raises between open and write: closing would leave an empty file
+            self._create_parent(name)
+            # in a thread, where no signal handler raises between open and write and leaves an empty file
             with ThreadPoolExecutor(1) as thread:
                 thread.submit(self._put, path if at_once else f"{path}.partial", data).result()
             if not at_once:
                 self._fs.move(f"{path}.partial", path)
 
     def upload(self, source: Path, name: str) -> None:
-        """Bring a file of any size there; if that fails half of it may be, so it needs a manifest to count."""
+        """Uploads a file of any size; not atomic, so the file counts only with a manifest."""
         with open(source, "rb") as file, self._reaching():
-            self._make_room(name)
+            self._create_parent(name)
             with self._fs.open_output_stream(self._path(name)) as stream:
                 while chunk := file.read(CHUNK):
                     stream.write(chunk)
 
     def download(self, name: str, target: IO[bytes]) -> None:
-        """Write what a file holds into an open one here.
+        """Writes the content of a file to an open local file.
 
         Raises:
-            InputError: it is not there.
+            InputError: the file does not exist.
         """
         for chunk in self._chunks(name):
             target.write(chunk)
 
     def copy(self, name: str, other: RemoteDirectory) -> None:
-        """Copy a file to the same name in another directory of the same place, without bringing it here."""
+        """Copies a file to the same name in another directory of the same file system."""
         with self._reaching():
-            other._make_room(name)
+            other._create_parent(name)
             self._fs.copy_file(self._path(name), other._path(name))
 
     def files(self) -> dict[str, Any]:
         """All files below, as pyarrow's `FileInfo` by relative name."""
-        found = self._below(recursive=True)
-        return {info.path[len(self._base) + 1 :]: info for info in found if info.type == fs.FileType.File}
+        infos = self._below(recursive=True)
+        return {info.path[len(self._base) + 1 :]: info for info in infos if info.type == fs.FileType.File}
 
     def subdirs(self) -> list[str]:
         """Names of the directories in it."""
         return sorted(info.base_name for info in self._below(recursive=False) if info.type == fs.FileType.Directory)
 
     def remove(self, name: str = "") -> None:
-        """Remove a file, or a directory with its manifest first; by default all."""
+        """Removes a file, or a directory (its manifest first); by default the whole directory."""
         path = self._path(name) if name else self._base
         with self._reaching():
             kind = self._fs.get_file_info(path).type
@@ -151,13 +158,13 @@ class RemoteDirectory:
                     self._fs.delete_file(f"{path}/{MANIFEST}")
                 self._fs.delete_dir(path)
 
-    def _make_room(self, name: str) -> None:
-        """Make the directory that a file is written to, where there are directories."""
+    def _create_parent(self, name: str) -> None:
+        """Creates the directory of a file, if the file system has directories."""
         if self._fs.type_name not in _APPEAR_WHOLE:
             self._fs.create_dir(self._path(name).rpartition("/")[0])
 
     def _put(self, path: str, data: bytes) -> None:
-        # one call: a stream that fails between two would be closed, and half a file would be there
+        # one call: closing a stream after a failed second write would leave half a file
         with self._fs.open_output_stream(path) as stream:
             stream.write(data)
 

@@ -1,8 +1,8 @@
-"""Where files lie: a local path, or any place that `pyarrow.fs` reaches, such as ``s3://bucket/runs/one``.
+"""Atomic and durable files and directories, local or remote (any `pyarrow.fs`, such as ``s3://bucket/runs/one``).
 
-A directory of ours is complete or absent. It is filled under another name and gets a ``manifest.json``, with size and
-digest of every file. A local one then takes its name; of a remote one the manifest is the last thing that is written,
-and without it the directory does not count.
+A target is a local path or a URI. Directories are written atomically: a directory is filled under a temporary name and
+gets a ``manifest.json`` with size and digest of every file. A local directory is then renamed; the manifest of a remote
+directory is uploaded last, and a directory without it does not exist.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from psyco_ray.run.remote import CHUNK, MANIFEST, RemoteDirectory, damaged, is_r
 
 
 def cache_dir() -> Path:
-    """Directory of what can be had again: ``$PSYCO_RAY_CACHE``, else ``~/.cache/psyco_ray``."""
+    """Directory for data that can be restored: ``$PSYCO_RAY_CACHE``, else ``~/.cache/psyco_ray``."""
     return Path(os.environ.get("PSYCO_RAY_CACHE") or Path.home() / ".cache" / "psyco_ray")
 
 
 def working_copy(target: str) -> Path:
-    """Where the small files of a remote run directory lie on this machine."""
+    """Local mirror of a remote run directory."""
     return cache_dir() / "runs" / _hash(target) / _name(target)
 
 
@@ -42,12 +42,12 @@ def local_path(target: str | Path) -> Path:
 
 
 def absolute(target: str | Path) -> str:
-    """A target that means the same in a process with another working directory."""
+    """A target that does not depend on the working directory."""
     return str(target) if is_remote(target) else str(local_path(target).absolute())
 
 
 def join(target: str, name: str) -> str:
-    """The target of a name below a target; a URI keeps its options."""
+    """The target of a name below a directory; a URI keeps its options."""
     if not is_remote(target):
         return str(local_path(target) / name)
     return RemoteDirectory(target).at(name).target
@@ -55,10 +55,14 @@ def join(target: str, name: str) -> str:
 
 @contextmanager
 def atomic_dir(target: str | Path) -> Iterator[Path]:
-    """A context in which a local directory is filled; at its end it is whole and durable at the target, or not at all.
+    """A context that yields a local directory to fill; at its end the target is complete and durable, or unchanged.
 
     Raises:
-        InputError: it cannot be written, say because the disk is full.
+        InputError: the target cannot be written, for example because the disk is full.
+
+    Example:
+        >>> with atomic_dir("runs/demo/state") as staging:
+        ...     (staging / "weights.bin").write_bytes(data)
     """
     from safetensors import SafetensorError
 
@@ -88,38 +92,38 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
 
 
 def check(directory: Path, digests: bool = False, name: str | Path | None = None) -> None:
-    """Compare a directory with its manifest; one without ours, say a user's model, passes.
+    """Compares a directory with its manifest; a directory without a manifest, such as a user's model, passes.
 
     Args:
-        directory: it.
-        digests: read every byte; else only sizes are looked at.
-        name: what an error calls it; None: its path.
+        directory: to check.
+        digests: compare the digests of all files, not only their sizes.
+        name: of the directory in errors; None: its path.
 
     Raises:
-        InputError: it is damaged; the first damaged file is named.
+        InputError: the directory is damaged; the message names the first damaged file.
     """
     path, where = directory / MANIFEST, str(name or directory)
     if not path.is_file():
         return
-    for file, wanted in _files(path.read_bytes(), where).items():
+    for file, expected in _files(path.read_bytes(), where).items():
         held = directory / file
         size = held.stat().st_size if held.is_file() else None
-        if size != wanted["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, not {wanted['bytes']}"
-            raise damaged(where, f"{file} {found}")
-        if digests and _digest(held) != wanted["xxh3_128"]:
+        if size != expected["bytes"]:
+            fault = "is missing" if size is None else f"has {size} bytes, not {expected['bytes']}"
+            raise damaged(where, f"{file} {fault}")
+        if digests and _digest(held) != expected["xxh3_128"]:
             raise damaged(where, f"the bytes of {file} are not those that were written")
 
 
 def fetch(target: str | Path, digests: bool = False) -> Path:
-    """A local directory with what a target holds; a remote one is downloaded into the cache, once for all processes.
+    """A local copy of a directory; a remote one is downloaded into the cache, once for all processes.
 
     Args:
-        target: a directory that `atomic_dir` wrote, or a local one from elsewhere.
-        digests: read every byte of what is there already; what is downloaded is always checked so.
+        target: a directory that `atomic_dir` wrote, or any local directory.
+        digests: check the digests of files that exist already; downloads are always checked.
 
     Raises:
-        InputError: there is no such directory, or it is damaged.
+        InputError: the directory does not exist or is damaged.
     """
     if not is_remote(target):
         if not (path := local_path(target)).is_dir():
@@ -140,7 +144,7 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
             try:
                 check(path, digests)
                 return path
-            except ValueError:  # only the copy is damaged, so it is fetched again
+            except InputError:  # only the local copy is damaged: download it again
                 pass
         with atomic_dir(path) as staging:
             (staging / MANIFEST).write_bytes(manifest)
@@ -153,38 +157,38 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
 
 
 def exists(target: str | Path) -> bool:
-    """Whether there is a (complete, if remote) directory."""
+    """Whether a directory exists (a remote one: with its manifest)."""
     return RemoteDirectory(str(target)).has(MANIFEST) if is_remote(target) else local_path(target).is_dir()
 
 
 def remove_dir(target: str | Path) -> None:
-    """Remove a directory, if it is there; a process killed meanwhile leaves none that looks complete."""
+    """Removes a directory if it exists; if interrupted, no directory is left that looks complete."""
     if is_remote(target):
         shutil.rmtree(_cached(str(target)).parent, ignore_errors=True)
         RemoteDirectory(str(target)).remove()
         return
     path = local_path(target)
     if path.exists():
-        gone = path.with_name(f"{_unfinished(path)}{uuid.uuid4().hex}")  # a full disk may have no room for a directory
+        gone = path.with_name(f"{_unfinished(path)}{uuid.uuid4().hex}")  # needs no room on a full disk
         path.rename(gone)
         shutil.rmtree(gone)
 
 
 def move_dir(source: str, target: str) -> None:
-    """Give a directory another name, in the place of what has that name; both are local, or in one remote place."""
+    """Renames a directory and replaces the target; both are local, or on one remote file system."""
     if not is_remote(source):
         remove_dir(target)
         local_path(source).rename(local_path(target))
         return
     old, new = RemoteDirectory(source), RemoteDirectory(target)
     new.remove()
-    for name in sorted(old.files(), key=lambda name: name == MANIFEST):  # the manifest is the last
+    for name in sorted(old.files(), key=lambda name: name == MANIFEST):  # the manifest last
         old.copy(name, new)
     remove_dir(source)
 
 
 def subdirs(target: str) -> list[str]:
-    """Names of the directories in a directory, complete or not; none if it is not there."""
+    """Names of the directories in a directory, complete or not; empty if it does not exist."""
     if is_remote(target):
         return RemoteDirectory(target).subdirs()
     path = local_path(target)
@@ -228,10 +232,10 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def read_file(directory: str | Path, name: str) -> bytes | None:
-    """What a small file in a directory holds; None if there is none.
+    """Content of a small file in a directory; None if it does not exist.
 
     Raises:
-        InputError: the place cannot be reached.
+        InputError: the directory cannot be reached.
     """
     if is_remote(directory):
         return RemoteDirectory(str(directory)).read(name)
@@ -240,10 +244,10 @@ def read_file(directory: str | Path, name: str) -> bytes | None:
 
 
 def write_bytes(directory: str | Path, name: str, data: bytes) -> None:
-    """Write a small file into a directory, whole or not at all.
+    """Writes a small file into a directory atomically.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     if is_remote(directory):
         RemoteDirectory(str(directory)).write(name, data)
@@ -252,10 +256,10 @@ def write_bytes(directory: str | Path, name: str, data: bytes) -> None:
 
 
 def remove_file(directory: str | Path, name: str) -> None:
-    """Remove a file from a directory, if it is there.
+    """Removes a file from a directory if it exists.
 
     Raises:
-        InputError: the place cannot be reached.
+        InputError: the directory cannot be reached.
     """
     if is_remote(directory):
         RemoteDirectory(str(directory)).remove(name)
@@ -265,7 +269,7 @@ def remove_file(directory: str | Path, name: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file among the processes of this machine."""
+    """A context that holds a lock file, exclusive among the processes of this machine."""
     import fcntl
 
     with open(path, "w") as lock:
@@ -278,7 +282,7 @@ def _cached(target: str) -> Path:
 
 
 def _name(target: str) -> str:
-    """The last name in a URI."""
+    """Last component of a URI."""
     return Path(urlsplit(target).path).name or urlsplit(target).netloc
 
 
@@ -287,19 +291,19 @@ def _hash(text: str) -> str:
 
 
 def _unfinished(path: Path) -> str:
-    """How names begin under which a directory is filled or removed."""
+    """Prefix of the temporary names of a directory."""
     return f".{path.name}.partial-"
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a process that was killed left of a directory."""
+    """Removes temporary directories that a killed process left."""
     for entry in list(path.parent.iterdir()):
         if entry.name.startswith(_unfinished(path)):
             shutil.rmtree(entry)
 
 
 def _seal(directory: Path) -> dict[str, Any]:
-    """Write the manifest of a directory, and bring all of it to the disk."""
+    """Writes the manifest of a directory and syncs everything to disk."""
     files: dict[str, Any] = {}
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         if (name := path.relative_to(directory).as_posix()) != MANIFEST:
@@ -313,12 +317,12 @@ def _seal(directory: Path) -> dict[str, Any]:
 
 
 def _files(manifest: bytes, where: str) -> dict[str, Any]:
-    """The files of a manifest; none of one that is not ours."""
+    """The files of a manifest; empty for a manifest of another program."""
     try:
-        found = json.loads(manifest)
+        content = json.loads(manifest)
     except ValueError:
         raise damaged(where, f"{MANIFEST} is no JSON") from None
-    return found["files"] if isinstance(found, dict) and "psyco_ray" in found else {}
+    return content["files"] if isinstance(content, dict) and "psyco_ray" in content else {}
 
 
 def _digest(path: Path) -> str:
