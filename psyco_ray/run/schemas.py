@@ -1,4 +1,4 @@
-"""What the actors pass to one another, and the Arrow schema of every table that a run leaves."""
+"""Arrow schemas of all tables, and the conversion of groups to rows and back."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ PREFERENCES = pa.schema(
         *[(name, pa.int64()) for name in _SIDES],
     ]
 )
-"""The released preference dataset's columns; ours adds `topic`, `coarse_topic` and `split`."""
+"""The released preference dataset's columns; built datasets add `topic`, `coarse_topic` and `split`."""
 
 COMPARISONS = pa.schema(
     [
@@ -88,7 +88,7 @@ COMPARISONS = pa.schema(
         *[(f"{principle}_gap", pa.float32()) for principle in PRINCIPLES],
     ]
 )
-"""Preference pairs of whatever origin in one form."""
+"""Preference pairs of any source in one form."""
 
 COLLECTED = pa.schema(
     [
@@ -141,11 +141,11 @@ SET_ASIDE = pa.schema(
         ("answer", pa.string()),  # the last one, if there was any
     ]
 )
-"""Calls that gave nothing usable after all attempts."""
+"""Calls without a usable answer after all attempts."""
 
 
 def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A group as rows of the SAMPLES and the SCORES table."""
+    """The rows of a group in the SAMPLES and the SCORES table."""
     samples = [
         {
             "speech_id": group.prompt.speech_id,
@@ -167,7 +167,7 @@ def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[Group]:
-    """The groups of an item out of its rows of the SAMPLES and the SCORES table."""
+    """The groups of an item from its rows of the SAMPLES and the SCORES table."""
     responses: dict[str, list[Response]] = {}
     versions: dict[str, int] = {}
     for row in samples:
@@ -182,8 +182,8 @@ def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: l
             prompt,
             tuple(responses[prompt.speech_id]),
             versions[prompt.speech_id],
-            {model: tuple(found) for model, found in values.get(prompt.speech_id, {}).items()},
+            {model: tuple(scores_of_model) for model, scores_of_model in values.get(prompt.speech_id, {}).items()},
         )
         for prompt in item.prompts
-        if prompt.speech_id in responses  # else it is in quarantine
+        if prompt.speech_id in responses  # absent speeches are in quarantine
     ]

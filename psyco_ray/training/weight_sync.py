@@ -80,31 +80,39 @@ def push_weights(
     handover()
     exported = time.monotonic()
 
-    def gap(ack: WeightUpdateAck) -> float:
-        return abs(ack.logprob - expected) / len(probe.chosen_ids)
-
-    def mismatch(ack: WeightUpdateAck) -> str | None:
-        if (ack.version, ack.digest) != (version, weights.digest):
-            return f"it took version {ack.version} with digest {ack.digest}, {weights.digest} was sent"
-        if gap(ack) > settings.max_gap:
-            return (
-                f"after the update to version {version} the learner gives the probe {expected:.3f} nats and it gives "
-                f"{ack.logprob:.3f}: {gap(ack):.3f} per token, more than sync.max_gap {settings.max_gap:g}"
-            )
-        return None
-
+    tokens = len(probe.chosen_ids)
     acks = rollouts.broadcast(
         RolloutActor.load_weights,
         weights,
         probe.prompt_ids,
         probe.chosen_ids,
         version=version,
-        check=mismatch,
+        check=lambda ack: _mismatch(ack, weights, expected, tokens, settings.max_gap),
         deadline_s=settings.deadline_s,
     )
     loaded = time.monotonic()
     size = max(ack.bytes for ack in acks)
-    return SyncReport(version, size, len(acks), exported - began, loaded - exported, max(map(gap, acks)))
+    gap = max(_gap(ack, expected, tokens) for ack in acks)
+    return SyncReport(version, size, len(acks), exported - began, loaded - exported, gap)
+
+
+def _gap(ack: WeightUpdateAck, expected: float, tokens: int) -> float:
+    """Difference of the probe's log-probability between engine and learner, nats per token."""
+    return abs(ack.logprob - expected) / tokens
+
+
+def _mismatch(
+    ack: WeightUpdateAck, sent: Weights | SentWeights, expected: float, tokens: int, max_gap: float
+) -> str | None:
+    """Why an actor does not have the weights that were sent; None if it has."""
+    if (ack.version, ack.digest) != (sent.version, sent.digest):
+        return f"it took version {ack.version} with digest {ack.digest}, {sent.digest} was sent"
+    if (gap := _gap(ack, expected, tokens)) > max_gap:
+        return (
+            f"after the update to version {sent.version} the learner gives the probe {expected:.3f} nats and it gives "
+            f"{ack.logprob:.3f}: {gap:.3f} per token, more than sync.max_gap {max_gap:g}"
+        )
+    return None
 
 
 def _send_or_export(
