@@ -30,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ray.cloudpickle.register_pickle_by_value(module)
 
 
+@pytest.fixture(autouse=True)
+def ray_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command sets a token for its own Ray in the environment; the tests' Ray must not see it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+
+
 @pytest.fixture(scope="session")
 def base_model() -> Path:
     """SmolLM2-135M-Instruct."""

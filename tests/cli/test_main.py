@@ -24,10 +24,7 @@ from psyco_ray.judge.client import UnavailableError
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch) -> None:
-    """The command sets a token for its Ray in the environment; the other tests' Ray must not see it."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+def no_cluster(monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 

@@ -261,8 +261,6 @@ def test_records_without_busy_seconds_are_refused(tmp_path) -> None:
 
 def test_plan_for_a_cluster_needs_an_address(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     (tmp_path / "job.yaml").write_text("seed: 1\n")
     assert main(["plan", str(tmp_path / "job.yaml"), "--cluster"]) == errors.INPUT_ERROR
     assert "give --address or set RAY_ADDRESS" in capsys.readouterr().err

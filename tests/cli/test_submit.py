@@ -44,8 +44,6 @@ def refused(capsys, *arguments: str) -> str:
 def here(tmp_path, monkeypatch) -> Path:
     """The working directory, with a job file."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     (tmp_path / "job.yaml").write_text("run_dir: /shared/run\n")
     return tmp_path

@@ -258,9 +258,7 @@ def test_pages_of_one_run_and_of_policies_alone(tmp_path) -> None:
     assert "judge" not in self_contained(text).text
 
 
-def test_the_command(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+def test_the_command(tmp_path, capsys) -> None:
     root = make_run(tmp_path / "a", rising(1))
     assert main(["compare", str(root), "--out", str(tmp_path / "out")]) == 0
     assert "| a | final, iteration 2 |" in capsys.readouterr().out

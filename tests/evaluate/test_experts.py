@@ -272,9 +272,7 @@ def test_shares_are_those_of_what_was_chosen(tmp_path_factory, chosen: list[str]
         assert result is None or result[end]["share"] == pytest.approx(filled.count(choice) / len(filled))
 
 
-def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+def test_the_commands_from_export_to_page(tmp_path, files, capsys) -> None:
     out = tmp_path / "out"
     arguments = [
         f"{ODD}={files['free']}",
@@ -322,9 +320,7 @@ def test_the_commands_from_export_to_page(tmp_path, files, capsys, monkeypatch) 
     assert (tmp_path / "report.html").read_text("utf-8") == text
 
 
-def test_bad_commands(tmp_path, files, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+def test_bad_commands(tmp_path, files, capsys) -> None:
     opponent = ["--opponent", files["opponent"], "--out", str(tmp_path / "out")]
     for pairs, words in (
         ([files["free"]], "is not of the form NAME=FILE"),

@@ -255,9 +255,7 @@ def test_an_opponent_without_any_response_is_an_error(local_ray, tmp_path, url, 
         run(settings(tmp_path, policies=policies, opponent=opponent, speeches={"split": "dev", "limit": 3}))
 
 
-def test_the_command_reports_an_invalid_job(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+def test_the_command_reports_an_invalid_job(tmp_path, capsys):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path / "run")))
     assert main(["evaluate-policy", str(path), "seed=-1"]) == 2

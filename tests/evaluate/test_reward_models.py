@@ -248,9 +248,7 @@ def test_after_a_kill_and_a_cost_limit_nothing_is_done_twice(local_ray, tmp_path
     assert counts(url)["paid_twice"] == 0
 
 
-def test_the_command_reports_an_invalid_job(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+def test_the_command_reports_an_invalid_job(tmp_path, capsys):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path / "run", [ONE])))
     assert main(["evaluate-reward", str(path), "seed=-1"]) == 2

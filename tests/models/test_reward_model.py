@@ -321,7 +321,7 @@ def test_a_response_longer_than_the_context_is_refused(base_model, tmp_path) -> 
     actor.ready()
     messages = [{"role": "user", "content": "so " * 100}]
     assert len(actor.score_texts("heldout", messages, ["so " * 40])) == 1  # 50 positions follow the pad token's
-    with pytest.raises(ValueError, match=r"fills the context of reward model .*model; ask for shorter responses"):
+    with pytest.raises(ValueError, match=r"fills the context of reward model .*model; lower sampling.max_tokens"):
         actor.score_texts("heldout", messages, ["so " * 60])
 
 
