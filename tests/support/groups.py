@@ -30,7 +30,9 @@ def stream(ledger: Ledger, produce, quarantined: Mapping[str, str] | None = None
     missing = ledger.missing_items("it/samples", ITEMS)
     yield from ledger.stored_groups("it/samples", [item for item in ITEMS if item not in missing])
     if missing:
-        yield from ledger.store_completed("it/samples", missing, produce(missing), {} if quarantined is None else quarantined)
+        yield from ledger.store_completed(
+            "it/samples", missing, produce(missing), {} if quarantined is None else quarantined
+        )
 
 
 ITEMS = [PromptBatch(f"item{k}", tuple(Prompt(f"s{k}{i}", (1, 2, k), 10 * k + i) for i in range(3))) for k in range(2)]
