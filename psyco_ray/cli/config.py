@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,7 +83,11 @@ def config(_: None, options: argparse.Namespace) -> int:
             near = difflib.get_close_matches(options.section, names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise InputError(f"a {options.job} job has no key {options.section}{hint}")
-    print("\n".join(key.describe() for key in keys).strip())
+    text = "\n".join(key.describe() for key in keys).strip()
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

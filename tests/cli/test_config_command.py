@@ -1,6 +1,8 @@
 """`psyco-ray config` prints every key; `psyco-ray init` writes a job of them."""
 
 import re
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -73,3 +75,13 @@ def test_the_starter_job_is_the_demo_for_ones_own_speeches(tmp_path, capsys, mon
     assert main(["init", str(place)]) == 2
     assert f"{path} exists and is not overwritten" in capsys.readouterr().err
     assert path.read_text() == text
+
+
+def test_a_reader_may_stop_before_the_end() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "psyco_ray.cli", "config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
