@@ -74,8 +74,9 @@ def config(_: None, options: argparse.Namespace) -> int:
     """Prints the keys."""
     kind = _KINDS[options.job]
     keys = list(keys_of(kind))
+    lines: list[str] = []
     if options.section is None:
-        print(_first_line(kind))
+        lines.append(_first_line(kind))
     else:
         names = [key.path for key in keys]
         keys = [key for key in keys if _is_below(key.path, options.section)]
@@ -83,9 +84,9 @@ def config(_: None, options: argparse.Namespace) -> int:
             near = difflib.get_close_matches(options.section, names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise InputError(f"a {options.job} job has no key {options.section}{hint}")
-    text = "\n".join(key.describe() for key in keys).strip()
+    lines.append("\n".join(key.describe() for key in keys).strip())
     try:
-        print(text, flush=True)
+        print("\n".join(lines), flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
