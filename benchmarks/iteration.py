@@ -228,7 +228,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measures the demo's iteration on both sides."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "reward"
-        overrides = [f"run_dir={directory}/run", f"scorers.reward_model={path}", *options.overrides]
+        # the scripts rank cut responses like the others
+        ours_alike = [f"run_dir={directory}/run", f"scorers.reward_model={path}", "sampling.unfinished=allow"]
+        overrides = [*ours_alike, *options.overrides]
         job = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml", overrides)
         base = loading.resolve(job.model)
         tokenizer = loading.load_tokenizer(base)

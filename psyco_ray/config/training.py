@@ -68,6 +68,8 @@ class Sampling(Section):
     """Nucleus sampling: probability mass of the tokens to sample from."""
     max_tokens: Count = 1024
     """Tokens of a response."""
+    unfinished: Literal["exclude", "penalise", "allow"] = "exclude"
+    """Responses cut at max_tokens or empty. exclude: never chosen; penalise: below all finished; allow: as others."""
 
 
 class Optimizer(Section):
@@ -219,6 +221,8 @@ class Guards(Section):
     """Smallest share of distinct word pairs in held-out answers, relative to the base model's."""
     max_length_share: Share = 0.7
     """Largest R² of reward and length."""
+    min_finished_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Smallest share of held-out answers that end before sampling.max_tokens and are not empty."""
     max_fall: Positive = 3.0
     """Largest fall of the held-out reward below its best, in standard errors."""
     max_reward_gap: Positive = 2.0

@@ -21,7 +21,10 @@ class ResponseTooLongError(Exception):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation with several responses: the shared prefix, and each response through its end of turn."""
+    """A conversation with several responses: the shared prefix, and each response through its end of turn.
+
+    An unfinished response ends with its last text token.
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[tuple[int, ...], ...]
@@ -29,7 +32,11 @@ class Encoded:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, responses: Sequence[str], max_tokens: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    responses: Sequence[str],
+    max_tokens: int | None,
+    finished: Sequence[bool] = (),
 ) -> Encoded:
     """Render a conversation with each response, and cut the prompt at its left until the longest fits.
 
@@ -38,6 +45,8 @@ def encode(
         messages: the conversation up to the responses.
         responses: texts of the assistant's next turn.
         max_tokens: limit of the conversation with its longest response; None: no limit.
+        finished: for each response, whether it ended by itself; an unfinished one is rendered without end of turn.
+            Empty: all are finished.
 
     Returns:
         The longest common prefix of the rendered conversations, and the rest of each.
@@ -50,7 +59,8 @@ def encode(
         >>> len(encoded.prompt_ids) + len(encoded.response_ids[0])
     """
     conversations = [
-        loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": text}]) for text in responses
+        loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": text}], ends)
+        for text, ends in zip(responses, finished or [True] * len(responses), strict=True)
     ]
     excess = max(len(ids) for ids in conversations) - max_tokens if max_tokens else 0
     if excess > 0:
@@ -63,14 +73,20 @@ def encode(
 
 
 def encode_turn(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, responses: Sequence[str], max_tokens: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    responses: Sequence[str],
+    max_tokens: int | None,
+    finished: Sequence[bool] = (),
 ) -> Encoded:
     """As `encode`, but a response starts where a policy begins to write and ends with its end-of-turn token.
+
+    An unfinished response ends with its last text token.
 
     Raises:
         ResponseTooLongError: a response would have to be cut; only prompts are.
     """
-    encoded = encode(tokenizer, messages, responses, max_tokens)
+    encoded = encode(tokenizer, messages, responses, max_tokens, finished)
     # the shared prefix may contain the beginning of both responses, and it lacks the tokens cut at the left
     prompt_tokens = len(loading.conversation_ids(tokenizer, list(messages))) - encoded.cut
     turns = []

@@ -166,18 +166,37 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME).eval()
 
 
-def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], finished: bool = True
+) -> list[int]:
     """Return the token ids of a conversation; it ends with the generation prompt unless the assistant spoke last.
 
     The template writes the special tokens, so none is added (no double BOS). A template that writes the current date
     (Llama 3.2) gets a fixed one, so that a seed gives the same run on every day.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: the conversation.
+        finished: whether the last message is complete; an unfinished one ends without end of turn.
+
+    Raises:
+        InputError: the chat template changes the text of the unfinished message.
     """
-    text = tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=messages[-1]["role"] != "assistant",
-        strftime_now=_TODAY.strftime,
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=messages[-1]["role"] != "assistant",
+            continue_final_message=not finished,
+            strftime_now=_TODAY.strftime,
+        )
+    except ValueError:  # its message holds the conversation
+        if finished:
+            raise
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} changes the text of a response that was cut; "
+            "use a chat template that keeps it"
+        ) from None
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -75,7 +75,9 @@ class RewardModel:
     """A frozen reward model of any family.
 
     Decoders score packed rows, in which a prompt is computed once for all its responses; other families score padded
-    batches. Either way a score equals the one that transformers gives to the conversation alone.
+    batches. Either way a score equals the one that transformers gives to the conversation alone. The score of an
+    unfinished response is read at its last text token, because its conversation has no end of turn. A model without a
+    chat template marks no end of turn, so that `finished` does not change its scores.
 
     Example:
         >>> model = RewardModel("/models/reward", Scorers(), max_tokens=None)
@@ -150,7 +152,7 @@ class RewardModel:
 
         if not self._tokenizer.chat_template:
             return self._paired_inputs(request)
-        encoded = encode(self._tokenizer, request.messages, request.responses, self._max_tokens)
+        encoded = encode(self._tokenizer, request.messages, request.responses, self._max_tokens, request.finished)
         conversations = [[*encoded.prompt_ids, *ids] for ids in encoded.response_ids]
         return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in conversations], encoded.cut
 

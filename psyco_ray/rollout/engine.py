@@ -259,7 +259,7 @@ class Engine:
                 Response(
                     text=completion.text,
                     token_ids=tuple(completion.token_ids),
-                    finished=completion.finish_reason == "stop",
+                    finished=completion.finish_reason == "stop" and bool(completion.text.strip()),
                 )
             )
         return Group(prompt=prompt, responses=tuple(responses), version=self._version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from psyco_ray.config.errors import InputError
@@ -82,24 +82,30 @@ class ScorerActor:
         """
         began = time.perf_counter()
         group, messages, names = item
-        scores = {name: tuple(self.score_texts(name, messages, [r.text for r in group.responses])) for name in names}
+        texts = [response.text for response in group.responses]
+        finished = [response.finished for response in group.responses]
+        scores = {name: tuple(self.score_texts(name, messages, texts, finished)) for name in names}
         yield (
             Group(group.prompt, group.responses, group.version, {**group.scores, **scores}),
             time.perf_counter() - began,
         )
 
-    def score_texts(self, name: str, messages: list[dict[str, str]], responses: list[str]) -> list[float]:
+    def score_texts(
+        self, name: str, messages: list[dict[str, str]], responses: list[str], finished: Sequence[bool] = ()
+    ) -> list[float]:
         """Raw scores of responses to one conversation.
 
         Args:
             name: of the reward model.
             messages: the conversation, as chat messages.
             responses: to its last message.
+            finished: as in `ScoreRequest`.
 
         Raises:
             InputError: a response alone fills the reward model's context.
         """
-        [scored] = self._rewards[name].score([ScoreRequest("", tuple(messages), tuple(responses))])
+        request = ScoreRequest("", tuple(messages), tuple(responses), tuple(finished))
+        [scored] = self._rewards[name].score([request])
         if scored.values is None:
             raise InputError(
                 f"a response alone fills the context of reward model {self._reward_specs[name]}; lower "

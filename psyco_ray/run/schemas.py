@@ -27,7 +27,7 @@ SAMPLES = pa.schema(
         ("index", pa.int32()),  # 0 .. responses - 1
         ("response", pa.string()),
         ("token_ids", _IDS),
-        ("finished", pa.bool_()),
+        ("finished", pa.bool_()),  # false where it was cut at the token limit or has no text
         ("seed", pa.int64()),
         ("policy_version", pa.int32()),
     ]
@@ -54,6 +54,8 @@ PAIRS = pa.schema(
         ("rejected_ids", _IDS),
         ("chosen_reference", pa.float64()),  # log-probability in nats
         ("rejected_reference", pa.float64()),
+        ("chosen_finished", pa.bool_()),  # false where the response was cut; null: unknown, treated as finished
+        ("rejected_finished", pa.bool_()),
         ("policy_version", pa.int32()),
     ]
 )
@@ -81,6 +83,8 @@ COMPARISONS = pa.schema(
         ("asked", pa.string()),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
+        ("chosen_finished", pa.bool_()),  # false where the response was cut; null: unknown, treated as finished
+        ("rejected_finished", pa.bool_()),
         ("split", pa.string()),  # train, dev or test
         ("topic", pa.string()),  # the coarse one
         ("subset", pa.string()),  # of a benchmark, or the pair's source

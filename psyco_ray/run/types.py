@@ -28,7 +28,7 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response; `finished` is false if it was truncated at the token limit."""
+    """One sampled response; `finished` is false if it was cut at the token limit or has no text."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -73,6 +73,7 @@ class ScoreRequest:
     key: str
     messages: tuple[dict[str, str], ...]
     responses: tuple[str, ...]
+    finished: tuple[bool, ...] = ()  # whether each response ended by itself; empty: all did
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def job(run_dir: Path, model: Path, reward_model: Path, **changes) -> Job:
         speeches_per_iteration=SPEECHES,
         data=Data(dev_share=0.2),
         prompts=Prompts(respond="respond-small"),
-        sampling=Sampling(responses=4, max_tokens=24),
+        sampling=Sampling(responses=4, max_tokens=24, unfinished="allow"),
         dpo=DpoConfig(optimizer=Optimizer(learning_rate=1e-3, batch_size=8)),
         rollouts=Rollouts(actors=2, cpus=0.1, max_model_len=256, max_num_seqs=32, kv_cache_gb=0.1, speeches_per_item=2),
         scorers=Scorers(actors=2, cpus=0.1, reward_model=str(reward_model)),

@@ -13,7 +13,7 @@ iterations: 2
 speeches_per_iteration: 24
 data: {{dev_share: 0.2}}
 prompts: {{respond: respond-small}}
-sampling: {{responses: 4, max_tokens: 24}}
+sampling: {{responses: 4, max_tokens: 24, unfinished: allow}}
 dpo: {{optimizer: {{learning_rate: 1.0e-3, batch_size: 4}}}}
 colocated: true
 rollouts: {{gpus: 0.4, max_model_len: 256, max_num_seqs: 32, kv_cache_gb: 0.5, speeches_per_item: 4}}

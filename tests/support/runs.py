@@ -13,7 +13,7 @@ iterations: 2
 speeches_per_iteration: 24
 data: {{dev_share: 0.2}}
 prompts: {{respond: respond-small}}
-sampling: {{responses: 4, max_tokens: 24}}
+sampling: {{responses: 4, max_tokens: 24, unfinished: allow}}
 dpo: {{optimizer: {{learning_rate: 1.0e-3, batch_size: 2}}}}
 rollouts: {{cpus: 0.1, max_model_len: 256, max_num_seqs: 32, kv_cache_gb: 0.1, speeches_per_item: 2}}
 scorers: {{actors: 1, cpus: 0.1, reward_model: {reward_model}, heldout_model: {reward_model}}}
