@@ -113,7 +113,11 @@ class DpoConfig(Section):
     reference: Literal["base", "previous"] = "base"
     """base: the base model; previous: the policy before the iteration (Pang et al. 2024)."""
     keep_optimizer: bool = False
-    """Carry Adam's moments and the schedule from one iteration to the next."""
+    """Carry Adam's moments from one iteration to the next."""
+    schedule_over: Literal["iteration", "run"] = "iteration"
+    """Steps that warm-up and schedule span. iteration: those of each iteration, a training of one epoch (paper §4.2,
+    which names no schedule) whose new moments need a warm-up; run: all steps. Runs with pairs_from base or file are one
+    training and always have one schedule: set run to compare DPO-Iter with them."""
     optimizer: Optimizer = Optimizer()
     checkpoint_every: Count | None = None
     """Steps between checkpoints for --resume and lost ranks; null: one after every iteration."""
@@ -299,9 +303,14 @@ class Job(Section):
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
-    def keeps_optimizer(self) -> bool:
-        """Whether all iterations are one training: by `dpo.keep_optimizer`, or with pairs from one policy or file."""
+    def keeps_moments(self) -> bool:
+        """Whether Adam's moments last from one iteration to the next; always with pairs from base model or file."""
         return self.dpo.keep_optimizer or self.pairs_from != "policy"
+
+    @property
+    def has_one_schedule(self) -> bool:
+        """Whether the learning-rate schedule spans all iterations; always with pairs from the base model or a file."""
+        return self.dpo.schedule_over == "run" or self.pairs_from != "policy"
 
     @property
     def transport(self) -> Transport:

@@ -45,7 +45,6 @@ class PolicyTrainer:
         Raises:
             Preempted: SIGTERM arrived; the steps so far are saved.
         """
-        keep = self._job.keeps_optimizer
         log = StepLog(self._ledger, stage(iteration, "training"))
         self._take_steps(iteration, planned, log)
         trained = time.time()
@@ -54,7 +53,7 @@ class PolicyTrainer:
             self._telemetry.rolling.set(mfu=mfu)
         with self._timeline.span(iteration, "save"):
             self._learner.save_model(self._ledger.place(stage(iteration, "checkpoint")))
-            self._learner.save_state(self._ledger.place(stage(iteration, "state")), moments=keep)
+            self._learner.save_state(self._ledger.place(stage(iteration, "state")), moments=self._job.keeps_moments)
         self._ledger.finish(
             stage(iteration, "train"),
             log.began,
@@ -70,12 +69,12 @@ class PolicyTrainer:
         if log.state is not None:
             self._learner.load_state(log.state)
             _log.info(f"iteration {iteration}: {log.done} steps are done")
-        first, total = self._schedule(iteration, len(planned))
+        first, total = schedule_position(self._job, iteration, len(planned))
         stream = self._learner.train(
             planned[log.done :],
             total,
             first + log.done,
-            reset_optimizer=iteration > 1 and not self._job.keeps_optimizer and not log.done,
+            reset_optimizer=iteration > 1 and not self._job.keeps_moments and not log.done,
         )
         every = self._job.dpo.checkpoint_every
         with self._timeline.span(iteration, "train"):
@@ -85,17 +84,24 @@ class PolicyTrainer:
                 if every and log.done % every == 0 and log.done < len(planned):
                     log.write(self._learner)
 
-    def _schedule(self, iteration: int, steps: int) -> tuple[int, int]:
-        """First step of an iteration and total steps of the learning-rate schedule.
 
-        A schedule over all iterations counts the steps of full iterations, although ties leave some with fewer pairs.
-        """
-        if not self._job.keeps_optimizer:
-            return 0, steps
-        optimizer = self._job.dpo.optimizer
-        full = optimizer.epochs * -(-self._job.speeches_per_iteration // optimizer.batch_size)
-        first = (iteration - 1) * full
-        return first, max(self._job.iterations * full, first + steps)
+def schedule_position(job: Job, iteration: int, steps: int) -> tuple[int, int]:
+    """First step of an iteration and total steps of its learning-rate schedule, by `dpo.schedule_over`.
+
+    A schedule over all iterations counts the steps of full iterations, although ties leave some with fewer pairs: so
+    runs with pairs of different origin have the same rates in the same iteration.
+
+    Args:
+        job: of the run.
+        iteration: 1 to `job.iterations`.
+        steps: that the iteration takes.
+    """
+    if not job.has_one_schedule:
+        return 0, steps
+    optimizer = job.dpo.optimizer
+    full = optimizer.epochs * -(-job.speeches_per_iteration // optimizer.batch_size)
+    assert steps <= full, "an iteration has at most a pair for each speech"
+    return (iteration - 1) * full, job.iterations * full
 
 
 def worker_count(requested: int, planned: Batches) -> int:

@@ -4,7 +4,7 @@ import pytest
 from support.groups import ITEMS, SCHEMA, groups_of, job, stream
 
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.config.training import Job, Sampling
+from psyco_ray.config.training import DpoConfig, Job, Sampling
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.training.control import Control
@@ -67,8 +67,8 @@ def test_a_directory_in_use_is_refused(tmp_path) -> None:
     Ledger(job(tmp_path), True).close()
 
 
-def leave_a_run(tmp_path: Path) -> None:
-    ledger = Ledger(job(tmp_path), False)
+def leave_a_run(tmp_path: Path, **changes) -> None:
+    ledger = Ledger(job(tmp_path, **changes), False)
     ledger.finish("stage", 0.0)
     ledger.close()
 
@@ -95,6 +95,14 @@ def test_a_resumed_run_keeps_what_its_results_depend_on(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"sampling\.responses: 8, now it is 2"):
         Ledger(job(tmp_path, sampling=Sampling(responses=2)), True)
     Ledger(job(tmp_path, iterations=3, rollouts=Rollouts(actors=4)), True).close()
+
+
+@pytest.mark.parametrize("whole", [{"dpo": DpoConfig(schedule_over="run")}, {"pairs_from": "file"}])
+def test_a_resumed_run_keeps_the_iterations_that_its_schedule_spans(tmp_path, whole) -> None:
+    leave_a_run(tmp_path, **whole)
+    with pytest.raises(ValueError, match=r"written with iterations: 16, now it is 3, and the learning-rate schedule"):
+        Ledger(job(tmp_path, iterations=3, **whole), True)
+    Ledger(job(tmp_path, rollouts=Rollouts(actors=4), **whole), True).close()
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path) -> None:
