@@ -20,10 +20,9 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # a token of this run, set before the import: Ray would write one into the home directory
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -72,7 +71,15 @@ class Ratings:
         """The part's calls."""
         for number in range(self.calls_per_part):
             name = f"{part}{number:015x}"
-            yield pipeline.Question(name, "rating", call_of(part, number), read_four, rows_of(name))
+            yield pipeline.Question(name, "rating", call_of(part, number))
+
+    def check(self, question: pipeline.Question, text: str) -> list[int]:
+        """The ratings in an answer."""
+        return read_four(text)
+
+    def rows(self, question: pipeline.Question, value: list[int], finished: bool) -> list[pipeline.Row]:
+        """A row per rating."""
+        return [{"speech_id": question.speech_id, "rating": rating} for rating in value]
 
 
 def read_four(text: str) -> list[int]:
@@ -80,10 +87,6 @@ def read_four(text: str) -> list[int]:
     if list(answer) != KEYS:
         raise UnreadableAnswerError("a key is missing")
     return [answer[key] for key in KEYS[:4]]
-
-
-def rows_of(name: str) -> Callable[[Any, bool], list[pipeline.Row]]:
-    return lambda ratings, finished: [{"speech_id": name, "rating": rating} for rating in ratings]
 
 
 class Bare:

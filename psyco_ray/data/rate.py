@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +67,15 @@ class RateStage:
                 messages = self._messages(name, speeches[speech_id], [responses[model] for model in order])
                 schema = rating_schema(len(order), settings.rationale_chars)
                 call = Call(messages, schema, settings.max_tokens, temperature=0.0)
-                rows = partial(rating_rows, speech_id, name, order, settings.endpoint.model)
-                yield Question(speech_id, name, call, partial(read_ratings, count=len(order)), rows)
+                yield Question(speech_id, name, call, {"order": order})
+
+    def check(self, question: Question, text: str) -> list[Rating]:
+        """The ratings in an answer."""
+        return read_ratings(text, len(question.about["order"]))
+
+    def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
+        """The rows of a call's ratings."""
+        return rating_rows(question.speech_id, question.what, question.about["order"], self.endpoint.model, value)
 
     def _messages(self, name: str, speech: str, responses: Sequence[str]) -> tuple[dict[str, str], ...]:
         principle = self.principles[name]
@@ -124,7 +130,7 @@ def read_ratings(text: str, count: int) -> list[Rating]:
 
 
 def rating_rows(
-    speech_id: str, principle: str, order: Sequence[str], judge: str, ratings: Sequence[Rating], finished: bool
+    speech_id: str, principle: str, order: Sequence[str], judge: str, ratings: Sequence[Rating]
 ) -> list[Row]:
     """Rows of the RATINGS table: each rating is assigned to the model whose response was shown there."""
     return [

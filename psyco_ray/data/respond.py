@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -179,8 +178,17 @@ class ApiStage:
                 top_p=sampling.top_p,
                 seed=task.seed_of(row["speech_id"]),
             )
-            rows = partial(_response_rows, row["speech_id"], task.name)
-            yield Question(row["speech_id"], task.name, call, _not_empty, rows)
+            yield Question(row["speech_id"], task.name, call)
+
+    def check(self, question: Question, text: str) -> str:
+        """The response in an answer."""
+        if not text.strip():
+            raise UnreadableAnswerError("the answer is empty")
+        return text.strip()
+
+    def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
+        """The row of a response."""
+        return [response_row(question.speech_id, self.task.name, value, finished)]
 
 
 def merge(tasks: Sequence[ResponseTask], out: Path, part: str) -> int:
@@ -196,13 +204,3 @@ def merge(tasks: Sequence[ResponseTask], out: Path, part: str) -> int:
 def response_row(speech_id: str, model: str, text: str, finished: bool) -> Row:
     """A row of RESPONSES."""
     return {"speech_id": speech_id, "model": model, "response": text, "finished": finished}
-
-
-def _response_rows(speech_id: str, model: str, text: str, finished: bool) -> list[Row]:
-    return [response_row(speech_id, model, text, finished)]
-
-
-def _not_empty(text: str) -> str:
-    if not text.strip():
-        raise UnreadableAnswerError("the answer is empty")
-    return text.strip()

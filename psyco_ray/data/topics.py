@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,11 +64,18 @@ class TopicStage:
             f"- {fine}: {texts['about']}" for topics in _taxonomy().values() for fine, texts in topics.items()
         )
         prompt = {**self.prompt, "user": self.prompt["user"].replace("{topics}", descriptions)}
-        check = partial(_read_topic, by_folded_name={name.casefold(): name for name in coarse})
         for row in shards.read(self.root / "collect" / "speeches", part):
             messages = tuple(prompt_messages(prompt, row["speech"]))
             call = Call(messages, schema, self.settings.max_tokens, temperature=0.0)
-            yield Question(row["speech_id"], "topic", call, check, partial(_topic_rows, row["speech_id"], coarse))
+            yield Question(row["speech_id"], "topic", call)
+
+    def check(self, question: Question, text: str) -> str:
+        """The topic in an answer."""
+        return _read_topic(text)
+
+    def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
+        """The row of a topic."""
+        return [{"speech_id": question.speech_id, "topic": value, "coarse_topic": coarse_of()[value]}]
 
 
 def from_source(rows: Sequence[Row]) -> list[Row]:
@@ -81,12 +89,14 @@ def from_source(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+@functools.cache
 def _taxonomy() -> dict[str, dict[str, dict[str, str]]]:
     """Coarse topic -> fine topic -> its texts, such as `about`."""
     return yaml.safe_load(Path(__file__).with_name("topics.yaml").read_text(encoding="utf-8"))
 
 
-def _read_topic(text: str, by_folded_name: dict[str, str]) -> str:
+def _read_topic(text: str) -> str:
+    by_folded_name = {name.casefold(): name for name in coarse_of()}
     answer = parse_json(text)
     label = str(answer.get("topic", "")).strip().casefold() if isinstance(answer, dict) else ""
     if label not in by_folded_name:
@@ -94,7 +104,3 @@ def _read_topic(text: str, by_folded_name: dict[str, str]) -> str:
             f"{label[:60]!r} is not one of the topics" if label else 'the answer has no "topic"'
         )
     return by_folded_name[label]
-
-
-def _topic_rows(speech_id: str, coarse: dict[str, str], label: str, finished: bool) -> list[Row]:
-    return [{"speech_id": speech_id, "topic": label, "coarse_topic": coarse[label]}]

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,16 @@ class RankStage:
             for position, order in enumerate(ORDERS, start=1):
                 shown = (row["chosen"], row["rejected"]) if position == 1 else (row["rejected"], row["chosen"])
                 call = Call(self._messages(row["asked"], *shown), CHOICE_SCHEMA, self.max_tokens, temperature=0.0)
-                rows = partial(_choice_row, row["pair"], order, position)
-                yield Question(row["pair"], order, call, read_choice, rows)
+                yield Question(row["pair"], order, call)
+
+    def check(self, question: Question, text: str) -> int:
+        """The choice in an answer."""
+        return read_choice(text)
+
+    def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
+        """The row of a choice."""
+        right = value == ORDERS.index(question.what) + 1
+        return [{"pair": question.speech_id, "order": question.what, "right": right}]
 
     def _messages(self, context: str, first: str, second: str) -> tuple[dict[str, str], ...]:
         values = {"{client_speech}": context, "{conversation}": context, "{principles}": self.principles}
@@ -164,7 +171,3 @@ def context_text(form: str, asked: str) -> str:
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
-
-
-def _choice_row(pair: str, order: str, right: int, better: int, finished: bool) -> list[Row]:
-    return [{"pair": pair, "order": order, "right": better == right}]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -92,9 +91,17 @@ class VerdictStage:
                 a, b = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
                 values = dict(zip(PLACEHOLDERS, (self.principles, row["speech"], a, b), strict=True))
                 call = Call(filled_messages(self.prompt, values), schema, judging.max_tokens, temperature=0.0)
-                yield Question(
-                    row["speech_id"], row["key"], call, read_verdict, partial(_verdict_row, row["key"], ours_first)
-                )
+                yield Question(row["speech_id"], row["key"], call, {"ours_first": ours_first})
+
+    def check(self, question: Question, text: str) -> tuple[str, str]:
+        """The verdict in an answer."""
+        return read_verdict(text)
+
+    def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
+        """The row of a verdict."""
+        (better, rationale), ours_first = value, question.about["ours_first"]
+        ours = (better == "A") == ours_first
+        return [{"key": question.what, "ours_first": ours_first, "ours": ours, "rationale": rationale}]
 
 
 class Verdicts:
@@ -242,11 +249,6 @@ def load_judge_prompt(file: str) -> tuple[dict[str, str], str]:
     """
     prompts = PromptsFile(file)
     return prompts.entry(ENTRY, *PLACEHOLDERS), prompts.principles_text()
-
-
-def _verdict_row(key: str, ours_first: bool, verdict: tuple[str, str], finished: bool) -> list[Row]:
-    better, rationale = verdict
-    return [{"key": key, "ours_first": ours_first, "ours": (better == "A") == ours_first, "rationale": rationale}]
 
 
 def _outcome(rows: Sequence[Row], both_orders: bool) -> Outcome:

@@ -10,8 +10,9 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,13 +37,12 @@ _STOPPING = {error.__name__: error for error in (BudgetExceededError, Unavailabl
 
 @dataclass(frozen=True)
 class Question:
-    """One call, the check of its answer, and the rows that result."""
+    """One call. It is data alone; the stage that asked it reads the answer."""
 
     speech_id: str
     what: str  # subject of the question, for rows that are set aside
     call: Call
-    check: Callable[[str], Any]  # raises UnreadableAnswerError
-    rows: Callable[[Any, bool], list[Row]]  # of the checked value, and whether the answer was finished
+    about: Row = field(default_factory=dict)  # JSON values that the stage needs to read the answer
 
 
 class CallStage(Protocol):
@@ -66,6 +66,16 @@ class CallStage(Protocol):
 
     def questions(self, part: str) -> Iterator[Question]:
         """The questions of a part; the same calls every time."""
+
+    def check(self, question: Question, text: str) -> Any:
+        """The value in an answer.
+
+        Raises:
+            UnreadableAnswerError: the answer cannot be used.
+        """
+
+    def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
+        """The rows of a checked value; `finished`: the answer was not cut off."""
 
 
 @dataclass
@@ -108,7 +118,7 @@ class Caller:
         stage, shard = self._stage, asker.shard(part)
         questions = list(stage.questions(part))
         results = await asyncio.gather(
-            *(shard.ask(q.speech_id, q.call, q.check, stage.attempts) for q in questions),
+            *(shard.ask(q.speech_id, q.call, partial(stage.check, q), stage.attempts) for q in questions),
             return_exceptions=True,  # the other calls in flight are paid for and kept
         )
         stats, rows, set_aside = CallStats(), list[Row](), list[Row]()
@@ -117,7 +127,7 @@ class Caller:
                 raise result
             stats += CallStats(1, 0, result.paid, result.reused, result.prompt_tokens, result.completion_tokens)
             if result.reason is None:
-                rows += question.rows(result.value, result.finished)
+                rows += stage.rows(question, result.value, result.finished)
             else:
                 stats.set_aside += 1
                 set_aside.append(set_aside_row(question.speech_id, question.what, result.reason, result.text))

@@ -76,7 +76,7 @@ def test_ratings_are_assigned_to_the_model_whose_response_was_shown(models, seed
     order = rate.shuffled(models, seed, speech, principle)
     assert sorted(order) == sorted(models)
     answer = json.dumps({f"response_{i}_rating": given_to[model] for i, model in enumerate(order, start=1)})
-    rows = rate.rating_rows(speech, principle, order, "judge", rate.read_ratings(answer, len(order)), True)
+    rows = rate.rating_rows(speech, principle, order, "judge", rate.read_ratings(answer, len(order)))
     assert {row["model"]: row["rating"] for row in rows} == given_to
 
 
