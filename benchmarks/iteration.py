@@ -78,7 +78,8 @@ def ours(job: Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Draw
     ledger = Ledger(job, resume=False)
     telemetry = Telemetry(job, ledger)
     iterations: list[Iteration] = []
-    rows = {row["speech_id"]: row for row in speech_data.load_speeches(job, job.model) if row["split"] == "train"}
+    loaded, _ = speech_data.load_speeches(job, job.model)
+    rows = {row["speech_id"]: row for row in loaded if row["split"] == "train"}
     counts = [min(sizes), *sizes * rounds]
     draws = [[rows[key] for key in speech_data.draw(list(rows), n, k, job.seed)] for k, n in enumerate(counts, 1)]
     with Orchestrator(job, ledger, telemetry, RunState(job, ledger)) as orchestrator:

@@ -37,13 +37,15 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         _log.info("all iterations are done already")
         return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
-    offline = mix(job.mixture, job.data, job.seed).train if job.pairs_from == "file" else None
+    offline = mix(job.mixture, job.data, job.seed) if job.pairs_from == "file" else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:
         rows = ledger.table("speeches", SPEECHES, lambda: load_speeches(job, job.model)).to_pylist()
+        if offline is not None:
+            ledger.write_json("mixture.json", {"parts": offline.parts})
         speeches = {row["speech_id"]: row for row in rows}
         dev = [row for row in rows if row["split"] == "dev"][: job.evaluation.speeches]
         train = [row["speech_id"] for row in rows if row["split"] == "train"]
-        sources = train if offline is None else [str(row) for row in range(offline.num_rows)]
+        sources = train if offline is None else [str(row) for row in range(offline.train.num_rows)]
         draws = {k: draw(sources, job.speeches_per_iteration, k, job.seed) for k in range(1, job.iterations + 1)}
         orchestrator.wait_ready()
         _log.info(f"{len(sources)} to train on, {len(dev)} speeches held out; all actors are ready")
@@ -61,7 +63,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
                 if offline is None:
                     pairs = orchestrator.sample_pairs(iteration, [speeches[key] for key in drawn])
                 else:
-                    pairs = orchestrator.load_offline_pairs(iteration, drawn, offline)
+                    pairs = orchestrator.load_offline_pairs(iteration, drawn, offline.train)
                 orchestrator.train(iteration, pairs)
             orchestrator.sync_weights()
             orchestrator.evaluate(iteration, dev)

@@ -38,6 +38,8 @@ class Data(Section):
     """Longest speech, characters (paper §3.1)."""
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of speeches held out, by a hash of the text."""
+    leakage: Literal["refuse", "drop", "allow"] = "refuse"
+    """Training pairs and speeches that repeat a dev or test question, exactly or nearly; drop: leave them out."""
     cpus: Annotated[float, Field(ge=1)] = 1.0
     """CPUs reserved for Ray Data, whose tasks take one each."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -104,34 +104,71 @@ def near(signed: np.ndarray, text: Callable[[int], str], threshold: float) -> di
         dropped row -> kept row that it resembles.
     """
     order, first, place = _buckets(signed, _band_rows(threshold))
-    sketches = signed.astype(np.uint8)  # last bytes of the hashes: equal where the hashes are, and fast to compare
     kept = np.ones(len(signed), dtype=bool)
     near_duplicates: dict[int, int] = {}
-    pairs = place.sum(axis=0, dtype=np.int64) - first.sum(axis=0, dtype=np.int64)
+    for later, earlier in _candidates(signed, order, first, place, threshold, kept):
+        if kept[later] and kept[earlier] and similarity(text(later), text(earlier)) >= threshold:
+            near_duplicates[later], kept[later] = earlier, False
+    return near_duplicates
+
+
+def resembling(signed: np.ndarray, known: int, text: Callable[[int], str], threshold: float) -> dict[int, int]:
+    """Maps each row that is a near duplicate of one of the first `known` rows to the first such row.
+
+    Args:
+        signed: the signatures, shape (texts, PERMUTATIONS).
+        known: number of rows that the rows after them are compared with; rows are not compared within either part.
+        text: returns the text of a row; called only for candidates.
+        threshold: similarity of near duplicates, above 0.
+    """
+    order, first, place = _buckets(signed, _band_rows(threshold))
+    # a bucket lists its known rows first, so they end where their number is added to its beginning
+    before = np.pad(np.cumsum(order < known, axis=1, dtype=np.int32), ((0, 0), (1, 0)))
+    bands = np.arange(len(order))[:, None]
+    last = first + before[bands, place] - before[bands, first]
+    last[:, :known] = first[:, :known]
+    found: dict[int, int] = {}
+    for row, mate in _candidates(signed, order, first, last, threshold, np.ones(len(signed), dtype=bool)):
+        if row not in found and similarity(text(row), text(mate)) >= threshold:
+            found[row] = mate
+    return found
+
+
+def _candidates(
+    signed: np.ndarray, order: np.ndarray, first: np.ndarray, last: np.ndarray, threshold: float, kept: np.ndarray
+) -> Iterator[tuple[int, int]]:
+    """Rows and mates in a common bucket whose signatures are alike, by row, then by mate.
+
+    Args:
+        signed: the signatures, shape (texts, PERMUTATIONS).
+        order: rows by bucket, as `_buckets` returns them.
+        first: where each row's mates begin in the order, shape (bands, texts).
+        last: where they end.
+        threshold: similarity of near duplicates.
+        kept: whether a row may be a mate; read anew for each block of rows, so the caller may change it.
+    """
+    sketches = signed.astype(np.uint8)  # last bytes of the hashes: equal where the hashes are, and fast to compare
+    pairs = last.sum(axis=0, dtype=np.int64) - first.sum(axis=0, dtype=np.int64)
     rows = np.flatnonzero(pairs)
-    # compare in blocks of pairs: when a block starts, it is known which rows before it are kept
     for block in np.split(rows, np.flatnonzero(np.diff(np.cumsum(pairs[rows]) // _BLOCK_PAIRS)) + 1):
         candidates = [np.empty((2, 0), dtype=np.int64)]
-        for members, begins, places in zip(order, first[:, block], place[:, block], strict=True):
-            row, mate = _earlier(members, block, begins, places)
+        for members, begins, ends in zip(order, first[:, block], last[:, block], strict=True):
+            row, mate = _mates(members, block, begins, ends)
             row, mate = row[kept[mate]], mate[kept[mate]]
             alike = _equal(sketches, row, mate) > (threshold - _MARGIN) * PERMUTATIONS
             candidates.append(np.array([row[alike], mate[alike]]))
         row, mate = np.unique(np.concatenate(candidates, axis=1), axis=1)  # sorted by row, then mate
         alike = _equal(signed, row, mate) > (threshold - _MARGIN) * PERMUTATIONS
-        for later, earlier in zip(row[alike].tolist(), mate[alike].tolist(), strict=True):
-            if kept[later] and kept[earlier] and similarity(text(later), text(earlier)) >= threshold:
-                near_duplicates[later], kept[later] = earlier, False
-    return near_duplicates
+        yield from zip(row[alike].tolist(), mate[alike].tolist(), strict=True)
 
 
-def _earlier(
-    members: np.ndarray, rows: np.ndarray, begins: np.ndarray, places: np.ndarray
+def _mates(
+    members: np.ndarray, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a row and an earlier member of its bucket; the bucket begins in `members` at `begins`."""
-    counts = places - begins
-    ends = np.cumsum(counts)
-    at = np.arange(counts.sum()) + np.repeat(begins - (ends - counts), counts)
+    """All pairs of a row and a member between its beginning and its end."""
+    counts = ends - begins
+    passed = np.cumsum(counts)
+    at = np.arange(counts.sum()) + np.repeat(begins - (passed - counts), counts)
     return np.repeat(rows, counts), members[at].astype(np.int64)
 
 

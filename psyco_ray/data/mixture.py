@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Data, Job, Part, Prompts
-from psyco_ray.data import preferences, speeches, splits
+from psyco_ray.data import leakage, preferences, speeches, splits
 from psyco_ray.models import loading
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import PreferencePair
@@ -29,6 +29,8 @@ _ENCODED = pa.schema(
         ("cut", pa.int32()),
     ]
 )
+LEAKED = "its question is held out"
+"""Reason for leaving out a pair with `data.leakage: drop`."""
 _BLOCK_ROWS = 256  # small: the first step does not wait for a large block
 
 
@@ -40,6 +42,7 @@ class PartOrigin(TypedDict):
     of: int  # available
     dev: int
     left_out: dict[str, int]  # unusable rows by reason
+    leaks: leakage.Leaks
     seed: list[int]
 
 
@@ -55,51 +58,78 @@ class Mixture:
 def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, dev_pairs: int = 2000) -> Mixture:
     """Draw the pairs of each part of a mixture, deterministically by seed.
 
+    Pairs whose question is held out follow `data.leakage`: held out are the dev and test pairs of all parts, and the
+    dev and test speeches of `data.speeches`.
+
     Args:
         parts: files of pairs; empty: `data.pairs`.
-        data: how pairs are split.
+        data: how pairs are split, the speeches, and the rule for leaks.
         seed: of the draw.
         half: keep only the pairs of one half, `a` or `b`, by a hash of the prompt.
         dev_pairs: maximum number of held-out pairs.
 
     Raises:
-        InputError: a file is invalid, a part has fewer pairs than `count`, or no training pair is left.
+        InputError: a file is invalid, a part has fewer pairs than `count`, no training pair is left, or held-out
+            questions are trained on.
     """
+    parts = parts or (Part(pairs=data.pairs),)
+    comparisons = [preferences.read(part.pairs, data.dev_share, part.by_hash) for part in parts]
+    tables = [_by_text(read.table) for read in comparisons]
+    trainable = [_of_half(_of_split(table, "train"), half) for table in tables]
+    held_out = dict(speeches.held_out(data))
+    for part, table in zip(parts, tables, strict=True):
+        for split in ("test", "dev"):
+            held_out[f"the {split} split of pairs file {part.pairs}"] = leakage.questions(_of_split(table, split))
+    training = [
+        leakage.TrainingSet(f"pairs file {part.pairs}", "pairs", leakage.questions(table))
+        for part, table in zip(parts, trainable, strict=True)
+    ]
+    settled = leakage.settle(training, held_out, data)
     drawn: list[pa.Table] = []
-    held_out: list[pa.Table] = []
     origins: list[PartOrigin] = []
-    for number, part in enumerate(parts or (Part(pairs=data.pairs),)):
-        comparisons = preferences.read(part.pairs, data.dev_share, part.by_hash)
-        table = _by_text(comparisons.table)
-        train = table.filter(pc.equal(table["split"], "train"))
-        if half is not None:
-            halves = [splits.half(asked) for asked in train["asked"].to_pylist()]
-            train = train.filter(pc.equal(pa.array(halves), half))
-        available = train.num_rows
-        count = part.count or round(part.fraction * available)
-        if count > available:
-            raise InputError(f"pairs file {part.pairs} has {available} pairs to train on, not {count}; lower its count")
-        if count < available:
-            picks = np.random.default_rng([seed, number]).choice(available, count, replace=False)
-            train = train.take(pa.array(np.sort(picks)))
-        dev = table.filter(pc.equal(table["split"], "dev"))
+    for number, (part, table, (kept, leaks)) in enumerate(zip(parts, trainable, settled, strict=True)):
+        train = _draw(table.take(pa.array(kept, pa.int64())), part, [seed, number])
         drawn.append(train)
-        held_out.append(dev)
+        dropped = table.num_rows - len(kept)
         origins.append(
             {
                 "pairs": part.pairs,
                 "train": train.num_rows,
-                "of": available,
-                "dev": dev.num_rows,
-                "left_out": dict(comparisons.left_out),
+                "of": len(kept),
+                "dev": _of_split(tables[number], "dev").num_rows,
+                "left_out": {**comparisons[number].left_out, **({LEAKED: dropped} if dropped else {})},
+                "leaks": leaks,
                 "seed": [seed, number],
             }
         )
-    train = pa.concat_tables(drawn)
-    if not train.num_rows:
+    mixed = pa.concat_tables(drawn)
+    if not mixed.num_rows:
         files = ", ".join(part["pairs"] for part in origins)
         raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
-    return Mixture(train, _by_text(pa.concat_tables(held_out)).slice(0, dev_pairs), origins)
+    dev = _by_text(pa.concat_tables([_of_split(table, "dev") for table in tables]))
+    return Mixture(mixed, dev.slice(0, dev_pairs), origins)
+
+
+def _of_split(table: pa.Table, split: str) -> pa.Table:
+    return table.filter(pc.equal(table["split"], split))
+
+
+def _of_half(table: pa.Table, half: str | None) -> pa.Table:
+    """The pairs of one half, by a hash of the prompt; None: all."""
+    halves = [half is None or splits.half(asked) == half for asked in table["asked"].to_pylist()]
+    return table.filter(pa.array(halves, pa.bool_()))
+
+
+def _draw(train: pa.Table, part: Part, seed: list[int]) -> pa.Table:
+    """The pairs that a part of a mixture asks for, in the order of the table."""
+    available = train.num_rows
+    count = part.count or round(part.fraction * available)
+    if count > available:
+        raise InputError(f"pairs file {part.pairs} has {available} pairs to train on, not {count}; lower its count")
+    if count == available:
+        return train
+    picks = np.random.default_rng(seed).choice(available, count, replace=False)
+    return train.take(pa.array(np.sort(picks)))
 
 
 class Encoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,55 +14,49 @@ import pyarrow.json
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Data, Job, Prompts
+from psyco_ray.data import leakage
 from psyco_ray.data.splits import speech_id, split_of
 from psyco_ray.data.tables import read_table
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.startup import gc_paused
+from psyco_ray.run.types import Row
 
 
-def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
+def load_speeches(job: Job, tokenizer_of: str) -> tuple[list[Row], Row]:
     """Split the speeches and render their prompts with Ray Data.
 
-    A `split` column decides the split if the file has one. Speeches of the test split are left out.
+    A `split` column decides the split if the file has one. Speeches of the test split are left out, and training
+    speeches that repeat a held-out one follow `data.leakage`.
 
     Args:
         job: names the file, length limits and prompts.
         tokenizer_of: the model whose chat template renders the prompts.
 
     Returns:
-        Rows of the SPEECHES table, ordered by id.
+        Rows of the SPEECHES table, ordered by id, and facts for the stage's record: the `leaks`.
 
     Raises:
-        InputError: the file or a column is invalid, a speech is empty or too long for the context, or none is left.
+        InputError: the file or a column is invalid, a speech is empty or too long for the context, none is left, or
+            training speeches are held out too.
     """
     import ray
 
     data = job.data
-    table = read_table(data.speeches, "speeches")
-    column = _speech_column(table, data)
-    raw_rows = table.select([name for name in (column, "topic", "split") if name in table.column_names]).to_pylist()
-    kept: dict[str, dict[str, Any]] = {}
-    numbers: dict[str, int] = {}  # of rows: messages name speeches by number, never by a client's words
-    for number, row in enumerate(raw_rows, start=1):
-        text = None if row[column] is None else str(row[column])
-        if text is None or not text.strip():
-            raise InputError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
-        text = text.strip()
-        if data.min_chars <= len(text) <= data.max_chars:
-            try:
-                split = split_of(row, text, data.dev_share)
-            except InputError as error:
-                raise InputError(f"{data.speeches}: row {number}: {error}") from None
-            topic, key = None if row.get("topic") is None else str(row["topic"]), speech_id(text)
-            kept.setdefault(key, {"speech_id": key, "speech": text, "split": split, "topic": topic})
-            numbers.setdefault(key, number)
-    rows = [kept[key] for key in sorted(kept) if kept[key]["split"] != "test"]
+    every = read_speeches(data)
+    usable = [row for row in every if data.min_chars <= len(row["speech"]) <= data.max_chars]
+    train = _unique(row for row in usable if row["split"] == "train")
+    dev = _unique(row for row in usable if row["split"] == "dev")
+    training = leakage.TrainingSet(f"speeches file {data.speeches}", "speeches", [row["speech"] for row in train])
+    [(kept, leaks)] = leakage.settle([training], held_out(data, every), data)
+    rows = _unique([*(train[row] for row in kept), *dev])
+    rows.sort(key=lambda row: row["speech_id"])
     for split in ("train", "dev"):
         if not any(row["split"] == split for row in rows):
             raise InputError(
-                f"{data.speeches}: no {split} speech is left of {len(raw_rows)} rows; look at data.min_chars "
+                f"{data.speeches}: no {split} speech is left of {len(every)} rows; look at data.min_chars "
                 f"{data.min_chars}, data.max_chars {data.max_chars} and data.dev_share {data.dev_share}"
             )
+    numbers = {row["speech_id"]: row["number"] for row in reversed(usable)}  # of the first row with a speech
     schema = pa.schema([field for field in SPEECHES if field.name != "prompt_ids"])
     render = functools.partial(_render, model=tokenizer_of, prompts=job.prompts)
     stream = ray.data.from_arrow(pa.Table.from_pylist(rows, schema=schema)).map_batches(
@@ -77,7 +71,52 @@ def load_speeches(job: Job, tokenizer_of: str) -> list[dict[str, Any]]:
                 f"{data.speeches}: row {numbers[row['speech_id']]} takes {len(row['prompt_ids'])} tokens with its "
                 f"prompt, {room} fit; raise rollouts.max_model_len or lower sampling.max_tokens"
             )
-    return rendered
+    return rendered, {"leaks": leaks}
+
+
+def read_speeches(data: Data) -> list[Row]:
+    """All speeches of `data.speeches`, of any length and split: speech_id, speech, split, topic, and row number from 1.
+
+    Raises:
+        InputError: the file or a column is invalid, or a speech is empty.
+    """
+    table = read_table(data.speeches, "speeches")
+    column = _speech_column(table, data)
+    raw_rows = table.select([name for name in (column, "topic", "split") if name in table.column_names]).to_pylist()
+    rows: list[Row] = []
+    for number, raw in enumerate(raw_rows, start=1):  # messages name speeches by number, never by a client's words
+        text = "" if raw[column] is None else str(raw[column]).strip()
+        if not text:
+            raise InputError(f"{data.speeches}: row {number} has an empty {column}; remove the row or fill it in")
+        try:
+            split = split_of(raw, text, data.dev_share)
+        except InputError as error:
+            raise InputError(f"{data.speeches}: row {number}: {error}") from None
+        topic = None if raw.get("topic") is None else str(raw["topic"])
+        rows.append({"number": number, "speech_id": speech_id(text), "speech": text, "split": split, "topic": topic})
+    return rows
+
+
+def held_out(data: Data, rows: Sequence[Row] | None = None) -> leakage.HeldOut:
+    """The test and dev speeches of `data.speeches`, which evaluations answer, by origin.
+
+    Args:
+        data: names the file.
+        rows: of `read_speeches`; None: read now.
+    """
+    rows = read_speeches(data) if rows is None else rows
+    return {
+        f"the {split} split of speeches file {data.speeches}": [row["speech"] for row in rows if row["split"] == split]
+        for split in ("test", "dev")
+    }
+
+
+def _unique(rows: Iterable[Row]) -> list[Row]:
+    """The first row of each speech."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["speech_id"], row)
+    return list(first.values())
 
 
 def draw(ids: Sequence[str], count: int, iteration: int, seed: int) -> list[str]:

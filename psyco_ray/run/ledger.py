@@ -69,13 +69,22 @@ class Ledger(RunDirectory):
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
-    def table(self, stage: str, schema: pa.Schema, make: Callable[[], list[dict[str, Any]]]) -> pa.Table:
-        """The stage's table: read if the stage is done, else computed by `make`, written and recorded."""
+    def table(
+        self, stage: str, schema: pa.Schema, make: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]
+    ) -> pa.Table:
+        """The stage's table: read if the stage is done, else written and recorded.
+
+        Args:
+            stage: its name.
+            schema: of the table.
+            make: returns the rows, and facts for the record.
+        """
         path = self.path(f"{stage}.parquet")
         if self.record(stage) is None:
             began = time.time()
-            self.write_table(f"{stage}.parquet", pa.Table.from_pylist(make(), schema=schema))
-            self.finish(stage, began)
+            rows, facts = make()
+            self.write_table(f"{stage}.parquet", pa.Table.from_pylist(rows, schema=schema))
+            self.finish(stage, began, **facts)
         return pq.read_table(path)
 
     def missing_items(self, stage: str, items: Iterable[PromptBatch]) -> list[PromptBatch]:

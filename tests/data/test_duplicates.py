@@ -23,6 +23,27 @@ def test_a_speech_with_another_name_is_a_near_duplicate(seed: int, name: str) ->
     assert near_of([speech(seed + 1), text, other]) == {2: 1}
 
 
+def test_rows_that_resemble_a_known_one_are_those_of_all_comparisons() -> None:
+    draw = random.Random(1)
+    known = [speech(seed) for seed in range(60)]
+    known += [text.replace("Maria", "Bob") for text in known[:20]]  # known rows may resemble each other
+    others = [speech(seed) for seed in range(100, 160)]
+    for text in known[::2]:
+        words = text.split()
+        for _ in range(draw.randrange(1, 9)):
+            words[draw.randrange(len(words))] = draw.choice(["perhaps", "sometimes", "really"])
+        others += [" ".join(words)] * 2  # others are not compared with each other
+    texts = known + others
+    found = duplicates.resembling(duplicates.signatures(texts), len(known), texts.__getitem__, 0.6)
+    alike = {
+        row: next((n for n, text in enumerate(known) if duplicates.similarity(text, texts[row]) >= 0.6), None)
+        for row in range(len(known), len(texts))
+    }
+    assert len(found) >= 70
+    assert found == {row: mate for row, mate in alike.items() if mate is not None}
+    assert duplicates.resembling(duplicates.signatures(known), len(known), known.__getitem__, 0.6) == {}
+
+
 def test_short_speeches_on_the_same_topic_are_kept() -> None:
     texts = [
         "I've been feeling overwhelmed lately with work and my family. I can't balance it all. What can I do?",

@@ -91,7 +91,7 @@ def test_drawing_more_speeches_than_there_are_is_an_input_error() -> None:
 
 def job(path: Path, **changes) -> Job:
     return Job(
-        data=Data(speeches=str(path), dev_share=0.5, **changes),
+        data=Data(**{"speeches": str(path), "dev_share": 0.5, "leakage": "allow", **changes}),
         sampling=Sampling(max_tokens=32),
         rollouts=Rollouts(max_model_len=256),
     )
@@ -105,14 +105,14 @@ def write_parquet(path: Path, columns: dict) -> Path:
 def test_speeches_are_cleaned_split_and_rendered(local_ray, tmp_path, tiny_model, tokenizer) -> None:
     texts = [f"{LONG} {i}" for i in range(20)] + [LONG.upper() + " 0", "too short", "x" * 1001]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts, "topic": ["t"] * len(texts)})
-    loaded = data.load_speeches(job(path), str(tiny_model))
+    loaded, facts = data.load_speeches(job(path), str(tiny_model))
     assert len(loaded) == 20, "one differs from another by case only, one is too short, one too long"
     assert {row["split"] for row in loaded} == {"train", "dev"}
     rendered = tokenizer.decode(loaded[0]["prompt_ids"])
     assert loaded[0]["speech"] in rendered
     assert rendered.endswith("<|im_start|>assistant\n")
     assert rendered.count("<|im_start|>system") == 1
-    assert data.load_speeches(job(path), str(tiny_model)) == loaded
+    assert data.load_speeches(job(path), str(tiny_model)) == (loaded, facts)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from psyco_ray.training.step_log import StepLog
 def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
     job = Job(run_dir=place)
     ledger = Ledger(job, False)
-    ledger.table("x", SCHEMA, lambda: [{"a": 1}])
+    ledger.table("x", SCHEMA, lambda: ([{"a": 1}], {}))
 
     def dies(items):
         yield from groups_of(items[0])

@@ -36,6 +36,8 @@ POLICY_FACTS = {
     "versions": {"psyco_ray": "0.1.0", "torch": "2.13.0"},
 }
 
+NO_LEAKS = {"rule": "refuse", "exact": 0, "near": 0, "of": {}}
+
 REWARD_FACTS = {
     "name": "demo-3b",
     "base": "/secret/models/Llama: 3B",
@@ -43,8 +45,20 @@ REWARD_FACTS = {
     "steps": 1200,
     "best_step": 900,
     "mixture": [
-        {"pairs": "/secret/place/psy.parquet", "train": 10_000, "dev": 900, "left_out": {"no preference": 12}},
-        {"pairs": "hub:nvidia/HelpSteer2/preference.jsonl", "train": 5_000, "dev": 400, "left_out": {}},
+        {
+            "pairs": "/secret/place/psy.parquet",
+            "train": 10_000,
+            "dev": 900,
+            "left_out": {"no preference": 12},
+            "leaks": NO_LEAKS,
+        },
+        {
+            "pairs": "hub:nvidia/HelpSteer2/preference.jsonl",
+            "train": 5_000,
+            "dev": 400,
+            "left_out": {},
+            "leaks": NO_LEAKS,
+        },
     ],
     "optimizer": Reward().optimizer.model_dump(),
     "learners": Learners().model_dump(),
@@ -156,6 +170,16 @@ def test_reward_card_without_lora_and_dev_pairs() -> None:
     left_out = " ".join(model_cards.reward_card(REWARD_FACTS | {"too_long": 3}).split())
     assert "3 more were left out because a response alone is longer" in left_out
     assert "AUC" not in body
+
+
+def test_reward_card_says_that_held_out_questions_were_trained_on() -> None:
+    clean, repeating = REWARD_FACTS["mixture"]
+    sentence = "3 available training pairs ask what a held-out pair or speech asks too"
+    for rule, told in (("allow", True), ("drop", False)):
+        leaks = {"rule": rule, "exact": 1, "near": 2, "of": {"the test split": 3}}
+        card = model_cards.reward_card(REWARD_FACTS | {"mixture": [clean, repeating | {"leaks": leaks}]})
+        assert (sentence in card) is told
+        assert rectangular_tables(card)
 
 
 def test_reward_card_tables_are_rectangular() -> None:

@@ -13,23 +13,24 @@ from psyco_ray.training.control import Control
 def test_tables_are_made_once(tmp_path) -> None:
     made = []
 
-    def make() -> list[dict]:
+    def make() -> tuple[list[dict], dict]:
         made.append(1)
-        return [{"a": 1}, {"a": 2}]
+        return [{"a": 1}, {"a": 2}], {"kept": 2}
 
     for resume in (False, True):
         ledger = Ledger(job(tmp_path), resume)
         assert ledger.table("stage/x", SCHEMA, make)["a"].to_pylist() == [1, 2]
         assert ledger.record("stage/x")["seconds"] >= 0
+        assert ledger.record("stage/x")["kept"] == 2
         ledger.close()
     assert made == [1]
 
 
 def test_a_table_without_its_record_is_made_again(tmp_path) -> None:
     ledger = Ledger(job(tmp_path), False)
-    ledger.table("x", SCHEMA, lambda: [{"a": 1}])
+    ledger.table("x", SCHEMA, lambda: ([{"a": 1}], {}))
     (ledger.root / "x.json").unlink()
-    assert ledger.table("x", SCHEMA, lambda: [{"a": 5}])["a"].to_pylist() == [5]
+    assert ledger.table("x", SCHEMA, lambda: ([{"a": 5}], {}))["a"].to_pylist() == [5]
 
 
 def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:
