@@ -27,10 +27,14 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "prompted": ("prompt", "chosen", "rejected"),
     "conversations": ("chosen", "rejected"),
     "strength": ("prompt", "response_1", "response_2", "preference_strength"),
+    "rated": ("prompt", "response", "helpfulness", "correctness", "coherence", "complexity", "verbosity"),
 }
 """Formats and their columns; the first whose columns a file has applies: the released dataset, the same with `speech`,
 prompt and two responses (texts or lists of messages), two whole conversations, two responses with the strength by which
-the second is better (HelpSteer2)."""
+the second is better (HelpSteer2's preferences), one rated response a row (HelpSteer2's ratings)."""
+
+_REWARD_WEIGHTS = {"helpfulness": 65, "correctness": 80, "coherence": 45, "complexity": 55, "verbosity": -40}
+"""A response's reward from its ratings, in hundredths: the weights of HelpSteer2's 70B model (Wang et al. 2024)."""
 
 _BATCH_ROWS = 4096
 _TURN = "<extra_id_1>"  # begins each later turn of a HelpSteer2 prompt; the role follows
@@ -61,6 +65,8 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
     if shape is None:
         formats = "; or ".join(", ".join(columns) for columns in SHAPES.values())
         raise InputError(f"pairs file {name} has the columns {', '.join(table.column_names)}; accepted are {formats}")
+    if shape == "rated":
+        table, shape = _strengths_of_ratings(name, table), "strength"
     kept: list[pa.Table] = []
     left_out: Counter[str] = Counter()
     number = 0
@@ -145,6 +151,41 @@ def _strength(row: Row) -> Row:
         role, _, text = turn.partition("\n")
         asked.append({"role": role.strip().lower(), "content": text.strip()})
     return _checked("messages", json.dumps(asked), row[better], row[worse])
+
+
+def _strengths_of_ratings(name: str, table: pa.Table) -> pa.Table:
+    """Ratings in the format of preferences: every two consecutive rows rate two responses to one prompt.
+
+    The response with the higher helpfulness is better, as in HelpSteer2's own preference pairs. HelpSteer2 discards equal
+    ones, 29 % of its prompts; here the reward of all five ratings decides them, so that only pairs with equal rewards
+    have no preference.
+
+    Raises:
+        InputError: two such rows have different prompts, or the last row is alone.
+    """
+    rows = table.to_pylist()
+    pairs = []
+    for start in range(0, len(rows), 2):
+        first, second = rows[start], rows[start + 1] if start + 1 < len(rows) else {}
+        if first["prompt"] != second.get("prompt"):
+            raise InputError(
+                f"pairs file {name}: row {start + 1} and the one after it have different prompts; ratings are read as "
+                "pairs of consecutive rows with the same prompt"
+            )
+        responses = {"response_1": first["response"], "response_2": second["response"]}
+        pairs.append({**first, **responses, "preference_strength": _strength_of_ratings(first, second)})
+    return pa.Table.from_pylist(pairs)
+
+
+def _strength_of_ratings(first: Row, second: Row) -> float | None:
+    """Positive where the second response is better; None if a rating is missing."""
+    gaps: dict[str, float] = {}
+    for attribute in _REWARD_WEIGHTS:
+        before, after = _number(first[attribute]), _number(second[attribute])
+        if before is None or after is None:
+            return None
+        gaps[attribute] = after - before
+    return gaps["helpfulness"] or sum(weight * gaps[attribute] for attribute, weight in _REWARD_WEIGHTS.items())
 
 
 _READERS: dict[str, Callable[[Row], Row]] = {

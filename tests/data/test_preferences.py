@@ -74,6 +74,49 @@ def test_texts_messages_conversations_and_strengths(tmp_path) -> None:
         assert pair["chosen"] == chosen, name
 
 
+RATED = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def rated(prompt: str, *ratings: int | None) -> list[dict]:
+    """Two rows of HelpSteer2's ratings: five ratings of the response "one", then five of "two"."""
+    halves = zip(("one", "two"), (ratings[:5], ratings[5:]), strict=True)
+    return [{"prompt": prompt, "response": text, **dict(zip(RATED, five, strict=True))} for text, five in halves]
+
+
+def test_two_rated_responses_become_a_pair(tmp_path) -> None:
+    rows = [
+        *rated("helpfulness decides", 3, 0, 0, 0, 4, 2, 4, 4, 4, 0),
+        *rated("equal helpfulness: correctness outweighs coherence", 3, 2, 4, 2, 2, 3, 3, 3, 2, 2),
+        *rated("equal helpfulness: brevity", 3, 3, 4, 2, 1, 3, 3, 4, 2, 2),
+        *rated("equal rewards", 3, 3, 4, 2, 2, 3, 3, 4, 2, 2),
+        *rated("equal rewards of different ratings", 1, 2, 3, 1, 3, 1, 1, 3, 1, 1),
+        *rated("a rating is missing", 3, 3, 4, 2, 2, 3, None, 4, 2, 2),
+        *rated("Hello.<extra_id_1>Assistant\nHi.\n<extra_id_1>User\nHelp me.", 0, 0, 0, 0, 0, 4, 4, 4, 2, 2),
+    ]
+    pairs = preferences.read(write(tmp_path / "train.jsonl", rows))
+    chosen = {row["asked"]: (row["chosen"], row["rejected"]) for row in pairs.table.to_pylist()[:3]}
+    assert chosen == {
+        "helpfulness decides": ("one", "two"),
+        "equal helpfulness: correctness outweighs coherence": ("two", "one"),
+        "equal helpfulness: brevity": ("one", "two"),
+    }
+    assert pairs.left_out == {"no preference": 3}
+    turns = pairs.table.to_pylist()[3]
+    assert (turns["form"], len(json.loads(turns["asked"])), turns["chosen"]) == ("messages", 3, "two")
+    for broken, row in ((rows[1:], 1), (rows[:3], 3)):
+        with pytest.raises(ValueError, match=f"row {row} and the one after it have different prompts"):
+            preferences.read(write(tmp_path / "broken.jsonl", broken))
+
+
+def test_a_count_above_the_pairs_of_a_file_of_ratings_names_their_number(tmp_path) -> None:
+    rows = [row for i in range(40) for row in rated(f"question {i}", 3, 3, 4, 2, 2, 4 - i % 2, 3, 4, 2, 2)]
+    file = write(tmp_path / "train.jsonl", rows)
+    there = len(mixture.mix([Part(pairs=file)], Data(dev_share=0.1), seed=0).train)
+    assert 10 < there < 20, "20 pairs have a preference, and some are held out"
+    with pytest.raises(ValueError, match=f"has {there} pairs to train on, not 10000; lower its count"):
+        mixture.mix([Part(pairs=file, count=10000)], Data(dev_share=0.1), seed=0)
+
+
 def test_a_speech_column_is_accepted(tmp_path) -> None:
     row = {"speech": "I cannot sleep.", "chosen": "a", "rejected": "b"}
     [pair] = preferences.read(write(tmp_path / "spoken.jsonl", [row])).table.to_pylist()
