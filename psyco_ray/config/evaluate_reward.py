@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.job_file import Count, NotNegative, Section
+from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import Deadlines, Prompts
 
@@ -36,6 +36,9 @@ class ModelUnderTest(Section):
     """Name in tables and directories."""
     model: str | None = None
     """Directory or hub id of a sequence classifier with one label. Either model or endpoint is given."""
+    logit_token: NotNegativeCount | None = None
+    """The model is a language model whose reward is the logit of this token (its id) after the conversation, as in
+    NVIDIA's Nemotron reward models; null: a sequence classifier."""
     endpoint: Endpoint | None = None
     """API of a ranker."""
     group: Literal["ours", "external"] | None = None
@@ -44,6 +47,8 @@ class ModelUnderTest(Section):
     """The language model that it was trained from, for the tables."""
     trained_on: str | None = None
     """The training data, for the tables."""
+    tables: tuple[Literal[1, 2, 7], ...] = (1, 2, 7)
+    """The paper's tables that show it. Tables 2 and 7 have our models only, table 2 those with `base` and `trained_on`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -51,6 +56,8 @@ class ModelUnderTest(Section):
             raise ValueError(f"{self.name} needs either model (of a reward model) or endpoint (of a ranker)")
         if self.endpoint is not None and self.group is not None:
             raise ValueError(f"{self.name} is a ranker, which is a group of its own; leave group out")
+        if self.endpoint is not None and self.logit_token is not None:
+            raise ValueError(f"{self.name} is a ranker, which has no reward; leave logit_token out")
         if self.endpoint is not None and self.endpoint.via == "batch":
             raise ValueError(f"{self.name} has via: batch, but rankers need single calls; leave via out")
         return self

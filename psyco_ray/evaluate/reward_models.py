@@ -108,6 +108,7 @@ def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress
                 "group": model.table_group,
                 "base": model.base,
                 "trained_on": model.trained_on,
+                "tables": list(model.tables),
                 "tests": {test.name: measured[model.name][test.name] for test in job.tests},
                 REWARDBENCH: measured[model.name].get(REWARDBENCH),
             }
@@ -123,7 +124,7 @@ def _evaluate_reward_models(
 ) -> dict[str, dict[str, Any]]:
     """Score the pairs with every reward model; returns its metrics by name and test."""
     models = [model for model in job.models if model.model is not None]
-    fingerprints = {model.name: fingerprint(model.model) for model in models if model.model is not None}
+    fingerprints = {m.name: fingerprint(m.model, m.logit_token) for m in models if m.model is not None}
     measured = {}
     for model in models:
         batches = {
@@ -151,11 +152,12 @@ def _evaluate_rankers(
     return measured
 
 
-def fingerprint(model: str) -> str:
+def fingerprint(model: str, logit_token: int | None = None) -> str:
     """A hash that changes when a file of a reward model changes.
 
     Args:
         model: its directory or hub id.
+        logit_token: as in `ModelUnderTest`.
 
     Raises:
         InputError: the model does not exist or is no reward model.
@@ -169,15 +171,21 @@ def fingerprint(model: str) -> str:
         reason = str(error).splitlines()[0]
         raise InputError(f"reward model {model}: its config.json is invalid: {reason}") from None
     architectures = config.architectures or ["no architecture"]
-    if not any("SequenceClassification" in name for name in architectures):
+    kind = "SequenceClassification" if logit_token is None else "CausalLM"
+    if not any(kind in name for name in architectures):
         raise InputError(
             f"{model} is no reward model: its config.json names {architectures[0]}; give a sequence classifier with "
-            "one label, or serve the model and name its endpoint, to use it as a ranker"
+            "one label, set logit_token for a language model whose reward is a token's logit, or serve the model and "
+            "name its endpoint, to use it as a ranker"
+            if logit_token is None
+            else f"{model} is no language model: its config.json names {architectures[0]}; leave logit_token out"
         )
-    if config.num_labels != 1:
+    if logit_token is None and config.num_labels != 1:
         raise InputError(f"reward model {model} has {config.num_labels} labels; one is needed")
-    states = loading.model_fingerprint(path)
-    return key_of([[name, state] if isinstance(state, str) else [name, *state] for name, state in states])
+    files = [
+        [name, state] if isinstance(state, str) else [name, *state] for name, state in loading.model_fingerprint(path)
+    ]
+    return key_of(files) if logit_token is None else key_of(files, logit_token)
 
 
 def _batches(
@@ -216,7 +224,7 @@ def _score(job: EvaluateRewardJob, model: ModelUnderTest, batches: Sequence[Scor
     pool = ActorPool[ScorerActor](
         "scorer",
         lambda index: scorer.options(**placement.pool_options(job.scorers)).remote(
-            f"scorer-{index}", rewards, None, job.scorers, max_tokens=job.max_tokens
+            f"scorer-{index}", rewards, None, job.scorers, max_tokens=job.max_tokens, logit_token=model.logit_token
         ),
         min(job.scorers.actors, len(missing)),
         job.deadlines,

@@ -146,8 +146,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is invalid JSON: {error}; give a complete model directory") from None
 
 
-def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
-    """Load a causal language model into host memory, in eval mode, with attention for packed sequences.
+def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> PreTrainedModel:
+    """Load a causal language model in eval mode, with attention for packed sequences.
+
+    Args:
+        path: its directory.
+        dtype: of its weights.
+        device_map: `auto` spreads its layers over the GPUs; None: it is loaded into host memory.
 
     Raises:
         InputError: the model changes its logits after the output layer.
@@ -163,7 +168,10 @@ def load_causal_lm(path: Path, dtype: str) -> PreTrainedModel:
                 f"{path} changes its logits after the output layer ({option} in config.json), which is not supported; "
                 "choose another model"
             )
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention.NAME).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention.NAME, device_map=device_map
+    )
+    return model.eval()
 
 
 def conversation_ids(

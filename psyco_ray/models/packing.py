@@ -184,7 +184,7 @@ class TokenLogprobs(nn.Module):
 
 
 class ResponseScores(nn.Module):
-    """A sequence classifier with one label that returns the reward of each packed conversation."""
+    """A decoder with a `score` layer of one output that returns the reward of each packed conversation."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -192,7 +192,8 @@ class ResponseScores(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Return rewards, read at the last token of each response, float32, shape [R]."""
-        rows = hidden_states(self.model.model, packed)[packed.last]
+        hidden = hidden_states(self.model.model, packed)
+        rows = hidden[packed.last.to(hidden.device)]  # the layers of a large model may be on several GPUs
         return self.model.score(rows).squeeze(-1).float()
 
 

@@ -79,42 +79,54 @@ class RewardModel:
     unfinished response is read at its last text token, because its conversation has no end of turn. A model without a
     chat template marks no end of turn, so that `finished` does not change its scores.
 
+    With `logit_token` the model is a causal language model, whose score is the logit of that token after the
+    conversation, as in NVIDIA's Nemotron reward models for transformers.
+
     Example:
         >>> model = RewardModel("/models/reward", Scorers(), max_tokens=None)
         >>> [result] = model.score([ScoreRequest("key", ({"role": "user", "content": "Hi."},), ("Hello.",))])
         >>> result.values
     """
 
-    def __init__(self, name: str, settings: Scorers, max_tokens: int | None) -> None:
+    def __init__(
+        self, name: str, settings: Scorers, max_tokens: int | None, *, logit_token: int | None = None
+    ) -> None:
         """Load the model.
 
         Args:
             name: directory or hub id.
-            settings: dtype, device, tokens of a row.
+            settings: dtype, device, tokens of a row. More than one GPU: the layers are spread over them.
             max_tokens: limit of a conversation with its response; None: the model's context length.
+            logit_token: id of the token whose logit is the score; None: the model is a sequence classifier.
 
         Raises:
-            InputError: the directory is incomplete, or the model has more than one label.
+            InputError: the directory is incomplete, the model has more than one label, or `logit_token` does not suit it.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from psyco_ray.models import attention, loading
         from psyco_ray.models.packing import ResponseScores
 
         path = loading.resolve(name)
-        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=settings.dtype)
-        if model.config.num_labels != 1:
-            raise InputError(f"reward model {name} has {model.config.num_labels} labels; one is needed")
+        spread = "auto" if settings.gpus > 1 else None
+        if logit_token is None:
+            model = _load_classifier(name, path, settings.dtype, spread)
+        else:
+            model = _load_logit_head(name, path, settings.dtype, spread, logit_token)
+        if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
+            raise InputError(f"reward model {name} does not fit on {settings.gpus:g} GPUs; raise scorers.gpus")
+        packs = logit_token is not None or can_pack(model)
         self._row_tokens = settings.row_tokens
         self._device = torch.device("cuda" if settings.gpus else "cpu")
-        self._model: Any = model.eval().to(self._device)
+        self._model: Any = model.eval() if spread else model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes a question and an answer
-        self._tokenizer = loading.load_tokenizer(path) if can_pack(model) else AutoTokenizer.from_pretrained(path)
-        self._pad = model.config.get_text_config().pad_token_id
+        self._tokenizer = loading.load_tokenizer(path) if packs else AutoTokenizer.from_pretrained(path)
+        # transformers classifies before trailing pad tokens; a logit is read at the last token, whatever it is
+        self._pad = None if logit_token is not None else model.config.get_text_config().pad_token_id
         self._max_tokens = max_tokens or max_positions(model)
         self._packed: Any = None
-        if can_pack(model):
+        if packs:
             model.set_attn_implementation(attention.NAME)
             self._packed = ResponseScores(model)
 
@@ -221,17 +233,57 @@ class RewardModel:
         return [[next(values) for _ in group] for group in groups]
 
 
+def _load_classifier(name: str, path: Path, dtype: str, device_map: str | None) -> Any:
+    """Load a sequence classifier with one label.
+
+    Raises:
+        InputError: it has more labels.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, device_map=device_map)
+    if model.config.num_labels != 1:
+        raise InputError(f"reward model {name} has {model.config.num_labels} labels; one is needed")
+    return model
+
+
+def _load_logit_head(name: str, path: Path, dtype: str, device_map: str | None, token: int) -> Any:
+    """Load a causal language model whose `score` is the output layer's row of one token.
+
+    Raises:
+        InputError: the model changes its logits, is no plain decoder, or has no such token.
+    """
+    import torch
+
+    from psyco_ray.models import loading
+
+    model: Any = loading.load_causal_lm(path, dtype, device_map)
+    output = model.get_output_embeddings()
+    if not _is_plain_decoder(model):
+        raise InputError(f"reward model {name} is no plain decoder, which logit_token needs; leave this model out")
+    if token >= output.out_features:
+        raise InputError(f"logit_token {token} is not in the vocabulary of {name}, which has {output.out_features} tokens")
+    head = torch.nn.Linear(output.in_features, 1, output.bias is not None, output.weight.device, output.weight.dtype)
+    head.load_state_dict({key: value[token : token + 1] for key, value in output.state_dict().items()})
+    model.score = head
+    return model
+
+
 def can_pack(model: Any) -> bool:
-    """Whether a sequence classifier is a plain decoder: all layers attend, and the score is read at the last token.
+    """Whether a sequence classifier is a plain decoder, whose score is read at the last token."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    return isinstance(model, GenericForSequenceClassification) and _is_plain_decoder(model)
+
+
+def _is_plain_decoder(model: Any) -> bool:
+    """Whether all layers attend.
 
     Layers with a running state (Mamba, linear attention) would carry it from one response into the next.
     """
-    from transformers.modeling_layers import GenericForSequenceClassification
-
     config = model.config
     return (
-        isinstance(model, GenericForSequenceClassification)
-        and model.base_model_prefix == "model"
+        model.base_model_prefix == "model"
         and config.get_text_config() is config
         and not model._is_stateful
         and set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}

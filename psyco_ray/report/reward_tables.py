@@ -32,7 +32,7 @@ def table1(results: Mapping[str, Any]) -> Table:
     for group, title in GROUPS.items():
         rows.append(Row([title], "group"))
         for model in results["models"]:
-            if model["group"] == group:
+            if model["group"] == group and 1 in model["tables"]:
                 rows.append(Row([model["name"], *_cells1(_on_test(results, model))]))
         for paper in paper_tables()["table1"][group]:
             rows.append(Row([f"{paper['model']} (paper)", *_cells1(paper)], "paper"))
@@ -45,7 +45,7 @@ def table2(results: Mapping[str, Any]) -> Table:
     rows = [
         Row([model["base"], model["trained_on"], *_cells2(_on_test(results, model), _on_bench(model))])
         for model in results["models"]
-        if model["group"] == "ours" and model["base"] and model["trained_on"]
+        if model["group"] == "ours" and 2 in model["tables"] and model["base"] and model["trained_on"]
     ]
     for paper in paper_tables()["table2"]:
         cells = [f"{paper['base']} (paper)", paper["trained_on"], *_cells2(paper["test"], paper["rewardbench"])]
@@ -58,7 +58,7 @@ def table7(results: Mapping[str, Any]) -> Table:
     """Our reward models on the test and on RewardBench."""
     rows = []
     for model in results["models"]:
-        if model["group"] == "ours":
+        if model["group"] == "ours" and 7 in model["tables"]:
             test, bench = _on_test(results, model), _on_bench(model)
             average = (test["accuracy"] + bench["accuracy"]) / 2 if test and bench else None
             rows.append(Row([model["name"], *_cells7(test, bench, average)]))

@@ -32,6 +32,7 @@ class ScorerActor:
         settings: Scorers,
         *,
         max_tokens: int | None = None,
+        logit_token: int | None = None,
     ) -> None:
         """Set the models; `ready` loads them.
 
@@ -41,8 +42,9 @@ class ScorerActor:
             reference: directory or hub id of the reference policy; None: `reference_logprobs` is unavailable.
             settings: dtype, device, tokens of a row.
             max_tokens: of a conversation with its response, for the reward models; None: each model's positions.
+            logit_token: the reward models are language models, whose score is this token's logit; None: classifiers.
         """
-        self.name, self._settings, self._max_tokens = name, settings, max_tokens
+        self.name, self._settings, self._max_tokens, self._logit_token = name, settings, max_tokens, logit_token
         self._reward_specs, self._reference_spec = rewards, reference
 
     @gc_paused()
@@ -50,7 +52,7 @@ class ScorerActor:
         """Load the models.
 
         Raises:
-            InputError: a directory is incomplete, or a reward model has more than one label.
+            InputError: a directory is incomplete, or a reward model is of the wrong kind.
         """
         import torch
 
@@ -60,7 +62,8 @@ class ScorerActor:
         torch.set_num_threads(self._settings.threads)
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
         self._rewards = {
-            key: RewardModel(spec, self._settings, self._max_tokens) for key, spec in self._reward_specs.items()
+            key: RewardModel(spec, self._settings, self._max_tokens, logit_token=self._logit_token)
+            for key, spec in self._reward_specs.items()
         }
         self._reference = None
         if self._reference_spec:

@@ -53,6 +53,8 @@ RANKER = {"name": "asked", "endpoint": {"model": "judge"}}
         ({"models": [{"name": "none"}]}, "none needs either model"),
         ({"models": [{**ONE, "name": "../up"}]}, "is invalid as a directory name"),
         ({"models": [{**RANKER, "group": "ours"}]}, "asked is a ranker"),
+        ({"models": [{**RANKER, "logit_token": 0}]}, "asked is a ranker, which has no reward"),
+        ({"models": [{**ONE, "tables": [3]}]}, "models.0.tables.0: invalid value 3"),
         ({"models": [{"name": "b", "endpoint": {"model": "judge", "via": "batch"}}]}, "b has via: batch"),
         ({"models": [RANKER, {**RANKER, "name": "again"}]}, "two rankers have the same model judge"),
         ({"models": [RANKER], "max_cost": 1}, "max_cost needs price_in and price_out of the endpoint of asked"),
@@ -96,9 +98,11 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_scored(tmp_path, 
         (two, "has 2 labels; one is needed"),
         (tiny_model, "is no reward model: its config.json names LlamaForCausalLM"),
         (tmp_path / "nowhere", "is neither a directory, nor a hub id"),
+        (tiny_reward_model, "is no language model: its config.json names LlamaForSequence"),
     ):
+        bad_one = {"name": "bad", "model": str(bad), "logit_token": 0 if bad == tiny_reward_model else None}
         with pytest.raises(ValueError, match=message):
-            run(settings(tmp_path / "run", [good, {"name": "bad", "model": str(bad)}]))
+            run(settings(tmp_path / "run", [good, bad_one]))
     assert not (tmp_path / "run" / "scores").exists()
 
 

@@ -283,6 +283,36 @@ def test_scores_do_not_depend_on_batch_mates(alone, many, data) -> None:
     assert flat(model.score(requests)) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_logit_of_a_token_is_the_score_that_generation_gives(tied, tiny_model, tmp_path) -> None:
+    """As the card of Nemotron's reward model says: one token is generated after the conversation, its logits kept."""
+    from transformers import AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=tied)
+    torch.manual_seed(5)
+    language_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    language_model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path)
+    actor = ScorerActor("scorer-0", {"m": str(tmp_path)}, None, Scorers(dtype="float32"), logit_token=7)
+    actor.ready()
+    expected = []
+    for response in RESPONSES:
+        turns = [*MESSAGES, {"role": "assistant", "content": response}]
+        inputs = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        made = language_model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+        expected.append(made.scores[0][0][7].item())
+    assert actor.score_texts("m", MESSAGES, RESPONSES) == pytest.approx(expected, abs=1e-4)
+    assert len({round(score, 2) for score in expected}) == 3
+
+
+def test_a_token_outside_the_vocabulary_is_refused(tiny_model) -> None:
+    with pytest.raises(ValueError, match="logit_token 99999 is not in the vocabulary of .* which has 49152 tokens"):
+        reward_model.RewardModel(str(tiny_model), Scorers(dtype="float32"), None, logit_token=99999)
+
+
 def test_score_many_returns_scores_by_request_and_the_seconds(scorer, many) -> None:
     [(scored, seconds)] = scorer.score_many(("reward", tuple(many[:5])))
     assert [result.key for result in scored] == [request.key for request in many[:5]]

@@ -23,6 +23,7 @@ def small_results() -> dict:
         {"name": ODD, "group": "ranker", "base": None, "trained_on": None, "tests": {"psy": {"accuracy": 0.8}}}
         | {"rewardbench": {"official": False, "missing": [], "mean": 0.7, "micro": 0.7}},
     ]
+    models = [{"tables": [1, 2, 7], **model} for model in models]
     return {"name": "demo", "seed": 3, "versions": VERSIONS, "tests": [{"name": "psy"}, {"name": "other"}]} | {
         "models": models
     }
@@ -91,6 +92,17 @@ def test_table_7_cell_by_cell() -> None:
     for row in rows[2:]:  # the paper's file agrees with itself
         _, test, _, _, _, bench, _, _, _, average = row.cells
         assert float(average) == pytest.approx((float(test) + float(bench)) / 2, abs=0.0011)
+
+
+def test_a_model_is_in_the_tables_that_its_job_names() -> None:
+    results = small_results()
+    for table in (1, 2, 7):
+        results["models"][0]["tables"] = [table]
+        shown = [
+            any(row.cells[0] in ("rm-a", "smol") for row in laid_out.rows)
+            for laid_out in reward_tables.layout(results)
+        ]
+        assert shown == [table == 1, table == 2, table == 7]
 
 
 def test_markdown_has_the_same_cells() -> None:
