@@ -48,7 +48,7 @@ class ModelUnderTest(Section):
     trained_on: str | None = None
     """The training data, for the tables."""
     tables: tuple[Literal[1, 2, 7], ...] = (1, 2, 7)
-    """The paper's tables that show it. Tables 2 and 7 have our models only, table 2 those with `base` and `trained_on`."""
+    """The paper's tables that show it. Tables 2 and 7 have ours only, table 2 those with `base` and `trained_on`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

@@ -156,9 +156,9 @@ def _strength(row: Row) -> Row:
 def _strengths_of_ratings(name: str, table: pa.Table) -> pa.Table:
     """Ratings in the format of preferences: every two consecutive rows rate two responses to one prompt.
 
-    The response with the higher helpfulness is better, as in HelpSteer2's own preference pairs. HelpSteer2 discards equal
-    ones, 29 % of its prompts; here the reward of all five ratings decides them, so that only pairs with equal rewards
-    have no preference.
+    The response with the higher helpfulness is better, as in HelpSteer2's own preference pairs. HelpSteer2 discards
+    equal ones, 29 % of its prompts; here the reward of all five ratings decides them, so that only pairs with equal
+    rewards have no preference.
 
     Raises:
         InputError: two such rows have different prompts, or the last row is alone.

@@ -88,9 +88,7 @@ class RewardModel:
         >>> result.values
     """
 
-    def __init__(
-        self, name: str, settings: Scorers, max_tokens: int | None, *, logit_token: int | None = None
-    ) -> None:
+    def __init__(self, name: str, settings: Scorers, max_tokens: int | None, *, logit_token: int | None = None) -> None:
         """Load the model.
 
         Args:
@@ -100,7 +98,8 @@ class RewardModel:
             logit_token: id of the token whose logit is the score; None: the model is a sequence classifier.
 
         Raises:
-            InputError: the directory is incomplete, the model has more than one label, or `logit_token` does not suit it.
+            InputError: the directory is incomplete, the model has more than one label or does not fit on its GPUs, or
+                `logit_token` does not suit it.
         """
         import torch
         from transformers import AutoTokenizer
@@ -262,7 +261,9 @@ def _load_logit_head(name: str, path: Path, dtype: str, device_map: str | None, 
     if not _is_plain_decoder(model):
         raise InputError(f"reward model {name} is no plain decoder, which logit_token needs; leave this model out")
     if token >= output.out_features:
-        raise InputError(f"logit_token {token} is not in the vocabulary of {name}, which has {output.out_features} tokens")
+        raise InputError(
+            f"logit_token {token} is not in the vocabulary of {name}, which has {output.out_features} tokens"
+        )
     head = torch.nn.Linear(output.in_features, 1, output.bias is not None, output.weight.device, output.weight.dtype)
     head.load_state_dict({key: value[token : token + 1] for key, value in output.state_dict().items()})
     model.score = head

@@ -309,7 +309,7 @@ def test_the_logit_of_a_token_is_the_score_that_generation_gives(tied, tiny_mode
 
 
 def test_a_token_outside_the_vocabulary_is_refused(tiny_model) -> None:
-    with pytest.raises(ValueError, match="logit_token 99999 is not in the vocabulary of .* which has 49152 tokens"):
+    with pytest.raises(ValueError, match=r"logit_token 99999 is not in the vocabulary of .* which has 49152 tokens"):
         reward_model.RewardModel(str(tiny_model), Scorers(dtype="float32"), None, logit_token=99999)
 
 

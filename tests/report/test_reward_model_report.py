@@ -99,8 +99,7 @@ def test_a_model_is_in_the_tables_that_its_job_names() -> None:
     for table in (1, 2, 7):
         results["models"][0]["tables"] = [table]
         shown = [
-            any(row.cells[0] in ("rm-a", "smol") for row in laid_out.rows)
-            for laid_out in reward_tables.layout(results)
+            any(row.cells[0] in ("rm-a", "smol") for row in laid_out.rows) for laid_out in reward_tables.layout(results)
         ]
         assert shown == [table == 1, table == 2, table == 7]
 
