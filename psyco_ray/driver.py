@@ -37,7 +37,8 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         _log.info("all iterations are done already")
         return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
-    offline = mix(job.mixture, job.data, job.seed) if job.pairs_from == "file" else None
+    from_file = job.pairs_from == "file"
+    offline = mix(job.mixture, job.data, job.seed, unfinished=job.sampling.unfinished) if from_file else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:
         rows = ledger.table("speeches", SPEECHES, lambda: load_speeches(job, job.model)).to_pylist()
         if offline is not None:

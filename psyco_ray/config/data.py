@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -119,6 +119,8 @@ class Pairs(Section):
 
     min_gap: Positive = 1.0
     """Smallest difference of the mean ratings in a pair; with equal weights compared as integer sums."""
+    unfinished: Literal["exclude", "penalise", "allow"] = "exclude"
+    """Responses cut at respond.max_tokens. exclude: never chosen; penalise: below all finished; allow: as others."""
     weights: dict[str, NotNegative] = Field(default_factory=dict)
     """Weights of principles other than 1, by name."""
 

@@ -86,9 +86,14 @@ def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
             stage = respond.ApiStage(model.api, tasks[model.name])
             calls = _call(dataset, f"respond: {model.name}", stage, progress)
             spent[model.name] = asdict(calls.stats()) | {"cost": calls.dollars()}
+    finished = {name: respond.count_finished(task) for name, task in tasks.items()}
+    if job.pair.unfinished != "allow":
+        respond.check_finished(finished, settings.max_tokens)
     count = sum(respond.merge([*tasks.values()], dataset.root / "respond", part) for part in dataset.speeches())
-    _log.info(f"respond: {count} responses by {len(pool)} models")
-    return dataset.finish("respond", began, responses=count, calls=spent)
+    unfinished = {name: asdict(member) for name, member in finished.items()}
+    cut = sum(member.unfinished for member in finished.values())
+    _log.info(f"respond: {count} responses by {len(pool)} models; {cut} answers are empty or cut at max_tokens")
+    return dataset.finish("respond", began, responses=count, finished=unfinished, calls=spent)
 
 
 def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines
-from psyco_ray.data.respond import ResponseTask, response_row
+from psyco_ray.data.respond import EMPTY, ResponseTask, response_row
 from psyco_ray.judge.pipeline import set_aside_row
 from psyco_ray.models import loading
 from psyco_ray.run import shards
@@ -79,7 +79,7 @@ class Responder:
             if text:
                 rows[part_of[speech_id]].append(response_row(speech_id, task.name, text, finished))
             else:
-                set_aside[part_of[speech_id]].append(set_aside_row(speech_id, task.name, "empty answer", ""))
+                set_aside[part_of[speech_id]].append(set_aside_row(speech_id, task.name, EMPTY, ""))
         for part in todo:
             task.write(part, rows[part], set_aside[part])
         yield len(work.parts)

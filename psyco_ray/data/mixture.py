@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -31,7 +32,11 @@ _ENCODED = pa.schema(
 )
 LEAKED = "its question is held out"
 """Reason for leaving out a pair with `data.leakage: drop`."""
+UNFINISHED = "its chosen response is unfinished"
+"""Reason for leaving out a pair unless `sampling.unfinished` is `allow`."""
 _BLOCK_ROWS = 256  # small: the first step does not wait for a large block
+
+_log = logging.getLogger(__name__)
 
 
 class PartOrigin(TypedDict):
@@ -55,7 +60,14 @@ class Mixture:
     parts: list[PartOrigin]
 
 
-def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, dev_pairs: int = 2000) -> Mixture:
+def mix(
+    parts: Sequence[Part],
+    data: Data,
+    seed: int,
+    half: str | None = None,
+    dev_pairs: int = 2000,
+    unfinished: str = "exclude",
+) -> Mixture:
     """Draw the pairs of each part of a mixture, deterministically by seed.
 
     Pairs whose question is held out follow `data.leakage`: held out are the dev and test pairs of all parts, and the
@@ -67,6 +79,7 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
         seed: of the draw.
         half: keep only the pairs of one half, `a` or `b`, by a hash of the prompt.
         dev_pairs: maximum number of held-out pairs.
+        unfinished: `sampling.unfinished`; unless `allow`, pairs with an unfinished chosen response are left out.
 
     Raises:
         InputError: a file is invalid, a part has fewer pairs than `count`, no training pair is left, or held-out
@@ -74,6 +87,8 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
     """
     parts = parts or (Part(pairs=data.pairs),)
     comparisons = [preferences.read(part.pairs, data.dev_share, part.by_hash) for part in parts]
+    if unfinished != "allow":
+        comparisons = [_with_finished_chosen(read, part) for read, part in zip(comparisons, parts, strict=True)]
     tables = [_by_text(read.table) for read in comparisons]
     trainable = [_of_half(_of_split(table, "train"), half) for table in tables]
     held_out = dict(speeches.held_out(data))
@@ -108,6 +123,16 @@ def mix(parts: Sequence[Part], data: Data, seed: int, half: str | None = None, d
         raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
     dev = _by_text(pa.concat_tables([_of_split(table, "dev") for table in tables]))
     return Mixture(mixed, dev.slice(0, dev_pairs), origins)
+
+
+def _with_finished_chosen(read: preferences.Comparisons, part: Part) -> preferences.Comparisons:
+    """The pairs of a file but those whose chosen response is unfinished."""
+    cut = pc.fill_null(pc.invert(read.table["chosen_finished"]), False)
+    count = pc.sum(cut).as_py()
+    if not count:
+        return read
+    _log.info(f"{part.pairs}: {count} pairs left out whose chosen response is unfinished (sampling.unfinished)")
+    return preferences.Comparisons(read.table.filter(pc.invert(cut)), {**read.left_out, UNFINISHED: count})
 
 
 def _of_split(table: pa.Table, split: str) -> pa.Table:
@@ -230,7 +255,11 @@ def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int,
         conversation = preferences.conversation(pair["form"], pair["asked"], prompt)
         try:
             encoded = (encode_turn if for_policy else encode)(
-                tokenizer, conversation, (pair["chosen"], pair["rejected"]), max_tokens
+                tokenizer,
+                conversation,
+                (pair["chosen"], pair["rejected"]),
+                max_tokens,
+                finished=[pair[f"{side}_finished"] is not False for side in ("chosen", "rejected")],
             )
         except ResponseTooLongError:
             continue

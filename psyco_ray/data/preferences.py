@@ -37,6 +37,8 @@ _REWARD_WEIGHTS = {"helpfulness": 65, "correctness": 80, "coherence": 45, "compl
 """A response's reward from its ratings, in hundredths: the weights of HelpSteer2's 70B model (Wang et al. 2024)."""
 
 _BATCH_ROWS = 4096
+_FINISHED = ("chosen_finished", "rejected_finished")  # optional columns
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _TURN = "<extra_id_1>"  # begins each later turn of a HelpSteer2 prompt; the role follows
 
 
@@ -58,7 +60,8 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
         by_hash: split by that hash even if it has one.
 
     Raises:
-        InputError: the file is invalid, lacks columns, names an unknown split, or has no usable pair.
+        InputError: the file is invalid, lacks columns, names an unknown split, says neither true nor false whether a
+            response is finished, or has no usable pair.
     """
     table = read_table(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
     shape = next((s for s, columns in SHAPES.items() if set(columns) <= set(table.column_names)), None)
@@ -89,6 +92,7 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
                     "split": _split(name, number, None if by_hash else raw.get("split"), row["asked"], dev_share),
                     "topic": None if topic is None else str(topic),
                     "subset": None if subset is None else str(subset),
+                    **{column: _finished(name, number, column, raw.get(column)) for column in _FINISHED},
                     **_gaps(raw),
                 }
             )
@@ -237,6 +241,14 @@ def _gaps(row: Row) -> Row:
             return {}
         gaps[f"{principle}_gap"] = chosen - rejected
     return {"gap": sum(gaps.values()) / len(gaps), **gaps}
+
+
+def _finished(name: str, number: int, column: str, value: Any) -> bool | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool | int | str) and (truth := _TRUTH.get(str(value).strip().lower())) is not None:
+        return truth
+    raise InputError(f"pairs file {name}: row {number}: {column} is neither true, false nor empty; correct it")
 
 
 def _split(name: str, number: int, split: Any, asked: str, dev_share: float) -> str:

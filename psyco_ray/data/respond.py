@@ -25,6 +25,12 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE
 from psyco_ray.run.types import Row
 
+EMPTY = "the answer is empty"
+"""Why an answer without text is set aside."""
+
+MOST_UNFINISHED = 0.5
+"""Share of unfinished answers above which the stage stops: its pairs would teach to stop in the middle."""
+
 PACKAGED_POOL = Path(__file__).with_name("responders.yaml")
 """The models of the paper (table 6)."""
 
@@ -183,7 +189,7 @@ class ApiStage:
     def check(self, question: Question, text: str) -> str:
         """The response in an answer."""
         if not text.strip():
-            raise UnreadableAnswerError("the answer is empty")
+            raise UnreadableAnswerError(EMPTY)
         return text.strip()
 
     def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
@@ -199,6 +205,46 @@ def merge(tasks: Sequence[ResponseTask], out: Path, part: str) -> int:
     shards.write(out / "set-aside", part, set_aside, SET_ASIDE)
     shards.write(out, part, rows, RESPONSES)
     return len(rows)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How many answers of a pool member are finished."""
+
+    answers: int  # also those without text
+    unfinished: int  # cut at the token limit, or without text
+
+
+def count_finished(task: ResponseTask) -> Finished:
+    """Count the answers of a task, in all of its finished parts."""
+    answers = unfinished = 0
+    for part in shards.list_shards(task.out):
+        rows = shards.read(task.out, part)
+        empty = sum(row["reason"].startswith(EMPTY) for row in shards.read(task.out / "set-aside", part))
+        answers += len(rows) + empty
+        unfinished += sum(not row["finished"] for row in rows) + empty
+    return Finished(answers, unfinished)
+
+
+def check_finished(members: Mapping[str, Finished], max_tokens: int) -> None:
+    """Check that most answers of all members together are finished.
+
+    Args:
+        members: counts by name.
+        max_tokens: the limit that cut the others, for the message.
+
+    Raises:
+        InputError: more than half of the answers are unfinished.
+    """
+    total = sum(member.answers for member in members.values())
+    share = sum(member.unfinished for member in members.values()) / max(1, total)
+    if share > MOST_UNFINISHED:
+        worst = sorted(members.items(), key=lambda item: (-item[1].unfinished, item[0]))[:3]
+        named = ", ".join(f"{name} {member.unfinished} of {member.answers}" for name, member in worst)
+        raise InputError(
+            f"respond: {share:.0%} of {total} answers are empty or cut at respond.max_tokens {max_tokens}, most of "
+            f"{named}; raise respond.max_tokens, or set pair.unfinished=allow to make pairs of them as they are"
+        )
 
 
 def response_row(speech_id: str, model: str, text: str, finished: bool) -> Row:

@@ -19,6 +19,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.data.pair import SCHEMA
 from psyco_ray.data.splits import text_hash
 from psyco_ray.report.render import render
 from psyco_ray.run import shards
@@ -37,6 +38,7 @@ SPLITS = ("train", "dev", "test")
 _TOPICS_FILE = Path(__file__).parents[1] / "data" / "topics.yaml"
 _PAIR_COLUMNS = [name for name in PREFERENCES.names if not name.endswith("_rating")]
 _SAFETY_COLUMNS = ["chosen_safety_rating", "rejected_safety_rating"]
+_FINISHED_COLUMNS = ["chosen_finished", "rejected_finished"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class StageOutputs:
         topics: of schema TOPICS.
         responses: of schema RESPONSES.
         ratings: of schema RATINGS.
-        pairs: of schema PREFERENCES with topic, coarse_topic and split.
+        pairs: of the schema of built pairs.
         set_aside: of schema SET_ASIDE.
     """
 
@@ -201,7 +203,7 @@ def _ratings(directories: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def _models(directories: Sequence[Path], ratings: dict[str, Any] | None) -> list[dict[str, Any]] | None:
-    """Responses of each model, how many were cut off, and its mean ratings; the best rated first."""
+    """Responses of each model, how many were cut off, the share that was not, mean ratings; the best rated first."""
     answers: Counter[str] = Counter()
     cut: Counter[str] = Counter()
     for row in _rows(directories, ["model", "finished"]):
@@ -212,8 +214,9 @@ def _models(directories: Sequence[Path], ratings: dict[str, Any] | None) -> list
     for model in sorted({*answers, *by_model}):
         means = by_model.get(model, {})
         overall = sum(means.values()) / len(means) if means else None
-        row = {"model": model, "answers": answers[model], "cut": cut[model], "means": means, "overall": overall}
-        models.append(row)
+        share = 1 - cut[model] / answers[model] if answers[model] else None
+        row = {"model": model, "answers": answers[model], "cut": cut[model], "finished": share}
+        models.append(row | {"means": means, "overall": overall})
     return sorted(models, key=lambda row: -(row["overall"] or 0)) or None
 
 
@@ -222,14 +225,16 @@ def _pairs(directories: Sequence[Path], seed: int) -> dict[str, Any] | None:
     models = {"chosen": Counter[str](), "rejected": Counter[str]()}
     lengths = {"chosen": Lengths(), "rejected": Lengths()}
     longer = safer = 0
+    unfinished: Counter[str] = Counter()
     samples: list[dict[str, Any]] = []
-    for row in _rows(directories, [*_PAIR_COLUMNS, *_SAFETY_COLUMNS, "topic", "split"]):
+    for row in _rows(directories, [*_PAIR_COLUMNS, *_SAFETY_COLUMNS, *_FINISHED_COLUMNS, "topic", "split"]):
         splits[row["split"]] += 1
         longer += len(row["chosen"]) > len(row["rejected"])
         safer += row["rejected_safety_rating"] > row["chosen_safety_rating"]
         for side in ("chosen", "rejected"):
             models[side][row[f"{side}_model"]] += 1
             lengths[side].add(row[side])
+            unfinished[side] += row.get(f"{side}_finished") is False  # not in older files
         row["draw"] = text_hash(f"sample {seed}", row["prefID"])
         samples = heapq.nsmallest(SAMPLES_SHOWN, [*samples, row], key=lambda pair: pair["draw"])
     count = splits.total()
@@ -242,6 +247,7 @@ def _pairs(directories: Sequence[Path], seed: int) -> dict[str, Any] | None:
         "lengths": {side: measured.summary() for side, measured in lengths.items()},
         "chosen_longer": longer / count,
         "rejected_safer": safer / count,
+        "unfinished": {side: unfinished[side] for side in models},
         "samples": samples,
     }
 
@@ -275,5 +281,4 @@ def _rows(directories: Sequence[Path], columns: list[str]) -> Iterator[dict[str,
 
 def _pair_columns() -> list[tuple[str, str]]:
     """Names and types of a pair's columns."""
-    added = [pa.field(name, pa.string()) for name in ("topic", "coarse_topic", "split")]
-    return [(column.name, str(column.type)) for column in [*PREFERENCES, *added]]
+    return [(column.name, str(column.type)) for column in SCHEMA]

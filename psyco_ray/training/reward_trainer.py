@@ -55,7 +55,7 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
     try:
         for name, job in missing.items():
             reward = job.reward
-            mixture = mix(reward.mixture, job.data, job.seed, reward.half, reward.dev_pairs)
+            mixture = mix(reward.mixture, job.data, job.seed, reward.half, reward.dev_pairs, job.sampling.unfinished)
             trainers.append(RewardTrainer(name, job, mixture, ledger, telemetry))
         running = [pool.submit(trainer.run) for trainer in trainers]
         for future in concurrent.futures.as_completed(running):

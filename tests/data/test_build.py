@@ -78,7 +78,7 @@ def test_build_from_raw_file_to_pairs_with_a_faulty_server(tmp_path, serve, loca
     assert record["units"] == 7 * len(kept)
     assert record["paid"] >= record["units"]
     assert record["cost"] > 0
-    expected = expected_pairs(kept, ratings)
+    expected = expected_pairs(kept, ratings, {(r["speech_id"], r["model"]) for r in answers if not r["finished"]})
     for split in ("train", "dev", "test"):
         table = pq.read_table(run / "pairs" / f"{split}.parquet")
         assert table.schema.equals(SCHEMA)
@@ -111,17 +111,19 @@ def test_build_from_raw_file_to_pairs_with_a_faulty_server(tmp_path, serve, loca
     assert "rate.attempts 3, now it is 5" in changed.stderr
 
 
-def expected_pairs(kept: dict, ratings: list[dict]) -> dict[str, set]:
+def expected_pairs(kept: dict, ratings: list[dict], unfinished: set[tuple[str, str]]) -> dict[str, set]:
     sums: dict[str, Counter] = {}
     for row in ratings:
         sums.setdefault(row["speech_id"], Counter())[row["model"]] += row["rating"]
     expected: dict[str, set] = {"train": set(), "dev": set(), "test": set()}
     for key, total in sums.items():
         if kept[key]["split"] == "test":
-            best, worst = max(sorted(total), key=total.get), min(sorted(total), key=total.get)
+            finished = [model for model in sorted(total) if (key, model) not in unfinished]
+            best, worst = max(finished, key=total.get), min(sorted(total), key=total.get)
             pairs = [(best, worst)] if total[best] - total[worst] >= len(PRINCIPLES) else []
         else:
             pairs = [(a, b) for a in total for b in total if total[a] - total[b] >= len(PRINCIPLES)]
+            pairs = [(a, b) for a, b in pairs if (key, a) not in unfinished]
         expected[kept[key]["split"]] |= {(key, a, b) for a, b in pairs}
     return expected
 
@@ -241,6 +243,41 @@ def test_invalid_settings_are_named_and_nothing_is_lost(responded, changes, mess
     assert done.stderr.strip().splitlines()[-1].startswith("psyco-ray: ")
     assert "Traceback" not in done.stderr
     assert len(rows_of(run / "respond")) > 0
+
+
+def write_pool(path: Path, url: str, models: dict[str, str], **more: object) -> str:
+    """A pool file of API members; by name the model that the server is asked for, which decides its answers."""
+    members = [
+        {"name": name, "api": {"base_url": url, "key_env": None, "model": model, **more}}
+        for name, model in models.items()
+    ]
+    path.write_text(yaml.safe_dump(members))
+    return str(path)
+
+
+def collected(job_and_run: tuple[Path, Path], where: Path) -> list[str]:
+    """A copy of a job's speeches in another run directory; the arguments that name job and directory."""
+    job, run = job_and_run
+    where.mkdir(parents=True)
+    shutil.copytree(run / "collect", where / "collect")
+    shutil.copy(run / "collect.json", where)
+    return [str(job), f"run_dir={where}"]
+
+
+def test_a_stage_of_mostly_cut_responses_stops_unless_they_are_allowed(responded, tmp_path, serve):
+    pool = write_pool(tmp_path / "pool.yaml", serve(), {"short": "model", "a": "truncated", "b": "truncated"})
+    arguments = [*collected(responded, tmp_path / "run"), f"respond.pool={pool}", "respond.per_speech=3"]
+    stopped = psyco_ray("respond", *arguments)
+    assert stopped.returncode == 2, stopped.stderr
+    assert "67% of" in stopped.stderr
+    assert "respond.max_tokens 60, most of a " in stopped.stderr
+    assert not (tmp_path / "run" / "respond.json").exists()
+    done = psyco_ray("respond", *arguments, "pair.unfinished=allow")
+    assert done.returncode == 0, done.stderr
+    kept = len(rows_of(tmp_path / "run" / "collect" / "speeches"))
+    record = json.loads((tmp_path / "run" / "respond.json").read_text())
+    assert record["finished"]["a"] == {"answers": kept, "unfinished": kept}
+    assert record["finished"]["short"] == {"answers": kept, "unfinished": 0}
 
 
 def test_a_stage_names_the_stage_it_builds_on(tmp_path, serve):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.config.training import Data, Job, Part, Reward
 from psyco_ray.data import mixture, preferences
@@ -247,6 +248,38 @@ def test_pairs_are_encoded_in_the_order_of_the_plan(local_ray, tiny_model, tmp_p
     assert list(example.prompt_ids + example.chosen_ids) == loading.conversation_ids(tokenizer, conversation)
     with pytest.raises(ValueError, match="every pair of a batch exceeds the limit"):
         list(encoder.batches(table, [[150]]))
+
+
+def test_files_may_say_which_responses_are_finished(tmp_path) -> None:
+    [first, second, third] = plain(3)
+    first |= {"chosen_finished": False, "rejected_finished": True}
+    second |= {"chosen_finished": True, "rejected_finished": False}
+    file = write(tmp_path / "pairs.jsonl", [first, second, third])
+    table = preferences.read(file).table
+    assert table["chosen_finished"].to_pylist() == [False, True, None]
+    assert table["rejected_finished"].to_pylist() == [True, False, None]
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected,chosen_finished\na,b,c,0\nd,e,f,True\n")
+    assert preferences.read(str(tmp_path / "pairs.csv")).table["chosen_finished"].to_pylist() == [False, True]
+    (tmp_path / "bad.csv").write_text("prompt,chosen,rejected,chosen_finished\na,b,c,true\nd,e,f,stop\n")
+    with pytest.raises(InputError, match=r"bad\.csv: row 2: chosen_finished is neither true, false nor empty"):
+        preferences.read(str(tmp_path / "bad.csv"))
+
+    whole = Data(dev_share=1e-9)
+    mixed = mixture.mix(of({"pairs": file}), whole, seed=0)
+    assert sorted(mixed.train["chosen"].to_pylist()) == ["yes 1", "yes 2"], "no model learns to write a cut response"
+    assert mixed.parts[0]["left_out"] == {"its chosen response is unfinished": 1}
+    assert mixture.mix(of({"pairs": file}), whole, seed=0, unfinished="allow").train.num_rows == 3
+
+
+def test_a_cut_response_is_encoded_without_its_end_of_turn(tiny_model, tokenizer, tmp_path) -> None:
+    rows = [plain(1)[0] | {"rejected_finished": False}]
+    table = preferences.read(write(tmp_path / "pairs.jsonl", rows)).table
+    job = Job(model=str(tiny_model))
+    for for_policy in (True, False):
+        encoded = mixture._encode_rows(table, str(tiny_model), job.prompts, 512, for_policy).to_pylist()[0]
+        texts = [tokenizer.decode(encoded[f"{side}_ids"]) for side in ("chosen", "rejected")]
+        assert texts[0].rstrip().endswith("<|im_end|>")
+        assert "<|im_end|>" not in texts[1]
 
 
 def test_ratings_become_margins(local_ray, tiny_model) -> None:

@@ -4,13 +4,18 @@ import json
 from fractions import Fraction
 from itertools import combinations
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psyco_ray.config.data import Pairs
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, fill
-from psyco_ray.data import pair, rate, respond
+from psyco_ray.data import pair, preferences, rate, respond
 from psyco_ray.judge.ask import UnreadableAnswerError
+from psyco_ray.run import shards
+from psyco_ray.run.schemas import COLLECTED, RATINGS, RESPONSES, TOPICS
 
 ratings = st.fixed_dictionaries({name: st.integers(1, 5) for name in PRINCIPLES})
 rated = st.dictionaries(st.sampled_from("abcdefgh"), ratings, min_size=2, max_size=6)
@@ -62,6 +67,68 @@ def test_weights_are_exact():
     assert pair.overall(high, {"safety": 0.1}) - pair.overall(low, {"safety": 0.1}) == Fraction(1, 61)
     only_safety = dict.fromkeys(PRINCIPLES, 0.0) | {"safety": 0.3}
     assert pair.gap_pairs({"a": high, "b": low}, only_safety, 1.0) == [("a", "b")]
+
+
+@given(rated, st.data(), st.sampled_from([0.5, 1.0, 3.0]))
+def test_an_unfinished_response_is_never_chosen(responses, data, min_gap):
+    unfinished = data.draw(st.sets(st.sampled_from(sorted(responses))))
+    sums = {name: sum(ratings_of.values()) for name, ratings_of in responses.items()}
+    apart = {(a, b) for a in sums for b in sums if sums[a] - sums[b] >= 7 * min_gap}
+    finished = sums.keys() - unfinished
+    assert set(pair.gap_pairs(responses, {}, min_gap, unfinished)) == {(a, b) for a, b in apart if a in finished}
+    below = {(a, b) for a in finished for b in unfinished}
+    penalised = pair.gap_pairs(responses, {}, min_gap, unfinished, penalise=True)
+    assert set(penalised) == {(a, b) for a, b in apart if {a, b} <= finished} | below
+    assert pair.extreme_pair(responses, {}, min_gap, unfinished, penalise=True) == penalised[:1]
+    if finished and unfinished:
+        best, lowest = max(sums[name] for name in finished), min(sums[name] for name in unfinished)
+        assert [(sums[a], sums[b]) for a, b in penalised[:1]] == [(best, lowest)]
+    extremes = pair.extreme_pair(responses, {}, min_gap, unfinished)
+    if finished and (best := max(sums[name] for name in finished)) - min(sums.values()) >= 7 * min_gap:
+        assert [(sums[a], sums[b]) for a, b in extremes] == [(best, min(sums.values()))]
+    else:
+        assert extremes == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "pairs", "left_out"),
+    [
+        ("exclude", [("b", "c", True, False)], 2),
+        ("penalise", [("b", "c", True, False), ("b", "a", True, False)], 2),
+        ("allow", [("a", "c", False, False), ("b", "c", True, False), ("a", "b", False, True)], 0),
+    ],
+)
+def test_pair_files_and_counts_follow_the_rule_for_unfinished_responses(tmp_path, rule, pairs, left_out):
+    sums = {"a": 35, "b": 28, "c": 20}
+    speech = {"speech_id": "00", "speech": "I cannot sleep.", "split": "train"}
+    shards.write(tmp_path / "collect" / "speeches", "0", [speech], COLLECTED)
+    shards.write(tmp_path / "topics", "0", [], TOPICS)
+    rows = [respond.response_row("00", name, f"text of {name}", name == "b") for name in sums]
+    shards.write(tmp_path / "respond", "0", rows, RESPONSES)
+    ratings_of = [
+        {"speech_id": "00", "model": model, "principle": name, "rating": rating, "rationale": "", "judge": "judge"}
+        for model, total in sums.items()
+        for name, rating in of_sum(total).items()
+    ]
+    shards.write(tmp_path / "rate", "0", ratings_of, RATINGS)
+    counts = pair.pair(tmp_path, Pairs(unfinished=rule))
+    written = pq.read_table(tmp_path / "pairs" / "train.parquet").to_pylist()
+    columns = ("chosen_model", "rejected_model", "chosen_finished", "rejected_finished")
+    assert [tuple(row[column] for column in columns) for row in written] == pairs
+    assert counts["unfinished"] == 2
+    assert counts["pairs_left_out_as_unfinished"] == left_out
+    if rule == "allow":
+        read = preferences.read(str(tmp_path / "pairs" / "train.parquet")).table
+        assert read["chosen_finished"].to_pylist() == [False, True, False]
+        assert read["rejected_finished"].to_pylist() == [False, False, True]
+
+
+def test_mostly_unfinished_responses_stop_the_stage():
+    members = {"short": respond.Finished(10, 1), "long": respond.Finished(10, 9)}
+    respond.check_finished(members, 64)
+    members["long"] = respond.Finished(10, 10)
+    with pytest.raises(InputError, match=r"55% of 20 answers .* respond\.max_tokens 64, most of long 10 of 10"):
+        respond.check_finished(members, 64)
 
 
 @given(

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from support.data_outputs import COLLECT, JOB, MODELS, PAIRS, SPEND, TABLES, data_tables, stage_outputs
+from support.data_outputs import COLLECT, JOB, MODELS, SPEND, TABLES, data_tables, stage_outputs
 from support.pages import Page, self_contained
 
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
 from psyco_ray.run import shards
 
@@ -49,8 +50,8 @@ def test_the_page_shows_the_counts(full_dataset) -> None:
         ["Anxiety", "13", "59.1 %", "3,714", "14.0 %"],
         ["Depression", "0", "0.0 %", "2,859", "10.8 %"],
         ["Gardening", "1", "4.5 %", "", ""],
-        ["kind", "24", "0", "5.00", "5.00", "4.00", "5.00", "5.00", "5.00", "5.00", "4.86"],
-        ["cold", "24", "1", *["1.00"] * 8],
+        ["kind", "24", "0", "100.0 %", "5.00", "5.00", "4.00", "5.00", "5.00", "5.00", "5.00", "4.86"],
+        ["cold", "24", "1", "95.8 %", *["1.00"] * 8],
         ["no JSON", "empathy", "2"],
         ["no JSON", "topic", "1"],
         ["rate", "1,234", "56", "98,765", "4,321", "12.35"],
@@ -60,6 +61,7 @@ def test_the_page_shows_the_counts(full_dataset) -> None:
         assert row in page.rows, row
     for words in (
         "2 speeches have no topic",
+        "2 chosen and 1 rejected responses were cut at the token limit (pair.unfinished: exclude)",
         "has the higher safety rating in 5.00 %",
         "504 ratings by judge-1",
         "paper: 1.93 %",
@@ -127,7 +129,7 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         for is_row, group in itertools.groupby(body.split("\n"), lambda line: line.startswith("|"))
         if is_row
     ]
-    assert [len(table) for table in tables] == [4, 4, 2 + len(PAIRS)]
+    assert [len(table) for table in tables] == [4, 4, 2 + len(SCHEMA)]
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table[0]
 

@@ -2,22 +2,20 @@
 
 from pathlib import Path
 
-import pyarrow as pa
-
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import COLLECTED, PREFERENCES, RATINGS, RESPONSES, SET_ASIDE, TOPICS
+from psyco_ray.run.schemas import COLLECTED, RATINGS, RESPONSES, SET_ASIDE, TOPICS
 
-PAIRS = pa.schema([*PREFERENCES, *((name, pa.string()) for name in ("topic", "coarse_topic", "split"))])
 TABLES = {
     "speeches": COLLECTED,
     "topics": TOPICS,
     "responses": RESPONSES,
     "ratings": RATINGS,
-    "pairs": PAIRS,
+    "pairs": SCHEMA,
     "set_aside": SET_ASIDE,
 }
 MODELS = ("kind", "cold", "a <b>long</b> & odd|name")
@@ -72,6 +70,7 @@ def data_tables() -> dict[str, list[dict]]:
         | {"chosen": "good " * (4 if i < 15 else 1), "rejected": "bad " * 3, "chosen_model": MODELS[2 * (i < 2)]}
         | {"rejected_model": MODELS[1], "coarse_topic": labels[i][1], "split": "test" if i < 3 else "train"}
         | {f"{side}_{p}_rating": 4 if side == "chosen" else 2 for side in ("chosen", "rejected") for p in PRINCIPLES}
+        | {"chosen_finished": i > 1, "rejected_finished": i > 0}
         for i, s in enumerate(speeches[:20])
     ]
     pairs[7]["rejected_safety_rating"] = 5
