@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +90,12 @@ def export_annotation(job: DataJob, options: argparse.Namespace) -> int:
 def agreement(_: None, options: argparse.Namespace) -> int:
     """Prints the agreement and writes it beside the files."""
     from psyco_ray.evaluate import annotation
+    from psyco_ray.report import annotation as report
 
-    text = json.dumps(annotation.score(options.directory), indent=1)
-    print(text)
-    (options.directory / "agreement.json").write_text(text + "\n", encoding="utf-8")
+    agreement = annotation.score(options.directory)
+    report.write_report(agreement, options.directory)
+    print(report.markdown(agreement))
+    print(f"report: {options.directory / 'report.html'}")
     return 0
 
 

@@ -1,22 +1,34 @@
-"""Blind annotation of preference pairs by two experts, and their agreement with each other and with the labels."""
+"""Blind annotation of preference pairs by two experts, and their agreement with each other and with the labels.
+
+The experts choose by each of the seven principles and overall (paper §3.4). A choice is A or B; there are no ties.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate.agreement import cohen_kappa, krippendorff_alpha
-from psyco_ray.evaluate.expert_csv import EXPERTS, ordering_hash, read_items, read_key, write_table
+from psyco_ray.evaluate.expert_csv import (
+    ASPECTS,
+    EXPERTS,
+    PREFERENCES,
+    ordering_hash,
+    read_items,
+    read_key,
+    write_table,
+)
 from psyco_ray.evaluate.stats import wilson
 
 PAPER = {"between_experts": 0.87, "expert-1": 0.92, "expert-2": 0.85}
-"""Shares of equal choices in the paper (§3.3): between its experts, and of each expert with the labels."""
+"""Shares of equal overall choices in the paper (§3.4): between its experts, and of each expert with the labels."""
 
-_COLUMNS = ("item", "client speech", "response A", "response B", "preference", "comment")
+_COLUMNS = ("item", "client speech", "response A", "response B", *PREFERENCES.values(), "comment")
+_OVERALL_ALONE = {"overall": "preference"}  # columns of exports without principles
 _TEXTS = ("question", "chosen", "rejected")
 _CHOICES = {"a": "A", "b": "B", "response a": "A", "response b": "B"}
 
@@ -28,7 +40,7 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
     orders depend only on the seed and the pairs' ids.
 
     Args:
-        pairs: rows of the PREFERENCES table.
+        pairs: rows of the PREFERENCES table; their ratings label the principles.
         out: directory for the files.
         count: number of pairs to sample.
         seed: of sample, sides and orders.
@@ -51,7 +63,7 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
     out.mkdir(parents=True, exist_ok=True)
     for expert in EXPERTS:
         rows = [
-            [item, pair["question"], pair[sides[item]["A"]], pair[sides[item]["B"]], "", ""]
+            [item, pair["question"], pair[sides[item]["A"]], pair[sides[item]["B"]], *[""] * (len(PREFERENCES) + 1)]
             for item, pair in sorted(items.items(), key=lambda entry: ordering_hash(seed, expert, entry[1]["prefID"]))
         ]
         write_table(out / f"{expert}.csv", _COLUMNS, rows)
@@ -59,37 +71,64 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
         item: {**sides[item], **{name: value for name, value in pair.items() if name not in _TEXTS}}
         for item, pair in sorted(items.items())
     }
-    (out / "key.json").write_text(json.dumps({"seed": seed, "items": key}, indent=1) + "\n", encoding="utf-8")
+    key_file = {"seed": seed, "aspects": list(ASPECTS), "items": key}
+    (out / "key.json").write_text(json.dumps(key_file, indent=1) + "\n", encoding="utf-8")
 
 
 def score(directory: Path) -> dict[str, Any]:
-    """Agreement of the experts with each other and with the labels.
+    """Agreement of the experts with each other and with the labels, by principle and overall.
+
+    The label of a principle is the response that the judge rated higher under it; equal ratings give none. An export
+    without principles is scored overall.
 
     Args:
         directory: of the export, with the filled files.
 
     Returns:
-        `items`, and for each expert under `experts` the numbers of rows `filled` and `unfilled`. `between_experts` and,
-        by expert, `with_labels`: the `items` compared, the number of `equal` choices, their `share` with its `wilson`
-        interval, `kappa` and `alpha` (nominal) with bootstrap intervals, and the `paper`'s share; None without items.
+        `items`; for each expert under `experts` the numbers of choices `filled` and `unfilled`; and `paper`, its shares
+        overall (PAPER). `between_experts` and, by expert, `with_labels` hold by aspect the `items` compared, the number
+        of `equal` choices, their `share` with its `wilson` interval, and `kappa` and `alpha` (nominal) with bootstrap
+        intervals; None without items.
 
     Raises:
         InputError: a file is missing or unreadable, or a preference is neither A nor B.
     """
     key = read_key(directory, "seed", "items")
     items, seed = key["items"], key["seed"]
-    labels = {item: "A" if sides["A"] == "chosen" else "B" for item, sides in items.items()}
-    choices = {expert: _choices(directory / f"{expert}.csv", labels) for expert in EXPERTS}
+    columns = {aspect: PREFERENCES[aspect] for aspect in ASPECTS} if "aspects" in key else _OVERALL_ALONE
+    labels = {aspect: _labels(items, aspect) for aspect in columns}
+    choices = {expert: _choices(directory / f"{expert}.csv", columns, items) for expert in EXPERTS}
     first, second = (choices[expert] for expert in EXPERTS)
+    filled = {expert: sum(map(len, own.values())) for expert, own in choices.items()}
     return {
         "items": len(items),
-        "experts": {expert: {"filled": len(own), "unfilled": len(items) - len(own)} for expert, own in choices.items()},
-        "between_experts": _compare(first, second, PAPER["between_experts"], seed),
-        "with_labels": {expert: _compare(own, labels, PAPER[expert], seed) for expert, own in choices.items()},
+        "experts": {
+            expert: {"filled": count, "unfilled": len(columns) * len(items) - count} for expert, count in filled.items()
+        },
+        "between_experts": {aspect: _compare(first[aspect], second[aspect], seed) for aspect in columns},
+        "with_labels": {
+            expert: {aspect: _compare(own[aspect], labels[aspect], seed) for aspect in columns}
+            for expert, own in choices.items()
+        },
+        "paper": PAPER,
     }
 
 
-def _compare(first: dict[str, str], second: dict[str, str], paper: float, seed: int) -> dict[str, Any] | None:
+def _labels(items: Mapping[str, dict[str, Any]], aspect: str) -> dict[str, str]:
+    """The better side by the dataset, by item: the chosen one overall, the higher rated one under a principle."""
+    labels: dict[str, str] = {}
+    for item, key in items.items():
+        chosen, rejected = ("A", "B") if key["A"] == "chosen" else ("B", "A")
+        if aspect == "overall":
+            labels[item] = chosen
+            continue
+        own, others = (key.get(f"{side}_{aspect}_rating") for side in ("chosen", "rejected"))
+        if own is not None and others is not None and own != others:
+            labels[item] = chosen if own > others else rejected
+    return labels
+
+
+def _compare(first: dict[str, str], second: dict[str, str], seed: int) -> dict[str, Any] | None:
     both = sorted(first.keys() & second.keys())
     if not both:
         return None
@@ -102,22 +141,22 @@ def _compare(first: dict[str, str], second: dict[str, str], paper: float, seed: 
         "wilson": wilson(equal, len(both)),
         "kappa": asdict(cohen_kappa(ratings, seed=seed)),
         "alpha": asdict(krippendorff_alpha(ratings, "nominal", seed=seed)),
-        "paper": paper,
     }
 
 
-def _choices(path: Path, labels: dict[str, str]) -> dict[str, str]:
-    """The side that an expert chose, by item, without rows that have no choice."""
-    choices: dict[str, str] = {}
-    for number, item, row in read_items(path, ("preference",), labels):
-        choice = " ".join(row["preference"].split())
-        if choice and choice.casefold() not in _CHOICES:
-            raise InputError(
-                f"{path} row {number}: the preference {choice!r} of item {item} is neither A nor B; "
-                "write A or B, or leave it empty"
-            )
-        if choice:
-            choices[item] = _CHOICES[choice.casefold()]
+def _choices(path: Path, columns: Mapping[str, str], items: Container[str]) -> dict[str, dict[str, str]]:
+    """The side that an expert chose, by aspect and item, without empty cells."""
+    choices: dict[str, dict[str, str]] = {aspect: {} for aspect in columns}
+    for number, item, row in read_items(path, tuple(columns.values()), items):
+        for aspect, column in columns.items():
+            choice = " ".join(row[column].split())
+            if choice and choice.casefold() not in _CHOICES:
+                raise InputError(
+                    f"{path} row {number}: the {column} {choice!r} of item {item} is neither A nor B; write A or B, or "
+                    "leave it empty"
+                )
+            if choice:
+                choices[aspect][item] = _CHOICES[choice.casefold()]
     return choices
 
 

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.prompts import PRINCIPLES
 
 EXPERTS = ("expert-1", "expert-2")
 """Names of the experts' files."""
+
+ASPECTS = (*PRINCIPLES, "overall")
+"""Aspects of a preference."""
+
+PREFERENCES = {aspect: f"{aspect} preference" for aspect in ASPECTS}
+"""Columns of the preferences."""
 
 
 def escape_formula(cell: str) -> str:

@@ -21,13 +21,19 @@ from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.tables import read_table
 from psyco_ray.evaluate import agreement, stats
-from psyco_ray.evaluate.expert_csv import EXPERTS, ordering_hash, read_items, read_json, read_key, write_table
+from psyco_ray.evaluate.expert_csv import (
+    ASPECTS,
+    EXPERTS,
+    PREFERENCES,
+    ordering_hash,
+    read_items,
+    read_json,
+    read_key,
+    write_table,
+)
 
 PAPER_JUDGE = 0.825
 """Share of cases in which the paper's judge and its experts chose alike (§4.2)."""
-
-ASPECTS = (*PRINCIPLES, "overall")
-"""Aspects of a preference."""
 
 SIDES = ("policy", "opponent")
 
@@ -42,11 +48,10 @@ _POINTS = {form.format(points): float(points) for points in range(1, 6) for form
 _VERDICTS = {"ours": 1.0, "theirs": -1.0, "tie": 0.0}
 _OUTCOMES = (("wins", 1.0), ("ties", 0.0), ("losses", -1.0))
 
-_PREFERENCES = {aspect: f"{aspect} preference" for aspect in ASPECTS}
 _SCORES = {(principle, side): f"{principle} {side}" for principle in PRINCIPLES for side in "AB"}
 _COLUMNS = [
-    *[name for p in PRINCIPLES for name in (_PREFERENCES[p], _SCORES[p, "A"], _SCORES[p, "B"])],
-    _PREFERENCES["overall"],
+    *[name for p in PRINCIPLES for name in (PREFERENCES[p], _SCORES[p, "A"], _SCORES[p, "B"])],
+    PREFERENCES["overall"],
 ]
 
 
@@ -251,7 +256,7 @@ def _preferences(
 ) -> dict[str, Any] | None:
     """Shares of pairs that the policy wins, ties and loses; a pair on which the experts differ is divided."""
     signs = np.array([_sign(items[item]) for item in own])
-    chosen = _filled(_values(answers, [(item, _PREFERENCES[aspect]) for item in own]) * signs[:, None])
+    chosen = _filled(_values(answers, [(item, PREFERENCES[aspect]) for item in own]) * signs[:, None])
     if not len(chosen):
         return None
     counts = {
@@ -284,7 +289,7 @@ def _filled(values: _Values) -> _Values:
 def _between_experts(answers: Mapping[str, Answers], items: _Items, seed: int) -> dict[str, Any]:
     preferences = {
         aspect: _agreement(_values(answers, [(item, column) for item in items]), None, "nominal", seed)
-        for aspect, column in _PREFERENCES.items()
+        for aspect, column in PREFERENCES.items()
     }
     scores = {}
     for principle in PRINCIPLES:
@@ -308,7 +313,7 @@ def _with_judge(
 ) -> dict[str, Any] | None:
     """Agreement of the experts' overall preferences with the judge; a tie equals only a tie."""
     pairs = [item for item in own if item in judged]
-    chosen = _values(answers, [(item, _PREFERENCES["overall"]) for item in pairs])
+    chosen = _values(answers, [(item, PREFERENCES["overall"]) for item in pairs])
     judge = np.array([judged[item] for item in pairs]).reshape(-1, 1)
     equal = _filled(np.where(np.isnan(chosen), np.nan, chosen == judge))
     if not len(equal):

@@ -99,7 +99,8 @@ def test_build_from_raw_file_to_pairs_with_a_faulty_server(tmp_path, serve, loca
         assert len(list(csv.reader(file))) == 6
     unfilled = psyco_ray("agreement", run / "annotation")
     assert unfilled.returncode == 0, unfilled.stderr
-    assert json.loads(unfilled.stdout)["experts"]["expert-1"] == {"filled": 0, "unfilled": 5}
+    agreement = json.loads((run / "annotation" / "agreement.json").read_text())
+    assert agreement["experts"]["expert-1"] == {"filled": 0, "unfilled": 40}
 
     before = counts(url)["served"]
     again = psyco_ray("build", job)

@@ -7,15 +7,15 @@ import pytest
 from support.browser import layout_problems
 from support.data_outputs import COLLECT, SPEND, TABLES, stage_outputs
 from support.pages import Page, self_contained
-from support.report_records import compared_runs, expert_results, policy_results, training_run
+from support.report_records import annotation_results, compared_runs, expert_results, policy_results, training_run
 from support.reward_results import ODD, reward_results
 
-from psyco_ray.report import compare_runs, dataset, experts, figures, policies, reward_models
+from psyco_ray.report import annotation, compare_runs, dataset, experts, figures, policies, reward_models
 from psyco_ray.report import training_run as training_report
 from psyco_ray.training import summary
 from psyco_ray.training.run_state import RunState
 
-NAMES = ("training run", "compared runs", "dataset", "experts", "policies", "reward models")
+NAMES = ("training run", "compared runs", "dataset", "annotation", "experts", "policies", "reward models")
 
 
 def training_page(root, **settings) -> tuple[str, dict]:
@@ -38,6 +38,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
     (root / "compared runs" / "compare.html").rename(root / "compared runs" / "report.html")
     outputs = stage_outputs(root / "data", list(TABLES), collected=COLLECT, spend=SPEND)
     dataset.write_report(outputs, root / "dataset")
+    annotation.write_report(annotation_results(), root / "annotation")
     experts.write_report(expert_results(), root / "experts")
     policies.write_report(*policy_results(), root / "policies")
     reward_models.write_report(reward_results(40), root / "reward models")

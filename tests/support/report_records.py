@@ -119,6 +119,21 @@ def policy_results() -> tuple[dict, list[dict]]:
     return results, [case]
 
 
+def annotation_results() -> dict:
+    """What `evaluate.annotation.score` returns."""
+    measure = {"value": 0.8, "low": 0.7, "high": 0.9, "items": 1200}
+    compared = {"items": 1200, "equal": 1044, "share": 0.87, "wilson": [0.85, 0.89], "kappa": measure, "alpha": measure}
+    by_aspect = {**dict.fromkeys(PRINCIPLES, compared), "safety": None, "overall": compared}
+    cells = {"filled": 9150, "unfilled": 450}
+    return {
+        "items": 1200,
+        "experts": {"expert-1": cells, "expert-2": cells},
+        "between_experts": by_aspect,
+        "with_labels": {"expert-1": by_aspect, "expert-2": by_aspect},
+        "paper": {"between_experts": 0.87, "expert-1": 0.92, "expert-2": 0.85},
+    }
+
+
 def expert_results() -> dict:
     """What `evaluate.experts.score` returns of one comparison with a judge's verdicts."""
     share = {"share": 0.5, "wilson95": [0.4, 0.6]}
