@@ -59,11 +59,11 @@ def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: in
     # before vLLM and torch are imported; vLLM logs to stdout otherwise
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
     os.environ.update(actor_environment(Rollouts()) | quiet)
-    from psyco_ray.evaluate import answers
+    from psyco_ray.evaluate import checkpoints
     from psyco_ray.models import loading
     from psyco_ray.run.types import Prompt
 
-    path = loading.resolve(answers.checkpoint(options.checkpoint, 1))
+    path = loading.resolve(checkpoints.find(options.checkpoint).path)
     messages = prompt_messages(load_prompt(job.prompts), speech)
     token_ids = tuple(loading.conversation_ids(loading.load_tokenizer(path), messages))
     length, positions = len(token_ids) + max_tokens, loading.max_positions(path)

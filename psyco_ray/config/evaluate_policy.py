@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_reward import Name
-from psyco_ray.config.job_file import Count, NotNegative, Section
+from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section
 from psyco_ray.config.resources import Rollouts, check_engine
 from psyco_ray.config.training import Deadlines, Prompts
 
@@ -43,7 +43,9 @@ class Policy(Section):
     name: Name
     """Name in tables and directories."""
     model: str
-    """A directory, a hub id, or a run directory, whose summary names the checkpoint."""
+    """A directory, a hub id, or the directory of a training run, which stands for its best checkpoint."""
+    iteration: NotNegativeCount | Literal["all"] | None = None
+    """Of a training run: 0 is its base model, all makes a policy of every iteration; null: the best checkpoint."""
 
 
 class Opponent(Section):
@@ -56,7 +58,7 @@ class Opponent(Section):
     endpoint: Endpoint | None = None
     """An API."""
     model: str | None = None
-    """A model, as a policy's."""
+    """A model, as a policy's; of a training run the best checkpoint."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -6,7 +6,6 @@ that an interrupted run answers only what is missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
 from psyco_ray.data.generate import LocalModel
@@ -22,10 +20,9 @@ from psyco_ray.data.generate import generate as generate_responses
 from psyco_ray.data.respond import ApiStage, ResponseSampling, ResponseTask
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.models import loading
-from psyco_ray.run import shards, storage
+from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.remote import is_remote
 from psyco_ray.run.types import Row
 
 _QUESTIONS = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
@@ -84,7 +81,7 @@ def generate(
     Args:
         job: engines and deadlines.
         name: of the model.
-        model: as `checkpoint` returns it.
+        model: path of a `Checkpoint`.
         tasks: all that it answers.
         progress: receives finished work.
     """
@@ -102,44 +99,11 @@ def call(endpoint: Endpoint, task: ResponseTask, journal: Path, max_cost: float 
     return calls.execute(max_cost, progress)
 
 
-def checkpoint(model: str, max_model_len: int) -> str:
-    """The checkpoint that engines load for a model: a directory, or a packaged name or hub id unchanged.
-
-    Args:
-        model: one of these, or the directory of a training run, whose ``summary.json`` names the checkpoint.
-        max_model_len: minimum context length, in tokens.
-
-    Raises:
-        InputError: the model does not exist, or its context is too short.
-    """
-    directory = Path(model).expanduser()
-    path = str(directory.absolute()) if directory.is_dir() else model
-    summary = directory / "summary.json"
-    if summary.exists() and not (directory / "config.json").exists():
-        try:
-            name = json.loads(summary.read_text(encoding="utf-8")).get("checkpoint")
-        except ValueError:
-            raise InputError(f"{summary} is damaged; resume the run to write it again") from None
-        if name is None:
-            raise InputError(f"{summary} names no checkpoint; name the directory of the model itself")
-        inside = directory.joinpath(*Path(name.partition("?")[0]).parts[-2:])  # the run may have been moved
-        if inside.is_dir():
-            path = storage.absolute(inside)
-        elif is_remote(name) or Path(name).is_dir():
-            path = storage.absolute(name)
-        else:
-            path = name  # the base model, where no policy was better
-    positions = loading.max_positions(loading.resolve(path))
-    if positions is not None and positions < max_model_len:
-        raise InputError(f"{model} holds {positions} tokens, rollouts.max_model_len is {max_model_len}; lower it")
-    return path
-
-
 def fingerprint(model: str) -> str:
     """A hash that changes when a file of a model changes.
 
     Args:
-        model: as `checkpoint` returns it.
+        model: path of a `Checkpoint`.
     """
     states = loading.model_fingerprint(loading.resolve(model))
     return key_of([name for name, _ in states], [state for _, state in states])

@@ -1,6 +1,8 @@
-"""Comparison of training runs: the quality of each checkpoint by a held-out judge (paper §4.3, figure 4).
+"""Comparison of training runs: the quality of each checkpoint on held-out speeches (paper §4.3, figure 4).
 
-The judge is the reward model that takes no part in training. Runs are compared on the held-out speeches they share.
+What chooses a run's checkpoint also compares runs: the judge's win rate against the base model, else the mean reward by
+a reward model that takes no part in training, else by the one that trains the policy. Runs are compared on the held-out
+speeches they share, at their last checkpoints and at those that the runs chose.
 """
 
 from __future__ import annotations
@@ -17,20 +19,23 @@ from scipy.stats import binomtest
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resume import may_change
-from psyco_ray.evaluate import stats
-
-Record = dict[str, Any]
-"""A JSON object of a run directory."""
+from psyco_ray.evaluate import compare_notes, run_files, stats
+from psyco_ray.evaluate.run_files import Record
 
 Scores = dict[str, list[float]]
 """Scores of the responses to each held-out speech, by its id."""
 
-JUDGES = {"heldout": "scorers.heldout_model", "reward": "scorers.reward_model"}
-"""Reward models that can judge, the better one first, and the setting that names each."""
+JUDGES = {
+    "judge": "evaluation.judge.model",
+    "heldout": "scorers.heldout_model",
+    "reward": "scorers.reward_model",
+}
+"""What can judge a checkpoint, the best first, as runs choose theirs; and the setting that names each."""
 
 _FIRST_RECORD = "iteration-000/evaluate.json"
 _POLICY_RESULTS = "evaluation.json"
 _RESPONSE_SETTINGS = ("evaluation.responses", "evaluation.temperature", "sampling.max_tokens", "prompts.")
+_BASE_WIN_RATE = 0.5  # of the base model against itself
 
 
 class Comparison(TypedDict):
@@ -55,12 +60,13 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
         seed: of the bootstrap.
 
     Returns:
-        `runs`: by name `base`, `seed`, `planned` iterations, whether it is `finished`, `speeches` held out, its `curve`
-        (a point for each judged checkpoint), the iterations `alarmed`, and the `final` and the `best` point. `judge`:
-        heldout, or reward if a run has no other. `shared_speeches`: held-out speeches of all runs. `differences`: rows
-        of `setting` and the `values` by run. `notes`: caveats for a reader. `pairs`: rows of two runs `a` and `b` with
-        their `final` and `best` checkpoints compared by `paired`. `policies`: rows of `run`, `opponent`, `policy`,
-        `setting` (free or matched length), `overall`, `wilson95` and the rates by `topics`.
+        `judge`: the best kind of JUDGES that all runs have, and `reward_model`: the best reward model that all have, or
+        None. `runs`: by name `base`, `seed`, `planned` iterations, whether it is `finished`, `speeches` held out, its
+        `curve` (a point for each evaluated checkpoint, see `_point`), the iterations `alarmed`, the `final` point, the
+        `best` point as ``summary.json`` names it and what it was `chosen_by` (both None before the run has ended).
+        `shared_speeches`: held-out speeches of all runs. `differences`: rows of `setting` and the `values` by run.
+        `notes`: caveats for a reader. `pairs`: rows of two runs `a` and `b` with their `final` checkpoints compared by
+        `paired`, and the `best` ones (None before both runs have ended). `policies`: see `_policies`.
 
     Raises:
         InputError: a directory holds neither or is given twice, or the runs share no held-out speech or no judge.
@@ -73,26 +79,36 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
                 "the directory of a run that has evaluated its base model"
             )
     trained = {name: root for name, root in roots.items() if (root / _FIRST_RECORD).exists()}
-    records = {name: _records(root) for name, root in trained.items()}
-    judge = _judge(records)
-    jobs = {name: job_file.flatten(_job(root / "job.yaml")) for name, root in trained.items()}
-    runs = {name: _run(root, records[name], judge, jobs[name]) for name, root in trained.items()}
+    records = {name: run_files.evaluations(root) for name, root in trained.items()}
+    jobs = {name: job_file.flatten(run_files.read_settings(root)) for name, root in trained.items()}
+    judge = _judge(records, jobs)
+    reward_model = next((m for m in ("heldout", "reward") if all(m in own[0] for own in records.values())), None)
+    runs = {name: _run(root, records[name], (judge, reward_model), jobs[name]) for name, root in trained.items()}
     shared = _shared_speeches(records, judge)
     judges = _judge_models(records, jobs, judge, shared)
 
-    def scores(name: str, checkpoint: str) -> Scores:
-        return records[name][runs[name][checkpoint]["iteration"]][judge]["scores"]
+    def compared(a: str, b: str, which: str) -> Comparison | None:
+        points = [(name, runs[name][which]) for name in (a, b)]
+        if not all(point for _, point in points):
+            return None
+        ours, theirs = (_scores(records[name], point["iteration"], judge) for name, point in points)
+        return paired(ours, theirs, seed) if ours.keys() & theirs.keys() else None
 
     policies = [row for name, root in roots.items() for row in _policies(name, root / _POLICY_RESULTS)]
     return {
         "seed": seed,
         "judge": judge,
+        "reward_model": reward_model,
         "runs": runs,
         "shared_speeches": len(shared),
         "differences": _differences(jobs),
-        "notes": [*_notes(runs, judge, judges, len(shared)), *_response_notes(jobs), *_policy_notes(policies)],
+        "notes": [
+            *compare_notes.of_runs(runs, judge, judges, len(shared)),
+            *_response_notes(jobs),
+            *compare_notes.of_policies(policies),
+        ],
         "pairs": [
-            {"a": a, "b": b, **{point: paired(scores(a, point), scores(b, point), seed) for point in ("final", "best")}}
+            {"a": a, "b": b, **{which: compared(a, b, which) for which in ("final", "best")}}
             for a, b in itertools.combinations(runs, 2)
             if judges[a] == judges[b]
         ],
@@ -138,61 +154,72 @@ def _names(directories: Sequence[Path]) -> dict[str, Path]:
     return {"/".join(root.parts[-depth:]): root for root in roots}
 
 
-def _records(root: Path) -> list[Record]:
-    """The evaluation records of a training run, the base model's first."""
-    paths = (root / f"iteration-{iteration:03d}" / "evaluate.json" for iteration in itertools.count())
-    return [_json(path) for path in itertools.takewhile(Path.exists, paths)]
-
-
-def _run(root: Path, records: list[Record], judge: str, job: Record) -> Record:
-    """A training run as `compare` returns it.
-
-    The best point is the first with the highest mean reward among those without an alarm.
-    """
-    steps = [0]
-    for iteration in range(1, len(records)):
-        steps.append(steps[-1] + len(_json(root / f"iteration-{iteration:03d}" / "train.json")["steps"]))
-    curve = [
-        {
-            "iteration": iteration,
-            "step": step,
-            "reward": record[judge]["reward"],
-            "reward_ci95": record[judge]["ci95"],
-            "win_rate": record[judge].get("win_rate_vs_base", 0.5),  # the base model against itself
-            "win_rate_ci95": record[judge].get("win_rate_ci95", (0.5, 0.5)),
-            "length_ratio": record["mean_tokens"] / records[0]["mean_tokens"],
-        }
-        for iteration, (step, record) in enumerate(zip(steps, records, strict=True))
-    ]
-    alarmed = [iteration for iteration, record in enumerate(records) if record.get("alarms")]
-    summary = _json(root / "summary.json") if (root / "summary.json").exists() else {}
+def _run(root: Path, records: Sequence[Record], measures: tuple[str, str | None], job: Record) -> Record:
+    """A training run as `compare` returns it; `measures` are the kinds that give win rates and rewards."""
+    steps = [run_files.steps_until(root, iteration) for iteration in range(len(records))]
+    curve = [_point(records, iteration, step, *measures) for iteration, step in enumerate(steps)]
+    path = root / "summary.json"
+    finished = path.exists() and run_files.read_object(path).get("iterations") == len(curve) - 1
+    chosen = run_files.best_of(root) if finished else None
     return {
         "base": job["model"],
         "seed": job["seed"],
         "planned": job["iterations"],
-        "finished": summary.get("iterations") == len(curve) - 1,
-        "speeches": len(records[0][judge]["scores"]),
+        "finished": finished,
+        "speeches": len(_scores(records, 0, measures[0])),
         "curve": curve,
-        "alarmed": alarmed,
+        "alarmed": [iteration for iteration, record in enumerate(records) if record.get("alarms")],
         "final": curve[-1],
-        "best": max((curve[i] for i in range(len(curve)) if i not in alarmed), key=lambda point: point["reward"]),
+        "best": curve[chosen["iteration"]] if chosen else None,
+        "chosen_by": chosen["by"] if chosen else None,
     }
 
 
-def _judge(records: Mapping[str, list[Record]]) -> str:
-    """The best judge that all runs have."""
-    for judge in JUDGES:
-        if all(judge in own[0] for own in records.values()):
-            return judge
-    kinds = ", ".join(
-        f"{name}: {' and '.join(judge for judge in JUDGES if judge in own[0])}" for name, own in records.items()
-    )
-    raise InputError(f"the runs have no kind of judge in common ({kinds}); compare those that have one")
+def _point(records: Sequence[Record], iteration: int, step: int, judge: str, reward_model: str | None) -> Record:
+    """A checkpoint's `win_rate` against the base model on its `speeches`, its `reward` if all runs have one, its
+    `length_ratio` to the base model, and its `finished_share` if the run recorded it.
+    """
+    base, record = records[0], records[iteration]
+    judged = record[judge] if iteration else {"win_rate_vs_base": _BASE_WIN_RATE, "win_rate_ci95": [_BASE_WIN_RATE] * 2}
+    rewarded = record[reward_model] if reward_model else {"reward": None, "ci95": None}
+    return {
+        "iteration": iteration,
+        "step": step,
+        "speeches": len(_scores(records, iteration, judge)),
+        "win_rate": judged["win_rate_vs_base"],
+        "win_rate_ci95": judged["win_rate_ci95"],
+        "reward": rewarded["reward"],
+        "reward_ci95": rewarded["ci95"],
+        "length_ratio": record["mean_tokens"] / base["mean_tokens"],
+        "finished_share": record.get("finished_share"),
+    }
+
+
+def _scores(records: Sequence[Record], iteration: int, judge: str) -> Scores:
+    """Scores of a checkpoint's responses; by the judge the share of its verdicts for them, without unreadable ones."""
+    if judge != "judge":
+        return records[iteration][judge]["scores"]
+    if not iteration:
+        return {key: [_BASE_WIN_RATE] for key in records[0]["tokens"]}
+    return {key: [outcome] for key, outcome in records[iteration][judge]["outcomes"].items()}
+
+
+def _judge(records: Mapping[str, list[Record]], jobs: Mapping[str, Record]) -> str:
+    """The best kind of judge that all runs have."""
+    kinds = {
+        name: [kind for kind in JUDGES if (jobs[name].get(JUDGES[kind]) if kind == "judge" else kind in own[0])]
+        for name, own in records.items()
+    }
+    for kind in JUDGES:
+        if all(kind in own for own in kinds.values()):
+            return kind
+    found = ", ".join(f"{name}: {' and '.join(own)}" for name, own in kinds.items())
+    raise InputError(f"the runs have no kind of judge in common ({found}); compare those that have one")
 
 
 def _shared_speeches(records: Mapping[str, list[Record]], judge: str) -> set[str]:
     """The held-out speeches that all runs answered."""
-    keys = [set(own[0][judge]["scores"]) for own in records.values()]
+    keys = [set(_scores(own, 0, judge)) for own in records.values()]
     shared = set.intersection(*keys) if keys else set()
     if keys and not shared:
         raise InputError(
@@ -207,8 +234,10 @@ def _judge_models(
 ) -> dict[str, str]:
     """The model that judged each run: the one its job names, else one of its own.
 
-    If the base model has the same scores as in an earlier run, the judge is the same, whatever its name.
+    If the base model has the same scores as in an earlier run, the reward model is the same, whatever its name.
     """
+    if judge == "judge":
+        return {name: job[JUDGES[judge]] for name, job in jobs.items()}
     models: dict[str, str] = {}
     for name, job in jobs.items():
         base = records[name][0][judge]["scores"]
@@ -229,57 +258,22 @@ def _differences(jobs: Mapping[str, Record]) -> list[Record]:
     ]
 
 
-def _notes(runs: Mapping[str, Record], judge: str, judges: Mapping[str, str], shared: int) -> list[str]:
-    """Caveats of a comparison."""
-    notes = []
-    for name, run in runs.items():
-        done = len(run["curve"]) - 1
-        if not run["finished"]:
-            notes.append(f"{name} is not finished: it has {done} of {run['planned']} iterations.")
-        elif done < run["planned"]:
-            notes.append(f"{name} ended after {done} of {run['planned']} iterations.")
-        if run["alarmed"]:
-            iterations = ", ".join(map(str, run["alarmed"]))
-            notes.append(f"{name} raised an alarm in iteration {iterations}, which cannot be its best.")
-    if runs and judge == "reward":
-        notes.append(
-            "A run has no reward model that only judges, so the judge is the reward model that trains the policy; its "
-            "scores are probably too high."
-        )
-    if len(set(judges.values())) > 1:
-        kinds = [[name for name in judges if judges[name] == model] for model in dict.fromkeys(judges.values())]
-        notes.append(
-            f"The runs have different judges ({'; '.join(', '.join(kind) for kind in kinds)}): their rewards are on "
-            "different scales, and only runs of one judge are compared in pairs."
-        )
-    if len({run["base"] for run in runs.values()}) > 1:
-        notes.append("The runs have different base models; a win rate is against a run's own base model.")
-    if any(run["speeches"] != shared for run in runs.values()):
-        sizes = ", ".join(f"{name}: {run['speeches']}" for name, run in runs.items())
-        notes.append(
-            f"The runs have different held-out speeches ({sizes}; all share {shared}): a curve is of a run's own "
-            "speeches, a comparison in pairs of those that both have."
-        )
-    return notes
-
-
 def _response_notes(jobs: Mapping[str, Record]) -> list[str]:
     keys = [row["setting"] for row in _differences(jobs) if row["setting"].startswith(_RESPONSE_SETTINGS)]
     return [f"The runs answered the held-out speeches with different settings: {', '.join(keys)}."] if keys else []
 
 
-def _policy_notes(policies: Sequence[Record]) -> list[str]:
-    opponents = dict.fromkeys(row["opponent"] for row in policies)
-    if len(opponents) < 2:
-        return []
-    return [f"The policies have different opponents ({', '.join(opponents)}): do not compare their win rates."]
-
-
 def _policies(run: str, path: Path) -> list[Record]:
-    """A row for each policy and setting of a run of ``evaluate-policy``; none for other runs."""
+    """A row for each policy and setting of a run of ``evaluate-policy``; none for other runs.
+
+    Returns:
+        By row the names of `run`, `opponent`, `policy` and `setting` (free or matched length); `iteration` and `steps`
+        of the checkpoint and the `series` it belongs to (None where it has none); on its `speeches` the `overall` win
+        rate with `wilson95`, rates by `topics` and on `crisis` speeches (None without any); and the `finished_share`.
+    """
     if not path.exists():
         return []
-    results = _json(path)
+    results = run_files.read_object(path)
     try:
         return [
             {
@@ -287,32 +281,18 @@ def _policies(run: str, path: Path) -> list[Record]:
                 "opponent": results["opponent"],
                 "policy": policy["name"],
                 "setting": setting,
+                "iteration": policy["iteration"],
+                "steps": policy["steps"],
+                "series": policy["series"],
+                "speeches": variant["overall"]["speeches"],
                 "overall": variant["overall"]["rate"],
                 "wilson95": variant["overall"]["wilson95"],
                 "topics": {topic: rates["rate"] for topic, rates in variant["topics"].items()},
+                "crisis": variant["crisis"]["rate"] if variant["crisis"] else None,
+                "finished_share": variant["finished_share"],
             }
             for policy in results["policies"]
             for setting, variant in policy["variants"].items()
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not what evaluate-policy writes ({error!r}); run the evaluation again") from None
-
-
-def _job(path: Path) -> Record:
-    """A run's settings as they were written, perhaps by an older version."""
-    job = job_file.read_yaml(path, "job file")
-    if not isinstance(job, dict) or not {"model", "seed", "iterations"} <= job.keys():
-        raise InputError(f"job file {path} has no model, seed and iterations; take the one that the run wrote")
-    return job
-
-
-def _json(path: Path) -> Any:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist, but later files do; copy the run with all its files") from None
-    except ValueError as error:  # invalid JSON or UTF-8
-        raise InputError(f"{path} is invalid JSON: {error}; copy it from the run again") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} holds no JSON object; copy it from the run again")
-    return record

@@ -15,7 +15,8 @@ import numpy as np
 
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.evaluate import agreement, winrates
-from psyco_ray.evaluate.verdicts import Verdicts
+from psyco_ray.evaluate.checkpoints import Candidate
+from psyco_ray.evaluate.verdicts import ResponsePair, Verdicts
 from psyco_ray.run.directory import versions
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
@@ -36,34 +37,59 @@ class Matchup:
 
     policy: str
     variant: Variant
-    responses: Mapping[str, Row]  # by speech id, not empty; a speech without a response is missing
+    responses: Mapping[str, Row]  # `response` and `finished` by speech id, not empty; a speech without one is missing
     verdicts: Mapping[str, Verdicts]  # by judge
 
     def outcomes(self, judge: str, answered: Sequence[Row]) -> list[winrates.Outcome]:
         """The outcome of every speech; one without a response is lost without a verdict."""
-        by_key = self.verdicts[judge].outcomes()
-        return [by_key[pair_key(self.policy, row)] if row["speech_id"] in self.responses else 0.0 for row in answered]
+        by_speech = self.verdicts[judge].outcomes()
+        return [by_speech[row["speech_id"]] if row["speech_id"] in self.responses else 0.0 for row in answered]
+
+
+def pairs(
+    responses: Mapping[str, Row], answered: Sequence[Row], opponent_responses: Mapping[str, Row]
+) -> list[ResponsePair]:
+    """What a judge compares: a policy's responses, each with the opponent's.
+
+    The key of a pair is its speech. With the seed it decides which response comes first, so on one speech all policies
+    meet the opponent in the same order, and tests of two policies are free of the judge's preference for a position.
+    """
+    return [
+        ResponsePair(
+            key=row["speech_id"],
+            speech=row["speech"],
+            ours=responses[row["speech_id"]]["response"],
+            theirs=opponent_responses[row["speech_id"]]["response"],
+        )
+        for row in answered
+        if row["speech_id"] in responses
+    ]
 
 
 def results(
     job: PolicyEvaluationJob,
+    policies: Sequence[Candidate],
     matchups: Sequence[Matchup],
     answered: Sequence[Row],
-    opponent_responses: Mapping[str, str],
+    opponent_responses: Mapping[str, Row],
     silent: int,
 ) -> dict[str, Any]:
     """The contents of ``evaluation.json``.
 
     Args:
-        job: policies, opponent and judges; the first judge's verdicts count.
-        matchups: in the order of the job's policies and variants.
+        job: opponent and judges; the first judge's verdicts count.
+        policies: the policies under test.
+        matchups: in the order of the policies and variants.
         answered: the speeches that the opponent answered.
         opponent_responses: its responses, by speech id.
         silent: number of speeches it did not answer; they are left out.
 
     Returns:
-        `policies`, each with its `variants` and their `_statistics`; by variant `mcnemar` between any two policies;
-        `agreement` of the first judge with each other judge; `speeches`, `opponent_silent` and the settings.
+        `policies`, each with the `run`, the `iteration` and the optimizer `steps` of its checkpoint (null for a model
+        of no run), the `series` of checkpoints that it belongs to, and its `variants` with their `_statistics`. By
+        variant `mcnemar` of two policies, see `_tested`. `agreement` of the first judge with each other judge.
+        `speeches`, how many of them are `crisis_speeches`, `opponent_silent`, `opponent_finished_share` (null for
+        responses of a file) and the settings.
     """
     main = job.judges[0].name
     return {
@@ -75,23 +101,30 @@ def results(
         "order": job.judging.order,
         "split": job.speeches.split,
         "speeches": len(answered),
+        "crisis_speeches": sum(row["crisis"] for row in answered),
         "opponent_silent": silent,
+        "opponent_finished_share": _finished_share([opponent_responses[row["speech_id"]] for row in answered]),
         "policies": [
             {
                 "name": policy.name,
+                "model": policy.checkpoint.path if policy.checkpoint.run is None else None,
+                "run": policy.checkpoint.run,
+                "iteration": policy.checkpoint.iteration,
+                "steps": policy.checkpoint.steps,
+                "series": policy.series,
                 "variants": {
                     matchup.variant: _statistics(job, matchup, answered, opponent_responses)
                     for matchup in matchups
                     if matchup.policy == policy.name
                 },
             }
-            for policy in job.policies
+            for policy in policies
         ],
         "mcnemar": {
             variant: [
                 {"a": a.policy, "b": b.policy}
                 | winrates.mcnemar(a.outcomes(main, answered), b.outcomes(main, answered))
-                for a, b in itertools.combinations([m for m in matchups if m.variant == variant], 2)
+                for a, b in _tested(policies, [m for m in matchups if m.variant == variant])
             ]
             for variant in job.variants
         },
@@ -104,33 +137,48 @@ def results(
     }
 
 
+def _tested(policies: Sequence[Candidate], matchups: Sequence[Matchup]) -> list[tuple[Matchup, Matchup]]:
+    """The matchups that are tested against each other: any two, but of checkpoints of runs those of one iteration."""
+    iterations = {policy.name: policy.checkpoint.iteration for policy in policies if policy.series is not None}
+    return [
+        (a, b)
+        for a, b in itertools.combinations(matchups, 2)
+        if not {a.policy, b.policy} <= iterations.keys() or iterations[a.policy] == iterations[b.policy]
+    ]
+
+
 def _statistics(
-    job: PolicyEvaluationJob, matchup: Matchup, answered: Sequence[Row], opponent_responses: Mapping[str, str]
+    job: PolicyEvaluationJob, matchup: Matchup, answered: Sequence[Row], opponent_responses: Mapping[str, Row]
 ) -> dict[str, Any]:
     """Statistics of a policy under one variant.
 
     Returns:
-        By the first judge: `overall` and `topics` from `winrates.by_topic`. Over the speeches with a response: `lc`
-        from `winrates.length_controlled`, `mean_words`, `opponent_mean_words` and `length_ratio`. The numbers of
-        speeches `unanswered` and of responses `cut` at max_tokens. `by_judge`: the `overall` win rate, `first_chosen`
-        (share of readable verdicts for the response shown first) and the usage `spent`.
+        By the first judge: `overall` and `topics` from `winrates.by_topic`, and `crisis`, the win rate on speeches with
+        signs of a crisis (None without any). Over the speeches with a response: `lc` from `winrates.length_controlled`,
+        `mean_words`, `opponent_mean_words` and `length_ratio`. The numbers of speeches `unanswered` and of responses
+        `cut` at max_tokens, and the `finished_share` of the speeches that are neither. `by_judge`: the `overall` win
+        rate, `first_chosen` (share of readable verdicts for the response shown first) and the usage `spent`.
     """
     outcomes = matchup.outcomes(job.judges[0].name, answered)
     topics = winrates.by_topic(outcomes, [row["topic"] for row in answered], job.seed)
     overall = topics.pop(winrates.OVERALL)
-    pairs = [
-        (outcome, words(matchup.responses[key]["response"]), words(opponent_responses[key]))
+    crisis = [outcome for outcome, row in zip(outcomes, answered, strict=True) if row["crisis"]]
+    compared = [
+        (outcome, words(matchup.responses[key]["response"]), words(opponent_responses[key]["response"]))
         for outcome, key in zip(outcomes, (row["speech_id"] for row in answered), strict=True)
         if key in matchup.responses
     ]
-    judged, ours, theirs = (list(column) for column in zip(*pairs, strict=True))
+    judged, ours, theirs = (list(column) for column in zip(*compared, strict=True))
+    cut = sum(not row["finished"] for row in matchup.responses.values())
     return {
         "overall": overall,
-        "lc": winrates.length_controlled(judged, [a - b for _, a, b in pairs]),
+        "lc": winrates.length_controlled(judged, [a - b for _, a, b in compared]),
         "topics": topics,
+        "crisis": winrates.win_rate(crisis, job.seed) if crisis else None,
         **winrates.length_facts(ours, theirs),
-        "unanswered": len(answered) - len(pairs),
-        "cut": sum(not row["finished"] for row in matchup.responses.values()),
+        "unanswered": len(answered) - len(compared),
+        "cut": cut,
+        "finished_share": (len(compared) - cut) / len(answered),
         "by_judge": {
             name: {
                 "overall": winrates.win_rate(matchup.outcomes(name, answered), job.seed),
@@ -140,6 +188,12 @@ def _statistics(
             for name, verdicts in matchup.verdicts.items()
         },
     }
+
+
+def _finished_share(responses: Sequence[Row]) -> float | None:
+    """Share of responses that were not cut; None if a file does not tell."""
+    finished = [row["finished"] for row in responses]
+    return None if None in finished else sum(finished) / len(finished)
 
 
 def _first_chosen(verdicts: Verdicts) -> float | None:
@@ -161,7 +215,7 @@ def cases(
     job: PolicyEvaluationJob,
     matchups: Sequence[Matchup],
     answered: Sequence[Row],
-    opponent_responses: Mapping[str, str],
+    opponent_responses: Mapping[str, Row],
 ) -> list[dict[str, Any]]:
     """Speeches sampled by the seed, with all responses and verdicts (paper tables 4 and 8)."""
     sample = sorted(answered, key=lambda row: key_of(job.seed, "case", row["speech_id"]))[:CASES]
@@ -171,8 +225,8 @@ def cases(
             "speech": row["speech"],
             "topic": row["topic"],
             "opponent": {
-                "response": opponent_responses[row["speech_id"]],
-                "words": words(opponent_responses[row["speech_id"]]),
+                "response": opponent_responses[row["speech_id"]]["response"],
+                "words": words(opponent_responses[row["speech_id"]]["response"]),
             },
             "answers": [
                 {
@@ -180,12 +234,11 @@ def cases(
                     "variant": matchup.variant,
                     "response": response["response"] if response else None,
                     "words": words(response["response"]) if response else 0,
+                    "cut": response is not None and not response["finished"],
                     "verdicts": [
                         {"judge": judge, **verdict}
                         for judge in matchup.verdicts
-                        for verdict in readable[matchup.policy, matchup.variant, judge].get(
-                            pair_key(matchup.policy, row), ()
-                        )
+                        for verdict in readable[matchup.policy, matchup.variant, judge].get(row["speech_id"], ())
                     ],
                 }
                 for matchup in matchups
@@ -194,11 +247,6 @@ def cases(
         }
         for row in sample
     ]
-
-
-def pair_key(policy: str, row: Row) -> str:
-    """The key of a policy's pair on a speech. With the seed it decides, for all judges, which response comes first."""
-    return f"{policy}:{row['speech_id']}"
 
 
 def words(text: str) -> int:

@@ -5,6 +5,7 @@ Responses and verdicts are made once and stored; statistics are recomputed on ev
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import PromptsFile
 from psyco_ray.data.respond import ResponseTask
-from psyco_ray.evaluate import answers
-from psyco_ray.evaluate.matchups import Matchup, cases, pair_key, results, words
+from psyco_ray.evaluate import answers, checkpoints, matchups
+from psyco_ray.evaluate.matchups import Matchup
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
+from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
 from psyco_ray.evaluate.verdicts import JudgeSetup, ResponsePair, Verdicts, load_judge_prompt
 from psyco_ray.judge.client import Client
 from psyco_ray.pool import fit
@@ -24,11 +26,18 @@ from psyco_ray.run.directory import RunDirectory, write_table
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
 
-ANSWERED = pa.schema([(name, pa.string()) for name in ("speech_id", "speech", "topic", "response")])
+ANSWERED = pa.schema(
+    [
+        *((name, pa.string()) for name in ("speech_id", "speech", "topic", "response")),
+        ("finished", pa.bool_()),  # false where it was cut at the token limit; null: not known
+    ]
+)
 """``responses/<policy>/<variant>/responses.parquet`` (the opponent has no variant): all responses of a model."""
 
 JUDGED = pa.schema([("key", pa.string()), ("better", pa.string()), ("outcome", pa.float64())])
 """``judged/<judge>/<policy>/<variant>.parquet``: by speech id ours, theirs, tie or, where unreadable, nothing."""
+
+_log = logging.getLogger(__name__)
 
 _BETTER = {1.0: "ours", 0.5: "tie", 0.0: "theirs", None: None}
 
@@ -57,15 +66,27 @@ def evaluate(
     opponent_responses = evaluation.opponent_responses(speeches)
     answered = [row for row in speeches if row["speech_id"] in opponent_responses]
     evaluation.write_responses(job.opponent.name, answered, opponent_responses)
-    matchups = [
-        matchup for policy in job.policies for matchup in evaluation.matchups(policy.name, answered, opponent_responses)
-    ]
+    policies = evaluation.policies
+    met = [m for policy in policies for m in evaluation.matchups(policy.name, answered, opponent_responses)]
     for judge in job.judges:
-        for matchup in matchups:
+        for matchup in met:
             evaluation.judge(judge.name, matchup, answered)
-    facts = results(job, matchups, answered, opponent_responses, len(speeches) - len(answered))
+    facts = matchups.results(job, policies, met, answered, opponent_responses, len(speeches) - len(answered))
+    _warn_of_unfinished(job, facts)
     directory.write_json("evaluation.json", facts)
-    return facts, cases(job, matchups, answered, opponent_responses)
+    return facts, matchups.cases(job, met, answered, opponent_responses)
+
+
+def _warn_of_unfinished(job: PolicyEvaluationJob, facts: Mapping[str, Any]) -> None:
+    shares = {job.opponent.name: facts["opponent_finished_share"]}
+    for policy in facts["policies"]:
+        shares |= {f"{policy['name']}, {key}": values["finished_share"] for key, values in policy["variants"].items()}
+    for name, share in shares.items():
+        if share is not None and share < MIN_FINISHED_SHARE:
+            _log.warning(
+                f"{name}: only {share:.0%} of the answers are finished; the others were cut at sampling.max_tokens "
+                f"{job.sampling.max_tokens} or are missing"
+            )
 
 
 class PolicyEvaluation:
@@ -82,19 +103,25 @@ class PolicyEvaluation:
         self._job, self._directory, self._progress, self._spent = job, directory, progress, 0.0
         self._prompts = {variant: _prompt(job, variant) for variant in ("free", *job.variants)}
         load_judge_prompt(job.prompts.file)
-        models = {policy.name: policy.model for policy in job.policies}
+        self.policies = checkpoints.candidates(job.policies)
+        local = {policy.name: policy.checkpoint for policy in self.policies}
         if job.opponent.model is not None:
-            models[job.opponent.name] = job.opponent.model
-        self._local = {name: answers.checkpoint(model, job.rollouts.max_model_len) for name, model in models.items()}
+            if job.opponent.name in local:
+                raise InputError(f"a policy and the opponent are named {job.opponent.name}; give each its own name")
+            local[job.opponent.name] = checkpoints.find(job.opponent.model)
+        for checkpoint in local.values():
+            checkpoints.check_context(checkpoint, job.rollouts.max_model_len)
+        self._local = {name: checkpoint.path for name, checkpoint in local.items()}
         for endpoint in job.endpoints().values():
             Client(endpoint)  # which needs its key
         fit.check("evaluation", [fit.Role.from_config("responder", job.rollouts)], fit.cluster_nodes())
 
-    def opponent_responses(self, speeches: Sequence[Row]) -> dict[str, str]:
-        """The opponent's responses by speech id."""
+    def opponent_responses(self, speeches: Sequence[Row]) -> dict[str, Row]:
+        """The opponent's `response` by speech id, and whether it is `finished` (None in a file)."""
         opponent = self._job.opponent
         if opponent.responses is not None:
-            return load_responses(opponent.responses, speeches)
+            texts = load_responses(opponent.responses, speeches)
+            return {key: {"response": text, "finished": None} for key, text in texts.items()}
         values = {row["speech_id"]: {"{client_speech}": row["speech"]} for row in speeches}
         task = self._task(opponent.name, "free", values)
         if opponent.endpoint is not None:
@@ -102,37 +129,26 @@ class PolicyEvaluation:
             self._spent += answers.call(opponent.endpoint, task, journal, self._budget_left(), self._progress)
         else:
             answers.generate(self._job, opponent.name, self._local[opponent.name], [task], self._progress)
-        return {key: row["response"] for key, row in self._read(opponent.name, task).items()}
+        return self._read(opponent.name, task)
 
-    def matchups(self, policy: str, answered: Sequence[Row], opponent_responses: Mapping[str, str]) -> list[Matchup]:
+    def matchups(self, policy: str, answered: Sequence[Row], opponent_responses: Mapping[str, Row]) -> list[Matchup]:
         """A policy's matchups under every variant; engines load the policy once for all of them."""
         values = {
             row["speech_id"]: {
                 "{client_speech}": row["speech"],
-                "{words}": str(words(opponent_responses[row["speech_id"]])),
+                "{words}": str(matchups.words(opponent_responses[row["speech_id"]]["response"])),
             }
             for row in answered
         }
         tasks = {variant: self._task(policy, variant, values) for variant in self._job.variants}
         answers.generate(self._job, policy, self._local[policy], list(tasks.values()), self._progress)
-        matchups = []
+        met = []
         for variant, task in tasks.items():
             responses = self._read(policy, task)
-            self.write_responses(
-                f"{policy}/{variant}", answered, {key: row["response"] for key, row in responses.items()}
-            )
-            pairs = [
-                ResponsePair(
-                    key=pair_key(policy, row),
-                    speech=row["speech"],
-                    ours=responses[row["speech_id"]]["response"],
-                    theirs=opponent_responses[row["speech_id"]],
-                )
-                for row in answered
-                if row["speech_id"] in responses
-            ]
-            matchups.append(Matchup(policy, variant, responses, self._verdicts(policy, variant, pairs)))
-        return matchups
+            self.write_responses(f"{policy}/{variant}", answered, responses)
+            pairs = matchups.pairs(responses, answered, opponent_responses)
+            met.append(Matchup(policy, variant, responses, self._verdicts(policy, variant, pairs)))
+        return met
 
     def judge(self, judge: str, matchup: Matchup, answered: Sequence[Row]) -> None:
         """Ask a judge about a matchup and write the outcomes."""
@@ -144,9 +160,9 @@ class PolicyEvaluation:
         path = self._directory.path(f"judged/{judge}/{matchup.policy}/{matchup.variant}.parquet")
         write_table(path, pa.Table.from_pylist(rows, schema=JUDGED))
 
-    def write_responses(self, place: str, answered: Sequence[Row], responses: Mapping[str, str]) -> None:
+    def write_responses(self, place: str, answered: Sequence[Row], responses: Mapping[str, Row]) -> None:
         """Write a model's responses to ``responses/<place>``, where `experts.export` reads them too."""
-        rows = [{**row, "response": responses[row["speech_id"]]} for row in answered if row["speech_id"] in responses]
+        rows = [{**row, **responses[row["speech_id"]]} for row in answered if row["speech_id"] in responses]
         path = self._directory.path(f"responses/{place}/responses.parquet")
         write_table(path, pa.Table.from_pylist(rows, schema=ANSWERED))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import Speeches
-from psyco_ray.data import topics
+from psyco_ray.data import crisis, topics
 from psyco_ray.data.splits import fold, speech_id, split_of
 from psyco_ray.data.tables import read_table
 from psyco_ray.run import shards
@@ -19,7 +19,10 @@ _SPEECH_COLUMNS = ("question", "speech", "text")
 
 
 def load_speeches(settings: Speeches, seed: int) -> list[Row]:
-    """The speeches of an evaluation, ordered by id: `speech_id`, `speech` and `topic` (the coarse one, or None).
+    """The speeches of an evaluation, ordered by id: `speech_id`, `speech`, `topic` and `crisis`.
+
+    `topic` is the coarse one, or None. `crisis` tells whether the speech shows signs of a crisis: by the column of that
+    name, else by `crisis.signs`.
 
     Args:
         settings: file, split, topics and limit.
@@ -30,7 +33,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
     """
     table = read_table(settings.file, "speeches")
     column = _column(table.column_names, _SPEECH_COLUMNS, f"speeches file {settings.file}")
-    columns = [name for name in (column, "split", "topic", "coarse_topic") if name in table.column_names]
+    columns = [name for name in (column, "split", "topic", "coarse_topic", "crisis") if name in table.column_names]
     coarse = topics.coarse_of()
     speeches: dict[str, Row] = {}
     splits: dict[str, int] = {}
@@ -46,7 +49,12 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
         splits[split] = splits.get(split, 0) + 1
         if settings.split in ("all", split):
             fine, topic = (str(row.get(name) or "") for name in ("topic", "coarse_topic"))
-            speeches[key] = {"speech_id": key, "speech": text, "topic": topic or coarse.get(fine, fine) or None}
+            speeches[key] = {
+                "speech_id": key,
+                "speech": text,
+                "topic": topic or coarse.get(fine, fine) or None,
+                "crisis": _has_signs(row.get("crisis"), text, f"speeches file {settings.file}: row {number}"),
+            }
     if not speeches:
         known = ", ".join(f"{split}: {count}" for split, count in sorted(splits.items()))
         raise InputError(
@@ -85,6 +93,15 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
             f"{missing[0]}; add them, or name an endpoint or a model that answers"
         )
     return {row["speech_id"]: responses[row["speech_id"]] for row in speeches}
+
+
+def _has_signs(signs: Any, text: str, where: str) -> bool:
+    """Whether a speech shows signs of a crisis; None, as in a file without the column: it is screened here."""
+    if signs is None:
+        return bool(crisis.signs(text))
+    if not isinstance(signs, list | bool):
+        raise InputError(f"{where}: crisis is {signs!r}, not a list of signs or null; remove the column or correct it")
+    return bool(signs)
 
 
 def _load_topics(source: str) -> Mapping[str, str | None]:

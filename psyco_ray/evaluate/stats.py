@@ -10,6 +10,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 Interval = tuple[float, float]
 
+MIN_FINISHED_SHARE = 0.8
+"""Below this share of finished responses a result has a warning."""
+
 
 def wilson(wins: float, total: int) -> Interval:
     """95 % Wilson score interval of a win rate; a tie counts as half a win.

@@ -11,6 +11,7 @@ from psyco_ray.report import figures
 from psyco_ray.report.render import (
     DASH,
     basename,
+    decimal,
     decimal_interval,
     percent,
     percent_interval,
@@ -23,13 +24,21 @@ from psyco_ray.report.tables import Row, Table, of_rows
 SETTINGS = {"free": "w/o length constraint", "matched": "w/ length constraint"}
 """Titles of the evaluation's variants, by their names."""
 
-_JUDGES = {"heldout": "the held-out reward model", "reward": "the reward model that trains the policy"}
-_MARKERS = "osD^vPX*"
+_JUDGES = {
+    "judge": "the judge, a language model",
+    "heldout": "the held-out reward model",
+    "reward": "the reward model that trains the policy",
+}
+_WIN_RATES = {
+    "judge": "Share of responses that the judge prefers to the base model's. Bars: 95 % Wilson.",
+    "heldout": "Share of responses that score above the base model's. Bars: 95 % Wilson.",
+    "reward": "Share of responses that score above the base model's. Bars: 95 % Wilson.",
+}
 _CURVES = (
-    # key of a point, factor, axis label, reference level, caption
-    ("win_rate", 100, "win rate (%)", 50, "Share of responses that score above the base model's. Bars: 95 % Wilson."),
-    ("reward", 1, "mean reward (judge's scale)", None, "Mean held-out reward. Bars: 95 % bootstrap over speeches."),
-    ("length_ratio", 1, "length ratio (tokens / base model's)", 1, "Tokens per response, relative to the base model."),
+    # key of a point, factor, axis label, reference level
+    ("win_rate", 100, "win rate (%)", 50),
+    ("reward", 1, "mean reward (model's scale)", None),
+    ("length_ratio", 1, "length ratio (tokens / base model's)", 1),
 )
 
 
@@ -50,7 +59,8 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
             "judge": _JUDGES[results["judge"]],
             "speeches": results["shared_speeches"],
             "best": _best(results),
-            "figures": _figure4(runs) if runs else [],
+            "figures": _figure4(results) if runs else [],
+            "policy_figures": _policy_figures(results["policies"]),
             "tables": layout(results),
             "series": len(figures.SERIES),
         },
@@ -92,19 +102,25 @@ def _checkpoints(results: Mapping[str, Any]) -> Table:
             name,
             f"{which}, iteration {point['iteration']}",
             thousands(point["step"]),
+            thousands(point["speeches"]),
             percent(point["win_rate"]),
             percent_interval(point["win_rate_ci95"]) if point["iteration"] else DASH,
-            f"{point['reward']:.3f}",
-            decimal_interval(point["reward_ci95"]),
+            decimal(point["reward"]),
+            DASH if point["reward"] is None else decimal_interval(point["reward_ci95"]),
             f"{point['length_ratio']:.2f}",
+            percent(point["finished_share"]),
         ]
         for name, run in results["runs"].items()
         for which, point in (("final", run["final"]), ("best", run["best"]))
+        if point is not None
     ]
-    columns = ["Run", "Checkpoint", "Steps", "Win rate, %", "Win rate 95 %", "Reward", "Reward 95 %", "Length ratio"]
+    columns = ["Run", "Checkpoint", "Steps", "Speeches", "Win rate, %", "Win rate 95 %", "Reward", "Reward 95 %"]
+    columns += ["Length ratio", "Finished, %"]
+    chosen = list(dict.fromkeys(run["chosen_by"] for run in results["runs"].values() if run["chosen_by"]))
     note = (
-        "Win rate: share of responses that score above the base model's, ties as half. Best: the highest mean reward; "
-        "it is chosen on the same speeches, which biases it upwards. Iteration 0 is the base model."
+        f"Win rate: against the base model by {_JUDGES[results['judge']]}, ties as half. Best: what the run chose"
+        f"{f', by its {chosen[0]}' if len(chosen) == 1 else ''}; the same speeches chose it, which biases it upwards. "
+        "Iteration 0 is the base model."
     )
     return Table("Checkpoints", columns, [Row(cells) for cells in rows], columns[:2], note)
 
@@ -125,8 +141,10 @@ def _pairs(results: Mapping[str, Any]) -> Table:
         ]
         for pair in results["pairs"]
         for which in ("final", "best")
+        if pair[which] is not None
     ]
-    columns = ["A", "B", "Checkpoints", "Speeches", "A better", "Equal", "B better", "p", "Reward, A less B", "95 %"]
+    difference = "Win rate, A less B" if results["judge"] == "judge" else "Reward, A less B"
+    columns = ["A", "B", "Checkpoints", "Speeches", "A better", "Equal", "B better", "p", difference, "95 %"]
     note = (
         "On the speeches that both runs answered. p: exact two-sided sign test without ties, not corrected for the "
         "number of comparisons."
@@ -151,53 +169,66 @@ def _table3(policies: Sequence[Mapping[str, Any]]) -> Iterable[Table]:
                 policy["policy"],
                 policy["run"],
                 policy["opponent"],
+                DASH if policy["steps"] is None else thousands(policy["steps"]),
+                thousands(policy["speeches"]),
                 *[percent(policy["topics"].get(topic)) for topic in topics],
+                percent(policy["crisis"]),
                 percent(policy["overall"]),
                 percent_interval(policy["wilson95"]),
+                percent(policy["finished_share"]),
             ]
             for policy in evaluated
         ]
-        columns = ["Model", "Run", "Opponent", *topics, "Overall", "95 %"]
+        columns = ["Model", "Run", "Opponent", "Steps", "Speeches", *topics, "Signs of a crisis", "Overall", "95 %"]
+        columns.append("Finished, %")
         yield of_rows(f"Win rates, %, {SETTINGS.get(setting, setting)}", columns, rows, columns[:3])
 
 
-def _figure4(runs: Mapping[str, Any]) -> list[dict[str, str]]:
+def _figure4(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """Win rate, mean reward and length ratio by optimizer step, a curve for each run."""
-    drawn = []
-    for key, factor, label, level, caption in _CURVES:
+    runs, drawn = results["runs"], []
+    captions = {
+        "win_rate": _WIN_RATES[results["judge"]],
+        "reward": f"Mean reward by {_JUDGES[results['reward_model']]}. Bars: 95 % bootstrap over speeches."
+        if results["reward_model"]
+        else "",
+        "length_ratio": "Tokens per response, relative to the base model.",
+    }
+    for key, factor, label, level in _CURVES:
+        if not captions[key]:
+            continue
         figure, axes = figures.new()
         for number, run in enumerate(runs.values()):
-            _curve(axes, run["curve"], key, factor, number)
+            points = run["curve"]
+            intervals = [tuple(factor * bound for bound in p[f"{key}_ci95"]) for p in points if f"{key}_ci95" in p]
+            figures.curve(axes, [p["step"] for p in points], [factor * p[key] for p in points], intervals, number)
         if level is not None:
             axes.axhline(level, color=figures.MUTED, linewidth=0.8, linestyle="--")
-        axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
         ends = "; ".join(
             f"{name}: from {factor * run['curve'][0][key]:.2f} to {factor * run['curve'][-1][key]:.2f}"
             for name, run in runs.items()
         )
-        drawn.append({"svg": figures.svg(figure, f"{label} by optimizer step. {ends}."), "caption": caption})
+        drawn.append({"svg": figures.svg(figure, f"{label} by optimizer step. {ends}."), "caption": captions[key]})
     return drawn
 
 
-def _curve(axes: Any, curve: Sequence[Mapping[str, Any]], key: str, factor: float, number: int) -> None:
-    """Draw one run's curve with error bars where its points have intervals."""
-    means = [factor * point[key] for point in curve]
-    errors = [
-        [abs(factor * bound - mean) for bound in point.get(f"{key}_ci95", ())]
-        for point, mean in zip(curve, means, strict=True)
+def _policy_figures(policies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Win rates against an opponent by optimizer step, of runs whose checkpoints are all evaluated (figure 4)."""
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for row in policies:
+        if row["series"]:
+            curves = groups.setdefault((row["opponent"], row["setting"]), {})
+            name = row["series"] if len({p["run"] for p in policies}) == 1 else f"{row['series']} ({row['run']})"
+            curves.setdefault(name, []).append({"steps": row["steps"], "rate": row["overall"], **row})
+    return [
+        {
+            "svg": figures.win_rates(curves, opponent, SETTINGS.get(setting, setting)),
+            "names": list(curves),
+            "title": f"Against {opponent}, {SETTINGS.get(setting, setting)}",
+        }
+        for (opponent, setting), curves in groups.items()
     ]
-    axes.errorbar(
-        [point["step"] for point in curve],
-        means,
-        yerr=list(zip(*errors, strict=True)) or None,
-        color=figures.SERIES[number % len(figures.SERIES)],
-        marker=_MARKERS[number % len(_MARKERS)],
-        markersize=4,
-        capsize=2,
-        linewidth=1.3,
-        elinewidth=0.8,
-    )
 
 
 def _setting(value: Any) -> str:

@@ -35,7 +35,11 @@ _VARIABLES = {
     PAGE: "var(--page)",
     NEUTRAL: "var(--neutral)",
 }
+_MARKERS = "osD^vPX*"
 _FONT = 8  # points
+
+Interval = Sequence[float]
+"""Lower and upper bound."""
 
 
 def new(width: float = 3.6, height: float = 2.8) -> tuple[Any, Any]:
@@ -59,6 +63,53 @@ def legend(figure: Any, columns: int, handles: Sequence[Any] | None = None) -> N
     """Put the legend above the axes, where it hides no data."""
     extra = {} if handles is None else {"handles": handles}
     figure.legend(loc="outside upper center", ncol=columns, frameon=False, fontsize=_FONT, **extra)
+
+
+def curve(axes: Any, steps: Sequence[int], values: Sequence[float], intervals: Sequence[Interval], number: int) -> None:
+    """Draw values by optimizer step, with error bars.
+
+    Args:
+        axes: of `new`.
+        steps: the horizontal axis.
+        values: one for each step.
+        intervals: one for each value, on the same scale; without any no bars are drawn.
+        number: of the curve in its figure, from 0; it decides color and marker.
+    """
+    errors = [[abs(bound - value) for bound in interval] for value, interval in zip(values, intervals, strict=False)]
+    axes.errorbar(
+        steps,
+        values,
+        yerr=list(zip(*errors, strict=True)) or None,
+        color=SERIES[number % len(SERIES)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        markersize=4,
+        capsize=2,
+        linewidth=1.3,
+        elinewidth=0.8,
+    )
+    axes.set_xlabel("optimizer step")
+
+
+def win_rates(curves: Mapping[str, Sequence[Mapping[str, Any]]], opponent: str, setting: str) -> str:
+    """Win rates of checkpoints against an opponent, as in figure 4 of the paper.
+
+    Args:
+        curves: by name; points with `steps`, `rate` and `wilson95`.
+        opponent: its name.
+        setting: title of the variant.
+    """
+    figure, axes = new()
+    for number, points in enumerate(curves.values()):
+        rates = [100 * point["rate"] for point in points]
+        intervals = [tuple(100 * bound for bound in point["wilson95"]) for point in points]
+        curve(axes, [point["steps"] for point in points], rates, intervals, number)
+    axes.set_ylabel(literal(f"win rate against {opponent} (%)", 40))
+    axes.axhline(50, color=MUTED, linewidth=0.8, linestyle="--")
+    ends = "; ".join(
+        f"{name}: from {100 * points[0]['rate']:.1f} to {100 * points[-1]['rate']:.1f}"
+        for name, points in curves.items()
+    )
+    return svg(figure, f"Win rate against {opponent} by optimizer step, {setting}. {ends}.")
 
 
 def literal(text: str, length: int) -> str:

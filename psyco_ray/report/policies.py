@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.evaluate import winrates
+from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
 from psyco_ray.report import figures
-from psyco_ray.report.render import decimal, decimal_interval, percent, percent_interval, plain, render, thousands
-from psyco_ray.report.tables import Row, Table, of_rows, paper_tables
-
-SETTINGS = {"free": "w/o Length Constraint", "matched": "w/ Length Constraint"}
-"""Titles of the variants in table 3."""
-
-_SMALL_P = 0.001
-_TEXT_COLUMNS = ("Model", "Setting", "Judge", "Judges", "Other model")
+from psyco_ray.report.policy_tables import SETTINGS, by_topic, by_variant, layout
+from psyco_ray.report.render import percent, plain, render
 
 
 def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -31,9 +25,13 @@ def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]],
         results,
         tables=layout(results),
         note=note(results),
+        warnings=warnings(results),
         best=_best(results),
         drawn=_figure(results),
-        topics=_topics(results),
+        curves=_curves(results),
+        series=list(dict.fromkeys(policy["series"] for policy in results["policies"] if policy["series"])),
+        colors=len(figures.SERIES),
+        topics=by_topic(results),
         cases=cases,
         settings=SETTINGS,
     )
@@ -45,20 +43,7 @@ def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]],
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
     tables = [f"## {table.title}\n\n{table.markdown()}" for table in layout(results)]
-    return "\n\n".join([plain(note(results)), *tables]) + "\n"
-
-
-def layout(results: Mapping[str, Any]) -> list[Table]:
-    """Table 3 and the tables that qualify it, as far as they have rows."""
-    tables = [
-        _table3(results),
-        _intervals(results),
-        _lengths(results),
-        _judges(results),
-        _mcnemar(results),
-        _agreement(results),
-    ]
-    return [table for table in tables if table.rows]
+    return "\n\n".join([plain(note(results)), *[f"**Warning:** {plain(w)}" for w in warnings(results)], *tables]) + "\n"
 
 
 def note(results: Mapping[str, Any]) -> str:
@@ -68,160 +53,59 @@ def note(results: Mapping[str, Any]) -> str:
         f"{results['split']}, by the judge {results['judges'][0]}.",
         "Every pair was shown in both orders; a tie counts as half a win."
         if results["order"] == "strict"
-        else "Every pair was shown once, in an order drawn by the seed.",
-        "An unreadable verdict and a missing response count as losses.",
+        else "Every pair was shown once, in an order that the seed drew for its speech, the same for all models.",
+        "An unreadable verdict and a missing or empty response count as losses; a response that was cut at the token "
+        "limit is judged as it is.",
         "Rows marked (paper) are the paper's, with GPT-4o as opponent and judge on its own 3,291 test speeches.",
     ]
     if results["opponent_silent"]:
         sentences.append(
             f"{results['opponent_silent']:,} more speeches take no part because {results['opponent']} gave no response."
         )
+    if results["crisis_speeches"]:
+        sentences.append(
+            f"A screen found signs of a crisis in {results['crisis_speeches']:,} speeches, many of them harmless; "
+            "their win rates have a table of their own."
+        )
+    if any(policy["series"] for policy in results["policies"]):
+        sentences.append("The highest win rate of many checkpoints is biased upwards.")
     return " ".join(sentences)
 
 
-def _table3(results: Mapping[str, Any]) -> Table:
-    titles = list(winrates.TOPICS.values())
-    rows: list[Row] = []
-    for variant, setting in SETTINGS.items():
-        evaluated = [(name, measures) for name, key, measures in _variants(results) if key == variant]
-        if not evaluated:
-            continue
-        rows.append(Row([setting], "group"))
-        for name, measures in evaluated:
-            rates = {title: topic["rate"] for title, topic in measures["topics"].items()}
-            shares = [*map(rates.get, titles), measures["overall"]["rate"]]
-            rows.append(Row([name, *map(percent, shares)]))
-        for paper in paper_tables()["table3"][variant]:
-            cells = [f"{paper['model']} (paper)", *map(percent, [*paper["topics"], paper["overall"]])]
-            rows.append(Row(cells, "paper"))
-    title = f"Table 3: win rates (%) against {results['opponent']}"
-    below = "Speeches without one of these topics count in the overall rate only; all topics are listed below."
-    return Table(title, ["Model", *titles, winrates.OVERALL], rows, _TEXT_COLUMNS, below)
-
-
-def _intervals(results: Mapping[str, Any]) -> Table:
-    columns = ("Model", "Setting", "Win rate", "Wilson 95 %", "Bootstrap 95 %", "Length-controlled", "LC 95 %", "Ties")
-    rows = [
-        [
-            name,
-            SETTINGS[variant],
-            percent(measures["overall"]["rate"]),
-            percent_interval(measures["overall"]["wilson95"]),
-            percent_interval(measures["overall"]["bootstrap95"]),
-            percent(measures["lc"]["rate"]),
-            percent_interval(measures["lc"]["ci95"]),
-            thousands(measures["overall"]["ties"]),
-        ]
-        for name, variant, measures in _variants(results)
+def warnings(results: Mapping[str, Any]) -> list[str]:
+    """What makes the win rates doubtful: answers that are not finished."""
+    shares = {results["opponent"]: results["opponent_finished_share"]}
+    shares |= {
+        f"{name}, {SETTINGS[variant]}": measures["finished_share"] for name, variant, measures in by_variant(results)
+    }
+    return [
+        f"{name}: only {percent(share)} % of the answers are finished. The others were cut at the token limit or are "
+        "missing; raise sampling.max_tokens."
+        for name, share in shares.items()
+        if share is not None and share < MIN_FINISHED_SHARE
     ]
-    return of_rows("Intervals", columns, rows, _TEXT_COLUMNS)
 
 
-def _lengths(results: Mapping[str, Any]) -> Table:
-    columns = ("Model", "Setting", "Words", "Opponent's words", "Length ratio", "Unreadable", "Missing", "Cut off")
-    rows = [
-        [
-            name,
-            SETTINGS[variant],
-            decimal(measures["mean_words"], 1),
-            decimal(measures["opponent_mean_words"], 1),
-            decimal(measures["length_ratio"], 2),
-            thousands(measures["overall"]["unreadable"]),
-            thousands(measures["unanswered"]),
-            thousands(measures["cut"]),
-        ]
-        for name, variant, measures in _variants(results)
-    ]
-    return of_rows("Lengths and missing data", columns, rows, _TEXT_COLUMNS)
-
-
-def _judges(results: Mapping[str, Any]) -> Table:
-    columns = (
-        "Judge",
-        "Model",
-        "Setting",
-        "Win rate",
-        "Wilson 95 %",
-        "Unreadable",
-        "First shown preferred",
-        "Calls",
-        "US dollars",
-    )
-    rows = [
-        [
-            judge,
-            name,
-            SETTINGS[variant],
-            percent(judged["overall"]["rate"]),
-            percent_interval(judged["overall"]["wilson95"]),
-            thousands(judged["overall"]["unreadable"]),
-            percent(judged["first_chosen"]),
-            thousands(judged["spent"]["paid"] + judged["spent"]["reused"]),
-            decimal(judged["spent"]["dollars"], 2),
-        ]
-        for name, variant, measures in _variants(results)
-        for judge, judged in measures["by_judge"].items()
-    ]
-    return of_rows("Judges", columns, rows, _TEXT_COLUMNS)
-
-
-def _mcnemar(results: Mapping[str, Any]) -> Table:
-    columns = ("Setting", "Model", "Other model", "Model better", "Other better", "p (McNemar, exact)")
-    rows = [
-        [
-            SETTINGS[variant],
-            test["a"],
-            test["b"],
-            thousands(test["a_only"]),
-            thousands(test["b_only"]),
-            decimal(test["p"]) if test["p"] >= _SMALL_P else f"below {_SMALL_P}",
-        ]
-        for variant, tests in results["mcnemar"].items()
-        for test in tests
-    ]
-    return of_rows("Models against each other, on the same speeches", columns, rows, _TEXT_COLUMNS)
-
-
-def _agreement(results: Mapping[str, Any]) -> Table:
-    columns = ("Judges", "Model", "Setting", "Speeches", "Same verdict, %", "95 %", "Cohen's kappa", "Kappa 95 %")
-    rows = [
-        [
-            " and ".join(measures["judges"]),
-            measures["policy"],
-            SETTINGS[measures["variant"]],
-            thousands(measures["percent"]["items"]),
-            percent(measures["percent"]["value"]),
-            percent_interval((measures["percent"]["low"], measures["percent"]["high"])),
-            decimal(measures["kappa"]["value"], 2),
-            decimal_interval((measures["kappa"]["low"], measures["kappa"]["high"]), 2),
-        ]
-        for measures in results["agreement"]
-    ]
-    return of_rows("Agreement between judges", columns, rows, _TEXT_COLUMNS)
-
-
-def _topics(results: Mapping[str, Any]) -> list[Table]:
-    """Win rates of every topic in the data, a table for each policy and setting."""
-    columns = ("Topic", "Speeches", "Win rate", "Wilson 95 %", "Unreadable")
-    tables = []
-    for name, variant, measures in _variants(results):
-        rows = [
-            [
-                title,
-                thousands(topic["speeches"]),
-                percent(topic["rate"]),
-                percent_interval(topic["wilson95"]),
-                thousands(topic["unreadable"]),
-            ]
-            for title, topic in measures["topics"].items()
-        ]
-        tables.append(of_rows(f"{name}, {SETTINGS[variant]}", columns, rows, ("Topic",)))
-    return tables
+def _curves(results: Mapping[str, Any]) -> dict[str, str]:
+    """Win rates of runs whose checkpoints are all evaluated, by optimizer step; a figure by setting."""
+    by_setting: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for policy in results["policies"]:
+        for variant, measures in policy["variants"].items():
+            if policy["series"]:
+                curves = by_setting.setdefault(SETTINGS[variant], {})
+                curves.setdefault(policy["series"], []).append({"steps": policy["steps"], **measures["overall"]})
+    return {setting: figures.win_rates(curves, results["opponent"], setting) for setting, curves in by_setting.items()}
 
 
 def _figure(results: Mapping[str, Any]) -> str:
-    """Win rates with their intervals, raw and length-controlled; each policy's name stands above its row."""
-    variants = list(_variants(results))
+    """Win rates with their intervals, raw and length-controlled; each policy's name stands above its row.
+
+    Checkpoints of a series are left out, as they have curves; empty if nothing else is evaluated.
+    """
+    in_series = {policy["name"] for policy in results["policies"] if policy["series"]}
+    variants = [item for item in by_variant(results) if item[0] not in in_series]
+    if not variants:
+        return ""
     figure, axes = figures.new(height=1.2 + 0.55 * len(variants))
     for offset, label, key, interval, color, marker in (
         (-0.1, "win rate", "overall", "wilson95", figures.SERIES[0], "o"),
@@ -259,13 +143,5 @@ def _figure(results: Mapping[str, Any]) -> str:
 
 def _best(results: Mapping[str, Any]) -> dict[str, Any]:
     """The policy and setting with the highest win rate."""
-    name, variant, measures = max(_variants(results), key=lambda item: item[2]["overall"]["rate"])
+    name, variant, measures = max(by_variant(results), key=lambda item: item[2]["overall"]["rate"])
     return {"name": name, "setting": SETTINGS[variant], "length_ratio": measures["length_ratio"], **measures["overall"]}
-
-
-def _variants(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Name, variant and measures of every policy, variant by variant as in table 3."""
-    for variant in SETTINGS:
-        for policy in results["policies"]:
-            if variant in policy["variants"]:
-                yield policy["name"], variant, policy["variants"][variant]

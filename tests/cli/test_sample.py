@@ -24,7 +24,7 @@ def run_dir(tmp_path, tiny_model) -> Path:
     shutil.copytree(tiny_model, run / "iteration-002" / "checkpoint")
     (run / "job.yaml").write_text("prompts: {respond: respond-small}\nsampling: {max_tokens: 12}\n")
     (run / "versions.json").write_text("{}")
-    (run / "summary.json").write_text(json.dumps({"checkpoint": "elsewhere/run/iteration-002/checkpoint"}))
+    (run / "summary.json").write_text(json.dumps({"best": {"iteration": 2, "steps": 8, "by": "reward"}}))
     return run
 
 
@@ -52,7 +52,7 @@ def test_what_cannot_be_answered_is_refused_in_one_sentence(run_dir, capsys, mon
     message = refused(capsys, str(run_dir), SPEECH, "--max-tokens", "1000")
     assert "holds 1024; lower --max-tokens" in message
     (run_dir / "summary.json").write_text("{")
-    assert "summary.json is damaged" in refused(capsys, str(run_dir), SPEECH)
+    assert "summary.json is invalid JSON" in refused(capsys, str(run_dir), SPEECH)
     (run_dir / "summary.json").unlink()
     assert "has no summary.json yet; name one of its checkpoints" in refused(capsys, str(run_dir), SPEECH)
 

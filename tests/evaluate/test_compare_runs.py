@@ -33,9 +33,17 @@ def make_run(
     finished: bool = True,
     tokens: list[float] | None = None,
     steps: int = 4,
+    best: int | None = None,
+    outcomes: list[list[float]] | None = None,
     **settings,
 ) -> Path:
-    """A run directory as training leaves it: scores by iteration and speech, base model first."""
+    """A run directory as training leaves it: scores by iteration and speech, base model first.
+
+    `best` is the checkpoint that the summary names, by default the one with the highest mean. `outcomes` are those of a
+    language model that judges, by iteration from the first.
+    """
+    if outcomes:
+        settings.setdefault("evaluation", {"judge": {"model": "gpt-4o"}})
     settings.setdefault("iterations", len(scores) - 1)
     scorers = Scorers(reward_model="rm", heldout_model=settings.pop("heldout_model", "held"))
     job = job_file.parse(Job, {"scorers": scorers.model_dump(), **settings}, "test")
@@ -49,24 +57,40 @@ def make_run(
             facts |= {"win_rate_vs_base": sum(wins) / len(wins), "win_rate_ci95": stats.wilson(sum(wins), len(wins))}
             run.finish(f"iteration-{iteration:03d}/train", 0.0, steps=[{"loss": 0.7}] * steps)
         result = dict.fromkeys(["reward", "heldout"] if judge == "both" else [judge], facts)
+        if iteration and outcomes:
+            result["judge"] = judged(dict(zip(speeches, outcomes[iteration - 1], strict=True)))
         mean = tokens[iteration] if tokens else 100.0
-        run.finish(f"iteration-{iteration:03d}/evaluate", 0.0, speeches=len(values), mean_tokens=mean, **result)
+        result |= {"speeches": len(values), "mean_tokens": mean, "tokens": {key: [100] for key in speeches}}
+        run.finish(f"iteration-{iteration:03d}/evaluate", 0.0, **result)
     if finished:
-        run.write_json("summary.json", {"iterations": len(scores) - 1})
+        means = [sum(values) for values in scores]
+        chosen = means.index(max(means)) if best is None else best
+        facts = {"iteration": chosen, "steps": steps * chosen, "by": "mean reward on the held-out speeches"}
+        run.write_json("summary.json", {"iterations": len(scores) - 1, "best": facts})
     run.close()
     return root
+
+
+def judged(outcomes: dict[str, float]) -> dict:
+    wins = sum(outcomes.values())
+    interval = stats.wilson(wins, len(outcomes))
+    rate = wins / len(outcomes)
+    return {"win_rate_vs_base": rate, "win_rate_ci95": interval, "outcomes": outcomes, "unreadable": 0}
 
 
 def rising(height: float, iterations: int = 2) -> list[list[float]]:
     return [[i / 12 + height * k for i in range(12)] for k in range(iterations + 1)]
 
 
-def policies(root: Path, names: list[str], opponent: str = "GPT-4o") -> Path:
+def policies(root: Path, names: list[str], opponent: str = "GPT-4o", **origin) -> Path:
     root.mkdir()
     rate = {"rate": 0.694, "wilson95": [0.678, 0.7095]}
+    rate |= {"speeches": 3291}
     topics = {"Safety": {"rate": 0.754}, "Youth": {"rate": 0.5}}
-    variants = {"free": {"overall": rate, "topics": topics}, "matched": {"overall": rate, "topics": {}}}
-    result = {"opponent": opponent, "policies": [{"name": name, "variants": variants} for name in names]}
+    free = {"overall": rate, "topics": topics, "crisis": {"rate": 0.6}, "finished_share": 0.97}
+    variants = {"free": free, "matched": {**free, "topics": {}, "crisis": None}}
+    origin = {"run": None, "iteration": None, "steps": None, "series": None, **origin}
+    result = {"opponent": opponent, "policies": [{"name": name, **origin, "variants": variants} for name in names]}
     (root / "evaluation.json").write_text(json.dumps(result))
     return root
 
@@ -156,11 +180,12 @@ def test_unfinished_runs_and_runs_without_a_heldout_judge_are_named(tmp_path) ->
     bare = make_run(tmp_path / "bare", rising(1), judge="reward", heldout_model=None)
     result = compare([going, bare])
     assert result["judge"] == "reward"
-    assert result["notes"][0] == "going is not finished: it has 2 of 16 iterations."
+    assert result["notes"][0] == "going is not finished: it has 2 of 16 iterations and has not chosen its best."
     assert "scores are probably too high" in result["notes"][1]
     assert len(result["pairs"]) == 1, "one reward model trained both"
+    assert result["pairs"][0]["best"] is None, "only one of them has chosen"
     begun = make_run(tmp_path / "begun", rising(1, 0), iterations=16, finished=False)
-    assert compare([begun])["runs"]["begun"]["best"]["iteration"] == 0
+    assert compare([begun])["runs"]["begun"]["best"] is None
     assert compare([make_run(tmp_path / "early", rising(1), iterations=3)])["notes"] == [
         "early ended after 2 of 3 iterations."
     ]
@@ -169,13 +194,89 @@ def test_unfinished_runs_and_runs_without_a_heldout_judge_are_named(tmp_path) ->
     assert not compare([longer])["runs"]["longer"]["finished"], "an old summary beside more iterations"
 
 
-def test_a_checkpoint_that_raised_an_alarm_is_not_the_best(tmp_path) -> None:
+def test_the_best_checkpoint_is_the_one_that_the_run_chose(tmp_path) -> None:
+    """Whatever the alarms and the rewards: without roll-back it may be an alarmed one."""
+    for best in (1, 2):
+        root = make_run(tmp_path / str(best), rising(1), best=best)
+        path = root / "iteration-002" / "evaluate.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"alarms": ["answers are 3.0 times as long"]}))
+        result = compare([root])
+        assert result["runs"][str(best)]["best"] == result["runs"][str(best)]["curve"][best]
+        included = ", its best one included" if best == 2 else ""
+        assert result["notes"] == [f"{best} raised an alarm in iteration 2{included}."]
+
+
+def test_the_judge_that_chose_the_checkpoint_draws_the_curve(tmp_path) -> None:
+    """The judge prefers iteration 1, the reward model that trains the policy scores iteration 2 higher."""
+    for name, outcomes in (("a", [[1.0] * 9 + [0.0] * 3, [0.0] * 12]), ("b", [[1.0] * 6 + [0.0] * 6, [0.5] * 12])):
+        make_run(tmp_path / name, rising(1), judge="reward", heldout_model=None, best=1, outcomes=outcomes)
+    result = compare([tmp_path / "a", tmp_path / "b"])
+    assert (result["judge"], result["reward_model"]) == ("judge", "reward")
+    run = result["runs"]["a"]
+    assert [point["win_rate"] for point in run["curve"]] == [0.5, 0.75, 0.0]
+    assert run["curve"][1]["win_rate_ci95"] == list(stats.wilson(9, 12))
+    assert [point["speeches"] for point in run["curve"]] == [12, 12, 12]
+    assert run["curve"][2]["reward"] > run["curve"][1]["reward"]
+    assert (run["best"]["iteration"], run["final"]["iteration"]) == (1, 2)
+    (pair,) = result["pairs"]
+    assert (pair["best"]["wins"], pair["best"]["ties"], pair["best"]["losses"]) == (3, 9, 0)
+    assert (pair["final"]["wins"], pair["final"]["ties"], pair["final"]["losses"]) == (0, 0, 12)
+    assert not any("only judges" in note for note in result["notes"])
+    report.write_report(result, tmp_path / "out")
+    page = self_contained((tmp_path / "out" / "compare.html").read_text("utf-8"))
+    assert ["a", "best, iteration 1", "4", "12", "75.0"] in [row[:5] for row in page.rows]
+    assert "of responses that the judge prefers to the base model's" in page.text
+    plain = make_run(tmp_path / "plain", rising(1))
+    assert compare([tmp_path / "a", plain])["judge"] == "reward", "the best that both have"
+    begun = make_run(
+        tmp_path / "begun", rising(1, 0), iterations=2, finished=False, evaluation={"judge": {"model": "gpt-4o"}}
+    )
+    assert compare([tmp_path / "a", begun])["shared_speeches"] == 12
+
+
+def test_win_rates_of_every_checkpoint_against_an_opponent_are_drawn(tmp_path) -> None:
+    """Figure 4 of the paper: curves of evaluate-policy over all checkpoints of two runs."""
+    root = policies(tmp_path / "eval", ["alone"])
+    results = json.loads((root / "evaluation.json").read_text())
+    [alone] = results["policies"]
+    for series in ("offline", ODD):
+        for k in range(3):
+            origin = {"run": f"runs/{series}", "iteration": k, "steps": 100 * k, "series": series}
+            rate = {
+                **alone["variants"]["free"]["overall"],
+                "rate": 0.25 + k / 8,
+                "wilson95": [0.2 + k / 8, 0.3 + k / 8],
+            }
+            variants = {"free": {**alone["variants"]["free"], "overall": rate}}
+            results["policies"].append({"name": f"{series} iteration {k}", **origin, "variants": variants})
+    (root / "evaluation.json").write_text(json.dumps(results))
+    result = compare([root])
+    assert [(row["series"], row["steps"], row["overall"]) for row in result["policies"] if row["series"]] == [
+        (series, 100 * k, 0.25 + k / 8) for series in ("offline", ODD) for k in range(3)
+    ]
+    report.write_report(result, tmp_path / "out")
+    text = (tmp_path / "out" / "compare.html").read_text("utf-8")
+    assert text.count("<svg") == 1
+    assert "Win rate against GPT-4o by optimizer step" in text
+    assert "offline: from 25.0 to 50.0" in text
+    page = self_contained(text)
+    assert "Against GPT-4o, w/o length constraint" in page.text
+    assert ["offline iteration 2", "eval", "GPT-4o", "200", "3,291"] in [row[:5] for row in page.rows]
+
+
+def test_unfinished_answers_have_a_warning(tmp_path) -> None:
     root = make_run(tmp_path / "run", rising(1))
     path = root / "iteration-002" / "evaluate.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"alarms": ["answers are 3.0 times as long"]}))
-    result = compare([root])
-    assert result["runs"]["run"]["best"]["iteration"] == 1
-    assert result["notes"] == ["run raised an alarm in iteration 2, which cannot be its best."]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished_share": 0.5}))
+    cut = policies(tmp_path / "eval", ["8B"])
+    (cut / "evaluation.json").write_text((cut / "evaluation.json").read_text().replace("0.97", "0.25"))
+    result = compare([root, cut])
+    assert result["runs"]["run"]["final"]["finished_share"] == 0.5
+    assert [note.partition(" of the answers")[0] for note in result["notes"]] == [
+        "Warning: run, iteration 2: only 50%",
+        "Warning: 8B of eval, free: only 25%",
+        "Warning: 8B of eval, matched: only 25%",
+    ]
 
 
 def test_bad_input_is_one_sentence(tmp_path) -> None:
@@ -236,8 +337,10 @@ def test_pages_of_everything(tmp_path) -> None:
     assert "secret" not in text
     for phrase in (ODD, "_hidden is not finished: it has 2 of 9", "different opponents (GPT-4o, another)"):
         assert phrase in page.text
-    assert ["_hidden", "final, iteration 2", "8", "100.0", "75.8 to 100.0"] in [row[:5] for row in page.rows]
-    assert ["3B + DPO-Iter", "eval", "GPT-4o", "75.4", "50.0", "69.4", "67.8 to 71.0"] in page.rows
+    assert ["_hidden", "final, iteration 2", "8", "12", "100.0", "75.8 to 100.0"] in [row[:6] for row in page.rows]
+    assert not [row for row in page.rows if row[0] == "_hidden" and row[1].startswith("best")], "it has not chosen"
+    shares = ["75.4", "50.0", "60.0", "69.4", "67.8 to 71.0", "97.0"]
+    assert ["3B + DPO-Iter", "eval", "GPT-4o", "–", "3,291", *shares] in page.rows
     markdown = (tmp_path / "out" / "compare.md").read_text("utf-8")
     for block in re.findall(r"(?:^\|.*\n)+", markdown, re.M):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
@@ -251,11 +354,11 @@ def test_pages_of_one_run_and_of_policies_alone(tmp_path) -> None:
     report.write_report(compare([make_run(tmp_path / "a", rising(1, 0), iterations=2)]), tmp_path / "out")
     page = self_contained((tmp_path / "out" / "compare.html").read_text("utf-8"))
     assert "Runs in pairs" not in page.text
-    assert ["a", "final, iteration 0", "0", "50.0", "–"] in [row[:5] for row in page.rows]
+    assert ["a", "final, iteration 0", "0", "12", "50.0", "–"] in [row[:6] for row in page.rows]
     report.write_report(compare([policies(tmp_path / "eval", ["8B"])]), tmp_path / "out")
     text = (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert "<svg" not in text
-    assert "judge" not in self_contained(text).text
+    assert "By optimizer step" not in self_contained(text).text
 
 
 def test_the_command(tmp_path, capsys) -> None:

@@ -24,7 +24,6 @@ from support.policy_evaluation import (
 
 from psyco_ray.cli.main import main
 from psyco_ray.config.prompts import PACKAGED
-from psyco_ray.evaluate import answers
 from psyco_ray.evaluate import policies as evaluating
 from psyco_ray.report import policies as report
 from psyco_ray.run.directory import RunDirectory
@@ -119,25 +118,6 @@ def test_a_run_directory_of_another_kind_is_not_touched(tmp_path):
     with pytest.raises(ValueError, match="holds a run of another kind"):
         run(settings(tmp_path))
     assert (tmp_path / "job.yaml").read_text() == "iterations: 3\n"
-
-
-def test_a_run_directory_names_its_checkpoint_even_after_it_was_moved(tmp_path, tiny_model):
-    assert answers.checkpoint(str(tiny_model), 512) == str(tiny_model)
-    with pytest.raises(ValueError, match=r"holds 1024 tokens, rollouts\.max_model_len is 2048"):
-        answers.checkpoint(str(tiny_model), 2048)
-    run_dir = tmp_path / "run"
-    (run_dir / "iteration-002").mkdir(parents=True)
-    (run_dir / "iteration-002" / "checkpoint").symlink_to(tiny_model)
-    named = {"checkpoint": "elsewhere/iteration-002/checkpoint"}
-    (run_dir / "summary.json").write_text(json.dumps(named))
-    assert answers.checkpoint(str(run_dir), 512) == str(run_dir / "iteration-002" / "checkpoint")
-    (run_dir / "summary.json").write_text(json.dumps({"checkpoint": str(tiny_model)}))
-    assert answers.checkpoint(str(run_dir), 512) == str(tiny_model)
-    (run_dir / "summary.json").write_text(json.dumps({"checkpoint": "smollm2-135m"}))
-    assert answers.checkpoint(str(run_dir), 512) == "smollm2-135m", "no policy was better than the base model"
-    (run_dir / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match="names no checkpoint"):
-        answers.checkpoint(str(run_dir), 512)
 
 
 @pytest.mark.slow

@@ -26,6 +26,22 @@ def test_topics_may_be_numbers_or_missing(tmp_path):
     assert speeches == {"speech 0": "7", "speech 1": "7", "speech 2": None}
 
 
+def test_speeches_with_signs_of_a_crisis_are_flagged(tmp_path):
+    """By the column that `data collect` writes, else by its screen."""
+    harmless, grave = "I quarrel with my neighbour about parking.", "I want to kill myself."
+    signs = [("flagged by hand", ["violence"]), (f"{grave} But not today.", []), (grave, None), (harmless, None)]
+    rows = [{"speech": text, "split": "test", "crisis": kinds} for text, kinds in signs]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "screened.parquet")
+    found = {row["speech"]: row["crisis"] for row in load(file=str(tmp_path / "screened.parquet"), split="test")}
+    assert list(map(found.get, (text for text, _ in signs))) == [True, False, True, False]
+    file = write_lines(tmp_path / "bare.jsonl", [{"speech": text, "split": "test"} for text in (harmless, grave)])
+    found = {row["speech"]: row["crisis"] for row in load(file=file, split="test")}
+    assert found == {harmless: False, grave: True}
+    file = write_lines(tmp_path / "odd.jsonl", [{"speech": grave, "split": "test", "crisis": "yes"}])
+    with pytest.raises(ValueError, match=r"odd\.jsonl: row 1: crisis is 'yes', not a list of signs or null"):
+        load(file=file, split="test")
+
+
 def test_a_larger_sample_contains_a_smaller_one_and_the_seed_draws_it():
     few, more, others = ({row["speech_id"] for row in load(seed, limit=n)} for seed, n in ((0, 9), (0, 20), (1, 9)))
     assert len(few) == 9

@@ -68,19 +68,27 @@ def compared_runs(names: tuple[str, ...] = ("offline", "online", ODD)) -> dict:
         curve = [
             {"iteration": k, "step": 100 * k, "reward": 0.3 * k + number, "reward_ci95": [0.3 * k + number - 0.2] * 2}
             | {"win_rate": 0.5 + 0.05 * k, "win_rate_ci95": [0.45 + 0.05 * k, 0.55 + 0.05 * k]}
-            | {"length_ratio": 1 + 0.1 * k}
+            | {"length_ratio": 1 + 0.1 * k, "speeches": 1200, "finished_share": 0.97}
             for k in range(9)
         ]
         runs[name] = {"base": "smol", "seed": 0, "planned": 8, "finished": True, "speeches": 1200, "curve": curve}
-        runs[name] |= {"alarmed": [], "final": curve[-1], "best": curve[7]}
+        runs[name] |= {"alarmed": [], "final": curve[-1], "best": curve[7], "chosen_by": "win rate by the judge"}
     paired = {"speeches": 1200, "wins": 700, "ties": 10, "losses": 490, "share": 0.59, "wilson95": [0.56, 0.62]}
     paired |= {"difference": 0.25, "ci95": [0.1, 0.4], "p": 0.00001}
     pairs = [{"a": a, "b": b, "final": paired, "best": paired} for a, b in itertools.pairwise(names)]
     policy = {"run": "eval", "opponent": "GPT-4o", "policy": "Llama3-8B + DPO-Iter", "setting": "free", "overall": 0.7}
+    policy |= {"iteration": 8, "steps": 800, "series": "8B", "speeches": 3291, "crisis": 0.6, "finished_share": 0.98}
     policy |= {"wilson95": [0.6, 0.8], "topics": dict.fromkeys(winrates.TOPICS.values(), 0.75)}
     differences = [{"setting": "dpo.optimizer.learning_rate", "values": dict.fromkeys(names, "/secret/place/5e-07")}]
     notes = ["The runs answered the held-out speeches with different settings: evaluation.temperature."]
-    found = {"seed": 0, "judge": "heldout", "runs": runs, "shared_speeches": 1200, "differences": differences}
+    found = {
+        "seed": 0,
+        "judge": "heldout",
+        "reward_model": "heldout",
+        "runs": runs,
+        "shared_speeches": 1200,
+        "differences": differences,
+    }
     return {**found, "notes": notes, "pairs": pairs, "policies": [policy]}
 
 
@@ -98,6 +106,8 @@ def policy_results() -> tuple[dict, list[dict]]:
         "length_ratio": 1.13,
         "unanswered": 1,
         "cut": 17,
+        "finished_share": 0.994,
+        "crisis": rate | {"speeches": 212},
         "by_judge": {"gpt-4o": judged, "qwen": judged | {"spent": {"paid": 1, "reused": 0, "dollars": None}}},
     }
     names = ("Llama3-8B + DPO-Iter, the third seed", ODD)
@@ -105,14 +115,23 @@ def policy_results() -> tuple[dict, list[dict]]:
     interval = {"value": 0.83, "low": 0.81, "high": 0.85, "items": 3291}
     results = {"name": "eval", "seed": 3, "versions": VERSIONS, "opponent": "GPT-4o ($)", "judges": ["gpt-4o", "qwen"]}
     results |= {"order": "seeded", "split": "test", "speeches": 3291, "opponent_silent": 2}
-    results |= {"policies": [{"name": name, "variants": variants} for name in names]}
+    results |= {"crisis_speeches": 212, "opponent_finished_share": 0.7}
+    origin = {"model": None, "run": "runs/psyco-8b", "iteration": 12, "steps": 1200, "series": None}
+    results |= {"policies": [{"name": name, **origin, "variants": variants} for name in names]}
     results["mcnemar"] = {"free": [{"a": names[0], "b": names[1], "a_only": 700, "b_only": 400, "p": 1e-9}]}
     agreement = {"percent": interval, "kappa": interval | {"low": None, "high": None}}
     results["agreement"] = [{"judges": ["gpt-4o", "qwen"], "policy": names[0], "variant": "free", **agreement}]
     verdict = {"judge": "gpt-4o", "ours": True, "ours_first": False, "rationale": f"because of {ODD}"}
     answers = [
-        {"policy": names[0], "variant": "free", "response": "I hear you. " * 40, "words": 120, "verdicts": [verdict]},
-        {"policy": names[1], "variant": "matched", "response": None, "words": 0, "verdicts": []},
+        {
+            "policy": names[0],
+            "variant": "free",
+            "response": "I hear you. " * 40,
+            "words": 120,
+            "cut": False,
+            "verdicts": [verdict],
+        },
+        {"policy": names[1], "variant": "matched", "response": None, "words": 0, "cut": False, "verdicts": []},
     ]
     opponent = {"response": "Thank you. " * 30, "words": 60}
     case = {"topic": "Social Issues", "speech": "I cannot sleep. " * 20, "opponent": opponent, "answers": answers}
