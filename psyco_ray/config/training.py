@@ -305,14 +305,10 @@ class Job(Section):
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
-    def keeps_moments(self) -> bool:
-        """Whether Adam's moments last from one iteration to the next; always with pairs from base model or file."""
-        return self.dpo.keep_optimizer or self.pairs_from != "policy"
-
-    @property
-    def has_one_schedule(self) -> bool:
-        """Whether the learning-rate schedule spans all iterations; always with pairs from the base model or a file."""
-        return self.dpo.schedule_over == "run" or self.pairs_from != "policy"
+    def applied_dpo(self) -> DpoConfig:
+        """`dpo` as it applies: with pairs from base model or file all iterations are one training."""
+        one_training = {"keep_optimizer": True, "schedule_over": "run"}
+        return self.dpo if self.pairs_from == "policy" else self.dpo.model_copy(update=one_training)
 
     @property
     def transport(self) -> Transport:

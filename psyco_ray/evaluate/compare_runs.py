@@ -80,7 +80,7 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
             )
     trained = {name: root for name, root in roots.items() if (root / _FIRST_RECORD).exists()}
     records = {name: run_files.evaluations(root) for name, root in trained.items()}
-    jobs = {name: job_file.flatten(run_files.read_settings(root)) for name, root in trained.items()}
+    jobs = {name: _settings(run_files.read_settings(root)) for name, root in trained.items()}
     judge = _judge(records, jobs)
     reward_model = next((m for m in ("heldout", "reward") if all(m in own[0] for own in records.values())), None)
     runs = {name: _run(root, records[name], (judge, reward_model), jobs[name]) for name, root in trained.items()}
@@ -247,6 +247,12 @@ def _judge_models(
         earlier = next(same_scores, None)
         models[name] = models[earlier] if earlier else job.get(JUDGES[judge]) or f"the judge of {name}"
     return models
+
+
+def _settings(job: Record) -> Record:
+    """A run's settings by dotted key, those of `Job.applied_dpo` as they apply."""
+    one_training = job.get("pairs_from", "policy") != "policy"
+    return job_file.flatten(job) | ({"dpo.keep_optimizer": True, "dpo.schedule_over": "run"} if one_training else {})
 
 
 def _differences(jobs: Mapping[str, Record]) -> list[Record]:

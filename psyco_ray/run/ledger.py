@@ -162,7 +162,7 @@ def _require_same_job(old: Job, new: Job, where: str) -> None:
                 f"{where} was written with {key}: {before.get(key)!r}, now it is {value!r}; "
                 "continue with the old value or choose another run_dir"
             )
-    if new.has_one_schedule and old.iterations != new.iterations:
+    if new.applied_dpo.schedule_over == "run" and old.iterations != new.iterations:
         raise InputError(
             f"{where} was written with iterations: {old.iterations}, now it is {new.iterations}, and the learning-rate "
             "schedule spans them all; continue with the old value or choose another run_dir"

@@ -53,7 +53,9 @@ class PolicyTrainer:
             self._telemetry.rolling.set(mfu=mfu)
         with self._timeline.span(iteration, "save"):
             self._learner.save_model(self._ledger.place(stage(iteration, "checkpoint")))
-            self._learner.save_state(self._ledger.place(stage(iteration, "state")), moments=self._job.keeps_moments)
+            self._learner.save_state(
+                self._ledger.place(stage(iteration, "state")), moments=self._job.applied_dpo.keep_optimizer
+            )
         self._ledger.finish(
             stage(iteration, "train"),
             log.began,
@@ -74,7 +76,7 @@ class PolicyTrainer:
             planned[log.done :],
             total,
             first + log.done,
-            reset_optimizer=iteration > 1 and not self._job.keeps_moments and not log.done,
+            reset_optimizer=iteration > 1 and not self._job.applied_dpo.keep_optimizer and not log.done,
         )
         every = self._job.dpo.checkpoint_every
         with self._timeline.span(iteration, "train"):
@@ -96,7 +98,7 @@ def schedule_position(job: Job, iteration: int, steps: int) -> tuple[int, int]:
         iteration: 1 to `job.iterations`.
         steps: that the iteration takes.
     """
-    if not job.has_one_schedule:
+    if job.applied_dpo.schedule_over == "iteration":
         return 0, steps
     optimizer = job.dpo.optimizer
     full = optimizer.epochs * -(-job.speeches_per_iteration // optimizer.batch_size)

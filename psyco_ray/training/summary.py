@@ -119,7 +119,7 @@ def _card(job: Job, ledger: Ledger, summary: dict[str, Any]) -> str:
             "iterations": summary["iterations"],
             "steps": summary["steps"],
             "best": summary["best"],
-            "dpo": job.dpo.model_dump(),
+            "dpo": job.applied_dpo.model_dump(),
             "sampling": job.sampling.model_dump(),
             "reward_model": job.scorers.reward_model,
             "heldout_model": job.scorers.heldout_model,

@@ -56,7 +56,7 @@ def test_the_methods_differ_in_the_origin_of_their_pairs_alone(tmp_path) -> None
             for method, own in positions.items()
         ]
         assert rates[0] == rates[1] == rates[2]
-        assert len({job.keeps_moments for job in jobs.values()}) == 1
+        assert len({job.applied_dpo.keep_optimizer for job in jobs.values()}) == 1
         for job in jobs.values():
             assert job_file.parse(Job, job.model_dump(mode="json"), "job") == job
 

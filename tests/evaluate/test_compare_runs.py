@@ -95,6 +95,16 @@ def policies(root: Path, names: list[str], opponent: str = "GPT-4o", **origin) -
     return root
 
 
+def test_a_schedule_over_each_iteration_is_told_beside_one_over_the_run(tmp_path) -> None:
+    offline = make_run(tmp_path / "offline", rising(1), pairs_from="file")
+    for name, dpo, told in (("default", {}, True), ("run", {"schedule_over": "run", "keep_optimizer": True}, False)):
+        other = make_run(tmp_path / name, rising(1), dpo=dpo)
+        rows = {row["setting"]: row["values"] for row in compare([offline, other])["differences"]}
+        expected = {"offline": "run", name: "iteration"} if told else None
+        assert rows.get("dpo.schedule_over") == expected
+        assert ("dpo.keep_optimizer" in rows) is told
+
+
 def test_a_curve_by_hand(tmp_path) -> None:
     # iteration 1 wins 2 of 3 speeches and ties one, iteration 2 loses all
     scores = [[0.0, 1.0, 2.0], [1.0, 2.0, 2.0], [-1.0, 0.0, 1.0]]

@@ -54,7 +54,7 @@ def test_the_schedule_of_each_method_is_that_of_schedule_over_alone(over, pairs_
     job = Job(iterations=2, speeches_per_iteration=16, pairs_from=pairs_from, dpo=dpo)
     alone = over == "iteration" and pairs_from == "policy"
     assert rates(job, [4, 4]) == pytest.approx(OVER_ITERATIONS if alone else OVER_RUN)
-    assert job.keeps_moments is (keep_optimizer or pairs_from != "policy")
+    assert job.applied_dpo.keep_optimizer is (keep_optimizer or pairs_from != "policy")
 
 
 def test_with_the_papers_sizes_the_three_methods_have_one_cosine_over_1600_steps() -> None:

@@ -263,7 +263,7 @@ def forecast(scenario: Scenario) -> Forecast:
     if job.dpo.reference == "base":
         scored += scenario.reference
     answered, judged = scenario.sampling(*held_out), scenario.scoring(*held_out, models=len(reward_models(job)))
-    moments = 8 if job.keeps_moments else 0  # bytes per parameter
+    moments = 8 if job.applied_dpo.keep_optimizer else 0  # bytes per parameter
     stages = {
         "sample and score": scenario.overlapped(sampled, scored),
         "train": scenario.training,
