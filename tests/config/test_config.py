@@ -45,6 +45,27 @@ def test_shipped_jobs_are_valid_and_survive_a_round_trip(path: Path, tmp_path: P
     assert job_file.load_as(kind, write(tmp_path, job_file.dump(job))) == job
 
 
+def test_the_runs_of_figure_4_differ_in_the_source_of_their_pairs_alone() -> None:
+    """One epoch of the train speeches, and a judge for every checkpoint, all of which are kept (paper §4.3)."""
+    sources = {"offline": "file", "online": "base", "iterative": "policy"}
+    jobs = {
+        name: job_file.load_as(Job, JOBS / "figure4-3b.yaml", [f"pairs_from={source}"])
+        for name, source in sources.items()
+    }
+    for job in jobs.values():
+        assert job.has_one_schedule
+        assert job.evaluation.judge is not None
+        assert job.checkpoints.keep_last is None
+        train_speeches = 0.9 * 23_192
+        assert 0.99 * train_speeches < job.iterations * job.speeches_per_iteration <= train_speeches
+        assert job.speeches_per_iteration % job.dpo.optimizer.batch_size == 0
+    evaluation = job_file.load_as(PolicyEvaluationJob, JOBS / "evaluate-policy-figure4.yaml")
+    assert {policy.model: policy.iteration for policy in evaluation.policies} == {
+        f"runs/figure4-3b/{name}": "all" for name in sources
+    }
+    assert evaluation.speeches.split == "test"
+
+
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, "sampling: {responses: 4}\n")
     job = job_file.load_as(
