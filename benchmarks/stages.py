@@ -31,7 +31,7 @@ import ray
 
 from psyco_ray.cli.plan import allocation, cost_model
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.config.training import Deadlines, Job
+from psyco_ray.config.training import Deadlines, Evaluation, Job
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.run.ledger import Ledger
@@ -42,6 +42,7 @@ from psyco_ray.training.pipeline import SamplingPipeline
 
 BAR = 0.8
 SIGMA = 0.5
+HELD_OUT = 200  # speeches of an iteration of 6,400
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ class Rates:
 
 def forecast_rates(count: int) -> Rates:
     """The rates of `plan`; costs per iteration are scaled from 6,400 speeches to `count`."""
-    job, profile, shape = Job(), cost_model.profile_of("h100"), cost_model.shape_of("llama-3.1-8b")
+    job = Job(evaluation=Evaluation(speeches=HELD_OUT))
+    profile, shape = cost_model.profile_of("h100"), cost_model.shape_of("llama-3.1-8b")
     tokens = float(cost_model.RESPONSE_TOKENS)
     roles = allocation.allocate(job, shape, profile, 8, tokens)
     work = cost_model.Scenario(job, shape, profile, roles, tokens)
     forecast = cost_model.forecast(work)
-    speeches, held_out = job.speeches_per_iteration, job.evaluation.speeches
+    speeches, held_out = job.speeches_per_iteration, HELD_OUT
     return Rates(
         roles,
         sample=work.sampling(speeches, job.sampling.responses).total / speeches,

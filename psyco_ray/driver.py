@@ -16,7 +16,7 @@ from psyco_ray.pool import fit
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.training import summary
+from psyco_ray.training import heldout, summary
 from psyco_ray.training.orchestrator import Orchestrator
 from psyco_ray.training.run_state import RunState
 
@@ -37,6 +37,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         _log.info("all iterations are done already")
         return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
+    ledger.write_json("judge-pairs.json", heldout.compare_training_pairs(job))
     from_file = job.pairs_from == "file"
     offline = mix(job.mixture, job.data, job.seed, unfinished=job.sampling.unfinished) if from_file else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:

@@ -189,14 +189,16 @@ class Reward(Section):
 class Evaluation(Section):
     """Held-out speeches, answered by the policy after every iteration."""
 
-    speeches: Count = 200
-    """Largest number of dev speeches."""
+    speeches: Count | None = None
+    """Largest number of dev speeches; null: all."""
     responses: Count = 1
     """Responses per speech."""
     temperature: NotNegative = 0.0
     """Sampling temperature; 0: greedy (paper §4.2)."""
     judge: Endpoint | None = None
     """API that compares the answers with the base model's and so selects the best checkpoint; null: none."""
+    judged: Count = 200
+    """Largest number of these speeches whose answers the judge compares; each is a paid call per checkpoint."""
     judging: Judging = Judging()
 
     @model_validator(mode="after")

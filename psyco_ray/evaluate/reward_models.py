@@ -20,7 +20,7 @@ import ray
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest, Test
 from psyco_ray.config.prompts import load_prompt
-from psyco_ray.data import preferences
+from psyco_ray.data import preferences, trained_pairs
 from psyco_ray.evaluate import metrics, rewardbench
 from psyco_ray.evaluate.pair_sets import TestPairs, load, load_bench
 from psyco_ray.evaluate.pairwise_ranker import PairwiseRanker
@@ -109,6 +109,7 @@ def evaluate(job: EvaluateRewardJob, directory: RunDirectory, progress: Progress
                 "base": model.base,
                 "trained_on": model.trained_on,
                 "tables": list(model.tables),
+                "training_pairs": _training_pairs(model),
                 "tests": {test.name: measured[model.name][test.name] for test in job.tests},
                 REWARDBENCH: measured[model.name].get(REWARDBENCH),
             }
@@ -193,7 +194,7 @@ def _batches(
 ) -> list[ScoreBatch]:
     """Batches of pairs of similar length, the longest first, so that the last batches are short."""
     prompt = load_prompt(job.prompts)
-    rows = pairs.table.select(["pair_id", "form", "asked", "chosen", "rejected"]).to_pylist()
+    rows = pairs.table.to_pylist()
     order = sorted(
         range(len(rows)), key=lambda row: -sum(len(rows[row][key]) for key in ("asked", "chosen", "rejected"))
     )
@@ -201,13 +202,17 @@ def _batches(
     for start in range(0, len(order), PAIRS_PER_BATCH):
         taken = tuple(order[start : start + PAIRS_PER_BATCH])
         texts = [
-            (preferences.conversation(pair["form"], pair["asked"], prompt), (pair["chosen"], pair["rejected"]))
+            (
+                preferences.conversation(pair["form"], pair["asked"], prompt),
+                (pair["chosen"], pair["rejected"]),
+                tuple(pair[f"{side}_finished"] is not False for side in ("chosen", "rejected")),
+            )
             for pair in (rows[row] for row in taken)
         ]
         key = key_of(model_hash, job.scorers.dtype, job.max_tokens, test, texts)
         requests = tuple(
-            ScoreRequest(f"{key}:{rows[row]['pair_id']}", tuple(turns), responses)
-            for row, (turns, responses) in zip(taken, texts, strict=True)
+            ScoreRequest(f"{key}:{rows[row]['pair_id']}", tuple(turns), responses, finished)
+            for row, (turns, responses, finished) in zip(taken, texts, strict=True)
         )
         batches.append(ScoreBatch(root / "scores" / model / test / f"{key}.parquet", taken, requests))
     return batches
@@ -327,6 +332,12 @@ def _measure_ranker(
             by_test[name]["slices"] = metrics.slices(table, metrics.shares_right(first_right, second_right))
         by_test[name]["spent"] = ranker.usage()
     return by_test
+
+
+def _training_pairs(model: ModelUnderTest) -> int | None:
+    """Number of pairs that a reward model of psyco_ray was trained on; None for other models."""
+    trained = trained_pairs.read(model.model) if model.model is not None else None
+    return None if trained is None else trained.pairs
 
 
 def _describe(test: Test, pairs: TestPairs) -> dict[str, Any]:

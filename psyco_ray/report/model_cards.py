@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from psyco_ray.report.render import flat_settings, render
+from psyco_ray.report.render import flat_settings, judge_note, render
 
 METHODS = {
     "dpo-iter": "iterative DPO on pairs of its own responses (paper §4.2)",
@@ -20,10 +20,10 @@ def reward_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: `name`, `base`, `seed`, `steps`, `best_step`, `mixture` (of each file its `pairs`, `train`, `dev` and
-            `left_out` by reason), `optimizer`, `learners`, `margin` (reward margin per point of the rating gap),
-            `centre` (weight of the squared sum of both rewards), `lora` (or None), `max_tokens` of a conversation,
-            `truncated` (pairs cut to it), optionally `too_long` (pairs left out because a response alone is longer),
-            `dev` (`metrics.measure` on the dev pairs, or None) and `versions`.
+            `left_out` by reason), `half` of the pairs (or None), `optimizer`, `learners`, `margin` (reward margin per
+            point of the rating gap), `centre` (weight of the squared sum of both rewards), `lora` (or None),
+            `max_tokens` of a conversation, `truncated` (pairs cut to it), optionally `too_long` (pairs left out because
+            a response alone is longer), `dev` (`metrics.measure` on the dev pairs, or None) and `versions`.
     """
     return render("reward_card.md.j2", facts)
 
@@ -34,10 +34,11 @@ def policy_card(facts: Mapping[str, Any]) -> str:
     Args:
         facts: `name`, `base`, `method` (a key of METHODS), `seed`, `iterations`, optimizer `steps`, `best` (the
             `iteration` of this checkpoint, `by` which measure it was chosen and its `value`), the settings `dpo`,
-            `sampling` and `data`, `reward_model` and `heldout_model` (or None), `heldout` (as in ``summary.json``, or
-            None), `length_ratio` (tokens of its responses relative to the base model's), `guards` (settings, or None)
-            and `versions`.
+            `sampling` and `data`, `reward_model` and `heldout_model` (or None), `heldout` and `heldout_training` (as in
+            ``summary.json``, or None), `length_ratio` (tokens of its responses relative to the base model's), `guards`
+            (settings, or None) and `versions`.
     """
     assert facts["method"] in METHODS, facts["method"]
     settings = {name: flat_settings(facts[name] or {}, name) for name in ("data", "sampling", "dpo", "guards")}
-    return render("policy_card.md.j2", facts, method_text=METHODS[facts["method"]], settings=settings)
+    note = judge_note(facts["heldout_training"])
+    return render("policy_card.md.j2", facts, method_text=METHODS[facts["method"]], settings=settings, judge_note=note)

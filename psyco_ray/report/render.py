@@ -82,6 +82,22 @@ def percent_interval(bounds: Sequence[float | None]) -> str:
     return DASH if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
+def judge_note(training: Mapping[str, Any] | None) -> str:
+    """A sentence on the training pairs of the held-out reward model, from `heldout_training` of a run's summary."""
+    if training is None:
+        return ""
+    if training["same"]:
+        return "It is the same model as the one that ranks the responses, so it shares all its errors."
+    if training["shared"] is None:
+        return "It is not known whether it shares training pairs with the reward model that ranks the responses."
+    count = f"{thousands(training['shared'])} of its {thousands(training['pairs'])} training pairs"
+    if training["shared"]:
+        return f"But {count} also trained the reward model that ranks the responses, so it may share its errors."
+    return (
+        f"None of its {thousands(training['pairs'])} training pairs trained the reward model that ranks the responses."
+    )
+
+
 def plain(text: str) -> str:
     """Text that neither ends a cell of a Markdown table nor starts an HTML tag."""
     return _cell(text).replace("<", "&lt;")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from psyco_ray.evaluate import rewardbench
-from psyco_ray.report.render import decimal, percent, plain
+from psyco_ray.report.render import decimal, percent, plain, thousands
 from psyco_ray.report.tables import Row, Table, paper_tables
 
 GROUPS = {
@@ -87,6 +87,13 @@ def note(results: Mapping[str, Any]) -> str:
         "AUC, ECE (10 bins) and Brier score count both orders of every pair.",
         "The RewardBench accuracy of our models is the mean over the benchmark's sections.",
     ]
+    trained = [model for model in results["models"] if model["training_pairs"] is not None]
+    if trained:
+        counts = ", ".join(f"{model['name']} {thousands(model['training_pairs'])}" for model in trained)
+        sentences += [
+            f"Pairs that our models were trained on: {counts}.",
+            "Dev pairs chose their checkpoints; the paper's were trained on all of its 34,329 train pairs.",
+        ]
     for model in results["models"]:
         bench = model["rewardbench"]
         if bench and not bench["official"]:

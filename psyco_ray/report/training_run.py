@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from psyco_ray.config import job_file
 from psyco_ray.config.training import Job
 from psyco_ray.report import figures
-from psyco_ray.report.render import MODEL_TITLES, render
+from psyco_ray.report.render import MODEL_TITLES, judge_note, render
 from psyco_ray.run.ledger import Ledger, stage
 
 SAMPLES_SHOWN = 8
@@ -37,6 +37,7 @@ def write_report(job: Job, ledger: Ledger, summary: Mapping[str, Any]) -> None:
         "training_run.html",
         {"summary": summary},
         judged=summary["heldout"] or summary["train"],
+        judge_note=judge_note(summary["heldout_training"]),
         method=TITLES[summary["pairs_from"]],
         responses=job.evaluation.responses,
         models={key: title for key, title in MODEL_TITLES.items() if key in evaluations[0]},

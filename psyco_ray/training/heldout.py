@@ -8,7 +8,9 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
+from psyco_ray.data import trained_pairs
 from psyco_ray.evaluate import stats, verdicts
+from psyco_ray.run import storage
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group
@@ -43,6 +45,8 @@ class HeldoutEvaluation:
     def judge(self, groups: Mapping[str, Group], speeches: Mapping[str, str]) -> Record:
         """How often the judge prefers a policy's response to the base model's response with the same seed.
 
+        It compares the responses to `evaluation.judged` speeches, the same ones in every iteration.
+
         Args:
             groups: the policy's responses by speech id.
             speeches: texts by speech id.
@@ -58,12 +62,13 @@ class HeldoutEvaluation:
         endpoint = self._job.evaluation.judge
         assert endpoint is not None, "the job has a judge"
         base = self._ledger.responses(stage(0, "dev"))
+        judged = set(sorted(base)[: self._job.evaluation.judged])  # a quarantined speech has no base response
         pairs = [
             verdicts.ResponsePair(
                 key=f"{key}:{index}", speech=speeches[key], ours=response.text, theirs=base[key][index]
             )
             for key, group in sorted(groups.items())
-            if key in base  # a quarantined speech has no base response
+            if key in judged
             for index, response in enumerate(group.responses)
         ]
         setup = verdicts.JudgeSetup(endpoint, self._job.evaluation.judging, self._job.prompts.file, self._job.seed)
@@ -91,6 +96,32 @@ class HeldoutEvaluation:
         for alarm in checked["alarms"]:
             _log.warning(f"iteration {iteration}: ALARM, {alarm}")
         return checked
+
+
+def compare_training_pairs(job: Job) -> Record | None:
+    """Whether the held-out reward model was trained on pairs that also trained the one that ranks the responses.
+
+    Returns:
+        `same`: the two are one model; `pairs`: training pairs of the held-out model; `shared`: the number of them that
+        also trained the other, None if a model does not say (see `trained_pairs`). None without two such models.
+
+    Raises:
+        InputError: a model's record of its pairs is damaged.
+    """
+    reward, heldout = job.scorers.reward_model, job.scorers.heldout_model
+    if reward is None or heldout is None or job.pairs_from == "file":
+        return None
+    ranking, judging = trained_pairs.read(reward), trained_pairs.read(heldout)
+    shared = None if ranking is None or judging is None else len(ranking.digests & judging.digests)
+    same, pairs = storage.absolute(reward) == storage.absolute(heldout), judging and len(judging.digests)
+    if same:
+        _log.warning("scorers.heldout_model is scorers.reward_model, so it shares all its errors; name another model")
+    elif shared:
+        _log.warning(
+            f"scorers.heldout_model {heldout} was trained on {pairs} pairs, {shared} of which also trained "
+            f"scorers.reward_model {reward}, and may share its errors; train the two on halves (reward.half a and b)"
+        )
+    return {"same": same, "pairs": pairs, "shared": shared}
 
 
 def measure(groups: Mapping[str, Group], base: Record | None, seed: int) -> Record:

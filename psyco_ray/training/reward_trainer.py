@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from psyco_ray.config.training import Job
+from psyco_ray.data import trained_pairs
 from psyco_ray.data.mixture import Encoder, Mixture, mix
 from psyco_ray.evaluate import metrics
 from psyco_ray.learner import batching
@@ -148,6 +149,7 @@ class RewardTrainer:
         facts = {
             "best_step": best["step"],
             "mixture": self._mixture.parts,
+            "half": reward.half,
             "cut": self._encoder.cut // reward.optimizer.epochs,  # every epoch encodes every pair once
             "too_long": self._encoder.too_long // reward.optimizer.epochs,
         }
@@ -173,6 +175,7 @@ class RewardTrainer:
                 }
             )
             self._ledger.write_text(f"{kept}/README.md", card)
+            self._ledger.write_text(f"{kept}/{trained_pairs.FILE}", trained_pairs.dump(self._mixture.train))
             storage.move_dir(source, target)
         self._ledger.finish(
             name,

@@ -85,6 +85,7 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
         "train": _comparison(before, after, "reward"),
         "heldout": _comparison(before, after, "heldout"),
         "judge": _judged(job, after),
+        "heldout_training": ledger.record("judge-pairs"),
         "length_ratio": after["mean_tokens"] / before["mean_tokens"],
         "per_iteration": [
             {"iteration": k, **iteration_metrics(ledger, k), "alarms": _record(ledger, k, "evaluate")["alarms"]}
@@ -125,6 +126,7 @@ def _card(job: Job, ledger: Ledger, summary: dict[str, Any]) -> str:
             "heldout_model": job.scorers.heldout_model,
             "data": data,
             "heldout": _comparison(base, best, "heldout"),
+            "heldout_training": summary["heldout_training"],
             "length_ratio": best["mean_tokens"] / base["mean_tokens"],
             "guards": job.guards.model_dump() if job.guards.preset == "robust" else None,
             "versions": summary["versions"],

@@ -63,6 +63,16 @@ def test_stages_by_hand() -> None:
     assert result["evaluate"] == pytest.approx(max(answers, 2 * 2 * (prompt + 10) * 0.002))
 
 
+def test_a_job_that_evaluates_all_dev_speeches_is_planned_with_the_papers_number() -> None:
+    def stages(speeches: int | None) -> dict[str, float]:
+        return cost_model.forecast(
+            Scenario(job(evaluation={"speeches": speeches}), SHAPE, profile(), GpuSplit(2, 1, 2), 10)
+        ).stages
+
+    assert stages(None) == stages(2319)
+    assert stages(None)["evaluate"] > stages(200)["evaluate"]
+
+
 def test_cores_are_shared_and_gpus_are_not() -> None:
     settings = job()
     apart = cost_model.forecast(Scenario(settings, SHAPE, profile(score_token_s=0.2), GpuSplit(2, 2, 2), 10))

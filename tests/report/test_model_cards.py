@@ -31,6 +31,7 @@ POLICY_FACTS = {
         "win_rate_vs_base": 0.87,
         "ci95": (0.85, 0.889),
     },
+    "heldout_training": {"same": False, "pairs": 15_400, "shared": 0},
     "length_ratio": 1.3,
     "guards": {"min_margin": 0.2, "stop": {"patience": 3}},
     "versions": {"psyco_ray": "0.1.0", "torch": "2.13.0"},
@@ -60,6 +61,7 @@ REWARD_FACTS = {
             "leaks": NO_LEAKS,
         },
     ],
+    "half": None,
     "optimizer": Reward().optimizer.model_dump(),
     "learners": Learners().model_dump(),
     "margin": 0.5,
@@ -101,6 +103,7 @@ def test_policy_card_states_training_and_limits() -> None:
         "| data.speeches | speeches.parquet |",
         "| guards.stop.patience | 3 |",
         "On 1,200 held-out speeches",
+        "None of its 15,400 training pairs trained the reward model that ranks the responses.",
         "| this policy | 1.250 | 1.100 to 1.400 |",
         "scores above the base model's for 87.0 % of the speeches (95 % interval 85.0 to 88.9 %)",
         "1.30 times the tokens",
@@ -124,6 +127,7 @@ def test_policy_card_without_judge_and_guards() -> None:
         "reward_model": None,
         "heldout_model": None,
         "heldout": None,
+        "heldout_training": None,
         "guards": None,
     }
     _, body = front_and_body(model_cards.policy_card(bare))
@@ -161,6 +165,18 @@ def test_reward_card_states_training_and_limits() -> None:
     ):
         assert statement in body, statement
     assert "secret" not in body
+
+
+def test_cards_say_what_the_reward_models_were_trained_on() -> None:
+    for training, sentence in (
+        ({"same": False, "pairs": 15_400, "shared": 7_000}, "But 7,000 of its 15,400 training pairs also trained"),
+        ({"same": False, "pairs": None, "shared": None}, "It is not known whether it shares training pairs"),
+        ({"same": True, "pairs": 9, "shared": 9}, "It is the same model as the one that ranks the responses"),
+    ):
+        assert sentence in model_cards.policy_card(POLICY_FACTS | {"heldout_training": training})
+    card = model_cards.reward_card(REWARD_FACTS | {"half": "b"})
+    assert "Only half b of the pairs was trained on" in card
+    assert "were trained on all of its 34,329 train" in card
 
 
 def test_reward_card_without_lora_and_dev_pairs() -> None:

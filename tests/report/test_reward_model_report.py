@@ -23,7 +23,7 @@ def small_results() -> dict:
         {"name": ODD, "group": "ranker", "base": None, "trained_on": None, "tests": {"psy": {"accuracy": 0.8}}}
         | {"rewardbench": {"official": False, "missing": [], "mean": 0.7, "micro": 0.7}},
     ]
-    models = [{"tables": [1, 2, 7], **model} for model in models]
+    models = [{"tables": [1, 2, 7], "training_pairs": None, **model} for model in models]
     return {"name": "demo", "seed": 3, "versions": VERSIONS, "tests": [{"name": "psy"}, {"name": "other"}]} | {
         "models": models
     }
@@ -127,6 +127,14 @@ def test_the_note_names_models_without_the_full_rewardbench() -> None:
     assert "rm-a ran" not in reward_tables.note(results)
     results["models"][0]["rewardbench"]["missing"] = ["hep-go", "math-prm"]
     assert "rm-a ran on RewardBench without 2 of its 23 subsets." in reward_tables.note(results)
+
+
+def test_the_note_says_how_many_pairs_our_models_were_trained_on() -> None:
+    results = small_results()
+    assert "34,329" not in reward_tables.note(results)
+    results["models"][0]["training_pairs"] = 9_480
+    assert "Pairs that our models were trained on: rm-a 9,480." in reward_tables.note(results)
+    assert "the paper's were trained on all of its 34,329 train pairs" in reward_tables.note(results)
 
 
 def test_the_page_shows_every_part(tmp_path) -> None:

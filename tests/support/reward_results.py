@@ -61,7 +61,7 @@ def reward_results(count: int = 400) -> dict:
         {"name": ODD, "group": "ranker", "base": None, "trained_on": None, "tests": {"psy-test": ranked}}
         | {"rewardbench": rewardbench.bench_ranked(["hep-go"] * count, first, second)}
     )
-    models = [{"tables": [1, 2, 7], **model} for model in models]
+    models = [{"tables": [1, 2, 7], "training_pairs": None, **model} for model in models]
     tests = [
         {"name": name, "pairs": f"/secret/place/{name}.parquet", "split": "test", "rows": count, "left_out": reasons}
         for name, reasons in (("psy-test", {"no preference": 1234}), ("helpsteer2-dev", {}))

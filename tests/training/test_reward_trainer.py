@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.commands import ended, here
 
 from psyco_ray.config.training import Optimizer
+from psyco_ray.data import trained_pairs
 from psyco_ray.learner.batching import plan
 from psyco_ray.training.reward_trainer import checkpoint_score
 
@@ -79,6 +80,8 @@ def test_a_training_leaves_the_best_checkpoint_its_card_and_its_curve(undisturbe
     assert AutoModelForSequenceClassification.from_pretrained(undisturbed / "reward").num_labels == 1
     card = (undisturbed / "reward" / "README.md").read_text()
     assert "sample" in card
+    pairs = trained_pairs.read(str(undisturbed / "reward"))
+    assert pairs.pairs == len(pairs.digests) == 72
     assert not (undisturbed / "reward-training").exists(), "what only a resumed run needs is gone"
 
 

@@ -25,6 +25,8 @@ from psyco_ray.models import loading
 
 RESPONSE_TOKENS = 256
 """Mean tokens of a response (about 190 words), unless `sampling.max_tokens` is lower or a run has measured them."""
+DEV_SPEECHES = 2319
+"""Held-out speeches of a job that answers all: a tenth of the paper's 23,192 train speeches."""
 SPEECH_CHARS, CHARS_PER_TOKEN, TEMPLATE_TOKENS = 300, 4.0, 10  # a speech; English text; a chat template
 _PROFILES = files("psyco_ray") / "cli" / "plan" / "profiles"
 
@@ -255,7 +257,7 @@ def forecast(scenario: Scenario) -> Forecast:
     """The time of an iteration."""
     job, profile, split = scenario.job, scenario.profile, scenario.split
     drawn = job.speeches_per_iteration, job.sampling.responses
-    held_out = job.evaluation.speeches, job.evaluation.responses
+    held_out = job.evaluation.speeches or DEV_SPEECHES, job.evaluation.responses
     sampled, scored = Sampling(0.0, 0.0), 0.0
     if job.pairs_from != "file":
         sampled = scenario.sampling(*drawn)
