@@ -37,12 +37,15 @@ class PromptsFile:
         Raises:
             InputError: the file is missing or holds no YAML.
         """
-        self._path = PACKAGED if file == "default" else Path(file)
-        texts = job_file.read_yaml(self._path, "prompts file")
+        self.path = PACKAGED if file == "default" else Path(file)
+        texts = job_file.read_yaml(self.path, "prompts file")
         self._texts = texts if isinstance(texts, dict) else {}
 
     def entry(self, name: str, *placeholders: str) -> dict[str, str]:
         """The texts of one prompt: `user` and, in some entries, `system`.
+
+        Numbered placeholders may be spelled ``{response1}``, as in the paper, or ``{response_1}``; the texts that come
+        back have ``{response_1}``.
 
         Args:
             name: the entry.
@@ -53,12 +56,14 @@ class PromptsFile:
         """
         if name not in self._texts:
             known = ", ".join(map(str, self._texts)) or "nothing"
-            raise InputError(f"prompts file {self._path} has no entry {name}; it has {known}")
+            raise InputError(f"prompts file {self.path} has no entry {name}; it has {known}")
         entry = self._texts[name]
+        if isinstance(entry, dict):
+            entry = {role: _one_spelling(text) if isinstance(text, str) else text for role, text in entry.items()}
         user = entry.get("user") if isinstance(entry, dict) else None
         for placeholder in placeholders:
             if not isinstance(user, str) or placeholder not in user:
-                raise InputError(f"prompts file {self._path}: the user text of {name} does not contain {placeholder}")
+                raise InputError(f"prompts file {self.path}: the user text of {name} does not contain {placeholder}")
         return entry
 
     def principles(self) -> dict[str, dict[str, str]]:
@@ -70,7 +75,7 @@ class PromptsFile:
         principles = self._texts.get("principles") or {}
         for name in PRINCIPLES:
             if not {"title", "text"} <= set(principles.get(name) or {}):
-                raise InputError(f"prompts file {self._path}: principles has no {name} with title and text")
+                raise InputError(f"prompts file {self.path}: principles has no {name} with title and text")
         return principles
 
     def principles_text(self) -> str:
@@ -81,6 +86,10 @@ class PromptsFile:
         """
         principles = self.principles()
         return "\n\n".join(f"{principles[name]['title']}\n{principles[name]['text']}" for name in PRINCIPLES)
+
+
+def _one_spelling(text: str) -> str:
+    return re.sub(r"\{response(\d+)\}", r"{response_\1}", text)
 
 
 def load_prompt(prompts: Prompts) -> dict[str, str]:
@@ -98,8 +107,13 @@ def prompt_messages(prompt: Mapping[str, str], speech: str) -> Messages:
     return [*system, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
 
 
+def whole_text(prompt: Mapping[str, str]) -> str:
+    """The texts of a prompt in one."""
+    return "\n".join(text for text in prompt.values() if text)
+
+
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Replace all placeholders at once; a placeholder inside a value stays as it is."""
+    """Replace all placeholders at once; other braces, such as those of a JSON example, and values stay as they are."""
     pattern = "|".join(re.escape(placeholder) for placeholder in values)
     return re.sub(pattern, lambda match: values[match[0]], template) if values else template
 

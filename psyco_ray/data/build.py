@@ -99,7 +99,7 @@ def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Rate the responses by each principle."""
     job, prompts = dataset.job, dataset.prompts()
-    prompt, principles = prompts.entry("rate", *rating.PLACEHOLDERS), prompts.principles()
+    prompt, principles = rating.load_prompt(prompts, job.respond.per_speech), prompts.principles()
     dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
     if (record := dataset.record("rate")) is not None:
         return record

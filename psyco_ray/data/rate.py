@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 
 from psyco_ray.config.data import Rate
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.prompts import PRINCIPLES, filled_messages
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.prompts import PRINCIPLES, PromptsFile, filled_messages, whole_text
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.pipeline import Question
@@ -19,8 +21,16 @@ from psyco_ray.run import shards
 from psyco_ray.run.schemas import RATINGS
 from psyco_ray.run.types import Row
 
-PLACEHOLDERS = ("{client_speech}", "{principle}", "{responses}", "{keys}")
-"""What the user text of the `rate` prompt must contain."""
+PRINCIPLE_FIRST = "Principle: {principle}\n\n"
+"""Precedes a prompt that does not say where the principle goes, as the paper's does not."""
+
+KEYS_LAST = "\n\nAnswer with one JSON object. Its keys:\n{keys}"
+"""Follows a prompt that names no keys."""
+
+NO_RESPONSE = "(no response)"
+"""In place of a response that a prompt has a placeholder for, and the speech has not."""
+
+_log = logging.getLogger(__name__)
 
 Rating = tuple[int, str]
 """1 to 5, and the judge's rationale."""
@@ -83,6 +93,8 @@ class RateStage:
             "{principle}": f"{principle['title']}\n{principle['text']}",
             "{client_speech}": speech,
             "{responses}": "\n".join(f"Response {i}: {text}" for i, text in enumerate(responses, start=1)),
+            **dict.fromkeys(_numbered(self.prompt["user"]), NO_RESPONSE),
+            **{f"{{response_{i}}}": text for i, text in enumerate(responses, start=1)},
             "{keys}": "\n".join(
                 f"- response_{i}_rating: an integer from 1 to 5 for response {i}\n"
                 f"- rationale_{i}: a string, one or two sentences on why response {i} got this rating"
@@ -90,6 +102,39 @@ class RateStage:
             ),
         }
         return filled_messages(self.prompt, values)
+
+
+def load_prompt(prompts: PromptsFile, per_speech: int) -> dict[str, str]:
+    """The `rate` entry of a prompts file, with principle and keys added where its text has no place for them.
+
+    Args:
+        prompts: the file.
+        per_speech: responses of a speech.
+
+    Raises:
+        InputError: the entry lacks ``{client_speech}``, or both ``{responses}`` and one placeholder per response.
+    """
+    prompt = prompts.entry("rate", "{client_speech}")
+    text = prompt["user"]
+    numbered = _numbered(text)
+    if "{responses}" not in text and numbered != [f"{{response_{i}}}" for i in range(1, per_speech + 1)]:
+        raise InputError(
+            f"prompts file {prompts.path}: the user text of rate needs {{responses}}, or {{response1}} to "
+            f"{{response{per_speech}}} for the {per_speech} responses of respond.per_speech; it has "
+            f"{', '.join(numbered) or 'neither'}"
+        )
+    if "{principle}" not in whole_text(prompt):
+        _log.info("rate: the prompt has no {principle}; title and text of the principle precede it")
+        text = PRINCIPLE_FIRST + text
+    if "{keys}" not in text and "response_1_rating" not in text:
+        _log.info("rate: the prompt names no keys; a description of the JSON object follows it")
+        text += KEYS_LAST
+    return {**prompt, "user": text}
+
+
+def _numbered(text: str) -> list[str]:
+    """The placeholders of single responses in a text, by number."""
+    return sorted(set(re.findall(r"\{response_\d+\}", text)), key=lambda name: int(name[len("{response_") : -1]))
 
 
 def shuffled(models: Sequence[str], seed: int, speech_id: str, principle: str) -> list[str]:

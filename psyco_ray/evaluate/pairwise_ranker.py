@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
-from psyco_ray.config.prompts import PromptsFile, filled_messages
+from psyco_ray.config.prompts import PromptsFile, filled_messages, whole_text
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.client import Call, Client
@@ -27,10 +28,19 @@ ORDERS = ("first", "second")
 """Position of the chosen response in a question."""
 
 PLACEHOLDERS = {
-    "rank": ("{principles}", "{client_speech}", "{response_1}", "{response_2}"),
+    "rank": ("{client_speech}", "{response_1}", "{response_2}"),
     "rank-general": ("{conversation}", "{response_1}", "{response_2}"),
 }
-"""Entries of the prompts file and their placeholders: one for tests, one for benchmarks outside counselling."""
+"""Entries of the prompts file, one for tests, one for benchmarks outside counselling, and the placeholders they need.
+`rank` may also have ``{principles}``; the paper's has not."""
+
+FORM_LAST = """
+
+Answer with one JSON object and nothing around it. Its key:
+- better: the number of the better response, 1 or 2"""
+"""Follows a prompt that does not mention JSON, as the paper's does not."""
+
+_log = logging.getLogger(__name__)
 
 CHOICES = pa.schema([("pair", pa.string()), ("order", pa.string()), ("right", pa.bool_())])
 RANKED = pa.schema([("pair", pa.string()), ("asked", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())])
@@ -110,7 +120,7 @@ class PairwiseRanker:
         keys = sorted(by_key)
         prompts, counselling = PromptsFile(job.prompts.file), test != REWARDBENCH
         entry = "rank" if counselling else "rank-general"
-        prompt = prompts.entry(entry, *PLACEHOLDERS[entry])
+        prompt = load_prompt(prompts, entry)
         principles = prompts.principles_text() if counselling else ""
         settings = [model.endpoint.model, model.endpoint.structured, job.ranking.model_dump(), prompt, principles]
         stage = RankStage(
@@ -148,6 +158,21 @@ class PairwiseRanker:
     def usage(self) -> dict[str, Any]:
         """Counts and cost of all calls, whenever they were sent; see `CallRun.usage`."""
         return self._calls.usage()
+
+
+def load_prompt(prompts: PromptsFile, entry: str) -> dict[str, str]:
+    """A ranker's entry of a prompts file, with the form of an answer added where its text does not mention JSON.
+
+    Raises:
+        InputError: the entry or a placeholder is missing.
+    """
+    prompt = prompts.entry(entry, *PLACEHOLDERS[entry])
+    if entry == "rank" and "{principles}" not in whole_text(prompt):
+        _log.info("rank: the prompt has no {principles}; rankers choose without them")
+    if "json" not in whole_text(prompt).lower():
+        _log.info(f"{entry}: the prompt does not mention JSON; a description of the answer follows it")
+        prompt = {**prompt, "user": prompt["user"] + FORM_LAST}
+    return prompt
 
 
 def read_choice(text: str) -> int:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from support import commands
 from support.logs import messages
+from support.paper_prompts import write_paper_prompts
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
@@ -279,6 +280,21 @@ def test_a_stage_of_mostly_cut_responses_stops_unless_they_are_allowed(responded
     record = json.loads((tmp_path / "run" / "respond.json").read_text())
     assert record["finished"]["a"] == {"answers": kept, "unfinished": kept}
     assert record["finished"]["short"] == {"answers": kept, "unfinished": 0}
+
+
+def test_prompts_of_the_papers_form_are_answered(responded, tmp_path, serve):
+    prompts = write_paper_prompts(tmp_path / "mine.yaml")
+    arguments = [*collected(responded, tmp_path / "run"), f"prompts={prompts}"]
+    logged = messages()
+    for stage in ("respond", "rate"):
+        done = psyco_ray(stage, *arguments)
+        assert done.returncode == 0, done.stderr
+    kept = len(rows_of(tmp_path / "run" / "collect" / "speeches"))
+    assert len(rows_of(tmp_path / "run" / "rate")) == 28 * kept
+    assert any("no {principle}" in line for line in logged)
+    done = psyco_ray("rate", *arguments, "respond.per_speech=3")
+    assert done.returncode == 2
+    assert "needs {responses}, or {response1} to {response3} for the 3 responses" in done.stderr
 
 
 def test_a_stage_names_the_stage_it_builds_on(tmp_path, serve):

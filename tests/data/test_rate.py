@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.paper_prompts import write_paper_prompts
 
-from psyco_ray.config.data import Pairs
+from psyco_ray.config.data import Pairs, Rate
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import PRINCIPLES, fill
+from psyco_ray.config.prompts import PRINCIPLES, PromptsFile, fill
 from psyco_ray.data import pair, preferences, rate, respond
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.run import shards
@@ -192,6 +193,36 @@ def test_placeholders_are_filled_once_and_simultaneously(values):
 
 def _marked(values):
     return any(mark in value for value in values.values() for mark in "\0\1\2")
+
+
+def test_a_prompt_with_numbered_placeholders_gets_principle_and_responses(tmp_path) -> None:
+    prompts = PromptsFile(str(write_paper_prompts(tmp_path / "mine.yaml")))
+    prompt = rate.load_prompt(prompts, 4)
+    stage = rate.RateStage(Rate(), 0, prompt, prompts.principles(), tmp_path)
+    [message] = stage._messages("safety", "I {cannot} sleep.", ["{response2}", "b", "c"])
+    text = message["content"]
+    assert text.startswith("Principle: Avoidance of Harmful Language or Content\nThe response ")
+    for line in (
+        "Client: I {cannot} sleep.",
+        "Reply one: {response2}",
+        "Reply two: b",
+        "Reply four: (no response)",
+        'Write JSON such as {"response_1_rating": 2, "rationale_1": "vague {sic}", ...} with the keys',
+    ):
+        assert line in text.splitlines()
+    assert "{keys}" not in text
+    with pytest.raises(
+        InputError, match=r"mine\.yaml: .* \{response1\} to \{response5\} for the 5 responses .* has \{resp"
+    ):
+        rate.load_prompt(prompts, 5)
+
+
+def test_a_rate_prompt_without_keys_is_followed_by_them(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("rate:\n  system: 'By {principle}'\n  user: '{client_speech} {responses}'\n")
+    prompt = rate.load_prompt(PromptsFile(str(tmp_path / "mine.yaml")), 2)
+    assert prompt == {"system": "By {principle}", "user": "{client_speech} {responses}" + rate.KEYS_LAST}
+    packaged = PromptsFile("default")
+    assert rate.load_prompt(packaged, 4) == packaged.entry("rate")
 
 
 @given(st.integers(0, 1000), st.text(min_size=1))

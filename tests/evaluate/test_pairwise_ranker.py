@@ -7,12 +7,15 @@ import string
 
 import pytest
 import yaml
+from support.logs import messages
+from support.paper_prompts import write_paper_prompts
 from support.reward_evaluation import local, parsed, run, settings
 
 from psyco_ray.config.prompts import PACKAGED, load_prompt
 from psyco_ray.config.training import Prompts
 from psyco_ray.evaluate import pair_sets, pairwise_ranker
 from psyco_ray.judge.ask import UnreadableAnswerError
+from psyco_ray.run.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_the_rankers_prompts_have_every_placeholder_once():
     for name, placeholders in pairwise_ranker.PLACEHOLDERS.items():
         prompt = load_prompt(Prompts(respond=name)) if name == "rank" else texts()[name]
         fields = [f"{{{field}}}" for _, field, _, _ in string.Formatter().parse(prompt["user"]) if field is not None]
-        assert sorted(fields) == sorted(placeholders)
+        assert sorted(fields) == sorted([*placeholders, *(["{principles}"] if name == "rank" else [])])
         assert prompt["user"].splitlines()[-1] == "- better: the number of the better response, 1 or 2"
 
 
@@ -102,3 +105,19 @@ def test_a_prompts_file_without_the_rankers_placeholders_is_refused(tmp_path):
     job = parsed(settings(tmp_path / "run", [local("http://x")], prompts={"file": str(tmp_path / "mine.yaml")}))
     with pytest.raises(ValueError, match=r"mine\.yaml: the user text of rank does not contain \{response_2\}"):
         run(job.model_dump())
+
+
+def test_a_ranker_works_with_a_prompt_of_the_papers_form(tmp_path, url, local_ray):
+    prompts = write_paper_prompts(tmp_path / "mine.yaml")
+    job = parsed(settings(tmp_path / "run", [local(url)], prompts={"file": str(prompts)}))
+    rows = pair_sets.load(job.tests[0], 0).table.to_pylist()[:5]
+    logged = messages()
+    ranker = pairwise_ranker.PairwiseRanker(job, job.models[0], "dev", rows, tmp_path / "run")
+    assert any("no {principles}" in line for line in logged)
+    question = next(question for part in ranker._calls.parts for question in ranker._calls.stage.questions(part))
+    [message] = question.call.messages
+    assert message["content"].startswith("Which of these two")
+    assert message["content"].endswith(pairwise_ranker.FORM_LAST)
+    assert "{" not in message["content"]
+    ranker.ask(None, Progress())
+    assert all(choice in (True, False) for choices in ranker.choices() for choice in choices)
