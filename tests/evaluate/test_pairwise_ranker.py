@@ -81,7 +81,8 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
     ):
         rows = of.table.to_pylist()
         ranker = pairwise_ranker.PairwiseRanker(job, job.models[0], name, rows, tmp_path)
-        questions = [question for part in ranker._calls.parts for question in ranker._calls.stage.questions(part)]
+        stage = ranker._calls.stage
+        questions = [question for part in ranker._calls.parts for question in stage.questions(part)]
         assert len(questions) == 2 * len(rows)
         by_speech = operator.attrgetter("speech_id")
         by_pair = itertools.groupby(sorted(questions, key=by_speech), key=by_speech)
@@ -95,7 +96,8 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
                 assert row["asked"] in text
                 assert ("Facilitation of Self-Exploration" in text) == (name == "dev")
                 right = 1 if order == "first" else 2
-                assert [question.rows(better, True)[0]["right"] for better in (right, 3 - right)] == [True, False]
+                read = [stage.rows(question, better, True)[0]["right"] for better in (right, 3 - right)]
+                assert read == [True, False]
 
 
 def test_a_prompts_file_without_the_rankers_placeholders_is_refused(tmp_path):
