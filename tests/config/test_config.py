@@ -53,7 +53,7 @@ def test_the_runs_of_figure_4_differ_in_the_source_of_their_pairs_alone() -> Non
         for name, source in sources.items()
     }
     for job in jobs.values():
-        assert job.has_one_schedule
+        assert (job.applied_dpo.schedule_over, job.applied_dpo.keep_optimizer) == ("run", True)
         assert job.evaluation.judge is not None
         assert job.checkpoints.keep_last is None
         train_speeches = 0.9 * 23_192
