@@ -78,11 +78,17 @@ def write_offline_pairs(job: Job, path: Path) -> int:
     Args:
         job: names all pairs and the held-out share.
         path: of the Parquet file, which has the released dataset's columns.
+
+    Raises:
+        InputError: the pairs do not answer client speeches.
     """
     pairs = preferences.read(job.data.pairs, job.data.dev_share).table
     rows = zip(pairs["split"].to_pylist(), pairs["asked"].to_pylist(), strict=True)
     half = pairs.filter(pa.array([split == "train" and splits.half(asked) == "a" for split, asked in rows]))
-    assert set(half["form"].to_pylist()) == {"speech"}, "the packaged pairs answer speeches"
+    if set(half["form"].to_pylist()) != {"speech"}:
+        raise InputError(
+            f"data.pairs {job.data.pairs} has prompts that are no speeches; take pairs with a question column"
+        )
     columns = {"pair_id": "pair_id", "asked": "question"}
     columns |= {name: name for name in half.column_names if name.startswith(("chosen", "rejected"))}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,6 +257,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--speeches", type=Path, help="file of client speeches (default: the packaged ones)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the jobs, such as iterations=2")
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error("--seeds must be at least 1")
     try:
         print(json.dumps(measure(options)))
     except InputError as error:

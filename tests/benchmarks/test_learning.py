@@ -131,3 +131,8 @@ def test_an_invalid_override_is_one_sentence(tmp_path, capsys) -> None:
     assert "unknown key sampling.answers" in capsys.readouterr().err
     with pytest.raises(InputError, match="invalid value 0"):
         learning.jobs_of(tmp_path, 1, ["iterations=0"])
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 9)
+    job = Job.model_validate({"data": {"pairs": str(pairs)}})
+    with pytest.raises(InputError, match="has prompts that are no speeches"):
+        learning.write_offline_pairs(job, tmp_path / "out.parquet")
