@@ -121,10 +121,16 @@ def test_a_run_directory_of_another_kind_is_not_touched(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_policy_meets_its_opponent_and_nothing_is_done_twice(local_ray, tmp_path, url, tiny_model, responses):
+def test_policies_meet_their_opponent_and_nothing_is_done_twice(local_ray, tmp_path, url, tiny_model, responses):
+    """The policies are the checkpoints of a run that learned nothing, so they share answers and verdicts."""
+    trained = tmp_path / "trained"
+    (trained / "iteration-001").mkdir(parents=True)
+    (trained / "iteration-001" / "checkpoint").symlink_to(tiny_model)
+    (trained / "iteration-001" / "train.json").write_text(json.dumps({"steps": [{"loss": 0.7}] * 5}))
+    (trained / "job.yaml").write_text(yaml.safe_dump({"model": str(tiny_model), "seed": 0, "iterations": 1}))
     job_settings = settings(
         tmp_path / "run",
-        policies=[{"name": "tiny", "model": str(tiny_model)}],
+        policies=[{"name": "tiny", "model": str(trained), "iteration": "all"}],
         opponent={"name": "file", "responses": responses},
         speeches={"split": "dev", "limit": 12},
         judges=[
@@ -137,7 +143,12 @@ def test_a_policy_meets_its_opponent_and_nothing_is_done_twice(local_ray, tmp_pa
     results = run(job_settings)
     root = tmp_path / "run"
     assert json.loads((root / "evaluation.json").read_text()) == results
-    [policy] = results["policies"]
+    base, policy = results["policies"]
+    assert base["variants"] == policy["variants"]
+    for iteration, row in enumerate((base, policy)):
+        origin = (row["name"], row["run"], row["iteration"], row["steps"], row["series"])
+        assert origin == (f"tiny iteration {iteration}", str(trained), iteration, 5 * iteration, "tiny")
+    assert results["mcnemar"]["free"] == [], "two checkpoints of one run are not tested"
     assert counts(url)["served"] - before == 12 * 2 * (1 + 1 + 3), "the mumbler is asked three times"
     expected = {row["question"]: row["chosen"] for row in SAMPLE}
     for variant, result in policy["variants"].items():
@@ -147,17 +158,18 @@ def test_a_policy_meets_its_opponent_and_nothing_is_done_twice(local_ray, tmp_pa
         assert result["by_judge"]["mumbler"]["overall"]["unreadable"] == 12
         assert result["by_judge"]["mumbler"]["overall"]["rate"] == 0
         assert result["by_judge"]["second"]["spent"]["paid"] == 12
-        rows = pq.read_table(root / "responses" / "tiny" / variant / "responses.parquet").to_pylist()
+        rows = pq.read_table(root / "responses" / policy["name"] / variant / "responses.parquet").to_pylist()
         assert len(rows) == 12
         assert {row["speech_id"] for row in rows} == {row["speech_id"] for row in load(limit=12)}
-        judged = pq.read_table(root / "judged" / "first" / "tiny" / f"{variant}.parquet").to_pylist()
+        judged = pq.read_table(root / "judged" / "first" / policy["name"] / f"{variant}.parquet").to_pylist()
         assert sum(row["outcome"] for row in judged) / 12 == pytest.approx(result["overall"]["rate"])
         assert Counter(row["better"] for row in judged)["ours"] == result["overall"]["wins"]
         opponent_words = [len(expected[row["speech"]].split()) for row in rows]
         assert result["opponent_mean_words"] == pytest.approx(sum(opponent_words) / 12)
-        assert result["cut"] > 0, "random weights hardly ever end"
+        assert result["cut"] == sum(not row["finished"] for row in rows) > 0, "random weights hardly ever end"
+        assert result["finished_share"] == 1 - (result["cut"] + result["unanswered"]) / 12
     kinds = Counter(tuple(row["judges"]) for row in results["agreement"])
-    assert kinds == {("first", "second"): 2, ("first", "mumbler"): 2}
+    assert kinds == {("first", "second"): 4, ("first", "mumbler"): 4}
     by_pair = {(row["judges"][1], row["variant"]): row["percent"] for row in results["agreement"]}
     assert by_pair["second", "free"]["items"] == 12
     assert by_pair["mumbler", "free"]["items"] == 0
