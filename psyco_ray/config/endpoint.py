@@ -20,6 +20,8 @@ class Endpoint(Section):
     """Environment variable that holds the key; null: no key is needed."""
     structured: Literal["json_schema", "json_object", "text"] = "json_schema"
     """How strictly the server enforces JSON answers."""
+    reasoning_tokens: NotNegativeCount = 0
+    """Tokens of an answer for hidden reasoning, beyond the `max_tokens` of the text; they cost as the text does."""
     timeout_s: Positive = 120.0
     """Seconds that one call may take."""
     retries: NotNegativeCount = 8

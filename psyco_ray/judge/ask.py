@@ -97,7 +97,7 @@ class Asker:
     async def _limited(self, call: Call) -> Answer:
         if self._limiter is None:
             return await self._answer(call)
-        await self._limiter.admit(call.tokens())
+        await self._limiter.admit(call.tokens(self.endpoint))
         usage = (0, 0)
         try:
             answer = await self._answer(call)
@@ -122,6 +122,8 @@ class ShardAsker:
     async def ask(self, speech_id: str, call: Call, check: Callable[[str], T], attempts: int) -> AskResult[T]:
         """Ask until an answer passes the check. Each repeated question tells the model what was wrong.
 
+        An answer that was cut before its text began is not asked for again: it would be cut again.
+
         Args:
             speech_id: the speech that the call is about.
             call: the first question.
@@ -141,7 +143,14 @@ class ShardAsker:
             try:
                 result.value, result.reason = check(answer.text), None
             except UnreadableAnswerError as error:
-                cut = "" if answer.finished else f", and the answer was cut off after {call.max_tokens} tokens"
+                limit = call.answer_tokens(self._asker.endpoint)
+                if not (answer.finished or answer.text.strip()):  # no fault that the model could be told of
+                    result.reason = (
+                        f"{error}: all {limit} tokens were used before it began; raise max_tokens, or for a reasoning "
+                        "model its endpoint's reasoning_tokens"
+                    )
+                    return result
+                cut = "" if answer.finished else f", and the answer was cut off after {limit} tokens"
                 result.reason = f"{error}{cut}"
                 call = _with_complaint(call, answer.text, result.reason)
             else:
@@ -150,7 +159,7 @@ class ShardAsker:
 
     async def _look_up(self, speech_id: str, call: Call, result: AskResult[T]) -> Answer:
         endpoint = self._asker.endpoint
-        key = call.key(endpoint.model, endpoint.structured)
+        key = call.key(endpoint)
         answer = self._stored.get(key)
         if answer is None:
             answer = self._stored[key] = await self._asker.fetch(speech_id, key, call)

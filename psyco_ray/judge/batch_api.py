@@ -152,7 +152,7 @@ def _missing(
         if (shard := speech_id[:2]) not in loaded:
             loaded.add(shard)
             known.update(journal.load(shard))
-        key = call.key(endpoint.model, endpoint.structured)
+        key = call.key(endpoint)
         if key not in known:
             known.add(key)
             yield key, speech_id, call

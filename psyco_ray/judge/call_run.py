@@ -99,7 +99,7 @@ class CallRun:
         return CallStats(
             units=round(len(calls) * scale),
             prompt_tokens=round(sum(call.prompt_tokens() for call in calls) * scale),
-            completion_tokens=round(sum(call.max_tokens for call in calls) * scale),
+            completion_tokens=round(sum(call.answer_tokens(self.stage.endpoint) for call in calls) * scale),
         )
 
     def _fill_journal_by_batches(self, missing: list[str], expected: float | None, max_cost: float | None) -> float:

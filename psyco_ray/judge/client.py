@@ -54,10 +54,13 @@ class Call:
     top_p: float = 1.0
     seed: int | None = None
 
-    def key(self, model: str, structured: str) -> str:
-        """Journal key of this call, independent of where the model is served: 64 hex digits."""
+    def key(self, endpoint: Endpoint) -> str:
+        """Journal key of this call, independent of where the endpoint's model is served: 64 hex digits."""
+        model, structured = endpoint.model, endpoint.structured
         messages = [dict(message) for message in self.messages]
         sampling = [self.max_tokens, self.temperature, self.top_p, self.seed]
+        if endpoint.reasoning_tokens:
+            sampling.append(endpoint.reasoning_tokens)
         parts = [KEY_VERSION, model, structured, messages, sampling, self.schema]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -65,9 +68,13 @@ class Call:
         """Estimated tokens of the question."""
         return sum(len(message["content"]) for message in self.messages) // CHARACTERS_PER_TOKEN + 1
 
-    def tokens(self) -> int:
+    def tokens(self, endpoint: Endpoint) -> int:
         """Estimated upper bound of the tokens of question and answer."""
-        return self.prompt_tokens() + self.max_tokens
+        return self.prompt_tokens() + self.answer_tokens(endpoint)
+
+    def answer_tokens(self, endpoint: Endpoint) -> int:
+        """Upper bound of the tokens of an answer: of its text, and of the reasoning before it."""
+        return self.max_tokens + endpoint.reasoning_tokens
 
 
 @dataclass(frozen=True)
@@ -195,9 +202,9 @@ class Client:
         endpoint = self._endpoint
         body: dict[str, Any] = {"model": endpoint.model, "messages": [dict(message) for message in call.messages]}
         if endpoint.model.rsplit("/", 1)[-1].startswith(_REASONING):
-            body["max_completion_tokens"] = call.max_tokens
+            body["max_completion_tokens"] = call.answer_tokens(endpoint)
         else:
-            body |= {"max_tokens": call.max_tokens, "temperature": call.temperature}
+            body |= {"max_tokens": call.answer_tokens(endpoint), "temperature": call.temperature}
             if call.top_p < 1:
                 body["top_p"] = call.top_p
         if call.seed is not None:

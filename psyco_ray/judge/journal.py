@@ -27,7 +27,7 @@ class Journal:
 
     Example:
         >>> journal = Journal(root / "journal", writer="node0-4711")
-        >>> journal.add(speech_id, call.key("gpt-4o", "json_schema"), answer)
+        >>> journal.add(speech_id, call.key(endpoint), answer)
         >>> answers = journal.load("3f")  # by key, of all writers
         >>> journal.close()
     """

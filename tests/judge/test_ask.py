@@ -41,6 +41,16 @@ def test_unreadable_answers_are_set_aside_with_a_reason(tmp_path) -> None:
     assert plain[0].text.startswith("I hear you.")
 
 
+def test_an_answer_cut_before_its_text_is_not_complained_about(tmp_path) -> None:
+    with server() as url:
+        [spent] = run(url, tmp_path, model="o1-thinks")
+        assert (spent.value, spent.text, spent.finished, spent.paid) == (None, "", False, 1)
+        assert "all 50 tokens were used before it began" in spent.reason
+        [given_room] = run(url, tmp_path, model="o1-thinks", reasoning_tokens=200)
+        assert (given_room.reason, given_room.paid) == (None, 1)
+        assert get_json(url)["served"] == 2
+
+
 def test_a_repeated_question_tells_the_model_what_was_wrong(tmp_path) -> None:
     async def go() -> None:
         asker = Asker(Endpoint(model="judge", base_url=url), Journal(tmp_path, "a"), None)

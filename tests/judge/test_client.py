@@ -102,8 +102,9 @@ def test_the_key_is_never_shown(monkeypatch) -> None:
 
 
 def test_requests_fit_the_model_and_the_server() -> None:
-    def body(model: str, structured: str = "json_schema", **changes) -> dict:
-        return Client(Endpoint(model=model, structured=structured)).body(call(**changes))
+    def body(model: str, structured: str = "json_schema", reasoning_tokens: int = 0, **changes) -> dict:
+        endpoint = Endpoint(model=model, structured=structured, reasoning_tokens=reasoning_tokens)
+        return Client(endpoint).body(call(**changes))
 
     plain = body("gpt-4o", top_p=0.9, seed=3)
     assert (plain["max_tokens"], plain["temperature"], plain["top_p"], plain["seed"]) == (50, 0.0, 0.9, 3)
@@ -112,6 +113,8 @@ def test_requests_fit_the_model_and_the_server() -> None:
         request = body(model, top_p=0.9)
         assert request["max_completion_tokens"] == 50
         assert not {"max_tokens", "temperature", "top_p"} & set(request)
+        assert body(model, reasoning_tokens=4000)["max_completion_tokens"] == 4050
+    assert body("deepseek-r1", reasoning_tokens=4000)["max_tokens"] == 4050
     assert body("gpt-4o", "json_object")["response_format"] == {"type": "json_object"}
     assert "response_format" not in body("gpt-4o", "text")
     assert "response_format" not in body("gpt-4o", schema=None)
@@ -132,18 +135,20 @@ def test_tokens_are_estimated_if_the_server_counts_none() -> None:
 
 
 def test_keys_depend_on_every_field_of_a_call() -> None:
+    text = Endpoint(model="a", structured="text")
     different = [
-        call(1).key("a", "text"),
-        call(2).key("a", "text"),
-        call(1).key("b", "text"),
-        call(1).key("a", "json_object"),
+        call(1).key(text),
+        call(2).key(text),
+        call(1).key(Endpoint(model="b", structured="text")),
+        call(1).key(Endpoint(model="a", structured="json_object")),
+        call(1).key(Endpoint(model="a", structured="text", reasoning_tokens=100)),
         *(
-            call(1, **change).key("a", "text")
+            call(1, **change).key(text)
             for change in ({"schema": None}, {"max_tokens": 51}, {"temperature": 0.5}, {"top_p": 0.5}, {"seed": 0})
         ),
     ]
     assert len(set(different)) == len(different)
-    assert call(1).key("a", "text") == different[0]
+    assert call(1).key(Endpoint(model="a", structured="text", base_url="http://elsewhere/v1")) == different[0]
 
 
 @given(st.integers(0, 10**6))

@@ -5,7 +5,8 @@ python tests/support/fault_server.py --port 0 [--latency 0.3] [--share 0.1] [--k
 POST /v1/chat/completions answers with JSON of the requested schema; equal requests get equal answers. A seeded share of
 the requests fails at the first attempt: transport faults (429, 500, cut, html, hang) and invalid contents (malformed,
 truncated, range). The model's name forces a fault of every call: status-401 etc., quota, filter, refusal, no-usage,
-empty. GET /counts returns counts, GET /times the arrival times of calls. /v1/files and /v1/batches are the batch API.
+empty, o1-thinks (for 200 tokens). GET /counts returns counts, GET /times the arrival times of calls. /v1/files and
+/v1/batches are the batch API.
 """
 
 from __future__ import annotations
@@ -167,6 +168,8 @@ def completion(request: dict, digest: bytes, kind: str) -> bytes:
         message |= {"content": None, "refusal": "I would rather not"}
     elif kind == "empty":
         message["content"] = ""
+    elif kind == "o1-thinks" and request["max_completion_tokens"] < 200:
+        message["content"], ended = "", "length"
     usage = {"prompt_tokens": sum(len(m["content"]) for m in request["messages"]) // 4, "completion_tokens": 40}
     reply = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "usage": usage}
     if kind == "no-usage":
