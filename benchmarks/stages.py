@@ -34,6 +34,7 @@ from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Evaluation, Job
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
+from psyco_ray.rollout.scorer import REFERENCE
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, PreferencePair, PromptBatch, Response
@@ -156,7 +157,7 @@ def one_after_another(
 ) -> float:
     """Seconds of the same work when each stage starts after the one before."""
 
-    def scored(name: str, rows: list[Any], responses: int) -> list[Group]:
+    def scored(name: str, rows: list[Any], responses: int, models: tuple[str, ...] = ("reward",)) -> list[Group]:
         prompts = pipeline._prompts(rows, name, 1)
         items = [PromptBatch(str(i), tuple(prompts[i : i + 8])) for i in range(0, len(prompts), 8)]
         requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, 256) for item in items]
@@ -164,7 +165,7 @@ def one_after_another(
         sampled = rollouts.stream(Simulated.sample, requests, identity=lambda result: result[0].prompt.speech_id)
         groups = [group for group, _ in sampled]
         moments.append(time.perf_counter())
-        return [group for group, _ in scorers.stream(Simulated.score, [(group, [], ("reward",)) for group in groups])]
+        return [group for group, _ in scorers.stream(Simulated.score, [(group, [], models) for group in groups])]
 
     moments: list[float] = []
     paired = [pair for group in scored("samples", rows, 8) if (pair := pairs.pair_of(group)) is not None]
@@ -172,7 +173,7 @@ def one_after_another(
     assert len(list(scorers.stream(Simulated.reference_logprobs, paired))) == len(rows), "a pair was lost"
     moments.append(time.perf_counter())
     time.sleep(rates.after)
-    assert len(scored("dev", dev, 1)) == len(dev), "an answer was lost"
+    assert len(scored("dev", dev, 1, ("reward", REFERENCE))) == len(dev), "an answer was lost"
     moments.append(time.perf_counter())
     names = ("sample", "score", "reference", "train, save and sync", "answer", "score answers")
     seconds = [b - a for a, b in itertools.pairwise(moments)]

@@ -89,17 +89,11 @@ def _iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
     with gc_paused():
         from psyco_ray.driver import iterate as run
         from psyco_ray.report import training_run
+        from psyco_ray.training.summary import headline
 
     summary = run(job, ledger, telemetry)
     training_run.write_report(job, ledger, summary)
-    judged = summary["heldout"] or summary["train"]
-    low, high = judged["ci95"]
-    print(
-        f"reward on {judged['speeches']} held-out speeches: {judged['reward_before']:.3f} before, "
-        f"{judged['reward_after']:.3f} after; the policy's answer beats the base model's in "
-        f"{100 * judged['win_rate_vs_base']:.0f} % of them (95 % interval {100 * low:.0f} to {100 * high:.0f} %)\n"
-        f"report: {storage.join(job.run_dir, 'report.html')}\npolicy: {summary['checkpoint']}"
-    )
+    print(f"{headline(summary)}\nreport: {storage.join(job.run_dir, 'report.html')}")
 
 
 def _with(job: Job, section: str, **changes: Any) -> Job:

@@ -40,6 +40,8 @@ def write_report(job: Job, ledger: Ledger, summary: Mapping[str, Any]) -> None:
         judge_note=judge_note(summary["heldout_training"]),
         method=TITLES[summary["pairs_from"]],
         responses=job.evaluation.responses,
+        temperature=f"{job.evaluation.temperature:g}",
+        alarms_veto=job.guards.roll_back,
         models={key: title for key, title in MODEL_TITLES.items() if key in evaluations[0]},
         evaluations=evaluations,
         reward_figure=_reward_figure(evaluations),

@@ -35,6 +35,7 @@ class SamplingRequest:
     temperature: float
     top_p: float
     max_tokens: int
+    logprobs: bool = False  # of the responses
 
     def split(self) -> list[SamplingRequest]:
         """One request for each prompt."""
@@ -79,7 +80,7 @@ class RolloutActor:
         began = time.perf_counter()
         prompts = list(request.item.prompts)
         for group in self._engine.generate(
-            prompts, request.responses, request.temperature, request.top_p, request.max_tokens
+            prompts, request.responses, request.temperature, request.top_p, request.max_tokens, request.logprobs
         ):
             now = time.perf_counter()
             yield group, now - began

@@ -102,7 +102,13 @@ class Engine:
         return self._version
 
     def generate(
-        self, prompts: list[Prompt], responses: int, temperature: float, top_p: float, max_tokens: int
+        self,
+        prompts: list[Prompt],
+        responses: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        logprobs: bool = False,
     ) -> Iterator[Group]:
         """Sample responses and yield each prompt's group when its last response ends, in any order.
 
@@ -114,6 +120,7 @@ class Engine:
             temperature: of sampling.
             top_p: of sampling.
             max_tokens: of a response.
+            logprobs: whether responses have their log-probability, at temperature 1 whatever `temperature` is.
 
         Raises:
             InputError: on the CPU, the KV cache is too small.
@@ -129,6 +136,7 @@ class Engine:
                 top_p=top_p,
                 max_tokens=max_tokens,
                 seed=prompt.seed,
+                logprobs=0 if logprobs else None,  # vLLM's raw ones of the sampled tokens, before the temperature
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._requests += 1
@@ -260,6 +268,7 @@ class Engine:
                     text=completion.text,
                     token_ids=tuple(completion.token_ids),
                     finished=completion.finish_reason == "stop" and bool(completion.text.strip()),
+                    logprob=completion.cumulative_logprob,
                 )
             )
         return Group(prompt=prompt, responses=tuple(responses), version=self._version)

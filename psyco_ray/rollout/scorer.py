@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models.reward_model import RewardModel
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, ScoreRequest, ScoreResult
+
+REFERENCE = "reference"
+"""Name of the reference policy among the models that score a group: its scores are log-probabilities in nats."""
 
 
 class ScorerActor:
@@ -65,7 +69,7 @@ class ScorerActor:
             key: RewardModel(spec, self._settings, self._max_tokens, logit_token=self._logit_token)
             for key, spec in self._reward_specs.items()
         }
-        self._reference = None
+        self._reference: Any = None
         if self._reference_spec:
             policy = loading.load_causal_lm(loading.resolve(self._reference_spec), self._settings.dtype)
             self._reference = ResponseLogprobs(policy.to(self._device))
@@ -75,7 +79,8 @@ class ScorerActor:
         """Score a group's responses.
 
         Args:
-            item: the group, the conversation that it answers, the names of the reward models to apply.
+            item: the group, the conversation that it answers, the names of the reward models to apply; with REFERENCE
+                among them, the log-probabilities under the reference policy are scores too.
 
         Yields:
             The group with its scores, and the seconds taken.
@@ -87,7 +92,9 @@ class ScorerActor:
         group, messages, names = item
         texts = [response.text for response in group.responses]
         finished = [response.finished for response in group.responses]
-        scores = {name: tuple(self.score_texts(name, messages, texts, finished)) for name in names}
+        scores = {name: tuple(self.score_texts(name, messages, texts, finished)) for name in names if name != REFERENCE}
+        if REFERENCE in names:
+            scores[REFERENCE] = self._logprobs(group.prompt.token_ids, [r.token_ids for r in group.responses])
         yield (
             Group(group.prompt, group.responses, group.version, {**group.scores, **scores}),
             time.perf_counter() - began,
@@ -132,13 +139,16 @@ class ScorerActor:
 
     def reference_logprobs(self, pair: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
         """Yields the pair with its reference log-probabilities (nats, summed over tokens), and the seconds taken."""
+        began = time.perf_counter()
+        chosen, rejected = self._logprobs(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
+        yield replace(pair, reference=(chosen, rejected)), time.perf_counter() - began
+
+    def _logprobs(self, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> tuple[float, ...]:
+        """Log-probability of each response under the reference policy, in nats, summed over its tokens."""
         import torch
 
         from psyco_ray.models.packing import pack
 
         assert self._reference is not None, "the scorer has a reference model"
-        began = time.perf_counter()
-        tree = (pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
         with torch.inference_mode():
-            chosen, rejected = self._reference(pack([tree]).to(self._device)).tolist()
-        yield replace(pair, reference=(chosen, rejected)), time.perf_counter() - began
+            return tuple(self._reference(pack([(prompt, responses)]).to(self._device)).tolist())

@@ -28,6 +28,7 @@ SAMPLES = pa.schema(
         ("response", pa.string()),
         ("token_ids", _IDS),
         ("finished", pa.bool_()),  # false where it was cut at the token limit or has no text
+        ("logprob", pa.float64()),  # under the policy at temperature 1, nats; null: not requested
         ("seed", pa.int64()),
         ("policy_version", pa.int32()),
     ]
@@ -37,7 +38,10 @@ SCORES = pa.schema(
     [
         ("speech_id", pa.string()),
         ("index", pa.int32()),
-        ("model", pa.string()),  # the scorer's name for the reward model: reward or heldout
+        (
+            "model",
+            pa.string(),
+        ),  # reward, heldout or safety; or reference: the log-probability under the base model, nats
         ("score", pa.float32()),
     ]
 )
@@ -157,6 +161,7 @@ def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             "response": response.text,
             "token_ids": list(response.token_ids),
             "finished": response.finished,
+            "logprob": response.logprob,
             "seed": group.prompt.seed,
             "policy_version": group.version,
         }
@@ -175,7 +180,7 @@ def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: l
     responses: dict[str, list[Response]] = {}
     versions: dict[str, int] = {}
     for row in samples:
-        response = Response(row["response"], tuple(row["token_ids"]), row["finished"])
+        response = Response(row["response"], tuple(row["token_ids"]), row["finished"], row["logprob"])
         responses.setdefault(row["speech_id"], []).append(response)
         versions[row["speech_id"]] = row["policy_version"]
     values: dict[str, dict[str, list[float]]] = {}

@@ -33,6 +33,7 @@ class Response:
     text: str
     token_ids: tuple[int, ...]
     finished: bool
+    logprob: float | None = None  # under the policy that sampled it, at temperature 1, nats summed over its tokens
 
 
 @dataclass(frozen=True)

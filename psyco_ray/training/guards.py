@@ -5,18 +5,31 @@ The paper's recipe only reports them; with ``guards.roll_back`` an alarm returns
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import linregress
 
-from psyco_ray.config.training import Guards
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.training import Guards, Sampling
+from psyco_ray.run.types import Group
 
 _LEAST_ERROR = 1e-6  # of a mean fall; without it, equal falls on all speeches would be infinite
+_LEAST_FINISHED = 0.5  # share of a stage's answers; with less, its figures are those of cut answers
 
 Facts = Mapping[str, Any]
-"""An evaluation's record: `mean_tokens`, `distinct_2`, `tokens` by speech, and of each reward model its `scores`."""
+"""An evaluation's record: `mean_tokens`, `distinct_2`, perhaps `kl`, and of each reward model its `scores`."""
+
+
+@dataclass(frozen=True)
+class LengthEffect:
+    """How rewards vary with length among the responses to one speech, pooled over speeches."""
+
+    slope: float  # reward per token, by least squares
+    share: float  # R²: share of the rewards' variance that length explains
+    deviation: float  # standard deviation of the rewards
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> float:
@@ -29,22 +42,63 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def length_effect(rewards: Sequence[float], tokens: Sequence[float]) -> tuple[float, float]:
-    """Linear effect of length on rewards, by least squares: slope in reward per token, and R²."""
-    x, y = np.asarray(tokens, float), np.asarray(rewards, float)
-    if len(x) < 3 or not x.std() or not y.std():
-        return 0.0, 0.0
-    fit = linregress(x, y)
-    return float(fit.slope), float(fit.rvalue**2)
+def length_effect(groups: Iterable[Group], unfinished: str) -> LengthEffect:
+    """Effect of length on the `reward` scores within groups.
+
+    Responses are ranked within a speech, so the effect is that of a response's deviation from the mean length of its
+    group on the deviation from the group's mean reward. Between speeches it may be another one: long speeches have
+    longer answers and other rewards.
+
+    Args:
+        groups: scored responses; the result does not depend on their order.
+        unfinished: as `sampling.unfinished`. Except for `allow` only finished responses count, because the length of a
+            cut one is not its own.
+    """
+    lengths: list[float] = []
+    rewards: list[float] = []
+    freedom = 0
+    for group in sorted(groups, key=lambda group: group.prompt.speech_id):
+        counted = [
+            (len(response.token_ids), score)
+            for response, score in zip(group.responses, group.scores["reward"], strict=True)
+            if response.finished or unfinished == "allow"
+        ]
+        if len(counted) > 1:
+            deviations = np.array(counted, float) - np.mean(counted, axis=0)
+            lengths += deviations[:, 0].tolist()
+            rewards += deviations[:, 1].tolist()
+            freedom += len(counted) - 1
+    if not any(rewards):
+        return LengthEffect(0.0, 0.0, 0.0)
+    deviation = float((np.square(rewards).sum() / freedom) ** 0.5)
+    if not any(lengths):
+        return LengthEffect(0.0, 0.0, deviation)
+    fit = linregress(lengths, rewards)  # the mean of all deviations is 0
+    return LengthEffect(float(fit.slope), float(fit.rvalue**2), deviation)
 
 
-def scores_and_lengths(facts: Facts, model: str) -> tuple[list[float], list[float]]:
-    """All scores of a reward model in an evaluation, and the lengths of the scored responses in tokens."""
-    scores, tokens = facts[model]["scores"], facts["tokens"]
-    return (
-        [score for key in sorted(scores) for score in scores[key]],
-        [count for key in sorted(scores) for count in tokens[key]],
-    )
+def require_finished(share: float, answers: str, settings: Sampling) -> None:
+    """Stop a run whose answers are mostly cut off.
+
+    Args:
+        share: of the answers that are finished.
+        answers: which ones, for the message.
+        settings: how they were sampled.
+
+    Raises:
+        InputError: more than half are unfinished, and `sampling.unfinished` is not `allow`.
+    """
+    if share < _LEAST_FINISHED and settings.unfinished != "allow":
+        raise InputError(
+            f"{1 - share:.0%} of {answers} were cut at sampling.max_tokens {settings.max_tokens} or are empty; raise "
+            "sampling.max_tokens, or set sampling.unfinished to allow to train on cut answers as if they were whole"
+        )
+
+
+def _scores(facts: Facts, model: str) -> list[float]:
+    """All scores of a reward model in an evaluation."""
+    scores = facts[model]["scores"]
+    return [score for key in sorted(scores) for score in scores[key]]
 
 
 def gain(now: Facts, before: Facts, model: str) -> np.ndarray:
@@ -53,26 +107,27 @@ def gain(now: Facts, before: Facts, model: str) -> np.ndarray:
     return np.array([np.mean(new[key]) - np.mean(old[key]) for key in sorted(new.keys() & old.keys())])
 
 
-def monitors(now: Facts, base: Facts, best: Facts, kl: float | None) -> dict[str, float]:
+def monitors(now: Facts, base: Facts, best: Facts, length_share: float | None) -> dict[str, float]:
     """Signs of trouble in a policy's evaluation.
 
     Args:
         now: the policy's evaluation.
         base: the base model's evaluation.
         best: evaluation of the best policy so far.
-        kl: KL divergence of the policy from its reference in nats per response, if known.
+        length_share: `LengthEffect.share` of the responses that the policy was trained on; None for offline pairs.
 
     Returns:
-        `length_ratio` and `distinct_ratio` (against the base model), `length_share` (R² of reward and length), `fall`
-        of the held-out reward below its best, in standard errors, `reward_gap` (how much further the training reward
-        rose than the held-out one, in standard deviations of the base model's), and `kl`.
+        `length_ratio` and `distinct_ratio` (against the base model), `length_share` (R² of reward and length among
+        responses to the same speech), `fall` of the held-out reward below its best, in standard errors, `reward_gap`
+        (how much further the training reward rose than the held-out one, in standard deviations of the base model's),
+        and `kl` (as `now` has it).
     """
     values = {
         "length_ratio": now["mean_tokens"] / base["mean_tokens"],
         "distinct_ratio": now["distinct_2"] / base["distinct_2"],
     }
-    if "reward" in now:
-        values["length_share"] = length_effect(*scores_and_lengths(now, "reward"))[1]
+    if length_share is not None:
+        values["length_share"] = length_share
     if "heldout" in now:
         fall = -gain(now, best, "heldout")
         error = fall.std(ddof=1) / len(fall) ** 0.5 if len(fall) > 1 else 0.0
@@ -80,14 +135,14 @@ def monitors(now: Facts, base: Facts, best: Facts, kl: float | None) -> dict[str
     if "reward" in now and "heldout" in now:
         rises = {}
         for model in ("reward", "heldout"):
-            spread = np.std(scores_and_lengths(base, model)[0])
+            spread = np.std(_scores(base, model))
             rises[model] = gain(now, base, model).mean() / spread if spread else 0.0
         values["reward_gap"] = float(rises["reward"] - rises["heldout"])
-    return values if kl is None else {**values, "kl": kl}
+    return {**values, "kl": now["kl"]} if "kl" in now else values
 
 
 def alarms(values: Mapping[str, float], guards: Guards) -> list[str]:
-    """A sentence for each monitor beyond its bound."""
+    """A sentence for each monitor, and for `finished_share`, beyond its bound."""
     checks = (
         ("length_ratio", 1, guards.max_length_ratio, "answers are {:.2f} times as long as the base model's"),
         (
@@ -96,7 +151,8 @@ def alarms(values: Mapping[str, float], guards: Guards) -> list[str]:
             guards.min_distinct_ratio,
             "different word pairs are down to {:.2f} of the base model's",
         ),
-        ("length_share", 1, guards.max_length_share, "length alone explains {:.0%} of the reward"),
+        ("finished_share", -1, guards.min_finished_share, "only {:.0%} of the answers are finished"),
+        ("length_share", 1, guards.max_length_share, "length alone explains {:.0%} of the reward differences"),
         ("fall", 1, guards.max_fall, "the held-out reward is {:.1f} standard errors below its best"),
         (
             "reward_gap",
@@ -104,7 +160,7 @@ def alarms(values: Mapping[str, float], guards: Guards) -> list[str]:
             guards.max_reward_gap,
             "the training reward rose {:.1f} deviations more than the held-out one",
         ),
-        ("kl", 1, guards.max_kl, "the policy that sampled is {:.0f} nats a response away from its reference"),
+        ("kl", 1, guards.max_kl, "the policy is {:.0f} nats a response away from the base model"),
     )
     return [
         text.format(values[name])

@@ -10,6 +10,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.data import trained_pairs
 from psyco_ray.evaluate import stats, verdicts
+from psyco_ray.rollout.scorer import REFERENCE
 from psyco_ray.run import storage
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
@@ -37,10 +38,18 @@ class HeldoutEvaluation:
         self._job, self._ledger, self._run_state, self._progress = job, ledger, run_state, progress
 
     def measure(self, iteration: int, groups: Mapping[str, Group]) -> Record:
-        """Lengths, variety and rewards of an iteration's responses; see `measure`."""
+        """Lengths, variety and rewards of an iteration's responses; see `measure`.
+
+        Raises:
+            InputError: more than half of the base model's responses are unfinished, so those to train on will be too.
+        """
         base = self._run_state.evaluation(0)
         assert (base is None) == (iteration == 0), "the base model is evaluated first"
-        return measure(groups, base, self._job.seed)
+        measures = measure(groups, base, self._job.seed)
+        if base is None:
+            answers = "the base model's answers to the held-out speeches"
+            guards.require_finished(measures["finished_share"], answers, self._job.sampling)
+        return measures
 
     def judge(self, groups: Mapping[str, Group], speeches: Mapping[str, str]) -> Record:
         """How often the judge prefers a policy's response to the base model's response with the same seed.
@@ -133,15 +142,26 @@ def measure(groups: Mapping[str, Group], base: Record | None, seed: int) -> Reco
         seed: of the bootstrap.
 
     Returns:
-        `speeches`, `mean_tokens`, `tokens` of each response by speech, `distinct_2`, and for each reward model the mean
-        `reward` over speeches with its `ci95`, the `scores` by speech, and `win_rate_vs_base` with `win_rate_ci95`.
+        `speeches`, `mean_tokens`, `tokens` of each response by speech, `finished_share`, `distinct_1`, `distinct_2`,
+        for each reward model the mean `reward` over speeches with its `ci95`, the `scores` by speech, and
+        `win_rate_vs_base` with `win_rate_ci95`; and with a reference `kl`: the mean over speeches of the responses'
+        log-probability under the policy less that under the reference, in nats per response. Responses that were
+        sampled at temperature 1 estimate the KL divergence without bias; at a lower temperature they are likelier ones,
+        and the figure is the mean log-ratio on these.
     """
     responses = {key: groups[key].responses for key in sorted(groups)}
     tokens = {key: [len(response.token_ids) for response in group] for key, group in responses.items()}
     lengths = [length for group in tokens.values() for length in group]
     measures: Record = {"speeches": len(groups), "mean_tokens": sum(lengths) / len(lengths), "tokens": tokens}
-    measures["distinct_2"] = guards.distinct([response.text for group in responses.values() for response in group])
-    for model in next(iter(groups.values())).scores:
+    flat = [response for group in responses.values() for response in group]
+    measures["finished_share"] = sum(response.finished for response in flat) / len(flat)
+    for n in (1, 2):
+        measures[f"distinct_{n}"] = guards.distinct([response.text for response in flat], n)
+    models = list(next(iter(groups.values())).scores)
+    if REFERENCE in models:
+        models.remove(REFERENCE)
+        measures["kl"] = _log_ratio(groups)
+    for model in models:
         scores = {key: list(groups[key].scores[model]) for key in responses}
         means = [sum(values) / len(values) for values in scores.values()]
         measures[model] = {
@@ -154,6 +174,18 @@ def measure(groups: Mapping[str, Group], base: Record | None, seed: int) -> Reco
             wins = [stats.win_share(values, base_scores[key]) for key, values in scores.items() if key in base_scores]
             measures[model] |= _win_rate(wins)
     return measures
+
+
+def _log_ratio(groups: Mapping[str, Group]) -> float:
+    """Mean log-probability of responses under the policy that sampled them less that under the reference, in nats."""
+    means = []
+    for key in sorted(groups):
+        ratios = []
+        for response, reference in zip(groups[key].responses, groups[key].scores[REFERENCE], strict=True):
+            assert response.logprob is not None, "held-out responses have log-probabilities"
+            ratios.append(response.logprob - reference)
+        means.append(sum(ratios) / len(ratios))
+    return sum(means) / len(means)
 
 
 def _win_rate(wins: Sequence[float]) -> Record:

@@ -120,8 +120,7 @@ class Orchestrator:
             self.actors.colocation.to_rollouts()
             with self.control.autoscaling(), self.timeline.span(iteration, "sample"):
                 groups = self._pipeline.samples(iteration, rows, self.rollout_version)
-                thresholds = self.run_state.pair_thresholds(iteration)
-                facts = self._pairs.make_sampled(iteration, rows, groups, thresholds)
+                facts = self._pairs.make_sampled(iteration, rows, groups)
             self.ledger.finish(name, began, **facts, busy=self._pipeline.pop_busy_seconds())
         return self._pairs.read(iteration)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PAIRS
 from psyco_ray.run.types import Group, PreferencePair
-from psyco_ray.training import pairs
+from psyco_ray.training import guards, pairs
+
+_log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 AddReference = Callable[[str, Iterable[PreferencePair]], dict[str, PreferencePair]]
@@ -29,7 +32,7 @@ class PairStage:
 
     Example:
         >>> pair_stage = PairStage(job, ledger, progress, pipeline.add_reference)
-        >>> facts = pair_stage.make_sampled(1, rows, pipeline.samples(1, rows, version=0), (0.0, 0.0))
+        >>> facts = pair_stage.make_sampled(1, rows, pipeline.samples(1, rows, version=0))
         >>> pairs = pair_stage.read(1)
     """
 
@@ -41,55 +44,61 @@ class PairStage:
         path = self._ledger.path(stage(iteration, "pairs.parquet"))
         return [pairs.example_of(row) for row in pq.read_table(path).to_pylist()]
 
-    def make_sampled(
-        self, iteration: int, rows: list[Row], stream: Iterable[Group], thresholds: tuple[float, float]
-    ) -> Row:
+    def make_sampled(self, iteration: int, rows: list[Row], stream: Iterable[Group]) -> Row:
         """Forms a pair of the best and the worst response of each group, adds the reference, and stores the pairs.
 
-        Groups stream through: the reference of a pair is computed while other groups are still sampled.
+        Groups stream through: the reference of a pair is computed while other groups are still sampled. Only with
+        `guards.length_debias` or `guards.min_margin`, whose measures need all groups, it is computed afterwards.
 
         Args:
             iteration: of the run.
             rows: of the SPEECHES table, in the order of the pairs.
             stream: scored groups, in any order.
-            thresholds: length bias and smallest margin, as `RunState.pair_thresholds` returns them.
 
         Returns:
             Facts for the stage's record.
 
         Raises:
-            InputError: no group has a pair.
+            InputError: no group has a pair, or more than half of the responses are unfinished.
         """
+        job, unfinished = self._job, self._job.sampling.unfinished
         groups: dict[str, Group] = {}
-        slope, min_margin = thresholds
+        slope = 0.0
+
+        def arriving() -> Iterator[Group]:
+            for group in self._progress.track(stream, f"iteration {iteration}: sample and score", len(rows)):
+                groups[group.prompt.speech_id] = group
+                yield group
 
         def formed() -> Iterator[PreferencePair]:
-            tracked = self._progress.track(stream, f"iteration {iteration}: sample and score", len(rows))
-            for group in tracked:
-                groups[group.prompt.speech_id] = group
-                if (pair := pairs.pair_of(group, slope, min_margin)) is not None:
+            nonlocal slope
+            arrived, min_margin = arriving(), 0.0
+            if job.guards.length_debias or job.guards.min_margin:
+                arrived = iter(list(arrived))
+                effect = guards.length_effect(groups.values(), unfinished)
+                slope = effect.slope if job.guards.length_debias else 0.0
+                min_margin = job.guards.min_margin * effect.deviation
+            for group in arrived:
+                if (pair := pairs.pair_of(group, unfinished, slope, min_margin)) is not None:
                     yield pair
 
         referenced = self._add_reference(stage(iteration, "pairs"), formed())
+        facts = _facts_of(groups.values(), unfinished)
+        guards.require_finished(facts["finished_share"], f"iteration {iteration}'s sampled responses", job.sampling)
         if not referenced:
             raise InputError(
-                f"iteration {iteration} has no pair to train on: {self._job.scorers.reward_model} ranks no response "
-                "above another" + (" beyond what length explains (guards.length_debias)" if slope else "")
+                f"iteration {iteration} has no pair to train on: {job.scorers.reward_model} ranks no "
+                f"{'finished ' if facts['finished_share'] < 1 else ''}response above another"
+                + (" beyond what length explains (guards.length_debias)" if slope else "")
+            )
+        if (silent := facts["unfinished_speeches"]) and unfinished != "allow":
+            _log.warning(
+                f"iteration {iteration}: {silent} of {len(groups)} speeches make no pair, all answers are cut or empty"
             )
         speech_ids = [row["speech_id"] for row in rows]
         self._write(iteration, [pairs.row_of(referenced[key], groups[key]) for key in speech_ids if key in referenced])
-        means = [sum(group.scores["reward"]) / len(group.responses) for group in groups.values()]
-        lengths = [len(response.token_ids) for group in groups.values() for response in group.responses]
-        finished = [response.finished for group in groups.values() for response in group.responses]
-        return {
-            "rows": len(referenced),
-            "speeches": len(rows),
-            "reward": sum(means) / len(means),
-            "tokens": sum(lengths),
-            "mean_tokens": sum(lengths) / len(lengths),
-            "finished_share": sum(finished) / len(finished),
-            "quarantined": self._ledger.quarantined(stage(iteration, "samples")),
-        }
+        quarantined = self._ledger.quarantined(stage(iteration, "samples"))
+        return {"rows": len(referenced), "speeches": len(rows), **facts, "quarantined": quarantined}
 
     def make_offline(self, iteration: int, rows: list[str], table: pa.Table) -> Row:
         """Encodes rows of a file of preference pairs, adds the reference, and stores the pairs.
@@ -121,6 +130,7 @@ class PairStage:
         stored = [example.key for example in examples if example.key in referenced]
         self._write(iteration, [pairs.offline_row(referenced[key], text_by_key[key]) for key in stored])
         lengths = [len(ids) for example in examples for ids in (example.chosen_ids, example.rejected_ids)]
+        ends = [text_by_key[key][f"{side}_finished"] is not False for key in stored for side in ("chosen", "rejected")]
         return {
             "rows": len(stored),
             "speeches": len(rows),
@@ -129,8 +139,27 @@ class PairStage:
             "reward": None,
             "tokens": 0,
             "mean_tokens": sum(lengths) / len(lengths),
-            "finished_share": 1.0,
+            "finished_share": sum(ends) / len(ends),
         }
 
     def _write(self, iteration: int, rows: list[Row]) -> None:
         self._ledger.write_table(stage(iteration, "pairs.parquet"), pa.Table.from_pylist(rows, schema=PAIRS))
+
+
+def _facts_of(groups: Collection[Group], unfinished: str) -> Row:
+    """Rewards, lengths and finished share of sampled groups, and the effect of length on the reward."""
+    groups = sorted(groups, key=lambda group: group.prompt.speech_id)  # sums of floats depend on the order
+    means = [sum(group.scores["reward"]) / len(group.responses) for group in groups]
+    lengths = [len(response.token_ids) for group in groups for response in group.responses]
+    finished = [[response.finished for response in group.responses] for group in groups]
+    effect = guards.length_effect(groups, unfinished)
+    return {
+        "reward": sum(means) / len(means),
+        "tokens": sum(lengths),
+        "mean_tokens": sum(lengths) / len(lengths),
+        "finished_share": sum(map(sum, finished)) / len(lengths),
+        "unfinished_speeches": sum(not any(ends) for ends in finished),
+        "length_slope": effect.slope,
+        "length_share": effect.share,
+        "reward_deviation": effect.deviation,
+    }

@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from psyco_ray.run.types import Group, PreferencePair
 
 
-def best_and_worst(scores: Sequence[float]) -> tuple[int, int] | None:
-    """Positions of the highest and the lowest score, the first of equal ones; None if all are equal (paper §4.2)."""
-    best, worst = scores.index(max(scores)), scores.index(min(scores))
-    return None if scores[best] == scores[worst] else (best, worst)
-
-
-def pair_of(group: Group, slope: float = 0.0, min_margin: float = 0.0) -> PreferencePair | None:
+def pair_of(
+    group: Group, unfinished: str = "exclude", slope: float = 0.0, min_margin: float = 0.0
+) -> PreferencePair | None:
     """The preference pair of a group by its `reward` scores.
 
-    With `safety` scores, the chosen response is the best of those at least as safe as the rejected one.
+    The chosen response is the best of those that may be chosen, the rejected one the worst of all. Only finished
+    responses may be chosen, unless `unfinished` is `allow`; with `safety` scores, only those at least as safe as the
+    rejected one.
 
     Args:
         group: a speech's responses with their scores.
+        unfinished: as `sampling.unfinished`. `penalise` ranks every unfinished response below every finished one,
+            whatever the scores.
         slope: length bias to subtract, in reward per token (Park et al. 2024).
-        min_margin: least difference of the two rewards.
+        min_margin: least difference of the two rewards; not asked of a penalised response.
 
     Returns:
-        The pair; None if no response is better than another, the margin is too small, or the two texts are equal.
+        The pair; None if no response may be chosen or is better than another, the margin is too small, or the two texts
+        are equal.
     """
+    responses = group.responses
     ranks = [
         score - slope * len(response.token_ids)
-        for score, response in zip(group.scores["reward"], group.responses, strict=True)
+        for score, response in zip(group.scores["reward"], responses, strict=True)
     ]
-    ends = best_and_worst(ranks)
-    if ends is None:
+    penalised = [unfinished == "penalise" and not response.finished for response in responses]
+    worst = min(range(len(ranks)), key=lambda i: (not penalised[i], ranks[i]))
+    safety = group.scores.get("safety") or (0.0,) * len(ranks)
+    choosable = [
+        i
+        for i, response in enumerate(responses)
+        if (response.finished or unfinished == "allow") and safety[i] >= safety[worst]
+    ]
+    if not choosable:
         return None
-    best, worst = ends
-    if safety := group.scores.get("safety"):
-        best = max((i for i in range(len(ranks)) if safety[i] >= safety[worst]), key=lambda i: (ranks[i], -i))
+    best = max(choosable, key=lambda i: (ranks[i], -i))
     margin = ranks[best] - ranks[worst]
-    if margin <= 0 or margin < min_margin:
+    if not penalised[worst] and (margin <= 0 or margin < min_margin):
         return None
-    chosen, rejected = group.responses[best], group.responses[worst]
+    chosen, rejected = responses[best], responses[worst]
     if chosen.text.split() == rejected.text.split():
         return None
     return PreferencePair(group.prompt.speech_id, group.prompt.token_ids, chosen.token_ids, rejected.token_ids)
@@ -65,6 +72,7 @@ def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:
             f"{side}_ids": list(ids),
             f"{side}_score": group.scores["reward"][index],
             f"{side}_reference": reference,
+            f"{side}_finished": group.responses[index].finished,
         }
     return sides
 
@@ -81,6 +89,8 @@ def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any
         "rejected_ids": list(pair.rejected_ids),
         "chosen_reference": pair.reference[0],
         "rejected_reference": pair.reference[1],
+        "chosen_finished": texts["chosen_finished"],
+        "rejected_finished": texts["rejected_finished"],
     }
 
 

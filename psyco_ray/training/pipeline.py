@@ -9,14 +9,14 @@ from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest
-from psyco_ray.rollout.scorer import ScorerActor
+from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch, Row
 from psyco_ray.training.quarantine import Quarantine
 
-_Scored = tuple[Group, list[dict[str, str]], tuple[str, ...]]  # a scorer's input: group, messages, reward models
+_Scored = tuple[Group, list[dict[str, str]], tuple[str, ...]]  # a scorer's input: group, messages, models
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class _Sampling:
     temperature: float
     top_p: float
     max_tokens: int
+    logprobs: bool = False  # whether responses have their log-probability
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class _Stage:
     speeches: dict[str, str]  # text by speech id
     prompts: list[Prompt]
     sampling: _Sampling
-    reward_models: tuple[str, ...]
+    scored_by: tuple[str, ...]  # reward models, and the reference policy
     training: bool  # whether the groups are trained on
 
 
@@ -115,6 +116,7 @@ class SamplingPipeline:
     def answers(self, iteration: int, rows: list[Row], version: int) -> Iterator[Group]:
         """Groups of responses to held-out speeches, scored by all reward models.
 
+        With the base model as reference, responses also have their log-probabilities under policy and reference.
         The seeds are the same in every iteration, so that policies are compared on equal random numbers.
 
         Args:
@@ -123,11 +125,13 @@ class SamplingPipeline:
             version: of the policy that samples.
         """
         settings = self._job.evaluation
-        sampling = _Sampling(version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens)
-        prompts = self._prompts(rows, "dev", 0)
-        return self._groups(
-            _Stage(stage(iteration, "dev"), _texts(rows), prompts, sampling, self._reward_models, training=False)
+        referenced = self._job.dpo.reference == "base"
+        sampling = _Sampling(
+            version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens, logprobs=referenced
         )
+        models = (*self._reward_models, REFERENCE) if referenced else self._reward_models
+        prompts = self._prompts(rows, "dev", 0)
+        return self._groups(_Stage(stage(iteration, "dev"), _texts(rows), prompts, sampling, models, training=False))
 
     def add_reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs of a stage with their log-probabilities under the reference model, by key."""
@@ -176,7 +180,7 @@ class SamplingPipeline:
                 rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
             )
             speech = work.speeches[group.prompt.speech_id]
-            yield group, prompt_messages(self._prompt, speech), work.reward_models
+            yield group, prompt_messages(self._prompt, speech), work.scored_by
 
     def _score(self, work: _Stage, sampled: Iterable[_Scored], quarantine: Quarantine) -> Iterator[Group]:
         """Score groups as they are sampled; yields them in order of completion."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 from psyco_ray.config.training import Job
@@ -56,7 +55,9 @@ class RunState:
         return int((self.evaluation(iteration) or {}).get("going_on_from", iteration))
 
     def best(self, until: int, kept: bool = False) -> int:
-        """The iteration with the best score on the held-out speeches, of those without an alarm; 0 is the base model.
+        """The iteration with the best score on the held-out speeches; 0 is the base model.
+
+        With `guards.roll_back` an iteration with an alarm is never the best.
 
         Args:
             until: the last iteration to consider.
@@ -66,7 +67,8 @@ class RunState:
         if kept:
             checkpoints = {k: self._ledger.place(stage(k, "checkpoint")) for k in evaluations}
             evaluations = {k: record for k, record in evaluations.items() if not k or storage.exists(checkpoints[k])}
-        scores = {k: self.score_of(k, record) for k, record in evaluations.items() if not record.get("alarms")}
+        vetoes = self._job.guards.roll_back
+        scores = {k: self.score_of(k, e) for k, e in evaluations.items() if not (vetoes and e.get("alarms"))}
         return max(scores, key=lambda k: scores[k], default=0)
 
     def score_of(self, iteration: int, evaluation: Record) -> float:
@@ -95,24 +97,6 @@ class RunState:
             if earlier != best:
                 self._ledger.remove(stage(earlier, "state"))
 
-    def pair_thresholds(self, iteration: int) -> tuple[float, float]:
-        """Length bias and smallest margin of an iteration's pairs.
-
-        Both come from the evaluation of the policy that samples, so pairs are formed while groups still arrive.
-
-        Returns:
-            Reward per token of length, and the least difference of the two rewards; both 0 without these guards.
-        """
-        settings = self._job.guards
-        if not (settings.length_debias or settings.min_margin):
-            return 0.0, 0.0
-        sampler = self.resume_iteration(iteration - 1) if self._job.pairs_from == "policy" else 0
-        evaluation = self.evaluation(sampler)
-        assert evaluation is not None, "the policy that samples was evaluated"
-        scores, tokens = guards.scores_and_lengths(evaluation, "reward")
-        slope, _ = guards.length_effect(scores, tokens)
-        return (slope if settings.length_debias else 0.0), settings.min_margin * statistics.pstdev(scores)
-
     def check_guards(self, iteration: int, evaluation: Record) -> Record:
         """Monitors and alarms of an iteration, and the iteration to continue from.
 
@@ -127,13 +111,11 @@ class RunState:
         base, best = self.evaluation(0), self.evaluation(best_before)
         assert base is not None, "the base model is evaluated first"
         assert best is not None, "the best policy was evaluated"
-        steps = (self._ledger.record(stage(iteration, "train")) or {"steps": []})["steps"]
-        # at the first step the trained policy equals the sampling policy, so the mean shift estimates the divergence
-        # of the sampling policy from the reference; that is the base model only with reference=base
-        known = steps and self._job.pairs_from == "policy" and self._job.dpo.reference == "base"
-        kl = (steps[0]["chosen_shift"] + steps[0]["rejected_shift"]) / 2 if known else None
-        monitors = guards.monitors(evaluation, base, best, kl)
-        alarms = guards.alarms(monitors, self._job.guards)
+        pairs = self._ledger.record(stage(iteration, "pairs"))
+        assert pairs is not None, "the policy was trained on pairs"
+        monitors = guards.monitors(evaluation, base, best, pairs.get("length_share"))
+        finished = {"finished_share": evaluation["finished_share"]}
+        alarms = guards.alarms(monitors | finished, self._job.guards)
         roll_back = bool(alarms) and self._job.guards.roll_back
         return {
             "monitors": monitors,

@@ -36,6 +36,7 @@ def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
         "last_margin": last_step["margin"],
         "last_accuracy": last_step["accuracy"],
         "dev_tokens": evaluate["mean_tokens"],
+        "dev_finished_share": evaluate["finished_share"],
         "sample_s": pairs["seconds"],
         "train_s": train["train_s"],
         "save_s": train["save_s"],
@@ -62,7 +63,9 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
     """Write ``summary.json``, and the model card of the best checkpoint next to its weights.
 
     Returns:
-        The content of ``summary.json``.
+        The content of ``summary.json``. `best` names the checkpoint; `train`, `heldout`, `judge`, `length_ratio`,
+        `finished_share`, `distinct_ratio` and `kl` (nats per response; None without the base model as reference)
+        compare the policy of the last iteration with the base model on the held-out speeches.
     """
     last = run_state.last_evaluated()
     assert last, "a finished run has trained"
@@ -77,9 +80,11 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
         "steps": sum(steps),
         "best": {
             "iteration": best,
+            "name": f"iteration {best}" if best else "the base model",
             "by": f"{_MEASURES[run_state.judge]} on the held-out speeches",
             "value": run_state.score_of(best, _record(ledger, best, "evaluate")),
             "steps": sum(steps[:best]),
+            "alarms": _record(ledger, best, "evaluate").get("alarms", []),
         },
         "checkpoint": storage.join(ledger.run_dir, stage(best, "checkpoint")) if best else job.model,
         "train": _comparison(before, after, "reward"),
@@ -87,6 +92,9 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
         "judge": _judged(job, after),
         "heldout_training": ledger.record("judge-pairs"),
         "length_ratio": after["mean_tokens"] / before["mean_tokens"],
+        "finished_share": {"base": before["finished_share"], "policy": after["finished_share"]},
+        "distinct_ratio": after["distinct_2"] / before["distinct_2"],
+        "kl": after.get("kl"),
         "per_iteration": [
             {"iteration": k, **iteration_metrics(ledger, k), "alarms": _record(ledger, k, "evaluate")["alarms"]}
             for k in range(1, last + 1)
@@ -103,6 +111,33 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
     if best:
         ledger.write_text(f"{stage(best, 'checkpoint')}/README.md", _card(job, ledger, summary))
     return summary
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The figures that a finished run prints: the last policy against the base model, and the best checkpoint."""
+    judged, best = summary["heldout"] or summary["train"], summary["best"]
+    low, high = judged["ci95"]
+    lines = [
+        f"iteration {summary['iterations']} on {judged['speeches']} held-out speeches: "
+        f"reward {judged['reward_before']:.3f} before, {judged['reward_after']:.3f} after; its answer beats the base "
+        f"model's in {judged['win_rate_vs_base']:.0%} of them (95 % interval {low:.0%} to {high:.0%})"
+    ]
+    if summary["judge"] is not None:
+        low, high = summary["judge"]["win_rate_ci95"]
+        rate = summary["judge"]["win_rate_vs_base"]
+        lines.append(
+            f"{summary['judge']['model']} prefers its answer in {rate:.0%} (95 % interval {low:.0%} to {high:.0%})"
+        )
+    finished = summary["finished_share"]
+    lines.append(
+        f"its answers: {finished['policy']:.0%} finished (base model {finished['base']:.0%}), "
+        f"{summary['length_ratio']:.2f} times the tokens, {summary['distinct_ratio']:.2f} times the distinct word pairs"
+        + ("" if summary["kl"] is None else f", {summary['kl']:.1f} nats a response away from the base model")
+    )
+    alarms = f"; its alarms: {'; '.join(best['alarms'])}" if best["alarms"] else ""
+    lines.append(f"best: {best['name']}, by {best['by']} ({best['value']:.3f}){alarms}")
+    lines.append(f"policy: {summary['checkpoint']}")
+    return "\n".join(lines)
 
 
 def _card(job: Job, ledger: Ledger, summary: dict[str, Any]) -> str:
@@ -128,7 +163,11 @@ def _card(job: Job, ledger: Ledger, summary: dict[str, Any]) -> str:
             "heldout": _comparison(base, best, "heldout"),
             "heldout_training": summary["heldout_training"],
             "length_ratio": best["mean_tokens"] / base["mean_tokens"],
-            "guards": job.guards.model_dump() if job.guards.preset == "robust" else None,
+            "finished_share": {"base": base["finished_share"], "policy": best["finished_share"]},
+            "distinct_ratio": best["distinct_2"] / base["distinct_2"],
+            "kl": best.get("kl"),
+            "temperature": job.evaluation.temperature,
+            "guards": job.guards.model_dump() if job.guards.act else None,
             "versions": summary["versions"],
         }
     )

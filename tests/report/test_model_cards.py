@@ -16,7 +16,7 @@ POLICY_FACTS = {
     "seed": 7,
     "iterations": 16,
     "steps": 1600,
-    "best": {"iteration": 12, "by": "mean held-out reward", "value": 1.25},
+    "best": {"iteration": 12, "by": "mean held-out reward", "value": 1.25, "alarms": ["answers are long"]},
     "dpo": DpoConfig().model_dump(),
     "sampling": Sampling().model_dump(),
     "reward_model": "/secret/place/rm-3b",
@@ -33,6 +33,10 @@ POLICY_FACTS = {
     },
     "heldout_training": {"same": False, "pairs": 15_400, "shared": 0},
     "length_ratio": 1.3,
+    "finished_share": {"base": 0.99, "policy": 0.875},
+    "distinct_ratio": 0.93,
+    "kl": 12.345,
+    "temperature": 0.0,
     "guards": {"min_margin": 0.2, "stop": {"patience": 3}},
     "versions": {"psyco_ray": "0.1.0", "torch": "2.13.0"},
 }
@@ -107,6 +111,10 @@ def test_policy_card_states_training_and_limits() -> None:
         "| this policy | 1.250 | 1.100 to 1.400 |",
         "scores above the base model's for 87.0 % of the speeches (95 % interval 85.0 to 88.9 %)",
         "1.30 times the tokens",
+        "87.5 % of them are finished (base model: 99.0 %)",
+        "distinct word pairs is 0.93 times the base model's",
+        "exceeds that under the base model by 12.3 nats a response, at evaluation temperature 0.0",
+        "**Alarms of this checkpoint:** answers are long.",
         "psyco_ray 0.1.0, torch 2.13.0",
         "Assistive drafts for a professional",
         "Not for direct use with clients",
@@ -129,9 +137,13 @@ def test_policy_card_without_judge_and_guards() -> None:
         "heldout": None,
         "heldout_training": None,
         "guards": None,
+        "kl": None,
+        "best": POLICY_FACTS["best"] | {"alarms": []},
     }
     _, body = front_and_body(model_cards.policy_card(bare))
-    assert "| guards | none: the paper's recipe |" in body
+    assert "| guards | none acts (the paper's recipe); alarms are reported |" in body
+    assert "No monitor of reward hacking raised an alarm for this checkpoint." in body
+    assert "nats" not in body
     assert "| training reward model | none: the pairs are those of the data |" in body
     assert "| held-out reward model | none |" in body
     assert "No held-out reward model scored this policy" in body

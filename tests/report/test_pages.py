@@ -82,15 +82,23 @@ def test_the_training_page_shows_the_figures_of_the_summary(tmp_path) -> None:
     assert "Based on 12 held-out client speeches" in flat
     assert written["best"] == {
         "iteration": 3,
+        "name": "iteration 3",
         "by": "mean reward by the held-out reward model on the held-out speeches",
         "value": pytest.approx(1.5 + 66 / 144),
         "steps": 15,
+        "alarms": [],
     }
+    assert (written["length_ratio"], written["kl"]) == (63 / 60, 7.5)
+    assert written["finished_share"] == {"base": 0.95, "policy": pytest.approx(0.92)}
+    assert written["distinct_ratio"] == pytest.approx(0.85)
+    assert "1.05 times the tokens and 0.85 times the share of distinct word pairs of the base model's" in flat
+    assert "92.0 % of them are finished (base model: 95.0 %)" in flat
+    assert "The policy is 7.5 nats a response away from the base model." in flat
     assert "The best checkpoint is that of iteration 3 (after 15 optimizer steps)" in flat
     assert "Alarm in iteration 2: the held-out reward is 4.0 standard errors below its best." in flat
-    assert ["0", "0.458", "–", "0.458", "–"] in page.rows
-    assert ["3", "1.958", "87.5", "1.958", "87.5"] in page.rows
-    assert ["1", "1,234", "1.500", "62.8", "0.6000"] in page.rows
+    assert ["0", "95.0", "0.458", "–", "0.458", "–"] in page.rows
+    assert ["3", "92.0", "1.958", "87.5", "1.958", "87.5"] in page.rows
+    assert ["1", "1,234", "1.500", "62.8", "90.0", "0.6000"] in page.rows
     assert ["1", "1.10", "0.93", "0.09", "–", "-3.24", "-0.08"] in page.rows
     assert ["2", "1.10", "0.93", "0.09", "2.50", "-3.24", "-0.08"] in page.rows
     assert text.count('class="sample"') == 8
@@ -103,7 +111,28 @@ def test_a_run_without_a_heldout_reward_model_says_so(tmp_path) -> None:
     text, written = training_page(tmp_path / "run", scorers={"heldout_model": None})
     assert written["heldout"] is None
     assert "No held-out reward model was named" in " ".join(Page(text).text.split())
-    assert ["3", "1.958", "87.5"] in Page(text).rows
+    assert ["3", "92.0", "1.958", "87.5"] in Page(text).rows
+
+
+def test_the_alarms_of_the_best_checkpoint_are_printed_beside_it(tmp_path) -> None:
+    text, written = training_page(tmp_path / "paper", iterations=2)
+    alarm = "the held-out reward is 4.0 standard errors below its best"
+    assert (written["best"]["name"], written["best"]["alarms"]) == ("iteration 2", [alarm])
+    assert f"the best checkpoint is that of iteration 2, with alarms: {alarm}." in " ".join(Page(text).text.split())
+    assert f"best: iteration 2, by {written['best']['by']} (1.458); its alarms: {alarm}" in summary.headline(written)
+    card = (tmp_path / "paper" / "iteration-002" / "checkpoint" / "README.md").read_text()
+    assert f"**Alarms of this checkpoint:** {alarm}." in card
+    assert "| guards | none acts (the paper's recipe); alarms are reported |" in card
+
+
+def test_a_run_in_which_the_base_model_is_best_says_so(tmp_path) -> None:
+    text, written = training_page(tmp_path / "run", rise=-0.5)
+    flat = " ".join(Page(text).text.split())
+    assert (written["best"]["iteration"], written["best"]["name"], written["best"]["steps"]) == (0, "the base model", 0)
+    assert written["checkpoint"] == written["model"]
+    assert "the best checkpoint is that of the base model." in flat
+    assert "The best checkpoint is the base model: no iteration has a higher mean reward by the held-out" in flat
+    assert "best: the base model, by mean reward" in summary.headline(written)
 
 
 def test_a_figure_has_colors_of_the_page_a_text_alternative_and_unique_ids() -> None:

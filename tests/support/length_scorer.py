@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from psyco_ray.rollout.scorer import ScorerActor
+from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
 from psyco_ray.run.types import Group
 
 
@@ -15,8 +15,9 @@ class LengthScorer(ScorerActor):
 
     def score(self, item) -> Iterator[tuple[Group, float]]:
         began = time.perf_counter()
-        group, _, names = item
+        group, messages, names = item
+        [(group, _)] = super().score((group, messages, tuple(name for name in names if name == REFERENCE)))
         lengths = [float(len(response.token_ids)) for response in group.responses]
         given = {"reward": tuple(lengths), "heldout": tuple(-0.1 * n for n in lengths)}
-        scores = {name: given[name] for name in names}
+        scores = group.scores | {name: given[name] for name in names if name != REFERENCE}
         yield Group(group.prompt, group.responses, group.version, scores), time.perf_counter() - began

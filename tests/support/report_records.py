@@ -17,8 +17,8 @@ SPEECHES = [f"speech-{i:02d}" for i in range(12)]
 MONITORS = {"length_ratio": 1.1, "distinct_ratio": 0.93, "length_share": 0.09, "fall": -3.24, "reward_gap": -0.08}
 
 
-def training_run(root: Path, iterations: int = 3, **settings) -> tuple[Job, Ledger]:
-    """A finished run before its summary is written; the caller closes the ledger."""
+def training_run(root: Path, iterations: int = 3, rise: float = 0.5, **settings) -> tuple[Job, Ledger]:
+    """A finished run before its summary is written, with this rise of the rewards; the caller closes the ledger."""
     scorers = {"reward_model": "rm-a", "heldout_model": "rm-b", **settings.pop("scorers", {})}
     values = {"run_dir": str(root), "iterations": iterations, "scorers": scorers, **settings}
     job = job_file.parse(Job, values, "test")
@@ -26,17 +26,17 @@ def training_run(root: Path, iterations: int = 3, **settings) -> tuple[Job, Ledg
     rows = [{"speech_id": key, "speech": f"I said <i>{key}</i>. " * 12, "topic": "Anxiety"} for key in SPEECHES]
     ledger.write_table("speeches.parquet", pa.Table.from_pylist(rows))
     for iteration in range(iterations + 1):
-        _write_evaluation(ledger, iteration, heldout=bool(scorers["heldout_model"]))
+        _write_evaluation(ledger, iteration, rise, heldout=bool(scorers["heldout_model"]))
         if iteration:
             _write_training(ledger, iteration)
     return job, ledger
 
 
-def _write_evaluation(ledger: Ledger, iteration: int, heldout: bool) -> None:
+def _write_evaluation(ledger: Ledger, iteration: int, rise: float, heldout: bool) -> None:
     name = f"iteration-{iteration:03d}"
     rows = [{"speech_id": key, "index": 0, "response": f"{ODD} {iteration} " * 15} for key in SPEECHES]
     ledger.write_table(f"{name}/dev/0.samples.parquet", pa.Table.from_pylist(rows))
-    scores = [i / 12 + 0.5 * iteration for i in range(len(SPEECHES))]
+    scores = [i / 12 + rise * iteration for i in range(len(SPEECHES))]
     measures: dict = {"reward": float(np.mean(scores)), "ci95": stats.bootstrap_mean(scores, 0)}
     measures["scores"] = {key: [score] for key, score in zip(SPEECHES, scores, strict=True)}
     if iteration:
@@ -45,6 +45,7 @@ def _write_evaluation(ledger: Ledger, iteration: int, heldout: bool) -> None:
     alarms = ["the held-out reward is 4.0 standard errors below its best"] if iteration == 2 else []
     monitors = {**MONITORS, "kl": 2.5} if iteration > 1 else MONITORS
     facts = {"speeches": len(SPEECHES), "mean_tokens": 60.0 + iteration, "monitors": monitors, "alarms": alarms}
+    facts |= {"finished_share": 0.95 - 0.01 * iteration, "distinct_2": 0.8 - 0.04 * iteration, "kl": 2.5 * iteration}
     ledger.finish(f"{name}/evaluate", 0.0, **facts, **models)
     busy = {"rollouts": [2.0, 1.0, 0.0], "scorers": [1.0, 0.5, 0.0]}
     part = {"seconds": 5.0, "bin_s": 2.0, "actors": {"rollouts": 2, "scorers": 1, "learners": 2}, "busy": busy}

@@ -7,15 +7,56 @@ from psyco_ray.run.types import Group, Prompt, Response
 from psyco_ray.training import pairs
 
 
-@given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=2, max_size=8))
-def test_best_and_worst(scores: list[float]) -> None:
-    extremes = pairs.best_and_worst(scores)
+def group(scores: list[float], finished: list[bool] | None = None, safety: list[float] | None = None) -> Group:
+    ends = finished or [True] * len(scores)
+    responses = tuple(Response(f"text {i}", (i,), end) for i, end in enumerate(ends))
+    given = {"reward": tuple(scores)} | ({"safety": tuple(safety)} if safety else {})
+    return Group(Prompt("s", (5,), 0), responses, 0, given)
+
+
+def ends_of(pair) -> tuple[int, int] | None:
+    """Positions of the chosen and the rejected response."""
+    return None if pair is None else (pair.chosen_ids[0], pair.rejected_ids[0])
+
+
+SCORES = st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=2, max_size=8)
+
+
+@given(SCORES)
+def test_the_best_and_the_worst_form_the_pair(scores: list[float]) -> None:
+    ends = ends_of(pairs.pair_of(group(scores)))
     if len(set(scores)) == 1:
-        assert extremes is None
+        assert ends is None
     else:
-        best, worst = extremes
-        assert (scores[best], scores[worst]) == (max(scores), min(scores))
-        assert best == scores.index(max(scores))
+        assert ends == (scores.index(max(scores)), scores.index(min(scores)))
+
+
+@given(SCORES, st.data(), st.sampled_from(["exclude", "penalise"]), st.booleans(), st.sampled_from([0.0, 1.0]))
+def test_an_unfinished_response_is_never_chosen(scores, data, unfinished: str, vetoed: bool, min_margin: float) -> None:
+    finished = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    safety = data.draw(st.lists(st.floats(0, 1), min_size=len(scores), max_size=len(scores))) if vetoed else None
+    pair = pairs.pair_of(group(scores, finished, safety), unfinished, slope=0.01, min_margin=min_margin)
+    if not any(finished):
+        assert pair is None
+    if pair is not None:
+        chosen, rejected = ends_of(pair)
+        assert finished[chosen]
+        if unfinished == "penalise" and not all(finished):
+            assert not finished[rejected]
+        else:
+            assert scores[chosen] >= scores[rejected]
+        assert safety is None or safety[chosen] >= safety[rejected]
+
+
+def test_what_becomes_of_a_cut_response() -> None:
+    """The cut response has the highest score, then the second-lowest, then the lowest."""
+    cut = [True, False, True]
+    assert ends_of(pairs.pair_of(group([1.0, 9.0, 2.0], cut), "exclude")) == (2, 0)
+    assert ends_of(pairs.pair_of(group([1.0, 9.0, 2.0], cut), "penalise", min_margin=50.0)) == (2, 1)
+    assert ends_of(pairs.pair_of(group([1.0, 9.0, 2.0], cut), "allow")) == (1, 0)
+    assert ends_of(pairs.pair_of(group([1.0, 0.0, 2.0], cut), "exclude")) == (2, 1)
+    assert pairs.pair_of(group([1.0, 9.0, 8.0], [True, False, False]), "exclude") is None, "none is worse"
+    assert ends_of(pairs.pair_of(group([1.0, 9.0, 8.0], [True, False, False]), "penalise")) == (0, 2)
 
 
 def test_equal_texts_make_no_pair() -> None:

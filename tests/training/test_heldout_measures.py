@@ -1,0 +1,79 @@
+"""What is measured of a policy's answers to the held-out speeches."""
+
+import pytest
+
+from psyco_ray.config.training import Job
+from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.types import Group, Prompt, Response
+from psyco_ray.training import heldout
+from psyco_ray.training.heldout import HeldoutEvaluation
+from psyco_ray.training.run_state import RunState
+
+
+def group(speech: str, texts: list[str], finished: list[bool], logprobs: list[float], **scores: list[float]) -> Group:
+    responses = tuple(
+        Response(text, tuple(range(len(text))), end, logprob)
+        for text, end, logprob in zip(texts, finished, logprobs, strict=True)
+    )
+    return Group(Prompt(speech, (1,), 0), responses, 1, {name: tuple(values) for name, values in scores.items()})
+
+
+def test_measures_of_finished_answers_variety_and_divergence() -> None:
+    groups = {
+        "a": group("a", ["x y x y", "x"], [True, False], [-10.0, -4.0], reward=[1.0, 3.0], reference=[-13.0, -5.0]),
+        "b": group("b", ["z", "z"], [True, True], [-1.0, -1.0], reward=[0.0, 0.0], reference=[-1.0, -1.0]),
+    }
+    measures = heldout.measure(groups, None, seed=0)
+    assert measures["finished_share"] == 0.75
+    assert (measures["distinct_1"], measures["distinct_2"]) == (3 / 7, 2 / 3)
+    assert measures["kl"] == pytest.approx(((3 + 1) / 2 + 0) / 2), "the mean over speeches"
+    assert measures["reward"]["reward"] == 1.0
+    assert "reference" not in measures, "a log-probability is no reward"
+    del groups["a"].scores["reference"]
+    without = {"a": groups["a"]}
+    assert "kl" not in heldout.measure(without, None, seed=0)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """An evaluation of a run with the given settings; the base model's record is that of its answers."""
+
+    def run(unfinished: str) -> tuple[HeldoutEvaluation, Ledger]:
+        job = Job(
+            run_dir=str(tmp_path / unfinished),
+            scorers={"reward_model": "a/b"},
+            sampling={"unfinished": unfinished, "max_tokens": 32},
+        )
+        ledger = Ledger(job, resume=True)
+        return HeldoutEvaluation(job, ledger, RunState(job, ledger), Progress()), ledger
+
+    return run
+
+
+def answers(finished: int, of: int = 10) -> dict[str, Group]:
+    return {
+        f"s{i}": group(f"s{i}", ["word " * (1 + i)], [i < finished], [-2.0], reward=[float(i)], reference=[-2.0])
+        for i in range(of)
+    }
+
+
+def test_a_base_model_whose_answers_are_mostly_cut_stops_the_run_before_it_samples(run) -> None:
+    evaluation, ledger = run("exclude")
+    message = r"^60% of the base model's answers to the held-out speeches were cut at sampling\.max_tokens 32"
+    with pytest.raises(ValueError, match=message):
+        evaluation.measure(0, answers(4))
+    ledger.close()
+    evaluation, ledger = run("allow")
+    assert evaluation.measure(0, answers(0))["finished_share"] == 0.0
+    ledger.close()
+
+
+def test_the_alarm_rings_where_the_share_of_finished_answers_falls(run) -> None:
+    evaluation, ledger = run("penalise")
+    ledger.finish(stage(0, "evaluate"), 0.0, **evaluation.measure(0, answers(10)))
+    ledger.finish(stage(1, "pairs"), 0.0, length_share=0.1)
+    measures = evaluation.measure(1, answers(3))  # a trained policy's answers stop nothing
+    assert evaluation.check_guards(1, measures)["alarms"] == ["only 30% of the answers are finished"]
+    assert evaluation.check_guards(1, evaluation.measure(1, answers(8)))["alarms"] == []
+    ledger.close()
