@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from psyco_ray.evaluate.run_files import Record
 from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
@@ -68,6 +69,26 @@ def of_policies(policies: Sequence[Record]) -> list[str]:
     if len(opponents) > 1:
         notes.append(f"The policies have different opponents ({', '.join(opponents)}): do not compare their win rates.")
     return notes
+
+
+def of_other_checkpoints(policies: Sequence[Record], runs: Mapping[Path, tuple[str, Record]]) -> list[str]:
+    """Notes on policies that are another checkpoint than the one that their run has chosen.
+
+    Args:
+        policies: rows of `compare_runs.compare`.
+        runs: name and facts of the compared training runs by their directories.
+    """
+    notes = []
+    for row in policies:
+        if row["trained_in"] is None or row["series"]:
+            continue
+        name, run = runs.get(Path(row["trained_in"]).expanduser().resolve(), ("", None))
+        if run and run["best"] and run["best"]["iteration"] != row["iteration"]:
+            notes.append(
+                f"{row['policy']} of {row['run']} is iteration {row['iteration']} of {name}, whose best is iteration "
+                f"{run['best']['iteration']}."
+            )
+    return list(dict.fromkeys(notes))
 
 
 def _unfinished(name: str, share: float | None) -> list[str]:

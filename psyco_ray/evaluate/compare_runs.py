@@ -106,6 +106,7 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
             *compare_notes.of_runs(runs, judge, judges, len(shared)),
             *_response_notes(jobs),
             *compare_notes.of_policies(policies),
+            *compare_notes.of_other_checkpoints(policies, {trained[name]: (name, run) for name, run in runs.items()}),
         ],
         "pairs": [
             {"a": a, "b": b, **{which: compared(a, b, which) for which in ("final", "best")}}
@@ -200,7 +201,8 @@ def _scores(records: Sequence[Record], iteration: int, judge: str) -> Scores:
     if judge != "judge":
         return records[iteration][judge]["scores"]
     if not iteration:
-        return {key: [_BASE_WIN_RATE] for key in records[0]["tokens"]}
+        judged = {key for record in records[1:] for key in record[judge]["outcomes"]}  # may be part of the speeches
+        return {key: [_BASE_WIN_RATE] for key in judged or records[0]["tokens"]}
     return {key: [outcome] for key, outcome in records[iteration][judge]["outcomes"].items()}
 
 
@@ -273,9 +275,10 @@ def _policies(run: str, path: Path) -> list[Record]:
     """A row for each policy and setting of a run of ``evaluate-policy``; none for other runs.
 
     Returns:
-        By row the names of `run`, `opponent`, `policy` and `setting` (free or matched length); `iteration` and `steps`
-        of the checkpoint and the `series` it belongs to (None where it has none); on its `speeches` the `overall` win
-        rate with `wilson95`, rates by `topics` and on `crisis` speeches (None without any); and the `finished_share`.
+        By row the names of `run`, `opponent`, `policy` and `setting` (free or matched length); the directory of the run
+        that it was `trained_in`, `iteration` and `steps` of the checkpoint and its `series` (None for other models); on
+        its `speeches` the `overall` win rate with `wilson95`, rates by `topics` and on `crisis` speeches (None without
+        any); and the `finished_share`.
     """
     if not path.exists():
         return []
@@ -287,6 +290,7 @@ def _policies(run: str, path: Path) -> list[Record]:
                 "opponent": results["opponent"],
                 "policy": policy["name"],
                 "setting": setting,
+                "trained_in": policy["run"],
                 "iteration": policy["iteration"],
                 "steps": policy["steps"],
                 "series": policy["series"],

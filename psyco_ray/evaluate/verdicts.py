@@ -83,7 +83,7 @@ class VerdictStage:
         return self.setup.judging.attempts
 
     def questions(self, part: str) -> Iterator[Question]:
-        """A question for each pair and order; identical responses need none."""
+        """A question for each pair and order; a pair with a `certain` outcome needs none."""
         judging, seed = self.setup.judging, self.setup.seed
         schema = verdict_schema(judging.rationale_chars)
         for row in shards.read(self.pairs, part):
@@ -129,7 +129,7 @@ class Verdicts:
         self._keys = [pair["key"] for pair in pairs]
         assert len(set(self._keys)) == len(self._keys), "two pairs have the same key"
         self._strict = setup.judging.order == "strict"
-        self._identical = {pair["key"] for pair in pairs if identical(pair)}
+        self._certain = {pair["key"]: outcome for pair in pairs if (outcome := certain(pair)) is not None}
         prompt, principles = load_judge_prompt(setup.prompts)
         rows = [{**pair, "speech_id": speech_id(pair["speech"])} for pair in pairs]
         texts = key_of(sorted([row[column] for column in COMPARED.names] for row in rows))
@@ -159,14 +159,8 @@ class Verdicts:
         return by_key
 
     def outcomes(self) -> dict[str, Outcome]:
-        """By the pair's key: 1 ours won, 0 theirs won, 0.5 a tie, None unreadable.
-
-        Identical responses tie without a question.
-        """
-        return {
-            key: 0.5 if key in self._identical else _outcome(rows, self._strict)
-            for key, rows in self.readable().items()
-        }
+        """By the pair's key: 1 ours won, 0 theirs won, 0.5 a tie, None unreadable; see `certain`."""
+        return {key: self._certain.get(key, _outcome(rows, self._strict)) for key, rows in self.readable().items()}
 
     def usage(self) -> dict[str, Any]:
         """Counts and cost of all calls, whenever they were sent; see `CallRun.usage`."""
@@ -206,16 +200,19 @@ def judge(
 
 def orders(order: Order, seed: int, pair: ResponsePair | Row) -> list[bool]:
     """Whether our response is shown first, for each question about a pair."""
-    if identical(pair):
+    if certain(pair) is not None:
         return []
     if order == "strict":
         return [True, False]
     return [int(key_of(seed, "order", pair["key"], pair["speech"]), 16) % 2 == 0]
 
 
-def identical(pair: ResponsePair | Row) -> bool:
-    """Whether both responses are the same text."""
-    return pair["ours"].strip() == pair["theirs"].strip()
+def certain(pair: ResponsePair | Row) -> float | None:
+    """The outcome of a pair that no judge needs to see: equal texts tie, and an empty response loses; else None."""
+    ours, theirs = pair["ours"].strip(), pair["theirs"].strip()
+    if ours == theirs:
+        return 0.5
+    return None if ours and theirs else float(bool(ours))
 
 
 def verdict_schema(rationale_chars: int | None) -> dict[str, Any]:

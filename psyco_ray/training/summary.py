@@ -126,7 +126,8 @@ def headline(summary: dict[str, Any]) -> str:
         low, high = summary["judge"]["win_rate_ci95"]
         rate = summary["judge"]["win_rate_vs_base"]
         lines.append(
-            f"{summary['judge']['model']} prefers its answer in {rate:.0%} (95 % interval {low:.0%} to {high:.0%})"
+            f"{summary['judge']['model']} prefers its answer in {rate:.0%} of {summary['judge']['speeches']} speeches "
+            f"(95 % interval {low:.0%} to {high:.0%})"
         )
     finished = summary["finished_share"]
     lines.append(
@@ -160,6 +161,7 @@ def _card(job: Job, ledger: Ledger, summary: dict[str, Any]) -> str:
             "reward_model": job.scorers.reward_model,
             "heldout_model": job.scorers.heldout_model,
             "data": data,
+            "judged": _judged(job, best),
             "heldout": _comparison(base, best, "heldout"),
             "heldout_training": summary["heldout_training"],
             "length_ratio": best["mean_tokens"] / base["mean_tokens"],
@@ -189,7 +191,7 @@ def _comparison(before: dict[str, Any], after: dict[str, Any], model: str) -> di
 
 
 def _judged(job: Job, after: dict[str, Any]) -> dict[str, Any] | None:
-    """The final policy against the base model by the judge; None without a judge."""
+    """A policy against the base model by the judge; None without a judge."""
     if job.evaluation.judge is None:
         return None
     measures = {key: value for key, value in after["judge"].items() if key != "outcomes"}

@@ -236,6 +236,13 @@ def test_the_judge_that_chose_the_checkpoint_draws_the_curve(tmp_path) -> None:
     page = self_contained((tmp_path / "out" / "compare.html").read_text("utf-8"))
     assert ["a", "best, iteration 1", "4", "12", "75.0"] in [row[:5] for row in page.rows]
     assert "of responses that the judge prefers to the base model's" in page.text
+    few = make_run(tmp_path / "few", rising(1), outcomes=[[1.0] * 12] * 2)
+    for path in few.glob("*/evaluate.json"):
+        record = json.loads(path.read_text())
+        if "judge" in record:
+            record["judge"] = judged(dict.fromkeys(SPEECHES[:5], 1.0))
+            path.write_text(json.dumps(record))
+    assert compare([few])["shared_speeches"] == 5, "the judge compares the answers to evaluation.judged speeches"
     plain = make_run(tmp_path / "plain", rising(1))
     assert compare([tmp_path / "a", plain])["judge"] == "reward", "the best that both have"
     begun = make_run(
@@ -272,6 +279,13 @@ def test_win_rates_of_every_checkpoint_against_an_opponent_are_drawn(tmp_path) -
     page = self_contained(text)
     assert "Against GPT-4o, w/o length constraint" in page.text
     assert ["offline iteration 2", "eval", "GPT-4o", "200", "3,291"] in [row[:5] for row in page.rows]
+
+
+def test_a_policy_that_is_not_the_best_of_its_run_is_named(tmp_path) -> None:
+    root = make_run(tmp_path / "run", rising(1), best=1)
+    for iteration, notes in ((1, []), (2, ["8B of 2 is iteration 2 of run, whose best is iteration 1."])):
+        origin = {"run": str(root), "iteration": iteration, "steps": 4 * iteration}
+        assert compare([root, policies(tmp_path / str(iteration), ["8B"], **origin)])["notes"] == notes
 
 
 def test_unfinished_answers_have_a_warning(tmp_path) -> None:

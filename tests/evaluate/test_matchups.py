@@ -175,8 +175,7 @@ def test_two_policies_meet_the_opponent_in_the_same_order(evaluated, tmp_path):
     for matchup in played[:2]:
         pairs = matchups.pairs(matchup.responses, answered, opponent_responses)
         asked = questions(write_verdicts(tmp_path / matchup.policy, pairs))
-        rows = [row for question in asked for row in question.rows(("A", ""), True)]
-        orders.append({row["key"]: row["ours_first"] for row in rows})
+        orders.append({question.what: question.about["ours_first"] for question in asked})
     good, bad = orders
     assert len(good) == 19
     assert good == bad

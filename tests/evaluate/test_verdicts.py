@@ -35,7 +35,8 @@ def test_an_answer_without_a_verdict_is_unreadable(answer):
 
 @pytest.mark.parametrize("order", ["seeded", "strict"])
 def test_a_verdict_counts_for_the_response_that_was_shown_there(order, tmp_path):
-    asked = questions(write_verdicts(tmp_path, PAIRS, order=order))
+    judged = write_verdicts(tmp_path, PAIRS, order=order)
+    asked = questions(judged)
     by_key = {pair["key"]: pair for pair in PAIRS}
     assert Counter(question.what for question in asked) == dict.fromkeys(by_key, 2 if order == "strict" else 1)
     for question in asked:
@@ -47,7 +48,7 @@ def test_a_verdict_counts_for_the_response_that_was_shown_there(order, tmp_path)
         assert f"Response A: {pair[first]}\n" in text
         assert f"Response B: {pair[second]}\n" in text
         for letter, side in (("A", first), ("B", second)):
-            [row] = question.rows((letter, "why"), True)
+            [row] = judged._calls.stage.rows(question, (letter, "why"), True)
             assert (row["ours"], row["ours_first"], row["rationale"]) == (side == "ours", ours_first, "why")
     shown_first = sum(
         f"Response A: {by_key[question.what]['ours']}\n" in question.call.messages[-1]["content"] for question in asked
@@ -83,6 +84,15 @@ def test_outcomes_of_both_orders_and_of_the_same_response(tmp_path):
     assert outcomes == {"mine:0": 1, "mine:1": 0, "mine:2": 0.5, "mine:3": None, "mine:4": 0.5, "mine:5": None}
     once = {"mine:0": [(False, True)], "mine:1": [(True, False)]}
     assert decided(tmp_path, PAIRS[:3], once).outcomes() == {"mine:0": 1, "mine:1": 0, "mine:2": None}
+
+
+def test_an_empty_response_loses_without_a_question(tmp_path):
+    texts = [("I hear you.", " \n"), ("", "I hear you."), ("", " "), ("I hear you.", "Tell me more.")]
+    pairs = [{**PAIRS[n], "ours": ours, "theirs": theirs} for n, (ours, theirs) in enumerate(texts)]
+    for order, count in (("seeded", 1), ("strict", 2)):
+        judged = decided(tmp_path / order, pairs, {}, order=order)
+        assert [question.what for question in questions(judged)] == ["mine:3"] * count
+        assert judged.outcomes() == {"mine:0": 1.0, "mine:1": 0.0, "mine:2": 0.5, "mine:3": None}
 
 
 def judge_all(pairs: list[dict], url: str, root: Path, model: str = "judge", **judging) -> dict:

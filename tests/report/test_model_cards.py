@@ -16,7 +16,13 @@ POLICY_FACTS = {
     "seed": 7,
     "iterations": 16,
     "steps": 1600,
-    "best": {"iteration": 12, "by": "mean held-out reward", "value": 1.25, "alarms": ["answers are long"]},
+    "best": {
+        "iteration": 12,
+        "steps": 1200,
+        "by": "mean held-out reward",
+        "value": 1.25,
+        "alarms": ["answers are long"],
+    },
     "dpo": DpoConfig().model_dump(),
     "sampling": Sampling().model_dump(),
     "reward_model": "/secret/place/rm-3b",
@@ -31,6 +37,7 @@ POLICY_FACTS = {
         "win_rate_vs_base": 0.87,
         "ci95": (0.85, 0.889),
     },
+    "judged": None,
     "heldout_training": {"same": False, "pairs": 15_400, "shared": 0},
     "length_ratio": 1.3,
     "finished_share": {"base": 0.99, "policy": 0.875},
@@ -213,3 +220,12 @@ def test_reward_card_says_that_held_out_questions_were_trained_on() -> None:
 def test_reward_card_tables_are_rectangular() -> None:
     for facts in (REWARD_FACTS, REWARD_FACTS | {"lora": None, "dev": None}):
         assert len(rectangular_tables(model_cards.reward_card(facts))) == (3 if facts["dev"] else 2)
+
+
+def test_a_policy_card_names_the_step_of_its_checkpoint_and_what_the_judge_says() -> None:
+    judged = {"model": "gpt-4o", "speeches": 498, "win_rate_vs_base": 0.625, "win_rate_ci95": (0.582, 0.666)}
+    card = model_cards.policy_card(POLICY_FACTS | {"judged": judged, "heldout": None})
+    assert "| this checkpoint | iteration 12, after 1,200 steps, chosen by mean held-out reward: 1.250 |" in card
+    assert "The judge gpt-4o prefers its response to the base model's for 62.5 % of 498 held-out speeches" in card
+    assert "nothing is known" not in card
+    assert "nothing is known" in model_cards.policy_card(POLICY_FACTS | {"heldout": None})

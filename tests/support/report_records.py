@@ -78,7 +78,15 @@ def compared_runs(names: tuple[str, ...] = ("offline", "online", ODD)) -> dict:
     paired |= {"difference": 0.25, "ci95": [0.1, 0.4], "p": 0.00001}
     pairs = [{"a": a, "b": b, "final": paired, "best": paired} for a, b in itertools.pairwise(names)]
     policy = {"run": "eval", "opponent": "GPT-4o", "policy": "Llama3-8B + DPO-Iter", "setting": "free", "overall": 0.7}
-    policy |= {"iteration": 8, "steps": 800, "series": "8B", "speeches": 3291, "crisis": 0.6, "finished_share": 0.98}
+    policy |= {
+        "trained_in": None,
+        "iteration": 8,
+        "steps": 800,
+        "series": "8B",
+        "speeches": 3291,
+        "crisis": 0.6,
+        "finished_share": 0.98,
+    }
     policy |= {"wilson95": [0.6, 0.8], "topics": dict.fromkeys(winrates.TOPICS.values(), 0.75)}
     differences = [{"setting": "dpo.optimizer.learning_rate", "values": dict.fromkeys(names, "/secret/place/5e-07")}]
     notes = ["The runs answered the held-out speeches with different settings: evaluation.temperature."]
