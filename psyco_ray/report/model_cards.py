@@ -33,8 +33,8 @@ def policy_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: `name`, `base`, `method` (a key of METHODS), `seed`, `iterations`, optimizer `steps`, `best` (the
-            `iteration` of this checkpoint, its `steps`, `by` which measure it was chosen, its `value` and `alarms`), the
-            settings `dpo`, `sampling` and `data`, `reward_model` and `heldout_model` (or None), of this checkpoint
+            `iteration` of this checkpoint, its `steps`, `by` which measure it was chosen, its `value` and `alarms`),
+            the settings `dpo`, `sampling` and `data`, `reward_model` and `heldout_model` (or None), of this checkpoint
             `judged`, `heldout` and `heldout_training` (as in ``summary.json``, or None), `length_ratio` (tokens of its
             responses relative to the base model's), `finished_share` (of `base` and `policy`), `distinct_ratio` (word
             pairs), `kl` (nats per response, or None), the `temperature` of the held-out responses, `guards` (settings,

@@ -105,7 +105,7 @@ def test_policy_card_states_training_and_limits() -> None:
     for statement in (
         "iterative DPO",
         "| optimizer steps | 1,600 |",
-        "| this checkpoint | iteration 12, chosen by mean held-out reward: 1.250 |",
+        "| this checkpoint | iteration 12, after 1,200 steps, chosen by mean held-out reward: 1.250 |",
         "| training reward model | rm-3b |",
         "| held-out reward model | hub/rm-8b |",
         "| dpo.beta | 0.1 |",
