@@ -3,7 +3,7 @@
 .venv/bin/python benchmarks/data_scale.py [--speeches 26483]
 
 Every speech has four responses and seven calls to a server that answers at once. Each size runs in a process with its
-own Ray. Peaks are resident memory without shared pages (Ray's object store) of the driver and of the calling actor;
+own Ray. Peaks are resident memory without shared pages (Ray's object store) of the driver and of the larger worker;
 `ratio` is the larger of the two growths.
 """
 
@@ -86,7 +86,7 @@ class Peaks:
                     title = cmdline.read_bytes()
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                if title.startswith(b"ray::") and b"Caller" in title:
+                if title.startswith(b"ray::") and (b"Caller" in title or b"Questions" in title):
                     self.stage = max(self.stage, private_mib(int(cmdline.parent.name)))
 
 

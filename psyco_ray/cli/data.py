@@ -132,9 +132,8 @@ def _stage(name: str) -> Run:
 
         dataset, progress = Dataset(with_max_cost(job, options.max_cost), options.address), Progress()
         with run_session(dataset, REPEAT):  # a stage connects to Ray itself, if it has work left
-            for stage in build.STAGES if name == "build" else [name]:
-                if stage in build.STAGES:
-                    build.STAGES[stage](dataset, progress)
+            if name in build.STAGES:
+                build.STAGES[name](dataset, progress)
             if name in ("build", "report"):
                 report(dataset)
                 print(f"report: {dataset.root / 'report.html'}\ncard: {dataset.root / 'dataset-card.md'}")

@@ -27,13 +27,13 @@ class Endpoint(Section):
     retries: NotNegativeCount = 8
     """Retries of a call that failed on the server's side, with growing pauses."""
     concurrency: Count = 64
-    """Calls in flight, of each caller."""
+    """Calls in flight, of each caller and stage."""
     callers: Count = 1
     """Actors that make calls."""
     requests_per_minute: Count | None = None
-    """Limit over all callers; null: none."""
+    """Limit over all callers and all stages that call this model; null: none."""
     tokens_per_minute: Count | None = None
-    """Limit over all callers, prompt and completion tokens; null: none."""
+    """Limit over all callers and all stages that call this model, prompt and completion tokens; null: none."""
     price_in: NotNegative | None = None
     """US dollars per million prompt tokens."""
     price_out: NotNegative | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from psyco_ray.config import job_file
@@ -14,12 +15,14 @@ from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Prompts
 from psyco_ray.data import collect as collecting
-from psyco_ray.data import generate, respond, topics
 from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
+from psyco_ray.data import respond, topics
 from psyco_ray.data.dataset import Dataset
+from psyco_ray.data.generate import EngineRun, Engines, LocalModel
+from psyco_ray.data.overlap import Overlap, Responses, Stage
 from psyco_ray.judge.call_run import CallRun
-from psyco_ray.judge.pipeline import CallStage
+from psyco_ray.judge.callers import CallStage
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -46,65 +49,17 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Label every speech with a fine and a coarse topic."""
-    settings = dataset.job.topics
-    prompt = dataset.prompts().entry("topic", "{client_speech}", "{topics}")
-    dataset.begin("topics", "topics", prompt=key_of(prompt))
-    if (record := dataset.record("topics")) is not None:
-        return record
-    began = time.time()
-    if settings.endpoint is None:
-        for part in dataset.speeches():
-            rows = shards.read(dataset.root / "collect" / "speeches", part)
-            shards.write(dataset.root / "topics", part, topics.from_source(rows), TOPICS)
-        _log.info("topics: topics.endpoint names no model; the sources' own labels are kept where they are known")
-        return dataset.finish("topics", began)
-    stage = topics.TopicStage(settings, prompt, dataset.root)
-    return _ask(dataset, "topics", began, stage, progress)
+    return _make(dataset, ["topics"], progress)
 
 
 def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Sample responses to every speech by the models drawn for it."""
-    job, settings = dataset.job, dataset.job.respond
-    pool = respond.load_pool(settings)
-    prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
-    description = [
-        model.model_dump(include={"name", "model", "temperature"}) | ({"api": model.api.model} if model.api else {})
-        for model in pool
-    ]
-    sampling = settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"})
-    sampling["dtype"] = settings.rollouts.dtype
-    dataset.begin("respond", prompt=key_of(prompt), pool=description, seed=job.seed, **sampling)
-    if (record := dataset.record("respond")) is not None:
-        return record
-    began = time.time()
-    tasks = {model.name: _response_task(dataset, model, pool, prompt) for model in pool}
-    for name in dict.fromkeys(model.model for model in pool if model.model):
-        _generate(dataset, [model for model in pool if model.model == name], tasks, progress)
-    spent: dict[str, Any] = {}
-    for model in pool:
-        if model.api is not None:
-            stage = respond.ApiStage(model.api, tasks[model.name])
-            calls = _call(dataset, f"respond: {model.name}", stage, progress)
-            spent[model.name] = asdict(calls.stats()) | {"cost": calls.dollars()}
-    finished = {name: respond.count_finished(task) for name, task in tasks.items()}
-    if job.pair.unfinished != "allow":
-        respond.check_finished(finished, settings.max_tokens)
-    count = sum(respond.merge([*tasks.values()], dataset.root / "respond", part) for part in dataset.speeches())
-    unfinished = {name: asdict(member) for name, member in finished.items()}
-    cut = sum(member.unfinished for member in finished.values())
-    _log.info(f"respond: {count} responses by {len(pool)} models; {cut} answers are empty or cut at max_tokens")
-    return dataset.finish("respond", began, responses=count, finished=unfinished, calls=spent)
+    return _make(dataset, ["respond"], progress)
 
 
 def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Rate the responses by each principle."""
-    job, prompts = dataset.job, dataset.prompts()
-    prompt, principles = rating.load_prompt(prompts, job.respond.per_speech), prompts.principles()
-    dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
-    if (record := dataset.record("rate")) is not None:
-        return record
-    stage = rating.RateStage(job.rate, job.seed, prompt, principles, dataset.root)
-    return _ask(dataset, "rate", time.time(), stage, progress)
+    return _make(dataset, ["rate"], progress)
 
 
 def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
@@ -117,33 +72,130 @@ def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     return dataset.finish("pair", began, **facts)
 
 
+def build(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Make all stages. Topics, responses and ratings overlap; returns the record of the pairs."""
+    collect(dataset, progress)
+    _make(dataset, ["topics", "respond", "rate"], progress)
+    return pair(dataset, progress)
+
+
 STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
     "collect": collect,
     "topics": label_topics,
     "respond": sample_responses,
     "rate": rate,
     "pair": pair,
+    "build": build,
 }
 
 
-def _ask(dataset: Dataset, name: str, began: float, stage: CallStage, progress: Progress) -> dict[str, Any]:
-    """Run a stage of calls and record it."""
-    calls = _call(dataset, name, stage, progress)
+def _make(dataset: Dataset, names: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Make the stages of calls that are not done, all at the same time; returns the record of the last one."""
+    stages = [stage for name in names if (stage := _OF_CALLS[name](dataset)) is not None]
+    if stages:
+        Overlap(dataset, stages, progress).run()
+    record = dataset.record(names[-1])
+    assert record is not None
+    return record
+
+
+def _topics(dataset: Dataset) -> Stage | None:
+    settings = dataset.job.topics
+    prompt = dataset.prompts().entry("topic", "{client_speech}", "{topics}")
+    dataset.begin("topics", "topics", prompt=key_of(prompt))
+    if dataset.record("topics") is not None:
+        return None
+    if settings.endpoint is not None:
+        return _of_calls(dataset, "topics", topics.TopicStage(settings, prompt, dataset.root))
+    began = time.time()
+    for part in dataset.speeches():
+        rows = shards.read(dataset.root / "collect" / "speeches", part)
+        shards.write(dataset.root / "topics", part, topics.from_source(rows), TOPICS)
+    _log.info("topics: topics.endpoint names no model; the sources' own labels are kept where they are known")
+    dataset.finish("topics", began)
+    return None
+
+
+def _respond(dataset: Dataset) -> Stage | None:
+    job, settings = dataset.job, dataset.job.respond
+    pool = respond.load_pool(settings)
+    prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
+    description = [
+        model.model_dump(include={"name", "model", "temperature"}) | ({"api": model.api.model} if model.api else {})
+        for model in pool
+    ]
+    sampling = settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"})
+    sampling["dtype"] = settings.rollouts.dtype
+    dataset.begin("respond", prompt=key_of(prompt), pool=description, seed=job.seed, **sampling)
+    if dataset.record("respond") is not None:
+        return None
+    tasks = {model.name: _response_task(dataset, model, pool, prompt) for model in pool}
+    calls = {
+        model.name: _call_run(dataset, f"respond: {model.name}", respond.ApiStage(model.api, tasks[model.name]))
+        for model in pool
+        if model.api is not None
+    }
+    engines = [
+        _engine_run(dataset, [model for model in pool if model.model == name], tasks)
+        for name in dict.fromkeys(model.model for model in pool if model.model)
+    ]
+    return Stage(
+        "respond",
+        [*calls.values()],
+        partial(_finish_responses, dataset, tasks, calls),
+        Responses(dataset, tasks, Engines(engines, ENGINE_DEADLINES)),
+    )
+
+
+def _rate(dataset: Dataset) -> Stage | None:
+    job, prompts = dataset.job, dataset.prompts()
+    prompt, principles = rating.load_prompt(prompts, job.respond.per_speech), prompts.principles()
+    dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
+    if dataset.record("rate") is not None:
+        return None
+    return _of_calls(dataset, "rate", rating.RateStage(job.rate, job.seed, prompt, principles, dataset.root))
+
+
+_OF_CALLS: dict[str, Callable[[Dataset], Stage | None]] = {"topics": _topics, "respond": _respond, "rate": _rate}
+
+
+def _of_calls(dataset: Dataset, name: str, stage: CallStage) -> Stage:
+    calls = _call_run(dataset, name, stage)
+    return Stage(name, [calls], partial(_finish_calls, dataset, calls))
+
+
+def _call_run(dataset: Dataset, name: str, stage: CallStage) -> CallRun:
+    return CallRun(name, stage, dataset.speeches(), dataset.journal)
+
+
+def _finish_calls(dataset: Dataset, calls: CallRun, began: float) -> None:
+    """Log and record a stage of calls."""
     stats, dollars = calls.stats(), calls.dollars()
     _log.info(
-        f"{name}: {stats.units} questions, {stats.paid} calls sent, {stats.reused} answers from the journal, "
+        f"{calls.name}: {stats.units} questions, {stats.paid} calls sent, {stats.reused} answers from the journal, "
         f"{stats.set_aside} set aside, {stats.prompt_tokens} + {stats.completion_tokens} tokens"
         + (f", ${dollars:.2f}" if dollars is not None else "")
     )
-    return dataset.finish(name, began, **asdict(stats), cost=dollars)
+    dataset.finish(calls.name, began, **asdict(stats), cost=dollars)
 
 
-def _call(dataset: Dataset, name: str, stage: CallStage, progress: Progress) -> CallRun:
-    """Run the missing parts of a stage within what is left of `max_cost`."""
-    calls = CallRun(name, stage, dataset.speeches(), dataset.journal)
-    limit = dataset.job.max_cost
-    dataset.spent += calls.execute(None if limit is None else limit - dataset.spent, progress, dataset.connect)
-    return calls
+def _finish_responses(
+    dataset: Dataset, tasks: Mapping[str, respond.ResponseTask], calls: Mapping[str, CallRun], began: float
+) -> None:
+    """Check, log and record the responses.
+
+    Raises:
+        InputError: most answers are unfinished.
+    """
+    finished = {name: respond.count_finished(task) for name, task in tasks.items()}
+    if dataset.job.pair.unfinished != "allow":
+        respond.check_finished(finished, dataset.job.respond.max_tokens)
+    count = sum(len(shards.read(dataset.root / "respond", part)) for part in dataset.speeches())
+    spent = {name: asdict(run.stats()) | {"cost": run.dollars()} for name, run in calls.items()}
+    unfinished = {name: asdict(member) for name, member in finished.items()}
+    cut = sum(member.unfinished for member in finished.values())
+    _log.info(f"respond: {count} responses by {len(tasks)} models; {cut} answers are empty or cut at max_tokens")
+    dataset.finish("respond", began, responses=count, finished=unfinished, calls=spent)
 
 
 def _response_task(
@@ -165,19 +217,13 @@ def _response_task(
     )
 
 
-def _generate(
-    dataset: Dataset,
-    sharing: list[respond.ResponderModel],
-    tasks: dict[str, respond.ResponseTask],
-    progress: Progress,
-) -> None:
-    """Sample the responses of all pool entries that share one open model."""
+def _engine_run(
+    dataset: Dataset, sharing: Sequence[respond.ResponderModel], tasks: Mapping[str, respond.ResponseTask]
+) -> EngineRun:
+    """All pool entries that share one open model."""
     first = sharing[0]
     assert first.model is not None
     overrides = dataset.job.respond.rollouts.model_dump() | first.rollouts
     rollouts = job_file.parse(Rollouts, overrides, f"pool member {first.name}: rollouts")
-    todo = [tasks[model.name] for model in sharing]
-    if any(task.missing() for task in todo):
-        dataset.connect()
-        local = generate.LocalModel(first.model, rollouts, dataset.job.seed, first.trust_remote_code)
-        generate.generate(local, todo, ENGINE_DEADLINES, progress, f"respond: {first.model}")
+    local = LocalModel(first.model, rollouts, dataset.job.seed, first.trust_remote_code)
+    return EngineRun(f"respond: {first.model}", local, [tasks[model.name] for model in sharing])

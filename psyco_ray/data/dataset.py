@@ -41,7 +41,7 @@ class Dataset(RunDirectory):
         """
         super().__init__(job.run_dir)
         self.job, self._address = job, address
-        self.spent = 0.0  # US dollars, by the current command
+        self._begun: set[str] = set()  # stages of the current command
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
 
@@ -68,10 +68,12 @@ class Dataset(RunDirectory):
             more: other values that do, such as the key of a prompt.
 
         Raises:
-            InputError: an earlier stage is not done, or this stage was begun with other settings.
+            InputError: an earlier stage is neither done nor begun by this command, or this stage was begun with other
+                settings.
         """
+        self._begun.add(stage)
         for earlier in _BUILDS_ON[stage]:
-            if self.record(earlier) is None:
+            if self.record(earlier) is None and earlier not in self._begun:
                 raise InputError(
                     f"run_dir {self.root}: {stage} builds on {earlier}; run `psyco-ray data {earlier}` first"
                 )

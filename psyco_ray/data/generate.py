@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines
 from psyco_ray.data.respond import EMPTY, ResponseTask, response_row
-from psyco_ray.judge.pipeline import set_aside_row
+from psyco_ray.judge.callers import set_aside_row
 from psyco_ray.models import loading
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
@@ -94,8 +95,72 @@ class Responder:
             yield group.prompt.speech_id, response.text.strip(), response.finished
 
 
+@dataclass(frozen=True)
+class EngineRun:
+    """An open model and all that it answers."""
+
+    name: str  # on the progress line
+    model: LocalModel
+    tasks: Sequence[ResponseTask]
+
+
+class Engines:
+    """Open models that answer one after another, each on all engines; `stop` ends them from another thread."""
+
+    def __init__(self, runs: Sequence[EngineRun], deadlines: Deadlines) -> None:
+        """Nothing runs yet.
+
+        Args:
+            runs: the models and their tasks.
+            deadlines: as in `generate`.
+        """
+        self._runs, self._deadlines = runs, deadlines
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._close: Callable[[], None] | None = None  # of the current pool
+
+    def run(self, progress: Progress, on_item: Callable[[], None]) -> None:
+        """Answer all missing parts; returns early if stopped. Ray must be running if a part is missing.
+
+        Args:
+            progress: receives finished work items.
+            on_item: called after each work item; its parts are written then.
+
+        Raises:
+            InputError, RuntimeError, TimeoutError: as `generate`.
+        """
+        for run in self._runs:
+            if self._stopped:
+                return
+            try:
+                generate(run.model, run.tasks, self._deadlines, progress, run.name, on_item, self._started)
+            except RuntimeError:
+                if not self._stopped:  # the pool was closed
+                    raise
+
+    def stop(self) -> None:
+        """End the engines; parts that are written stay."""
+        with self._lock:
+            self._stopped = True
+            close = self._close
+        if close is not None:
+            close()
+
+    def _started(self, close: Callable[[], None]) -> None:
+        with self._lock:
+            self._close = close
+        if self._stopped:
+            close()
+
+
 def generate(
-    model: LocalModel, tasks: Sequence[ResponseTask], deadlines: Deadlines, progress: Progress, what: str
+    model: LocalModel,
+    tasks: Sequence[ResponseTask],
+    deadlines: Deadlines,
+    progress: Progress,
+    what: str,
+    on_item: Callable[[], None] = lambda: None,
+    on_start: Callable[[Callable[[], None]], None] = lambda close: None,
 ) -> None:
     """Answer the missing parts of all tasks on engines that load the model once. Ray must be running.
 
@@ -105,6 +170,8 @@ def generate(
         deadlines: `start_s` to load an engine, `item_s` for one work item.
         progress: receives finished work items.
         what: the name of the work on the progress line.
+        on_item: called after each work item; its parts are written then.
+        on_start: called with a function that ends the engines, which makes this one raise a RuntimeError.
 
     Raises:
         InputError: the engines do not fit on the cluster.
@@ -132,12 +199,27 @@ def generate(
         actors,
         deadlines,
     )
+    close = _Once(pool.close)
     try:
+        on_start(close)
         pool.wait_ready()
         for _ in progress.track(pool.stream(Responder.answer, work, name=what), what, len(work)):
-            pass
+            on_item()
     finally:
-        pool.close()
+        close()
+
+
+class _Once:
+    """A function that does its work in the first call; calls in other threads wait for its end."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function, self._lock, self._called = function, threading.Lock(), False
+
+    def __call__(self) -> None:
+        with self._lock:
+            if not self._called:
+                self._called = True
+                self._function()
 
 
 def _work_items(task: ResponseTask, settings: Rollouts) -> Iterator[ResponseWork]:

@@ -15,8 +15,8 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, PromptsFile, filled_messages, whole_text
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
+from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import RATINGS
 from psyco_ray.run.types import Row

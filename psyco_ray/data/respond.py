@@ -18,8 +18,8 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.judge.ask import UnreadableAnswerError
+from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE

@@ -14,8 +14,8 @@ from psyco_ray.config.data import Topics
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
+from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import TOPICS
 from psyco_ray.run.types import Row

@@ -17,8 +17,8 @@ from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, Mod
 from psyco_ray.config.prompts import PromptsFile, filled_messages, whole_text
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
+from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call, Client
-from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress

@@ -20,8 +20,8 @@ from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
+from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
-from psyco_ray.judge.pipeline import Question
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress

@@ -15,7 +15,9 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.judge.client import Answer, Call, Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter
+from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter, Tokens
+
+_COMPLAINT_TOKENS = 80  # at most, nearly always
 
 T = TypeVar("T")
 
@@ -70,6 +72,11 @@ class Asker:
         """An asker for the speeches of one part, with the part's answers from the journal."""
         return ShardAsker(self, self._journal.load(part))
 
+    def stop(self, error: Exception) -> None:
+        """Send no further call; all that wait raise the error."""
+        self._stopped_by = self._stopped_by or error
+        self._client.stop()
+
     async def close(self) -> None:
         """Report the last usage and close connections and journal."""
         if self._limiter is not None:
@@ -90,20 +97,22 @@ class Asker:
                 answer = await self._limited(call)
                 self._journal.add(speech_id, key, answer)
             except (BudgetExceededError, UnavailableError, InputError) as error:
-                self._stopped_by = error
+                self.stop(error)
                 raise
             return answer
 
     async def _limited(self, call: Call) -> Answer:
         if self._limiter is None:
             return await self._answer(call)
-        await self._limiter.admit(call.tokens(self.endpoint))
-        usage = (0, 0)
+        estimated, used = call.estimated(self.endpoint), Tokens()
+        await self._limiter.admit(estimated)
         try:
+            if self._stopped_by is not None:
+                raise self._stopped_by.with_traceback(None)
             answer = await self._answer(call)
-            usage = (answer.prompt_tokens, answer.completion_tokens)
+            used += answer
         finally:
-            self._limiter.report(*usage)
+            self._limiter.report(used, estimated)
         return answer
 
     async def _answer(self, call: Call) -> Answer:
@@ -152,7 +161,7 @@ class ShardAsker:
                     return result
                 cut = "" if answer.finished else f", and the answer was cut off after {limit} tokens"
                 result.reason = f"{error}{cut}"
-                call = _with_complaint(call, answer.text, result.reason)
+                call = _with_complaint(call, answer, result.reason)
             else:
                 return result
         return result
@@ -225,7 +234,11 @@ def _json_candidates(text: str) -> Iterator[str]:
         raise UnreadableAnswerError("the answer ends before its JSON does")
 
 
-def _with_complaint(call: Call, text: str, reason: str) -> Call:
+def _with_complaint(call: Call, answer: Answer, reason: str) -> Call:
     complaint = f"This answer cannot be used: {reason}. Please answer again, in full and exactly in the form asked for."
-    answer = {"role": "assistant", "content": text or "(no answer)"}  # servers may refuse an empty message
-    return replace(call, messages=(*call.messages, answer, {"role": "user", "content": complaint}))
+    said = {"role": "assistant", "content": answer.text or "(no answer)"}  # servers may refuse an empty message
+    return replace(
+        call,
+        messages=(*call.messages, said, {"role": "user", "content": complaint}),
+        counted=call.prompt_tokens() + answer.completion_tokens + _COMPLAINT_TOKENS,
+    )

@@ -1,28 +1,40 @@
-"""Runs a stage of calls: finds missing parts, logs the expected cost, asks, and adds up the usage of all parts."""
+"""Runs stages of calls: finds missing parts, logs the expected cost, asks, and adds up the usage of all parts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.judge import pipeline
 from psyco_ray.judge.batch_api import BatchOutcome, run_batch
+from psyco_ray.judge.callers import CallStage, CallStats
+from psyco_ray.judge.client import Call, key_for
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.pipeline import CallStage, CallStats
+from psyco_ray.judge.pipeline import AnswerStream, StreamedStage
+from psyco_ray.judge.rate_limit import Tokens, cost_of
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
 
-_SAMPLED_PARTS = 8  # on which the expected cost of a stage is estimated
+_SAMPLED_PARTS = 8  # on which the expected usage of a stage is estimated
+_SAMPLED_CALLS = 64  # of each of them
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Usage to expect of a stage."""
+
+    calls: int
+    typical: Tokens  # with answers of typical length
+    most: Tokens  # with the longest possible answers
 
 
 @dataclass(frozen=True)
@@ -45,13 +57,12 @@ class CallRun:
         done = set(shards.list_shards(self.stage.out))
         return [part for part in self.parts if part not in done]
 
-    def execute(self, max_cost: float | None, progress: Progress, connect: Callable[[], None] = lambda: None) -> float:
-        """Do the missing parts.
+    def execute(self, max_cost: float | None, progress: Progress) -> float:
+        """Do the missing parts. Ray must be running if there are any.
 
         Args:
             max_cost: limit on the cost of the calls, in US dollars; None: no limit.
             progress: receives finished parts and dollars.
-            connect: starts or joins Ray; called once the input is checked and only if a part is missing.
 
         Returns:
             The cost in US dollars; 0 without prices or missing parts.
@@ -61,23 +72,11 @@ class CallRun:
             UnavailableError: the server failed repeatedly.
             InputError: a price is missing, or the server refuses the key, the model or a batch.
         """
-        missing, endpoint = self.missing(), self.stage.endpoint
-        if not missing:
-            return 0.0
-        if max_cost is not None and None in (endpoint.price_in, endpoint.price_out):
-            raise InputError(
-                f"{self.name}: max_cost needs price_in and price_out of its endpoint, dollars per million tokens"
-            )
-        expected = self._expected(missing)
-        dollars = _cost(expected, endpoint)
-        _log.info(
-            f"{self.name}: about {expected.units} calls to {endpoint.model}, {expected.prompt_tokens} tokens in and at "
-            f"most {expected.completion_tokens} out" + (f", at most ${dollars:.2f}" if dollars is not None else "")
-        )
-        spent = self._fill_journal_by_batches(missing, dollars, max_cost) if endpoint.via == "batch" else 0.0
-        connect()
-        left = None if max_cost is None else max_cost - spent
-        return spent + pipeline.run(self.stage, missing, self.journal, left, self.name, progress)
+        together = CallsTogether([self], max_cost)
+        together.announce()
+        together.open()
+        together.ready(self.name, self.missing())
+        return together.run(progress)
 
     def stats(self) -> CallStats:
         """Counts of all parts, whenever they were done; every part must be done."""
@@ -85,31 +84,32 @@ class CallRun:
 
     def dollars(self) -> float | None:
         """Cost of all parts in US dollars; None without prices."""
-        return _cost(self.stats(), self.stage.endpoint)
+        return cost_of(self.stats(), self.stage.endpoint)
 
     def usage(self) -> dict[str, Any]:
         """`stats` as a dictionary, with the cost in US dollars as `dollars` (None without prices)."""
         return asdict(self.stats()) | {"dollars": self.dollars()}
 
-    def _expected(self, missing: list[str]) -> CallStats:
-        """Upper bound of the usage of some parts, extrapolated from a sample of them."""
+    def expected(self) -> Expected:
+        """Usage of the missing parts, extrapolated from a sample of their calls."""
+        missing = self.missing()
         sample = missing[:: max(1, len(missing) // _SAMPLED_PARTS)]
-        calls = [question.call for part in sample for question in self.stage.questions(part)]
-        scale = len(missing) / len(sample)
-        return CallStats(
-            units=round(len(calls) * scale),
-            prompt_tokens=round(sum(call.prompt_tokens() for call in calls) * scale),
-            completion_tokens=round(sum(call.answer_tokens(self.stage.endpoint) for call in calls) * scale),
+        calls, counted = 0, list[Call]()
+        for part in sample:
+            of_part = [question.call for question in self.stage.questions(part)]
+            calls += len(of_part)
+            counted += of_part[:: max(1, len(of_part) // _SAMPLED_CALLS)]
+        all_calls = calls * len(missing) / max(1, len(sample))
+        scale = all_calls / max(1, len(counted))
+        return Expected(
+            round(all_calls),
+            sum((call.typical(self.stage.endpoint) for call in counted), Tokens()).scaled(scale),
+            sum((call.estimated(self.stage.endpoint) for call in counted), Tokens()).scaled(scale),
         )
 
-    def _fill_journal_by_batches(self, missing: list[str], expected: float | None, max_cost: float | None) -> float:
+    def fill_journal(self, parts: Sequence[str]) -> BatchOutcome:
         """Use the provider's batch API. Calls that a batch leaves out are sent one by one afterwards."""
-        if max_cost is not None and expected is not None and expected > max_cost:
-            raise InputError(
-                f"{self.name}: a batch may cost up to ${expected:.2f}, ${max_cost:.2f} of max_cost are left; raise it, "
-                "or set via to calls, which can stop in between"
-            )
-        calls = ((question.speech_id, question.call) for part in missing for question in self.stage.questions(part))
+        calls = ((question.speech_id, question.call) for part in parts for question in self.stage.questions(part))
         journal = Journal(self.journal, f"batch-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
         state = self.stage.out / "batches" / "state.json"
         outcome = asyncio.run(run_batch(self.stage.endpoint, calls, journal, state))
@@ -118,11 +118,144 @@ class CallRun:
             f"{self.name}: {outcome.sent} calls sent in batches, {outcome.answered} answered, {outcome.refused} "
             f"refused, {outcome.failed} to be asked again {' '.join(outcome.notes)}"
         )
-        return _cost(outcome, self.stage.endpoint) or 0.0
+        return outcome
 
 
-def _cost(stats: CallStats | BatchOutcome, endpoint: Endpoint) -> float | None:
-    """Cost of calls in US dollars; None without prices."""
-    if endpoint.price_in is None or endpoint.price_out is None:
-        return None
-    return (stats.prompt_tokens * endpoint.price_in + stats.completion_tokens * endpoint.price_out) / 1e6
+class CallsTogether:
+    """The missing parts of several stages, asked at the same time and within one budget.
+
+    Example:
+        >>> calls = CallsTogether([topics, rate], max_cost=5.0)
+        >>> calls.announce()
+        >>> calls.open()
+        >>> calls.ready("topics", topics.missing())
+        >>> calls.ready("rate", rate.missing())
+        >>> dollars = calls.run(Progress())
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[CallRun],
+        max_cost: float | None,
+        on_part: Mapping[str, Callable[[str], None]] | None = None,
+    ) -> None:
+        """Check what can be checked before anything is sent.
+
+        Args:
+            runs: the stages; their names differ.
+            max_cost: limit on the cost of all calls, in US dollars; None: no limit.
+            on_part: by the name of a stage: what is called with each of its parts that is written.
+
+        Raises:
+            InputError: a price that a budget needs is missing, or a key is.
+        """
+        missing = {run.name: run.missing() for run in runs}
+        self._runs = [run for run in runs if missing[run.name]]
+        self._missing, self._max_cost, self._on_part = missing, max_cost, on_part or {}
+        self._awaited = {run.name: set(missing[run.name]) for run in self._runs if run.stage.endpoint.via == "batch"}
+        self._bounds: dict[str, float | None] = {}  # of batches, in dollars
+        self._threads: list[threading.Thread] = []
+        self._stream: AnswerStream | None = None
+        for run in self._runs:
+            endpoint = run.stage.endpoint
+            if max_cost is not None and None in (endpoint.price_in, endpoint.price_out):
+                raise InputError(
+                    f"{run.name}: max_cost needs price_in and price_out of its endpoint, dollars per million tokens"
+                )
+            key_for(endpoint)  # a missing key is reported now, not after hours of other work
+
+    @property
+    def any(self) -> bool:
+        """Whether a part is missing."""
+        return bool(self._runs)
+
+    def announce(self, known: Mapping[str, Expected] | None = None) -> None:
+        """Log the usage to expect of each stage, and of all of them.
+
+        Args:
+            known: by the name of a stage: what to expect of it, where its questions do not exist yet.
+        """
+        costs: list[tuple[float, float]] = []
+        for run in self._runs:
+            expected, endpoint = (known or {}).get(run.name) or run.expected(), run.stage.endpoint
+            typical, most = expected.typical, expected.most
+            cost, bound = cost_of(typical, endpoint), cost_of(most, endpoint)
+            self._bounds[run.name] = bound
+            _log.info(
+                f"{run.name}: about {expected.calls} calls to {endpoint.model}, {typical.prompt_tokens} tokens in and "
+                f"{typical.completion_tokens} out, at most {most.prompt_tokens} and {most.completion_tokens}"
+                + (f"; about ${cost:.2f}, at most ${bound:.2f}" if cost is not None and bound is not None else "")
+            )
+            costs.append((cost or 0.0, bound or 0.0))
+        cost, bound = (sum(side) for side in zip(*costs, strict=True)) if costs else (0.0, 0.0)
+        if len(self._runs) > 1 and bound:
+            _log.info(f"all calls together: about ${cost:.2f}, at most ${bound:.2f}")
+        if self._max_cost is not None and cost > self._max_cost:
+            _log.warning(
+                f"max_cost ${self._max_cost:.2f} is below the ${cost:.2f} to expect: the command will stop on the way, "
+                "keep what is paid for, and go on with a higher max_cost"
+            )
+
+    def open(self) -> None:
+        """Start the actors if a part is missing. Ray must be running then."""
+        if self._runs:
+            stages = [
+                StreamedStage(run.name, run.stage, self._missing[run.name], self._on_part.get(run.name))
+                for run in self._runs
+            ]
+            self._stream = AnswerStream(stages, self._runs[0].journal, self._max_cost)
+
+    def ready(self, name: str, parts: Sequence[str]) -> None:
+        """Parts of a stage whose questions can be asked from now on. May be called from any thread.
+
+        Args:
+            name: of the stage.
+            parts: each of its missing parts becomes ready once.
+        """
+        if not parts or self._stream is None:
+            return
+        index = next(index for index, run in enumerate(self._runs) if run.name == name)
+        if name not in self._awaited:
+            self._stream.ready(index, parts)
+            return
+        self._awaited[name] -= set(parts)
+        if not self._awaited[name]:  # a batch holds all calls of the stage
+            thread = threading.Thread(
+                target=self._batch, args=(self._stream, index), name=f"{name}: batch", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self, error: Exception) -> None:
+        """Send no further call; `run` raises the first error. May be called from any thread."""
+        if self._stream is not None:
+            self._stream.stop(error)
+
+    def run(self, progress: Progress) -> float:
+        """Ask until all parts are written.
+
+        Args:
+            progress: receives finished parts and dollars.
+
+        Returns:
+            The cost in US dollars; 0 without prices or missing parts.
+
+        Raises:
+            BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`; the first one of all stages.
+        """
+        return self._stream.run(progress) if self._stream is not None else 0.0
+
+    def _batch(self, stream: AnswerStream, index: int) -> None:
+        """Fill the journal by batches, then let the stream find the answers there."""
+        run, bound = self._runs[index], self._bounds[self._runs[index].name] or 0.0
+        try:
+            if (left := stream.reserve_batch(index, bound)) is not None:
+                raise InputError(
+                    f"{run.name}: a batch may cost up to ${bound:.2f}, ${left:.2f} of max_cost are left; raise it, "
+                    "or set via to calls, which can stop in between"
+                )
+            outcome = run.fill_journal(self._missing[run.name])
+            stream.report_batch(index, Tokens(outcome.prompt_tokens, outcome.completion_tokens), outcome.answered)
+            stream.ready(index, self._missing[run.name])
+        except Exception as error:  # noqa: BLE001 - raised by `run`
+            stream.stop(error)

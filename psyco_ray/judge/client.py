@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
+from psyco_ray.judge import tokens
+from psyco_ray.judge.rate_limit import Tokens
 
 if TYPE_CHECKING:
     import openai  # takes seconds: imported only where calls are sent
@@ -31,7 +33,6 @@ FIRST_PAUSE_S = 1.0
 """Before a failed call is sent again; doubles with every further failure."""
 
 LONGEST_PAUSE_S = 60.0
-CHARACTERS_PER_TOKEN = 3  # fewer than in English: estimates err on the high side
 MAX_MESSAGE_CHARS = 300  # of a server's message, in our own messages
 
 _REASONING = ("o1", "o3", "o4", "gpt-5")  # these take max_completion_tokens and no sampling parameters
@@ -53,6 +54,7 @@ class Call:
     temperature: float
     top_p: float = 1.0
     seed: int | None = None
+    counted: int | None = None  # prompt tokens, where they are counted already; no part of the question
 
     def key(self, endpoint: Endpoint) -> str:
         """Journal key of this call, independent of where the endpoint's model is served: 64 hex digits."""
@@ -65,16 +67,24 @@ class Call:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def prompt_tokens(self) -> int:
-        """Estimated tokens of the question."""
-        return sum(len(message["content"]) for message in self.messages) // CHARACTERS_PER_TOKEN + 1
-
-    def tokens(self, endpoint: Endpoint) -> int:
-        """Estimated upper bound of the tokens of question and answer."""
-        return self.prompt_tokens() + self.answer_tokens(endpoint)
+        """Tokens of the question with its schema, as counted here; the API may count a few more or less."""
+        if self.counted is not None:
+            return self.counted
+        schema = tokens.count(json.dumps(self.schema)) if self.schema is not None else 0
+        return schema + sum(tokens.PER_MESSAGE + tokens.count(message["content"]) for message in self.messages)
 
     def answer_tokens(self, endpoint: Endpoint) -> int:
         """Upper bound of the tokens of an answer: of its text, and of the reasoning before it."""
         return self.max_tokens + endpoint.reasoning_tokens
+
+    def estimated(self, endpoint: Endpoint) -> Tokens:
+        """Tokens of the question and of the longest possible answer."""
+        return Tokens(self.prompt_tokens(), self.answer_tokens(endpoint))
+
+    def typical(self, endpoint: Endpoint) -> Tokens:
+        """Tokens of the question and of a typical answer, with all reasoning that the endpoint allows."""
+        answer = min(self.max_tokens, tokens.typical_answer(self.schema))
+        return Tokens(self.prompt_tokens(), answer + endpoint.reasoning_tokens)
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,7 @@ class Client:
         self._endpoint = endpoint
         self._key = key_for(endpoint)
         self._paused_until = 0.0  # in the event loop's time
+        self._stopping = False
         self.api = openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
         )
@@ -153,8 +164,7 @@ class Client:
 
         answer = await self.retried(once)
         if not answer.prompt_tokens:  # not every server counts
-            completion_tokens = len(answer.text) // CHARACTERS_PER_TOKEN + 1
-            answer = replace(answer, prompt_tokens=call.prompt_tokens(), completion_tokens=completion_tokens)
+            answer = replace(answer, prompt_tokens=call.prompt_tokens(), completion_tokens=tokens.count(answer.text))
         if answer.refused is not None:
             raise RefusedError(answer.refused, answer.prompt_tokens, answer.completion_tokens)
         return answer
@@ -185,6 +195,8 @@ class Client:
                 problem = _Transient(f"unreadable answer: {self.clean(str(error))}")
             if isinstance(problem, Exception):  # raised outside of except: its context would hold the key
                 raise problem
+            if self._stopping:
+                raise UnavailableError(f"{self._endpoint.base_url} failed while another call had stopped all of them")
             if problem.rate_limited:
                 rate_limits += 1
                 self._pause_all(_pause(rate_limits) if problem.wait_s is None else problem.wait_s)
@@ -221,12 +233,16 @@ class Client:
         text = text.replace(self._key, "[key]") if self._key else text
         return " ".join(text.split())[:MAX_MESSAGE_CHARS]
 
+    def stop(self) -> None:
+        """Retry no call from now on: their answers have no use."""
+        self._stopping, self._paused_until = True, 0.0
+
     async def close(self) -> None:
         """Close the connections."""
         await self.api.close()
 
     async def _resumed(self) -> None:
-        while (left := self._paused_until - asyncio.get_running_loop().time()) > 0:
+        while not self._stopping and (left := self._paused_until - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(left + random.uniform(0, min(1.0, left / 10)))  # not all at the same moment
 
     def _pause_all(self, seconds: float) -> None:

@@ -1,196 +1,202 @@
-"""Stages of API calls on Ray Data: actors ask about one part of the speeches at a time and write each part once.
+"""Stages of API calls as one stream of Ray Data: a row per question, a row per answer, and a file per finished part.
 
-A part is done when its file exists. Answers are in the journal before anything else happens to them, so a killed stage
-that is started again pays at most for the calls that were in flight.
+A part is done when its file exists. Answers are in the journal before anything else happens to them, so a killed
+command that is started again pays at most for the calls that were in flight. Stages of one stream overlap: a part is
+asked as soon as it is ready, whatever other stages and parts do.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import pyarrow as pa
-
-from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
-from psyco_ray.judge.ask import Asker
-from psyco_ray.judge.client import Call, UnavailableError
-from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.rate_limit import BudgetExceededError, BudgetMeter, Limiter
+from psyco_ray.judge.callers import (
+    PARTS_PER_CALLER,
+    STOPPING,
+    Caller,
+    CallStage,
+    CallStats,
+    Questions,
+    Schedule,
+    described,
+)
+from psyco_ray.judge.rate_limit import BudgetMeter, Usage
 from psyco_ray.pool import placement
 from psyco_ray.run import shards
-from psyco_ray.run.progress import Progress
+from psyco_ray.run.progress import Counter, Progress
 from psyco_ray.run.schemas import SET_ASIDE
 from psyco_ray.run.types import Row
 
-PARTS_PER_CALLER = 4  # in flight at the same time, so that no caller idles at the end of a part
+_REPLY_S = 600.0  # within which the actors of a stream start and reply to the driver
 
-_STOPPING = {error.__name__: error for error in (BudgetExceededError, UnavailableError, InputError)}
+_STOPPING = {error.__name__: error for error in STOPPING}
 
 
 @dataclass(frozen=True)
-class Question:
-    """One call. It is data alone; the stage that asked it reads the answer."""
+class StreamedStage:
+    """A stage in a stream of calls."""
 
-    speech_id: str
-    what: str  # subject of the question, for rows that are set aside
-    call: Call
-    about: Row = field(default_factory=dict)  # JSON values that the stage needs to read the answer
+    name: str  # on the progress line
+    stage: CallStage
+    parts: Sequence[str]  # to do
+    on_part: Callable[[str], None] | None = None  # called in the driver with each part that is written
 
 
-class CallStage(Protocol):
-    """A stage that consists of calls. It is pickled to the callers."""
+class AnswerStream:
+    """Stages that are asked at the same time, with one budget. Ray must be running.
 
-    @property
-    def endpoint(self) -> Endpoint:
-        """The API."""
+    Example:
+        >>> stream = AnswerStream([StreamedStage("verdicts", stage, parts)], journal=root / "journal", max_cost=5.0)
+        >>> stream.ready(0, parts)
+        >>> dollars = stream.run(Progress())
+    """
 
-    @property
-    def attempts(self) -> int:
-        """Attempts per question before it is set aside."""
+    def __init__(self, stages: Sequence[StreamedStage], journal: Path, max_cost: float | None) -> None:
+        """Start the actors that count and schedule.
 
-    @property
-    def out(self) -> Path:
-        """Directory of the stage's parts."""
+        Args:
+            stages: what is asked; none has parts that are done.
+            journal: directory of paid answers.
+            max_cost: limit on the cost of all calls, in US dollars; None: no limit.
+        """
+        import ray
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Schema of the stage's rows."""
+        self._stages, self._journal = stages, journal
+        endpoints = [streamed.stage.endpoint for streamed in stages]
+        self._room = [PARTS_PER_CALLER * endpoint.callers for endpoint in endpoints]
+        self._meter = ray.remote(BudgetMeter).options(num_cpus=0).remote(endpoints, max_cost)
+        self._schedule = ray.remote(Schedule).options(num_cpus=0).remote(self._room)
+        self._lock = threading.Lock()
+        self._error: Exception | None = None  # the first one
 
-    def questions(self, part: str) -> Iterator[Question]:
-        """The questions of a part; the same calls every time."""
+    def ready(self, stage: int, parts: Sequence[str]) -> None:
+        """Parts of a stage whose questions can be asked from now on. May be called from any thread.
 
-    def check(self, question: Question, text: str) -> Any:
-        """The value in an answer.
+        Args:
+            stage: its place among the stages.
+            parts: each of its `parts` becomes ready once.
+        """
+        self._reply(self._schedule.add.remote(stage, parts))
+
+    def stop(self, error: Exception) -> None:
+        """Send no further call; `run` raises the first error. May be called from any thread."""
+        with self._lock:
+            self._error = self._error or error
+        self._reply(self._schedule.stop.remote(described(error)))
+
+    def reserve_batch(self, stage: int, dollars: float) -> float | None:
+        """As `BudgetMeter.reserve_batch`."""
+        left: float | None = self._reply(self._meter.reserve_batch.remote(stage, dollars))
+        return left
+
+    def report_batch(self, stage: int, used: Usage, calls: int) -> None:
+        """As `BudgetMeter.report_batch`."""
+        self._reply(self._meter.report_batch.remote(stage, used, calls))
+
+    def run(self, progress: Progress) -> float:
+        """Ask until all parts of all stages are written; ends when the last of them has become ready and is done.
+
+        Args:
+            progress: receives finished parts and dollars.
+
+        Returns:
+            The cost of the calls in US dollars; 0 without prices.
 
         Raises:
-            UnreadableAnswerError: the answer cannot be used.
+            BudgetExceededError: the limit is reached; everything paid for is kept.
+            UnavailableError: a server failed repeatedly.
+            InputError: a server refuses the key or the model, or a part cannot be written.
         """
+        counters = [progress.counter(streamed.name, len(streamed.parts)) for streamed in self._stages]
+        arrived: dict[tuple[int, str], dict[int, Row]] = {}  # answers by the place of their question, of each part
+        try:
+            # after a stop the other parts return at once; Ray Data must not be left with a half-read stream
+            for table in self._answers():
+                for row in table.to_pylist():
+                    try:
+                        self._take(row, arrived, counters)
+                    except Exception as error:  # noqa: BLE001 - raised below
+                        self.stop(error)
+        finally:
+            for counter in counters:
+                counter.close()
+        dollars: float = self._reply(self._meter.spent.remote())["cost"]
+        progress.spend(dollars)
+        if self._error is not None:
+            raise self._error
+        assert not arrived, "the stream lost answers"
+        return dollars
 
-    def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
-        """The rows of a checked value; `finished`: the answer was not cut off."""
+    def _answers(self) -> Any:
+        """Tables of ANSWERS, as parts are answered."""
+        import ray
 
-
-@dataclass
-class CallStats:
-    """Counts of a part or of a stage."""
-
-    units: int = 0  # questions
-    set_aside: int = 0
-    paid: int = 0  # calls sent
-    reused: int = 0  # answers from the journal
-    prompt_tokens: int = 0  # of all answers in use, whenever they were paid for
-    completion_tokens: int = 0
-
-    def __add__(self, other: CallStats) -> CallStats:
-        return CallStats(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
-
-
-class Caller:
-    """An async worker of Ray Data that asks the questions of a few parts concurrently."""
-
-    def __init__(self, stage: CallStage, journal: str, meter: Any) -> None:
-        self._stage, self._limiter = stage, Limiter(meter)
-        writer = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._journal = Journal(Path(journal), writer)
-        self._asker: Asker | None = None
-        self._stopped_by: dict[str, str] | None = None
-
-    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Do a part. A stop is returned, not raised: an exception would discard the answers in flight."""
-        if self._stopped_by is None:
-            try:
-                if self._asker is None:  # created here because it belongs to this event loop
-                    self._asker = Asker(self._stage.endpoint, self._journal, self._limiter)
-                await self._do(self._asker, str(batch["part"][0]))
-            except (BudgetExceededError, UnavailableError, InputError) as error:
-                self._stopped_by = {"error": type(error).__name__, "text": str(error)}
-        return {"stopped_by": [json.dumps(self._stopped_by)]}
-
-    async def _do(self, asker: Asker, part: str) -> None:
-        stage, shard = self._stage, asker.shard(part)
-        questions = list(stage.questions(part))
-        results = await asyncio.gather(
-            *(shard.ask(q.speech_id, q.call, partial(stage.check, q), stage.attempts) for q in questions),
-            return_exceptions=True,  # the other calls in flight are paid for and kept
+        stages = [streamed.stage for streamed in self._stages]
+        callers = max(stage.endpoint.callers for stage in stages)
+        slots = [math.ceil(stage.endpoint.concurrency * stage.endpoint.callers / callers) for stage in stages]
+        tickets = sum(len(streamed.parts) for streamed in self._stages)
+        in_flight = math.ceil(sum(self._room) / callers)
+        stream = (
+            ray.data.from_items([{"ticket": number} for number in range(tickets)], override_num_blocks=tickets)
+            .map_batches(
+                Questions,
+                fn_constructor_kwargs={"stages": stages, "schedule": self._schedule},
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=0,
+                compute=ray.data.ActorPoolStrategy(size=1),
+                **placement.on_this_node(),  # reads what this process has written
+            )
+            .map_batches(
+                Caller,
+                fn_constructor_kwargs={
+                    "stages": stages,
+                    "slots": slots,
+                    "journal": str(self._journal),
+                    "meter": self._meter,
+                    "schedule": self._schedule,
+                },
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=0,
+                compute=ray.data.ActorPoolStrategy(
+                    size=callers, max_tasks_in_flight_per_actor=in_flight + 2, max_concurrent_calls_per_actor=in_flight
+                ),
+                **placement.writer_options(self._journal),
+            )
         )
-        stats, rows, set_aside = CallStats(), list[Row](), list[Row]()
-        for question, result in zip(questions, results, strict=True):
-            if isinstance(result, BaseException):
-                raise result
-            stats += CallStats(1, 0, result.paid, result.reused, result.prompt_tokens, result.completion_tokens)
-            if result.reason is None:
-                rows += stage.rows(question, result.value, result.finished)
-            else:
-                stats.set_aside += 1
-                set_aside.append(set_aside_row(question.speech_id, question.what, result.reason, result.text))
-        self._journal.sync()
-        await self._limiter.close()  # the meter counts a finished part in full
-        shards.write(stage.out / "set-aside", part, set_aside, SET_ASIDE)
-        shards.write(stage.out, part, rows, stage.schema, facts=asdict(stats))
+        return stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
+    def _take(self, row: Row, arrived: dict[tuple[int, str], dict[int, Row]], counters: Sequence[Counter]) -> None:
+        """Keep an answer, and write its part with the last one."""
+        if stopped_by := json.loads(row["stopped_by"]):
+            self.stop(_STOPPING[stopped_by["error"]](stopped_by["text"]))
+            return
+        index, name = row["stage"], row["part"]
+        answers = arrived.setdefault((index, name), {})
+        answers[row["place"]] = row
+        if len(answers) < row["of"]:
+            return
+        del arrived[index, name]
+        streamed = self._stages[index]
+        rows, set_aside, stats = list[Row](), list[Row](), CallStats()
+        for _, answer in sorted(answers.items()):
+            rows += json.loads(answer["rows"])
+            set_aside += [row for row in [json.loads(answer["set_aside"])] if row is not None]
+            stats += CallStats(**json.loads(answer["stats"]))
+        shards.write(streamed.stage.out / "set-aside", name, set_aside, SET_ASIDE)
+        shards.write(streamed.stage.out, name, rows, streamed.stage.schema, facts=asdict(stats))
+        self._reply(self._schedule.written.remote(index))
+        counters[index].advance()
+        if streamed.on_part is not None:
+            streamed.on_part(name)
 
-def run(
-    stage: CallStage, parts: Sequence[str], journal: Path, max_cost: float | None, what: str, progress: Progress
-) -> float:
-    """Do parts of a stage. Ray must be running.
+    def _reply(self, reference: Any) -> Any:
+        import ray
 
-    Args:
-        stage: the questions.
-        parts: the parts, at least one; `CallRun` finds the missing ones.
-        journal: directory of paid answers.
-        max_cost: limit on the cost of the calls, in US dollars; None: no limit.
-        what: the stage's name on the progress line.
-        progress: receives finished parts and dollars.
-
-    Returns:
-        The cost of the calls in US dollars; 0 without prices.
-
-    Raises:
-        BudgetExceededError: the limit is reached; everything paid for is kept.
-        UnavailableError: the server failed repeatedly.
-        InputError: the server refuses the key or the model.
-    """
-    import ray
-
-    endpoint = stage.endpoint
-    meter = (
-        ray.remote(BudgetMeter)
-        .options(num_cpus=0)
-        .remote(
-            endpoint.requests_per_minute, endpoint.tokens_per_minute, endpoint.price_in, endpoint.price_out, max_cost
-        )
-    )
-    stream = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
-        Caller,
-        fn_constructor_kwargs={"stage": stage, "journal": str(journal), "meter": meter},
-        batch_size=1,
-        num_cpus=0,
-        compute=ray.data.ActorPoolStrategy(
-            size=min(endpoint.callers, len(parts)),
-            max_tasks_in_flight_per_actor=PARTS_PER_CALLER + 2,
-            max_concurrent_calls_per_actor=PARTS_PER_CALLER,
-        ),
-        **placement.writer_options(stage.out),
-    )
-    stopped_by = None
-    for row in progress.track(stream.iter_rows(), what, len(parts)):
-        # after a stop the other parts return at once; Ray Data must not be left with a half-read stream
-        stopped_by = json.loads(row["stopped_by"]) or stopped_by
-    dollars: float = ray.get(meter.spent.remote(), timeout=60)["cost"]
-    progress.spend(dollars)
-    if stopped_by is not None:
-        raise _STOPPING[stopped_by["error"]](stopped_by["text"])
-    return dollars
-
-
-def set_aside_row(speech_id: str, what: str, reason: str | None, answer: str | None) -> Row:
-    """A row of SET_ASIDE."""
-    return {"speech_id": speech_id, "what": what, "reason": reason, "answer": answer}
+        return ray.get(reference, timeout=_REPLY_S)

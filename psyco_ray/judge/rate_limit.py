@@ -1,22 +1,30 @@
-"""Limits over all callers: calls and tokens per minute, and dollars.
+"""Limits over all callers: calls and tokens per minute of each API, and the dollars of a command.
 
-One `BudgetMeter`, usually a Ray actor, grants calls; the `Limiter` of each caller requests many at a time. `aiolimiter`
-limits one event loop and knows no budget. A retried call is not counted again: the server's 429 pauses cover it.
+One `BudgetMeter`, usually a Ray actor, grants the calls of all stages that run at the same time; the `Limiter` of a
+stage in each caller requests many at a time. `aiolimiter` limits one event loop and knows no budget. A retried call is
+not counted again: the server's 429 pauses cover it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
+
+from psyco_ray.config.endpoint import Endpoint
 
 BURST_S = 1.0
 """Calls of this many seconds may be granted at once: every minute stays within 2 % of the limit."""
 
 HELD_S = 900.0
 """Seconds after which a granted call without a report counts as lost together with its caller."""
+
+MARGIN = 1.1
+"""Reserved dollars of a call per estimated dollar: an API may count a few more tokens than we do."""
 
 SETTLE_S = 0.1  # until granted calls that hold the rest of the budget may have become cheaper than reserved
 GATHER_S = 0.01  # calls gather for this long before the meter is asked for all of them
@@ -26,6 +34,33 @@ REPORT_S = 0.5  # usage is reported after this time even if no call waits
 
 class BudgetExceededError(Exception):
     """The next call could cost more than is left of `max_cost`."""
+
+
+class Usage(Protocol):
+    """Anything that counts tokens."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the questions."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the answers."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of calls: used ones, or estimated ones with the longest possible answers."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Tokens:
+        return Tokens(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
+    def scaled(self, factor: float) -> Tokens:
+        """So many times these tokens."""
+        return Tokens(round(self.prompt_tokens * factor), round(self.completion_tokens * factor))
 
 
 @dataclass(frozen=True)
@@ -41,72 +76,91 @@ class BudgetLease:
 class BudgetMeter:
     """Counts calls, tokens and dollars, and decides when the next call may be sent.
 
+    All stages of a command share one budget. Stages that call the same model at the same address share its limits.
+
     Example:
-        >>> meter = BudgetMeter(600, None, price_in=2.5, price_out=10.0, max_cost=5.0)
-        >>> meter.lease(requests=4, tokens=8000).granted
+        >>> meter = BudgetMeter([Endpoint(model="gpt-4o", price_in=2.5, price_out=10.0)], max_cost=5.0)
+        >>> meter.lease(0, [Tokens(1000, 200)] * 4).granted
         4
-        >>> meter.report(prompt_tokens=900, completion_tokens=100, calls=1)
+        >>> meter.report(0, Tokens(900, 100), Tokens(1000, 200), calls=1)
         >>> meter.spent()["cost"]
         0.00325
     """
 
-    def __init__(
-        self,
-        requests_per_minute: int | None,
-        tokens_per_minute: int | None,
-        price_in: float | None,
-        price_out: float | None,
-        max_cost: float | None,
-    ) -> None:
-        """Set the limits; None: no limit.
+    def __init__(self, endpoints: Sequence[Endpoint], max_cost: float | None) -> None:
+        """Set the limits.
 
         Args:
-            requests_per_minute: calls, over all callers.
-            tokens_per_minute: tokens of questions and answers, as estimated when a call is granted.
-            price_in: US dollars per million prompt tokens.
-            price_out: US dollars per million completion tokens.
-            max_cost: US dollars; needs both prices.
+            endpoints: the API of each stage, with its limits per minute and its prices.
+            max_cost: US dollars that all calls may cost together; needs all prices; None: no limit.
         """
-        assert max_cost is None or (price_in is not None and price_out is not None), "a budget needs prices"
-        self._requests, self._tokens = _Bucket(requests_per_minute), _Bucket(tokens_per_minute)
-        self._price_in, self._price_out, self._max_cost = price_in or 0.0, price_out or 0.0, max_cost
-        self._reserved: deque[tuple[float, float]] = deque()  # time of the grant, and the call's greatest cost
+        priced = all(None not in (endpoint.price_in, endpoint.price_out) for endpoint in endpoints)
+        assert max_cost is None or priced, "a budget needs prices"
+        self._endpoints, self._max_cost = endpoints, max_cost
+        apis = [(endpoint.base_url, endpoint.model, endpoint.key_env) for endpoint in endpoints]
+        limits = {api: _Limits([e for e, its in zip(endpoints, apis, strict=True) if its == api]) for api in apis}
+        self._limits = [limits[api] for api in apis]
+        self._grants: deque[tuple[float, float]] = deque()  # time and dollars of calls that are not reported yet
+        self._reserved = 0.0  # sum of these dollars
+        self._batches: dict[int, float] = {}  # dollars that a stage's batch may cost
         self._calls = self._prompt_tokens = self._completion_tokens = 0
+        self._cost = 0.0
 
-    def lease(self, requests: int, tokens: int) -> BudgetLease:
-        """Grant as many calls as limits and budget allow.
+    def lease(self, stage: int, calls: Sequence[Tokens]) -> BudgetLease:
+        """Grant as many calls as limits and budget allow, in their order.
 
         Args:
-            requests: number of calls.
-            tokens: tokens of all of them, questions and answers.
+            stage: the calls' stage, by its place in `endpoints`.
+            calls: tokens of each call.
         """
-        if self._max_cost is None and self._requests.free and self._tokens.free:
-            return BudgetLease(requests, 0.0, free=True)
-        each = tokens / requests
-        cost = each * max(self._price_in, self._price_out) / 1e6
-        now = monotonic()
-        while self._reserved and self._reserved[0][0] < now - HELD_S:
-            self._reserved.popleft()
-        committed = self._cost() + sum(reserved for _, reserved in self._reserved)
-        for granted in range(requests):
-            if self._max_cost is not None and committed + cost > self._max_cost:
-                return BudgetLease(granted, SETTLE_S, stop=not self._reserved)
-            wait_s = max(self._requests.wait_s(1, now), self._tokens.wait_s(each, now))
-            if wait_s > 0:
+        limits, now = self._limits[stage], monotonic()
+        if self._max_cost is None and limits.free:
+            return BudgetLease(len(calls), 0.0, free=True)
+        while self._grants and self._grants[0][0] < now - HELD_S:
+            self._reserved -= self._grants.popleft()[1]
+        for granted, call in enumerate(calls):
+            bound = self._bound(stage, call)
+            if self._left() < bound:
+                return BudgetLease(granted, SETTLE_S, stop=not self._grants and not self._batches)
+            tokens = call.prompt_tokens + call.completion_tokens
+            if (wait_s := limits.wait_s(tokens, now)) > 0:
                 return BudgetLease(granted, wait_s)
-            self._requests.take(1)
-            self._tokens.take(each)
-            self._reserved.append((now, cost))
-            committed += cost
-        return BudgetLease(requests, 0.0)
+            limits.take(tokens)
+            self._grants.append((now, bound))
+            self._reserved += bound
+        return BudgetLease(len(calls), 0.0)
 
-    def report(self, prompt_tokens: int, completion_tokens: int, calls: int) -> None:
-        """Count the tokens of granted calls that ended, whether answered or not."""
-        self._calls += calls
-        self._prompt_tokens += prompt_tokens
-        self._completion_tokens += completion_tokens
-        for _ in range(min(calls, len(self._reserved))):
-            self._reserved.popleft()
+    def report(self, stage: int, used: Tokens, estimated: Tokens, calls: int) -> None:
+        """Count granted calls that ended.
+
+        Args:
+            stage: the calls' stage.
+            used: their tokens; 0 of those that were not answered.
+            estimated: the sum of their estimates.
+            calls: their number.
+        """
+        self._count(stage, used, calls)
+        ended = self._bound(stage, estimated)
+        while self._grants and ended > 0:
+            granted_at, bound = self._grants.popleft()
+            self._reserved -= min(bound, ended)
+            if bound > ended * (1 + 1e-9):
+                self._grants.appendleft((granted_at, bound - ended))
+            ended -= bound
+        if not self._grants:
+            self._reserved = 0.0  # without the rounding errors of many sums
+
+    def reserve_batch(self, stage: int, dollars: float) -> float | None:
+        """Reserve what a stage's batch may cost; returns what is left of the budget if that is too little."""
+        if (left := self._left()) < dollars:
+            return left
+        self._batches[stage] = dollars
+        return None
+
+    def report_batch(self, stage: int, used: Tokens, calls: int) -> None:
+        """Count the calls of a batch that ended."""
+        self._batches.pop(stage, None)
+        self._count(stage, used, calls)
 
     def spent(self) -> dict[str, float]:
         """Reported usage: calls, prompt_tokens, completion_tokens, and cost in US dollars."""
@@ -114,11 +168,45 @@ class BudgetMeter:
             "calls": self._calls,
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
-            "cost": self._cost(),
+            "cost": self._cost,
         }
 
-    def _cost(self) -> float:
-        return (self._prompt_tokens * self._price_in + self._completion_tokens * self._price_out) / 1e6
+    def _count(self, stage: int, used: Tokens, calls: int) -> None:
+        self._calls += calls
+        self._prompt_tokens += used.prompt_tokens
+        self._completion_tokens += used.completion_tokens
+        self._cost += cost_of(used, self._endpoints[stage]) or 0.0
+
+    def _left(self) -> float:
+        committed = self._cost + self._reserved + sum(self._batches.values())
+        return math.inf if self._max_cost is None else self._max_cost - committed
+
+    def _bound(self, stage: int, tokens: Tokens) -> float:
+        return MARGIN * (cost_of(tokens, self._endpoints[stage]) or 0.0)
+
+
+def cost_of(used: Usage, endpoint: Endpoint) -> float | None:
+    """Cost of tokens in US dollars; None without prices."""
+    if endpoint.price_in is None or endpoint.price_out is None:
+        return None
+    return (used.prompt_tokens * endpoint.price_in + used.completion_tokens * endpoint.price_out) / 1e6
+
+
+class _Limits:
+    """Calls and tokens per minute of one API: the lowest limits that its stages name."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._requests = _Bucket(min((e.requests_per_minute for e in endpoints if e.requests_per_minute), default=None))
+        self._tokens = _Bucket(min((e.tokens_per_minute for e in endpoints if e.tokens_per_minute), default=None))
+        self.free = self._requests.free and self._tokens.free
+
+    def wait_s(self, tokens: int, now: float) -> float:
+        """Seconds until a call may be sent."""
+        return max(self._requests.wait_s(1, now), self._tokens.wait_s(tokens, now))
+
+    def take(self, tokens: int) -> None:
+        self._requests.take(1)
+        self._tokens.take(tokens)
 
 
 class _Bucket:
@@ -143,26 +231,32 @@ class _Bucket:
 
 
 class Limiter:
-    """A caller's access to the meter.
+    """A caller's access to the meter, for the calls of one stage.
 
     Example:
-        >>> limiter = Limiter(BudgetMeter(600, None, 2.5, 10.0, max_cost=5.0))
-        >>> await limiter.admit(tokens=2000)
-        >>> limiter.report(prompt_tokens=900, completion_tokens=100)
+        >>> limiter = Limiter(BudgetMeter([endpoint], max_cost=5.0))
+        >>> estimated = Tokens(1600, 400)
+        >>> await limiter.admit(estimated)
+        >>> limiter.report(Tokens(900, 100), estimated)
         >>> await limiter.close()
     """
 
-    def __init__(self, meter: Any) -> None:
-        """Connect to a `BudgetMeter` in this process or as a Ray actor."""
-        self._meter = meter
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+    def __init__(self, meter: Any, stage: int = 0) -> None:
+        """Connect to a `BudgetMeter` in this process or as a Ray actor.
+
+        Args:
+            meter: the meter.
+            stage: place of the stage in the meter's `endpoints`.
+        """
+        self._meter, self._stage = meter, stage
+        self._waiting: deque[tuple[Tokens, asyncio.Future[None]]] = deque()
         self._serving: asyncio.Task[None] | None = None
         self._reporting: asyncio.Task[None] | None = None
-        self._unreported = (0, 0, 0)  # prompt tokens, completion tokens and calls
+        self._unreported = (Tokens(), Tokens(), 0)  # used, estimated, calls
         self._free = False
 
-    async def admit(self, tokens: int) -> None:
-        """Wait until a call of about this many tokens may be sent; `report` must follow when it ends.
+    async def admit(self, estimated: Tokens) -> None:
+        """Wait until a call of at most so many tokens may be sent; `report` must follow when it ends.
 
         Raises:
             BudgetExceededError: the budget is spent.
@@ -170,16 +264,16 @@ class Limiter:
         if self._free:
             return
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((tokens, admitted))
+        self._waiting.append((estimated, admitted))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
             self._serving.add_done_callback(self._served)
         await admitted
 
-    def report(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count the tokens of an admitted call that ended; 0 if it was not answered."""
-        prompts, completions, calls = self._unreported
-        self._unreported = (prompts + prompt_tokens, completions + completion_tokens, calls + 1)
+    def report(self, used: Tokens, estimated: Tokens) -> None:
+        """Count an admitted call that ended; it used 0 tokens if it was not answered."""
+        all_used, all_estimated, calls = self._unreported
+        self._unreported = (all_used + used, all_estimated + estimated, calls + 1)
         if self._reporting is None or self._reporting.done():
             self._reporting = asyncio.create_task(self._report_later())
 
@@ -191,8 +285,8 @@ class Limiter:
         while self._waiting:
             await asyncio.sleep(GATHER_S)
             await self._report()
-            requested = [tokens for tokens, _ in self._waiting][:CALLS_PER_LEASE]
-            lease: BudgetLease = await _result(self._meter.lease, len(requested), sum(requested))
+            requested = [estimated for estimated, _ in self._waiting][:CALLS_PER_LEASE]
+            lease: BudgetLease = await _result(self._meter.lease, self._stage, requested)
             self._free = lease.free
             for _ in range(lease.granted):
                 _, admitted = self._waiting.popleft()
@@ -212,8 +306,8 @@ class Limiter:
 
     async def _report(self) -> None:
         if self._unreported[2]:
-            usage, self._unreported = self._unreported, (0, 0, 0)
-            await _result(self._meter.report, *usage)
+            usage, self._unreported = self._unreported, (Tokens(), Tokens(), 0)
+            await _result(self._meter.report, self._stage, *usage)
 
     async def _report_later(self) -> None:
         await asyncio.sleep(REPORT_S)

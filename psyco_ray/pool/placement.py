@@ -94,8 +94,11 @@ def pool_options(
 
 def writer_options(path: Path) -> dict[str, Any]:
     """Ray options of a process that writes below a path: on this node if the path is in this node's cache."""
-    if storage.cache_dir().absolute() not in path.absolute().parents:
-        return {}
+    return on_this_node() if storage.cache_dir().absolute() in path.absolute().parents else {}
+
+
+def on_this_node() -> dict[str, Any]:
+    """Ray options of a process on this process's node."""
     node_id = ray.get_runtime_context().get_node_id()
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 

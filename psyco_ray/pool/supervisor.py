@@ -69,9 +69,11 @@ class Supervisor:
             yield list(self._slots.values())
 
     def check(self) -> None:
-        """Raise a RuntimeError if an error ended the thread."""
+        """Raise a RuntimeError if an error or `close` ended the thread."""
         if self._error is not None:
             raise RuntimeError(f"the pool of {self.role} actors broke") from self._error
+        if self._closed.is_set():
+            raise RuntimeError(f"the pool of {self.role} actors was closed")
 
     def check_capacity(self) -> None:
         """Raise a TimeoutError with the last failure if no actor could work for the start deadline."""

@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pyarrow.parquet as pq
@@ -19,13 +18,9 @@ from support import commands
 from support.logs import messages
 from support.paper_prompts import write_paper_prompts
 
-from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data import tables, topics
 from psyco_ray.data.pair import SCHEMA
-from psyco_ray.judge import batch_api, call_run, pipeline
-from psyco_ray.judge.client import Call
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PREFERENCES
 
@@ -186,42 +181,16 @@ def test_a_stage_stopped_by_its_budget_resumes(to_rate):
 
 def test_batches_fill_the_journal(to_rate):
     url, arguments, run = to_rate()
-    done = psyco_ray("rate", *arguments, "rate.endpoint.via=batch")
+    refused = psyco_ray("rate", *arguments, "rate.endpoint.via=batch", "--max-cost", 0.2)
+    assert refused.returncode == 2
+    assert "$0.20 of max_cost are left; raise it, or set via to calls" in refused.stderr
+    assert counts(url)["batch_requests"] == 0
+    done = psyco_ray("rate", *arguments, "rate.endpoint.via=batch", "--max-cost", 20)
     assert done.returncode == 0, done.stderr[-3000:]
     kept = len(rows_of(run / "collect" / "speeches"))
     assert counts(url)["batch_requests"] == 7 * kept
     assert counts(url)["served"] == 7 * kept  # no single call beside them
     assert json.loads((run / "rate.json").read_text())["cost"] > 0
-
-
-def test_the_cost_of_batches_counts_against_the_limit(tmp_path, monkeypatch) -> None:
-    call = Call(({"role": "user", "content": "x" * 5_999_999},), None, 1_500_000, 0.0)  # 2 M + 1.5 M tokens: 5 dollars
-    stage = SimpleNamespace(
-        endpoint=Endpoint(model="judge", price_in=1.0, price_out=2.0, via="batch"),
-        out=tmp_path / "rate",
-        questions=lambda part: [SimpleNamespace(speech_id="ab12", call=call)],
-    )
-    limits = []
-
-    async def answered(*_: object) -> batch_api.BatchOutcome:
-        return batch_api.BatchOutcome(
-            sent=3, answered=3, prompt_tokens=1_000_000, completion_tokens=500_000
-        )  # 2 dollars
-
-    def run_single_calls(stage, parts, journal, max_cost, *_: object) -> float:
-        limits.append(max_cost)
-        return 0.5
-
-    monkeypatch.setattr(call_run, "run_batch", answered)
-    monkeypatch.setattr(pipeline, "run", run_single_calls)
-    logged = messages()
-    calls = call_run.CallRun("rate", stage, ["ab"], tmp_path / "journal")
-    assert calls.execute(6.0, SimpleNamespace()) == 2.5
-    assert limits == [4.0]
-    assert "at most $5.00" in logged[0]
-    assert "3 calls sent in batches" in logged[1]
-    with pytest.raises(InputError, match=r"up to \$5\.00, \$4\.00 of max_cost are left"):
-        calls.execute(4.0, SimpleNamespace())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from psyco_ray.judge import batch_api
 from psyco_ray.judge.ask import Asker, AskResult, UnreadableAnswerError, parse_json
 from psyco_ray.judge.client import Call
 from psyco_ray.judge.journal import Journal
-from psyco_ray.judge.rate_limit import Limiter
+from psyco_ray.judge.rate_limit import BudgetMeter, Limiter
 from support.paths import SUPPORT, TESTS
 
 KEY = "sk-very-secret"
@@ -40,6 +40,19 @@ def server(**options: object) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+def meter_of(
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    price_in: float | None = None,
+    price_out: float | None = None,
+    max_cost: float | None = None,
+    kind: type[BudgetMeter] = BudgetMeter,
+) -> BudgetMeter:
+    """A meter of one stage."""
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    return kind([Endpoint(model="judge", price_in=price_in, price_out=price_out, **limits)], max_cost)
 
 
 def get_json(url: str, path: str = "counts"):
