@@ -36,7 +36,7 @@ _WIN_RATES = {
 }
 _CURVES = (
     # key of a point, factor, axis label, reference level
-    ("win_rate", 100, "win rate (%)", 50),
+    ("win_rate", 100, "win rate against base model (%)", 50),
     ("reward", 1, "mean reward (model's scale)", None),
     ("length_ratio", 1, "length ratio (tokens / base model's)", 1),
 )

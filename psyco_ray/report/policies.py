@@ -58,6 +58,10 @@ def note(results: Mapping[str, Any]) -> str:
         "limit is judged as it is.",
         "Rows marked (paper) are the paper's, with GPT-4o as opponent and judge on its own 3,291 test speeches.",
     ]
+    if results["opponent_finished_share"] is not None:
+        sentences.append(
+            f"{percent(results['opponent_finished_share'])} % of {results['opponent']}'s responses are finished."
+        )
     if results["opponent_silent"]:
         sentences.append(
             f"{results['opponent_silent']:,} more speeches take no part because {results['opponent']} gave no response."

@@ -110,6 +110,7 @@ def test_the_page_holds_all_and_loads_nothing(evaluated, tmp_path):
     page = self_contained(text)
     for words in (
         "good (w/o Length Constraint) does best", "75.0 %", "2 more speeches take no part", "Llama3-8B (paper)",
+        "95.0 % of other's responses are finished",
         "A screen found signs of a crisis in 4 speeches", "cut at the token limit", "Checkpoints",
         "Agreement between judges", "Models against each other", "sure prefers", f"because of {ODD}",
     ):  # fmt: skip

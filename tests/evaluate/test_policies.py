@@ -23,6 +23,7 @@ from support.policy_evaluation import (
 )
 
 from psyco_ray.cli.main import main
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PACKAGED
 from psyco_ray.evaluate import policies as evaluating
 from psyco_ray.report import policies as report
@@ -118,6 +119,19 @@ def test_a_run_directory_of_another_kind_is_not_touched(tmp_path):
     with pytest.raises(ValueError, match="holds a run of another kind"):
         run(settings(tmp_path))
     assert (tmp_path / "job.yaml").read_text() == "iterations: 3\n"
+
+
+def test_a_run_that_chose_its_base_model_is_refused_before_anything_is_answered(tmp_path, tiny_model, responses):
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    (trained / "job.yaml").write_text(yaml.safe_dump({"model": str(tiny_model), "seed": 0, "iterations": 1}))
+    best = {"iteration": 0, "steps": 0, "by": "mean reward by the held-out reward model on the held-out speeches"}
+    (trained / "summary.json").write_text(json.dumps({"iterations": 1, "best": best}))
+    policies = [{"name": "tiny", "model": str(trained)}]
+    with pytest.raises(InputError, match=r"has chosen its base model") as caught:
+        run(settings(tmp_path / "run", policies=policies, opponent={"name": "file", "responses": responses}))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "answers").exists()
 
 
 @pytest.mark.slow
