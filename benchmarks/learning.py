@@ -177,8 +177,8 @@ def curves(runs: Mapping[str, Sequence[Records]]) -> tuple[dict[str, Records], R
             point |= {name: mean(of_seeds, name) for name in ("steps", "pairs", "finished_share")}
             point["tokens"] = mean(of_seeds, "mean_tokens")
             point["distinct_ratio"] = mean(of_seeds, "distinct_2") / mean([run[0] for run in own], "distinct_2")
-            kl = [r["monitors"]["kl"] for r in of_seeds if "kl" in r.get("monitors", {})]
-            by_method[method].append({**point, "kl": float(np.mean(kl)) if kl else None})
+            point["kl"] = mean(of_seeds, "kl") if all("kl" in r for r in of_seeds) else None
+            by_method[method].append(point)
     ranked = [("base", np.mean(bases, axis=0)), *((method, rewards[method]) for method in METHODS)]
     return by_method, [
         {"a": a, "b": b, "difference": float((ours - theirs).mean()), "ci95": interval(ours - theirs)}

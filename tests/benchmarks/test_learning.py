@@ -28,7 +28,7 @@ def records(*rewards: float, kl: float | None = None) -> list[dict]:
             "distinct_2": 0.8 - 0.1 * k,
             "steps": 4 * k,
             "pairs": 32 * k,
-            **({"monitors": {"kl": kl}} if k and kl is not None else {}),
+            **({"kl": kl} if k and kl is not None else {}),
         }
         for k, reward in enumerate(rewards)
     ]
