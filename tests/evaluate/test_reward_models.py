@@ -19,7 +19,7 @@ from psyco_ray.cli.main import main
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import tables
-from psyco_ray.evaluate import reward_models
+from psyco_ray.evaluate import pair_scores
 
 PROMPT = load_prompt(Prompts())
 
@@ -109,11 +109,11 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_scored(tmp_path, 
 def test_a_models_fingerprint_changes_with_its_weights(tmp_path, tiny_reward_model):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_reward_model, copy)  # keeps the times
-    assert reward_models.fingerprint(str(copy)) == reward_models.fingerprint(str(tiny_reward_model))
+    assert pair_scores.fingerprint(str(copy)) == pair_scores.fingerprint(str(tiny_reward_model))
     (copy / "README.md").write_text("a card")
-    assert reward_models.fingerprint(str(copy)) == reward_models.fingerprint(str(tiny_reward_model))
+    assert pair_scores.fingerprint(str(copy)) == pair_scores.fingerprint(str(tiny_reward_model))
     (copy / "model.safetensors").touch()
-    assert reward_models.fingerprint(str(copy)) != reward_models.fingerprint(str(tiny_reward_model))
+    assert pair_scores.fingerprint(str(copy)) != pair_scores.fingerprint(str(tiny_reward_model))
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ TRAINING = [
     line for name in ("reward-3b.yaml", "reward-8b.yaml") for line in job_comments.commands(name, "train-reward")
 ]
 TINY = (
+    "data.speeches=runs/data/speeches.jsonl",
     "data.cpus=1",
     "prompts.respond=respond-small",
     "reward.optimizer={batch_size: 8, epochs: 1}",
@@ -94,12 +95,15 @@ def test_a_policys_judge_is_trained_on_other_pairs_than_the_model_that_ranks(nam
 
 
 def write_pairs(where: Path) -> None:
-    """A made-up dataset of rated pairs, with the splits of the real one."""
+    """A made-up dataset of rated pairs and its speeches, with the splits of the real one."""
     where.mkdir(parents=True)
     rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()][:90]
-    for split, own in (("train", rows[:64]), ("dev", rows[64:74]), ("test", rows[74:])):
-        table = pa.Table.from_pylist([{**row, "split": split} for row in own])
-        pq.write_table(table, where / f"{split}.parquet")
+    rows = [{**row, "split": "train" if i < 64 else "dev" if i < 74 else "test"} for i, row in enumerate(rows)]
+    for split in ("train", "dev", "test"):
+        own = [row for row in rows if row["split"] == split]
+        pq.write_table(pa.Table.from_pylist(own), where / f"{split}.parquet")
+    speeches = [json.dumps({key: row[key] for key in ("question", "split")}) + "\n" for row in rows]
+    (where.parent / "speeches.jsonl").write_text("".join(speeches))
 
 
 def write_gz(path: Path, rows: list[dict]) -> None:
@@ -140,7 +144,7 @@ def test_the_commands_and_the_evaluation_make_the_tables(
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "runs/data/pairs")
     write_helpsteer(tmp_path / "help")
-    for path, *overrides in TRAINING:
+    for path, *overrides in (command for command in TRAINING if job_comments.job(command).reward.half is None):
         own = [
             override.replace(HUB, f"{tmp_path}/help/").replace("count: 10000", "count: 24").replace("5000", "12")
             for override in overrides
