@@ -55,6 +55,7 @@ def test_the_runs_of_figure_4_differ_in_the_source_of_their_pairs_alone() -> Non
     for job in jobs.values():
         assert (job.applied_dpo.schedule_over, job.applied_dpo.keep_optimizer) == ("run", True)
         assert job.evaluation.judge is not None
+        assert job.evaluation.judged == 500
         assert job.checkpoints.keep_last is None
         train_speeches = 0.9 * 23_192
         assert 0.99 * train_speeches < job.iterations * job.speeches_per_iteration <= train_speeches
