@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +91,7 @@ def _iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
         from psyco_ray.training.summary import headline
 
     summary = run(job, ledger, telemetry)
+    telemetry.summarise({key: value for key, value in summary.items() if key not in ("per_iteration", "versions")})
     training_run.write_report(job, ledger, summary)
     print(f"{headline(summary)}\nreport: {storage.join(job.run_dir, 'report.html')}")
 
@@ -109,6 +109,6 @@ def _in_run(job: Job, options: argparse.Namespace, work: Callable[[Ledger, Telem
     ledger = Ledger(job, options.resume)
     with run_session(ledger, RESUME):
         ray_session.connect(options.address)
-        with contextlib.closing(Telemetry(job, ledger)) as telemetry, preemption.handle_sigterm():
+        with Telemetry(job, ledger) as telemetry, preemption.handle_sigterm():
             work(ledger, telemetry)
     return 0

@@ -275,6 +275,8 @@ class TelemetryConfig(Section):
 
     wandb_project: str | None = None
     """Weights & Biases project; null: none. WANDB_MODE=offline works."""
+    tensorboard: bool | str = False
+    """TensorBoard files: true: in run_dir/tensorboard; or a directory of this run alone."""
 
 
 class Job(Section):

@@ -27,6 +27,7 @@ from psyco_ray.run.schemas import SAMPLES, SCORES, group_rows, groups_from_rows
 from psyco_ray.run.types import Group, PromptBatch
 
 _BEFORE_WORK = {"LOCK", "job.yaml", "versions.json", "status.json", "scale.json"}  # exist before the first stage
+_BEFORE_WORK |= {"telemetry.json", "wandb", "tensorboard"}
 _TABLES = {"samples": SAMPLES, "scores": SCORES}
 
 
@@ -50,6 +51,7 @@ class Ledger(RunDirectory):
         Raises:
             InputError: the directory cannot be written, is in use, or holds another run.
         """
+        self.resumes = resume
         refuse_keys(job)  # job.yaml must not hold a secret
         super().__init__(job.run_dir, may_be_remote=True)
         try:

@@ -79,8 +79,10 @@ class PolicyTrainer:
             reset_optimizer=iteration > 1 and not self._job.applied_dpo.keep_optimizer and not log.done,
         )
         every = self._job.dpo.checkpoint_every
+        earlier = [self._ledger.record(stage(k, "train")) for k in range(1, iteration)]
+        done = sum(len(record["steps"]) for record in earlier if record is not None) + log.done
         with self._timeline.span(iteration, "train"):
-            for step in self._telemetry.steps(stream, f"iteration {iteration}: train"):
+            for step in self._telemetry.steps(stream, f"iteration {iteration}: train", "policy", done):
                 log.add(step)
                 log.pause(self._learner)
                 if every and log.done % every == 0 and log.done < len(planned):

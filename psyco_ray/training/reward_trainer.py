@@ -112,7 +112,7 @@ class RewardTrainer:
         _log.info(f"{self._name}: {self._mixture.train.num_rows} pairs to train on, {len(dev)} held out{resumed}")
         steps = self.learner.train(batches, total, first_step=done, batches_from=self._batches_from)
         with preemption.deferred():
-            for step in self._telemetry.steps(steps, self._name):
+            for step in self._telemetry.steps(steps, self._name, self._name, done):
                 self._log.add(step)
                 if self._due(self._job.reward.evaluate_every):
                     self._evaluate(dev)
@@ -138,6 +138,8 @@ class RewardTrainer:
         self._facts["evaluations"].append(evaluation)
         if "accuracy" in evaluation:
             _log.info(f"{self._name}: accuracy {evaluation['accuracy']:.3f} on {len(dev)} held-out pairs")
+            figures = {f"dev_{name}": evaluation[name] for name in ("accuracy", "auc", "nll", "ece10", "brier")}
+            self._telemetry.track_figures(self._name, step, figures)
         # without held-out pairs the last step is as good as any
         if best is None or "accuracy" not in evaluation or checkpoint_score(evaluation) > checkpoint_score(best):
             self._facts["best"] = evaluation
@@ -187,6 +189,9 @@ class RewardTrainer:
             accuracy_ci95=best.get("accuracy_ci95", (0.0, 1.0)),
             steps=self._facts["steps"],
             evaluations=self._facts["evaluations"],
+        )
+        self._telemetry.summarise(
+            {name: {"accuracy": best.get("accuracy"), "best_step": best["step"], "pairs": self._mixture.train.num_rows}}
         )
         self._log.clear()
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from support.commands import ended, here
 from support.pages import self_contained
 from support.runs import JOB, finish, start
+from support.trackers import tensorboard_scalars, wandb_sessions
 
 pytestmark = pytest.mark.slow
 
@@ -109,9 +110,13 @@ def still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.
     ],
     ids=len,
 )
-def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(undisturbed, make_job, moments) -> None:
+def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
+    undisturbed, make_job, moments, monkeypatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     job, run, log = make_job("disturbed")
     settings = ("dpo.checkpoint_every=3", "checkpoints.keep_last=1", "checkpoints.keep_best=false")
+    settings += ("telemetry.wandb_project=psyco", "telemetry.tensorboard=true")
     before = shared_memory()
     training = run / "iteration-001" / "training" / "progress.json"
     for how, moment, there in (
@@ -156,10 +161,31 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
+    same_curves(run)
     assert not (run / "iteration-001" / "checkpoint").exists(), "only the last one was to be kept"
     named = json.loads((run / "summary.json").read_text())["checkpoint"]
     assert Path(named).is_dir()
     assert "iteration-001" not in named
+
+
+def same_curves(run: Path) -> None:
+    """Checks that the trackers have every optimizer step and iteration of a run that several drivers made."""
+    losses = [
+        step["loss"]
+        for k in (1, 2)
+        for step in json.loads((run / f"iteration-00{k}" / "train.json").read_text())["steps"]
+    ]
+    assert tensorboard_scalars(run / "tensorboard" / "policy")["loss"] == [
+        (number, pytest.approx(loss)) for number, loss in enumerate(losses, 1)
+    ]
+    sessions = wandb_sessions(run)
+    assert len(sessions) > 1
+    assert len({session.id for session in sessions}) == 1
+    logged = {row["policy/step"]: row["policy/loss"] for of in sessions for row in of.rows if "policy/loss" in row}
+    assert logged == dict(enumerate(losses, 1)), "repeated steps have the same numbers and, on the CPU, the same losses"
+    assert [step for of in sessions for step in of.steps("iterations", "dev_heldout")] == [1, 2]
+    assert sessions[-1].summary["best.by"].startswith("mean reward")
+    assert sessions[-1].summary["steps"] == len(losses)
 
 
 def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(make_job, serve) -> None:
@@ -172,6 +198,8 @@ def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(m
     assert found.returncode == 0, found.stderr
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["pairs_from"], summary["iterations"], summary["steps"]) == ("file", 2, 6)
+    [part] = json.loads((run / "mixture.json").read_text())["parts"]
+    assert (part["pairs"], part["leaks"]["exact"], part["leaks"]["near"]) == ("sample", 0, 0)
     steps = [json.loads((run / f"iteration-{k:03d}" / "train.json").read_text())["steps"] for k in (1, 2)]
     assert [of[0]["margin"] for of in steps] == pytest.approx([0, 0], abs=1e-3), "the reference is the policy before"
     rates = [step["lr"] for of in steps for step in of]

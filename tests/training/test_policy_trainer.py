@@ -6,9 +6,10 @@ import signal
 
 import pytest
 from support.groups import job as job_in
+from support.trackers import tensorboard_scalars
 
 from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import Deadlines, DpoConfig, Job, Optimizer
+from psyco_ray.config.training import Deadlines, DpoConfig, Job, Optimizer, TelemetryConfig
 from psyco_ray.learner.batching import batches, learning_rate
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
@@ -79,7 +80,8 @@ def test_a_stopped_and_resumed_training_logs_the_learning_rates_of_its_schedule(
 ) -> None:
     settings = Learners(actors=1, cpus=0.5, zero_stage=0, dtype="float32", micro_batch_tokens=80, logit_rows=16)
     dpo = DpoConfig(schedule_over=over, optimizer=OPTIMIZER.model_copy(update={"learning_rate": 1e-4}))
-    job = job_in(tmp_path, iterations=2, speeches_per_iteration=16, learners=settings, dpo=dpo)
+    telemetry = TelemetryConfig(tensorboard=True)
+    job = job_in(tmp_path, iterations=2, speeches_per_iteration=16, learners=settings, dpo=dpo, telemetry=telemetry)
     ledger = Ledger(job, resume=False)
     deadlines = Deadlines(start_s=180, step_s=120)
     learner = LearnerGroup(WorkerSpec(str(tiny_model), DpoObjective(dpo), settings, dpo.optimizer, 0, deadlines))
@@ -96,6 +98,9 @@ def test_a_stopped_and_resumed_training_logs_the_learning_rates_of_its_schedule(
     finally:
         learner.close()
         ledger.close()
+    shown = tensorboard_scalars(ledger.root / "tensorboard" / "policy")["lr"]
+    assert [number for number, _ in shown] == list(range(1, 9)), "steps count on over iterations and stops"
+    assert [rate / 1e-4 for _, rate in shown] == pytest.approx(expected)
     logged = [step["lr"] / 1e-4 for k in (1, 2) for step in ledger.record(stage(k, "train"))["steps"]]
     assert logged == pytest.approx(expected)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import ended, here
+from support.trackers import tensorboard_scalars, tensorboard_text
 
 from psyco_ray.config.training import Optimizer
 from psyco_ray.data import trained_pairs
@@ -34,6 +35,7 @@ reward:
   dev_pairs: 20
   evaluate_every: 3
   checkpoint_every: 2
+telemetry: {{tensorboard: true}}
 """
 STEPS = 18  # 48 + 24 pairs in batches of 8, twice
 
@@ -49,7 +51,9 @@ def make_job(tmp_path_factory, tiny_model, local_ray):
         where = tmp_path_factory.mktemp(name)
         general = where / "general.jsonl"
         rows = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}.", "rejected": "No!"} for i in range(48)]
-        rows = [{**row, "split": "train"} for row in rows] + [{**rows[0], "split": "dev", "rejected": "word " * 500}]
+        rows = [{**row, "split": "train"} for row in rows] + [
+            {**rows[0], "prompt": "What is a sum?", "split": "dev", "rejected": "word " * 500}
+        ]
         general.write_text("".join(json.dumps(row) + "\n" for row in rows))
         job = where / "job.yaml"
         job.write_text(JOB.format(run_dir=where / "run", model=tiny_model, general=general))
@@ -83,6 +87,13 @@ def test_a_training_leaves_the_best_checkpoint_its_card_and_its_curve(undisturbe
     pairs = trained_pairs.read(str(undisturbed / "reward"))
     assert pairs.pairs == len(pairs.digests) == 72
     assert not (undisturbed / "reward-training").exists(), "what only a resumed run needs is gone"
+    assert [part["leaks"]["of"] for part in record["mixture"]] == [{}, {}]
+    shown = tensorboard_scalars(undisturbed / "tensorboard" / "reward")
+    assert shown["loss"] == [(n, pytest.approx(step["loss"])) for n, step in enumerate(record["steps"], 1)]
+    assert shown["dev_accuracy"] == [
+        (found["step"], pytest.approx(found["accuracy"])) for found in record["evaluations"]
+    ]
+    assert f'"reward.best_step": {record["best_step"]}' in tensorboard_text(undisturbed / "tensorboard", "summary")
 
 
 @pytest.mark.long
@@ -105,6 +116,9 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(undisturbed, make
     found, expected = (json.loads((r / "reward.json").read_text()) for r in (run, undisturbed))
     for key in ("steps", "evaluations", "best_step", "cut", "too_long"):
         assert found[key] == expected[key], key
+    ours, theirs = (tensorboard_scalars(r / "tensorboard" / "reward") for r in (run, undisturbed))
+    for name in ("loss", "dev_accuracy"):
+        assert ours[name] == theirs[name], name
 
 
 def test_bad_settings_are_one_sentence(make_job) -> None:
