@@ -47,13 +47,13 @@ def sample(_: None, options: argparse.Namespace) -> int:
     if not speech:
         raise InputError("the speech is empty; give the client's words, or - and the words on stdin")
     text, is_finished = _generate(options, job, speech, max_tokens)
-    cut = "" if is_finished else f"\n[cut after {max_tokens} tokens]"
+    cut = "" if is_finished else f"\n[cut after {max_tokens} tokens]" if text else "[the answer is empty]"
     print(f"DRAFT for a professional to review; not for direct use with clients.\n\n{text}{cut}")
     return 0
 
 
 def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: int) -> tuple[str, bool]:
-    """The answer, and whether it ended before `max_tokens`."""
+    """The answer, and whether it ended before `max_tokens` and is not empty."""
     from psyco_ray.rollout.actor import actor_environment
 
     # before vLLM and torch are imported; vLLM logs to stdout otherwise

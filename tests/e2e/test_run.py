@@ -75,6 +75,35 @@ def test_a_run_leaves_what_it_promises(undisturbed) -> None:
     assert all(sum(line["busy"][role]) * line["bin_s"] > 0 for role in line["actors"])
 
 
+@pytest.mark.parametrize("iteration", [0, 2])
+def test_held_out_answers_have_the_log_probabilities_of_transformers(undisturbed, tiny_model, iteration: int) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def logprob(model, row: dict) -> float:
+        ids = torch.tensor([[*prompts[row["speech_id"]], *row["token_ids"]]])
+        with torch.no_grad():
+            values = model(ids).logits[0, -len(row["token_ids"]) - 1 : -1].log_softmax(-1)
+        return values.gather(1, torch.tensor(row["token_ids"])[:, None]).sum().item()
+
+    checkpoint = undisturbed / f"iteration-{iteration:03d}" / "checkpoint" if iteration else tiny_model
+    policy, base = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (checkpoint, tiny_model)
+    )
+    prompts = {row["speech_id"]: row["prompt_ids"] for row in rows_of(undisturbed / "speeches.parquet")}
+    dev = undisturbed / f"iteration-{iteration:03d}" / "dev"
+    answers = [row for file in dev.glob("*.samples.parquet") for row in rows_of(file)]
+    expected = [logprob(policy, row) for row in answers]
+    assert [row["logprob"] for row in answers] == pytest.approx(expected, rel=0.03)
+    kl = sum(ours - logprob(base, row) for ours, row in zip(expected, answers, strict=True)) / len(answers)
+    measured = json.loads((dev.parent / "evaluate.json").read_text())["kl"]
+    assert measured == pytest.approx(kl, abs=0.05 * abs(expected[0]) + 0.5)
+    assert iteration == 0 or kl > 5, "training moved the policy"
+
+
+def rows_of(path: Path) -> list[dict]:
+    return pq.read_table(path).to_pylist()
+
+
 def test_the_report_is_self_contained(undisturbed) -> None:
     text = (undisturbed / "report.html").read_text()
     assert text.count("<svg") == 4
