@@ -18,7 +18,7 @@ from psyco_ray.config.training import Job
 @pytest.mark.parametrize("kind", _KINDS)
 def test_every_key_has_an_explanation(kind: str) -> None:
     for key in keys_of(_KINDS[kind]):
-        assert re.fullmatch(r"\S.*[.)]", key.text), f"{key.path}: {key.text!r}"
+        assert re.fullmatch(r"\S.*[.)]", key.text, re.DOTALL), f"{key.path}: {key.text!r}"
 
 
 def test_the_defaults_are_those_of_a_job() -> None:

@@ -120,7 +120,7 @@ def test_policy_card_states_training_and_limits() -> None:
         "1.30 times the tokens",
         "87.5 % of them are finished (base model: 99.0 %)",
         "distinct word pairs is 0.93 times the base model's",
-        "exceeds that under the base model by 12.3 nats a response, at evaluation temperature 0.0",
+        "exceeds that under the base model by 12.3 nats a response. They were sampled at temperature 0.0;",
         "**Alarms of this checkpoint:** answers are long.",
         "psyco_ray 0.1.0, torch 2.13.0",
         "Assistive drafts for a professional",
