@@ -19,9 +19,9 @@ def reward_card(facts: Mapping[str, Any]) -> str:
     """The model card of a reward model: Markdown with YAML front matter.
 
     Args:
-        facts: `name`, `base`, `seed`, `steps`, `best_step`, `mixture` (of each file its `pairs`, `train`, `dev` and
-            `left_out` by reason), `half` of the pairs (or None), `optimizer`, `learners`, `margin` (reward margin per
-            point of the rating gap), `centre` (weight of the squared sum of both rewards), `lora` (or None),
+        facts: `name`, `base`, `seed`, `steps`, `best_step`, `mixture` (of each file its `pairs`, `train`, `dev`,
+            `left_out` by reason and `leaks`), `half` of the pairs (or None), `optimizer`, `learners`, `margin` (reward
+            margin per point of the rating gap), `centre` (weight of the squared sum of both rewards), `lora` (or None),
             `max_tokens` of a conversation, `truncated` (pairs cut to it), optionally `too_long` (pairs left out because
             a response alone is longer), `dev` (`metrics.measure` on the dev pairs, or None) and `versions`.
     """

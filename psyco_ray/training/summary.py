@@ -144,9 +144,10 @@ def headline(summary: dict[str, Any]) -> str:
 def _card(job: Job, ledger: Ledger, summary: dict[str, Any]) -> str:
     """The model card of the best checkpoint, with that checkpoint's own figures."""
     base, best = (_record(ledger, k, "evaluate") for k in (0, summary["best"]["iteration"]))
-    data = job.data.model_dump(include={"speeches"})
+    data = job.data.model_dump(include={"speeches", "leakage"})
     if job.pairs_from == "file":
-        data = {"pairs": ", ".join(part.pairs for part in job.mixture) or job.data.pairs}
+        pairs = ", ".join(part.pairs for part in job.mixture) or job.data.pairs
+        data = {"pairs": pairs, "leakage": job.data.leakage}
     return policy_card(
         {
             "name": ledger.root.name,
