@@ -185,6 +185,7 @@ class Overlap:
             return
         try:
             responses.engines.run(self._progress, lambda: self._rate_whole(responses.merge()))
+            self._finish_stages()
         except Exception as error:  # noqa: BLE001 - raised by `run`
             self._engine_error = error
             self._calls.stop(error)

@@ -190,11 +190,11 @@ class Questions:
 
         (ticket,) = batch["ticket"].to_pylist()
         if (item := ray.get(self._schedule.take.remote(ticket))) is None:
-            return pa.Table.from_pylist([_question_row(NO_STAGE, "", 0, 0, None)], schema=QUESTIONS)
+            return pa.Table.from_pylist([question_row(NO_STAGE, "", 0, 0, None)], schema=QUESTIONS)
         index, part = item
         questions = list(self._stages[index].questions(part))
-        rows = [_question_row(index, part, place, len(questions), q) for place, q in enumerate(questions)]
-        return pa.Table.from_pylist(rows or [_question_row(index, part, 0, 0, None)], schema=QUESTIONS)
+        rows = [question_row(index, part, place, len(questions), q) for place, q in enumerate(questions)]
+        return pa.Table.from_pylist(rows or [question_row(index, part, 0, 0, None)], schema=QUESTIONS)
 
 
 class Caller:
@@ -240,7 +240,7 @@ class Caller:
             return [_answer_row(rows[0])]
         stage, (asker, limiter) = self._stages[index], self._asker(index)
         shard = asker.shard(part)
-        questions = [_question(row) for row in rows]
+        questions = [question_of(row) for row in rows]
         results = await asyncio.gather(
             *(shard.ask(q.speech_id, q.call, partial(stage.check, q), stage.attempts) for q in questions),
             return_exceptions=True,  # the other calls in flight are paid for and kept
@@ -279,7 +279,8 @@ def set_aside_row(speech_id: str, what: str, reason: str | None, answer: str | N
     return {"speech_id": speech_id, "what": what, "reason": reason, "answer": answer}
 
 
-def _question_row(stage: int, part: str, place: int, of: int, question: Question | None) -> Row:
+def question_row(stage: int, part: str, place: int, of: int, question: Question | None) -> Row:
+    """A row of QUESTIONS; without a question that of a part without any."""
     row = {"stage": stage, "part": part, "place": place, "of": of}
     if question is None:
         return row | {"speech_id": "", "what": "", "about": "", "call": ""}
@@ -292,7 +293,8 @@ def _question_row(stage: int, part: str, place: int, of: int, question: Question
     }
 
 
-def _question(row: Row) -> Question:
+def question_of(row: Row) -> Question:
+    """The question of a row of QUESTIONS."""
     return Question(row["speech_id"], row["what"], Call(**json.loads(row["call"])), json.loads(row["about"]))
 
 

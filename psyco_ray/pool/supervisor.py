@@ -70,10 +70,8 @@ class Supervisor:
 
     def check(self) -> None:
         """Raise a RuntimeError if an error or `close` ended the thread."""
-        if self._error is not None:
-            raise RuntimeError(f"the pool of {self.role} actors broke") from self._error
-        if self._closed.is_set():
-            raise RuntimeError(f"the pool of {self.role} actors was closed")
+        if self._error is not None or self._closed.is_set():
+            raise RuntimeError(f"the pool of {self.role} actors broke or was closed") from self._error
 
     def check_capacity(self) -> None:
         """Raise a TimeoutError with the last failure if no actor could work for the start deadline."""
