@@ -1,25 +1,26 @@
 """Jobs of the data pipeline over the packaged speeches and servers of `fault_server.py`, and what they leave."""
 
 import json
+import time
 import urllib.request
 from pathlib import Path
 
 import yaml
 
+from psyco_ray.config import job_file
+from psyco_ray.config.data import DataJob
 from psyco_ray.data import tables
+from psyco_ray.data.dataset import Dataset
+from psyco_ray.data.splits import speech_id
 from psyco_ray.run import shards
-
-
-def write_raw(where: Path, count: int) -> Path:
-    """The first packaged speeches as a raw source."""
-    rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()[:count]]
-    raw = where / "raw.jsonl"
-    raw.write_text("".join(json.dumps({"text": row["question"], "topic": row["topic"]}) + "\n" for row in rows))
-    return raw
+from psyco_ray.run.schemas import COLLECTED
 
 
 def write_overlapping_job(where: Path, urls: dict[str, str], count: int, **endpoint) -> Path:
-    """A job whose labeller, four members and judge are at `urls` by name; all members answer every speech."""
+    """A job whose labeller, members and judge are at `urls` by name, over the first packaged speeches.
+
+    All members answer every speech if they are four. The speeches are collected already.
+    """
     where.mkdir(parents=True, exist_ok=True)
 
     def api(name: str) -> dict:
@@ -30,14 +31,31 @@ def write_overlapping_job(where: Path, urls: dict[str, str], count: int, **endpo
     pool.write_text(yaml.safe_dump([{"name": name, "api": api(name)} for name in members]))
     job = {
         "run_dir": str(where / "run"),
-        "sources": [{"name": "mine", "path": str(write_raw(where, count))}],
+        "sources": [{"name": "mine", "path": str(tables.SAMPLE)}],
         "topics": {"endpoint": api("labeller")},
         "respond": {"pool": str(pool), "max_tokens": 60},
         "rate": {"endpoint": api("judge")},
     }
     path = where / "job.yaml"
     path.write_text(yaml.safe_dump(job))
+    write_collected(path, count)
     return path
+
+
+def write_collected(job: Path, count: int) -> None:
+    """The outcome of `collect` with the first packaged speeches."""
+    dataset = Dataset(job_file.load_as(DataJob, job))
+    dataset.begin("collect", "sources", "collect", "scrub", "crisis")
+    texts = [json.loads(line)["question"] for line in tables.SAMPLE.read_text().splitlines()[:count]]
+    rows = [
+        {"speech_id": speech_id(text), "speech": text, "split": "train", "source": "mine", "source_row": number}
+        for number, text in enumerate(texts, start=1)
+    ]
+    shards.write_by_id(dataset.root / "collect" / "speeches", rows, "speech_id", COLLECTED)
+    sources = {"mine": {"rows": count, "kept": count}}
+    counts = {"rows": count, "kept": count, "dropped": {}, "splits": {"train": count}, "crisis": {}}
+    dataset.finish("collect", time.time(), sources=sources, **counts)
+    dataset.close()
 
 
 def asked(url: str, path: str = "counts"):
