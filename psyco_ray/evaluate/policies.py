@@ -112,6 +112,8 @@ class PolicyEvaluation:
         for checkpoint in local.values():
             checkpoints.check_context(checkpoint, job.rollouts.max_model_len)
         self._local = {name: checkpoint.path for name, checkpoint in local.items()}
+        first: dict[str, str] = {}  # runs of one base model share its answers
+        self._answered_as = {p.name: first.setdefault(p.checkpoint.path, p.name) for p in self.policies}
         for endpoint in job.endpoints().values():
             Client(endpoint)  # which needs its key
         fit.check("evaluation", [fit.Role.from_config("responder", job.rollouts)], fit.cluster_nodes())
@@ -173,6 +175,7 @@ class PolicyEvaluation:
         else:
             assert job.opponent.endpoint is not None, "a model that is not local has an API"
             fingerprint = [job.opponent.endpoint.model]
+        name = self._answered_as.get(name, name)
         return answers.write_task(job, name, variant, self._prompts[variant], values, fingerprint, self._directory.root)
 
     def _read(self, name: str, task: ResponseTask) -> dict[str, Row]:

@@ -16,6 +16,9 @@ from support.pages import self_contained
 from support.runs import JOB, finish, start
 from support.trackers import tensorboard_scalars, wandb_sessions
 
+from psyco_ray.config.errors import InputError
+from psyco_ray.evaluate import checkpoints, compare_runs
+
 pytestmark = pytest.mark.slow
 
 
@@ -243,8 +246,18 @@ def test_offline_dpo_learns_from_a_file_under_one_schedule_and_a_judge_chooses(m
     assert best["value"] == max(0.5, *(of["win_rate_vs_base"] for of in rates))
     assert best["by"].startswith("win rate")
     assert summary["judge"]["win_rate_vs_base"] == rates[1]["win_rate_vs_base"]
+    shown = compare_runs.compare([run])
+    compared = shown["runs"][run.name]
+    assert (shown["judge"], compared["best"]) == ("judge", compared["curve"][best["iteration"]])
+    assert [point["win_rate"] for point in compared["curve"]] == [0.5, *(of["win_rate_vs_base"] for of in rates)]
+    assert [point["finished_share"] for point in compared["curve"]].count(None) == 0
     if best["iteration"]:
         assert (Path(summary["checkpoint"]) / "README.md").exists()
+        assert checkpoints.find(str(run)).path == str(Path(summary["checkpoint"]).absolute())
+    else:
+        with pytest.raises(InputError, match="has chosen its base model"):
+            checkpoints.find(str(run))
+    assert checkpoints.find(str(run), 2).steps == 6
 
 
 @pytest.mark.long

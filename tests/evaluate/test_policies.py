@@ -144,7 +144,10 @@ def test_policies_meet_their_opponent_and_nothing_is_done_twice(local_ray, tmp_p
     (trained / "job.yaml").write_text(yaml.safe_dump({"model": str(tiny_model), "seed": 0, "iterations": 1}))
     job_settings = settings(
         tmp_path / "run",
-        policies=[{"name": "tiny", "model": str(trained), "iteration": "all"}],
+        policies=[
+            {"name": "tiny", "model": str(trained), "iteration": "all"},
+            {"name": "base", "model": str(tiny_model)},
+        ],
         opponent={"name": "file", "responses": responses},
         speeches={"split": "dev", "limit": 12},
         judges=[
@@ -157,12 +160,14 @@ def test_policies_meet_their_opponent_and_nothing_is_done_twice(local_ray, tmp_p
     results = run(job_settings)
     root = tmp_path / "run"
     assert json.loads((root / "evaluation.json").read_text()) == results
-    base, policy = results["policies"]
-    assert base["variants"] == policy["variants"]
+    base, policy, named = results["policies"]
+    assert base["variants"] == policy["variants"] == named["variants"]
+    assert {path.name for path in (root / "answers").iterdir()} == {"tiny iteration 0", "tiny iteration 1"}
     for iteration, row in enumerate((base, policy)):
         origin = (row["name"], row["run"], row["iteration"], row["steps"], row["series"])
         assert origin == (f"tiny iteration {iteration}", str(trained), iteration, 5 * iteration, "tiny")
-    assert results["mcnemar"]["free"] == [], "two checkpoints of one run are not tested"
+    tested = [(test["a"], test["b"]) for test in results["mcnemar"]["free"]]
+    assert tested == [(base["name"], "base"), (policy["name"], "base")], "not two checkpoints of one run"
     assert counts(url)["served"] - before == 12 * 2 * (1 + 1 + 3), "the mumbler is asked three times"
     expected = {row["question"]: row["chosen"] for row in SAMPLE}
     for variant, result in policy["variants"].items():
@@ -183,7 +188,7 @@ def test_policies_meet_their_opponent_and_nothing_is_done_twice(local_ray, tmp_p
         assert result["cut"] == sum(not row["finished"] for row in rows) > 0, "random weights hardly ever end"
         assert result["finished_share"] == 1 - (result["cut"] + result["unanswered"]) / 12
     kinds = Counter(tuple(row["judges"]) for row in results["agreement"])
-    assert kinds == {("first", "second"): 4, ("first", "mumbler"): 4}
+    assert kinds == {("first", "second"): 6, ("first", "mumbler"): 6}
     by_pair = {(row["judges"][1], row["variant"]): row["percent"] for row in results["agreement"]}
     assert by_pair["second", "free"]["items"] == 12
     assert by_pair["mumbler", "free"]["items"] == 0
