@@ -117,9 +117,8 @@ class DpoConfig(Section):
     keep_optimizer: bool = False
     """Carry Adam's moments from one iteration to the next."""
     schedule_over: Literal["iteration", "run"] = "iteration"
-    """Steps that warm-up and schedule span. iteration: those of each iteration, a training of one epoch (paper §4.2,
-    which names no schedule) whose new moments need a warm-up; run: all steps. Runs with pairs_from base or file are one
-    training and always have one schedule: set run to compare DPO-Iter with them."""
+    """Span of warm-up and schedule. iteration: each one, a training of one epoch whose new moments need a warm-up; run:
+    all, as always with pairs_from base or file: set it to compare with these. Paper §4.2 names no schedule."""
     optimizer: Optimizer = Optimizer()
     checkpoint_every: Count | None = None
     """Steps between checkpoints for --resume and lost ranks; null: one after every iteration."""
