@@ -11,7 +11,8 @@ from typing import Any
 
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import mix
-from psyco_ray.data.speeches import draw, load_speeches
+from psyco_ray.data.speech_rows import draw, train_and_dev
+from psyco_ray.data.speeches import prepare
 from psyco_ray.pool import fit
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import SPEECHES
@@ -41,29 +42,27 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
     from_file = job.pairs_from == "file"
     offline = mix(job.mixture, job.data, job.seed, unfinished=job.sampling.unfinished) if from_file else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:
-        rows = ledger.table("speeches", SPEECHES, lambda: load_speeches(job, job.model)).to_pylist()
+        train, dev = train_and_dev(ledger.table("speeches", SPEECHES, lambda: prepare(job)))
+        dev = dev[: job.evaluation.speeches]
         if offline is not None:
             ledger.write_json("mixture.json", {"parts": offline.parts})
-        speeches = {row["speech_id"]: row for row in rows}
-        dev = [row for row in rows if row["split"] == "dev"][: job.evaluation.speeches]
-        train = [row["speech_id"] for row in rows if row["split"] == "train"]
-        sources = train if offline is None else [str(row) for row in range(offline.train.num_rows)]
-        draws = {k: draw(sources, job.speeches_per_iteration, k, job.seed) for k in range(1, job.iterations + 1)}
+        total = len(train) if offline is None else offline.train.num_rows
+        draws = draw(total, job.speeches_per_iteration, job.iterations, job.seed)
         orchestrator.wait_ready()
-        _log.info(f"{len(sources)} to train on, {len(dev)} speeches held out; all actors are ready")
+        _log.info(f"{total} to train on, {len(dev)} speeches held out; all actors are ready")
 
         orchestrator.evaluate(0, dev)
         if job.pairs_from == "base":  # the rollouts hold the base model until the first sync, also after a resume
-            for iteration, drawn in draws.items():
-                orchestrator.sample_pairs(iteration, [speeches[key] for key in drawn])
-        for iteration, drawn in draws.items():
+            for iteration, drawn in enumerate(draws, start=1):
+                orchestrator.sample_pairs(iteration, train[drawn])
+        for iteration, drawn in enumerate(draws, start=1):
             if run_state.ended():
                 _log.info(f"{job.guards.patience} iterations were rolled back; the run ends here")
                 break
             if orchestrator.trained < iteration:
                 orchestrator.sync_weights()
                 if offline is None:
-                    pairs = orchestrator.sample_pairs(iteration, [speeches[key] for key in drawn])
+                    pairs = orchestrator.sample_pairs(iteration, train[drawn])
                 else:
                     pairs = orchestrator.load_offline_pairs(iteration, drawn, offline.train)
                 orchestrator.train(iteration, pairs)

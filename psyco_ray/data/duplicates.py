@@ -22,6 +22,7 @@ _GRAM = 5  # characters
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _FILLER = "\n"  # pads texts shorter than a gram; never part of a plain text
 _SEED = 1
+_SIGNED_TEXTS = 1000  # texts whose grams are in memory together
 _RECALL = 0.98  # minimum probability that two speeches at the threshold share a bucket
 _BLOCK_PAIRS = 1 << 18  # pairs of speeches per block of comparisons
 _MARGIN = 0.13  # three standard deviations of the similarity estimated by signatures
@@ -46,17 +47,17 @@ def similarity(first: str, second: str) -> float:
 def signatures(texts: Sequence[str]) -> np.ndarray:
     """MinHash signatures as by datasketch, shape (texts, PERMUTATIONS), uint32; equal on every machine.
 
-    The distinct grams of all texts are hashed once; no Python object is created per text.
+    The distinct grams of a thousand texts are hashed once; no Python object is created per text.
     """
     signed = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
-    if not len(texts):
-        return signed
     factors, summands = _permutations()
-    hashes, ends = _gram_hashes(texts)
-    for signature, text_hashes in zip(signed, np.split(hashes, ends[:-1]), strict=True):
-        permuted = text_hashes[:, None] * factors  # uint32 overflow is datasketch's modulus
-        permuted += summands
-        np.minimum.reduce(permuted, axis=0, out=signature)
+    for start in range(0, len(texts), _SIGNED_TEXTS):
+        part = slice(start, start + _SIGNED_TEXTS)
+        hashes, ends = _gram_hashes(texts[part])
+        for signature, text_hashes in zip(signed[part], np.split(hashes, ends[:-1]), strict=True):
+            permuted = text_hashes[:, None] * factors  # uint32 overflow is datasketch's modulus
+            permuted += summands
+            np.minimum.reduce(permuted, axis=0, out=signature)
     return signed
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
 import pyarrow as pa
 
 from psyco_ray.config.data import Collect
@@ -37,6 +38,15 @@ class TrainingSet:
     file: str  # as messages call it, such as `pairs file x.parquet`
     unit: str  # speeches or pairs
     questions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Held-out questions and what finding near duplicates of them needs."""
+
+    origin: Mapping[str, str]  # of each question, by its id
+    texts: Sequence[str]  # those that are long enough for near duplicates
+    signatures: np.ndarray  # of the texts
 
 
 class Leaks(TypedDict):
@@ -76,13 +86,29 @@ def settle(training: Sequence[TrainingSet], held_out: HeldOut, data: Data) -> li
     leaky: list[str] = []
     for part in training:
         found = find(part.questions, held_out, data.min_chars)
-        kinds = Counter(kind for kind, _ in found.values())
-        origins = Counter(origin for _, origin in found.values())
-        facts = Leaks(rule=data.leakage, exact=kinds["exact"], near=kinds["near"], of=dict(sorted(origins.items())))
-        if found:
-            leaky.append(_sentence(part, facts))
+        facts = leaks_of(Counter(found.values()), data)
+        leaky += sentences(part.file, len(part.questions), part.unit, facts)
         kept = [row for row in range(len(part.questions)) if data.leakage == "allow" or row not in found]
         settled.append((kept, facts))
+    enforce(leaky, data)
+    return settled
+
+
+def leaks_of(found: Counter[tuple[str, str]], data: Data) -> Leaks:
+    """The numbers of a file's leaks, from those by kind (`exact` or `near`) and origin of the held-out question."""
+    kinds, origins = Counter[str](), Counter[str]()
+    for (kind, origin), count in found.items():
+        kinds[kind] += count
+        origins[origin] += count
+    return Leaks(rule=data.leakage, exact=kinds["exact"], near=kinds["near"], of=dict(sorted(origins.items())))
+
+
+def enforce(leaky: Sequence[str], data: Data) -> None:
+    """Refuse or log the leaks that `sentences` tells.
+
+    Raises:
+        InputError: there are leaks, and `data.leakage` is refuse.
+    """
     if leaky and data.leakage == "refuse":
         raise InputError(
             f"{'; '.join(leaky)}; set data.leakage to drop to leave them out "
@@ -91,7 +117,6 @@ def settle(training: Sequence[TrainingSet], held_out: HeldOut, data: Data) -> li
     for sentence in leaky:
         done = "left out of training" if data.leakage == "drop" else "trained on all the same"
         _log.warning(f"{sentence}: {done} (data.leakage {data.leakage})")
-    return settled
 
 
 def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, tuple[str, str]]:
@@ -103,25 +128,35 @@ def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, t
         min_chars: characters that near duplicates have at least: a few words in common make short texts alike.
     """
     origin: dict[str, str] = {}
-    held_texts: list[str] = []
+    known: list[str] = []
     for name, texts in held_out.items():
         for text in texts:
             if (key := speech_id(text)) not in origin:
                 origin[key] = name
-                held_texts.append(text)
+                known += [text] * (len(text) >= min_chars)
+    return find_known(asked, Known(origin, known, duplicates.signatures(known)), min_chars)
+
+
+def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, tuple[str, str]]:
+    """As `find`, with held-out questions whose signatures exist."""
+    origin = known.origin
     keys = [speech_id(text) for text in asked]
     found = {row: ("exact", origin[key]) for row, key in enumerate(keys) if key in origin}
-    known = [text for text in held_texts if len(text) >= min_chars]
     others = {key: text for key, text in zip(keys, asked, strict=True) if key not in origin and len(text) >= min_chars}
-    texts = [*known, *others.values()]
-    near = duplicates.resembling(duplicates.signatures(texts), len(known), texts.__getitem__, NEAR)
-    others_keys = list(others)
-    alike = {others_keys[row - len(known)]: origin[speech_id(texts[mate])] for row, mate in near.items()}
+    others_keys, others_texts, first = list(others), list(others.values()), len(known.texts)
+    signed = np.concatenate([known.signatures, duplicates.signatures(others_texts)])
+    near = duplicates.resembling(
+        signed, first, lambda row: known.texts[row] if row < first else others_texts[row - first], NEAR
+    )
+    alike = {others_keys[row - first]: origin[speech_id(known.texts[mate])] for row, mate in near.items()}
     return found | {row: ("near", alike[key]) for row, key in enumerate(keys) if key in alike}
 
 
-def _sentence(part: TrainingSet, leaks: Leaks) -> str:
+def sentences(file: str, total: int, unit: str, leaks: Leaks) -> list[str]:
+    """One sentence about the leaks of a file with `total` pairs or speeches, or none."""
+    if not leaks["of"]:
+        return []
     origins = ", ".join(f"{count:,} of {origin}" for origin, count in leaks["of"].items())
-    count = leaks["exact"] + leaks["near"]
+    leaking = leaks["exact"] + leaks["near"]
     how = f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly"
-    return f"{part.file}: {count:,} of {len(part.questions):,} {part.unit} repeat held-out questions ({how}): {origins}"
+    return [f"{file}: {leaking:,} of {total:,} {unit} repeat held-out questions ({how}): {origins}"]

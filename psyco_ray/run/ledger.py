@@ -9,9 +9,11 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -72,67 +74,79 @@ class Ledger(RunDirectory):
         self.write_json("versions.json", versions())
 
     def table(
-        self, stage: str, schema: pa.Schema, make: Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]
-    ) -> pa.Table:
-        """The stage's table: read if the stage is done, else written and recorded.
+        self, stage: str, schema: pa.Schema, make: Callable[[], tuple[Iterable[pa.Table], Mapping[str, Any]]]
+    ) -> Path:
+        """The file of a stage's table; written and recorded unless the stage is done.
 
         Args:
             stage: its name.
             schema: of the table.
-            make: returns the rows, and facts for the record.
+            make: returns the parts of the table, each of which is written as it comes, as a row group; and facts for
+                the record, complete when the parts end.
         """
         path = self.path(f"{stage}.parquet")
         if self.record(stage) is None:
             began = time.time()
-            rows, facts = make()
-            self.write_table(f"{stage}.parquet", pa.Table.from_pylist(rows, schema=schema))
+            with storage.atomic_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+                parts, facts = make()
+                for part in parts:
+                    writer.write_table(part)
+            self._push(f"{stage}.parquet")
             self.finish(stage, began, **facts)
-        return pq.read_table(path)
-
-    def missing_items(self, stage: str, items: Iterable[PromptBatch]) -> list[PromptBatch]:
-        """The items of a stage that are not stored yet."""
-        return [
-            item
-            for item in items
-            if not all(self.path(f"{stage}/{item.key}.{kind}.parquet").exists() for kind in _TABLES)
-        ]
+        return path
 
     def stored_groups(self, stage: str, items: Iterable[PromptBatch]) -> Iterator[Group]:
-        """The groups of stored items, in the order of the items."""
+        """The groups of the items that are stored, in the order of the items."""
         for item in items:
-            samples, scores = (
-                pq.read_table(self.path(f"{stage}/{item.key}.{kind}.parquet")).to_pylist() for kind in _TABLES
-            )
-            yield from groups_from_rows(item, samples, scores)
+            if self._stored(stage, item):
+                samples, scores = (
+                    pq.read_table(self.path(f"{stage}/{item.key}.{kind}.parquet")).to_pylist() for kind in _TABLES
+                )
+                yield from groups_from_rows(item, samples, scores)
 
-    def store_completed(
-        self, stage: str, items: Iterable[PromptBatch], groups: Iterable[Group], quarantined: Mapping[str, str]
+    def store_missing(
+        self,
+        stage: str,
+        items: Iterable[PromptBatch],
+        produce: Callable[[Iterator[PromptBatch]], Iterable[Group]],
+        quarantined: Mapping[str, str],
     ) -> Iterator[Group]:
-        """Pass new groups on; store an item as soon as all of its groups have arrived.
+        """Produce the groups of items that are not stored; store an item as soon as all of its groups have arrived.
 
-        A crash loses only items in flight. An item with quarantined speeches is stored at the end of the stream.
+        Items are read when `produce` takes them and forgotten when they are stored. A crash loses only items in
+        flight. An item with quarantined speeches is stored at the end of the stream.
 
         Args:
             stage: its name.
-            items: the missing items.
-            groups: their groups, in any order.
-            quarantined: reason by speech id, complete when `groups` ends.
+            items: of the stage.
+            produce: the groups of missing items, in any order; not called if none is missing.
+            quarantined: reason by speech id, complete when the groups end.
         """
-        pending = {item.key: item for item in items}
-        arrived: dict[str, dict[str, Group]] = {key: {} for key in pending}
-        key_by_speech = {prompt.speech_id: key for key, item in pending.items() for prompt in item.prompts}
-        for group in groups:
-            key = key_by_speech[group.prompt.speech_id]
-            arrived[key][group.prompt.speech_id] = group
-            if len(arrived[key]) == len(pending[key].prompts):
-                self._store(stage, pending[key], arrived.pop(key))
+        in_flight: dict[str, tuple[PromptBatch, dict[str, Group]]] = {}  # an item and its groups, by speech id
+        missing = (item for item in items if not self._stored(stage, item))
+        first = list(itertools.islice(missing, 1))
+        if not first:
+            return
+
+        def taken() -> Iterator[PromptBatch]:
+            for item in itertools.chain(first, missing):
+                in_flight.update(dict.fromkeys((prompt.speech_id for prompt in item.prompts), (item, {})))
+                yield item
+
+        for group in produce(taken()):
+            item, arrived = in_flight[group.prompt.speech_id]
+            arrived[group.prompt.speech_id] = group
+            if len(arrived) == len(item.prompts):
+                self._store(stage, item, arrived)
+                for prompt in item.prompts:
+                    del in_flight[prompt.speech_id]
             yield group
-        for key, incomplete in arrived.items():
-            absent = {prompt.speech_id for prompt in pending[key].prompts} - incomplete.keys()
+        for key, (item, arrived) in {item.key: (item, arrived) for item, arrived in in_flight.values()}.items():
+            absent = {prompt.speech_id for prompt in item.prompts} - arrived.keys()
             assert absent <= quarantined.keys(), f"item {key} is incomplete without a quarantined speech"
             reasons = {speech_id: quarantined[speech_id] for speech_id in sorted(absent)}
             self.write_json(f"{stage}/{key}.quarantine.json", reasons)
-            self._store(stage, pending[key], incomplete)
+            self._store(stage, item, arrived)
 
     def quarantined(self, stage: str) -> dict[str, str]:
         """The quarantined speeches of a stage: reason by speech id."""
@@ -147,6 +161,9 @@ class Ledger(RunDirectory):
         for row in sorted(rows, key=lambda row: row["index"]):
             texts.setdefault(row["speech_id"], []).append(row["response"])
         return texts
+
+    def _stored(self, stage: str, item: PromptBatch) -> bool:
+        return all(self.path(f"{stage}/{item.key}.{kind}.parquet").exists() for kind in _TABLES)
 
     def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts if prompt.speech_id in groups]

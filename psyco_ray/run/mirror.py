@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+
 from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage
 from psyco_ray.run.lease import LEASE, REFRESH_S, Lease
-from psyco_ray.run.remote import MANIFEST, RemoteDirectory
+from psyco_ray.run.remote import CHUNK, MANIFEST, RemoteDirectory
 
 
 class RemoteMirror:
@@ -51,7 +53,9 @@ class RemoteMirror:
             InputError: the directory cannot be reached, or another process holds the run.
         """
         self._lease.check()
-        self.remote.write(name, (self._root / name).read_bytes())
+        path = self._root / name
+        large = path.stat().st_size > CHUNK
+        self.remote.write(name, pa.memory_map(str(path)).read_buffer() if large else path.read_bytes())
         self._copy_time(name)
 
     def check(self) -> None:

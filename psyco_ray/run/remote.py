@@ -102,7 +102,7 @@ class RemoteDirectory:
             except FileNotFoundError:
                 return None
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Writes a file atomically."""
         path = self._path(name)
         at_once = self._fs.type_name in _APPEAR_WHOLE
@@ -163,7 +163,7 @@ class RemoteDirectory:
         if self._fs.type_name not in _APPEAR_WHOLE:
             self._fs.create_dir(self._path(name).rpartition("/")[0])
 
-    def _put(self, path: str, data: bytes) -> None:
+    def _put(self, path: str, data: bytes | pa.Buffer) -> None:
         # one call: closing a stream after a failed second write would leave half a file
         with self._fs.open_output_stream(path) as stream:
             stream.write(data)

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from psyco_ray.config.training import Job
@@ -34,7 +35,7 @@ from psyco_ray.run import preemption
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.timeline import Timeline
-from psyco_ray.run.types import PreferencePair
+from psyco_ray.run.types import PreferencePair, Rows
 from psyco_ray.training import weight_sync
 from psyco_ray.training.actors import RunActors, reward_models
 from psyco_ray.training.control import Control
@@ -105,7 +106,7 @@ class Orchestrator:
         self.actors.colocation.to_rollouts()
         self.actors.rollouts.wait_ready()
 
-    def sample_pairs(self, iteration: int, rows: list[Row]) -> list[PreferencePair]:
+    def sample_pairs(self, iteration: int, rows: Rows) -> list[PreferencePair]:
         """Samples and scores responses to speeches and pairs the best with the worst of each (paper §4.2).
 
         Sampling, scoring and reference log-probabilities overlap; see `SamplingPipeline` and `PairStage`.
@@ -124,12 +125,12 @@ class Orchestrator:
             self.ledger.finish(name, began, **facts, busy=self._pipeline.pop_busy_seconds())
         return self._pairs.read(iteration)
 
-    def load_offline_pairs(self, iteration: int, rows: list[str], table: pa.Table) -> list[PreferencePair]:
+    def load_offline_pairs(self, iteration: int, rows: np.ndarray, table: pa.Table) -> list[PreferencePair]:
         """Rows of a file of preference pairs, with their reference log-probabilities.
 
         Args:
             iteration: of the run.
-            rows: numbers of the rows, as text.
+            rows: numbers of the rows.
             table: of the COMPARISONS schema.
         """
         name = stage(iteration, "pairs")
@@ -188,7 +189,7 @@ class Orchestrator:
             f"{report.actors} rollout actor(s) in {seconds:.1f} s"
         )
 
-    def evaluate(self, iteration: int, rows: list[Row]) -> None:
+    def evaluate(self, iteration: int, rows: Rows) -> None:
         """Evaluates the policy on held-out speeches and rolls it back if a guard requires that.
 
         Args:

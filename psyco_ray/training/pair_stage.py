@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +16,7 @@ from psyco_ray.data.mixture import Encoder
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PAIRS
-from psyco_ray.run.types import Group, PreferencePair
+from psyco_ray.run.types import Group, PreferencePair, Rows
 from psyco_ray.training import guards, pairs
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class PairStage:
         path = self._ledger.path(stage(iteration, "pairs.parquet"))
         return [pairs.example_of(row) for row in pq.read_table(path).to_pylist()]
 
-    def make_sampled(self, iteration: int, rows: list[Row], stream: Iterable[Group]) -> Row:
+    def make_sampled(self, iteration: int, rows: Rows, stream: Iterable[Group]) -> Row:
         """Forms a pair of the best and the worst response of each group, adds the reference, and stores the pairs.
 
         Groups stream through: the reference of a pair is computed while other groups are still sampled. Only with
@@ -100,12 +101,12 @@ class PairStage:
         quarantined = self._ledger.quarantined(stage(iteration, "samples"))
         return {"rows": len(referenced), "speeches": len(rows), **facts, "quarantined": quarantined}
 
-    def make_offline(self, iteration: int, rows: list[str], table: pa.Table) -> Row:
+    def make_offline(self, iteration: int, rows: np.ndarray, table: pa.Table) -> Row:
         """Encodes rows of a file of preference pairs, adds the reference, and stores the pairs.
 
         Args:
             iteration: of the run.
-            rows: numbers of the rows, as text.
+            rows: numbers of the rows.
             table: of the COMPARISONS schema.
 
         Returns:
@@ -115,7 +116,7 @@ class PairStage:
             InputError: no pair fits the length limit.
         """
         encoder = Encoder(self._job, for_policy=True)
-        texts = table.take(pa.array([int(row) for row in rows]))
+        texts = table.take(pa.array(rows))
         # row numbers make the keys unique: several files of a mixture, or rows of one file, may share an id
         keys = [f"{row}:{pair_id}" for row, pair_id in zip(rows, texts["pair_id"].to_pylist(), strict=True)]
         column = texts.schema.get_field_index("pair_id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -13,7 +14,7 @@ from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch, Row
+from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch, Row, Rows
 from psyco_ray.training.quarantine import Quarantine
 
 _Scored = tuple[Group, list[dict[str, str]], tuple[str, ...]]  # a scorer's input: group, messages, models
@@ -36,8 +37,8 @@ class _Stage:
     """One stage of sampling and scoring."""
 
     name: str  # in the ledger
-    speeches: dict[str, str]  # text by speech id
-    prompts: list[Prompt]
+    rows: Rows  # of the SPEECHES table
+    seed: tuple[str, int]  # purpose and iteration, which the seeds of the prompts depend on
     sampling: _Sampling
     scored_by: tuple[str, ...]  # reward models, and the reference policy
     training: bool  # whether the groups are trained on
@@ -48,10 +49,11 @@ class SamplingPipeline:
 
     ::
 
-        ledger ──stored groups────────────────────────────────┐
-               └─missing items─▶ rollouts ─▶ scorers ─▶ ledger ─▶ groups
+        rows ─▶ items ──stored groups────────────────────────────┐
+                  └─missing items─▶ rollouts ─▶ scorers ─▶ ledger ─▶ groups
 
-    A group is scored while others are sampled, and yielded while others are scored.
+    Rows are read when an item is formed, a few items before a rollout actor takes it. A group is scored while others
+    are sampled, and yielded while others are scored.
 
     Example:
         >>> pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, ("reward",))
@@ -88,7 +90,7 @@ class SamplingPipeline:
         busy_s, self._busy_s = self._busy_s, dict.fromkeys(self._busy_s, 0.0)
         return busy_s
 
-    def samples(self, iteration: int, rows: list[Row], version: int) -> Iterator[Group]:
+    def samples(self, iteration: int, rows: Rows, version: int) -> Iterator[Group]:
         """Groups of responses to train on.
 
         Args:
@@ -102,18 +104,10 @@ class SamplingPipeline:
         settings = self._job.sampling
         sampling = _Sampling(version, settings.responses, settings.temperature, settings.top_p, settings.max_tokens)
         models = tuple(name for name in ("reward", "safety") if name in self._reward_models)
-        return self._groups(
-            _Stage(
-                stage(iteration, "samples"),
-                _texts(rows),
-                self._prompts(rows, "samples", iteration),
-                sampling,
-                models,
-                training=True,
-            )
-        )
+        work = _Stage(stage(iteration, "samples"), rows, ("samples", iteration), sampling, models, training=True)
+        return self._groups(work)
 
-    def answers(self, iteration: int, rows: list[Row], version: int) -> Iterator[Group]:
+    def answers(self, iteration: int, rows: Rows, version: int) -> Iterator[Group]:
         """Groups of responses to held-out speeches, scored by all reward models.
 
         With the base model as reference, responses also have their log-probabilities under policy and reference.
@@ -125,6 +119,7 @@ class SamplingPipeline:
             version: of the policy that samples.
         """
         settings = self._job.evaluation
+<<<<<<< HEAD
         referenced = self._job.dpo.reference == "base"
         sampling = _Sampling(
             version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens, logprobs=referenced
@@ -132,6 +127,11 @@ class SamplingPipeline:
         models = (*self._reward_models, REFERENCE) if referenced else self._reward_models
         prompts = self._prompts(rows, "dev", 0)
         return self._groups(_Stage(stage(iteration, "dev"), _texts(rows), prompts, sampling, models, training=False))
+=======
+        sampling = _Sampling(version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens)
+        work = _Stage(stage(iteration, "dev"), rows, ("dev", 0), sampling, self._reward_models, training=False)
+        return self._groups(work)
+>>>>>>> 42d9bcd (Speeches stream through Ray Data; the driver reads the drawn rows of an iteration)
 
     def add_reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs of a stage with their log-probabilities under the reference model, by key."""
@@ -149,16 +149,18 @@ class SamplingPipeline:
 
     def _groups(self, work: _Stage) -> Iterator[Group]:
         """The groups of a stage: those stored, then new ones, stored as they complete."""
-        items = self._items(work)
-        missing = self._ledger.missing_items(work.name, items)
-        missing_keys = {item.key for item in missing}
-        yield from self._ledger.stored_groups(work.name, [item for item in items if item.key not in missing_keys])
-        if missing:
-            quarantine = Quarantine(work.name, len(work.prompts))
-            scored = self._score(work, self._sample(work, missing, quarantine), quarantine)
-            yield from self._ledger.store_completed(work.name, missing, scored, quarantine.reasons)
+        quarantine = Quarantine(work.name, len(work.rows))
+        speeches: dict[str, str] = {}  # by id, from the forming of an item to its groups
 
-    def _sample(self, work: _Stage, items: list[PromptBatch], quarantine: Quarantine) -> Iterator[_Scored]:
+        def scored(missing: Iterator[PromptBatch]) -> Iterator[Group]:
+            return self._score(work, self._sample(work, missing, speeches, quarantine), quarantine)
+
+        yield from self._ledger.stored_groups(work.name, self._items(work, {}))
+        yield from self._ledger.store_missing(work.name, self._items(work, speeches), scored, quarantine.reasons)
+
+    def _sample(
+        self, work: _Stage, items: Iterator[PromptBatch], speeches: dict[str, str], quarantine: Quarantine
+    ) -> Iterator[_Scored]:
         """Sample the items; yields what scorers take, in order of completion."""
 
         def give_up(request: SamplingRequest, reason: str) -> None:
@@ -179,8 +181,13 @@ class SamplingPipeline:
             self._telemetry.rolling.add(
                 rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
             )
+<<<<<<< HEAD
             speech = work.speeches[group.prompt.speech_id]
             yield group, prompt_messages(self._prompt, speech), work.scored_by
+=======
+            messages = prompt_messages(self._prompt, speeches.pop(group.prompt.speech_id))
+            yield group, messages, work.reward_models
+>>>>>>> 42d9bcd (Speeches stream through Ray Data; the driver reads the drawn rows of an iteration)
 
     def _score(self, work: _Stage, sampled: Iterable[_Scored], quarantine: Quarantine) -> Iterator[Group]:
         """Score groups as they are sampled; yields them in order of completion."""
@@ -197,24 +204,15 @@ class SamplingPipeline:
                 rolling.add(sampled=1, reward_sum=sum(group.scores["reward"]) / len(group.responses))
             yield group
 
-    def _prompts(self, rows: list[Row], name: str, moment: int) -> list[Prompt]:
-        """The prompts of speeches; a seed depends on job seed, stage name, iteration and speech."""
-        return [
-            Prompt(
-                row["speech_id"],
-                tuple(row["prompt_ids"]),
-                int(key_of(self._job.seed, name, moment, row["speech_id"]), 16) % 2**62,
-            )
-            for row in rows
-        ]
+    def _items(self, work: _Stage, speeches: dict[str, str]) -> Iterator[PromptBatch]:
+        """Batches of prompts, each keyed by everything its responses depend on; the texts go to `speeches`."""
+        sampling, rows = asdict(work.sampling), iter(work.rows)
+        while batch := list(itertools.islice(rows, self._job.rollouts.speeches_per_item)):
+            speeches |= {row["speech_id"]: row["speech"] for row in batch}
+            prompts = tuple(self._prompt_of(row, work.seed) for row in batch)
+            yield PromptBatch(key_of(sampling, [[p.token_ids, p.seed] for p in prompts]), prompts)
 
-    def _items(self, work: _Stage) -> list[PromptBatch]:
-        """Batches of prompts, each keyed by everything its responses depend on."""
-        size = self._job.rollouts.speeches_per_item
-        batches = [tuple(work.prompts[i : i + size]) for i in range(0, len(work.prompts), size)]
-        sampling = asdict(work.sampling)
-        return [PromptBatch(key_of(sampling, [[p.token_ids, p.seed] for p in batch]), batch) for batch in batches]
-
-
-def _texts(rows: list[Row]) -> dict[str, str]:
-    return {row["speech_id"]: row["speech"] for row in rows}
+    def _prompt_of(self, row: Row, seed: tuple[str, int]) -> Prompt:
+        """The prompt of a speech; its seed depends on job seed, purpose, iteration and speech."""
+        key = key_of(self._job.seed, *seed, row["speech_id"])
+        return Prompt(row["speech_id"], tuple(row["prompt_ids"]), int(key, 16) % 2**62)

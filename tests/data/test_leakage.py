@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.paths import SHARED_DATA
+from support.prepared_speeches import prepared
 from support.raw_speeches import speech
 
 from psyco_ray.config.training import Data, Job, Part, Rollouts, Sampling
-from psyco_ray.data import duplicates, leakage, mixture, speeches, splits
+from psyco_ray.data import duplicates, leakage, mixture, splits
 
 COUNSEL_PAIRS, CLIENT_SPEECHES = (
     SHARED_DATA / f"{name}.parquet" for name in ("counsel_chat_pairs", "client_speeches_permissive")
@@ -141,8 +142,9 @@ def test_the_packaged_pairs_repeat_none_of_their_held_out_questions(half, dev_sh
     assert mixed.parts[0]["leaks"] == {"rule": "refuse", "exact": 0, "near": 0, "of": {}}
 
 
-def job(path: str, **more) -> Job:
+def job(path: str, model: Path, **more) -> Job:
     return Job(
+        model=str(model),
         data=Data(**{"speeches": path, "dev_share": 0.3, **more}),
         sampling=Sampling(max_tokens=32),
         rollouts=Rollouts(max_model_len=512),
@@ -154,13 +156,13 @@ def test_training_speeches_that_are_held_out_are_refused_or_dropped(local_ray, t
     rows += [{"text": speech(9), "split": "test"}, {"text": near_copy(10), "split": "test"}]
     path = write(tmp_path / "s.parquet", rows)
     with pytest.raises(ValueError, match=r"speeches file .*: 2 of 25 speeches repeat") as caught:
-        speeches.load_speeches(job(path), str(tiny_model))
+        prepared(job(path, tiny_model))
     assert f"(1 exactly, 1 nearly): 2 of the test split of speeches file {path}" in str(caught.value)
-    loaded, facts = speeches.load_speeches(job(path, leakage="drop"), str(tiny_model))
+    loaded, facts = prepared(job(path, tiny_model, leakage="drop"))
     assert facts["leaks"]["exact"] == facts["leaks"]["near"] == 1
     train = {row["speech_id"] for row in loaded if row["split"] == "train"}
     assert train == {splits.speech_id(speech(seed)) for seed in range(5, 30) if seed not in (9, 10)}
-    loaded, _ = speeches.load_speeches(job(path, leakage="allow"), str(tiny_model))
+    loaded, _ = prepared(job(path, tiny_model, leakage="allow"))
     assert sum(row["split"] == "train" for row in loaded) == 25
 
 

@@ -1,18 +1,23 @@
+import gzip
+import json
+import weakref
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.prepared_speeches import prepared
+from support.raw_speeches import speech
 
 from psyco_ray.config.prompts import PRINCIPLES, load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Data, Job, Prompts, Sampling
-from psyco_ray.data import speeches as data
-from psyco_ray.data import splits, tables
-from psyco_ray.run.schemas import PREFERENCES
+from psyco_ray.data import speeches, splits, tables
+from psyco_ray.models import loading
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.schemas import PREFERENCES, SPEECHES
 
 FINE_TOPICS = 42
 LONG = "I have not slept properly since my brother moved out, and the house is so quiet that I hear the fridge. " * 2
@@ -73,27 +78,12 @@ def test_split_and_halves_depend_on_the_text_alone() -> None:
     assert splits.unit("split", "I cannot sleep.") == pytest.approx(0.717521298529)
 
 
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99))
-def test_no_speech_is_drawn_twice_before_all_were_drawn(count: int, extra: int, seed: int) -> None:
-    ids = [str(i) for i in range(count + extra)]
-    drawn = [data.draw(ids, count, iteration, seed) for iteration in range(1, 9)]
-    for batch in drawn:
-        assert len(set(batch)) == count
-    seen = Counter(key for batch in drawn for key in batch)
-    assert max(seen[key] for key in ids) - min(seen[key] for key in ids) <= 1
-    assert data.draw(ids, count, 5, seed) == drawn[4]
-
-
-def test_drawing_more_speeches_than_there_are_is_an_input_error() -> None:
-    with pytest.raises(ValueError, match="speeches_per_iteration is 5, but the training split has only 2 speeches"):
-        data.draw(["a", "b"], 5, 1, 0)
-
-
-def job(path: Path, **changes) -> Job:
+def job(path: Path, model: Path = Path("smollm2-135m"), **changes) -> Job:
     return Job(
+        model=str(model),
         data=Data(**{"speeches": str(path), "dev_share": 0.5, "leakage": "allow", **changes}),
         sampling=Sampling(max_tokens=32),
-        rollouts=Rollouts(max_model_len=256),
+        rollouts=Rollouts(max_model_len=512),
     )
 
 
@@ -105,14 +95,105 @@ def write_parquet(path: Path, columns: dict) -> Path:
 def test_speeches_are_cleaned_split_and_rendered(local_ray, tmp_path, tiny_model, tokenizer) -> None:
     texts = [f"{LONG} {i}" for i in range(20)] + [LONG.upper() + " 0", "too short", "x" * 1001]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts, "topic": ["t"] * len(texts)})
-    loaded, facts = data.load_speeches(job(path), str(tiny_model))
+    loaded, facts = prepared(job(path, tiny_model))
     assert len(loaded) == 20, "one differs from another by case only, one is too short, one too long"
     assert {row["split"] for row in loaded} == {"train", "dev"}
     rendered = tokenizer.decode(loaded[0]["prompt_ids"])
     assert loaded[0]["speech"] in rendered
     assert rendered.endswith("<|im_start|>assistant\n")
     assert rendered.count("<|im_start|>system") == 1
-    assert data.load_speeches(job(path), str(tiny_model)) == (loaded, facts)
+    assert prepared(job(path, tiny_model)) == (loaded, facts)
+
+
+def straightforward(job: Job, raw: list[dict], tokenizer) -> list[dict]:
+    """What `prepare` streams, from lists and dictionaries; no training speech is held out."""
+    data, prompt, first = job.data, load_prompt(job.prompts), {}
+    for row in raw:
+        text = row["text"].strip()
+        split = row["split"] or ("dev" if splits.is_dev(text, data.dev_share) else "train")
+        if data.min_chars <= len(text) <= data.max_chars and split != "test":
+            found = {"speech_id": splits.speech_id(text), "speech": text, "split": split, "topic": row["topic"]}
+            first.setdefault(found["speech_id"], found)
+    for row in first.values():
+        row["prompt_ids"] = loading.conversation_ids(tokenizer, prompt_messages(prompt, row["speech"]))
+    return [first[key] for key in sorted(first)]
+
+
+def raw_rows(number: int) -> list[dict]:
+    """Speeches of different lengths; some are repeated in other words' case, some are of the test split."""
+    rows = []
+    for n in range(number):
+        text = f"{n} {speech(n)}"[: 90 + 7 * n % 400]
+        rows.append({"text": f" {text}\n", "split": "test" if n % 11 == 0 else None, "topic": f"t{n % 3}"})
+        if n % 5 == 0:
+            rows.insert(n // 2, {"text": text.upper(), "split": rows[-1]["split"], "topic": "repeated"})
+    return rows
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl", "jsonl.gz"])
+def test_the_stream_has_the_rows_of_the_straightforward_way(
+    local_ray, tmp_path, tiny_model, tokenizer, monkeypatch, ending
+) -> None:
+    for name, size in (
+        ("_BLOCK_BYTES", 2**14),
+        ("_SORTED_BYTES", 2**15),
+        ("_RANGE_BYTES", 2**14),
+        ("_WRITTEN_ROWS", 7),
+    ):
+        monkeypatch.setattr(speeches, name, size)
+    raw = raw_rows(300)
+    table, path = pa.Table.from_pylist(raw), tmp_path / f"s.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path, row_group_size=70)
+    elif ending == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        with (gzip.open if ending.endswith("gz") else open)(path, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in raw)
+    asked = job(path, tiny_model, dev_share=0.2)
+    expected = straightforward(asked, raw, tokenizer)
+    assert 150 < len(expected) < 280
+    assert prepared(asked)[0] == expected
+
+
+def test_the_table_of_a_run_has_the_same_bytes_again(local_ray, tmp_path, tiny_model, monkeypatch) -> None:
+    for name, size in (("_BLOCK_BYTES", 2**14), ("_RANGE_BYTES", 2**14), ("_WRITTEN_ROWS", 16)):
+        monkeypatch.setattr(speeches, name, size)
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.Table.from_pylist(raw_rows(100)), path)
+    files = []
+    for run in ("one", "two"):
+        ledger = Ledger(job(path, tiny_model).model_copy(update={"run_dir": str(tmp_path / run)}), resume=False)
+        made = ledger.table("speeches", SPEECHES, lambda: speeches.prepare(job(path, tiny_model)))
+        files.append(made.read_bytes())
+        again = ledger.table("speeches", SPEECHES, lambda: pytest.fail("made again"))
+        assert again.read_bytes() == files[-1]
+        ledger.close()
+    assert files[0] == files[1]
+
+
+def test_the_first_invalid_row_of_the_file_is_named(local_ray, tmp_path, tiny_model) -> None:
+    texts = [f"{LONG} {n}" for n in range(400)]
+    for number in (390, 123, 200):
+        texts[number - 1] = "  "
+    path = write_parquet(tmp_path / "s.parquet", {"text": texts})
+    with pytest.raises(ValueError, match=r"s\.parquet: row 123 has an empty text"):
+        prepared(job(path, tiny_model))
+
+
+def test_the_driver_never_holds_the_speeches(local_ray, tmp_path, tiny_model, monkeypatch) -> None:
+    for name, size in (("_BLOCK_BYTES", 2**18), ("_RANGE_BYTES", 2**18), ("_WRITTEN_ROWS", 100)):
+        monkeypatch.setattr(speeches, name, size)
+    path = write_parquet(tmp_path / "s.parquet", {"text": [f"{n} {speech(n)}" for n in range(3000)]})
+    stream, _ = speeches.prepare(job(path, tiny_model, dev_share=0.05))
+    alive: list[weakref.ref] = []
+    most = rows = 0
+    for table in stream:
+        alive = [ref for ref in alive if ref() is not None] + [weakref.ref(table)]
+        most, rows = max(most, sum(ref().num_rows for ref in alive if ref() is not None)), rows + table.num_rows
+        del table
+    assert rows == 3000
+    assert most <= 200, "one table and the one before it"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +215,7 @@ def test_invalid_speech_files_are_named(local_ray, tmp_path, tiny_model, name, c
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        data.load_speeches(job(path, **changes), str(tiny_model))
+        prepared(job(path, tiny_model, **changes))
     assert "\n" not in str(caught.value)
 
 
@@ -158,9 +239,9 @@ def test_errors_about_a_table_show_none_of_its_cells(tmp_path) -> None:
 def test_a_speech_too_long_for_the_context_is_named_by_row(local_ray, tmp_path, tiny_model) -> None:
     texts = [f"{LONG} {i}" for i in range(20)] + ["word " * 190]
     path = write_parquet(tmp_path / "s.parquet", {"text": texts})
-    too_small = job(path).model_copy(update={"rollouts": Rollouts(max_model_len=180)})
+    too_small = job(path, tiny_model).model_copy(update={"rollouts": Rollouts(max_model_len=180)})
     with pytest.raises(ValueError, match=r"row \d+ takes \d+ tokens with its prompt, 148 fit"):
-        data.load_speeches(too_small, str(tiny_model))
+        prepared(too_small)
 
 
 def test_prompts_come_from_a_replaceable_file(tmp_path) -> None:

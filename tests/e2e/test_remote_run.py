@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.files import fill
-from support.groups import SCHEMA, groups_of, stream
+from support.groups import SCHEMA, groups_of, parts_of, stream
 from support.logs import messages
 from support.runs import JOB, finish, start
 
@@ -35,7 +35,7 @@ from psyco_ray.training.step_log import StepLog
 def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
     job = Job(run_dir=place)
     ledger = Ledger(job, False)
-    ledger.table("x", SCHEMA, lambda: ([{"a": 1}], {}))
+    ledger.table("x", SCHEMA, lambda: (parts_of([1]), {}))
 
     def dies(items):
         yield from groups_of(items[0])
@@ -63,7 +63,8 @@ def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
 
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
     there = Ledger(job, True)
-    assert there.table("x", SCHEMA, lambda: pytest.fail("made again"))["a"].to_pylist() == [1]
+    kept = there.table("x", SCHEMA, lambda: pytest.fail("made again"))
+    assert pq.read_table(kept)["a"].to_pylist() == [1]
     asked: list[str] = []
 
     def rest(items):

@@ -1,7 +1,10 @@
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from support.groups import ITEMS, SCHEMA, groups_of, job, stream
+from support.groups import ITEMS, SCHEMA, groups_of, job, parts_of, stream
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import DpoConfig, Job, Sampling
@@ -13,13 +16,19 @@ from psyco_ray.training.control import Control
 def test_tables_are_made_once(tmp_path) -> None:
     made = []
 
-    def make() -> tuple[list[dict], dict]:
+    def make() -> tuple[Iterator[pa.Table], dict]:
         made.append(1)
-        return [{"a": 1}, {"a": 2}], {"kept": 2}
+        facts: dict = {}
+
+        def parts() -> Iterator[pa.Table]:
+            yield from parts_of([1], [2])
+            facts["kept"] = 2
+
+        return parts(), facts
 
     for resume in (False, True):
         ledger = Ledger(job(tmp_path), resume)
-        assert ledger.table("stage/x", SCHEMA, make)["a"].to_pylist() == [1, 2]
+        assert pq.read_table(ledger.table("stage/x", SCHEMA, make))["a"].to_pylist() == [1, 2]
         assert ledger.record("stage/x")["seconds"] >= 0
         assert ledger.record("stage/x")["kept"] == 2
         ledger.close()
@@ -28,9 +37,9 @@ def test_tables_are_made_once(tmp_path) -> None:
 
 def test_a_table_without_its_record_is_made_again(tmp_path) -> None:
     ledger = Ledger(job(tmp_path), False)
-    ledger.table("x", SCHEMA, lambda: ([{"a": 1}], {}))
+    ledger.table("x", SCHEMA, lambda: (parts_of([1]), {}))
     (ledger.root / "x.json").unlink()
-    assert ledger.table("x", SCHEMA, lambda: ([{"a": 5}], {}))["a"].to_pylist() == [5]
+    assert pq.read_table(ledger.table("x", SCHEMA, lambda: (parts_of([5]), {})))["a"].to_pylist() == [5]
 
 
 def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:

@@ -58,9 +58,9 @@ def act(job: str, full_from: str) -> dict:
             yield from groups_of(item)
 
     def work(ledger, telemetry) -> None:
-        def table() -> tuple[list[dict], dict]:
+        def table() -> tuple[list[pa.Table], dict]:
             reach("table")
-            return [{"a": number**0.5} for number in range(1000)], {}
+            return [pa.table({"a": [number**0.5 for number in range(1000)]})], {}
 
         ledger.table("x", pa.schema([("a", pa.float64())]), table)
         list(stream(ledger, sampled))

@@ -16,6 +16,12 @@ def job(path: Path, **changes) -> Job:
     return Job(run_dir=str(path / "run"), **changes)
 
 
+def parts_of(*parts: list[int]) -> Iterator[pa.Table]:
+    """The parts of a table of SCHEMA."""
+    for values in parts:
+        yield pa.table({"a": values}, schema=SCHEMA)
+
+
 def groups_of(item: PromptBatch) -> list[Group]:
     return [
         Group(
@@ -27,12 +33,8 @@ def groups_of(item: PromptBatch) -> list[Group]:
 
 def stream(ledger: Ledger, produce, quarantined: Mapping[str, str] | None = None) -> Iterator[Group]:
     """The groups of ITEMS in a ledger: those stored, then those that `produce` yields for the missing items."""
-    missing = ledger.missing_items("it/samples", ITEMS)
-    yield from ledger.stored_groups("it/samples", [item for item in ITEMS if item not in missing])
-    if missing:
-        yield from ledger.store_completed(
-            "it/samples", missing, produce(missing), {} if quarantined is None else quarantined
-        )
+    yield from ledger.stored_groups("it/samples", ITEMS)
+    yield from ledger.store_missing("it/samples", ITEMS, produce, {} if quarantined is None else quarantined)
 
 
 ITEMS = [PromptBatch(f"item{k}", tuple(Prompt(f"s{k}{i}", (1, 2, k), 10 * k + i) for i in range(3))) for k in range(2)]
