@@ -42,12 +42,14 @@ from psyco_ray.config import job_file
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import fast_dtype
 from psyco_ray.config.training import Job
-from psyco_ray.data import speeches as speech_data
+from psyco_ray.data.speech_rows import draw, train_and_dev
+from psyco_ray.data.speeches import prepare
 from psyco_ray.models import loading, reward_model
 from psyco_ray.pool import placement
 from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run import ray_session
 from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.training.orchestrator import Orchestrator
 from psyco_ray.training.run_state import RunState
@@ -78,10 +80,10 @@ def ours(job: Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Draw
     ledger = Ledger(job, resume=False)
     telemetry = Telemetry(job, ledger)
     iterations: list[Iteration] = []
-    loaded, _ = speech_data.load_speeches(job, job.model)
-    rows = {row["speech_id"]: row for row in loaded if row["split"] == "train"}
+    train, _ = train_and_dev(ledger.table("speeches", SPEECHES, lambda: prepare(job)))
     counts = [min(sizes), *sizes * rounds]
-    draws = [[rows[key] for key in speech_data.draw(list(rows), n, k, job.seed)] for k, n in enumerate(counts, 1)]
+    picks = draw(len(train), max(counts), len(counts), job.seed)
+    draws = [list(train[drawn[:count]]) for count, drawn in zip(counts, picks, strict=True)]
     with Orchestrator(job, ledger, telemetry, RunState(job, ledger)) as orchestrator:
         orchestrator.wait_ready()
         print(f"ours: start {time.perf_counter() - start:.1f} s, once for all iterations", flush=True)

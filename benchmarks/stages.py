@@ -158,7 +158,7 @@ def one_after_another(
     """Seconds of the same work when each stage starts after the one before."""
 
     def scored(name: str, rows: list[Any], responses: int, models: tuple[str, ...] = ("reward",)) -> list[Group]:
-        prompts = pipeline._prompts(rows, name, 1)
+        prompts = [pipeline._prompt_of(row, (name, 1)) for row in rows]
         items = [PromptBatch(str(i), tuple(prompts[i : i + 8])) for i in range(0, len(prompts), 8)]
         requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, 256) for item in items]
         moments.append(time.perf_counter())

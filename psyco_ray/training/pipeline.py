@@ -119,19 +119,12 @@ class SamplingPipeline:
             version: of the policy that samples.
         """
         settings = self._job.evaluation
-<<<<<<< HEAD
         referenced = self._job.dpo.reference == "base"
         sampling = _Sampling(
             version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens, logprobs=referenced
         )
         models = (*self._reward_models, REFERENCE) if referenced else self._reward_models
-        prompts = self._prompts(rows, "dev", 0)
-        return self._groups(_Stage(stage(iteration, "dev"), _texts(rows), prompts, sampling, models, training=False))
-=======
-        sampling = _Sampling(version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens)
-        work = _Stage(stage(iteration, "dev"), rows, ("dev", 0), sampling, self._reward_models, training=False)
-        return self._groups(work)
->>>>>>> 42d9bcd (Speeches stream through Ray Data; the driver reads the drawn rows of an iteration)
+        return self._groups(_Stage(stage(iteration, "dev"), rows, ("dev", 0), sampling, models, training=False))
 
     def add_reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
         """The pairs of a stage with their log-probabilities under the reference model, by key."""
@@ -181,13 +174,8 @@ class SamplingPipeline:
             self._telemetry.rolling.add(
                 rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
             )
-<<<<<<< HEAD
-            speech = work.speeches[group.prompt.speech_id]
-            yield group, prompt_messages(self._prompt, speech), work.scored_by
-=======
             messages = prompt_messages(self._prompt, speeches.pop(group.prompt.speech_id))
-            yield group, messages, work.reward_models
->>>>>>> 42d9bcd (Speeches stream through Ray Data; the driver reads the drawn rows of an iteration)
+            yield group, messages, work.scored_by
 
     def _score(self, work: _Stage, sampled: Iterable[_Scored], quarantine: Quarantine) -> Iterator[Group]:
         """Score groups as they are sampled; yields them in order of completion."""

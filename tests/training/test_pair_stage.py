@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -54,7 +55,7 @@ def test_pairs_of_two_files_with_the_same_ids_are_all_trained(local_ray, job, le
     table = table_of(job, (tmp_path / "a.parquet", rows[:4]), (tmp_path / "b.parquet", rows[4:]))
     assert len(set(table["pair_id"].to_pylist())) < 8, "their ids are row numbers"
     stage = PairStage(job, ledger, Progress(), add_reference)
-    facts = stage.make_offline(1, [str(i) for i in range(8)], table)
+    facts = stage.make_offline(1, np.arange(8), table)
     assert (facts["rows"], facts["speeches"]) == (8, 8)
     pairs = stage.read(1)
     assert len({pair.key for pair in pairs}) == len({pair.chosen_ids for pair in pairs}) == 8
@@ -69,7 +70,7 @@ def test_a_quarantined_pair_is_left_out(local_ray, job, ledger, tmp_path) -> Non
     rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(4)]
     table = table_of(job, (tmp_path / "pairs.parquet", rows))
     stage = PairStage(job, ledger, Progress(), lambda name, pairs: add_reference(name, list(pairs)[1:]))
-    assert stage.make_offline(1, ["0", "1", "2", "3"], table)["rows"] == 3
+    assert stage.make_offline(1, np.arange(4), table)["rows"] == 3
     assert len(stage.read(1)) == 3
 
 
@@ -78,4 +79,4 @@ def test_pairs_that_are_all_too_long_are_refused(local_ray, job, ledger, tmp_pat
     table = table_of(job, (tmp_path / "long.parquet", rows))
     stage = PairStage(job, ledger, Progress(), add_reference)
     with pytest.raises(ValueError, match="none of 4 fits rollouts"):
-        stage.make_offline(2, ["0", "1", "2", "3"], table)
+        stage.make_offline(2, np.arange(4), table)
