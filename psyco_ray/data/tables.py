@@ -118,7 +118,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{what} file {path} does not exist") from None
-    except (pa.ArrowInvalid, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, OSError, EOFError, UnicodeError) as error:
         # without the cells that pyarrow quotes: they may be a client's words
         reason = re.sub(r"(got \d+:|invalid value).*", r"\1 ...", str(error).splitlines()[0])
         raise InputError(f"{what} file {path} cannot be read: {reason}") from None
