@@ -13,6 +13,8 @@ from psyco_ray.config.training import Job
 from psyco_ray.data import preferences, splits
 from psyco_ray.data.mixture import mix
 from psyco_ray.learner.batching import learning_rate
+from psyco_ray.run.types import Group, Prompt, Response
+from psyco_ray.training.heldout import REFERENCE, measure
 from psyco_ray.training.policy_trainer import schedule_position
 
 SPEECHES = ("x", "y")
@@ -114,6 +116,21 @@ def test_curves_by_hand() -> None:
     assert line == {"name": "learning", "ours": 1.0, "peer": 0.5, "ratio": 2.0, "bar": 1.0, "pass": False}
     runs["offline"] = [records(1.0, 1.5), records(2.0, 2.0)]
     assert learning.result(*learning.curves(runs))["pass"], "DPO-Iter, one round, offline, base"
+
+
+def test_curves_read_the_records_of_evaluations() -> None:
+    def groups(reward: float) -> dict[str, Group]:
+        response = Response("I hear you.", (1, 2, 3), finished=True, logprob=-3.0)
+        scores = {"reward": (reward,), "heldout": (reward,), REFERENCE: (-3.0 - reward,)}
+        return {key: Group(Prompt(key, (1,), 0), (response,), 1, scores) for key in SPEECHES}
+
+    base = measure(groups(0.0), None, 0)
+    evaluated = [base, measure(groups(1.0), base, 0)]
+    run = [{**record, "steps": 4 * k, "pairs": 32 * k} for k, record in enumerate(evaluated)]
+    by_method, _ = learning.curves({method: [run] for method in learning.METHODS})
+    last = by_method["DPO-Iter"][-1]
+    assert (last["gain"], last["win_rate"], last["tokens"], last["finished_share"]) == (1.0, 1.0, 3.0, 1.0)
+    assert (last["distinct_ratio"], last["kl"]) == (1.0, 1.0)
 
 
 def test_the_interval_covers_speeches_and_seeds() -> None:
