@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
@@ -41,8 +42,10 @@ class PromptsFile:
         texts = job_file.read_yaml(self.path, "prompts file")
         self._texts = texts if isinstance(texts, dict) else {}
 
-    def entry(self, name: str, *placeholders: str) -> dict[str, str]:
-        """The texts of one prompt: `user` and, in some entries, `system`.
+    def entry(self, name: str, *placeholders: str) -> dict[str, Any]:
+        """The texts of one prompt: `user` and, in some entries, `system` and `examples`.
+
+        `examples` is a list of turns before the speech (few-shot); each has `client` and `response`.
 
         Numbered placeholders may be spelled ``{response1}``, as in the paper, or ``{response_1}``; the texts that come
         back have ``{response_1}``.
@@ -52,7 +55,7 @@ class PromptsFile:
             placeholders: what the user text must contain, such as ``{client_speech}``.
 
         Raises:
-            InputError: the entry or a placeholder is missing.
+            InputError: the entry or a placeholder is missing, or an example lacks a text.
         """
         if name not in self._texts:
             known = ", ".join(map(str, self._texts)) or "nothing"
@@ -64,7 +67,22 @@ class PromptsFile:
         for placeholder in placeholders:
             if not isinstance(user, str) or placeholder not in user:
                 raise InputError(f"prompts file {self.path}: the user text of {name} does not contain {placeholder}")
+        self._check_examples(name, entry)
         return entry
+
+    def _check_examples(self, name: str, entry: Any) -> None:
+        examples = entry.get("examples") if isinstance(entry, dict) else None
+        if examples is None:
+            return
+        if not isinstance(examples, list) or "{response" in str(entry.get("user")):
+            raise InputError(
+                f"prompts file {self.path}: examples of {name} must be a list of turns, and only a prompt that asks for "
+                "a response to a speech can have them"
+            )
+        for number, example in enumerate(examples, start=1):
+            texts = [example.get(key) for key in ("client", "response")] if isinstance(example, dict) else [None]
+            if not all(isinstance(text, str) and text.strip() for text in texts):
+                raise InputError(f"prompts file {self.path}: example {number} of {name} needs the texts client and response")
 
     def principles(self) -> dict[str, dict[str, str]]:
         """`title` and `text` of every principle, by name.
@@ -92,7 +110,7 @@ def _one_spelling(text: str) -> str:
     return re.sub(r"\{response(\d+)\}", r"{response_\1}", text)
 
 
-def load_prompt(prompts: Prompts) -> dict[str, str]:
+def load_prompt(prompts: Prompts) -> dict[str, Any]:
     """The prompt that asks for a response, as a job names it.
 
     Raises:
@@ -101,15 +119,19 @@ def load_prompt(prompts: Prompts) -> dict[str, str]:
     return PromptsFile(prompts.file).entry(prompts.respond, "{client_speech}")
 
 
-def prompt_messages(prompt: Mapping[str, str], speech: str) -> Messages:
-    """The conversation that asks for a response to a speech."""
+def prompt_messages(prompt: Mapping[str, Any], speech: str) -> Messages:
+    """The conversation that asks for a response to a speech: system text, examples and the speech."""
     system = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
-    return [*system, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
+    turns: Messages = []
+    for example in prompt.get("examples") or ():
+        turns.append({"role": "user", "content": prompt["user"].replace("{client_speech}", example["client"])})
+        turns.append({"role": "assistant", "content": example["response"]})
+    return [*system, *turns, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
 
 
 def whole_text(prompt: Mapping[str, str]) -> str:
     """The texts of a prompt in one."""
-    return "\n".join(text for text in prompt.values() if text)
+    return "\n".join(text for text in prompt.values() if isinstance(text, str))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
