@@ -76,13 +76,15 @@ class PromptsFile:
             return
         if not isinstance(examples, list) or "{response" in str(entry.get("user")):
             raise InputError(
-                f"prompts file {self.path}: examples of {name} must be a list of turns, and only a prompt that asks for "
-                "a response to a speech can have them"
+                f"prompts file {self.path}: examples of {name} must be a list of turns, "
+                "and only a prompt that asks for a response to a speech can have them"
             )
         for number, example in enumerate(examples, start=1):
             texts = [example.get(key) for key in ("client", "response")] if isinstance(example, dict) else [None]
             if not all(isinstance(text, str) and text.strip() for text in texts):
-                raise InputError(f"prompts file {self.path}: example {number} of {name} needs the texts client and response")
+                raise InputError(
+                    f"prompts file {self.path}: example {number} of {name} needs the texts client and response"
+                )
 
     def principles(self) -> dict[str, dict[str, str]]:
         """`title` and `text` of every principle, by name.
@@ -127,6 +129,11 @@ def prompt_messages(prompt: Mapping[str, Any], speech: str) -> Messages:
         turns.append({"role": "user", "content": prompt["user"].replace("{client_speech}", example["client"])})
         turns.append({"role": "assistant", "content": example["response"]})
     return [*system, *turns, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
+
+
+def without_examples(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt as reward models read it: examples show a policy the form, and are no part of the client's session."""
+    return {key: value for key, value in prompt.items() if key != "examples"}
 
 
 def whole_text(prompt: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.prompts import load_prompt, without_examples
 from psyco_ray.config.training import Data, Job, Part, Prompts
 from psyco_ray.data import leakage, preferences, speeches, splits
 from psyco_ray.models import loading
@@ -247,6 +247,8 @@ def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int,
     from psyco_ray.models.encoding import ResponseTooLongError, encode, encode_turn
 
     prompt = load_prompt(prompts)
+    if not for_policy:
+        prompt = without_examples(prompt)
     tokenizer = speeches.shared_tokenizer(model)
     rows: list[dict[str, Any]] = []
     for pair in table.to_pylist():

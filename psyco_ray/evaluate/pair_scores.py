@@ -18,7 +18,7 @@ import ray
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob, ModelUnderTest
-from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.prompts import load_prompt, without_examples
 from psyco_ray.data import preferences
 from psyco_ray.evaluate.pair_sets import TestPairs
 from psyco_ray.models import loading
@@ -103,7 +103,7 @@ def batches(
     job: EvaluateRewardJob, model: str, model_hash: str, test: str, pairs: TestPairs, root: Path
 ) -> list[ScoreBatch]:
     """Batches of pairs of similar length, the longest first, so that the last batches are short."""
-    prompt = load_prompt(job.prompts)
+    prompt = without_examples(load_prompt(job.prompts))
     rows = pairs.table.to_pylist()
     order = sorted(
         range(len(rows)), key=lambda row: -sum(len(rows[row][key]) for key in ("asked", "chosen", "rejected"))

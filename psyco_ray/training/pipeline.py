@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
-from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.prompts import load_prompt, prompt_messages, without_examples
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest
@@ -82,7 +82,7 @@ class SamplingPipeline:
         """
         self._job, self._ledger, self._telemetry = job, ledger, telemetry
         self._rollouts, self._scorers, self._reward_models = rollouts, scorers, reward_models
-        self._prompt = load_prompt(job.prompts)
+        self._prompt = without_examples(load_prompt(job.prompts))  # the scorers' one
         self._busy_s = {"rollout": 0.0, "scorer": 0.0}
 
     def pop_busy_seconds(self) -> dict[str, float]:

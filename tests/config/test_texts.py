@@ -32,7 +32,11 @@ SIZES = {"3-4B": 3, "7-9B": 5, "12-14B": 4, "65-75B": 4, "commercial": 4}  # pap
 def test_every_prompt_has_its_places_once(name: str, places: set[str]) -> None:
     prompt = load_prompt(Prompts(respond=name))
     found = [
-        field for text in prompt.values() for _, field, _, _ in string.Formatter().parse(text) if field is not None
+        field
+        for text in prompt.values()
+        if isinstance(text, str)
+        for _, field, _, _ in string.Formatter().parse(text)
+        if field is not None
     ]
     assert sorted(found) == sorted(places)
 

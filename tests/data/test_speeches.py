@@ -8,6 +8,7 @@ import pytest
 from support.prepared_speeches import prepared
 from support.raw_speeches import speech
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Data, Job, Prompts, Sampling
@@ -251,3 +252,25 @@ def test_prompts_come_from_a_replaceable_file(tmp_path) -> None:
         with pytest.raises(ValueError, match=rf"the user text of {wrong} does not contain \{{client_speech\}}"):
             load_prompt(Prompts(file=str(own), respond=wrong))
     assert len(prompt_messages(load_prompt(Prompts()), "Hi")) == 1
+
+
+def test_examples_of_a_prompt_are_turns_before_the_speech(tmp_path) -> None:
+    own = tmp_path / "prompts.yaml"
+    own.write_text(
+        "mine:\n  system: Be kind.\n  user: 'Client: {client_speech}'\n"
+        "  examples:\n  - {client: I am sad., response: Go on.}\n"
+        "half:\n  user: '{client_speech}'\n  examples:\n  - {client: I am sad.}\n"
+        "none:\n  user: '{client_speech}'\n  examples: I am sad.\n"
+        "rank:\n  user: '{client_speech} {response_1} {response_2}'\n  examples:\n  - {client: a, response: b}\n"
+    )
+    assert prompt_messages(load_prompt(Prompts(file=str(own), respond="mine")), "Hi") == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Client: I am sad."},
+        {"role": "assistant", "content": "Go on."},
+        {"role": "user", "content": "Client: Hi"},
+    ]
+    with pytest.raises(InputError, match="example 1 of half needs the texts client and response"):
+        load_prompt(Prompts(file=str(own), respond="half"))
+    for name in ("none", "rank"):
+        with pytest.raises(InputError, match=f"examples of {name} must be a list of turns"):
+            load_prompt(Prompts(file=str(own), respond=name))
