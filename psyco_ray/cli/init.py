@@ -26,9 +26,9 @@ _SETTINGS: dict[str, Any] = {
     "iterations": 3,
     "speeches_per_iteration": 40,
     "data": {"pairs": "sample", "dev_share": 0.25},
-    "prompts": {"respond": "respond-small"},
-    "sampling": {"responses": 4, "temperature": 0.7, "max_tokens": 64},
-    "dpo": {"optimizer": {"learning_rate": 5.0e-5, "batch_size": 8, "schedule": "constant"}},
+    "prompts": {"respond": "respond-few-shot"},
+    "sampling": {"responses": 4, "temperature": 0.7, "max_tokens": 96},
+    "dpo": {"optimizer": {"learning_rate": 2.0e-5, "batch_size": 8, "schedule": "constant"}},
     "reward": {
         "optimizer": {"learning_rate": 3.0e-5, "batch_size": 4, "epochs": 1},
         "learners": {"actors": 1, "cpus": 0.5, "zero_stage": 1, "micro_batch_tokens": 400},
@@ -36,14 +36,14 @@ _SETTINGS: dict[str, Any] = {
     "rollouts": {
         "actors": 2,
         "cpus": 0.15,
-        "max_model_len": 512,
+        "max_model_len": 768,
         "max_num_seqs": 64,
         "kv_cache_gb": 0.6,
         "speeches_per_item": 10,
     },
     "scorers": {"actors": 2, "cpus": 0.15},
-    "learners": {"actors": 2, "cpus": 0.2, "zero_stage": 1, "micro_batch_tokens": 400},
-    "evaluation": {"speeches": 48, "temperature": 0.7},
+    "learners": {"actors": 2, "cpus": 0.2, "zero_stage": 1, "micro_batch_tokens": 900},
+    "evaluation": {"speeches": 80, "temperature": 0.7},
 }
 """The settings of ``jobs/demo.yaml``, for the user's speeches."""
 

@@ -30,7 +30,7 @@ def test_sample_has_speeches_over_all_topics_in_the_released_schema() -> None:
     assert set(PREFERENCES.names) <= set(table.column_names)
     assert table.select(PREFERENCES.names).schema.equals(PREFERENCES)
     pairs = table.to_pylist()
-    assert len({splits.fold(row["question"]) for row in pairs}) == len(pairs) >= 210
+    assert len({splits.fold(row["question"]) for row in pairs}) == len({row["ID"] for row in pairs}) >= 210
     topics = Counter(row["topic"] for row in pairs)
     assert len(topics) == FINE_TOPICS
     assert min(topics.values()) >= 5
@@ -48,7 +48,7 @@ def test_sample_ratings_agree_with_the_labels() -> None:
 
 
 def test_neither_length_nor_question_marks_reveal_the_labels_of_the_sample() -> None:
-    pairs = rows()
+    pairs = [row for row in rows() if row["rejected_finished"]]  # a cut response is the chosen one, shortened
     longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in pairs) / len(pairs)
     assert 0.4 <= longer <= 0.6
     flaws = Counter(row["rejected_model"] for row in pairs)
@@ -274,3 +274,13 @@ def test_examples_of_a_prompt_are_turns_before_the_speech(tmp_path) -> None:
     for name in ("none", "rank"):
         with pytest.raises(InputError, match=f"examples of {name} must be a list of turns"):
             load_prompt(Prompts(file=str(own), respond=name))
+
+
+def test_the_packaged_pairs_show_that_a_cut_response_is_worse() -> None:
+    pairs = rows()
+    cut = [row for row in pairs if not row["rejected_finished"]]
+    assert len(cut) >= 60
+    assert all(row["chosen_finished"] for row in pairs)
+    for row in cut:
+        assert row["chosen"].startswith(row["rejected"])
+        assert row["rejected_model"] == "synthetic:cut"
