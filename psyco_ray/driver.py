@@ -38,7 +38,6 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         _log.info("all iterations are done already")
         return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
-    ledger.write_json("judge-pairs.json", heldout.compare_training_pairs(job))
     from_file = job.pairs_from == "file"
     offline = mix(job.mixture, job.data, job.seed, unfinished=job.sampling.unfinished) if from_file else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:
@@ -46,6 +45,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         dev = dev[: job.evaluation.speeches]
         if offline is not None:
             ledger.write_json("mixture.json", {"parts": offline.parts})
+        ledger.write_json("judge-pairs.json", heldout.compare_training_pairs(job))
         total = len(train) if offline is None else offline.train.num_rows
         draws = draw(total, job.speeches_per_iteration, job.iterations, job.seed)
         orchestrator.wait_ready()

@@ -4,7 +4,7 @@ import logging
 
 import pyarrow as pa
 import pytest
-from support import judging
+from support import commands, judging
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.resources import Scorers
@@ -63,6 +63,17 @@ def test_nothing_is_claimed_about_a_model_without_a_record(model, tmp_path, capl
     assert compared(tmp_path, "a", "downloaded", pairs_from="file") is None, "no model ranks responses"
     assert heldout.compare_training_pairs(Job()) is None
     assert not caplog.records
+
+
+def test_a_run_that_ended_with_invalid_data_can_be_started_again(local_ray, tmp_path) -> None:
+    overrides = [f"run_dir={tmp_path}/run", "data.pairs=nowhere.jsonl", "scorers.heldout_model=x/y"]
+    (tmp_path / "job.yaml").write_text("rollouts: {cpus: 0.1}\nscorers: {cpus: 0.1}\nlearners: {cpus: 0.1}\n")
+    for _ in range(2):
+        done = commands.here("train-dpo", tmp_path / "job.yaml", *overrides)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (
+            2,
+            "psyco-ray: pairs file nowhere.jsonl does not exist",
+        )
 
 
 def test_the_judge_compares_the_answers_to_its_number_of_speeches(local_ray, tmp_path) -> None:
