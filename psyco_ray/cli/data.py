@@ -111,6 +111,7 @@ def report(dataset: Dataset) -> None:
         job=dataset.job,
         collected=dataset.record("collect") or {},
         spend=spend,
+        failed=records["respond"].get("failed", {}),
         licences={source.name: source.licence for source in dataset.job.sources if source.licence},
         speeches=[root / "collect" / "speeches"],
         topics=[root / "topics"],

@@ -97,8 +97,8 @@ class Respond(Section):
     """Entry of the prompts file."""
     rollouts: Rollouts = Rollouts()
     """Engines of the open models."""
-    trust_remote_code: bool = False
-    """Run code from the repositories of models that are marked so in the pool."""
+    allow_code: bool = False
+    """Download and run code from the repositories of models that need it, each at the revision that the pool names."""
 
 
 class Rate(Section):

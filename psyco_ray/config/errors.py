@@ -15,3 +15,15 @@ class InputError(ValueError):
     Example:
         >>> raise InputError("iterations is 0; give 1 or more")
     """
+
+
+class EndpointError(InputError):
+    """The server answers no call to this model: it does not know it, does not let the key use it, or rejects its calls.
+
+    Not of this class: a wrong key and an empty account, which the user puts right.
+
+    Attributes:
+        stage: name of the stage whose call it was, where several are asked together.
+    """
+
+    stage: str | None = None

@@ -89,7 +89,7 @@ class Rollouts(PoolConfig):
     max_num_seqs: Count = 128
     """Sequences that are decoded together."""
     kv_cache_gb: Positive = 1.0
-    """KV cache of each engine, GiB."""
+    """KV cache of each engine, GiB; of several GPUs, on each of them."""
     block_size: Count | None = None
     """Tokens of a KV cache block; null: 32 on the CPU, the engine's default on a GPU."""
     enforce_eager: bool = True

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from psyco_ray.config import job_file
-from psyco_ray.config.errors import InputError
+from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.config.prompts import load_prompt
-from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Prompts
 from psyco_ray.data import collect as collecting
+from psyco_ray.data import members, respond, topics
 from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
-from psyco_ray.data import respond, topics
 from psyco_ray.data.dataset import Dataset
-from psyco_ray.data.generate import EngineRun, Engines, LocalModel
+from psyco_ray.data.draws import MemberFailedError
+from psyco_ray.data.generate import Engines
 from psyco_ray.data.overlap import Overlap, Responses, Stage
 from psyco_ray.judge.call_run import CallRun
-from psyco_ray.judge.callers import CallStage
+from psyco_ray.judge.callers import CallStage, CallStats
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -91,12 +90,28 @@ STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
 
 def _make(dataset: Dataset, names: Sequence[str], progress: Progress) -> dict[str, Any]:
     """Make the stages of calls that are not done, all at the same time; returns the record of the last one."""
-    stages = [stage for name in names if (stage := _OF_CALLS[name](dataset)) is not None]
-    if stages:
-        Overlap(dataset, stages, progress).run()
+    while stages := [stage for name in names if (stage := _OF_CALLS[name](dataset)) is not None]:
+        try:
+            Overlap(dataset, stages, progress).run()
+            break
+        except (MemberFailedError, EndpointError) as error:
+            _hand_on(dataset, error, stages)
     record = dataset.record(names[-1])
     assert record is not None
     return record
+
+
+def _hand_on(dataset: Dataset, error: MemberFailedError | EndpointError, stages: Sequence[Stage]) -> None:
+    """Let other members answer the speeches of those that failed; other errors are raised again."""
+    responses = next((stage.responses for stage in stages if stage.responses is not None), None)
+    if responses is None:
+        raise error
+    if isinstance(error, EndpointError):
+        names = [task.name for task in responses.tasks if _name(task) == error.stage]
+        if not names:
+            raise error
+        error = MemberFailedError(names, str(error))
+    members.hand_on(dataset, error, responses.tasks)
 
 
 def _topics(dataset: Dataset) -> Stage | None:
@@ -121,7 +136,8 @@ def _respond(dataset: Dataset) -> Stage | None:
     pool = respond.load_pool(settings)
     prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
     description = [
-        model.model_dump(include={"name", "model", "temperature"}) | ({"api": model.api.model} if model.api else {})
+        model.model_dump(include={"name", "model", "revision", "temperature"})
+        | ({"api": model.api.model} if model.api else {})
         for model in pool
     ]
     sampling = settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"})
@@ -129,22 +145,20 @@ def _respond(dataset: Dataset) -> Stage | None:
     dataset.begin("respond", prompt=key_of(prompt), pool=description, seed=job.seed, **sampling)
     if dataset.record("respond") is not None:
         return None
-    tasks = {model.name: _response_task(dataset, model, pool, prompt) for model in pool}
-    calls = {
-        model.name: _call_run(dataset, f"respond: {model.name}", respond.ApiStage(model.api, tasks[model.name]))
-        for model in pool
-        if model.api is not None
-    }
-    engines = [
-        _engine_run(dataset, [model for model in pool if model.model == name], tasks)
-        for name in dict.fromkeys(model.model for model in pool if model.model)
+    tasks = members.response_tasks(dataset, pool, prompt)
+    apis = {model.name: model.api for model in pool if model.api is not None}
+    calls = [
+        CallRun(_name(task), respond.ApiStage(apis[task.name], task), task.parts(), dataset.journal)
+        for task in tasks
+        if task.name in apis
     ]
-    return Stage(
-        "respond",
-        [*calls.values()],
-        partial(_finish_responses, dataset, tasks, calls),
-        Responses(dataset, tasks, Engines(engines, ENGINE_DEADLINES)),
-    )
+    engines = Engines(members.engine_runs(dataset, pool, tasks), ENGINE_DEADLINES)
+    finish = partial(_finish_responses, dataset, tasks, calls)
+    return Stage("respond", calls, finish, Responses(dataset, tasks, engines))
+
+
+def _name(task: respond.ResponseTask) -> str:
+    return f"respond: {task.name}" + (f", handed on {task.round}" if task.round else "")
 
 
 def _rate(dataset: Dataset) -> Stage | None:
@@ -180,50 +194,38 @@ def _finish_calls(dataset: Dataset, calls: CallRun, began: float) -> None:
 
 
 def _finish_responses(
-    dataset: Dataset, tasks: Mapping[str, respond.ResponseTask], calls: Mapping[str, CallRun], began: float
+    dataset: Dataset, tasks: Sequence[respond.ResponseTask], calls: Sequence[CallRun], began: float
 ) -> None:
     """Check, log and record the responses.
 
     Raises:
         InputError: most answers are unfinished.
     """
-    finished = {name: respond.count_finished(task) for name, task in tasks.items()}
+    finished, failed = respond.count_finished(tasks), members.failed_members(dataset)
     if dataset.job.pair.unfinished != "allow":
         respond.check_finished(finished, dataset.job.respond.max_tokens)
     count = sum(len(shards.read(dataset.root / "respond", part)) for part in dataset.speeches())
-    spent = {name: asdict(run.stats()) | {"cost": run.dollars()} for name, run in calls.items()}
-    unfinished = {name: asdict(member) for name, member in finished.items()}
     cut = sum(member.unfinished for member in finished.values())
-    _log.info(f"respond: {count} responses by {len(tasks)} models; {cut} answers are empty or cut at max_tokens")
-    dataset.finish("respond", began, responses=count, finished=unfinished, calls=spent)
-
-
-def _response_task(
-    dataset: Dataset, model: respond.ResponderModel, pool: list[respond.ResponderModel], prompt: dict[str, str]
-) -> respond.ResponseTask:
-    settings = dataset.job.respond
-    return respond.ResponseTask(
-        model.name,
-        respond.ResponseSampling(
-            prompt=prompt,
-            temperature=model.temperature or settings.temperature,
-            top_p=settings.top_p,
-            max_tokens=settings.max_tokens,
-            seed=dataset.job.seed,
-        ),
-        speeches=dataset.root / "collect" / "speeches",
-        out=dataset.root / "respond" / "members" / model.name,
-        draw=respond.Draw(tuple(responder.name for responder in pool), settings.per_speech),
+    _log.info(
+        f"respond: {count} responses by {len(finished)} models, {cut} answers are empty or cut at max_tokens"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
+    runs: dict[str, list[CallRun]] = {}
+    for run in calls:
+        assert isinstance(run.stage, respond.ApiStage)
+        runs.setdefault(run.stage.task.name, []).append(run)
+    dataset.finish(
+        "respond",
+        began,
+        responses=count,
+        finished={name: asdict(member) for name, member in finished.items()},
+        failed=failed,
+        calls={name: _spent(of_member) for name, of_member in runs.items()},
     )
 
 
-def _engine_run(
-    dataset: Dataset, sharing: Sequence[respond.ResponderModel], tasks: Mapping[str, respond.ResponseTask]
-) -> EngineRun:
-    """All pool entries that share one open model."""
-    first = sharing[0]
-    assert first.model is not None
-    overrides = dataset.job.respond.rollouts.model_dump() | first.rollouts
-    rollouts = job_file.parse(Rollouts, overrides, f"pool member {first.name}: rollouts")
-    local = LocalModel(first.model, rollouts, dataset.job.seed, first.trust_remote_code)
-    return EngineRun(f"respond: {first.model}", local, [tasks[model.name] for model in sharing])
+def _spent(runs: Sequence[CallRun]) -> dict[str, Any]:
+    """Usage of some stages of calls to one endpoint, and its cost (None without prices)."""
+    dollars = [run.dollars() for run in runs]
+    cost = None if None in dollars else sum(filter(None, dollars))
+    return asdict(sum((run.stats() for run in runs), CallStats())) | {"cost": cost}

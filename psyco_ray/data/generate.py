@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines
+from psyco_ray.data.draws import MemberFailedError
 from psyco_ray.data.respond import EMPTY, ResponseTask, response_row
 from psyco_ray.judge.callers import set_aside_row
 from psyco_ray.models import loading
@@ -20,7 +24,13 @@ from psyco_ray.run.types import Prompt, Row
 if TYPE_CHECKING:
     from psyco_ray.rollout.engine import Engine
 
+_log = logging.getLogger(__name__)
+
 _FILLED_TIMES = 4  # prompts per work item, in units of what an engine decodes at once: it stays full to the end
+
+
+class ModelFailedError(RuntimeError):
+    """A model cannot be loaded, or its engines fail again and again; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,8 @@ class LocalModel:
     model: str  # a packaged name, a directory or a hub id
     rollouts: Rollouts
     seed: int
-    trust_remote_code: bool = False
+    revision: str | None = None  # of a hub id
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,9 @@ class Responder:
         from psyco_ray.rollout.engine import Engine
 
         model = self._model
-        path = loading.resolve(model.model)
-        self._tokenizer = loading.load_tokenizer(path, model.trust_remote_code)
-        self._engine: Engine = Engine(path, model.rollouts, model.seed, model.trust_remote_code)
+        path = loading.resolve(model.model, revision=model.revision, allow_code=model.allow_code)
+        self._tokenizer = loading.load_tokenizer(path, model.allow_code)
+        self._engine: Engine = Engine(path, model.rollouts, model.seed, model.allow_code)
 
     def answer(self, work: ResponseWork) -> Iterator[int]:
         """Answer the missing ones of some parts and write each of them; yields the number of parts."""
@@ -127,16 +138,32 @@ class Engines:
             on_item: called after each work item; its parts are written then.
 
         Raises:
-            InputError, RuntimeError, TimeoutError: as `generate`.
+            InputError: the engines cannot write.
+            MemberFailedError: a model cannot be used, or its engines failed twice.
         """
         for run in self._runs:
-            if self._stopped:
-                return
-            try:
-                generate(run.model, run.tasks, self._deadlines, progress, run.name, on_item, self._started)
-            except RuntimeError:
-                if not self._stopped:  # the pool was closed
-                    raise
+            for attempt in (1, 2):
+                if self._stopped:
+                    return
+                try:
+                    generate(run.model, run.tasks, self._deadlines, progress, run.name, on_item, self._started)
+                    break
+                except ModelFailedError as error:
+                    if self._stopped:  # the pool was closed
+                        return
+                    if attempt == 2 or isinstance(error.__cause__, InputError):
+                        names = dict.fromkeys(task.name for task in run.tasks if task.missing())
+                        raise MemberFailedError([*names], str(error)) from error
+                    _log.warning(f"{run.name}: {error}; once more")  # it may have been the node
+
+    def check(self) -> None:
+        """Check that the engines of each model fit on the cluster. Ray must be running if a part is missing.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        for run in self._runs:
+            check_fit(run.model, run.tasks, run.name)
 
     def stop(self) -> None:
         """End the engines; parts that are written stay."""
@@ -151,6 +178,22 @@ class Engines:
             self._close = close
         if self._stopped:
             close()
+
+
+def check_fit(model: LocalModel, tasks: Sequence[ResponseTask], what: str) -> list[ResponseWork]:
+    """The missing work of a model, whose engines fit on the cluster. Ray must be running if there is any.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    from psyco_ray.pool import fit
+
+    settings = model.rollouts
+    work = [item for task in tasks for item in _work_items(task, settings)]
+    if work:
+        role = fit.Role("responder", min(settings.actors, len(work)), settings.cpus, settings.gpus, settings.role)
+        fit.check(what, [role], fit.cluster_nodes())
+    return work
 
 
 def generate(
@@ -174,36 +217,33 @@ def generate(
         on_start: called with a function that ends the engines, which makes this one raise a RuntimeError.
 
     Raises:
-        InputError: the engines do not fit on the cluster.
-        RuntimeError: an engine cannot load the model, or a work item failed repeatedly.
-        TimeoutError: an engine does not load in time.
+        InputError: the engines do not fit on the cluster, or cannot write.
+        ModelFailedError: the model cannot be loaded, or its engines fail again and again.
     """
     import ray
+    from ray.exceptions import RayError
 
-    from psyco_ray.pool import fit, placement
+    from psyco_ray.pool import placement
     from psyco_ray.pool.actor_pool import ActorPool
     from psyco_ray.rollout.actor import actor_environment
 
-    settings = model.rollouts
-    work = [item for task in tasks for item in _work_items(task, settings)]
+    settings, work = model.rollouts, check_fit(model, tasks, what)
     if not work:
         return
-    actors = min(settings.actors, len(work))
-    role = fit.Role("responder", actors, settings.cpus, settings.gpus, settings.role)
-    fit.check(what, [role], fit.cluster_nodes())
     pool = ActorPool[Responder](
         "responder",
         lambda index: (
             ray.remote(Responder).options(**placement.pool_options(settings, actor_environment(settings))).remote(model)
         ),
-        actors,
+        min(settings.actors, len(work)),
         deadlines,
     )
     close = _Once(pool.close)
     try:
         on_start(close)
-        pool.wait_ready()
-        for _ in progress.track(pool.stream(Responder.answer, work, name=what), what, len(work)):
+        with _failures(RuntimeError, TimeoutError, InputError, RayError):  # what `Responder.ready` raises
+            pool.wait_ready()
+        for _ in progress.track(_guarded(pool.stream(Responder.answer, work, name=what)), what, len(work)):
             on_item()
     finally:
         close()
@@ -220,6 +260,26 @@ class _Once:
             if not self._called:
                 self._called = True
                 self._function()
+
+
+def _guarded(results: Iterator[int]) -> Iterator[int]:
+    """The results, as they come. Errors of input pass: they are of the disk, not of the model."""
+    while True:
+        with _failures(RuntimeError, TimeoutError):
+            if (result := next(results, None)) is None:
+                return
+        yield result
+
+
+@contextlib.contextmanager
+def _failures(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns some kinds of errors into ModelFailedError."""
+    from psyco_ray.pool.slot import reason_of
+
+    try:
+        yield
+    except kinds as error:
+        raise ModelFailedError(reason_of(error).removeprefix("InputError: ")) from error
 
 
 def _work_items(task: ResponseTask, settings: Rollouts) -> Iterator[ResponseWork]:

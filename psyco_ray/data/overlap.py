@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,13 +51,13 @@ class Responses:
 
     Args:
         dataset: the dataset.
-        tasks: what each member answers, by name.
+        tasks: what the members answer.
         engines: of the open members.
     """
 
-    def __init__(self, dataset: Dataset, tasks: Mapping[str, respond.ResponseTask], engines: Engines) -> None:
+    def __init__(self, dataset: Dataset, tasks: Sequence[respond.ResponseTask], engines: Engines) -> None:
         self.engines = engines
-        self._tasks, self._settings = tasks, dataset.job
+        self.tasks, self._settings = tasks, dataset.job
         self._out = dataset.root / "respond"
         self._lock = threading.Lock()
         self._unmerged = [part for part in dataset.speeches() if not _exists(self._out, part)]
@@ -67,7 +67,7 @@ class Responses:
     def complete(self) -> bool:
         """Whether all members have answered and all parts are merged."""
         with self._lock:
-            return not self._unmerged and not any(task.missing() for task in self._tasks.values())
+            return not self._unmerged and not any(task.missing() for task in self.tasks)
 
     def unmerged(self) -> set[str]:
         """Parts that cannot be rated yet."""
@@ -87,14 +87,14 @@ class Responses:
             parts = [part for part in self._unmerged if candidates is None or part in candidates]
             whole = [part for part in parts if self._whole(part)]
             for part in whole:
-                respond.merge([*self._tasks.values()], self._out, part)
+                respond.merge(self.tasks, self._out, part)
                 self._check(part)
                 self._unmerged.remove(part)
         return whole
 
     def _whole(self, part: str) -> bool:
         if part not in self._drawn:
-            self._drawn[part] = [task for task in self._tasks.values() if task.rows(part)]
+            self._drawn[part] = [task for task in self.tasks if task.rows(part)]
         return all(_exists(task.out, part) for task in self._drawn[part])
 
     def _check(self, part: str) -> None:
@@ -105,8 +105,7 @@ class Responses:
         self._unfinished += sum(not row["finished"] for row in rows) + empty
         mostly = self._unfinished > respond.MOST_UNFINISHED * self._answers
         if self._settings.pair.unfinished != "allow" and self._answers >= _CHECKED_ANSWERS and mostly:
-            counts = {name: respond.count_finished(task) for name, task in self._tasks.items()}
-            respond.check_finished(counts, self._settings.respond.max_tokens)
+            respond.check_finished(respond.count_finished(self.tasks), self._settings.respond.max_tokens)
 
 
 class Overlap:
@@ -130,7 +129,7 @@ class Overlap:
         runs = {run.name: (stage, run) for stage in stages for run in stage.calls}
         self._calls = CallsTogether(
             [run for _, run in runs.values()],
-            dataset.job.max_cost,
+            None if dataset.job.max_cost is None else dataset.job.max_cost - dataset.spent,
             {name: partial(self._on_part, run) for name, (_, run) in runs.items()},
         )
         self._engine_error: Exception | None = None
@@ -139,8 +138,8 @@ class Overlap:
         """Run all stages to their records.
 
         Raises:
-            BudgetExceededError, UnavailableError, InputError: the first failure of any stage. The other stages end
-                their calls in flight; everything paid for is kept, and finished parts stay.
+            MemberFailedError, BudgetExceededError, UnavailableError, InputError: the first failure of any stage. The
+                other stages end their calls in flight; everything paid for is kept, and finished parts stay.
         """
         responses = self._responses
         if responses is not None:
@@ -150,6 +149,8 @@ class Overlap:
             return
         self._calls.announce(self._expected_ratings())
         self._dataset.connect()
+        if responses is not None:
+            responses.engines.check()
         self._calls.open()
         waiting = responses.unmerged() if responses is not None else set()
         for stage in self._stages:
@@ -165,6 +166,8 @@ class Overlap:
                 responses.engines.stop()
                 engines.join(_END_S)
             raise
+        finally:
+            self._dataset.spent += self._calls.dollars
         engines.join()
         if self._engine_error is not None:
             raise self._engine_error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Positive, Section
 from psyco_ray.config.prompts import prompt_messages
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.data.draws import Draw
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
@@ -43,7 +44,8 @@ class ResponderModel(Section):
     api: Endpoint | None = None  # commercial
     temperature: Positive | None = None  # None: the job's
     rollouts: dict[str, Any] = Field(default_factory=dict)  # engine settings that differ from the job's
-    trust_remote_code: bool = False  # its repository holds code that must run here
+    revision: str | None = None  # commit of a hub id
+    allow_code: bool = False  # its repository holds code that must run here
     size: str | None = None  # size class
     family: str | None = None
 
@@ -51,15 +53,33 @@ class ResponderModel(Section):
     def _model_or_api(self) -> Self:
         if (self.model is None) == (self.api is None):
             raise ValueError(f"{self.name} needs either model or api")
+        if self.allow_code and self.model and not _is_directory(self.model) and not _is_commit(self.revision):
+            raise ValueError(
+                f"{self.name} would run whatever code its repository holds that day; pin its revision, the 40 hex "
+                "digits of a commit that you have read"
+            )
         return self
+
+    def engines(self, rollouts: Rollouts) -> Rollouts:
+        """Engines of an open model: the job's, with the member's own settings.
+
+        A member with more GPUs for each engine has fewer engines: as many as fit on the job's GPUs.
+
+        Raises:
+            InputError: one of its settings is invalid.
+        """
+        settings = rollouts.model_dump() | self.rollouts
+        if "actors" not in self.rollouts and isinstance(gpus := settings["gpus"], int | float) and gpus > rollouts.gpus:
+            settings["actors"] = max(1, int(rollouts.actors * rollouts.gpus // gpus))
+        return job_file.parse(Rollouts, settings, f"pool member {self.name}: rollouts")
 
 
 def load_pool(settings: Respond) -> list[ResponderModel]:
     """Read the pool file that a job names.
 
     Raises:
-        InputError: an entry is invalid, a name repeats, the pool is smaller than `per_speech`, or a model needs
-            `trust_remote_code`.
+        InputError: an entry is invalid, a name repeats, the pool is smaller than `per_speech`, a model needs code that
+            the job does not allow, or its revision is not pinned.
     """
     path = PACKAGED_POOL if settings.pool == "default" else Path(settings.pool)
     entries, where = job_file.read_yaml(path, "pool file"), settings.pool
@@ -77,27 +97,23 @@ def load_pool(settings: Respond) -> list[ResponderModel]:
             raise InputError(f"pool file {where}: the name {name!r} may have letters, digits, dots, - and _ alone")
     if len(pool) < settings.per_speech:
         raise InputError(f"pool file {where} has {len(pool)} members; respond.per_speech draws {settings.per_speech}")
-    untrusted = [responder.name for responder in pool if responder.trust_remote_code]
-    if untrusted and not settings.trust_remote_code:
+    with_code = [responder.name for responder in pool if responder.allow_code]
+    if with_code and not settings.allow_code:
         raise InputError(
-            f"pool file {where}: {', '.join(untrusted)} would run code from their repositories; set "
-            "respond.trust_remote_code=true if you trust it, or leave them out of a pool file of your own"
+            f"pool file {where}: {', '.join(with_code)} would run code from their repositories; set "
+            "respond.allow_code=true if you trust it, or leave them out of a pool file of your own"
         )
+    for responder in pool:
+        responder.engines(settings.rollouts)
     return pool
 
 
-def drawn(pool: Sequence[str], speech_id: str, count: int, seed: int) -> set[str]:
-    """The models that answer a speech, by a hash: adding a model changes few other draws."""
-    by_hash = sorted(pool, key=lambda name: hashlib.sha256(f"{seed}:{speech_id}:{name}".encode()).digest())
-    return set(by_hash[:count])
+def _is_directory(model: str) -> bool:
+    return Path(model).expanduser().is_dir()
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Selects the speeches of each model: `per_speech` models of the pool answer a speech."""
-
-    pool: tuple[str, ...]
-    per_speech: int
+def _is_commit(revision: str | None) -> bool:
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 @dataclass(frozen=True)
@@ -126,18 +142,20 @@ class ResponseTask:
     speeches: Path  # directory of parts with speech_id and speech
     out: Path  # directory of the responses
     draw: Draw | None = None  # None: all speeches
+    round: int = 0  # of the draw
+    only: tuple[str, ...] | None = None  # the parts in which the model has speeches; None: all parts
 
     def rows(self, part: str) -> list[Row]:
         """The speeches of a part that the model answers."""
         rows = shards.read(self.speeches, part)
         if self.draw is None:
             return rows
-        pool, count, seed = self.draw.pool, self.draw.per_speech, self.sampling.seed
-        return [row for row in rows if self.name in drawn(pool, row["speech_id"], count, seed)]
+        draw, seed = self.draw, self.sampling.seed
+        return [row for row in rows if draw.holders(row["speech_id"], part, seed).get(self.name) == self.round]
 
     def parts(self) -> list[str]:
-        """All parts."""
-        return shards.list_shards(self.speeches)
+        """The parts to answer."""
+        return shards.list_shards(self.speeches) if self.only is None else [*self.only]
 
     def missing(self) -> list[str]:
         """The parts without responses."""
@@ -199,6 +217,7 @@ class ApiStage:
 
 def merge(tasks: Sequence[ResponseTask], out: Path, part: str) -> int:
     """Write all models' responses to the speeches of a part to one directory; returns their number."""
+    tasks = [task for task in tasks if part in task.parts()]
     rows = [row for task in tasks for row in shards.read(task.out, part)]
     set_aside = [row for task in tasks for row in shards.read(task.out / "set-aside", part)]
     rows.sort(key=lambda row: (row["speech_id"], row["model"]))
@@ -215,15 +234,19 @@ class Finished:
     unfinished: int  # cut at the token limit, or without text
 
 
-def count_finished(task: ResponseTask) -> Finished:
-    """Count the answers of a task, in all of its finished parts."""
-    answers = unfinished = 0
-    for part in shards.list_shards(task.out):
-        rows = shards.read(task.out, part)
-        empty = sum(row["reason"].startswith(EMPTY) for row in shards.read(task.out / "set-aside", part))
-        answers += len(rows) + empty
-        unfinished += sum(not row["finished"] for row in rows) + empty
-    return Finished(answers, unfinished)
+def count_finished(tasks: Sequence[ResponseTask]) -> dict[str, Finished]:
+    """Count the answers of each member, in all finished parts of its tasks."""
+    counts: dict[str, Finished] = {}
+    for task in tasks:
+        answers = unfinished = 0
+        for part in shards.list_shards(task.out):
+            rows = shards.read(task.out, part)
+            empty = sum(row["reason"].startswith(EMPTY) for row in shards.read(task.out / "set-aside", part))
+            answers += len(rows) + empty
+            unfinished += sum(not row["finished"] for row in rows) + empty
+        before = counts.get(task.name, Finished(0, 0))
+        counts[task.name] = Finished(before.answers + answers, before.unfinished + unfinished)
+    return counts
 
 
 def check_finished(members: Mapping[str, Finished], max_tokens: int) -> None:

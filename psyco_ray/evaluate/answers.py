@@ -15,7 +15,7 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import fill
-from psyco_ray.data.generate import LocalModel
+from psyco_ray.data.generate import LocalModel, ModelFailedError
 from psyco_ray.data.generate import generate as generate_responses
 from psyco_ray.data.respond import ApiStage, ResponseSampling, ResponseTask
 from psyco_ray.judge.call_run import CallRun
@@ -86,7 +86,10 @@ def generate(
         progress: receives finished work.
     """
     local = LocalModel(model, job.rollouts, job.seed)
-    generate_responses(local, tasks, job.deadlines, progress, f"{name} answers")
+    try:
+        generate_responses(local, tasks, job.deadlines, progress, f"{name} answers")
+    except ModelFailedError as error:
+        raise (error.__cause__ or error) from None
 
 
 def call(endpoint: Endpoint, task: ResponseTask, journal: Path, max_cost: float | None, progress: Progress) -> float:

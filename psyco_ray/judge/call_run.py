@@ -169,6 +169,11 @@ class CallsTogether:
         """Whether a part is missing."""
         return bool(self._runs)
 
+    @property
+    def dollars(self) -> float:
+        """The cost of the calls so far in US dollars, also where they ended with an error."""
+        return self._stream.dollars if self._stream is not None else 0.0
+
     def announce(self, known: Mapping[str, Expected] | None = None) -> None:
         """Log the usage to expect of each stage, and of all of them.
 

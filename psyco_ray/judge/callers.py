@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
+from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.judge.ask import Asker, AskResult
 from psyco_ray.judge.client import Call, UnavailableError
 from psyco_ray.judge.journal import Journal
@@ -30,7 +30,7 @@ from psyco_ray.run.types import Row
 
 PARTS_PER_CALLER = 4  # of a stage, in flight at the same time, so that no caller idles at the end of a part
 
-STOPPING = (BudgetExceededError, UnavailableError, InputError)
+STOPPING = (BudgetExceededError, UnavailableError, EndpointError, InputError)
 """Errors that stop all calls of a command. Workers return them as rows: an exception discards answers in flight."""
 
 QUESTIONS = pa.schema(
@@ -229,7 +229,7 @@ class Caller:
             try:
                 answers = await self._answer(rows)
             except STOPPING as error:
-                self._stop(described(error))
+                self._stop(described(error) | {"stage": str(rows[0]["stage"])})
         if self._stopped_by is not None:
             answers = [_answer_row(rows[0], stopped_by=self._stopped_by)]
         return pa.Table.from_pylist(answers, schema=ANSWERS)

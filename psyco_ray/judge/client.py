@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.errors import InputError
+from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.judge import tokens
 from psyco_ray.judge.rate_limit import Tokens
 
@@ -263,17 +263,17 @@ class Client:
         if status == 401:
             return InputError(f"{endpoint.base_url} does not accept the key; put a valid one into {key}")
         if status == 403:
-            return InputError(
+            return EndpointError(
                 f"{endpoint.base_url} does not let this key use {endpoint.model}; choose another model or put another "
                 f"key into {key}"
             )
         if status == 404:
-            return InputError(
+            return EndpointError(
                 f"{endpoint.base_url} knows no model {endpoint.model}, or is not the API's base_url, which often ends "
                 "in /v1; correct model or base_url"
             )
         if status == 400 and error.param in _SHARED_PARAMETERS:
-            return InputError(
+            return EndpointError(
                 f"{endpoint.base_url} rejects the {error.param} of the calls to {endpoint.model}: {message}; "
                 f"{'set structured to json_object or text' if error.param == 'response_format' else 'change it'}"
             )
@@ -282,7 +282,7 @@ class Client:
         if status == 429 or status in _TRANSIENT_STATUS or status >= 500:
             wait_s = retry_after(error.response.headers)
             return _Transient(f"HTTP {status}: {message}", wait_s, rate_limited=status == 429)
-        return InputError(f"{endpoint.base_url} answers with HTTP {status}: {message}; correct base_url or model")
+        return EndpointError(f"{endpoint.base_url} answers with HTTP {status}: {message}; correct base_url or model")
 
 
 def answer_of(body: Any) -> Answer:

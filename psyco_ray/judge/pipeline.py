@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.errors import EndpointError
 from psyco_ray.judge.callers import (
     PARTS_PER_CALLER,
     STOPPING,
@@ -72,6 +73,7 @@ class AnswerStream:
         self._meter = ray.remote(BudgetMeter).options(num_cpus=0).remote(endpoints, max_cost)
         self._schedule = ray.remote(Schedule).options(num_cpus=0).remote(self._room)
         self._lock = threading.Lock()
+        self.dollars = 0.0  # cost of the calls, once they ended
         self._error: Exception | None = None  # the first one
 
     def ready(self, stage: int, parts: Sequence[str]) -> None:
@@ -125,12 +127,12 @@ class AnswerStream:
         finally:
             for counter in counters:
                 counter.close()
-        dollars: float = self._reply(self._meter.spent.remote())["cost"]
-        progress.spend(dollars)
+        self.dollars = self._reply(self._meter.spent.remote())["cost"]
+        progress.spend(self.dollars)
         if self._error is not None:
             raise self._error
         assert not arrived, "the stream lost answers"
-        return dollars
+        return self.dollars
 
     def _answers(self) -> Any:
         """Tables of ANSWERS, as parts are answered."""
@@ -175,7 +177,10 @@ class AnswerStream:
     def _take(self, row: Row, arrived: dict[tuple[int, str], dict[int, Row]], counters: Sequence[Counter]) -> None:
         """Keep an answer, and write its part with the last one."""
         if stopped_by := json.loads(row["stopped_by"]):
-            self.stop(_STOPPING[stopped_by["error"]](stopped_by["text"]))
+            error = _STOPPING[stopped_by["error"]](stopped_by["text"])
+            if isinstance(error, EndpointError):
+                error.stage = self._stages[int(stopped_by["stage"])].name
+            self.stop(error)
             return
         index, name = row["stage"], row["part"]
         answers = arrived.setdefault((index, name), {})

@@ -1,6 +1,6 @@
 """Finds, loads and saves models: names, directories, tokenizers, chat templates.
 
-Only safetensors are read and written, and code from a model repository never runs unless it is trusted.
+Only safetensors are read and written, and code from a model repository is neither downloaded nor run, unless allowed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ _TODAY = date(2024, 7, 26)  # the default of Llama 3.2's template
 _MAX_SHARD = "4GB"  # of a safetensors file: object stores copy at most 5 GB at once
 
 
-def resolve(model: str, digests: bool = False) -> Path:
+def resolve(model: str, digests: bool = False, revision: str | None = None, allow_code: bool = False) -> Path:
     """Return the local transformers directory of a model.
 
     Args:
         model: packaged name, directory, URI of a directory, or hub id.
         digests: verify every byte of a directory that psyco_ray wrote; otherwise only sizes.
+        revision: commit, tag or branch of a hub id; None: its main branch.
+        allow_code: download the code of a hub id too, and weights as pickles where it has no others.
 
     Raises:
         InputError: the model is unknown or damaged, or its directory lacks weights, tokenizer or chat template.
@@ -43,18 +45,18 @@ def resolve(model: str, digests: bool = False) -> Path:
         raise InputError(
             f"model {model!r} is neither a directory, nor a hub id (owner/name), nor one of {sorted(packaged.MODELS)}"
         )
-    return _from_hub(model)
+    return _from_hub(model, revision, allow_code)
 
 
-def check_dir(path: Path) -> Path:
-    """Check that a directory has the files that transformers and vLLM need.
+def check_dir(path: Path, weights: str = "*.safetensors") -> Path:
+    """Check that a directory has the files that transformers and vLLM need; `weights` is a pattern of file names.
 
     Raises:
         InputError: a file is missing.
     """
     if not (path / "config.json").is_file():
         raise InputError(f"model directory {path} has no config.json; give the directory that save_pretrained wrote")
-    if not any(path.glob("*.safetensors")):
+    if not any(path.glob(weights)):
         raise InputError(
             f"model directory {path} has no *.safetensors weights; convert other formats to safetensors first"
         )
@@ -108,8 +110,8 @@ def load_config(path: Path) -> PretrainedConfig:
         raise InputError(f"{path / 'config.json'} cannot be used: {reason}; give a complete model directory") from None
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model directory; its own code runs only with `trust_remote_code`.
+def load_tokenizer(path: Path, allow_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory; its own code runs only with `allow_code`.
 
     Raises:
         InputError: the tokenizer is damaged or has no chat template.
@@ -119,7 +121,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     else:
         from transformers import AutoTokenizer as Tokenizer
     try:
-        tokenizer = Tokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = Tokenizer.from_pretrained(path, trust_remote_code=allow_code)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"the tokenizer of {path} cannot be loaded: {reason}; copy the model again") from None
@@ -228,14 +230,27 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
         tokenizer.save_pretrained(staging)
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, revision: str | None, allow_code: bool) -> Path:
     """Return the hub cache's directory of a model, downloaded if it is not there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+    if allow_code:
+        patterns.append("*.py")
     try:
-        return check_dir(Path(snapshot_download(model, allow_patterns=patterns)))
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        if not allow_code or any(path.glob("*.safetensors")):
+            return check_dir(path)
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=[*patterns, "*.bin"]))
+        return check_dir(path, "*.bin")
+    except RevisionNotFoundError:
+        raise InputError(f"the hub's model {model!r} has no revision {revision!r}; give one of its commits") from None
     except RepositoryNotFoundError:
         raise InputError(f"the hub has no model {model!r} (a private one needs HF_TOKEN in the environment)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -51,6 +51,7 @@ class StageOutputs:
         job: the data job.
         collected: facts that `collect` returned.
         spend: by stage `paid` and `reused` calls, `prompt_tokens`, `completion_tokens` and `dollars` (None: unknown).
+        failed: reasons why members of the pool could not answer, by name.
         licences: licences of sources by name.
         speeches: of schema COLLECTED.
         topics: of schema TOPICS.
@@ -63,6 +64,7 @@ class StageOutputs:
     job: DataJob
     collected: Mapping[str, Any] = field(default_factory=dict)
     spend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
     speeches: Sequence[Path] = ()
     topics: Sequence[Path] = ()
@@ -101,6 +103,7 @@ def measure(outputs: StageOutputs) -> dict[str, Any]:
         "speeches": _speeches(outputs.speeches),
         "topics": _topics(outputs.topics),
         "models": _models(outputs.responses, ratings),
+        "failed": dict(outputs.failed) or None,
         "ratings": ratings,
         "pairs": _pairs(outputs.pairs, outputs.job.seed),
         "set_aside": _set_aside(outputs.set_aside),

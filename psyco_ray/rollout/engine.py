@@ -68,7 +68,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Path, settings: Rollouts, seed: int, trust_remote_code: bool = False, shared: bool = False
+        self, model: Path, settings: Rollouts, seed: int, allow_code: bool = False, shared: bool = False
     ) -> None:
         """Load the model.
 
@@ -76,14 +76,14 @@ class Engine:
             model: a transformers directory.
             settings: engine size, dtype and parallelism.
             seed: of everything that a request's own seed does not cover.
-            trust_remote_code: whether code from the model's repository may run.
+            allow_code: whether code from the model's repository may run.
             shared: whether a learner rank computes on the same GPU while this engine sleeps.
         """
         gc.freeze()  # vLLM collects garbage five times while it starts; skip everything imported so far
         self._llm = LLM(
             str(model),
             seed=seed,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=allow_code,
             weight_transfer_config=WeightTransferConfig(backend=weight_receiver.BACKEND),
             # workers of several GPUs are processes of their own and must register the backend too
             worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",

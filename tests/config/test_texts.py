@@ -78,7 +78,7 @@ def test_the_pool_is_the_papers_twenty() -> None:
     assert Counter(member["size"] for member in POOL) == SIZES
     for member in POOL:
         assert ("model" in member) != ("api" in member), member["name"]
-        assert set(member) <= {"name", "model", "api", "size", "family", "trust_remote_code"}
+        assert set(member) <= {"name", "model", "api", "size", "family", "revision", "allow_code", "rollouts"}
         if "model" in member:
             owner, _, name = member["model"].partition("/")
             assert owner

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from support.data_outputs import COLLECT, JOB, MODELS, SPEND, TABLES, data_tables, stage_outputs
+from support.data_outputs import COLLECT, FAILED, JOB, MODELS, SPEND, TABLES, data_tables, stage_outputs
 from support.pages import Page, self_contained
 
 from psyco_ray.config.prompts import PRINCIPLES
@@ -20,7 +20,9 @@ from psyco_ray.run import shards
 @pytest.fixture(scope="module")
 def full_dataset(tmp_path_factory) -> tuple[dict, str, str]:
     root = tmp_path_factory.mktemp("data")
-    outputs = stage_outputs(root, list(TABLES), collected=COLLECT, spend=SPEND, licences={"forum": "MIT"})
+    outputs = stage_outputs(
+        root, list(TABLES), collected=COLLECT, spend=SPEND, licences={"forum": "MIT"}, failed=FAILED
+    )
     figures = dataset.write_report(outputs, root / "out")
     assert {path.name for path in (root / "out").iterdir()} == {"report.html", "dataset-card.md"}
     return figures, *((root / "out" / name).read_text("utf-8") for name in ("report.html", "dataset-card.md"))
@@ -54,6 +56,7 @@ def test_the_page_shows_the_counts(full_dataset) -> None:
         ["cold", "24", "1", "95.8 %", *["1.00"] * 8],
         ["no JSON", "empathy", "2"],
         ["no JSON", "topic", "1"],
+        ["gone", "the server knows no model gone"],
         ["rate", "1,234", "56", "98,765", "4,321", "12.35"],
         ["topics", "24", "0", "4,800", "240", "unknown"],
         ["speeches, words", "31.5", "21", "31", "42"],
@@ -111,6 +114,7 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         "All responses are synthetic",
         "judge-1",
         "never a diagnosis",
+        "Other models took the speeches of gone, which could not answer. 3. A judge",
         "self-harm 2, abuse 1.",
         "| speeches | 20 | 1 | 3 |",
         "| pairs | 17 | 0 | 3 |",

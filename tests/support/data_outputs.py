@@ -34,6 +34,7 @@ SPEND = {
     "topics": {"paid": 24, "reused": 0, "prompt_tokens": 4800, "completion_tokens": 240, "dollars": None},
     "rate": {"paid": 1234, "reused": 56, "prompt_tokens": 98765, "completion_tokens": 4321, "dollars": 12.345},
 }
+FAILED = {"gone": "the server knows no model gone"}
 JOB = job_file.parse(
     DataJob,
     {

@@ -1,0 +1,161 @@
+"""A pool whose members need code or many GPUs, or fail."""
+
+import json
+import shutil
+from collections import Counter
+
+import huggingface_hub
+import pytest
+import yaml
+from support import commands
+from support.logs import messages
+
+from psyco_ray.config.data import Respond
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.data import respond, tables
+from psyco_ray.data.draws import Draw
+from psyco_ray.models import loading
+from psyco_ray.run import shards
+
+CODE = {"name": "own-code", "model": "owner/name", "allow_code": True}
+
+
+def pool_of(tmp_path, *members: dict, **settings) -> list[respond.ResponderModel]:
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(members))
+    return respond.load_pool(Respond(pool=str(tmp_path / "pool.yaml"), per_speech=2, **settings))
+
+
+def test_code_runs_only_at_a_pinned_revision_and_where_the_job_allows_it(tmp_path) -> None:
+    other = {"name": "other", "model": "owner/other"}
+    for revision in (None, "main", "0123abc"):
+        with pytest.raises(InputError, match=r"pool\.yaml: member 1: own-code would run whatever .* pin its revision"):
+            pool_of(tmp_path, CODE | {"revision": revision}, other, allow_code=True)
+    pinned = CODE | {"revision": "0123456789abcdef" * 2 + "01234567"}
+    with pytest.raises(InputError, match=r"own-code would run code .* set respond\.allow_code=true"):
+        pool_of(tmp_path, pinned, other)
+    assert [member.name for member in pool_of(tmp_path, pinned, other, allow_code=True)] == ["own-code", "other"]
+    assert pool_of(tmp_path, CODE | {"model": str(tmp_path)}, other, allow_code=True), "a directory is pinned itself"
+
+
+def test_code_and_pickles_are_downloaded_only_where_code_is_allowed(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def download(model: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((revision, [pattern for pattern in ("*.py", "*.bin") if pattern in allow_patterns]))
+        for name in ("config.json", "tokenizer.json", *(["pytorch_model.bin"] if "*.bin" in allow_patterns else [])):
+            (tmp_path / name).write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(InputError, match=r"has no \*\.safetensors weights"):
+        loading.resolve("owner/name")
+    assert loading.resolve("owner/name", revision="abc", allow_code=True) == tmp_path
+    (tmp_path / "model.safetensors").write_text("")
+    assert loading.resolve("owner/name", revision="abc", allow_code=True) == tmp_path
+    assert asked == [(None, []), ("abc", ["*.py"]), ("abc", ["*.py", "*.bin"]), ("abc", ["*.py"])]
+
+
+def test_the_papers_pool_has_engines_that_hold_its_weights() -> None:
+    with pytest.raises(InputError, match="Baichuan2-7B-Chat, Baichuan2-13B-Chat, Orion-14B-Chat would run code"):
+        respond.load_pool(Respond())
+    pool = respond.load_pool(Respond(allow_code=True))
+    job = Rollouts(actors=8, gpus=1, kv_cache_gb=24)
+    for member in pool:
+        if member.model is None:
+            continue
+        engines = member.engines(job)
+        assert engines.actors * engines.gpus == 8
+        billions = {"3-4B": 4, "7-9B": 9.3, "12-14B": 14.5, "65-75B": 73}[member.size]
+        assert 2 * billions / engines.tensor_parallel + engines.kv_cache_gb < 0.9 * 80, member.name
+    [thinking] = [member.api for member in pool if member.name == "o1-mini"]
+    assert thinking.reasoning_tokens >= 4096
+    named = respond.ResponderModel(name="x", model="a/b", rollouts={"gpus": 4, "actors": 3})
+    assert named.engines(job).actors == 3
+    with pytest.raises(InputError, match="pool member x: rollouts"):
+        respond.ResponderModel(name="x", model="a/b", rollouts={"gpu": 4}).engines(job)
+
+
+def test_failed_members_end_no_stage_and_a_resumed_one_draws_the_same(tmp_path, serve, tiny_model, local_ray) -> None:
+    url, broken = serve(), tmp_path / "broken"
+    shutil.copytree(tiny_model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    members = [{"name": name, "api": api(url, name)} for name in ("kind", "warm", "status-404", "brief")]
+    members[1:1] = [{"name": "local", "model": str(tiny_model)}, {"name": "broken", "model": str(broken)}]
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(members))
+    run, job = tmp_path / "run", write_job(tmp_path)
+    logged = messages()
+    for stage in ("collect", "respond"):
+        done = commands.here("data", stage, job)
+        assert done.returncode == 0, done.stderr[-3000:]
+    record, rows = json.loads((run / "respond.json").read_text()), rows_of(run / "respond")
+    assert "404" not in record["failed"]["status-404"]
+    assert "knows no model status-404" in record["failed"]["status-404"]
+    assert "has no *.safetensors weights" in record["failed"]["broken"]
+    assert sum("other members answer its speeches" in line for line in logged) == 2
+    left = Draw(("kind", "local", "warm", "brief"), 2)
+    kept = [row["speech_id"] for row in rows_of(run / "collect" / "speeches")]
+    expected = {(speech_id, name) for speech_id in kept for name in left.holders(speech_id, "", 0)}
+    answered = {(row["speech_id"], row["model"]) for row in [*rows, *rows_of(run / "respond" / "set-aside")]}
+    assert answered == expected
+    assert sum(member["answers"] for member in record["finished"].values()) >= len(rows)
+    assert record["calls"]["kind"]["units"] == Counter(name for _, name in expected)["kind"]
+
+    (run / "respond.json").unlink()
+    for path in run.glob("respond/*.parquet"):
+        path.unlink()
+    [first, *_] = sorted(run.glob("respond/members/kind/*.parquet"))
+    first.unlink()
+    done = commands.here("data", "respond", job)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert rows_of(run / "respond") == rows, "the failures are on record"
+    again = json.loads((run / "respond.json").read_text())
+    assert again["failed"] == record["failed"]
+
+
+def test_a_pool_with_too_few_members_left_stops(tmp_path, serve, local_ray) -> None:
+    url = serve()
+    members = [{"name": name, "api": api(url, name)} for name in ("kind", "status-403", "status-404")]
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(members))
+    job = write_job(tmp_path)
+    assert commands.here("data", "collect", job).returncode == 0
+    stopped = commands.here("data", "respond", job)
+    assert stopped.returncode == 2
+    assert (
+        "respond: 2 of 3 members failed, and respond.per_speech draws 2; the last one, status-404: " in stopped.stderr
+    )
+    assert "failed.json" in stopped.stderr
+
+
+@pytest.mark.parametrize("name", ["status-401", "quota"])
+def test_an_account_that_the_user_can_put_right_is_no_failed_member(tmp_path, serve, local_ray, name) -> None:
+    url = serve()
+    members = [{"name": member, "api": api(url, member)} for member in ("kind", "warm", name)]
+    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(members))
+    job = write_job(tmp_path)
+    assert commands.here("data", "collect", job).returncode == 0
+    stopped = commands.here("data", "respond", job)
+    assert stopped.returncode == 2
+    assert not (tmp_path / "run" / "respond" / "failed.json").exists()
+
+
+def api(url: str, model: str) -> dict:
+    return {"model": model, "base_url": url, "key_env": None}
+
+
+def rows_of(directory) -> list[dict]:
+    return [row for part in shards.list_shards(directory) for row in shards.read(directory, part)]
+
+
+def write_job(where) -> str:
+    raw = where / "raw.jsonl"
+    rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()[:30]]
+    raw.write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in rows))
+    rollouts = {"cpus": 0.5, "max_model_len": 640, "max_num_seqs": 8, "kv_cache_gb": 0.5}
+    job = {
+        "run_dir": str(where / "run"),
+        "sources": [{"name": "mine", "path": str(raw)}],
+        "respond": {"pool": str(where / "pool.yaml"), "per_speech": 2, "max_tokens": 16, "rollouts": rollouts},
+        "pair": {"unfinished": "allow"},
+    }
+    (where / "job.yaml").write_text(yaml.safe_dump(job))
+    return str(where / "job.yaml")
