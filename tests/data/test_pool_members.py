@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -76,47 +77,57 @@ def test_the_papers_pool_has_engines_that_hold_its_weights() -> None:
         respond.ResponderModel(name="x", model="a/b", rollouts={"gpu": 4}).engines(job)
 
 
-def test_failed_members_end_no_stage_and_a_resumed_one_draws_the_same(tmp_path, serve, tiny_model, local_ray) -> None:
-    url, broken = serve(), tmp_path / "broken"
-    shutil.copytree(tiny_model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
-    members = [{"name": name, "api": api(url, name)} for name in ("kind", "warm", "status-404", "brief")]
-    members[1:1] = [{"name": "local", "model": str(tiny_model)}, {"name": "broken", "model": str(broken)}]
-    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(members))
-    run, job = tmp_path / "run", write_job(tmp_path)
+def test_refused_members_end_no_stage_and_a_resumed_one_draws_the_same(tmp_path, serve, local_ray) -> None:
+    url = serve()
+    names = ("kind", "warm", "status-404", "brief", "status-403")
+    run, job = tmp_path / "run", write_job(tmp_path, [{"name": name, "api": api(url, name)} for name in names])
     logged = messages()
     for stage in ("collect", "respond"):
         done = commands.here("data", stage, job)
         assert done.returncode == 0, done.stderr[-3000:]
     record, rows = json.loads((run / "respond.json").read_text()), rows_of(run / "respond")
-    assert "404" not in record["failed"]["status-404"]
     assert "knows no model status-404" in record["failed"]["status-404"]
-    assert "has no *.safetensors weights" in record["failed"]["broken"]
+    assert "does not let this key use status-403" in record["failed"]["status-403"]
     assert sum("other members answer its speeches" in line for line in logged) == 2
-    left = Draw(("kind", "local", "warm", "brief"), 2)
-    kept = [row["speech_id"] for row in rows_of(run / "collect" / "speeches")]
-    expected = {(speech_id, name) for speech_id in kept for name in left.holders(speech_id, "", 0)}
-    answered = {(row["speech_id"], row["model"]) for row in [*rows, *rows_of(run / "respond" / "set-aside")]}
-    assert answered == expected
-    assert sum(member["answers"] for member in record["finished"].values()) >= len(rows)
+    expected = drawn_from(("kind", "warm", "brief"), run)
+    assert {(row["speech_id"], row["model"]) for row in rows} == expected
     assert record["calls"]["kind"]["units"] == Counter(name for _, name in expected)["kind"]
+    assert sum(member["answers"] for member in record["finished"].values()) == len(rows)
 
     (run / "respond.json").unlink()
-    for path in run.glob("respond/*.parquet"):
+    for path in [*run.glob("respond/*.parquet"), *run.glob("respond/members/kind/*.parquet")]:
         path.unlink()
-    [first, *_] = sorted(run.glob("respond/members/kind/*.parquet"))
-    first.unlink()
     done = commands.here("data", "respond", job)
     assert done.returncode == 0, done.stderr[-3000:]
     assert rows_of(run / "respond") == rows, "the failures are on record"
-    again = json.loads((run / "respond.json").read_text())
-    assert again["failed"] == record["failed"]
+    assert json.loads((run / "respond.json").read_text())["failed"] == record["failed"]
+
+
+def test_a_model_that_cannot_be_loaded_ends_no_stage(tmp_path, serve, tiny_model, local_ray) -> None:
+    url, broken = serve(), tmp_path / "broken"
+    shutil.copytree(tiny_model, broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    members = [{"name": "broken", "model": str(broken)}, {"name": "local", "model": str(tiny_model)}]
+    run, job = tmp_path / "run", write_job(tmp_path, [*members, {"name": "kind", "api": api(url, "kind")}])
+    for stage in ("collect", "respond"):
+        done = commands.here("data", stage, job)
+        assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((run / "respond.json").read_text())
+    assert "has no *.safetensors weights" in record["failed"]["broken"]
+    rows = [*rows_of(run / "respond"), *rows_of(run / "respond" / "set-aside")]
+    assert {row.get("model", row.get("what")) for row in rows} == {"local", "kind"}
+    assert len(rows) == 2 * len(rows_of(run / "collect" / "speeches"))
+
+
+def drawn_from(names: tuple[str, ...], run: Path) -> set[tuple[str, str]]:
+    """Speech ids and the models drawn for them, as if the pool had these members only."""
+    speeches = [row["speech_id"] for row in rows_of(run / "collect" / "speeches")]
+    return {(speech_id, name) for speech_id in speeches for name in Draw(names, 2).holders(speech_id, "", 0)}
 
 
 def test_a_pool_with_too_few_members_left_stops(tmp_path, serve, local_ray) -> None:
     url = serve()
     members = [{"name": name, "api": api(url, name)} for name in ("kind", "status-403", "status-404")]
-    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(members))
-    job = write_job(tmp_path)
+    job = write_job(tmp_path, members)
     assert commands.here("data", "collect", job).returncode == 0
     stopped = commands.here("data", "respond", job)
     assert stopped.returncode == 2
@@ -130,8 +141,7 @@ def test_a_pool_with_too_few_members_left_stops(tmp_path, serve, local_ray) -> N
 def test_an_account_that_the_user_can_put_right_is_no_failed_member(tmp_path, serve, local_ray, name) -> None:
     url = serve()
     members = [{"name": member, "api": api(url, member)} for member in ("kind", "warm", name)]
-    (tmp_path / "pool.yaml").write_text(yaml.safe_dump(members))
-    job = write_job(tmp_path)
+    job = write_job(tmp_path, members)
     assert commands.here("data", "collect", job).returncode == 0
     stopped = commands.here("data", "respond", job)
     assert stopped.returncode == 2
@@ -146,7 +156,8 @@ def rows_of(directory) -> list[dict]:
     return [row for part in shards.list_shards(directory) for row in shards.read(directory, part)]
 
 
-def write_job(where) -> str:
+def write_job(where: Path, members: list[dict]) -> str:
+    (where / "pool.yaml").write_text(yaml.safe_dump(members))
     raw = where / "raw.jsonl"
     rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()[:30]]
     raw.write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in rows))
