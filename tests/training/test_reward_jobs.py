@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import commands, job_comments
 from support.paths import JOBS
-from support.reward_evaluation import parsed, run
+from support.reward_evaluation import run
 
 from psyco_ray.config import job_file
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
@@ -128,23 +128,21 @@ def write_helpsteer(where: Path) -> None:
         write_gz(where / f"{name}.jsonl.gz", rows)
 
 
-def replaced(model: dict, url: str, classifier: Path, language_model: Path) -> dict:
-    """A model of the evaluation with a tiny one or the tests' server in the place of what users have."""
-    if "endpoint" in model:
-        return {**model, "endpoint": {**model["endpoint"], "base_url": url}}
-    if model["model"].startswith("runs/"):
-        return model
-    return {**model, "model": str(language_model if "logit_token" in model else classifier)}
+def with_tiny_models(models: list[dict], language_model: Path) -> list[dict]:
+    """Of the evaluation, our models of tables 2 and 7, and a tiny one in the place of Nemotron's."""
+    ours = [model for model in models if model.get("tables") in ([2], [7])]
+    return [*({**model, "model": str(language_model)} for model in models if "logit_token" in model), *ours]
 
 
 @pytest.mark.long
-def test_the_commands_and_the_evaluation_make_the_tables(
-    local_ray, tmp_path, monkeypatch, serve, tiny_model, tiny_reward_model
-) -> None:
+def test_the_commands_and_the_evaluation_make_tables_2_and_7(local_ray, tmp_path, monkeypatch, tiny_model) -> None:
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "runs/data/pairs")
     write_helpsteer(tmp_path / "help")
-    for path, *overrides in (command for command in TRAINING if job_comments.job(command).reward.half is None):
+    settings = job_file.read_yaml(JOBS / "evaluate-reward.yaml", "job")
+    models = with_tiny_models(settings["models"], tiny_model)
+    named = {model["model"].removesuffix("/reward") for model in models}
+    for path, *overrides in (command for command in TRAINING if job_comments.job(command).run_dir in named):
         own = [
             override.replace(HUB, f"{tmp_path}/help/").replace("count: 10000", "count: 24").replace("5000", "12")
             for override in overrides
@@ -154,18 +152,16 @@ def test_the_commands_and_the_evaluation_make_the_tables(
     bench = tmp_path / "bench.jsonl"
     rows = [{"prompt": f"{i}?", "chosen": f"{i}.", "rejected": "No.", "subset": "hep-cpp", "id": i} for i in range(6)]
     bench.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = job_file.read_yaml(JOBS / "evaluate-reward.yaml", "job")
     settings |= {
-        "models": [replaced(model, serve(), tiny_reward_model, tiny_model) for model in settings["models"]],
+        "models": models,
         "rewardbench": {"rows": str(bench)},
         "scorers": {"dtype": "float32", "cpus": 0.1},
         "prompts": {"respond": "respond-small"},
     }
     results = run(settings)
-    assert [model.name for model in parsed(settings).models] == [model["name"] for model in results["models"]]
     table1, table2, table7 = reward_tables.layout(results)
     shown = [[row.cells for row in table.rows if row.kind == "ours"] for table in (table1, table2, table7)]
-    assert [len(rows) for rows in shown] == [9, 4, 3]
+    assert [cells[0] for cells in shown[0]] == ["Llama-3.1-Nemotron-70B-Reward"]
     assert [cells[:2] for cells in shown[1]] == [
         ["Llama-3B", "HelpSteer2"],
         ["Llama-3B", "HelpSteer2 + PsyCoPref"],
@@ -173,11 +169,10 @@ def test_the_commands_and_the_evaluation_make_the_tables(
         ["Llama-8B", "HelpSteer2 + PsyCoPref"],
     ]
     assert [cells[0] for cells in shown[2]] == ["Llama-8b-Psy10k", "Llama-8b-Psy5kHelp5k", "Llama-8b-Help10k"]
-    for rows in shown[1:]:
-        assert all(float(cell) >= 0 for cells in rows for cell in cells[2 if rows is shown[1] else 1 :]), "all measured"
-    pairs = {model["name"]: model["training_pairs"] for model in results["models"] if model["training_pairs"]}
-    assert (pairs["Llama-8b-Psy10k"], pairs["Llama-8b-Psy5kHelp5k"]) == (24, 24)
-    assert pairs["PsyCo-Llama3-3B-Reward"] == 64
-    assert pairs["Llama-3b-HelpPsy"] == 35 + 64
-    assert "Llama-8b-Help10k" in pairs
-    assert f"Llama-8b-Help10k {pairs['Llama-8b-Help10k']}" in (tmp_path / "runs/evaluate-reward/tables.md").read_text()
+    measured = [cells[1:] for cells in (*shown[0], *shown[2])] + [cells[2:] for cells in shown[1]]
+    assert all(float(cell) >= 0 for cells in measured for cell in cells), "every cell has a figure"
+    pairs = {model["name"]: model["training_pairs"] for model in results["models"]}
+    assert pairs.pop("Llama-3.1-Nemotron-70B-Reward") is None
+    assert (pairs["Llama-8b-Psy10k"], pairs["Llama-8b-Psy5kHelp5k"], pairs["Llama-3b-HelpPsy"]) == (24, 24, 35 + 64)
+    note = f"Llama-8b-Help10k {pairs['Llama-8b-Help10k']}"
+    assert note in (tmp_path / "runs/evaluate-reward/tables.md").read_text()
