@@ -87,14 +87,11 @@ def mix(
     """
     parts = parts or (Part(pairs=data.pairs),)
     comparisons = [preferences.read(part.pairs, data.dev_share, part.by_hash) for part in parts]
+    held_out = _held_out(parts, comparisons, data)  # also the questions of pairs that are left out below
     if unfinished != "allow":
         comparisons = [_with_finished_chosen(read, part) for read, part in zip(comparisons, parts, strict=True)]
     tables = [_by_text(read.table) for read in comparisons]
     trainable = [_of_half(_of_split(table, "train"), half) for table in tables]
-    held_out = dict(speeches.held_out(data))
-    for part, table in zip(parts, tables, strict=True):
-        for split in ("test", "dev"):
-            held_out[f"the {split} split of pairs file {part.pairs}"] = leakage.questions(_of_split(table, split))
     training = [
         leakage.TrainingSet(f"pairs file {part.pairs}", "pairs", leakage.questions(table))
         for part, table in zip(parts, trainable, strict=True)
@@ -105,14 +102,14 @@ def mix(
     for number, (part, table, (kept, leaks)) in enumerate(zip(parts, trainable, settled, strict=True)):
         train = _draw(table.take(pa.array(kept, pa.int64())), part, [seed, number])
         drawn.append(train)
-        dropped = table.num_rows - len(kept)
+        dropped = {LEAKED: table.num_rows - len(kept)} if table.num_rows > len(kept) else {}
         origins.append(
             {
                 "pairs": part.pairs,
                 "train": train.num_rows,
                 "of": len(kept),
                 "dev": _of_split(tables[number], "dev").num_rows,
-                "left_out": {**comparisons[number].left_out, **({LEAKED: dropped} if dropped else {})},
+                "left_out": {**comparisons[number].left_out, **dropped},
                 "leaks": leaks,
                 "seed": [seed, number],
             }
@@ -123,6 +120,16 @@ def mix(
         raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
     dev = _by_text(pa.concat_tables([_of_split(table, "dev") for table in tables]))
     return Mixture(mixed, dev.slice(0, dev_pairs), origins)
+
+
+def _held_out(parts: Sequence[Part], comparisons: Sequence[preferences.Comparisons], data: Data) -> leakage.HeldOut:
+    """The questions that must not be trained on, by where they come from."""
+    held_out = dict(speeches.held_out(data))
+    for part, read in zip(parts, comparisons, strict=True):
+        for split in ("test", "dev"):
+            questions = leakage.questions(_by_text(_of_split(read.table, split)))
+            held_out[f"the {split} split of pairs file {part.pairs}"] = questions
+    return held_out
 
 
 def _with_finished_chosen(read: preferences.Comparisons, part: Part) -> preferences.Comparisons:

@@ -73,11 +73,7 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
     """
     roots = _names(directories)
     for root in roots.values():
-        if not (root / _FIRST_RECORD).exists() and not (root / _POLICY_RESULTS).exists():
-            raise InputError(
-                f"{root} has neither {_FIRST_RECORD} of a training run nor {_POLICY_RESULTS} of evaluate-policy; name "
-                "the directory of a run that has evaluated its base model"
-            )
+        _check_results(root)
     trained = {name: root for name, root in roots.items() if (root / _FIRST_RECORD).exists()}
     records = {name: run_files.evaluations(root) for name, root in trained.items()}
     jobs = {name: _settings(run_files.read_settings(root)) for name, root in trained.items()}
@@ -115,6 +111,14 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
         ],
         "policies": policies,
     }
+
+
+def _check_results(root: Path) -> None:
+    if not (root / _FIRST_RECORD).exists() and not (root / _POLICY_RESULTS).exists():
+        raise InputError(
+            f"{root} has neither {_FIRST_RECORD} of a training run nor {_POLICY_RESULTS} of evaluate-policy; name "
+            "the directory of a run that has evaluated its base model"
+        )
 
 
 def paired(ours: Scores, theirs: Scores, seed: int = 0) -> Comparison:

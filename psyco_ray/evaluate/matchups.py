@@ -105,27 +105,18 @@ def results(
         "opponent_silent": silent,
         "opponent_finished_share": _finished_share([opponent_responses[row["speech_id"]] for row in answered]),
         "policies": [
-            {
-                "name": policy.name,
-                "model": policy.checkpoint.path if policy.checkpoint.run is None else None,
-                "run": policy.checkpoint.run,
-                "iteration": policy.checkpoint.iteration,
-                "steps": policy.checkpoint.steps,
-                "series": policy.series,
+            _checkpoint(policy)
+            | {
                 "variants": {
                     matchup.variant: _statistics(job, matchup, answered, opponent_responses)
                     for matchup in matchups
                     if matchup.policy == policy.name
-                },
+                }
             }
             for policy in policies
         ],
         "mcnemar": {
-            variant: [
-                {"a": a.policy, "b": b.policy}
-                | winrates.mcnemar(a.outcomes(main, answered), b.outcomes(main, answered))
-                for a, b in _tested(policies, [m for m in matchups if m.variant == variant])
-            ]
+            variant: _mcnemar(policies, [m for m in matchups if m.variant == variant], main, answered)
             for variant in job.variants
         },
         "agreement": [
@@ -134,6 +125,27 @@ def results(
             for judge in job.judges[1:]
             for matchup in matchups
         ],
+    }
+
+
+def _mcnemar(
+    policies: Sequence[Candidate], matchups: Sequence[Matchup], judge: str, answered: Sequence[Row]
+) -> list[dict[str, Any]]:
+    return [
+        {"a": a.policy, "b": b.policy} | winrates.mcnemar(a.outcomes(judge, answered), b.outcomes(judge, answered))
+        for a, b in _tested(policies, matchups)
+    ]
+
+
+def _checkpoint(policy: Candidate) -> dict[str, Any]:
+    checkpoint = policy.checkpoint
+    return {
+        "name": policy.name,
+        "model": checkpoint.path if checkpoint.run is None else None,
+        "run": checkpoint.run,
+        "iteration": checkpoint.iteration,
+        "steps": checkpoint.steps,
+        "series": policy.series,
     }
 
 

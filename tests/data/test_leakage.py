@@ -63,6 +63,16 @@ def test_a_test_question_in_the_training_split_is_refused_with_counts(released) 
     assert "Maria" not in message, "no words of a client"
 
 
+def test_a_held_out_question_counts_although_its_only_pair_is_cut(tmp_path) -> None:
+    write(
+        tmp_path / "hub" / "train.parquet",
+        [*pairs(range(20), chosen_finished=True), *pairs([200], chosen_finished=True)],
+    )
+    write(tmp_path / "hub" / "test.parquet", pairs([200], chosen_finished=False))
+    with pytest.raises(ValueError, match="1 of the test split"):
+        mixture.mix((), data(str(tmp_path / "hub")), seed=0)
+
+
 def test_leaking_pairs_are_dropped_or_trained_on_as_the_job_says(released, caplog) -> None:
     caplog.set_level(logging.WARNING)
     dropped = mixture.mix((), data(released, leakage="drop"), seed=0)
