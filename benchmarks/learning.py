@@ -60,13 +60,14 @@ def jobs_of(out: Path, seeds: int, overrides: Sequence[str]) -> tuple[list[Job],
         rewards.append(recipe.model_copy(update={**place, "reward": reward}))
     models = dict(zip(("reward_model", "heldout_model"), (f"{job.run_dir}/reward" for job in rewards), strict=True))
     changes: Record = {"scorers": recipe.scorers.model_copy(update=models), "checkpoints": Checkpoints(keep_last=1)}
+    changes["data"] = recipe.data.model_copy(update={"leakage": "drop"})  # real speeches repeat each other
     policies = []
     for seed in range(seeds):
         jobs = {}
         for method, origin in METHODS.items():
             place = {"run_dir": str(out / f"seed-{seed}" / method.lower().replace(" ", "-")), "seed": seed}
             jobs[method] = recipe.model_copy(update={**changes, **place, "pairs_from": origin})
-        pairs = recipe.data.model_copy(update={"pairs": str(out / "pairs-a.parquet")})
+        pairs = changes["data"].model_copy(update={"pairs": str(out / "pairs-a.parquet")})
         jobs["offline"] = jobs["offline"].model_copy(update={"data": pairs})
         policies.append(jobs)
     return rewards, policies
