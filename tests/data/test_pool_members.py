@@ -1,6 +1,7 @@
 """A pool whose members need code or many GPUs, or fail."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -131,9 +132,8 @@ def test_a_pool_with_too_few_members_left_stops(tmp_path, serve, local_ray) -> N
     assert commands.here("data", "collect", job).returncode == 0
     stopped = commands.here("data", "respond", job)
     assert stopped.returncode == 2
-    assert (
-        "respond: 2 of 3 members failed, and respond.per_speech draws 2; the last one, status-404: " in stopped.stderr
-    )
+    message = r"respond: 2 of 3 members failed, and respond.per_speech draws 2; the last one, status-40[34]: "
+    assert re.search(message, stopped.stderr), "members are asked at the same time, so either may be the last"
     assert "failed.json" in stopped.stderr
 
 

@@ -38,8 +38,9 @@ def test_a_run_goes_on_on_another_machine(place, monkeypatch, tmp_path) -> None:
     ledger.table("x", SCHEMA, lambda: (parts_of([1]), {}))
 
     def dies(items):
-        yield from groups_of(items[0])
-        yield groups_of(items[1])[0]
+        first, second = items
+        yield from groups_of(first)
+        yield groups_of(second)[0]
         raise RuntimeError("crash")
 
     with pytest.raises(RuntimeError, match="crash"):
@@ -249,10 +250,10 @@ def test_speeches_in_quarantine_are_known_on_another_machine(place, monkeypatch,
     lost: dict[str, str] = {}
 
     def gives_up(items):
-        first, *rest = groups_of(items[0])
+        first, *rest = groups_of(next(items))
         lost[first.prompt.speech_id] = "the engine died of it"
         yield from rest
-        for item in items[1:]:
+        for item in items:
             yield from groups_of(item)
 
     made = len(list(stream(ledger, gives_up, lost)))
