@@ -40,7 +40,7 @@ def test_the_sample_depends_on_the_texts_and_not_on_their_order(tmp_path):
 
 
 def test_a_missing_split_and_a_missing_file_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no pair of the split test for t \(it has dev: 33, train: 261\)"):
+    with pytest.raises(ValueError, match=r"no pair of the split test for t \(it has dev: 43, train: 325\)"):
         pair_sets.load(jobs.Test(name="t", pairs="sample"), 0)
     with pytest.raises(ValueError, match=r"none\.jsonl does not exist"):
         pair_sets.load(jobs.Test(name="t", pairs=str(tmp_path / "none.jsonl")), 0)
