@@ -214,7 +214,10 @@ def same_curves(run: Path) -> None:
     assert len(sessions) > 1
     assert len({session.id for session in sessions}) == 1
     logged = {row["policy/step"]: row["policy/loss"] for of in sessions for row in of.rows if "policy/loss" in row}
-    assert logged == dict(enumerate(losses, 1)), "repeated steps have the same numbers and, on the CPU, the same losses"
+    # a driver that is killed takes with it what W&B has not written yet; all that it wrote is right
+    of_steps = dict(enumerate(losses, 1))
+    assert logged == {step: of_steps[step] for step in logged}, "repeated steps have the same numbers and losses"
+    assert max(logged) == len(losses)
     assert [step for of in sessions for step in of.steps("iterations", "dev_heldout")] == [1, 2]
     assert sessions[-1].summary["best.by"].startswith("mean reward")
     assert sessions[-1].summary["steps"] == len(losses)
