@@ -36,6 +36,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
     columns = [name for name in (column, "split", "topic", "coarse_topic", "crisis") if name in table.column_names]
     coarse = topics.coarse_of()
     speeches: dict[str, Row] = {}
+    seen: set[str] = set()  # a file of pairs repeats its speeches
     splits: dict[str, int] = {}
     for number, row in enumerate(table.select(columns).to_pylist(), start=1):
         text = _text(row[column], f"{settings.file}: row {number} has an empty {column}")
@@ -44,8 +45,9 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
         except InputError as error:
             raise InputError(f"speeches file {settings.file}: row {number}: {error}") from None
         key = speech_id(text)
-        if key in speeches:
+        if key in seen:
             continue
+        seen.add(key)
         splits[split] = splits.get(split, 0) + 1
         if settings.split in ("all", split):
             fine, topic = (str(row.get(name) or "") for name in ("topic", "coarse_topic"))

@@ -11,7 +11,7 @@ from psyco_ray.config import evaluate_reward as jobs
 from psyco_ray.data import tables
 from psyco_ray.evaluate import pair_sets
 
-DEV, TRAIN = 33, 261  # pairs of the packaged sample
+DEV, TRAIN = 43, 325  # pairs of the packaged sample
 
 
 @hypothesis.settings(max_examples=30)
