@@ -194,6 +194,8 @@ def assert_scores_are_the_models(rows: list[dict], pairs: dict[str, dict], path:
         for side in ("chosen", "rejected"):
             turns = [*prompt_messages(PROMPT, pair["question"]), {"role": "assistant", "content": pair[side]}]
             text = tokenizer.apply_chat_template(turns, tokenize=False)
+            if not pair[f"{side}_finished"]:  # a cut response ends with its last word
+                text = text[: text.rindex(pair[side]) + len(pair[side])]
             with torch.no_grad():
                 score = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item()
             assert row[side] == pytest.approx(score, abs=1e-4)
