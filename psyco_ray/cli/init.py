@@ -28,7 +28,10 @@ _SETTINGS: dict[str, Any] = {
     "data": {"pairs": "sample", "dev_share": 0.25},
     "prompts": {"respond": "respond-few-shot"},
     "sampling": {"responses": 4, "temperature": 0.7, "max_tokens": 96},
-    "dpo": {"optimizer": {"learning_rate": 2.0e-5, "batch_size": 8, "schedule": "constant"}},
+    "dpo": {
+        "schedule_over": "run",
+        "optimizer": {"learning_rate": 3.5e-5, "batch_size": 8, "schedule": "linear"},
+    },
     "reward": {
         "optimizer": {"learning_rate": 3.0e-5, "batch_size": 4, "epochs": 1},
         "learners": {"actors": 1, "cpus": 0.5, "zero_stage": 1, "micro_batch_tokens": 400},
