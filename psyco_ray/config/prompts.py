@@ -126,9 +126,12 @@ def prompt_messages(prompt: Mapping[str, Any], speech: str) -> Messages:
     system = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
     turns: Messages = []
     for example in prompt.get("examples") or ():
-        turns.append({"role": "user", "content": prompt["user"].replace("{client_speech}", example["client"])})
-        turns.append({"role": "assistant", "content": example["response"]})
-    return [*system, *turns, {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}]
+        turns += [_user_turn(prompt, example["client"]), {"role": "assistant", "content": example["response"]}]
+    return [*system, *turns, _user_turn(prompt, speech)]
+
+
+def _user_turn(prompt: Mapping[str, Any], speech: str) -> dict[str, str]:
+    return {"role": "user", "content": prompt["user"].replace("{client_speech}", speech)}
 
 
 def without_examples(prompt: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def without_examples(prompt: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in prompt.items() if key != "examples"}
 
 
-def whole_text(prompt: Mapping[str, str]) -> str:
+def whole_text(prompt: Mapping[str, Any]) -> str:
     """The texts of a prompt in one."""
     return "\n".join(text for text in prompt.values() if isinstance(text, str))
 

@@ -127,8 +127,7 @@ def _held_out(parts: Sequence[Part], comparisons: Sequence[preferences.Compariso
     held_out = dict(speeches.held_out(data))
     for part, read in zip(parts, comparisons, strict=True):
         for split in ("test", "dev"):
-            questions = leakage.questions(_by_text(_of_split(read.table, split)))
-            held_out[f"the {split} split of pairs file {part.pairs}"] = questions
+            held_out[f"the {split} split of pairs file {part.pairs}"] = leakage.questions(_of_split(read.table, split))
     return held_out
 
 
