@@ -68,8 +68,9 @@ def private_mib(pid: int) -> float:
 class Peaks:
     """Records the peak memory of the driver and the callers until `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval_s: float = 0.5) -> None:
         self.driver = self.stage = 0.0
+        self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -79,7 +80,7 @@ class Peaks:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(self._interval_s):
             self.driver = max(self.driver, private_mib(os.getpid()))
             for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
                 try:

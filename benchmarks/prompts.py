@@ -60,7 +60,7 @@ def measure(path: Path, run_dir: Path) -> dict[str, Any]:
     connect(None)
     job = Job(run_dir=str(run_dir), data=Data(speeches=str(path)))
     ledger = Ledger(job, resume=False)
-    peaks, start = Peaks(), time.perf_counter()
+    peaks, start = Peaks(interval_s=0.05), time.perf_counter()
     train, dev = train_and_dev(ledger.table("speeches", SPEECHES, lambda: prepare(job)))
     prepared = time.perf_counter()
     count = min(job.speeches_per_iteration, len(train))

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Actors, Learners, Rollouts
@@ -99,8 +99,7 @@ def writer_options(path: Path) -> dict[str, Any]:
 
 def on_this_node() -> dict[str, Any]:
     """Ray options of a process on this process's node."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+    return {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
 
 
 def shared_bundles(job: Job) -> PlacementGroup:

@@ -272,8 +272,8 @@ def test_speeches_in_quarantine_are_known_on_another_machine(place, monkeypatch,
 def test_who_writes_into_a_working_copy_runs_beside_it(local_ray, place, tmp_path) -> None:
     import ray
 
-    beside = placement.writer_options(storage.working_copy(place) / "judge" / "verdicts")["scheduling_strategy"]
-    assert (beside.node_id, beside.soft) == (ray.get_runtime_context().get_node_id(), False)
+    here = {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+    assert placement.writer_options(storage.working_copy(place) / "judge" / "verdicts") == here
     assert placement.writer_options(tmp_path / "run" / "judge") == {}
 
 
