@@ -35,7 +35,7 @@ from psyco_ray.data import tables
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.models import loading, reward_model
+from psyco_ray.models import loading, reward_model, templates
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
@@ -194,7 +194,7 @@ def conversations(model: str, count: int) -> Iterator[tuple[Prompt, list[dict[st
     rows = tables.read_table("sample", "pairs").to_pylist()
     for index in range(count):
         messages = prompt_messages(prompt, rows[index % len(rows)]["question"])
-        ids = loading.conversation_ids(tokenizer, messages)
+        ids = templates.conversation_ids(tokenizer, messages)
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index), messages
 
 

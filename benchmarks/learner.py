@@ -38,7 +38,7 @@ from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.models import loading
+from psyco_ray.models import loading, templates
 from psyco_ray.run.types import PreferencePair, ScoreRequest
 
 SPEED_BAR, MEMORY_BAR = 2.0, 0.7
@@ -137,9 +137,9 @@ def train(model: str, requests: list[ScoreRequest], options: argparse.Namespace)
 
 def example(tokenizer: Any, request: ScoreRequest) -> PreferencePair:
     """Splits a pair where TRL does: before the tokens of the assistant's turn, all of which are trained."""
-    prompt = loading.conversation_ids(tokenizer, list(request.messages))
+    prompt = templates.conversation_ids(tokenizer, list(request.messages))
     whole = [
-        loading.conversation_ids(tokenizer, [*request.messages, {"role": "assistant", "content": text}])
+        templates.conversation_ids(tokenizer, [*request.messages, {"role": "assistant", "content": text}])
         for text in request.responses
     ]
     assert all(ids[: len(prompt)] == prompt for ids in whole), (

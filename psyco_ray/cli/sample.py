@@ -60,12 +60,12 @@ def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: in
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
     os.environ.update(actor_environment(Rollouts()) | quiet)
     from psyco_ray.evaluate import checkpoints
-    from psyco_ray.models import loading
+    from psyco_ray.models import loading, templates
     from psyco_ray.run.types import Prompt
 
     path = loading.resolve(checkpoints.find(options.checkpoint).path)
     messages = prompt_messages(load_prompt(job.prompts), speech)
-    token_ids = tuple(loading.conversation_ids(loading.load_tokenizer(path), messages))
+    token_ids = tuple(templates.conversation_ids(loading.load_tokenizer(path), messages))
     length, positions = len(token_ids) + max_tokens, loading.max_positions(path)
     if positions is not None and length > positions:
         raise InputError(

@@ -17,6 +17,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 NotNegativeCount = Annotated[int, Field(ge=0)]
+TemplateOptions = dict[str, bool | int | float | str]
 
 
 class Section(BaseModel):

@@ -16,7 +16,7 @@ from psyco_ray.config.training import Deadlines
 from psyco_ray.data.draws import MemberFailedError
 from psyco_ray.data.respond import EMPTY, ResponseTask, response_row
 from psyco_ray.judge.callers import set_aside_row
-from psyco_ray.models import loading
+from psyco_ray.models import loading, templates
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Prompt, Row
@@ -80,7 +80,7 @@ class Responder:
         for part in todo:
             for row in task.rows(part):
                 speech_id = row["speech_id"]
-                ids = loading.conversation_ids(self._tokenizer, task.messages(row["speech"]))
+                ids = templates.conversation_ids(self._tokenizer, task.messages(row["speech"]))
                 if len(ids) > room:
                     reason = f"the prompt takes {len(ids)} tokens, {room} fit; raise respond.rollouts.max_model_len"
                     set_aside[part].append(set_aside_row(speech_id, task.name, reason, None))

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, without_examples
-from psyco_ray.config.training import Data, Job, Part, Prompts
+from psyco_ray.config.training import Data, Job, Part
 from psyco_ray.data import leakage, preferences, speeches, splits
 from psyco_ray.models import loading
 from psyco_ray.run.schemas import COMPARISONS
@@ -184,9 +184,7 @@ class Encoder:
         """
         limit = job.rollouts.max_model_len if for_policy else job.reward.max_tokens
         limit = min(limit, loading.max_positions(loading.resolve(job.model)) or limit)
-        self._encode = functools.partial(
-            _encode_rows, model=job.model, prompts=job.prompts, max_tokens=limit, for_policy=for_policy
-        )
+        self._encode = functools.partial(_encode_rows, job=job, max_tokens=limit, for_policy=for_policy)
         self._cpus, self._margin = job.data.cpus, job.reward.margin
         self.cut = cut  # pairs with a prompt truncated on the left
         self.too_long = too_long  # pairs left out because a response alone exceeds the limit
@@ -249,13 +247,13 @@ def _encode_positions(encode: Callable[[pa.Table], pa.Table], shared: Any) -> Ca
     return encode_batch
 
 
-def _encode_rows(table: pa.Table, model: str, prompts: Prompts, max_tokens: int, for_policy: bool) -> pa.Table:
+def _encode_rows(table: pa.Table, job: Job, max_tokens: int, for_policy: bool) -> pa.Table:
     from psyco_ray.models.encoding import ResponseTooLongError, encode, encode_turn
 
-    prompt = load_prompt(prompts)
+    prompt = load_prompt(job.prompts)
     if not for_policy:
         prompt = without_examples(prompt)
-    tokenizer = speeches.shared_tokenizer(model)
+    tokenizer = speeches.shared_tokenizer(job.model, (*job.template_options.items(),))
     rows: list[dict[str, Any]] = []
     for pair in table.to_pylist():
         row = {"pair_id": pair["pair_id"], "gap": pair["gap"]}

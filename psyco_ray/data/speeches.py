@@ -280,25 +280,25 @@ def _origin(split: str, data: Data) -> str:
 
 @functools.lru_cache(maxsize=1)
 @gc_paused()
-def shared_tokenizer(model: str) -> Any:
-    """A model's tokenizer, loaded once per process."""
+def shared_tokenizer(model: str, template_options: tuple[tuple[str, Any], ...]) -> Any:
+    """A model's tokenizer with options of its chat template, loaded once per process."""
     from psyco_ray.models import loading
 
-    return loading.load_tokenizer(loading.resolve(model))
+    return loading.load_tokenizer(loading.resolve(model), template_options=dict(template_options))
 
 
 def _render(batch: pa.Table, job: Job) -> pa.Table:
     """Add each speech's prompt as token ids, and a problem where it leaves too little room for a response."""
-    from psyco_ray.models import loading
+    from psyco_ray.models import templates
 
-    prompt, tokenizer = load_prompt(job.prompts), shared_tokenizer(job.model)
+    prompt, tokenizer = load_prompt(job.prompts), shared_tokenizer(job.model, (*job.template_options.items(),))
     room = job.rollouts.max_model_len - job.sampling.max_tokens
     rendered: list[list[int] | None] = []
     problems: list[str | None] = []
     for row in batch.to_pylist():
         ids, problem = None, row["problem"]
         if problem is None and (row["leak"] is None or job.data.leakage == "allow"):
-            ids = loading.conversation_ids(tokenizer, prompt_messages(prompt, row["speech"]))
+            ids = templates.conversation_ids(tokenizer, prompt_messages(prompt, row["speech"]))
             if len(ids) > room:
                 problem = (
                     f"{job.data.speeches}: row {row['row']} takes {len(ids)} tokens with its prompt, {room} fit; raise "

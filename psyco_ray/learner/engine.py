@@ -86,7 +86,7 @@ def _load_module(
     # transformers loads a model in ZeRO-3 shards while this object exists
     zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
     path = loading.resolve(spec.model, digests=True)
-    tokenizer = loading.load_tokenizer(path)
+    tokenizer = loading.load_tokenizer(path, template_options=spec.template_options)
     module: torch.nn.Module
     if spec.objective.head == "reward":
         model = reward_model.new_model(path, tokenizer, settings.dtype, spec.seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Deadlines, Lora, Optimizer
@@ -31,3 +33,4 @@ class WorkerSpec:
     seed: int  # of a new reward head, new adapters and dropout
     deadlines: Deadlines  # `start_s` to load the model, `step_s` for any other call and as the timeout of a collective
     lora: Lora | None = None  # train low-rank adapters instead of all weights
+    template_options: Mapping[str, Any] = field(default_factory=dict)  # of the chat template that is saved

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from psyco_ray.models import loading
+from psyco_ray.config.errors import InputError
+from psyco_ray.models import templates
 from psyco_ray.models.packing import branch
 
 if TYPE_CHECKING:
@@ -59,15 +60,13 @@ def encode(
         >>> len(encoded.prompt_ids) + len(encoded.response_ids[0])
     """
     conversations = [
-        loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": text}], ends)
+        templates.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": text}], ends)
         for text, ends in zip(responses, finished or [True] * len(responses), strict=True)
     ]
     excess = max(len(ids) for ids in conversations) - max_tokens if max_tokens else 0
     if excess > 0:
-        bos = int(conversations[0][0] == tokenizer.bos_token_id)  # it stays
-        if excess + bos >= _prompt_tokens(tokenizer, messages, conversations):
-            raise ResponseTooLongError
-        conversations = [ids[:bos] + ids[bos + excess :] for ids in conversations]
+        prompt_tokens = _prompt_tokens(tokenizer, messages, conversations)
+        conversations = [_cut(tokenizer, ids, excess, prompt_tokens) for ids in conversations]
     prompt, answers = branch(conversations)
     return Encoded(tuple(prompt), tuple(tuple(ids) for ids in answers), max(0, excess))
 
@@ -81,28 +80,44 @@ def encode_turn(
 ) -> Encoded:
     """As `encode`, but a response starts where a policy begins to write and ends with its end-of-turn token.
 
-    An unfinished response ends with its last text token.
+    An unfinished response ends with its last text token. See `templates.turn_ids`.
 
     Raises:
         ResponseTooLongError: a response would have to be cut; only prompts are.
+        InputError: a response has no text.
     """
-    encoded = encode(tokenizer, messages, responses, max_tokens, finished)
-    # the shared prefix may contain the beginning of both responses, and it lacks the tokens cut at the left
-    prompt_tokens = len(loading.conversation_ids(tokenizer, list(messages))) - encoded.cut
-    turns = []
-    for ids in encoded.response_ids:
-        turn = [*encoded.prompt_ids, *ids][prompt_tokens:]
-        ends = [position for position, token in enumerate(turn) if token == tokenizer.eos_token_id]
-        turns.append(tuple(turn[: ends[-1] + 1] if ends else turn))
-    prompt = [*encoded.prompt_ids, *encoded.response_ids[0]][:prompt_tokens]
-    return Encoded(tuple(prompt), tuple(turns), encoded.cut)
+    prompt, turns = templates.turn_ids(tokenizer, messages, responses, finished or [True] * len(responses))
+    turns = [_until_end_of_turn(tokenizer, turn) for turn in turns]
+    if not all(set(turn) - {tokenizer.eos_token_id} for turn in turns):
+        raise InputError(
+            f"a response of a pair has no text, or the chat template of {tokenizer.name_or_path} leaves it out; remove "
+            "pairs without text, or use a chat template that keeps it"
+        )
+    excess = len(prompt) + max(map(len, turns)) - max_tokens if max_tokens else 0
+    if excess > 0:
+        prompt = _cut(tokenizer, prompt, excess, len(prompt))
+    return Encoded(tuple(prompt), tuple(map(tuple, turns)), max(0, excess))
+
+
+def _until_end_of_turn(tokenizer: PreTrainedTokenizerBase, turn: list[int]) -> list[int]:
+    """The turn without what the template writes after its end."""
+    ends = [position for position, token in enumerate(turn) if token == tokenizer.eos_token_id]
+    return turn[: ends[-1] + 1] if ends else turn
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], excess: int, prompt_tokens: int) -> list[int]:
+    """Remove tokens of the prompt at its left, but not the beginning-of-text token."""
+    bos = int(ids[0] == tokenizer.bos_token_id)
+    if excess + bos >= prompt_tokens:
+        raise ResponseTooLongError
+    return ids[:bos] + ids[bos + excess :]
 
 
 def _prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, conversations: Sequence[Sequence[int]]
 ) -> int:
     """Return the number of tokens before any response."""
-    prompt = loading.conversation_ids(tokenizer, list(messages))
+    prompt = templates.conversation_ids(tokenizer, list(messages))
     shared = 0
     while shared < len(prompt) and all(shared < len(ids) and ids[shared] == prompt[shared] for ids in conversations):
         shared += 1

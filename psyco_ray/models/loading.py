@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import date
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.models import packaged
+from psyco_ray.models import packaged, templates
 from psyco_ray.run import storage
 from psyco_ray.run.remote import is_remote
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
-_TODAY = date(2024, 7, 26)  # the default of Llama 3.2's template
 _MAX_SHARD = "4GB"  # of a safetensors file: object stores copy at most 5 GB at once
 
 
@@ -110,11 +109,18 @@ def load_config(path: Path) -> PretrainedConfig:
         raise InputError(f"{path / 'config.json'} cannot be used: {reason}; give a complete model directory") from None
 
 
-def load_tokenizer(path: Path, allow_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model directory; its own code runs only with `allow_code`.
+def load_tokenizer(
+    path: Path, allow_code: bool = False, template_options: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory.
+
+    Args:
+        path: the directory.
+        allow_code: whether the tokenizer's own code may run.
+        template_options: defaults for its chat template; see `templates.with_options`.
 
     Raises:
-        InputError: the tokenizer is damaged or has no chat template.
+        InputError: the tokenizer is damaged, has no chat template, or its template does not use an option.
     """
     if _is_plain(path):  # the class that AutoTokenizer picks, but without importing torch, which takes seconds
         from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -130,6 +136,7 @@ def load_tokenizer(path: Path, allow_code: bool = False) -> PreTrainedTokenizerB
             f"the tokenizer of {path} has no chat template; use an instruction-tuned model "
             "or add chat_template.jinja beside its tokenizer"
         )
+    templates.with_options(tokenizer, template_options or {})
     return tokenizer
 
 
@@ -174,40 +181,6 @@ def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> Pre
         path, dtype=dtype, attn_implementation=attention.NAME, device_map=device_map
     )
     return model.eval()
-
-
-def conversation_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], finished: bool = True
-) -> list[int]:
-    """Return the token ids of a conversation; it ends with the generation prompt unless the assistant spoke last.
-
-    The template writes the special tokens, so none is added (no double BOS). A template that writes the current date
-    (Llama 3.2) gets a fixed one, so that a seed gives the same run on every day.
-
-    Args:
-        tokenizer: with a chat template.
-        messages: the conversation.
-        finished: whether the last message is complete; an unfinished one ends without end of turn.
-
-    Raises:
-        InputError: the chat template changes the text of the unfinished message.
-    """
-    try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=messages[-1]["role"] != "assistant",
-            continue_final_message=not finished,
-            strftime_now=_TODAY.strftime,
-        )
-    except ValueError:  # its message holds the conversation
-        if finished:
-            raise
-        raise InputError(
-            f"the chat template of {tokenizer.name_or_path} changes the text of a response that was cut; "
-            "use a chat template that keeps it"
-        ) from None
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> None:

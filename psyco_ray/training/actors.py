@@ -109,5 +109,6 @@ class RunActors:
             optimizer=job.dpo.optimizer,
             seed=job.seed,
             deadlines=job.deadlines,
+            template_options=job.template_options,
         )
         return LearnerGroup(spec, state=state, placement_group=bundles, on_busy=self._on_busy["learners"])

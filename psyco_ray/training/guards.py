@@ -13,7 +13,8 @@ import numpy as np
 from scipy.stats import linregress
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.training import Guards, Sampling
+from psyco_ray.config.guards import Guards
+from psyco_ray.config.training import Sampling
 from psyco_ray.run.types import Group
 
 _LEAST_ERROR = 1e-6  # of a mean fall; without it, equal falls on all speeches would be infinite

@@ -97,6 +97,7 @@ class RewardTrainer:
             seed=int(key_of(job.seed, name), 16) % 2**31,
             deadlines=job.deadlines,
             lora=job.reward.lora,
+            template_options=job.template_options,
         )
         self.learner = LearnerGroup(spec, state=self._log.state)
 

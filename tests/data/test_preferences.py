@@ -12,7 +12,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.config.training import Data, Job, Part, Reward
 from psyco_ray.data import mixture, preferences
-from psyco_ray.models import encoding, loading
+from psyco_ray.models import encoding, templates
 from psyco_ray.run.schemas import COMPARISONS
 
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I cannot sleep."}]
@@ -245,7 +245,7 @@ def test_pairs_are_encoded_in_the_order_of_the_plan(local_ray, tiny_model, tmp_p
     asked = [{"role": "user", "content": table["asked"][7].as_py()}]
     conversation = [*asked, {"role": "assistant", "content": table["chosen"][7].as_py()}]
     example = batches[1][0]
-    assert list(example.prompt_ids + example.chosen_ids) == loading.conversation_ids(tokenizer, conversation)
+    assert list(example.prompt_ids + example.chosen_ids) == templates.conversation_ids(tokenizer, conversation)
     with pytest.raises(ValueError, match="every pair of a batch exceeds the limit"):
         list(encoder.batches(table, [[150]]))
 
@@ -276,7 +276,7 @@ def test_a_cut_response_is_encoded_without_its_end_of_turn(tiny_model, tokenizer
     table = preferences.read(write(tmp_path / "pairs.jsonl", rows)).table
     job = Job(model=str(tiny_model))
     for for_policy in (True, False):
-        encoded = mixture._encode_rows(table, str(tiny_model), job.prompts, 512, for_policy).to_pylist()[0]
+        encoded = mixture._encode_rows(table, job, 512, for_policy).to_pylist()[0]
         texts = [tokenizer.decode(encoded[f"{side}_ids"]) for side in ("chosen", "rejected")]
         assert texts[0].rstrip().endswith("<|im_end|>")
         assert "<|im_end|>" not in texts[1]

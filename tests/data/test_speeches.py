@@ -13,7 +13,7 @@ from psyco_ray.config.prompts import PRINCIPLES, load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Data, Job, Prompts, Sampling
 from psyco_ray.data import speeches, splits, tables
-from psyco_ray.models import loading
+from psyco_ray.models import templates
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import PREFERENCES, SPEECHES
 
@@ -113,7 +113,7 @@ def straightforward(job: Job, raw: list[dict], tokenizer) -> list[dict]:
             found = {"speech_id": splits.speech_id(text), "speech": text, "split": split, "topic": row["topic"]}
             first.setdefault(found["speech_id"], found)
     for row in first.values():
-        row["prompt_ids"] = loading.conversation_ids(tokenizer, prompt_messages(prompt, row["speech"]))
+        row["prompt_ids"] = templates.conversation_ids(tokenizer, prompt_messages(prompt, row["speech"]))
     return [first[key] for key in sorted(first)]
 
 

@@ -14,7 +14,7 @@ from psyco_ray.data import preferences
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective, Objective
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.models import loading
+from psyco_ray.models import loading, templates
 from psyco_ray.models.encoding import encode
 from psyco_ray.run.types import PreferencePair
 
@@ -146,8 +146,8 @@ def turns(tokenizer, rows: list[dict[str, Any]]) -> list[PreferencePair]:
     """Splits conversations where the assistant's turn begins; as in TRL, the template's text after it is trained."""
     encoded_pairs = []
     for number, row in enumerate(rows):
-        prompt = loading.conversation_ids(tokenizer, row["prompt"])
-        whole = [loading.conversation_ids(tokenizer, [*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
+        prompt = templates.conversation_ids(tokenizer, row["prompt"])
+        whole = [templates.conversation_ids(tokenizer, [*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
         encoded_pairs.append(PreferencePair(str(number), tuple(prompt), *(tuple(ids[len(prompt) :]) for ids in whole)))
     return encoded_pairs
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from psyco_ray.config.resources import Scorers
-from psyco_ray.models import loading
+from psyco_ray.models import loading, templates
 from psyco_ray.models.encoding import encode, encode_turn
 from psyco_ray.models.reward_model import RewardModel
 from psyco_ray.rollout.scorer import ScorerActor
@@ -37,14 +37,14 @@ def test_an_unfinished_response_ends_with_its_last_text_token(tiny_model, templa
     turn = encode_turn(tokenizer, ASKED, (CUT, WHOLE), None, finished=(False, True))
     end = (tokenizer.eos_token_id,)
     assert turn.response_ids == (ids_of(tokenizer, CUT), ids_of(tokenizer, WHOLE) + end)
-    assert list(turn.prompt_ids) == loading.conversation_ids(tokenizer, ASKED)
+    assert list(turn.prompt_ids) == templates.conversation_ids(tokenizer, ASKED)
     assert encode_turn(tokenizer, ASKED, (CUT, WHOLE), None).response_ids[0] == ids_of(tokenizer, CUT) + end
 
 
 def test_an_unfinished_response_without_text_is_the_open_turn(tokenizer) -> None:
     encoded = encode(tokenizer, ASKED, ("", WHOLE), None, finished=(False, True))
     empty = [*encoded.prompt_ids, *encoded.response_ids[0]]
-    assert empty == loading.conversation_ids(tokenizer, ASKED)
+    assert empty == templates.conversation_ids(tokenizer, ASKED)
 
 
 def test_a_template_that_drops_an_unfinished_text_is_named_without_the_text(tiny_model) -> None:
@@ -59,7 +59,7 @@ def test_a_template_that_drops_an_unfinished_text_is_named_without_the_text(tiny
 def test_the_score_of_an_unfinished_response_is_read_at_its_last_text_token(tiny_reward_model) -> None:
     model = RewardModel(str(tiny_reward_model), Scorers(dtype="float32"), None)
     tokenizer = loading.load_tokenizer(tiny_reward_model)
-    conversation = loading.conversation_ids(tokenizer, [*ASKED, {"role": "assistant", "content": CUT}])
+    conversation = templates.conversation_ids(tokenizer, [*ASKED, {"role": "assistant", "content": CUT}])
     text_end = len(conversation) - 1 - conversation[::-1].index(tokenizer.eos_token_id)
     by_transformers = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
     with torch.no_grad():

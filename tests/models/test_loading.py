@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from psyco_ray.models import loading, packaged
+from psyco_ray.models import loading, packaged, templates
 
 
 def test_base_model_is_unpacked_once_and_complete(base_model) -> None:
@@ -64,7 +64,7 @@ def test_a_fingerprint_changes_with_a_file_and_follows_links_into_the_cache(tmp_
 def test_a_template_that_writes_the_date_writes_the_same_every_day(tiny_model) -> None:
     tokenizer = loading.load_tokenizer(tiny_model)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
-    ids = loading.conversation_ids(tokenizer, [{"role": "user", "content": "hello"}])
+    ids = templates.conversation_ids(tokenizer, [{"role": "user", "content": "hello"}])
     assert tokenizer.decode(ids) == "26 Jul 2024: hello"
 
 

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from psyco_ray.config.resources import Scorers
-from psyco_ray.models import loading, reward_model
+from psyco_ray.models import loading, reward_model, templates
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response, ScoreRequest, ScoreResult
 
@@ -330,7 +330,7 @@ def test_a_long_prompt_is_cut_and_a_long_response_has_no_score(kind, base_model,
     response = "I hear you."
     messages = ({"role": "user", "content": long},)
     if kind == "llama":
-        whole = loading.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": response}])
+        whole = templates.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": response}])
     else:
         whole = tokenizer(long, response)["input_ids"]
     over = len(whole) - 50

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.training import Guards, Job, Sampling
+from psyco_ray.config.guards import Guards
+from psyco_ray.config.training import Job, Sampling
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.types import Group, Prompt, Response
 from psyco_ray.training import guards, pairs
