@@ -12,7 +12,7 @@ from typing import Any
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import mix
 from psyco_ray.data.speech_rows import draw, train_and_dev
-from psyco_ray.data.speeches import prepare
+from psyco_ray.data.speeches import check_prompt, prepare
 from psyco_ray.pool import fit
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import SPEECHES
@@ -38,6 +38,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         _log.info("all iterations are done already")
         return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
+    check_prompt(job)
     from_file = job.pairs_from == "file"
     offline = mix(job.mixture, job.data, job.seed, unfinished=job.sampling.unfinished) if from_file else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:

@@ -17,6 +17,7 @@ from psyco_ray.config.training import Job
 from psyco_ray.run import storage
 from psyco_ray.run.remote import is_remote
 from psyco_ray.run.startup import gc_paused
+from psyco_ray.run.types import Prompt, Response
 
 
 def add(subparsers: Any) -> None:
@@ -46,14 +47,15 @@ def sample(_: None, options: argparse.Namespace) -> int:
     speech = (sys.stdin.read() if options.speech == "-" else options.speech).strip()
     if not speech:
         raise InputError("the speech is empty; give the client's words, or - and the words on stdin")
-    text, is_finished = _generate(options, job, speech, max_tokens)
-    cut = "" if is_finished else f"\n[cut after {max_tokens} tokens]" if text else "[the answer is empty]"
+    response = _generate(options, job, speech, max_tokens)
+    text = response.text.strip()
+    missing = f"[all {max_tokens} tokens are reasoning]" if response.reasoning else "[the answer is empty]"
+    cut = "" if response.finished else f"\n[cut after {max_tokens} tokens]" if text else missing
     print(f"DRAFT for a professional to review; not for direct use with clients.\n\n{text}{cut}")
     return 0
 
 
-def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: int) -> tuple[str, bool]:
-    """The answer, and whether it ended before `max_tokens` and is not empty."""
+def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: int) -> Response:
     from psyco_ray.rollout.actor import actor_environment
 
     # before vLLM and torch are imported; vLLM logs to stdout otherwise
@@ -61,7 +63,6 @@ def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: in
     os.environ.update(actor_environment(Rollouts()) | quiet)
     from psyco_ray.evaluate import checkpoints
     from psyco_ray.models import loading, templates
-    from psyco_ray.run.types import Prompt
 
     path = loading.resolve(checkpoints.find(options.checkpoint).path)
     messages = prompt_messages(load_prompt(job.prompts), speech)
@@ -81,7 +82,7 @@ def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: in
     engine = Engine(path, settings, options.seed)
     prompt = Prompt("speech", token_ids, options.seed)
     (group,) = engine.generate([prompt], 1, options.temperature, job.sampling.top_p, max_tokens)
-    return group.responses[0].text.strip(), group.responses[0].finished
+    return group.responses[0]
 
 
 def _job_of(checkpoint: str) -> Job:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_reward import Name
-from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section
+from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section, TemplateOptions
 from psyco_ray.config.resources import Rollouts, check_engine
 from psyco_ray.config.training import Deadlines, Prompts
 
@@ -46,6 +46,8 @@ class Policy(Section):
     """A directory, a hub id, or the directory of a training run, which stands for its best checkpoint."""
     iteration: NotNegativeCount | Literal["all"] | None = None
     """Of a training run: 0 is its base model, all makes a policy of every iteration; null: the best checkpoint."""
+    template_options: TemplateOptions = Field(default_factory=dict)
+    """Options of its chat template, such as {enable_thinking: false}; of a training run, in place of the run's."""
 
 
 class Opponent(Section):
@@ -59,11 +61,15 @@ class Opponent(Section):
     """An API."""
     model: str | None = None
     """A model, as a policy's; of a training run the best checkpoint."""
+    template_options: TemplateOptions = Field(default_factory=dict)
+    """As a policy's."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if sum(source is not None for source in (self.responses, self.endpoint, self.model)) != 1:
             raise ValueError(f"the opponent {self.name} needs exactly one of responses (a file), endpoint and model")
+        if self.template_options and self.model is None:
+            raise ValueError(f"the opponent {self.name} is no model; leave template_options out")
         return self
 
 

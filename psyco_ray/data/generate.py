@@ -6,9 +6,9 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
@@ -42,6 +42,7 @@ class LocalModel:
     seed: int
     revision: str | None = None  # of a hub id
     allow_code: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Responder:
 
         model = self._model
         path = loading.resolve(model.model, revision=model.revision, allow_code=model.allow_code)
-        self._tokenizer = loading.load_tokenizer(path, model.allow_code)
+        self._tokenizer = loading.load_tokenizer(path, model.allow_code, model.template_options)
+        templates.check(self._tokenizer, templates.TRIAL)
         self._engine: Engine = Engine(path, model.rollouts, model.seed, model.allow_code)
 
     def answer(self, work: ResponseWork) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,18 +54,20 @@ def response_tasks(dataset: Dataset, pool: Sequence[ResponderModel], prompt: dic
 
 
 def engine_runs(dataset: Dataset, pool: Sequence[ResponderModel], tasks: Sequence[ResponseTask]) -> list[EngineRun]:
-    """The open models and all that they answer; pool entries of one model share its engines.
+    """The open models and all that they answer; pool entries of one model and template options share engines.
 
     Models that only have speeches of failed members come last: a further failure may hand them more.
     """
-    sharing: dict[str, list[ResponderModel]] = {}
+    sharing: dict[tuple[str, str], list[ResponderModel]] = {}
     for member in pool:
         if member.model is not None:
-            sharing.setdefault(member.model, []).append(member)
+            options = json.dumps(member.template_options, sort_keys=True)
+            sharing.setdefault((member.model, options), []).append(member)
     runs = []
-    for model, members in sharing.items():
+    for (model, _), members in sharing.items():
         rollouts = members[0].engines(dataset.job.respond.rollouts)
-        local = LocalModel(model, rollouts, dataset.job.seed, members[0].revision, members[0].allow_code)
+        first = members[0]
+        local = LocalModel(model, rollouts, dataset.job.seed, first.revision, first.allow_code, first.template_options)
         names = {member.name for member in members}
         runs.append(EngineRun(f"respond: {model}", local, [task for task in tasks if task.name in names]))
     return sorted(runs, key=lambda run: min((task.round for task in run.tasks if task.missing()), default=0))

@@ -17,6 +17,7 @@ from psyco_ray.config.prompts import load_prompt, without_examples
 from psyco_ray.config.training import Data, Job, Part
 from psyco_ray.data import leakage, preferences, speeches, splits
 from psyco_ray.models import loading
+from psyco_ray.run import reasoning
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import PreferencePair
 
@@ -28,6 +29,7 @@ _ENCODED = pa.schema(
         ("chosen_ids", pa.list_(pa.int32())),
         ("rejected_ids", pa.list_(pa.int32())),
         ("cut", pa.int32()),
+        ("problem", pa.string()),  # a message for the user
     ]
 )
 LEAKED = "its question is held out"
@@ -182,6 +184,7 @@ class Encoder:
             cut: initial value of the counter `cut`, from an earlier process.
             too_long: initial value of the counter `too_long`.
         """
+        speeches.check_prompt(job)
         limit = job.rollouts.max_model_len if for_policy else job.reward.max_tokens
         limit = min(limit, loading.max_positions(loading.resolve(job.model)) or limit)
         self._encode = functools.partial(_encode_rows, job=job, max_tokens=limit, for_policy=for_policy)
@@ -223,6 +226,8 @@ class Encoder:
             yield from map(self._example, batch.to_pylist())
 
     def _example(self, row: dict[str, Any]) -> PreferencePair | None:
+        if row["problem"] is not None:
+            raise InputError(row["problem"])
         if row["prompt_ids"] is None:
             self.too_long += 1
             return None
@@ -256,18 +261,22 @@ def _encode_rows(table: pa.Table, job: Job, max_tokens: int, for_policy: bool) -
     tokenizer = speeches.shared_tokenizer(job.model, (*job.template_options.items(),))
     rows: list[dict[str, Any]] = []
     for pair in table.to_pylist():
-        row = {"pair_id": pair["pair_id"], "gap": pair["gap"]}
+        row = {"pair_id": pair["pair_id"], "gap": pair["gap"], "problem": None}
         rows.append(row)
         conversation = preferences.conversation(pair["form"], pair["asked"], prompt)
         try:
             encoded = (encode_turn if for_policy else encode)(
                 tokenizer,
                 conversation,
-                (pair["chosen"], pair["rejected"]),
+                # a reward model reads what a client reads
+                [text if for_policy else reasoning.split(text)[1] for text in (pair["chosen"], pair["rejected"])],
                 max_tokens,
                 finished=[pair[f"{side}_finished"] is not False for side in ("chosen", "rejected")],
             )
         except ResponseTooLongError:
+            continue
+        except InputError as error:  # Ray would wrap it
+            row["problem"] = f"pair {pair['pair_id']}: {error}"
             continue
         chosen, rejected = encoded.response_ids
         row |= {"prompt_ids": encoded.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected, "cut": encoded.cut}

@@ -17,6 +17,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
 from psyco_ray.data.splits import is_dev
 from psyco_ray.data.tables import SPLITS, read_table
+from psyco_ray.run import reasoning
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Row
 
@@ -218,7 +219,9 @@ def _checked(form: str, asked: Any, chosen: Any, rejected: Any) -> Row:
     for field, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise _UnusablePairError(f"empty {'prompt' if field == 'asked' else field}")
-    if chosen.strip() == rejected.strip():
+        if field != "asked" and not reasoning.split(text)[1].strip():
+            raise _UnusablePairError(f"{field} has reasoning without an answer")
+    if reasoning.split(chosen)[1].strip() == reasoning.split(rejected)[1].strip():
         raise _UnusablePairError("chosen and rejected are the same")
     return {"form": form, **texts}
 

@@ -14,14 +14,14 @@ from psyco_ray.config import job_file
 from psyco_ray.config.data import Respond
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.job_file import Positive, Section
+from psyco_ray.config.job_file import Positive, Section, TemplateOptions
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.data.draws import Draw
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
-from psyco_ray.run import shards
+from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE
 from psyco_ray.run.types import Row
@@ -46,6 +46,7 @@ class ResponderModel(Section):
     rollouts: dict[str, Any] = Field(default_factory=dict)  # engine settings that differ from the job's
     revision: str | None = None  # commit of a hub id
     allow_code: bool = False  # its repository holds code that must run here
+    template_options: TemplateOptions = Field(default_factory=dict)  # of an open model's chat template
     size: str | None = None  # size class
     family: str | None = None
 
@@ -53,6 +54,8 @@ class ResponderModel(Section):
     def _model_or_api(self) -> Self:
         if (self.model is None) == (self.api is None):
             raise ValueError(f"{self.name} needs either model or api")
+        if self.template_options and self.model is None:
+            raise ValueError(f"{self.name} is behind an API, which renders its prompts; leave template_options out")
         if self.allow_code and self.model and not _is_directory(self.model) and not _is_commit(self.revision):
             raise ValueError(
                 f"{self.name} would run whatever code its repository holds that day; pin its revision, the 40 hex "
@@ -206,9 +209,10 @@ class ApiStage:
 
     def check(self, question: Question, text: str) -> str:
         """The response in an answer."""
-        if not text.strip():
+        _, answer = reasoning.split(text)
+        if not answer.strip():
             raise UnreadableAnswerError(EMPTY)
-        return text.strip()
+        return answer.strip()
 
     def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
         """The row of a response."""

@@ -287,6 +287,18 @@ def shared_tokenizer(model: str, template_options: tuple[tuple[str, Any], ...]) 
     return loading.load_tokenizer(loading.resolve(model), template_options=dict(template_options))
 
 
+def check_prompt(job: Job) -> None:
+    """Render the job's prompt with a speech of psyco_ray's own, before anything starts.
+
+    Raises:
+        InputError: the model's chat template refuses the prompt.
+    """
+    from psyco_ray.models import templates
+
+    tokenizer = shared_tokenizer(job.model, (*job.template_options.items(),))
+    templates.check(tokenizer, prompt_messages(load_prompt(job.prompts), "I cannot sleep."))
+
+
 def _render(batch: pa.Table, job: Job) -> pa.Table:
     """Add each speech's prompt as token ids, and a problem where it leaves too little room for a response."""
     from psyco_ray.models import templates

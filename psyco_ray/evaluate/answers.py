@@ -18,6 +18,7 @@ from psyco_ray.config.prompts import fill
 from psyco_ray.data.generate import LocalModel, ModelFailedError
 from psyco_ray.data.generate import generate as generate_responses
 from psyco_ray.data.respond import ApiStage, ResponseSampling, ResponseTask
+from psyco_ray.evaluate.checkpoints import Checkpoint
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.models import loading
 from psyco_ray.run import shards
@@ -74,18 +75,18 @@ def set_aside(task: ResponseTask) -> list[Row]:
 
 
 def generate(
-    job: PolicyEvaluationJob, name: str, model: str, tasks: Sequence[ResponseTask], progress: Progress
+    job: PolicyEvaluationJob, name: str, model: Checkpoint, tasks: Sequence[ResponseTask], progress: Progress
 ) -> None:
     """Let a model answer what is missing, on engines that load it once.
 
     Args:
         job: engines and deadlines.
         name: of the model.
-        model: path of a `Checkpoint`.
+        model: what the engines load.
         tasks: all that it answers.
         progress: receives finished work.
     """
-    local = LocalModel(model, job.rollouts, job.seed)
+    local = LocalModel(model.path, job.rollouts, job.seed, template_options=model.template_options)
     try:
         generate_responses(local, tasks, job.deadlines, progress, f"{name} answers")
     except ModelFailedError as error:
@@ -102,11 +103,8 @@ def call(endpoint: Endpoint, task: ResponseTask, journal: Path, max_cost: float 
     return calls.execute(max_cost, progress)
 
 
-def fingerprint(model: str) -> str:
-    """A hash that changes when a file of a model changes.
-
-    Args:
-        model: path of a `Checkpoint`.
-    """
-    states = loading.model_fingerprint(loading.resolve(model))
-    return key_of([name for name, _ in states], [state for _, state in states])
+def fingerprint(model: Checkpoint) -> str:
+    """A hash that changes when a file of a model or an option of its chat template changes."""
+    states = loading.model_fingerprint(loading.resolve(model.path))
+    options = [dict(model.template_options)] if model.template_options else []
+    return key_of([name for name, _ in states], [state for _, state in states], *options)

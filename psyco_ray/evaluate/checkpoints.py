@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import Policy
+from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.evaluate import run_files
-from psyco_ray.models import loading
+from psyco_ray.models import loading, templates
 from psyco_ray.run import storage
 from psyco_ray.run.ledger import stage
 
@@ -22,6 +24,11 @@ class Checkpoint:
     run: str | None = None  # directory of its training run, as the job names it; None: the job names the model itself
     iteration: int | None = None  # of that run; 0: its base model
     steps: int | None = None  # optimizer steps that led to it
+    template_options: Mapping[str, Any] = field(default_factory=dict)  # which its chat template does not have already
+
+    def with_options(self, options: Mapping[str, Any]) -> Checkpoint:
+        """The same model with further options of its chat template."""
+        return replace(self, template_options={**self.template_options, **options})
 
 
 @dataclass(frozen=True)
@@ -49,14 +56,18 @@ def candidates(policies: Sequence[Policy]) -> list[Candidate]:
         if policy.iteration == "all":
             run = _run_directory(policy.model)
             iterations = (0, *run_files.trained_iterations(run))
-            found += [Candidate(f"{policy.name} iteration {k}", find(policy.model, k), policy.name) for k in iterations]
+            found += [Candidate(f"{policy.name} iteration {k}", _of(policy, k), policy.name) for k in iterations]
         else:
-            found.append(Candidate(policy.name, find(policy.model, policy.iteration)))
+            found.append(Candidate(policy.name, _of(policy, policy.iteration)))
     names = [candidate.name for candidate in found]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two policies are named {name}; give each its own name")
     return found
+
+
+def _of(policy: Policy, iteration: int | None) -> Checkpoint:
+    return find(policy.model, iteration).with_options(policy.template_options)
 
 
 def find(model: str, iteration: int | None = None) -> Checkpoint:
@@ -74,7 +85,10 @@ def find(model: str, iteration: int | None = None) -> Checkpoint:
         return Checkpoint(str(directory.absolute()) if directory.is_dir() else model)
     run = _run_directory(model)
     if iteration is not None:
-        return Checkpoint(_checkpoint(run, iteration), model, iteration, run_files.steps_until(run, iteration))
+        # checkpoints hold the run's options, its base model does not
+        options = {} if iteration else run_files.read_settings(run).get("template_options", {})
+        steps = run_files.steps_until(run, iteration)
+        return Checkpoint(_checkpoint(run, iteration), model, iteration, steps, options)
     best = run_files.best_of(run)
     if not best["iteration"]:
         raise InputError(
@@ -100,6 +114,17 @@ def check_context(checkpoint: Checkpoint, max_model_len: int) -> None:
         raise InputError(
             f"{checkpoint.path} holds {positions} tokens, rollouts.max_model_len is {max_model_len}; lower it"
         )
+
+
+def check_prompt(checkpoint: Checkpoint, prompt: Mapping[str, str]) -> None:
+    """Render a prompt with a model's chat template as a trial.
+
+    Raises:
+        InputError: the template refuses the prompt, or does not use an option.
+    """
+    options = checkpoint.template_options
+    tokenizer = loading.load_tokenizer(loading.resolve(checkpoint.path), template_options=options)
+    templates.check(tokenizer, prompt_messages(prompt, "I cannot sleep."))
 
 
 def _is_run(directory: Path) -> bool:

@@ -19,7 +19,7 @@ from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call, Client
-from psyco_ray.run import shards
+from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
@@ -114,7 +114,11 @@ class PairwiseRanker:
             InputError: the prompts file lacks an entry or a placeholder, or the endpoint's key is missing.
         """
         assert model.endpoint is not None, "a ranker has an endpoint"
-        pairs = [{**row, "asked": context_text(row["form"], row["asked"])} for row in rows]
+        pairs = [
+            {**row, "asked": context_text(row["form"], row["asked"])}
+            | {side: reasoning.split(row[side])[1] for side in ("chosen", "rejected")}  # as a client reads them
+            for row in rows
+        ]
         self._keys = [key_of(pair["asked"], pair["chosen"], pair["rejected"]) for pair in pairs]
         by_key = {key: {"pair": key, **pair} for key, pair in zip(self._keys, pairs, strict=True)}
         keys = sorted(by_key)

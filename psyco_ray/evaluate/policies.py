@@ -108,12 +108,15 @@ class PolicyEvaluation:
         if job.opponent.model is not None:
             if job.opponent.name in local:
                 raise InputError(f"a policy and the opponent are named {job.opponent.name}; give each its own name")
-            local[job.opponent.name] = checkpoints.find(job.opponent.model)
+            opponent = checkpoints.find(job.opponent.model)
+            local[job.opponent.name] = opponent.with_options(job.opponent.template_options)
         for checkpoint in local.values():
             checkpoints.check_context(checkpoint, job.rollouts.max_model_len)
-        self._local = {name: checkpoint.path for name, checkpoint in local.items()}
+            for prompt in self._prompts.values():
+                checkpoints.check_prompt(checkpoint, prompt)
+        self._local = local
         first: dict[str, str] = {}  # runs of one base model share its answers
-        self._answered_as = {p.name: first.setdefault(p.checkpoint.path, p.name) for p in self.policies}
+        self._answered_as = {p.name: first.setdefault(answers.fingerprint(p.checkpoint), p.name) for p in self.policies}
         for endpoint in job.endpoints().values():
             Client(endpoint)  # which needs its key
         fit.check("evaluation", [fit.Role.from_config("responder", job.rollouts)], fit.cluster_nodes())

@@ -11,7 +11,7 @@ from psyco_ray.config.evaluate_policy import Speeches
 from psyco_ray.data import crisis, topics
 from psyco_ray.data.splits import fold, speech_id, split_of
 from psyco_ray.data.tables import read_table
-from psyco_ray.run import shards
+from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
 
@@ -83,7 +83,7 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
     responses: dict[str, str] = {}
     for number, row in enumerate(table.select([column, "response"]).to_pylist(), start=1):
         key = speech_id(_text(row[column], f"{source}: row {number} has an empty {column}"))
-        text = _text(row["response"], f"{source}: row {number} has an empty response")
+        text = _text(reasoning.split(row["response"] or "")[1], f"{source}: row {number} has an empty response")
         if fold(responses.setdefault(key, text)) != fold(text):
             raise InputError(
                 f"{source}: row {number} answers a speech that an earlier row answers otherwise; keep one of the two"

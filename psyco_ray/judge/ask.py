@@ -16,6 +16,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.judge.client import Answer, Call, Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter, Tokens
+from psyco_ray.run import reasoning
 
 _COMPLAINT_TOKENS = 80  # at most, nearly always
 
@@ -153,7 +154,7 @@ class ShardAsker:
                 result.value, result.reason = check(answer.text), None
             except UnreadableAnswerError as error:
                 limit = call.answer_tokens(self._asker.endpoint)
-                if not (answer.finished or answer.text.strip()):  # no fault that the model could be told of
+                if not (answer.finished or reasoning.split(answer.text)[1].strip()):  # no fault to tell the model of
                     result.reason = (
                         f"{error}: all {limit} tokens were used before it began; raise max_tokens, or for a reasoning "
                         "model its endpoint's reasoning_tokens"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
+from psyco_ray.run import reasoning
 from psyco_ray.run.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
@@ -98,13 +100,13 @@ class RewardModel:
             logit_token: id of the token whose logit is the score; None: the model is a sequence classifier.
 
         Raises:
-            InputError: the directory is incomplete, the model has more than one label or does not fit on its GPUs, or
-                `logit_token` does not suit it.
+            InputError: the directory is incomplete, the model has more than one label or does not fit on its GPUs,
+                `logit_token` does not suit it, or its chat template refuses a conversation.
         """
         import torch
         from transformers import AutoTokenizer
 
-        from psyco_ray.models import attention, loading
+        from psyco_ray.models import attention, loading, templates
         from psyco_ray.models.packing import ResponseScores
 
         path = loading.resolve(name)
@@ -121,6 +123,8 @@ class RewardModel:
         self._model: Any = model.eval() if spread else model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes a question and an answer
         self._tokenizer = loading.load_tokenizer(path) if packs else AutoTokenizer.from_pretrained(path)
+        if self._tokenizer.chat_template:
+            templates.check(self._tokenizer, templates.TRIAL)
         # transformers classifies before trailing pad tokens; a logit is read at the last token, whatever it is
         self._pad = None if logit_token is not None else model.config.get_text_config().pad_token_id
         self._max_tokens = max_tokens or max_positions(model)
@@ -161,6 +165,8 @@ class RewardModel:
         """Return the model's inputs for each response, and the number of prompt tokens that were cut off."""
         from psyco_ray.models.encoding import encode
 
+        answers = tuple(reasoning.split(text)[1] for text in request.responses)  # as a client reads them
+        request = replace(request, responses=answers)
         if not self._tokenizer.chat_template:
             return self._paired_inputs(request)
         encoded = encode(self._tokenizer, request.messages, request.responses, self._max_tokens, request.finished)

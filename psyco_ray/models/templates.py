@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TODAY = date(2024, 7, 26)  # the default of Llama 3.2's template
-_USER, _SYSTEM, _ANSWER = "Is this text kept?", "Keep this instruction.", "This answer is kept."  # of trial renders
+_USER, _SYSTEM, _ANSWER = "Is this text kept?", "Keep this instruction.", "This answer is kept."
+TRIAL = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER})
+"""A conversation of psyco_ray's own words, to try a template with."""
 
 _log = logging.getLogger(__name__)
 
@@ -183,9 +185,8 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]
 @functools.lru_cache(maxsize=16)
 def _folds_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     """Whether the template refuses a system message (Gemma 2) or leaves it out; `template` is the cache's key."""
-    trial = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
     try:
-        return _SYSTEM not in _apply(tokenizer, trial)
+        return _SYSTEM not in _apply(tokenizer, TRIAL)
     except InputError:
         return True
 
@@ -204,8 +205,7 @@ def _without_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 @functools.lru_cache(maxsize=16)
 def _after_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """What the template writes after an answer; `template` is the cache's key."""
-    trial = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
-    _, found, tail = _apply(tokenizer, trial).rpartition(_ANSWER)
+    _, found, tail = _apply(tokenizer, [TRIAL[1], {"role": "assistant", "content": _ANSWER}]).rpartition(_ANSWER)
     if not found:
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} leaves out or changes the text of a response; use a chat "

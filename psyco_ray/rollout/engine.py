@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.rollout import weight_receiver
 from psyco_ray.rollout.errors import WeightTransferError
-from psyco_ray.run.types import Group, Prompt, Response, SentWeights, Weights
+from psyco_ray.rollout.responses import ResponseReader
+from psyco_ray.run.types import Group, Prompt, SentWeights, Weights
 
 _SLEEPING_PARTS = ("weights", "kv_cache")  # vLLM's names of what sleep frees
 _UNCONFIRMED = -1  # version of an engine whose weights are not confirmed; no request has it
@@ -90,6 +92,7 @@ class Engine:
             **engine_options(settings, shared),
         )
         self._settings = settings
+        self._reader = ResponseReader(self._llm.get_tokenizer())
         self._version = 0
         self._asleep: set[str] = set()
         self._received: tuple[int, str] | None = None  # version and digest of weights received in chunks
@@ -264,10 +267,10 @@ class Engine:
             if self._version and versions - {str(self._version)}:
                 raise RuntimeError(f"a response was sampled by weights {versions}, not by version {self._version}")
             responses.append(
-                Response(
-                    text=completion.text,
-                    token_ids=tuple(completion.token_ids),
-                    finished=completion.finish_reason == "stop" and bool(completion.text.strip()),
+                replace(
+                    self._reader.read(
+                        prompt.token_ids, completion.text, completion.token_ids, completion.finish_reason == "stop"
+                    ),
                     logprob=completion.cumulative_logprob,
                 )
             )

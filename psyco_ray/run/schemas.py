@@ -25,9 +25,11 @@ SAMPLES = pa.schema(
     [
         ("speech_id", pa.string()),
         ("index", pa.int32()),  # 0 .. responses - 1
-        ("response", pa.string()),
+        ("response", pa.string()),  # the answer
+        ("reasoning", pa.string()),  # of a thinking model, before the answer
+        ("reasoning_tokens", pa.int32()),  # the first ones of token_ids
         ("token_ids", _IDS),
-        ("finished", pa.bool_()),  # false where it was cut at the token limit or has no text
+        ("finished", pa.bool_()),  # false where it was cut at the token limit or has no answer
         ("logprob", pa.float64()),  # under the policy at temperature 1, nats; null: not requested
         ("seed", pa.int64()),
         ("policy_version", pa.int32()),
@@ -159,6 +161,8 @@ def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             "speech_id": group.prompt.speech_id,
             "index": index,
             "response": response.text,
+            "reasoning": response.reasoning,
+            "reasoning_tokens": response.reasoning_tokens,
             "token_ids": list(response.token_ids),
             "finished": response.finished,
             "logprob": response.logprob,
@@ -180,7 +184,14 @@ def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: l
     responses: dict[str, list[Response]] = {}
     versions: dict[str, int] = {}
     for row in samples:
-        response = Response(row["response"], tuple(row["token_ids"]), row["finished"], row["logprob"])
+        response = Response(
+            row["response"],
+            tuple(row["token_ids"]),
+            row["finished"],
+            row["logprob"],
+            row["reasoning"],
+            row["reasoning_tokens"],
+        )
         responses.setdefault(row["speech_id"], []).append(response)
         versions[row["speech_id"]] = row["policy_version"]
     values: dict[str, dict[str, list[float]]] = {}

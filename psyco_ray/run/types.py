@@ -37,12 +37,24 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response; `finished` is false if it was cut at the token limit or has no text."""
+    """One sampled response.
+
+    `text` is the answer, which is all that a client, a reward model or a judge reads; a thinking model's `reasoning`
+    precedes it. The policy is trained on all its tokens, as it sampled them. `finished` is false if the response was
+    cut at the token limit or has no answer.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finished: bool
     logprob: float | None = None  # under the policy that sampled it, at temperature 1, nats summed over its tokens
+    reasoning: str = ""  # with its tags
+    reasoning_tokens: int = 0  # the first ones of `token_ids`
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer, with the end of turn."""
+        return len(self.token_ids) - self.reasoning_tokens
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def length_effect(groups: Iterable[Group], unfinished: str) -> LengthEffect:
     freedom = 0
     for group in sorted(groups, key=lambda group: group.prompt.speech_id):
         counted = [
-            (len(response.token_ids), score)
+            (response.tokens, score)
             for response, score in zip(group.responses, group.scores["reward"], strict=True)
             if response.finished or unfinished == "allow"
         ]
@@ -124,7 +124,7 @@ def monitors(now: Facts, base: Facts, best: Facts, length_share: float | None) -
         and `kl` (as `now` has it).
     """
     values = {
-        "length_ratio": now["mean_tokens"] / base["mean_tokens"],
+        "length_ratio": now["mean_tokens"] / max(base["mean_tokens"], 1.0),  # reasoning that never ends has no answer
         "distinct_ratio": now["distinct_2"] / base["distinct_2"],
     }
     if length_share is not None:

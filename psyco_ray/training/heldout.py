@@ -150,7 +150,7 @@ def measure(groups: Mapping[str, Group], base: Record | None, seed: int) -> Reco
         and the figure is the mean log-ratio on these.
     """
     responses = {key: groups[key].responses for key in sorted(groups)}
-    tokens = {key: [len(response.token_ids) for response in group] for key, group in responses.items()}
+    tokens = {key: [response.tokens for response in group] for key, group in responses.items()}
     lengths = [length for group in tokens.values() for length in group]
     measures: Record = {"speeches": len(groups), "mean_tokens": sum(lengths) / len(lengths), "tokens": tokens}
     flat = [response for group in responses.values() for response in group]

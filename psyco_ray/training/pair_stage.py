@@ -151,7 +151,7 @@ def _facts_of(groups: Collection[Group], unfinished: str) -> Row:
     """Rewards, lengths and finished share of sampled groups, and the effect of length on the reward."""
     groups = sorted(groups, key=lambda group: group.prompt.speech_id)  # sums of floats depend on the order
     means = [sum(group.scores["reward"]) / len(group.responses) for group in groups]
-    lengths = [len(response.token_ids) for group in groups for response in group.responses]
+    lengths = [response.tokens for group in groups for response in group.responses]
     finished = [[response.finished for response in group.responses] for group in groups]
     effect = guards.length_effect(groups, unfinished)
     return {

@@ -29,10 +29,7 @@ def pair_of(
         are equal.
     """
     responses = group.responses
-    ranks = [
-        score - slope * len(response.token_ids)
-        for score, response in zip(group.scores["reward"], responses, strict=True)
-    ]
+    ranks = [score - slope * response.tokens for score, response in zip(group.scores["reward"], responses, strict=True)]
     penalised = [unfinished == "penalise" and not response.finished for response in responses]
     worst = min(range(len(ranks)), key=lambda i: (not penalised[i], ranks[i]))
     safety = group.scores.get("safety") or (0.0,) * len(ranks)

@@ -9,7 +9,7 @@ from typing import Any
 from psyco_ray.cli.arguments import add_command, add_job
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
-from psyco_ray.run import ray_session
+from psyco_ray.run import ray_session, storage
 
 
 def add(subparsers: Any) -> None:
@@ -33,6 +33,7 @@ def add(subparsers: Any) -> None:
 def plan(job: Job, options: argparse.Namespace) -> int:
     """Prints the resource plan and the time of an iteration; fails where the cluster cannot hold the job."""
     from psyco_ray.cli.plan import advice
+    from psyco_ray.data import speeches
     from psyco_ray.pool import fit
 
     if options.job is None and options.gpus is None:
@@ -43,6 +44,8 @@ def plan(job: Job, options: argparse.Namespace) -> int:
             raise InputError("plan --cluster shows a job's own actors; leave --gpus, --model, --device and --run out")
         print(advice.forecast(job, **choices))
         return 0
+    if storage.local_path(job.model).is_dir():  # a plan downloads no model
+        speeches.check_prompt(job)
     on_cluster = bool(options.address or os.environ.get("RAY_ADDRESS"))
     if options.cluster and not on_cluster:
         raise InputError("plan --cluster needs a running cluster; give --address or set RAY_ADDRESS")
