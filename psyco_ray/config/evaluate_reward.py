@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section
+from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section, TemplateOptions
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import Deadlines, Prompts
 
@@ -39,6 +39,8 @@ class ModelUnderTest(Section):
     logit_token: NotNegativeCount | None = None
     """The model is a language model whose reward is the logit of this token (its id) after the conversation, as in
     NVIDIA's Nemotron reward models; null: a sequence classifier."""
+    template_options: TemplateOptions = Field(default_factory=dict)
+    """Options of the model's chat template, such as {enable_thinking: false}."""
     endpoint: Endpoint | None = None
     """API of a ranker."""
     group: Literal["ours", "external"] | None = None
@@ -58,6 +60,8 @@ class ModelUnderTest(Section):
             raise ValueError(f"{self.name} is a ranker, which is a group of its own; leave group out")
         if self.endpoint is not None and self.logit_token is not None:
             raise ValueError(f"{self.name} is a ranker, which has no reward; leave logit_token out")
+        if self.endpoint is not None and self.template_options:
+            raise ValueError(f"{self.name} is behind an API, which renders its prompts; leave template_options out")
         if self.endpoint is not None and self.endpoint.via == "batch":
             raise ValueError(f"{self.name} has via: batch, but rankers need single calls; leave via out")
         return self

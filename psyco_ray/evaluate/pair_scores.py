@@ -7,7 +7,7 @@ tests, scores only what is missing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,13 @@ class PairScores:
     facts: dict[str, int]  # `cut`: pairs whose prompt was cut; `too_long`: pairs without scores
 
 
-def fingerprint(model: str, logit_token: int | None = None) -> str:
+def fingerprint(model: str, logit_token: int | None = None, template_options: Mapping[str, Any] | None = None) -> str:
     """A hash that changes when a file of a reward model changes.
 
     Args:
         model: its directory or hub id.
         logit_token: as in `ModelUnderTest`.
+        template_options: as in `ModelUnderTest`.
 
     Raises:
         InputError: the model does not exist or is no reward model.
@@ -96,7 +97,10 @@ def fingerprint(model: str, logit_token: int | None = None) -> str:
     files = [
         [name, state] if isinstance(state, str) else [name, *state] for name, state in loading.model_fingerprint(path)
     ]
-    return key_of(files) if logit_token is None else key_of(files, logit_token)
+    settings: list[Any] = [] if logit_token is None else [logit_token]
+    if template_options:
+        settings.append(dict(template_options))
+    return key_of(files, *settings)
 
 
 def batches(
@@ -141,7 +145,13 @@ def score(job: EvaluateRewardJob, model: ModelUnderTest, batches: Sequence[Score
     pool = ActorPool[ScorerActor](
         "scorer",
         lambda index: scorer.options(**placement.pool_options(job.scorers)).remote(
-            f"scorer-{index}", rewards, None, job.scorers, max_tokens=job.max_tokens, logit_token=model.logit_token
+            f"scorer-{index}",
+            rewards,
+            None,
+            job.scorers,
+            max_tokens=job.max_tokens,
+            logit_token=model.logit_token,
+            template_options=model.template_options,
         ),
         min(job.scorers.actors, len(missing)),
         job.deadlines,

@@ -79,7 +79,11 @@ def _evaluate_reward_models(
 ) -> dict[str, dict[str, Any]]:
     """Score the pairs with every reward model; returns its metrics by name and test."""
     models = [model for model in job.models if model.model is not None]
-    fingerprints = {m.name: pair_scores.fingerprint(m.model, m.logit_token) for m in models if m.model is not None}
+    fingerprints = {
+        m.name: pair_scores.fingerprint(m.model, m.logit_token, m.template_options)
+        for m in models
+        if m.model is not None
+    }
     measured = {}
     for model in models:
         batches = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,15 @@ class RewardModel:
         >>> result.values
     """
 
-    def __init__(self, name: str, settings: Scorers, max_tokens: int | None, *, logit_token: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Scorers,
+        max_tokens: int | None,
+        *,
+        logit_token: int | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Load the model.
 
         Args:
@@ -98,6 +106,7 @@ class RewardModel:
             settings: dtype, device, tokens of a row. More than one GPU: the layers are spread over them.
             max_tokens: limit of a conversation with its response; None: the model's context length.
             logit_token: id of the token whose logit is the score; None: the model is a sequence classifier.
+            template_options: of its chat template.
 
         Raises:
             InputError: the directory is incomplete, the model has more than one label or does not fit on its GPUs,
@@ -123,6 +132,7 @@ class RewardModel:
         self._model: Any = model.eval() if spread else model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes a question and an answer
         self._tokenizer = loading.load_tokenizer(path) if packs else AutoTokenizer.from_pretrained(path)
+        templates.with_options(self._tokenizer, template_options or {})
         if self._tokenizer.chat_template:
             templates.check(self._tokenizer, templates.TRIAL)
         # transformers classifies before trailing pad tokens; a logit is read at the last token, whatever it is

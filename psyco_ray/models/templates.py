@@ -96,6 +96,8 @@ def with_options(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any])
     from jinja2 import Environment, TemplateError, meta
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    if not tokenizer.chat_template:
+        raise InputError(f"{tokenizer.name_or_path} has no chat template; leave template_options out")
     template = tokenizer.get_chat_template()
     try:
         environment: Environment = _compile_jinja_template(template).environment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ class ScorerActor:
         *,
         max_tokens: int | None = None,
         logit_token: int | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Set the models; `ready` loads them.
 
@@ -47,9 +48,11 @@ class ScorerActor:
             settings: dtype, device, tokens of a row.
             max_tokens: of a conversation with its response, for the reward models; None: each model's positions.
             logit_token: the reward models are language models, whose score is this token's logit; None: classifiers.
+            template_options: of the reward models' chat templates, beside those that they were saved with.
         """
         self.name, self._settings, self._max_tokens, self._logit_token = name, settings, max_tokens, logit_token
         self._reward_specs, self._reference_spec = rewards, reference
+        self._template_options = template_options
 
     @gc_paused()
     def ready(self) -> str:
@@ -66,7 +69,13 @@ class ScorerActor:
         torch.set_num_threads(self._settings.threads)
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
         self._rewards = {
-            key: RewardModel(spec, self._settings, self._max_tokens, logit_token=self._logit_token)
+            key: RewardModel(
+                spec,
+                self._settings,
+                self._max_tokens,
+                logit_token=self._logit_token,
+                template_options=self._template_options,
+            )
             for key, spec in self._reward_specs.items()
         }
         self._reference: Any = None
