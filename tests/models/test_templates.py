@@ -22,13 +22,15 @@ GOOD, BAD = "I am sorry. What keeps you awake?", "Sleep more."
 THOUGHTFUL = f"<think>\nShe grieves.\n</think>\n\n{GOOD}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def with_chat_template(tokenizer):
+    """One tokenizer, whose template is the last one given."""
+    copied = copy.deepcopy(tokenizer)
+
     def give(template: str, **options):
-        given = copy.deepcopy(tokenizer)
-        given.chat_template = template
-        templates.with_options(given, options)
-        return given
+        copied.chat_template = template
+        templates.with_options(copied, options)
+        return copied
 
     return give
 
@@ -102,14 +104,13 @@ def test_options_are_saved_with_the_template(with_chat_template, tmp_path) -> No
 
 def test_an_option_changes_nothing_else_of_a_template(with_chat_template) -> None:
     for template in ("\n{{ messages[0].content }} {{ style }}", "  {% if style %}{{ messages[0].content }}{% endif %}"):
-        given, by_call = with_chat_template(template, style="calm"), with_chat_template(template)
-        expected = by_call.apply_chat_template(ASKED, tokenize=False, style="calm")
-        assert given.apply_chat_template(ASKED, tokenize=False) == expected
+        expected = with_chat_template(template).apply_chat_template(ASKED, tokenize=False, style="calm")
+        assert with_chat_template(template, style="calm").apply_chat_template(ASKED, tokenize=False) == expected
 
 
 @pytest.mark.parametrize("name", ["enable_thinkin", "tools", "eos_token"])
 def test_an_option_that_the_template_does_not_use_is_refused(with_chat_template, name) -> None:
-    with pytest.raises(InputError, match=f"template_options has {name}, .* its options: enable_thinking"):
+    with pytest.raises(InputError, match=f"template_options has {name}, .*its options: enable_thinking"):
         with_chat_template(QWEN3, **{name: True})
 
 
