@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from psyco_ray.run.remote import MANIFEST
+
 _TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 _THOUGHTS = (
     "{% set said = m.content.split('</think>')[-1].lstrip('\\n') %}"
@@ -55,4 +57,5 @@ def with_template(model: Path, template: str, target: Path) -> Path:
     """Copy a model and give it another chat template."""
     shutil.copytree(model, target)
     (target / "chat_template.jinja").write_text(template)
+    (target / MANIFEST).unlink(missing_ok=True)
     return target
