@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 INPUT_ERROR = 2  # invalid input: one sentence on stderr, no traceback
 RESUMABLE = 75  # stopped early, nothing lost, the same command continues (EX_TEMPFAIL of sysexits)
 
@@ -15,6 +18,32 @@ class InputError(ValueError):
     Example:
         >>> raise InputError("iterations is 0; give 1 or more")
     """
+
+
+class NonFiniteError(InputError):
+    """A model computes NaN or an infinite value: a reward, a log-probability, a loss, a gradient or a weight.
+
+    It is raised where the value arises, before anything that depends on it is stored.
+    """
+
+
+def require_finite(values: Iterable[float], what: str, way_out: str) -> None:
+    """Check computed values.
+
+    Args:
+        values: to check.
+        what: the values and their origin, for the message.
+        way_out: what the user can change.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite.
+
+    Example:
+        >>> require_finite([0.5], "the reward of speech 3f2a by models/reward", "set scorers.dtype to float32")
+    """
+    for value in values:
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{what} is {value}; {way_out}")
 
 
 class EndpointError(InputError):

@@ -20,13 +20,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray.config.errors import InputError
+from psyco_ray.config.errors import InputError, NonFiniteError, require_finite
 from psyco_ray.config.resources import Sync
 from psyco_ray.learner.batching import learning_rate, plan_step
 from psyco_ray.learner.flops import mfu, peak_flops
 from psyco_ray.learner.recovery import Batches, ReplayLog, ReplaySegment, RestartPolicy
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.learner.worker import LearnerWorker
+from psyco_ray.learner.worker import WAY_OUT, LearnerWorker
 from psyco_ray.learner.worker_group import OnBusy, WorkerGroup, WorkerGroupFailedError, ignore_busy
 from psyco_ray.pool import placement
 from psyco_ray.pool.slot import reason_of
@@ -121,7 +121,8 @@ class LearnerGroup:
             Loss and metrics of each step.
 
         Raises:
-            InputError: the loss became NaN, or a batch has fewer pairs than there are workers.
+            InputError: a batch has fewer pairs than there are workers.
+            NonFiniteError: the loss, a value or the gradient of a step.
         """
         if batches_from is None:
             assert isinstance(batches, list), "a stream cannot be replayed"
@@ -142,11 +143,13 @@ class LearnerGroup:
         """Compute values of pairs under the current weights, without training.
 
         Returns:
-            For each pair, in order, the rewards or log-probabilities in nats (chosen, rejected).
+            For each pair, in order, the rewards or log-probabilities in nats (chosen, rejected), all finite.
         """
         values: list[tuple[float, float]] = []
         while part := examples[len(values) : len(values) + _EVALUATED_TOGETHER * len(self.workers)]:
             values += self._with_recovery(self._evaluate, part)
+        for example, pair in zip(examples, values, strict=True):
+            require_finite(pair, f"a {self.spec.objective.head} value of pair {example.key}", WAY_OUT)
         return values
 
     def export(self, version: int, bucket_mb: int, deltas: bool = False) -> Weights:
@@ -186,14 +189,13 @@ class LearnerGroup:
                 deadline_s,
                 *(transport, actors, version, workers, rendezvous, chunk_bytes, 0.9 * deadline_s),
             )[0]
+        except NonFiniteError:
+            raise
         except (WorkerGroupFailedError, RayTaskError) as error:
-            # the other workers still wait in the transfer
-            failure = (
-                error
-                if isinstance(error, WorkerGroupFailedError)
-                else WorkerGroupFailedError(f"sending failed, {reason_of(error)}")
-            )
-            self._restart(failure)
+            failure = error
+            if not isinstance(failure, WorkerGroupFailedError):
+                failure = WorkerGroupFailedError(f"sending failed, {reason_of(error)}")
+            self._restart(failure)  # the other workers still wait in the transfer
             raise WeightSendError(str(failure)) from error
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
@@ -264,7 +266,7 @@ class LearnerGroup:
             f"optimizer step {step + 1}",
             self._step_s,
             shards,
-            *(len(batch), mean_chosen_tokens, rate, self.spec.seed + step),
+            *(len(batch), mean_chosen_tokens, rate, step),
         )
         means = {name: sum(s[name] for s in sums) / len(batch) for name in sums[0] if name != "grad_norm"}
         return StepResult(

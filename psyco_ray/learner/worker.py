@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from psyco_ray.config.errors import InputError
+from psyco_ray.config.errors import require_finite
 from psyco_ray.learner.batching import MicroBatch
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models.weight_codec import DeltaTracker
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 Address = tuple[str, int]
 """Host address and port."""
+
+WAY_OUT = "lower the learning rate, or look at that pair and the base model; --resume continues from the last state"
 
 
 class LearnerWorker:
@@ -84,6 +85,7 @@ class LearnerWorker:
         built = engine.build_engine(spec, self.world_size)
         self._engine, self._model, self._tokenizer = built.engine, built.model, built.tokenizer
         self._reduce_bucket = engine.REDUCE_BUCKET
+        built.optimizer.register_step_pre_hook(self._check_gradients)
         self._checkpoint = LearnerCheckpoint(built.model, built.engine, built.optimizer, self._zero_stage)
         if checkpoint:
             self._checkpoint.restore(checkpoint)
@@ -94,7 +96,7 @@ class LearnerWorker:
         batch_size: int,
         mean_chosen_tokens: float,
         learning_rate: float,
-        seed: int,
+        step: int,
     ) -> dict[str, float]:
         """Take one optimizer step over this rank's share of a batch.
 
@@ -103,17 +105,18 @@ class LearnerWorker:
             batch_size: pairs in the whole batch, over all ranks.
             mean_chosen_tokens: mean length of a chosen response over the whole batch, in tokens.
             learning_rate: of this step.
-            seed: of dropout, so that a replayed step is the same.
+            step: its number from 0; with the job's seed it seeds dropout, so that a replayed step is the same.
 
         Returns:
             Sums over this rank's pairs: `loss` and the objective's metrics; `grad_norm` is that of the whole model.
 
         Raises:
-            InputError: the loss of a pair is not finite.
+            NonFiniteError: the loss, a value or the gradient is not finite; the weights are those of the step before.
         """
         import torch
 
-        torch.manual_seed(seed)
+        self._step = step
+        torch.manual_seed(self._spec.seed + step)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         sums: dict[str, float] = {"loss": 0.0}
@@ -121,11 +124,10 @@ class LearnerWorker:
             values = self._engine(self._pack(micro_batch)).view(-1, 2)
             inputs = torch.tensor(self._objective.loss_inputs(micro_batch), dtype=torch.float32, device=self._device)
             losses, metrics = self._objective(values, inputs, mean_chosen_tokens)
-            for example, loss in zip(micro_batch, losses.tolist(), strict=True):
-                if not math.isfinite(loss):
-                    raise InputError(
-                        f"the loss of pair {example.key} is {loss}; lower the learning rate or look at that pair"
-                    )
+            for example, loss, pair in zip(micro_batch, losses.tolist(), values.tolist(), strict=True):
+                where = f"of pair {example.key} in step {step + 1} of {self._spec.model}"
+                require_finite([loss], f"the loss {where}", WAY_OUT)
+                require_finite(pair, f"a {self._objective.head} value {where}", WAY_OUT)
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             # DeepSpeed averages over ranks; the loss is the mean over the batch's pairs
             self._engine.backward(losses.sum() * (self.world_size / batch_size), scale_wrt_gas=False)
@@ -137,7 +139,22 @@ class LearnerWorker:
         self._engine.step()
         self._checkpoint.after_step()
         norm = self._engine.get_global_grad_norm()
-        return sums if norm is None else {**sums, "grad_norm": float(norm)}
+        if norm is None:
+            return sums
+        require_finite([float(norm)], self._gradient(), WAY_OUT)  # DeepSpeed skips such a step
+        return {**sums, "grad_norm": float(norm)}
+
+    def _gradient(self) -> str:
+        return f"the gradient of step {self._step + 1} of {self._spec.model}"
+
+    def _check_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Called by the optimizer before it changes a weight: DeepSpeed lets some gradients of NaN pass."""
+        import torch
+
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients:
+            total = torch.stack([gradient.sum(dtype=torch.float32) for gradient in gradients]).sum()
+            require_finite([total.item()], self._gradient(), WAY_OUT)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> list[tuple[float, float]]:
         """Return scores or log-probabilities (chosen, rejected) of pairs under the current weights."""
@@ -263,6 +280,9 @@ class LearnerWorker:
         """Yield every parameter, whole, in the compute dtype, adapters merged; a shared one comes once.
 
         Every rank iterates; the tensors are complete on rank 0, and on the others with `all_ranks`.
+
+        Raises:
+            NonFiniteError: a weight is not finite.
         """
         complete = all_ranks or not self.rank
         import deepspeed
@@ -272,9 +292,18 @@ class LearnerWorker:
         for name, parameter, layer in lora.exported(self._model):
             gathered = [parameter, *(lora.adapters(layer) if layer is not None else [])]
             with deepspeed.zero.GatheredParameters(gathered, enabled=self._zero_stage == 3):
-                if layer is not None:
-                    yield name, lora.merged(layer) if complete else parameter.data
+                tensor = parameter.data
+                if layer is not None and complete:
+                    tensor = lora.merged(layer)
                 elif self._zero_stage == 3 and complete:
-                    yield name, parameter.data.clone()
-                else:
-                    yield name, parameter.data
+                    tensor = tensor.clone()
+                if complete:
+                    self._check_weights(name, tensor)
+                yield name, tensor
+
+    def _check_weights(self, name: str, tensor: torch.Tensor) -> None:
+        import torch
+
+        if tensor.is_floating_point():
+            total = tensor.sum(dtype=torch.float32).item()
+            require_finite([total], f"the sum of weight {name} of {self._spec.model}", WAY_OUT)

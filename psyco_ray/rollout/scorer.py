@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from psyco_ray.config.errors import InputError
+from psyco_ray.config.errors import InputError, require_finite
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models.reward_model import RewardModel
 from psyco_ray.run.startup import gc_paused
@@ -15,6 +15,8 @@ from psyco_ray.run.types import Group, PreferencePair, ScoreRequest, ScoreResult
 
 REFERENCE = "reference"
 """Name of the reference policy among the models that score a group: its scores are log-probabilities in nats."""
+
+_WAY_OUT = "its weights are damaged, or too large for scorers.dtype; copy the model again, or choose float32"
 
 
 class ScorerActor:
@@ -96,21 +98,33 @@ class ScorerActor:
 
         Raises:
             InputError: a response alone fills a reward model's context.
+            NonFiniteError: a score is not finite.
         """
         began = time.perf_counter()
         group, messages, names = item
+        speech_id = group.prompt.speech_id
         texts = [response.text for response in group.responses]
         finished = [response.finished for response in group.responses]
-        scores = {name: tuple(self.score_texts(name, messages, texts, finished)) for name in names if name != REFERENCE}
+        scores = {
+            name: tuple(self.score_texts(name, messages, texts, finished, key=speech_id))
+            for name in names
+            if name != REFERENCE
+        }
         if REFERENCE in names:
-            scores[REFERENCE] = self._logprobs(group.prompt.token_ids, [r.token_ids for r in group.responses])
+            responses = [response.token_ids for response in group.responses]
+            scores[REFERENCE] = self._logprobs(speech_id, group.prompt.token_ids, responses)
         yield (
             Group(group.prompt, group.responses, group.version, {**group.scores, **scores}),
             time.perf_counter() - began,
         )
 
     def score_texts(
-        self, name: str, messages: list[dict[str, str]], responses: list[str], finished: Sequence[bool] = ()
+        self,
+        name: str,
+        messages: list[dict[str, str]],
+        responses: list[str],
+        finished: Sequence[bool] = (),
+        key: str = "of a text",
     ) -> list[float]:
         """Raw scores of responses to one conversation.
 
@@ -119,12 +133,14 @@ class ScorerActor:
             messages: the conversation, as chat messages.
             responses: to its last message.
             finished: as in `ScoreRequest`.
+            key: of the conversation, for messages.
 
         Raises:
             InputError: a response alone fills the reward model's context.
+            NonFiniteError: a score is not finite.
         """
-        request = ScoreRequest("", tuple(messages), tuple(responses), tuple(finished))
-        [scored] = self._rewards[name].score([request])
+        request = ScoreRequest(key, tuple(messages), tuple(responses), tuple(finished))
+        [scored] = self._score(name, [request])
         if scored.values is None:
             raise InputError(
                 f"a response alone fills the context of reward model {self._reward_specs[name]}; lower "
@@ -140,19 +156,33 @@ class ScorerActor:
 
         Yields:
             Once: the scores in the order of the conversations, and the seconds taken.
+
+        Raises:
+            NonFiniteError: a score is not finite.
         """
         began = time.perf_counter()
-        name, requests = item
-        scored = self._rewards[name].score(requests)
+        scored = self._score(*item)
         yield scored, time.perf_counter() - began
 
     def reference_logprobs(self, pair: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
-        """Yields the pair with its reference log-probabilities (nats, summed over tokens), and the seconds taken."""
+        """Yields the pair with its reference log-probabilities (nats, summed over tokens), and the seconds taken.
+
+        Raises:
+            NonFiniteError: a log-probability is not finite.
+        """
         began = time.perf_counter()
-        chosen, rejected = self._logprobs(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
+        chosen, rejected = self._logprobs(pair.key, pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
         yield replace(pair, reference=(chosen, rejected)), time.perf_counter() - began
 
-    def _logprobs(self, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    def _score(self, name: str, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Finite scores of a reward model."""
+        scored = self._rewards[name].score(requests)
+        for result in scored:
+            what = f"a score of {result.key} by {name} model {self._reward_specs[name]}"
+            require_finite(result.values or (), what, _WAY_OUT)
+        return scored
+
+    def _logprobs(self, key: str, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> tuple[float, ...]:
         """Log-probability of each response under the reference policy, in nats, summed over its tokens."""
         import torch
 
@@ -160,4 +190,6 @@ class ScorerActor:
 
         assert self._reference is not None, "the scorer has a reference model"
         with torch.inference_mode():
-            return tuple(self._reference(pack([(prompt, responses)]).to(self._device)).tolist())
+            values = tuple(self._reference(pack([(prompt, responses)]).to(self._device)).tolist())
+        require_finite(values, f"a log-probability of {key} under reference {self._reference_spec}", _WAY_OUT)
+        return values

@@ -107,7 +107,7 @@ def _mismatch(
     """Why an actor does not have the weights that were sent; None if it has."""
     if (ack.version, ack.digest) != (sent.version, sent.digest):
         return f"it took version {ack.version} with digest {ack.digest}, {sent.digest} was sent"
-    if (gap := _gap(ack, expected, tokens)) > max_gap:
+    if not (gap := _gap(ack, expected, tokens)) <= max_gap:  # a gap of NaN is no match either
         return (
             f"after the update to version {sent.version} the learner gives the probe {expected:.3f} nats and it gives "
             f"{ack.logprob:.3f}: {gap:.3f} per token, more than sync.max_gap {max_gap:g}"

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from psyco_ray.config.errors import NonFiniteError
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Deadlines, DpoConfig, Lora, Optimizer
 from psyco_ray.learner.batching import batches, learning_rate
@@ -63,6 +65,18 @@ def steps(learner: LearnerGroup, pairs: list[PreferencePair], seed: int, fresh: 
     return learner.train(planned, len(planned), reset_optimizer=fresh)
 
 
+def spoil_gradient(worker) -> None:
+    worker._model.model.norm.weight.register_hook(lambda gradient: gradient * torch.nan)
+
+
+def spoil_weight(worker) -> None:
+    worker._model.model.norm.weight.data[0] = torch.nan
+
+
+def on_worker(learner: LearnerGroup, action) -> None:
+    ray.get([worker.__ray_call__.remote(action) for worker in learner.workers], timeout=60)
+
+
 def logprob(model, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
     logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
@@ -113,7 +127,7 @@ def test_every_zero_stage_takes_the_same_steps_as_one_process(
         assert difference.max() < 2e-3, name
 
 
-def test_bf16_follows_float32_and_a_nan_loss_names_its_pair(
+def test_bf16_follows_float32_and_values_that_are_not_finite_end_the_step(
     local_ray, tiny_model, tmp_path, single_process, caplog
 ) -> None:
     broken = PreferencePair("pair-broken", (5,), (6,), (7,), (float("nan"), 0.0))
@@ -121,8 +135,23 @@ def test_bf16_follows_float32_and_a_nan_loss_names_its_pair(
     try:
         losses, _ = trained(learner, examples(15), tmp_path)
         learner.save_model(tmp_path / "model")
-        with pytest.raises(ValueError, match=r"loss of pair pair-broken is nan; lower the learning rate"):
+        with pytest.raises(NonFiniteError, match=r"loss of pair pair-broken in step \d of .*tiny is nan; lower the"):
             list(steps(learner, [*examples(6), broken], seed=0, fresh=True))
+
+        weights = learner.export(0, 64).digest
+        on_worker(learner, spoil_gradient)
+        with pytest.raises(NonFiniteError, match=r"the gradient of step 1 of .*tiny is (nan|inf); lower the"):
+            list(steps(learner, examples(6), seed=0))
+        assert learner.export(0, 64).digest == weights, "the step changed no weight"
+
+        on_worker(learner, spoil_weight)
+        with pytest.raises(NonFiniteError, match="a policy value of pair pair-0 is nan"):
+            learner.evaluate_pairs(examples(2))
+        with pytest.raises(NonFiniteError, match=r"the sum of weight model\.norm\.weight of .*tiny is nan"):
+            learner.save_model(tmp_path / "spoilt")
+        assert not (tmp_path / "spoilt").exists()
+        with pytest.raises(NonFiniteError, match="the sum of weight"):
+            learner.export(0, 64)
     finally:
         learner.close()
     assert not [record for record in caplog.records if "restarting" in record.getMessage()], (

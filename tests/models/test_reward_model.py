@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from psyco_ray.config.errors import NonFiniteError
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models import loading, reward_model, templates
 from psyco_ray.rollout.scorer import ScorerActor
@@ -46,6 +47,28 @@ def test_a_new_head_is_seeded_and_a_reward_model_keeps_its_head(tiny_model, tiny
     assert not torch.equal(first, other)
     again = reward_model.new_model(tiny_reward_model, tokenizer, "float32", seed=1).score.weight
     assert torch.equal(again, reward_model.new_model(tiny_model, tokenizer, "float32", seed=3).score.weight)
+
+
+def test_scores_and_log_probabilities_of_nan_name_model_and_speech(tiny_reward_model, tiny_model, tmp_path) -> None:
+    for path, kind in ((tiny_reward_model, AutoModelForSequenceClassification), (tiny_model, AutoModelForCausalLM)):
+        model = kind.from_pretrained(path)
+        model.model.norm.weight.data[0] = torch.nan
+        model.save_pretrained(tmp_path / path.name)
+        loading.load_tokenizer(path).save_pretrained(tmp_path / path.name)
+    reward, reference = tmp_path / tiny_reward_model.name, tmp_path / tiny_model.name
+    actor = ScorerActor("scorer-0", {"heldout": str(reward)}, str(reference), Scorers(dtype="float32"))
+    actor.ready()
+    group = Group(Prompt("speech-7", (1,), 0), tuple(Response(a, (9,), True) for a in RESPONSES), 4)
+    with pytest.raises(NonFiniteError, match=f"a score of speech-7 by heldout model {reward} is nan; its weights are"):
+        list(actor.score((group, MESSAGES, ("heldout",))))
+    under = rf"under reference {reference} is nan"
+    with pytest.raises(NonFiniteError, match=f"a log-probability of speech-7 {under}"):
+        list(actor.score((group, MESSAGES, ("reference",))))
+    with pytest.raises(NonFiniteError, match=f"a log-probability of pair-1 {under}"):
+        list(actor.reference_logprobs(PreferencePair("pair-1", (5,), (6,), (7,))))
+    request = ScoreRequest("row-2", tuple(MESSAGES), tuple(RESPONSES))
+    with pytest.raises(NonFiniteError, match="a score of row-2 by heldout model"):
+        list(actor.score_many(("heldout", (request,))))
 
 
 def test_a_group_scores_as_each_response_alone(scorer) -> None:

@@ -2,10 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
 from support.groups import job
+from transformers import AutoModelForSequenceClassification
 
-from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.errors import NonFiniteError
+from psyco_ray.config.resources import Rollouts, Scorers
+from psyco_ray.models import loading
+from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, Response
@@ -57,4 +64,40 @@ def test_rows_are_read_as_the_pool_takes_items(tmp_path) -> None:
     ledger_rows = list(pipeline.samples(1, again, 0))
     assert [group.prompt.speech_id for group in ledger_rows] == [f"{n:016x}" for n in range(400)]
     assert all(group.scores == {"reward": (1.0, 0.0)} for group in ledger_rows)
+    ledger.close()
+
+
+class Scored(InTurn):
+    """A pool whose one actor is a real scorer of this process."""
+
+    def __init__(self, model: Path) -> None:
+        self.scorer = ScorerActor("scorer-0", {"reward": str(model)}, None, Scorers(dtype="float32"))
+        self.scorer.ready()
+
+    def stream(self, method, items, **_) -> Iterator:
+        for item in items:
+            yield from method(self.scorer, item)
+
+
+def test_a_reward_of_nan_ends_the_run_before_it_is_stored_and_the_run_continues(
+    tmp_path, tiny_reward_model, tokenizer
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model)
+    token = tokenizer("speech 3", add_special_tokens=False)["input_ids"][-1]
+    model.model.embed_tokens.weight.data[token] = torch.nan
+    damaged = tmp_path / "damaged"
+    model.save_pretrained(damaged)
+    loading.load_tokenizer(tiny_reward_model).save_pretrained(damaged)
+
+    settings = job(tmp_path, rollouts=Rollouts(speeches_per_item=2))
+    ledger = Ledger(settings, False)
+    for scorers in (Scored(damaged), Scored(damaged)):  # a resumed run ends alike, and loses nothing
+        pipeline = SamplingPipeline(settings, ledger, Telemetry(settings, ledger), InTurn(), scorers, ("reward",))
+        found = []
+        with pytest.raises(NonFiniteError, match=rf"a score of {3:016x} by reward model {damaged} is nan; "):
+            found += pipeline.samples(1, Rows(6), 0)
+        assert len(list((tmp_path / "run").rglob("*.scores.parquet"))) == 1, "of the first item"
+    scorers = Scored(tiny_reward_model)
+    pipeline = SamplingPipeline(settings, ledger, Telemetry(settings, ledger), InTurn(), scorers, ("reward",))
+    assert len(list(pipeline.samples(1, Rows(6), 0))) == 6
     ledger.close()

@@ -1,0 +1,47 @@
+"""What a weight sync accepts as the same weights."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from psyco_ray.config.resources import Sync
+from psyco_ray.run.types import PreferencePair, Weights, WeightUpdateAck
+from psyco_ray.training import weight_sync
+
+PROBE = PreferencePair("pair-0", (1, 2), (3, 4, 5), (6,))
+
+
+class Learner:
+    """Holds weights under which the probe has -30 nats."""
+
+    def evaluate_pairs(self, pairs) -> list[tuple[float, float]]:
+        return [(-30.0, -1.0)]
+
+    def export(self, version: int, bucket_mb: int, deltas: bool) -> Weights:
+        return Weights(version, "digest", (), 100)
+
+
+class Pool:
+    """Rollout actors that give the probe certain log-probabilities."""
+
+    idle: tuple = ()
+
+    def __init__(self, *logprobs: float) -> None:
+        self.logprobs = logprobs
+
+    def broadcast(self, method, *args, version: int, check: Callable, deadline_s: float) -> list[WeightUpdateAck]:
+        acks = [WeightUpdateAck(version, "digest", 100, logprob, 0.1) for logprob in self.logprobs]
+        problems = [problem for ack in acks if (problem := check(ack)) is not None]
+        if problems:
+            raise RuntimeError(problems[0])
+        return acks
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -30.0 - 3 * 0.6])
+def test_an_engine_whose_probe_is_far_off_or_not_finite_does_not_have_the_weights(value) -> None:
+    with pytest.raises(RuntimeError, match=f"gives the probe -30.000 nats and it gives {value:.3f}: "):
+        weight_sync.push_weights(Learner(), Pool(-30.0, value), 3, PROBE, Sync(max_gap=0.5))
+    assert weight_sync.push_weights(Learner(), Pool(-30.0, -30.3), 3, PROBE, Sync(max_gap=0.5)).gap == pytest.approx(
+        0.1
+    )
