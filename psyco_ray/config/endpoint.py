@@ -26,6 +26,9 @@ class Endpoint(Section):
     """Seconds that one call may take."""
     retries: NotNegativeCount = 8
     """Retries of a call that failed on the server's side, with growing pauses."""
+    longest_wait_s: Positive = 900.0
+    """Seconds that rate limits may keep all calls waiting, or that the server may ask to wait; beyond these the command
+    stops with exit code 75, and the same command continues."""
     concurrency: Count = 64
     """Calls in flight, of each caller and stage."""
     callers: Count = 1

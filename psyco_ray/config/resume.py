@@ -16,6 +16,7 @@ TRANSPORT_FIELDS = {
     "key_env",
     "timeout_s",
     "retries",
+    "longest_wait_s",
     "concurrency",
     "callers",
     "requests_per_minute",

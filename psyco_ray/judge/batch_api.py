@@ -1,4 +1,4 @@
-"""A provider's batch API as another way to fill the journal: cheaper, and done within a day.
+"""A provider's batch API as another way to fill the journal: cheaper, and done within a day where its limits allow.
 
 Calls that a batch leaves out or answers badly are sent one by one afterwards, as if they had not been in a batch.
 """
@@ -9,6 +9,7 @@ import asyncio
 import functools
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ MAX_REQUESTS = 50_000  # per file, a limit of the API
 MAX_BYTES = 100_000_000
 
 _ENDED = {"completed", "expired", "cancelled"}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -76,24 +79,81 @@ async def run_batch(
         for rows in _files(_missing(endpoint, calls, journal, known), client):
             outcome.sent += len(rows)
             sending.add(rows)
-        for sent in sending.sent:
-            await _submit(client, sending, sent)
-        for sent in list(sending.sent):
-            batch = await _ended(client, sending, sent, poll_s)
-            speeches = sending.speeches(sent)
-            for file_id in (batch.output_file_id, batch.error_file_id):
-                if file_id is not None:
-                    answers = await client.retried(functools.partial(client.api.files.content, file_id))
-                    _enter(answers.content, speeches, client, journal, outcome)
-            if speeches:
-                _note(outcome, len(speeches), f"batch {batch.status} without an answer")
-            journal.sync()
-            sending.remove(sent)
+        await _Exchange(client, sending, journal, outcome).run(poll_s)
     except RefusedError as error:
         raise InputError(f"the batch API of {endpoint.model}: {error}; set via to calls, which needs none") from None
     finally:
         await client.close()
     return outcome
+
+
+class _Exchange:
+    """Submits batches, as many as the provider queues at a time, and collects their answers.
+
+    A provider limits the tokens that all batches in progress hold. It refuses a batch above that when it validates it,
+    which costs nothing: the batch is submitted again once another one has ended, and halved if none is in progress.
+    """
+
+    def __init__(self, client: Client, state: _State, journal: Journal, outcome: BatchOutcome) -> None:
+        self._client, self._state, self._journal, self._outcome = client, state, journal, outcome
+        self._limited = self._full = False  # a batch was refused for the limit; since then none has ended
+
+    async def run(self, poll_s: float) -> None:
+        """Return when every batch has ended and its answers are in the journal."""
+        validating = False
+        while self._state.sent:
+            for sent in self._state.sent:
+                if sent.batch_id is None and not self._full and not (self._limited and validating):
+                    validating = await _submit(self._client, self._state, sent)
+                    self._limited |= not validating
+                    self._full |= not validating
+            if self._full and not any(sent.batch_id for sent in self._state.sent):
+                self._shrink(self._state.sent[0])
+            validating = await self._poll()
+            if self._state.sent:
+                await asyncio.sleep(poll_s)
+
+    async def _poll(self) -> bool:
+        """Look at every batch in progress; returns whether one is not validated yet."""
+        validating = False
+        for sent in [sent for sent in self._state.sent if sent.batch_id is not None]:
+            batch_id = sent.batch_id or ""
+            batch = await self._client.retried(functools.partial(self._client.api.batches.retrieve, batch_id))
+            validating |= batch.status == "validating"
+            if batch.status in _ENDED:
+                await self._collect(sent, batch)
+                self._full = False
+            elif batch.status == "failed":
+                problems = [(problem.code, problem.message) for problem in (batch.errors and batch.errors.data) or []]
+                if not any(_is_limit(*problem) for problem in problems):
+                    self._state.remove(sent)  # it costs nothing; the next run sends it again
+                    reason = problems[0][1] if problems else "no reason given"
+                    raise InputError(f"batch {batch_id} was refused: {reason}")
+                if not self._limited:
+                    _log.info("the batch API queues no more at a time: %s", self._client.clean(str(problems[0][1])))
+                self._limited = self._full = True
+                self._state.postpone(sent)
+        return validating
+
+    async def _collect(self, sent: _SentBatch, batch: Batch) -> None:
+        speeches = self._state.speeches(sent)
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id is not None:
+                answers = await self._client.retried(functools.partial(self._client.api.files.content, file_id))
+                _enter(answers.content, speeches, self._client, self._journal, self._outcome)
+        if speeches:
+            _note(self._outcome, len(speeches), f"batch {batch.status} without an answer")
+        self._journal.sync()
+        self._state.remove(sent)
+
+    def _shrink(self, sent: _SentBatch) -> None:
+        """Halve a batch that is too large for the limit by itself; a single call is left to be sent as such."""
+        self._full = False
+        if len(self._state.speeches(sent)) > 1:
+            self._state.halve(sent)
+        else:
+            _note(self._outcome, 1, "a call above the limit of queued tokens")
+            self._state.remove(sent)
 
 
 class _State:
@@ -108,6 +168,10 @@ class _State:
 
     def add(self, rows: list[tuple[str, str, bytes]]) -> None:
         """Store the requests of a new batch: key, speech id and line."""
+        self._write(rows)
+        self.save()
+
+    def _write(self, rows: list[tuple[str, str, bytes]]) -> None:
         sent = _SentBatch(f"{self._path.stem}-{self._next:03}")
         with open(self.path(sent, "requests"), "wb") as file:
             file.writelines(line for _, _, line in rows)
@@ -115,12 +179,31 @@ class _State:
             json.dump({key: speech_id for key, speech_id, _ in rows}, speeches)
         self._next += 1
         self.sent.append(sent)
+
+    def postpone(self, sent: _SentBatch) -> None:
+        """Submit a refused batch again later, from the same file."""
+        sent.batch_id = None
         self.save()
+
+    def halve(self, sent: _SentBatch) -> None:
+        """Replace a batch by two of half its requests, which come first."""
+        speeches = self.speeches(sent)
+        lines = self.path(sent, "requests").read_bytes().splitlines(keepends=True)
+        rows = [(key, speeches[key], line) for line in lines for key in [json.loads(line)["custom_id"]]]
+        others = [other for other in self.sent if other is not sent]
+        for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+            self._write(part)
+        self.sent = [*self.sent[-2:], *others]
+        self.save()
+        self._remove_files(sent)
 
     def remove(self, sent: _SentBatch) -> None:
         """Remove a batch that ended."""
         self.sent.remove(sent)
         self.save()
+        self._remove_files(sent)
+
+    def _remove_files(self, sent: _SentBatch) -> None:
         for what in ("requests", "speeches"):
             self.path(sent, what).unlink(missing_ok=True)
 
@@ -174,42 +257,42 @@ def _files(missing: Iterable[tuple[str, str, Call]], client: Client) -> Iterator
         yield rows
 
 
-async def _submit(client: Client, state: _State, sent: _SentBatch) -> None:
-    """Upload the requests of a batch and start it, unless that is done."""
+async def _submit(client: Client, state: _State, sent: _SentBatch) -> bool:
+    """Upload the requests of a batch, unless that is done, and start it; returns whether the provider takes it now."""
     if sent.file_id is None:
         file = await client.retried(lambda: client.api.files.create(file=state.path(sent, "requests"), purpose="batch"))
         sent.file_id = file.id
         state.save()
-    if sent.batch_id is None:
-        file_id = sent.file_id
-        sent.batch_id = await client.retried(lambda: _create_batch(client, file_id))
-        state.save()
+    file_id = sent.file_id
+    sent.batch_id = await client.retried(lambda: _create_batch(client, file_id))
+    state.save()
+    return sent.batch_id is not None
 
 
-async def _create_batch(client: Client, file_id: str) -> str:
-    """The batch of a file, created unless it exists: a lost reply to its creation must not cost twice."""
+async def _create_batch(client: Client, file_id: str) -> str | None:
+    """The batch of a file, created unless it exists: a lost reply to its creation must not cost twice.
+
+    None: the provider's limit does not let it.
+    """
+    import openai
+
     async for batch in client.api.batches.list(limit=100):
-        if batch.input_file_id == file_id:
+        if batch.input_file_id == file_id and batch.status != "failed":
             return batch.id
-    created = await client.api.batches.create(
-        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
-    )
+    try:
+        created = await client.api.batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+    except openai.APIStatusError as error:
+        if not _is_limit(error.code, error.message):
+            raise
+        return None
     return created.id
 
 
-async def _ended(client: Client, state: _State, sent: _SentBatch, poll_s: float) -> Batch:
-    """Wait until a batch ends."""
-    batch_id = sent.batch_id
-    assert batch_id is not None
-    while True:
-        batch = await client.retried(lambda: client.api.batches.retrieve(batch_id))
-        if batch.status in _ENDED:
-            return batch
-        if batch.status == "failed":
-            state.remove(sent)  # it costs nothing; the next run sends it again
-            problems = [problem.message for problem in (batch.errors and batch.errors.data) or []]
-            raise InputError(f"batch {batch_id} was refused: {problems[0] if problems else 'no reason given'}")
-        await asyncio.sleep(poll_s)
+def _is_limit(code: str | None, message: str | None) -> bool:
+    """Whether a batch was refused because of the tokens that all batches in progress may hold."""
+    return code == "token_limit_exceeded" or "enqueued" in (message or "").lower()
 
 
 def _enter(lines: bytes, speeches: dict[str, str], client: Client, journal: Journal, outcome: BatchOutcome) -> None:

@@ -1,6 +1,7 @@
 """Single calls to an OpenAI-compatible API, with retries.
 
-The retries of `openai` and `tenacity` count a 429 as a failure and pause one call; here it pauses all and costs none.
+The retries of `openai` and `tenacity` count a 429 as a failure and pause one call; here it pauses all and costs none,
+until no call was answered for `longest_wait_s`: such a limit does not pass by waiting.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MAX_MESSAGE_CHARS = 300  # of a server's message, in our own messages
 
 _REASONING = ("o1", "o3", "o4", "gpt-5")  # these take max_completion_tokens and no sampling parameters
 REFUSED = {400, 413, 422}  # status codes that refuse one call permanently
+_TOO_LARGE = re.compile(r"request (is )?too large", re.IGNORECASE)  # in a 429 that one call gets however long it waits
+_NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _TRANSIENT_STATUS = {408, 409, 425}
 _SHARED_PARAMETERS = {"response_format", "model", "temperature", "top_p", "seed"}  # equal in every call
 
@@ -107,7 +110,7 @@ class RefusedError(Exception):
 
 
 class UnavailableError(Exception):
-    """The server failed repeatedly."""
+    """The server failed repeatedly, or accepts no calls for a long time."""
 
 
 class InvalidResponseError(Exception):
@@ -142,7 +145,9 @@ class Client:
 
         self._endpoint = endpoint
         self._key = key_for(endpoint)
-        self._paused_until = 0.0  # in the event loop's time
+        self._paused_until = 0.0  # in the event loop's time, as the next two
+        self._answered_at = 0.0  # when the last request succeeded
+        self._warned_at = 0.0  # of a wait
         self._stopping = False
         self.api = openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
@@ -153,7 +158,8 @@ class Client:
 
         Raises:
             RefusedError: the server refuses this call permanently.
-            UnavailableError: the endpoint failed more than `retries` times in a row.
+            UnavailableError: the endpoint failed more than `retries` times in a row, or no call was answered for
+                `longest_wait_s` because of rate limits.
             InputError: no call can succeed: wrong key, model or URL, unsupported parameter, no quota.
         """
         body = self.body(call)
@@ -179,12 +185,16 @@ class Client:
         """
         import openai
 
+        loop = asyncio.get_running_loop()
         failures = rate_limits = 0
+        limited_at = 0.0
         while True:
             await self._resumed()
             problem: Exception | _Transient
             try:
-                return await request()
+                result = await request()
+                self._answered_at = loop.time()
+                return result
             except openai.APIStatusError as error:
                 problem = self._problem(error)
             except (openai.APITimeoutError, TimeoutError):
@@ -199,8 +209,12 @@ class Client:
                 raise UnavailableError(f"{self._endpoint.base_url} failed while another call had stopped all of them")
             if problem.rate_limited:
                 rate_limits += 1
-                self._pause_all(_pause(rate_limits) if problem.wait_s is None else problem.wait_s)
+                limited_at = limited_at or loop.time()
+                pause_s = _pause(rate_limits) if problem.wait_s is None else problem.wait_s
+                self._check_wait(max(limited_at, self._answered_at), pause_s, problem.reason)
+                self._pause_all(pause_s)
                 continue
+            self._check_wait(loop.time(), problem.wait_s or 0.0, problem.reason)
             failures += 1
             if failures > self._endpoint.retries:
                 raise UnavailableError(
@@ -251,12 +265,28 @@ class Client:
             _log.warning("%s asks for a pause of %.0f s", self._endpoint.base_url, seconds)
         self._paused_until = max(self._paused_until, until)
 
+    def _check_wait(self, since: float, pause_s: float, reason: str) -> None:
+        """Check how long calls wait for the server.
+
+        Raises:
+            UnavailableError: longer than `longest_wait_s`.
+        """
+        endpoint, now = self._endpoint, asyncio.get_running_loop().time()
+        if now - since + pause_s > endpoint.longest_wait_s:
+            raise UnavailableError(
+                f"{endpoint.base_url} accepts no calls to {endpoint.model} for {now - since + pause_s:.0f} s, more "
+                f"than longest_wait_s {endpoint.longest_wait_s:g}, and says: {reason}; start again once it does"
+            )
+        if now - since > LONGEST_PAUSE_S and now - self._warned_at > LONGEST_PAUSE_S:
+            self._warned_at = now
+            _log.warning("%s accepts no calls since %.0f s and says: %s", endpoint.base_url, now - since, reason)
+
     def _problem(self, error: openai.APIStatusError) -> Exception | _Transient:
         """The meaning of an HTTP error: transient, for this call (RefusedError), or for all calls (InputError)."""
         endpoint, status = self._endpoint, error.status_code
         message = self.clean(error.message)
         key = endpoint.key_env or "an API key (key_env names its environment variable)"
-        if status == 402 or "insufficient_quota" in (error.code, error.type):
+        if status == 402 or {error.code, error.type} & _NO_QUOTA:
             return InputError(
                 f"the account behind {key} has no quota left at {endpoint.base_url}; top it up and start again"
             )
@@ -277,7 +307,7 @@ class Client:
                 f"{endpoint.base_url} rejects the {error.param} of the calls to {endpoint.model}: {message}; "
                 f"{'set structured to json_object or text' if error.param == 'response_format' else 'change it'}"
             )
-        if status in REFUSED:
+        if status in REFUSED or (status == 429 and _TOO_LARGE.search(message)):
             return RefusedError(f"refused by the server ({status}): {message}")
         if status == 429 or status in _TRANSIENT_STATUS or status >= 500:
             wait_s = retry_after(error.response.headers)

@@ -30,6 +30,25 @@ def test_batches_fill_the_journal_once(tmp_path, monkeypatch) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["batch.json"]
 
 
+@pytest.mark.parametrize("refuse_creation", [False, True])
+def test_a_limit_of_queued_requests_sends_the_rest_later(tmp_path, monkeypatch, refuse_creation) -> None:
+    monkeypatch.setattr(batch_api, "MAX_REQUESTS", 8)
+    faults = {"refuse_creation": True} if refuse_creation else {}
+    with server(batch_s=0.1, enqueued=11, **faults) as url:
+        outcome, counts = batched(url, tmp_path), get_json(url)
+    assert (outcome.sent, outcome.answered, outcome.failed) == (30, 30, 0)
+    assert (counts["batch_requests"], counts["paid_twice"]) == (30, 0)
+    assert counts["failed_batches"] < 8, "no more are sent than fit"
+
+
+def test_a_batch_above_the_limit_by_itself_is_halved(tmp_path) -> None:
+    with server(batch_s=0.05, enqueued=9) as url:
+        outcome, counts = batched(url, tmp_path), get_json(url)
+    assert (outcome.sent, outcome.answered, outcome.failed) == (30, 30, 0)
+    assert (counts["batch_requests"], counts["paid_twice"]) == (30, 0)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["batch.json"]
+
+
 def test_files_are_limited_by_size_too(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(batch_api, "MAX_BYTES", 2000)
     with server() as url:

@@ -40,6 +40,7 @@ def test_errors_of_all_calls_stop_at_once(model, message, tmp_path) -> None:
         ("status-400", r"refused by the server \(400\): .*no, \[key\]"),
         ("status-413", r"refused by the server \(413\)"),
         ("status-422", r"refused by the server \(422\)"),
+        ("too-large", r"refused by the server \(429\): .*Request too large for judge"),
         ("filter", "stopped by the content filter"),
         ("refusal", "the model refuses: I would rather not"),
     ],
@@ -174,3 +175,24 @@ def test_a_refused_call_reports_its_tokens() -> None:
 
     with server() as url:
         asyncio.run(go(url))
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "said"),
+    [
+        ({}, {"model": "limited", "longest_wait_s": 1.5}, r"429: .*requests per day \(RPD\): Limit 9"),
+        (
+            {"share": 1, "kinds": "429", "retry_after": 86400},
+            {},
+            "for 86400 s, more than longest_wait_s 900, .*slow down",
+        ),
+    ],
+)
+def test_a_rate_limit_that_does_not_pass_ends_the_run_with_the_words_of_the_server(
+    options, settings, said, tmp_path
+) -> None:
+    with (
+        server(**options) as url,
+        pytest.raises(UnavailableError, match=rf"accepts no calls to .*{said}.*; start again once it does"),
+    ):
+        run(url, tmp_path, 20, **settings)

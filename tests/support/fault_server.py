@@ -5,8 +5,8 @@ python tests/support/fault_server.py --port 0 [--latency 0.3] [--share 0.1] [--k
 POST /v1/chat/completions answers with JSON of the requested schema; equal requests get equal answers. A seeded share of
 the requests fails at the first attempt: transport faults (429, 500, cut, html, hang) and invalid contents (malformed,
 truncated, range). The model's name forces a fault of every call: status-401 etc., quota, filter, refusal, no-usage,
-empty, o1-thinks (for 200 tokens). GET /counts returns counts, GET /times the arrival times of calls. /v1/files and
-/v1/batches are the batch API.
+empty, o1-thinks (for 200 tokens), limited, too-large. GET /counts returns counts, GET /times the arrival times of
+calls. /v1/files and /v1/batches are the batch API.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ import time
 from collections import Counter
 from email.utils import formatdate
 
+ENQUEUED = (
+    "Enqueued token limit reached for judge in organization org. Limit: 90,000 enqueued tokens. Please try again once "
+    "some in_progress batches have been completed."
+)
 TRANSPORT = ("429", "500", "cut", "html", "hang")
 CONTENT = ("malformed", "truncated", "range")
 
@@ -69,6 +73,11 @@ class Judge:
             return 500 if kind == "500" else 503, "", error("overloaded", "server_error")
         if kind in ("cut", "hang"):
             return 500 if kind == "cut" else 0, "", None
+        if kind == "limited":
+            return 429, "", error("Rate limit reached on requests per day (RPD): Limit 9", "rate_limit_exceeded")
+        if kind == "too-large":
+            said = "Request too large for judge on tokens per min (TPM): Limit 30000, Requested 31000."
+            return 429, self.retry_after(), error(said, "rate_limit_exceeded")
         if kind == "quota":
             return 429, self.retry_after(), error("you exceeded your quota", "insufficient_quota")
         if kind.startswith("status-"):
@@ -93,7 +102,10 @@ class Judge:
             "paid_twice": sum(count - 1 for count in self.paid.values()),
             "max_in_flight": self.max_in_flight,
             "batches": len(self.batches),
-            "batch_requests": sum(batch["request_counts"]["total"] for batch in self.batches.values()),
+            "batch_requests": sum(
+                batch["request_counts"]["total"] for batch in self.batches.values() if batch["status"] != "failed"
+            ),
+            "failed_batches": sum(batch["status"] == "failed" for batch in self.batches.values()),
         }
 
     def api(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
@@ -111,6 +123,9 @@ class Judge:
             return 200, self.files[path.split("/")[3]]
         elif path.startswith("/v1/batches") and method == "POST":
             reply = self.new_batch(json.loads(body)["input_file_id"])
+            if self.options.refuse_creation and self.over_limit(reply, "validating", "in_progress"):
+                del self.batches[reply["id"]]
+                return 429, error(ENQUEUED, "token_limit_exceeded")
             if self.options.lose_batch and len(self.batches) == 1:
                 return 0, b""
         elif path.startswith("/v1/batches/"):
@@ -124,13 +139,25 @@ class Judge:
     def new_batch(self, file: str) -> dict:
         name = f"batch-{len(self.batches)}"
         total = len(self.files[file].splitlines())
-        batch = {"id": name, "object": "batch", "status": "in_progress", "input_file_id": file, "created_at": 0}
+        batch = {"id": name, "object": "batch", "status": "validating", "input_file_id": file, "created_at": 0}
         batch |= {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
         batch |= {"request_counts": {"total": total, "completed": 0, "failed": 0}, "created": time.monotonic()}
         self.batches[name] = batch
         return batch
 
+    def over_limit(self, batch: dict, *statuses: str) -> bool:
+        """Whether a batch holds more requests than may be enqueued, together with others."""
+        others = [b for b in self.batches.values() if b["status"] in statuses and b is not batch]
+        enqueued = sum(b["request_counts"]["total"] for b in [*others, batch])
+        return bool(self.options.enqueued) and enqueued > self.options.enqueued
+
     def progress(self, batch: dict) -> dict:
+        if batch["status"] == "validating":
+            failed = not self.options.refuse_creation and self.over_limit(batch, "in_progress")
+            batch["status"] = "failed" if failed else "in_progress"
+            if failed:
+                batch["errors"] = {"object": "list", "data": [{"code": "token_limit_exceeded", "message": ENQUEUED}]}
+                return batch
         ready = time.monotonic() - batch["created"] >= self.options.batch_s
         if ready and batch["status"] == "in_progress":
             lines: dict[str, list[bytes]] = {"output": [], "error": []}
@@ -284,6 +311,8 @@ def main() -> None:
     parser.add_argument("--outage-s", type=float, default=2.0)
     parser.add_argument("--batch-s", type=float, default=0.0, help="seconds until a batch is done")
     parser.add_argument("--lose-batch", action="store_true", help="the reply to the first batch's creation is lost")
+    parser.add_argument("--enqueued", type=int, default=0, help="requests that all batches in progress may hold")
+    parser.add_argument("--refuse-creation", action="store_true", help="above that at once, not in validation")
     asyncio.run(serve(parser.parse_args()))
 
 
