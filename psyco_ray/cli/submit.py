@@ -73,6 +73,7 @@ def submit(job: Job, options: argparse.Namespace) -> int:
     if options.command != "plan":
         require_durable(job.run_dir)
     line = command_line(options.command, Path(options.job), options.overrides, Path.cwd(), options.resume)
+    check_inputs(job, Path.cwd())
     return _send(line, options.address, environment(options.env), options.driver_cpus, options.follow)
 
 
@@ -87,6 +88,41 @@ def command_line(command: str, job: Path, overrides: Sequence[str], directory: P
     inside = str(job.resolve().relative_to(directory.resolve()))
     flags = ["--resume"] if resume else []
     return shlex.join(["python", "-m", "psyco_ray.cli", *command.split(), inside, *overrides, *flags])
+
+
+def check_inputs(job: Job, directory: Path) -> None:
+    """Checks that the job's files and local models in a working directory are uploaded with it.
+
+    Raises:
+        InputError: one of them is missing, or an ignore file leaves it out.
+    """
+    from psyco_ray.models import packaged
+    from psyco_ray.run.remote import is_remote
+
+    root = directory.resolve()
+    sent = {path for _, file in uploaded(directory) for path in (file, *file.parents)}
+    files = {"data.speeches": job.data.speeches, "data.pairs": job.data.pairs, "prompts.file": job.prompts.file}
+    mixtures = {"mixture": job.mixture, "reward.mixture": job.reward.mixture}
+    files |= {f"{key}.{i}.pairs": part.pairs for key, parts in mixtures.items() for i, part in enumerate(parts)}
+    scorers = job.scorers
+    models = {"model": job.model, "scorers.reward_model": scorers.reward_model}
+    models |= {"scorers.heldout_model": scorers.heldout_model, "scorers.safety_model": scorers.safety_model}
+    for key, name in {**files, **models}.items():
+        if name is None or name in ("sample", "default", *packaged.MODELS):
+            continue
+        if is_remote(name) or name.startswith("hub:"):
+            continue
+        path = Path(os.path.normpath(root / name))
+        if Path(name).is_absolute() or (key in models and not path.exists()):  # on the cluster's storage, or a hub id
+            continue
+        if not path.exists():
+            raise InputError(f"{key} {name} does not exist in {root}, which is uploaded; correct it")
+        if not path.is_relative_to(root) or path.relative_to(root) not in sent:
+            raise InputError(
+                f"{key} {name} is not uploaded with {root}: it lies outside, or an ignore file (.gitignore, "
+                ".rayignore) leaves it out; put it on storage that the cluster reaches and give that path, or change "
+                "the ignore file"
+            )
 
 
 def check_size(directory: Path) -> None:
@@ -109,7 +145,7 @@ def check_size(directory: Path) -> None:
 
 def uploaded(directory: Path) -> list[tuple[int, Path]]:
     """The files in Ray's package of a working directory, with the bytes that each takes in it."""
-    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
     from ray._private.runtime_env import packaging
 
     root, files = directory.resolve(), list[tuple[int, Path]]()
@@ -120,7 +156,8 @@ def uploaded(directory: Path) -> list[tuple[int, Path]]:
             files.append((path.stat().st_size + 76 + 2 * len(str(inside).encode()), inside))  # with its two zip headers
 
     excluded = packaging._get_excludes(root, [*get_runtime_env_default_excludes(), *EXCLUDES])
-    packaging._dir_travel(root, [excluded], add, include_gitignore=True, logger=logging.getLogger("ray"))
+    by_git = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"  # as Ray reads it
+    packaging._dir_travel(root, [excluded], add, include_gitignore=by_git, logger=logging.getLogger("ray"))
     return files
 
 

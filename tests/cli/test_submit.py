@@ -91,6 +91,37 @@ def test_a_directory_above_rays_limit_is_refused_and_its_largest_files_named(her
     assert "no Ray dashboard" in refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
 
 
+def test_the_size_counts_what_git_ignores_where_ray_uploads_it(here, monkeypatch) -> None:
+    (here / ".gitignore").write_text("data/\n")
+    (here / "data").mkdir()
+    (here / "data" / "speeches.csv").write_bytes(b"x" * 1000)
+    assert Path("data/speeches.csv") not in [path for _, path in submit.uploaded(here)]
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+    assert Path("data/speeches.csv") in [path for _, path in submit.uploaded(here)]
+
+
+def test_inputs_that_are_not_uploaded_are_named_before_anything_is_sent(here, capsys, monkeypatch) -> None:
+    nobody = ("job.yaml", "--address", "http://127.0.0.1:1")
+    (here / ".gitignore").write_text("data/\n")
+    for name in ("data/speeches.csv", "kept/speeches.csv", "runs/reward/config.json", "../beside.csv"):
+        (here / name).parent.mkdir(exist_ok=True, parents=True)
+        (here / name).write_text("question\n")
+    ignored = (
+        "data/speeches.csv is not uploaded with .*: it lies outside, or an ignore file .* leaves it out; put it on"
+    )
+    for key in ("data.speeches", "data.pairs", "prompts.file"):
+        assert re.search(f"{key} {ignored}", refused(capsys, *nobody, f"{key}=data/speeches.csv"))
+    mixture = "reward.mixture=[{pairs: data/speeches.csv}]"
+    assert re.search(f"reward.mixture.0.pairs {ignored}", refused(capsys, *nobody, mixture))
+    assert "scorers.reward_model runs/reward is not" in refused(capsys, *nobody, "scorers.reward_model=runs/reward")
+    assert "../beside.csv is not uploaded" in refused(capsys, *nobody, "data.speeches=../beside.csv")
+    assert "data.pairs nowhere.csv does not exist in" in refused(capsys, *nobody, "data.pairs=nowhere.csv")
+    uploaded = ("data.speeches=kept/speeches.csv", "data.pairs=/shared/pairs.csv", "scorers.reward_model=owner/name@v1")
+    assert "no Ray dashboard answers" in refused(capsys, *nobody, *uploaded)
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+    assert "no Ray dashboard answers" in refused(capsys, *nobody, "data.speeches=data/speeches.csv")
+
+
 def test_the_size_is_that_of_the_package_that_ray_makes(here) -> None:
     from ray._private.runtime_env.packaging import create_package
 
