@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
+from psyco_ray.data import conversations
+from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.splits import is_dev
 from psyco_ray.data.tables import SPLITS, read_table
-from psyco_ray.run import reasoning
+from psyco_ray.run import hub, reasoning
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Row
 
@@ -26,13 +28,21 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "released": ("question", "chosen", "rejected"),
     "spoken": ("speech", "chosen", "rejected"),
     "prompted": ("prompt", "chosen", "rejected"),
+    "messages": ("messages", "chosen", "rejected"),
+    "shared": ("conversations", "chosen", "rejected"),
     "conversations": ("chosen", "rejected"),
     "strength": ("prompt", "response_1", "response_2", "preference_strength"),
     "rated": ("prompt", "response", "helpfulness", "correctness", "coherence", "complexity", "verbosity"),
 }
 """Formats and their columns; the first whose columns a file has applies: the released dataset, the same with `speech`,
-prompt and two responses (texts or lists of messages), two whole conversations, two responses with the strength by which
-the second is better (HelpSteer2's preferences), one rated response a row (HelpSteer2's ratings)."""
+a prompt and two responses (texts or messages), the same with ShareGPT's names, two whole conversations, two responses
+with the strength by which the second is better (HelpSteer2's preferences), one rated response a row (HelpSteer2's
+ratings)."""
+
+_SYSTEM = ("system", "system_prompt", "system_message")  # columns with the system message of a row
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
+_UNREAD = ("history", "context", "input", "instruction", "tools", "functions", "image", "images", "audio", "video")
+"""Columns that change what a response answers and that no format reads."""
 
 _REWARD_WEIGHTS = {"helpfulness": 65, "correctness": 80, "coherence": 45, "complexity": 55, "verbosity": -40}
 """A response's reward from its ratings, in hundredths: the weights of HelpSteer2's 70B model (Wang et al. 2024)."""
@@ -41,6 +51,8 @@ _BATCH_ROWS = 4096
 _FINISHED = ("chosen_finished", "rejected_finished")  # optional columns
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _TURN = "<extra_id_1>"  # begins each later turn of a HelpSteer2 prompt; the role follows
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,13 +68,13 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
 
     Args:
         name: a Parquet, JSONL or CSV file, a directory of Parquet files, `sample` (the packaged ones), or a file of a
-            hub dataset as ``hub:owner/name/path/to/file``.
+            hub dataset as ``hub:owner/name/path/to/file``, or ``hub:owner/name@revision/path/to/file``.
         dev_share: share of the pairs held out by a hash of the prompt, if the file has no `split` column.
         by_hash: split by that hash even if it has one.
 
     Raises:
-        InputError: the file is invalid, lacks columns, names an unknown split, says neither true nor false whether a
-            response is finished, or has no usable pair.
+        InputError: the file is invalid, lacks columns, has a column that changes the question and is not read, names an
+            unknown split, says neither true nor false whether a response is finished, or has no usable pair.
     """
     table = read_table(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
     shape = next((s for s, columns in SHAPES.items() if set(columns) <= set(table.column_names)), None)
@@ -78,9 +90,11 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
         rows: list[Row] = []
         for raw in batch.to_pylist():
             number += 1
+            _refuse_unread(name, number, shape, raw)
             try:
+                _check_scores(raw)
                 row = _READERS[shape](raw)
-            except _UnusablePairError as reason:
+            except UnusablePairError as reason:
                 left_out[str(reason)] += 1
                 continue
             pair_id = next((raw[key] for key in ("prefID", "pair_id", "id") if raw.get(key) is not None), number)
@@ -99,8 +113,10 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
             )
         kept.append(pa.Table.from_pylist(rows, schema=COMPARISONS))
     usable = pa.concat_tables(kept)
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+    if reasons:
+        _log.warning(f"pairs file {name}: {left_out.total()} of {number} rows are left out ({reasons})")
     if not usable.num_rows:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
         raise InputError(f"pairs file {name} has no usable pair ({reasons})")
     return Comparisons(usable, dict(left_out))
 
@@ -118,44 +134,71 @@ def conversation(form: str, asked: str, prompt: dict[str, str]) -> Messages:
     return json.loads(asked) if form == "messages" else [{"role": "user", "content": asked}]
 
 
-class _UnusablePairError(Exception):
-    """A row holds no usable pair; the message is the reason."""
+def _refuse_unread(name: str, number: int, shape: str, row: Row) -> None:
+    """Refuse a column that changes what the responses answer and is not read.
+
+    Raises:
+        InputError: the row has a value in such a column.
+    """
+    columns = [*_UNREAD, *(_SYSTEM if shape == "spoken" else ())]
+    if column := next((column for column in columns if row.get(column) not in (None, "", [], {})), None):
+        raise InputError(
+            f"pairs file {name}: row {number} has a {column}, which changes what its responses answer and is not read; "
+            "put it into prompt as a list of messages, or drop the column"
+        )
 
 
-def _released(row: Row, column: str = "question") -> Row:
-    return _checked("speech", row[column], row["chosen"], row["rejected"])
+def _check_scores(row: Row) -> None:
+    """Refuse a pair whose own scores do not prefer the chosen response."""
+    for better, worse in _SCORES:
+        chosen, rejected = _number(row.get(better)), _number(row.get(worse))
+        if chosen is not None and rejected is not None and chosen <= rejected:
+            relation = "equals" if chosen == rejected else "is below"
+            raise UnusablePairError(f"{better} {relation} {worse}")
 
 
-def _prompted(row: Row) -> Row:
-    prompt = row["prompt"]
-    listed = isinstance(prompt, list)
-    asked = json.dumps([_message(message) for message in prompt]) if listed else prompt
-    return _checked("messages" if listed else "text", asked, _last(row["chosen"]), _last(row["rejected"]))
+def _answered(row: Row, column: str, form: str = "text") -> Row:
+    """A pair of responses to the question in a column: a text in the given form, or a conversation."""
+    text = conversations.read(row[column])
+    asked = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    if isinstance(text, list) and asked[-1]["role"] == "assistant":
+        asked = []  # the chosen conversation, as some files have it beside the pair
+    elif not asked[-1]["content"].strip():
+        raise UnusablePairError("empty prompt")
+    return _of_sides(row, asked, text if isinstance(text, str) else None, form)
 
 
-def _conversations(row: Row) -> Row:
-    sides = [row["chosen"], row["rejected"]]
-    if not all(isinstance(side, list) and len(side) > 1 for side in sides):
-        raise _UnusablePairError("no prompt")
-    if sides[0][:-1] != sides[1][:-1]:
-        raise _UnusablePairError("two different prompts")
-    asked = json.dumps([_message(message) for message in sides[0][:-1]])
-    return _checked("messages", asked, _last(sides[0]), _last(sides[1]))
+def _of_sides(row: Row, asked: Messages, text: str | None = None, form: str = "text") -> Row:
+    """A pair of the conversations that a row's two sides are; in `form` where they ask the text alone."""
+    sides = [conversations.continued(asked, row[side]) for side in ("chosen", "rejected")]
+    prompt = sides[0][:-1]
+    if prompt != sides[1][:-1]:
+        raise UnusablePairError("two different prompts")
+    if not prompt:
+        raise UnusablePairError("no prompt")
+    if prompt[-1]["role"] != "user":
+        raise UnusablePairError("a prompt that does not end with the user's message")
+    chosen, rejected = (side[-1]["content"] for side in sides)
+    system = next((row[column] for column in _SYSTEM if row.get(column)), None)
+    prompt = conversations.with_system(system, prompt)
+    if text is not None and prompt == [{"role": "user", "content": text}]:
+        return _checked(form, text, chosen, rejected)
+    return _checked("messages", json.dumps(prompt), chosen, rejected)
 
 
 def _strength(row: Row) -> Row:
     strength = _number(row["preference_strength"])
     if not strength:
-        raise _UnusablePairError("no preference")
+        raise UnusablePairError("no preference")
     better, worse = ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
     first, *later = (row["prompt"] or "").split(_TURN)
     if not later:
-        return _checked("text", first, row[better], row[worse])
+        return _answered({**row, "chosen": row[better], "rejected": row[worse]}, "prompt")
     asked = [{"role": "user", "content": first.strip()}]
     for turn in later:
         role, _, text = turn.partition("\n")
         asked.append({"role": role.strip().lower(), "content": text.strip()})
-    return _checked("messages", json.dumps(asked), row[better], row[worse])
+    return _of_sides({**row, "chosen": row[better], "rejected": row[worse]}, asked)
 
 
 def _strengths_of_ratings(name: str, table: pa.Table) -> pa.Table:
@@ -194,35 +237,25 @@ def _strength_of_ratings(first: Row, second: Row) -> float | None:
 
 
 _READERS: dict[str, Callable[[Row], Row]] = {
-    "released": _released,
-    "spoken": functools.partial(_released, column="speech"),
-    "prompted": _prompted,
-    "conversations": _conversations,
+    "released": functools.partial(_answered, column="question", form="speech"),
+    "spoken": functools.partial(_answered, column="speech", form="speech"),
+    "prompted": functools.partial(_answered, column="prompt"),
+    "messages": functools.partial(_answered, column="messages"),
+    "shared": functools.partial(_answered, column="conversations"),
+    "conversations": functools.partial(_of_sides, asked=[]),
     "strength": _strength,
 }
-
-
-def _last(side: Any) -> Any:
-    """A response: the text itself, or the text of the last message."""
-    return _message(side[-1])["content"] if isinstance(side, list) and side else side
-
-
-def _message(message: Any) -> dict[str, Any]:
-    """The message, if it has role and content."""
-    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-        raise _UnusablePairError("a message without role and content")
-    return message
 
 
 def _checked(form: str, asked: Any, chosen: Any, rejected: Any) -> Row:
     texts = {"asked": asked, "chosen": chosen, "rejected": rejected}
     for field, text in texts.items():
         if not isinstance(text, str) or not text.strip():
-            raise _UnusablePairError(f"empty {'prompt' if field == 'asked' else field}")
+            raise UnusablePairError(f"empty {'prompt' if field == 'asked' else field}")
         if field != "asked" and not reasoning.split(text)[1].strip():
-            raise _UnusablePairError(f"{field} has reasoning without an answer")
+            raise UnusablePairError(f"{field} has reasoning without an answer")
     if reasoning.split(chosen)[1].strip() == reasoning.split(rejected)[1].strip():
-        raise _UnusablePairError("chosen and rejected are the same")
+        raise UnusablePairError("chosen and rejected are the same")
     return {"form": form, **texts}
 
 
@@ -264,15 +297,8 @@ def _split(name: str, number: int, split: Any, asked: str, dev_share: float) -> 
 
 def _from_hub(path: str) -> str:
     """Local path of a file of a hub dataset; downloaded unless cached."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
     if path.count("/") < 2:
         raise InputError(f"pairs {HUB}{path} is not of the form {HUB}owner/name/path/to/file")
     owner, dataset, file = path.split("/", 2)
-    try:
-        return str(Path(hf_hub_download(f"{owner}/{dataset}", file, repo_type="dataset")))
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"{HUB}{path} is not in the hub's cache and the hub cannot be reached: {error}") from None
-    except (EntryNotFoundError, HfHubHTTPError) as error:
-        raise InputError(f"the hub has no {path}: {str(error).splitlines()[0]}") from None
+    name, revision = hub.split_revision(dataset)
+    return str(hub.dataset_file(f"{owner}/{name}", file, revision))

@@ -39,12 +39,13 @@ def read_table(name: str, what: str) -> pa.Table:
         what: the kind of table, for messages.
 
     Raises:
-        InputError: the file is missing, damaged, empty or of another kind.
+        InputError: the file is missing, damaged, empty, of another kind, or has two columns of the same name.
     """
     path, ending = _find(name, what)
     readers = {".parquet": _read_parquet, ".csv": _read_csv}
     with _reading(path, what):
         table = readers.get(ending, pyarrow.json.read_json)(str(path))
+    _require_distinct(table.column_names, path, what)
     if not table.num_rows:
         raise InputError(f"{what} file {path} has no rows")
     return table
@@ -66,9 +67,10 @@ def columns_of(name: str, what: str) -> list[str]:
     with _reading(path, what):
         if ending == ".parquet":
             named = ["split"] if _split_by_file(path) else []
-            return [*pyarrow.dataset.dataset(path, format="parquet").schema.names, *named]
+            schema = pyarrow.dataset.dataset(path, format="parquet").schema
+            return [*_require_distinct(schema.names, path, what), *named]
         if ending == ".csv":
-            return pyarrow.csv.open_csv(path, _csv_encoding(path), _CSV).schema.names
+            return _require_distinct(pyarrow.csv.open_csv(path, _csv_encoding(path), _CSV).schema.names, path, what)
         columns: dict[str, None] = {}
         for _, row in zip(range(_PROBE), _json_rows(path), strict=False):
             columns |= dict.fromkeys(row)
@@ -100,6 +102,12 @@ def stream_rows(name: str, what: str, columns: Sequence[str]) -> Iterator[pa.Tab
             yield pa.table({name: _as_text(table[name]) for name in table.column_names})
     if not rows:
         raise InputError(f"{what} file {path} has no rows")
+
+
+def _require_distinct(columns: list[str], path: Path, what: str) -> list[str]:
+    if twice := next((column for column in columns if columns.count(column) > 1), None):
+        raise InputError(f"{what} file {path} has two columns {twice}; rename or drop one of them")
+    return columns
 
 
 def _find(name: str, what: str) -> tuple[Path, str]:

@@ -162,9 +162,9 @@ def test_unusable_pairs_are_counted_by_reason(tmp_path) -> None:
         {"prompt": "q", "chosen": "", "rejected": "b"},
         {"prompt": None, "chosen": "a", "rejected": "b"},
     ]
-    other = [{"chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": text}]} for text in "ab"]
+    other = [[{"speaker": "human", "text": "q"}, {"speaker": "gpt", "text": text}] for text in "ab"]
     with pytest.raises(ValueError, match=r"no usable pair \(a message without role and content: 1\)"):
-        preferences.read(write(tmp_path / "other.jsonl", [{**other[0], "rejected": other[1]["chosen"]}]))
+        preferences.read(write(tmp_path / "other.jsonl", [{"chosen": other[0], "rejected": other[1]}]))
     comparisons = preferences.read(write(tmp_path / "pairs.jsonl", rows))
     assert comparisons.table.num_rows == 3
     assert comparisons.left_out == {"chosen and rejected are the same": 1, "empty chosen": 1, "empty prompt": 1}

@@ -1,0 +1,130 @@
+"""Conversations in the forms of public preference files, read as messages of role and content.
+
+Lists of messages (`role` and `content`, or ShareGPT's `from` and `value`), such a list as the text of a CSV cell, and
+transcripts as in HH-RLHF.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+from psyco_ray.config.prompts import Messages
+
+_ROLES = {"system": "system"} | dict.fromkeys(("user", "human"), "user")
+_ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
+
+_LISTED = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")  # a list of messages as text
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+class UnusablePairError(Exception):
+    """A row holds no usable pair; the message is the reason."""
+
+
+def read(value: Any) -> Messages | str:
+    """The messages of a conversation, or a text that is none; "" for a value that is neither.
+
+    Raises:
+        UnusablePairError: a message cannot be read.
+    """
+    if isinstance(value, str):
+        if _LISTED.match(value):
+            return _messages(_parsed(value))
+        return _transcript(value) if value.lstrip().startswith("Human:") and "\n\nAssistant:" in value else value
+    if isinstance(value, dict):
+        return _messages([value])
+    return _messages(value) if isinstance(value, list) and value else ""
+
+
+def continued(asked: Messages, value: Any) -> Messages:
+    """The whole conversation of a response.
+
+    Args:
+        asked: the conversation that the response continues; empty: the value holds it.
+        value: the response, the turns that follow `asked`, or the whole conversation.
+
+    Raises:
+        UnusablePairError: the value is no response to `asked`.
+    """
+    turns = read(value)
+    if isinstance(turns, str):
+        if not asked:
+            raise UnusablePairError("no prompt")
+        return [*asked, {"role": "assistant", "content": turns}]
+    if turns[-1]["role"] != "assistant":
+        raise UnusablePairError("the last message is not the assistant's")
+    if not asked or turns[: len(asked)] == asked:
+        return turns
+    if turns[0]["role"] == "assistant":
+        return [*asked, *turns]
+    # a prompt that stands for one of its questions
+    if len(asked) == 1 and asked[0] in turns:
+        return turns
+    raise UnusablePairError("a conversation without its prompt")
+
+
+def with_system(system: Any, asked: Messages) -> Messages:
+    """The conversation under a row's system message, if there is one.
+
+    Raises:
+        UnusablePairError: the conversation has another one.
+    """
+    if system is None or not str(system).strip():
+        return asked
+    message = {"role": "system", "content": str(system)}
+    if asked and asked[0]["role"] == "system":
+        if asked[0] != message:
+            raise UnusablePairError("two different system messages")
+        return asked
+    return [message, *asked]
+
+
+def _messages(values: list[Any]) -> Messages:
+    messages = []
+    for value in values:
+        if not isinstance(value, dict):
+            raise UnusablePairError("a message without role and content")
+        role = value.get("role") or value.get("from")
+        content = value.get("content") if value.get("content") is not None else value.get("value")
+        if isinstance(content, list):
+            if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+                raise UnusablePairError("a message with parts that are not text")
+            content = "".join(part["text"] for part in content)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise UnusablePairError("a message without role and content")
+        if role.strip().lower() not in _ROLES:
+            raise UnusablePairError(f"a message of the role {role.strip()[:20]}")
+        messages.append({"role": _ROLES[role.strip().lower()], "content": content})
+    if not messages:
+        raise UnusablePairError("a list without messages")
+    return messages
+
+
+def _parsed(text: str) -> list[Any]:
+    """The list in a text, as JSON or as Python writes it."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return value
+    raise UnusablePairError("a list of messages that cannot be read")
+
+
+def _transcript(text: str) -> Messages:
+    """The turns of a text of HH-RLHF; without an empty last one, which asks for the response."""
+    _, *parts = _SPEAKER.split(text.lstrip())
+    messages: Messages = []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        role = _ROLES[speaker.lower()]
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += "\n\n" + said.strip()
+        else:
+            messages.append({"role": role, "content": said.strip()})
+    if messages[-1] == {"role": "assistant", "content": ""}:
+        messages.pop()
+    return messages
