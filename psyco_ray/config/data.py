@@ -19,7 +19,7 @@ class Source(Section):
     path: str | None = None
     """A file or a glob of files: .csv, .json, .jsonl, .parquet. Either path or hub is given."""
     hub: str | None = None
-    """Dataset id on the Hugging Face hub."""
+    """Dataset on the Hugging Face hub: owner/name, or owner/name@revision."""
     adapter: str = "generic"
     """Entry of sources.yaml that says how rows are read."""
     text: str | None = None

@@ -43,7 +43,8 @@ class Policy(Section):
     name: Name
     """Name in tables and directories."""
     model: str
-    """A directory, a hub id, or the directory of a training run, which stands for its best checkpoint."""
+    """A directory, a hub id (owner/name, or owner/name@revision), or the directory of a training run, which stands for
+    its best checkpoint."""
     iteration: NotNegativeCount | Literal["all"] | None = None
     """Of a training run: 0 is its base model, all makes a policy of every iteration; null: the best checkpoint."""
     template_options: TemplateOptions = Field(default_factory=dict)

@@ -35,7 +35,8 @@ class ModelUnderTest(Section):
     name: Name
     """Name in tables and directories."""
     model: str | None = None
-    """Directory or hub id of a sequence classifier with one label. Either model or endpoint is given."""
+    """Directory or hub id (owner/name, or owner/name@revision) of a sequence classifier with one label. Either
+    model or endpoint is given."""
     logit_token: NotNegativeCount | None = None
     """The model is a language model whose reward is the logit of this token (its id) after the conversation, as in
     NVIDIA's Nemotron reward models; null: a sequence classifier."""
@@ -80,7 +81,7 @@ class Test(Section):
     name: Name
     """Name in tables and directories."""
     pairs: str
-    """A file, `sample` (the packaged pairs), or hub:owner/name/path/to/file."""
+    """A file, `sample` (the packaged pairs), or hub:owner/name/path/to/file (owner/name@revision pins it)."""
     split: Split = "test"
     """Split of the pairs to test on."""
     by_hash: bool = False

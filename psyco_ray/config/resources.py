@@ -109,7 +109,8 @@ class Scorers(PoolConfig):
     row_tokens: Count = 1024
     """Tokens of one forward pass; 8192 suits a GPU."""
     reward_model: str | None = None
-    """Reward model that ranks the responses for training: a directory, its URI or a hub id."""
+    """Reward model that ranks the responses for training: a directory, its URI or a hub id (owner/name,
+    or owner/name@revision)."""
     heldout_model: str | None = None
     """Reward model that only judges checkpoints and never takes part in training."""
     safety_model: str | None = None

@@ -247,7 +247,8 @@ class Job(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of all random draws."""
     model: str = "smollm2-135m"
-    """The base policy: a packaged name, a directory or a hub id."""
+    """The base policy: a packaged name, a directory or a hub id: owner/name, or owner/name@revision with a commit, tag
+    or branch of it."""
     template_options: TemplateOptions = Field(default_factory=dict)
     """Options of its chat template, such as {enable_thinking: false}; checkpoints keep them."""
     iterations: Count = 16

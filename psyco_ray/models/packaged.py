@@ -60,8 +60,8 @@ def convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     origin = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    quantized = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(**origin)
+    quantized = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.bfloat16, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**origin, trust_remote_code=False)
     # save_pretrained refuses a model whose config says that it was quantized, so the weights move to another one
     settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
     plain = type(quantized)(type(quantized.config)(**settings)).to(torch.bfloat16)

@@ -31,11 +31,11 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
 
     from psyco_ray.models import attention
 
-    config = AutoConfig.from_pretrained(path, num_labels=1)
+    config = AutoConfig.from_pretrained(path, num_labels=1, trust_remote_code=False)
     has_head = any("SequenceClassification" in name for name in config.architectures or [])
     tokenizer.pad_token_id = distinct_pad(tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attention.NAME
+        path, config=config, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.architectures = [type(model).__name__]  # instead of the base model's class
@@ -131,7 +131,9 @@ class RewardModel:
         self._device = torch.device("cuda" if settings.gpus else "cpu")
         self._model: Any = model.eval() if spread else model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes a question and an answer
-        self._tokenizer = loading.load_tokenizer(path) if packs else AutoTokenizer.from_pretrained(path)
+        self._tokenizer = (
+            loading.load_tokenizer(path) if packs else AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        )
         templates.with_options(self._tokenizer, template_options or {})
         if self._tokenizer.chat_template:
             templates.check(self._tokenizer, templates.TRIAL)
@@ -256,7 +258,9 @@ def _load_classifier(name: str, path: Path, dtype: str, device_map: str | None) 
     """
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, device_map=device_map)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=dtype, device_map=device_map, trust_remote_code=False
+    )
     if model.config.num_labels != 1:
         raise InputError(f"reward model {name} has {model.config.num_labels} labels; one is needed")
     return model

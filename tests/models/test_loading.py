@@ -79,6 +79,14 @@ def test_a_model_without_chat_template_is_named(tiny_model, tmp_path) -> None:
         loading.load_tokenizer(tmp_path)
 
 
+def test_a_model_with_code_of_its_own_is_refused_without_running_it(tmp_path) -> None:
+    (tmp_path / "mystery.py").write_text("raise SystemExit('the code ran')")
+    auto_map = {"AutoConfig": "mystery.Config", "AutoModelForCausalLM": "mystery.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mystery", "auto_map": auto_map}))
+    with pytest.raises(ValueError, match="is loaded by code of its own, which is not run; choose a model that"):
+        loading.load_config(tmp_path)
+
+
 def test_an_unknown_model_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'smollm' is neither a directory, nor a hub id .* \['smollm2-135m'\]"):
         loading.resolve("smollm")

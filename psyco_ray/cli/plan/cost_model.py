@@ -151,7 +151,7 @@ def shape_of(model: str) -> ModelShape:
 
     config = loading.load_config(Path(model))
     with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
     text = config.get_text_config()
     return ModelShape(model, parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
