@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import os
-import random
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.judge import tokens
+from psyco_ray.judge.pauses import Pauses, pause_s, retry_after
 from psyco_ray.judge.rate_limit import Tokens
 
 if TYPE_CHECKING:
@@ -30,10 +28,6 @@ if TYPE_CHECKING:
 KEY_VERSION = 1
 """Incremented when calls of the same content are sent to the server in another way."""
 
-FIRST_PAUSE_S = 1.0
-"""Before a failed call is sent again; doubles with every further failure."""
-
-LONGEST_PAUSE_S = 60.0
 MAX_MESSAGE_CHARS = 300  # of a server's message, in our own messages
 
 _REASONING = ("o1", "o3", "o4", "gpt-5")  # these take max_completion_tokens and no sampling parameters
@@ -43,7 +37,6 @@ _NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_ac
 _TRANSIENT_STATUS = {408, 409, 425}
 _SHARED_PARAMETERS = {"response_format", "model", "temperature", "top_p", "seed"}  # equal in every call
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -145,10 +138,7 @@ class Client:
 
         self._endpoint = endpoint
         self._key = key_for(endpoint)
-        self._paused_until = 0.0  # in the event loop's time, as the next two
-        self._answered_at = 0.0  # when the last request succeeded
-        self._warned_at = 0.0  # of a wait
-        self._stopping = False
+        self._pauses = Pauses(endpoint)
         self.api = openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
         )
@@ -185,15 +175,14 @@ class Client:
         """
         import openai
 
-        loop = asyncio.get_running_loop()
         failures = rate_limits = 0
-        limited_at = 0.0
+        limited_at: float | None = None
         while True:
-            await self._resumed()
+            await self._pauses.over()
             problem: Exception | _Transient
             try:
                 result = await request()
-                self._answered_at = loop.time()
+                self._pauses.answered()
                 return result
             except openai.APIStatusError as error:
                 problem = self._problem(error)
@@ -205,23 +194,24 @@ class Client:
                 problem = _Transient(f"unreadable answer: {self.clean(str(error))}")
             if isinstance(problem, Exception):  # raised outside of except: its context would hold the key
                 raise problem
-            if self._stopping:
+            if self._pauses.stopped:
                 raise UnavailableError(f"{self._endpoint.base_url} failed while another call had stopped all of them")
             if problem.rate_limited:
                 rate_limits += 1
-                limited_at = limited_at or loop.time()
-                pause_s = _pause(rate_limits) if problem.wait_s is None else problem.wait_s
-                self._check_wait(max(limited_at, self._answered_at), pause_s, problem.reason)
-                self._pause_all(pause_s)
+                limited_at = limited_at or time.monotonic()
+            pause = pause_s(rate_limits) if problem.wait_s is None and problem.rate_limited else problem.wait_s or 0.0
+            if (overdue := self._pauses.overdue(limited_at, pause, problem.reason)) is not None:
+                raise UnavailableError(overdue)
+            if problem.rate_limited:
+                self._pauses.add(pause)
                 continue
-            self._check_wait(loop.time(), problem.wait_s or 0.0, problem.reason)
             failures += 1
             if failures > self._endpoint.retries:
                 raise UnavailableError(
                     f"{self._endpoint.base_url} failed {failures} times in a row for {self._endpoint.model}, at last: "
                     f"{problem.reason}; start again once it works"
                 )
-            await asyncio.sleep(max(problem.wait_s or 0.0, _pause(failures)))
+            await asyncio.sleep(max(pause, pause_s(failures)))
 
     def body(self, call: Call) -> dict[str, Any]:
         """The request's JSON. Reasoning models (o1, o3, o4, gpt-5) get `max_completion_tokens` and no sampling."""
@@ -249,37 +239,11 @@ class Client:
 
     def stop(self) -> None:
         """Retry no call from now on: their answers have no use."""
-        self._stopping, self._paused_until = True, 0.0
+        self._pauses.stop()
 
     async def close(self) -> None:
         """Close the connections."""
         await self.api.close()
-
-    async def _resumed(self) -> None:
-        while not self._stopping and (left := self._paused_until - asyncio.get_running_loop().time()) > 0:
-            await asyncio.sleep(left + random.uniform(0, min(1.0, left / 10)))  # not all at the same moment
-
-    def _pause_all(self, seconds: float) -> None:
-        until = asyncio.get_running_loop().time() + max(seconds, 0.05)
-        if until > self._paused_until + 1 and seconds > LONGEST_PAUSE_S:
-            _log.warning("%s asks for a pause of %.0f s", self._endpoint.base_url, seconds)
-        self._paused_until = max(self._paused_until, until)
-
-    def _check_wait(self, since: float, pause_s: float, reason: str) -> None:
-        """Check how long calls wait for the server.
-
-        Raises:
-            UnavailableError: longer than `longest_wait_s`.
-        """
-        endpoint, now = self._endpoint, asyncio.get_running_loop().time()
-        if now - since + pause_s > endpoint.longest_wait_s:
-            raise UnavailableError(
-                f"{endpoint.base_url} accepts no calls to {endpoint.model} for {now - since + pause_s:.0f} s, more "
-                f"than longest_wait_s {endpoint.longest_wait_s:g}, and says: {reason}; start again once it does"
-            )
-        if now - since > LONGEST_PAUSE_S and now - self._warned_at > LONGEST_PAUSE_S:
-            self._warned_at = now
-            _log.warning("%s accepts no calls since %.0f s and says: %s", endpoint.base_url, now - since, reason)
 
     def _problem(self, error: openai.APIStatusError) -> Exception | _Transient:
         """The meaning of an HTTP error: transient, for this call (RefusedError), or for all calls (InputError)."""
@@ -337,23 +301,6 @@ def answer_of(body: Any) -> Answer:
         usage.get("completion_tokens") or 0,
         f"the model refuses: {refusal}" if refusal else refused,
     )
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `retry-after-ms`, else from `Retry-After` as seconds or date; None without them."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if re.fullmatch(r"\d{1,9}(\.\d*)?", value := headers.get(name, "").strip()):
-            return float(value) * unit
-    try:
-        until = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _pause(failures: int) -> float:
-    longest: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (min(failures, 32) - 1))
-    return longest * random.uniform(0.5, 1.0)
 
 
 def key_for(endpoint: Endpoint) -> str | None:

@@ -1,10 +1,10 @@
 import pytest
 from support.judging import KEY
 
-from psyco_ray.judge import client
+from psyco_ray.judge import pauses
 
 
 @pytest.fixture(autouse=True)
 def _key_and_short_pauses(monkeypatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(pauses, "FIRST_PAUSE_S", 0.02)

@@ -11,7 +11,8 @@ from support.judging import KEY, SCHEMA, call, get_json, run, server
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import tokens
-from psyco_ray.judge.client import Answer, Client, RefusedError, UnavailableError, retry_after
+from psyco_ray.judge.client import Answer, Client, RefusedError, UnavailableError
+from psyco_ray.judge.pauses import retry_after
 
 
 @pytest.mark.parametrize(
