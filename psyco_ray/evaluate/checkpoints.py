@@ -85,10 +85,10 @@ def find(model: str, iteration: int | None = None) -> Checkpoint:
         return Checkpoint(str(directory.absolute()) if directory.is_dir() else model)
     run = _run_directory(model)
     if iteration is not None:
+        path = _checkpoint(run, iteration)
         # checkpoints hold the run's options, its base model does not
         options = {} if iteration else run_files.read_settings(run).get("template_options", {})
-        steps = run_files.steps_until(run, iteration)
-        return Checkpoint(_checkpoint(run, iteration), model, iteration, steps, options)
+        return Checkpoint(path, model, iteration, run_files.steps_until(run, iteration), options)
     best = run_files.best_of(run)
     if not best["iteration"]:
         raise InputError(
