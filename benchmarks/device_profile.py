@@ -35,7 +35,7 @@ from psyco_ray.data import tables
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.models import loading, reward_model, templates
+from psyco_ray.models import loading, reward_model, saving, templates
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
@@ -247,7 +247,7 @@ def measure_rates(options: argparse.Namespace, meter: Meter) -> tuple[dict[str, 
         tokenizer = loading.load_tokenizer(base)
         model = reward_model.new_model(base, tokenizer, "float32", seed=0)
         parameters = model.num_parameters()
-        loading.save(f"{directory}/reward", model.state_dict(), model.config, tokenizer)
+        saving.save_loaded(f"{directory}/reward", model, tokenizer, base)
         del model
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
         bench = start_actors(options, f"{directory}/reward", meter)

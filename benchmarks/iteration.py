@@ -44,7 +44,7 @@ from psyco_ray.config.resources import fast_dtype
 from psyco_ray.config.training import Job
 from psyco_ray.data.speech_rows import draw, train_and_dev
 from psyco_ray.data.speeches import prepare
-from psyco_ray.models import loading, reward_model
+from psyco_ray.models import loading, reward_model, saving
 from psyco_ray.pool import placement
 from psyco_ray.rollout.actor import actor_environment
 from psyco_ray.run import ray_session
@@ -238,7 +238,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         base = loading.resolve(job.model)
         tokenizer = loading.load_tokenizer(base)
         first = reward_model.new_model(base, tokenizer, "float32", seed=0)
-        loading.save(path, first.state_dict(), first.config, tokenizer)
+        saving.save_loaded(path, first, tokenizer, base)
         del first
         sizes = sorted(options.speeches)
         our_iterations, draws = ours(job, sizes, options.rounds)

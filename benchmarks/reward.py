@@ -41,7 +41,7 @@ from psyco_ray.config.training import Deadlines, Optimizer
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import BradleyTerryObjective
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.models import loading, reward_model
+from psyco_ray.models import loading, reward_model, saving
 from psyco_ray.models.encoding import encode
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import PreferencePair, ScoreRequest
@@ -194,7 +194,7 @@ def main() -> None:
         path = Path(directory) / "reward"
         tokenizer = loading.load_tokenizer(base)
         first = reward_model.new_model(base, tokenizer, "float32", seed=0)
-        loading.save(path, first.state_dict(), first.config, tokenizer)
+        saving.save_loaded(path, first, tokenizer, base)
         trained = train(str(path), first_pairs(options.pairs, options.steps * BATCH), options)
         scored = score(str(path), first_pairs(options.pairs, options.texts // 2), options)
     print(json.dumps(trained))

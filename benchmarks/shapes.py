@@ -90,13 +90,12 @@ def write(name: str, target: str) -> None:
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     shape = LlamaConfig(**LLAMAS[name], max_position_embeddings=8192, **tokens)
     with torch.device("meta"):
-        sizes = {key: tensor.shape for key, tensor in LlamaForCausalLM(shape).state_dict().items()}
+        model = LlamaForCausalLM(shape).to(torch.bfloat16)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
     state = {}
-    for key, size in sizes.items():
-        if key == "lm_head.weight" and shape.tie_word_embeddings:
-            continue
-        tensor = torch.ones(size, dtype=torch.bfloat16, device=device)
+    for key, parameter in model.named_parameters():
+        tensor = torch.ones(parameter.shape, dtype=torch.bfloat16, device=device)
         state[key] = (tensor if "norm" in key else tensor.normal_(0, 0.02, generator=generator)).cpu()
-    loading.save(target, state, shape, tokenizer)
+    model.save_pretrained(target, state_dict=state)
+    tokenizer.save_pretrained(target)

@@ -18,7 +18,7 @@ import pytest
 import ray
 import torch
 
-from psyco_ray.models import loading
+from psyco_ray.models import loading, saving
 
 hypothesis.settings.register_profile("shared-machine", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("shared-machine")
@@ -99,7 +99,7 @@ def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny-reward"
     tokenizer = loading.load_tokenizer(tiny_model)
     model = reward_model.new_model(tiny_model, tokenizer, "float32", seed=3)
-    loading.save(path, model.state_dict(), model.config, tokenizer)
+    saving.save_loaded(path, model, tokenizer, tiny_model)
     return path
 
 

@@ -20,6 +20,7 @@ from psyco_ray.learner import lora
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import loading, reward_model
 from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
+from psyco_ray.models.weight_files import WeightFiles
 
 REDUCE_BUCKET = 2**25  # gradient elements in one all-reduce, which copies them
 _PARAMETER_GROUPS = 8
@@ -33,6 +34,7 @@ class LearnerEngine:
     model: PreTrainedModel  # whose parameter names are exported
     optimizer: torch.optim.AdamW
     tokenizer: PreTrainedTokenizerBase
+    files: WeightFiles  # how the model is sent and saved
 
 
 def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.device:
@@ -62,7 +64,7 @@ def build_engine(spec: WorkerSpec, world_size: int) -> LearnerEngine:
     """Load the model and build AdamW and the DeepSpeed engine over it."""
     stage = spec.settings.zero_stage
     config = _deepspeed_config(spec.settings, spec.optimizer, world_size)
-    module, model, tokenizer = _load_module(spec, config)
+    module, tokenizer, files = _load_module(spec, config)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameter_groups(trainable) if stage in (1, 2) else trainable,
@@ -75,13 +77,13 @@ def build_engine(spec: WorkerSpec, world_size: int) -> LearnerEngine:
     if stage == 0:
         # DeepSpeed would copy all gradients into one buffer, even for a single worker; the worker reduces them itself
         engine.enable_backward_allreduce = False
-    return LearnerEngine(engine, model, optimizer, tokenizer)
+    return LearnerEngine(engine, files.model, optimizer, tokenizer, files)
 
 
 def _load_module(
     spec: WorkerSpec, config: dict[str, Any]
-) -> tuple[torch.nn.Module, PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the module that the engine trains, the transformers model inside it, and the tokenizer."""
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, WeightFiles]:
+    """Load the module that the engine trains, its tokenizer, and how the transformers model inside it is written."""
     settings = spec.settings
     # transformers loads a model in ZeRO-3 shards while this object exists
     zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
@@ -94,12 +96,25 @@ def _load_module(
     else:
         model = loading.load_causal_lm(path, settings.dtype)
         module = ResponseLogprobs(model, settings.logit_rows)
-    del zero3  # otherwise the plain model that rank 0 builds for saving would be sharded and wait for the other ranks
+    del zero3  # no later model is loaded in shards
+    files = WeightFiles(model, path)
     if spec.lora is not None:
         lora.inject(model, spec.lora)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return module, model, tokenizer
+    _freeze_image_parts(model)
+    return module, tokenizer, files
+
+
+def _freeze_image_parts(model: PreTrainedModel) -> None:
+    """Train the text part alone: no pair has an image, and weight decay would wear away what sees no gradient."""
+    if model.config.get_text_config() is model.config:
+        return
+    text = [model.get_decoder(), model.get_output_embeddings(), getattr(model, "score", None)]
+    trained = {id(parameter) for part in text if part is not None for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in trained:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:

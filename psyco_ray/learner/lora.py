@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.training import Lora
+from psyco_ray.models.weight_files import persistent_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +31,17 @@ def inject(model: PreTrainedModel, settings: Lora) -> None:
 
 
 def exported(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, Any]]:
-    """Yield the parameters of the model without adapters.
+    """Yield the parameters and persistent buffers of the model without adapters.
 
     Yields:
-        Name in the plain model, parameter, and the adapted layer that `merged` takes; None without an adapter.
+        Name in the plain model, tensor, and the adapted layer that `merged` takes; None without an adapter.
     """
-    for name, parameter in model.named_parameters():
+    for name, tensor in persistent_tensors(model):
         if ".lora_" in name:
             continue
         path, adapted, kind = name.partition(_BASE)
         layer = model.get_submodule(path) if adapted and kind == ".weight" else None
-        yield name.replace(_BASE, ""), parameter, layer
+        yield name.replace(_BASE, ""), tensor, layer
 
 
 def adapters(layer: Any) -> list[torch.Tensor]:

@@ -84,6 +84,7 @@ class LearnerWorker:
         self._device = engine.init_process_group(spec, self.rank, self.world_size)
         built = engine.build_engine(spec, self.world_size)
         self._engine, self._model, self._tokenizer = built.engine, built.model, built.tokenizer
+        self._files = built.files
         self._reduce_bucket = engine.REDUCE_BUCKET
         built.optimizer.register_step_pre_hook(self._check_gradients)
         self._checkpoint = LearnerCheckpoint(built.model, built.engine, built.optimizer, self._zero_stage)
@@ -232,11 +233,17 @@ class LearnerWorker:
         Returns:
             On rank 0: digest of the weights, their bytes, and the reason of each failure by the actor's index.
         """
+        import torch
+
         from psyco_ray.learner import lora, weight_sender
 
+        stand_ins = (
+            (name, torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta"))
+            for name, tensor, _ in lora.exported(self._model)
+        )
         metadata = [
-            weight_sender.ParameterInfo(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
-            for name, parameter, _ in lora.exported(self._model)
+            weight_sender.ParameterInfo(name, tensor.dtype, tuple(tensor.shape))
+            for name, tensor in self._files.converted(stand_ins)
         ]
         all_ranks = transport == "ipc"  # each rank serves the engine on its own GPU
         source = weight_sender.ParameterSource(
@@ -257,11 +264,11 @@ class LearnerWorker:
 
     def save_model(self, target: str) -> None:
         """Write the weights in the compute dtype as a transformers directory; rank 0 writes."""
-        from psyco_ray.models import loading
+        from psyco_ray.models import saving
 
         state = {name: tensor.detach().cpu().clone() for name, tensor in self._full_parameters() if not self.rank}
         if not self.rank:
-            loading.save(target, state, self._model.config, self._tokenizer)
+            saving.save(target, self._files, self._tokenizer, state)
 
     def save_state(self, target: str, moments: bool) -> None:
         """Write the training state, see `LearnerCheckpoint`; rank 0 writes."""
@@ -277,29 +284,35 @@ class LearnerWorker:
         return pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro_batch]).to(self._device)
 
     def _full_parameters(self, all_ranks: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every parameter, whole, in the compute dtype, adapters merged; a shared one comes once.
+        """Yield every parameter and persistent buffer, whole, in the compute dtype, as the base's files have them.
 
-        Every rank iterates; the tensors are complete on rank 0, and on the others with `all_ranks`.
+        Adapters are merged, and a shared parameter comes once. Every rank iterates; the tensors are complete on rank 0,
+        and on the others with `all_ranks`.
 
         Raises:
             NonFiniteError: a weight is not finite.
         """
         complete = all_ranks or not self.rank
+        tensors = self._gathered(complete)
+        return self._files.converted(tensors) if complete else tensors
+
+    def _gathered(self, complete: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `_full_parameters`, as the model has them; where not `complete`, a rank only takes part in gathering."""
         import deepspeed
 
         from psyco_ray.learner import lora
 
-        for name, parameter, layer in lora.exported(self._model):
-            gathered = [parameter, *(lora.adapters(layer) if layer is not None else [])]
+        for name, tensor, layer in lora.exported(self._model):
+            gathered = [tensor, *(lora.adapters(layer) if layer is not None else [])]
             with deepspeed.zero.GatheredParameters(gathered, enabled=self._zero_stage == 3):
-                tensor = parameter.data
+                whole = tensor.data
                 if layer is not None and complete:
-                    tensor = lora.merged(layer)
+                    whole = lora.merged(layer)
                 elif self._zero_stage == 3 and complete:
-                    tensor = tensor.clone()
+                    whole = whole.clone()
                 if complete:
-                    self._check_weights(name, tensor)
-                yield name, tensor
+                    self._check_weights(name, whole)
+                yield name, whole
 
     def _check_weights(self, name: str, tensor: torch.Tensor) -> None:
         import torch

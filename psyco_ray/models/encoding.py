@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.models import templates
+from psyco_ray.models import stop_tokens, templates
 from psyco_ray.models.packing import branch
 
 if TYPE_CHECKING:
@@ -78,17 +78,19 @@ def encode_turn(
     max_tokens: int | None,
     finished: Sequence[bool] = (),
 ) -> Encoded:
-    """As `encode`, but a response starts where a policy begins to write and ends with its end-of-turn token.
+    """As `encode`, but a response starts where a policy begins to write and ends with its stop token, as a sampled one.
 
-    An unfinished response ends with its last text token. See `templates.turn_ids`.
+    An unfinished response ends with its last text token. See `templates.turn_ids` and `stop_tokens`.
 
     Raises:
         ResponseTooLongError: a response would have to be cut; only prompts are.
         InputError: a response has no text.
     """
     prompt, turns = templates.turn_ids(tokenizer, messages, responses, finished or [True] * len(responses))
-    turns = [_until_end_of_turn(tokenizer, turn) for turn in turns]
-    if not all(set(turn) - {tokenizer.eos_token_id} for turn in turns):
+    stops = stop_tokens.stop_tokens(tokenizer)
+    ended = finished or [True] * len(responses)
+    turns = [_ended(tokenizer, turn, stops) if ends else turn for turn, ends in zip(turns, ended, strict=True)]
+    if not all(set(turn) - set(stops) for turn in turns):
         raise InputError(
             f"a response of a pair has no text, or the chat template of {tokenizer.name_or_path} leaves it out; remove "
             "pairs without text, or use a chat template that keeps it"
@@ -99,10 +101,10 @@ def encode_turn(
     return Encoded(tuple(prompt), tuple(map(tuple, turns)), max(0, excess))
 
 
-def _until_end_of_turn(tokenizer: PreTrainedTokenizerBase, turn: list[int]) -> list[int]:
-    """The turn without what the template writes after its end."""
-    ends = [position for position, token in enumerate(turn) if token == tokenizer.eos_token_id]
-    return turn[: ends[-1] + 1] if ends else turn
+def _ended(tokenizer: PreTrainedTokenizerBase, turn: list[int], stops: Collection[int]) -> list[int]:
+    """The turn through its first stop token, without what the template writes behind it; every turn gets one."""
+    end = next((position for position, token in enumerate(turn) if token in stops), None)
+    return [*turn, stop_tokens.end_of_turn(tokenizer)] if end is None else turn[: end + 1]
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], excess: int, prompt_tokens: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""Finds, loads and saves models: names, directories, tokenizers, chat templates.
+"""Finds and loads models: names, directories, tokenizers, chat templates.
 
-Only safetensors are read and written, and code from a model repository is neither downloaded nor run, unless allowed.
+Only safetensors are read, and code from a model repository is neither downloaded nor run, unless allowed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from psyco_ray.run import hub, storage
 from psyco_ray.run.remote import is_remote
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
-_MAX_SHARD = "4GB"  # of a safetensors file: object stores copy at most 5 GB at once
 
 
 def resolve(model: str, digests: bool = False, revision: str | None = None, allow_code: bool = False) -> Path:
@@ -88,7 +86,7 @@ def max_positions(path: Path) -> int | None:
     Raises:
         InputError: config.json is invalid.
     """
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     config = config.get("text_config") or config
     if isinstance(config.get("max_position_embeddings"), int):  # without importing torch, which takes seconds
         return config["max_position_embeddings"]
@@ -151,10 +149,15 @@ def _is_plain(path: Path) -> bool:
     settings = path / "tokenizer_config.json"
     if not (settings.is_file() and (path / "tokenizer.json").is_file()):
         return False
-    return _read_json(settings).get("tokenizer_class") == "TokenizersBackend"
+    return read_json(settings).get("tokenizer_class") == "TokenizersBackend"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model directory.
+
+    Raises:
+        InputError: the file is invalid.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # invalid JSON or UTF-8
@@ -187,26 +190,6 @@ def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> Pre
         path, dtype=dtype, attn_implementation=attention.NAME, device_map=device_map, trust_remote_code=False
     )
     return model.eval()
-
-
-def save(target: str | Path, state: dict[str, torch.Tensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a model directory (safetensors, config, generation config, tokenizer) atomically.
-
-    Raises:
-        InputError: the directory cannot be written.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    reward = any("SequenceClassification" in name for name in config.architectures or [])
-    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=False)
-    if config.tie_word_embeddings:
-        model.tie_weights()
-    with storage.atomic_dir(target) as staging:
-        model.save_pretrained(staging, state_dict=state, max_shard_size=_MAX_SHARD)
-        tokenizer.save_pretrained(staging)
 
 
 def _from_hub(model: str, revision: str | None, allow_code: bool) -> Path:

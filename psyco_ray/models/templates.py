@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _TODAY = date(2024, 7, 26)  # the default of Llama 3.2's template
 _USER, _SYSTEM, _ANSWER = "Is this text kept?", "Keep this instruction.", "This answer is kept."
+_NEXT = "And this one?"
 TRIAL = ({"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER})
 """A conversation of psyco_ray's own words, to try a template with."""
 
@@ -204,16 +205,30 @@ def _without_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return turns
 
 
-@functools.lru_cache(maxsize=16)
-def _after_answer(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """What the template writes after an answer; `template` is the cache's key."""
-    _, found, tail = _apply(tokenizer, [TRIAL[1], {"role": "assistant", "content": _ANSWER}]).rpartition(_ANSWER)
+def after_answer(tokenizer: PreTrainedTokenizerBase, continued: bool = False) -> str:
+    """Return what the chat template writes after an answer, such as its end of turn.
+
+    Args:
+        tokenizer: with a chat template.
+        continued: whether a user speaks next; else the answer is the last message.
+
+    Raises:
+        InputError: the template leaves out or changes the text of an answer.
+    """
+    return _after_answer(tokenizer, _key(tokenizer), continued)
+
+
+@functools.lru_cache(maxsize=32)
+def _after_answer(tokenizer: PreTrainedTokenizerBase, template: str, continued: bool) -> str:
+    """As `after_answer`; `template` is part of the cache's key."""
+    trial = [TRIAL[1], {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
+    _, found, tail = _apply(tokenizer, trial if continued else trial[:2]).rpartition(_ANSWER)
     if not found:
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} leaves out or changes the text of a response; use a chat "
             "template that keeps it"
         )
-    return tail
+    return tail.partition(_NEXT)[0] if continued else tail
 
 
 def _rest(
@@ -226,4 +241,4 @@ def _rest(
         if whole.startswith(prompt):
             return whole[len(prompt) :]
     # the template leaves out the reasoning of a past turn, or its prompt opens one
-    return reasoning.continued(prompt, text.strip()) + (_after_answer(tokenizer, _key(tokenizer)) if finished else "")
+    return reasoning.continued(prompt, text.strip()) + (after_answer(tokenizer) if finished else "")

@@ -23,6 +23,8 @@ from vllm.sampling_params import RequestOutputKind
 
 from psyco_ray.config.errors import InputError, require_finite
 from psyco_ray.config.resources import Rollouts
+from psyco_ray.models import loading
+from psyco_ray.models.stop_tokens import stop_tokens
 from psyco_ray.rollout import weight_receiver
 from psyco_ray.rollout.errors import WeightTransferError
 from psyco_ray.rollout.responses import ResponseReader
@@ -93,6 +95,7 @@ class Engine:
         )
         self._settings = settings
         self._reader = ResponseReader(self._llm.get_tokenizer())
+        self._stops = list(stop_tokens(loading.load_tokenizer(model, allow_code)))
         self._version = 0
         self._asleep: set[str] = set()
         self._received: tuple[int, str] | None = None  # version and digest of weights received in chunks
@@ -115,7 +118,8 @@ class Engine:
     ) -> Iterator[Group]:
         """Sample responses and yield each prompt's group when its last response ends, in any order.
 
-        The prefix cache starts empty, so equal prompts and seeds give equal responses.
+        The prefix cache starts empty, so equal prompts and seeds give equal responses. A response ends at the first of
+        the model's stop tokens. Nothing else of a model's generation config changes the sampling.
 
         Args:
             prompts: to sample together.
@@ -140,6 +144,7 @@ class Engine:
                 top_p=top_p,
                 max_tokens=max_tokens,
                 seed=prompt.seed,
+                stop_token_ids=self._stops,
                 logprobs=0 if logprobs else None,  # vLLM's raw ones of the sampled tokens, before the temperature
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )

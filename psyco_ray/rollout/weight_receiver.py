@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
@@ -104,7 +105,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         """Finish the reload that vLLM's own engine started."""
         if self._started and self._native is not None:
             self._native.finish_weight_update()
-            _repack_tied_head(self.model)
+            _repack_tied_heads(self.model)
 
     def received_digest(self) -> str:
         """Disconnect; returns the digest of the weights since `init_transfer_engine`."""
@@ -151,7 +152,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         initialize_layerwise_reload(self.model)
         self.model.load_weights(weights)
         finalize_layerwise_reload(self.model, self.model_config)
-        _repack_tied_head(self.model)
+        _repack_tied_heads(self.model)
 
     def _with_checksum(self, load: Load) -> Load:
         def load_and_add(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
@@ -178,12 +179,15 @@ class WorkerExtension:
         return self.weight_transfer_engine.received_digest()  # type: ignore[attr-defined]
 
 
-def _repack_tied_head(model: Any) -> None:
-    """Repack a tied output layer: vLLM's CPU build keeps a packed copy that a reload leaves stale."""
-    if not current_platform.is_cpu() or not hasattr(model, "lm_head"):
+def _repack_tied_heads(model: Any) -> None:
+    """Repack tied output layers: vLLM's CPU build keeps a packed copy that a reload leaves stale."""
+    if not current_platform.is_cpu():
         return
-    if model.lm_head.weight is model.model.embed_tokens.weight:
-        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
+    for layer in layers:
+        if isinstance(layer, ParallelLMHead) and id(layer.weight) in embeddings:
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
