@@ -1,0 +1,28 @@
+"""Families in vLLM: a checkpoint and a synced policy compute as in transformers, and turns end at every stop token."""
+
+from pathlib import Path
+
+import pytest
+import ray
+from support import families, family_checks
+
+QUICK = {"glm4-moe"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in families.CAUSAL]
+)
+def test_the_engine_computes_as_transformers_and_stops(local_ray, name: str, tmp_path: Path) -> None:
+    reason = families.NOT_IN_VLLM.get(name)
+    if reason:
+        pytest.skip(reason)
+    base, target = family_checks.write_base(name, tmp_path / "base"), tmp_path / "saved"
+    _, expected = family_checks.saved(base, target)
+    actor = family_checks.start(target)
+    try:
+        assert family_checks.engine_logprob(actor) == pytest.approx(expected, abs=5e-3)
+        assert family_checks.synced_logprob(actor, base) == pytest.approx(family_checks.alone(base), abs=5e-3)
+        assert family_checks.unstopped(actor, target, version=1) == ""
+    finally:
+        ray.kill(actor)
