@@ -164,6 +164,29 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is invalid JSON: {error}; give a complete model directory") from None
 
 
+def causal_class(config: PretrainedConfig) -> Any:
+    """Return transformers' class that loads a language model, or a model of images and text, with a configuration.
+
+    Raises:
+        InputError: transformers has none.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise InputError(
+        f"{config.name_or_path or 'the model'} is a {config.model_type}, which is no causal language model; choose "
+        "another model"
+    )
+
+
 def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> PreTrainedModel:
     """Load a causal language model in eval mode, with attention for packed sequences.
 
@@ -175,8 +198,6 @@ def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> Pre
     Raises:
         InputError: the model changes its logits after the output layer.
     """
-    from transformers import AutoModelForCausalLM
-
     from psyco_ray.models import attention
 
     config = load_config(path)
@@ -186,7 +207,7 @@ def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> Pre
                 f"{path} changes its logits after the output layer ({option} in config.json), which is not supported; "
                 "choose another model"
             )
-    model = AutoModelForCausalLM.from_pretrained(
+    model = causal_class(config).from_pretrained(
         path, dtype=dtype, attn_implementation=attention.NAME, device_map=device_map, trust_remote_code=False
     )
     return model.eval()

@@ -78,7 +78,7 @@ def save_loaded(target: str | Path, model: PreTrainedModel, tokenizer: PreTraine
         InputError: the model does not fit the base's files, or the directory cannot be written.
     """
     files = WeightFiles(model, base)
-    save(target, files, tokenizer, {name: t.detach() for name, t in files.converted(persistent_tensors(model))})
+    save(target, files, tokenizer, {name: t.detach().clone() for name, t in files.converted(persistent_tensors(model))})
 
 
 def _generation_config(base: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

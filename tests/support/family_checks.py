@@ -49,6 +49,12 @@ def move(model: Any) -> None:
                 tensor.add_(torch.randn(tensor.shape, generator=draw) * 0.05)
 
 
+def load(path: Path) -> Any:
+    """Load a model as the project does, with transformers' own attention."""
+    model_class = loading.causal_class(loading.load_config(path))
+    return model_class.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+
+
 def file_shapes(path: Path) -> dict[str, list[int]]:
     """Name -> shape of every tensor in a model directory's files."""
     shapes: dict[str, list[int]] = {}
@@ -60,12 +66,12 @@ def file_shapes(path: Path) -> dict[str, list[int]]:
 
 def alone(path: Path) -> float:
     """The probe's log-probability under a model directory, by transformers alone, in nats."""
-    return families.logprob(loading.load_causal_lm(path, "float32"), PROMPT, RESPONSE)
+    return families.logprob(load(path), PROMPT, RESPONSE)
 
 
 def saved(base: Path, target: Path) -> tuple[float, float]:
     """Load a base, change it, save it, and load the checkpoint; the probe's log-probability before and after."""
-    model = loading.load_causal_lm(base, "float32")
+    model = load(base)
     move(model)
     before = families.logprob(model, PROMPT, RESPONSE)
     saving.save_loaded(target, model, loading.load_tokenizer(base), base)
@@ -89,7 +95,7 @@ def engine_logprob(actor: Any) -> float:
 
 def synced_logprob(actor: Any, path: Path) -> float:
     """Send a model's weights, as a learner does, to an engine of the same family; returns the engine's probe."""
-    model = loading.load_causal_lm(path, "float32")
+    model = load(path)
     tensors = WeightFiles(model, path).converted(persistent_tensors(model))
     bucket = {name: as_array(tensor.detach()) for name, tensor in tensors}
     size = sum(array.nbytes for array, _ in bucket.values())

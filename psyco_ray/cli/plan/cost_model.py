@@ -147,11 +147,10 @@ def shape_of(model: str) -> ModelShape:
             f"the size of model {model!r} is not known; give one of {', '.join(SHAPES)} or a directory with config.json"
         )
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = loading.load_config(Path(model))
     with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+        parameters = loading.causal_class(config).from_config(config, trust_remote_code=False).num_parameters()
     text = config.get_text_config()
     return ModelShape(model, parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
