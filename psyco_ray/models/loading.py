@@ -104,7 +104,7 @@ def load_config(path: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        if "auto_map" in _read_json(path / "config.json"):
+        if "auto_map" in read_json(path / "config.json"):
             raise InputError(
                 f"the model in {path} is loaded by code of its own, which is not run; choose a model that transformers "
                 "supports itself"
