@@ -104,7 +104,7 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
                 {
                     **row,
                     "pair_id": str(pair_id),
-                    "split": _split(name, number, None if by_hash else raw.get("split"), row["asked"], dev_share),
+                    "split": _split(name, number, None if by_hash else raw.get("split"), _question(row), dev_share),
                     "topic": None if topic is None else str(topic),
                     "subset": None if subset is None else str(subset),
                     **{column: _finished(name, number, column, raw.get(column)) for column in _FINISHED},
@@ -285,6 +285,14 @@ def _finished(name: str, number: int, column: str, value: Any) -> bool | None:
     if isinstance(value, bool | int | str) and (truth := _TRUTH.get(str(value).strip().lower())) is not None:
         return truth
     raise InputError(f"pairs file {name}: row {number}: {column} is neither true, false nor empty; correct it")
+
+
+def _question(row: Row) -> str:
+    """What a pair asks, without a system message: the same question under two of them is in one split."""
+    if row["form"] != "messages":
+        return str(row["asked"])
+    first, *later = json.loads(row["asked"])
+    return json.dumps(later) if first["role"] == "system" and later else str(row["asked"])
 
 
 def _split(name: str, number: int, split: Any, asked: str, dev_share: float) -> str:

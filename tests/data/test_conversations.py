@@ -104,6 +104,21 @@ def test_a_system_column_is_the_system_message(tmp_path, column) -> None:
         read(tmp_path, again | {column: "Another one."})
 
 
+def test_a_question_is_in_one_split_whatever_its_system_message(tmp_path) -> None:
+    rows = [
+        {"system": system, "prompt": said(f"question {i}"), "chosen": "a", "rejected": "b"}
+        for i in range(60)
+        for system in ("Answer briefly.", "Answer at length.", None)
+    ]
+    table = preferences.read(write(tmp_path / "systems.jsonl", rows), dev_share=0.3).table.to_pylist()
+    splits: dict[str, set[str]] = {}
+    for row in table:
+        splits.setdefault(json.loads(row["asked"])[-1]["content"], set()).add(row["split"])
+    assert len(splits) == 60
+    assert {len(of) for of in splits.values()} == {1}
+    assert {split for of in splits.values() for split in of} == {"train", "dev"}
+
+
 def test_a_speech_has_no_system_message_of_its_own(tmp_path) -> None:
     row = {"speech": "I cannot sleep.", "chosen": "a", "rejected": "b"}
     assert len(read(tmp_path, row | {"system": ""})) == 1
