@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.guards import Guards
-from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, Share, TemplateOptions
+from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, TemplateOptions
+from psyco_ray.config.optimizer import Lora, Optimizer
 from psyco_ray.config.resources import (
     Learners,
     Rollouts,
@@ -75,29 +76,6 @@ class Sampling(Section):
     """Responses cut at max_tokens or empty. exclude: never chosen; penalise: below all finished; allow: as others."""
 
 
-class Optimizer(Section):
-    """AdamW and its schedule (paper §4.1, §4.2)."""
-
-    learning_rate: Positive = 5e-7
-    """Peak learning rate."""
-    batch_size: Count = 64
-    """Pairs per step, over all ranks."""
-    epochs: Count = 1
-    """Passes over the pairs."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of Adam's moments."""
-    weight_decay: NotNegative = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: Positive = 1.0
-    """Norm that gradients are clipped to."""
-    warmup_ratio: Share = 0.03
-    """Share of steps with a rising learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Learning rate after the warm-up."""
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """End of the linear and cosine schedules, as a share of learning_rate."""
-
-
 class DpoConfig(Section):
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and its variants."""
 
@@ -150,15 +128,6 @@ class Part(Section):
         if self.count is not None and self.fraction < 1:
             raise ValueError(f"part {self.pairs} has both a count and a fraction; give one of them")
         return self
-
-
-class Lora(Section):
-    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021); merged when weights are written."""
-
-    rank: Count = 16
-    """Rank of the adapters."""
-    alpha: Count = 32
-    """Scale of the adapters: their product is multiplied by alpha / rank."""
 
 
 class Reward(Section):

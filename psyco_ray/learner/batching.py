@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.training import Optimizer
+from psyco_ray.config.optimizer import Optimizer
 from psyco_ray.run.types import PreferencePair
 
 MicroBatch = list[PreferencePair]

@@ -13,12 +13,13 @@ import deepspeed
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from psyco_ray.config.optimizer import Optimizer
 from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import Optimizer
 from psyco_ray.learner import lora
 from psyco_ray.learner.spec import WorkerSpec
-from psyco_ray.models import loading, reward_model
+from psyco_ray.models import loading, reward_model, selftest
 from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
 from psyco_ray.models.weight_files import WeightFiles
 
@@ -35,6 +36,7 @@ class LearnerEngine:
     optimizer: torch.optim.AdamW
     tokenizer: PreTrainedTokenizerBase
     files: WeightFiles  # how the model is sent and saved
+    note: str  # how the model is computed, if a user should know
 
 
 def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.device:
@@ -61,7 +63,11 @@ def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.de
 
 
 def build_engine(spec: WorkerSpec, world_size: int) -> LearnerEngine:
-    """Load the model and build AdamW and the DeepSpeed engine over it."""
+    """Load the model, build AdamW and the DeepSpeed engine over it, and choose how the model is computed.
+
+    Raises:
+        InputError: the model cannot be trained; see `selftest.choose`.
+    """
     stage = spec.settings.zero_stage
     config = _deepspeed_config(spec.settings, spec.optimizer, world_size)
     module, tokenizer, files = _load_module(spec, config)
@@ -74,22 +80,39 @@ def build_engine(spec: WorkerSpec, world_size: int) -> LearnerEngine:
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=module.train(), optimizer=optimizer, config=config)
+    if not spec.optimizer.dropout:
+        disable_dropout(files.model)
     if stage == 0:
         # DeepSpeed would copy all gradients into one buffer, even for a single worker; the worker reduces them itself
         engine.enable_backward_allreduce = False
-    return LearnerEngine(engine, files.model, optimizer, tokenizer, files)
+    kind = "new reward model" if spec.objective.head == "reward" else "policy"
+    choice = selftest.choose(module, spec.model, engine)
+    return LearnerEngine(engine, files.model, optimizer, tokenizer, files, choice.note(f"{kind} {spec.model}"))
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Put a model into eval mode, in which layers still recompute activations if they are to.
+
+    transformers recomputes the activations of layers in training mode only.
+    """
+    model.eval()
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = True
+            layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "training", False))
+            layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
 
 
 def _load_module(
     spec: WorkerSpec, config: dict[str, Any]
-) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, WeightFiles]:
+) -> tuple[ResponseLogprobs | ResponseScores, PreTrainedTokenizerBase, WeightFiles]:
     """Load the module that the engine trains, its tokenizer, and how the transformers model inside it is written."""
     settings = spec.settings
     # transformers loads a model in ZeRO-3 shards while this object exists
     zero3 = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
     path = loading.resolve(spec.model, digests=True)
     tokenizer = loading.load_tokenizer(path, template_options=spec.template_options)
-    module: torch.nn.Module
+    module: ResponseLogprobs | ResponseScores
     if spec.objective.head == "reward":
         model = reward_model.new_model(path, tokenizer, settings.dtype, spec.seed)
         module = ResponseScores(model)

@@ -92,7 +92,8 @@ class LearnerGroup:
 
     def wait_ready(self) -> None:
         """Wait until every worker has loaded its model."""
-        self._with_recovery(lambda: self._group.wait_ready())
+        if note := self._with_recovery(lambda: self._group.wait_ready()):
+            _log.warning(note)
 
     def close(self) -> None:
         """Kill the workers and free their resources."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from psyco_ray.config.training import Lora
+from psyco_ray.config.optimizer import Lora
 from psyco_ray.models.weight_files import persistent_tensors
 
 if TYPE_CHECKING:

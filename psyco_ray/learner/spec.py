@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from psyco_ray.config.optimizer import Lora, Optimizer
 from psyco_ray.config.resources import Learners
-from psyco_ray.config.training import Deadlines, Lora, Optimizer
+from psyco_ray.config.training import Deadlines
 from psyco_ray.learner.losses import Objective
 
 

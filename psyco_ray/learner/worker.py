@@ -58,13 +58,16 @@ class LearnerWorker:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     @gc_paused()
-    def start(self, rendezvous: Address, spec: WorkerSpec, checkpoint: str | None) -> None:
+    def start(self, rendezvous: Address, spec: WorkerSpec, checkpoint: str | None) -> str:
         """Join the process group and build the engine.
 
         Args:
             rendezvous: address and port of rank 0.
             spec: model, objective, optimizer and sizes.
             checkpoint: directory or URI that `save_state` wrote, to continue from; None: the base model.
+
+        Returns:
+            How the model is computed, if a user should know; else an empty text.
         """
         os.environ.update(
             MASTER_ADDR=rendezvous[0],
@@ -90,6 +93,7 @@ class LearnerWorker:
         self._checkpoint = LearnerCheckpoint(built.model, built.engine, built.optimizer, self._zero_stage)
         if checkpoint:
             self._checkpoint.restore(checkpoint)
+        return built.note
 
     def step(
         self,
@@ -158,11 +162,13 @@ class LearnerWorker:
             require_finite([total.item()], self._gradient(), WAY_OUT)
 
     def evaluate(self, micro_batches: list[MicroBatch]) -> list[tuple[float, float]]:
-        """Return scores or log-probabilities (chosen, rejected) of pairs under the current weights."""
+        """Return scores or log-probabilities (chosen, rejected) of pairs under the current weights, without dropout."""
         import torch
 
+        from psyco_ray.models.selftest import values_repeat
+
         values: list[tuple[float, float]] = []
-        with torch.no_grad():
+        with torch.no_grad(), values_repeat(self._model):
             for micro_batch in micro_batches:
                 values += [(a, b) for a, b in self._engine(self._pack(micro_batch)).view(-1, 2).tolist()]
         return values

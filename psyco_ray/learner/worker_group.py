@@ -79,13 +79,17 @@ class WorkerGroup:
         rendezvous = self.workers[0].address.remote()
         self._started = [worker.start.remote(rendezvous, spec, checkpoint) for worker in self.workers]
 
-    def wait_ready(self) -> None:
+    def wait_ready(self) -> str:
         """Wait until every worker has loaded its model.
+
+        Returns:
+            How they compute it, if a user should know; else an empty text.
 
         Raises:
             WorkerGroupFailedError: a worker was lost or not ready in time.
         """
-        self._gather(self._started, "loading its model", self._spec.deadlines.start_s)
+        note, *_ = self._gather(self._started, "loading its model", self._spec.deadlines.start_s)
+        return note
 
     def run(
         self,

@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from psyco_ray.config.errors import InputError
-
 NAME = "packed"
 BLOCK = 256  # queries of a block on a CPU, which skips the keys behind it
 
@@ -34,6 +32,7 @@ def attention(
     attention_mask: Tensor,
     scaling: float | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
     *,
     cells: Tensor,
     sizes: Sizes,
@@ -49,21 +48,18 @@ def attention(
         attention_mask: bool of the rows, [rows, 1, width, width], true where a cell attends; or the `additive_mask`.
         scaling: factor of the scores; None: 1 / sqrt(head size).
         softcap: bound of the scores (Gemma 2); needs an additive mask.
+        dropout: probability that an attention weight is dropped.
         cells: cell of each token in the flattened rows, shape [tokens].
         sizes: of the packed trees.
         **kwargs: arguments of other attention functions.
 
     Returns:
         Attention output, shape [1, tokens, heads, value size], and no attention weights.
-
-    Raises:
-        InputError: the model has attention sinks.
     """
-    if kwargs.get("s_aux") is not None:
-        raise InputError(f"{type(module).__name__} has attention sinks, which are not supported; choose another model")
+    assert kwargs.get("s_aux") is None, "a model with attention sinks is not packed"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask.dtype != torch.bool:
-        return _by_branches(query * scaling, key, value, attention_mask, softcap, sizes), None
+        return _by_branches(query * scaling, key, value, attention_mask, softcap, dropout, sizes), None
     assert softcap is None, "bounded scores need an additive mask"
     rows, _, width, _ = attention_mask.shape
 
@@ -75,7 +71,7 @@ def attention(
     # torch's memory-efficient kernel takes a mask but no grouped heads; grouped heads would use the slow kernel
     group = query.shape[1] // key.shape[1]
     keys, values = (in_rows(shared).repeat_interleave(group, 1) for shared in (key, value))
-    output = scaled_dot_product_attention(in_rows(query), keys, values, attn_mask=attention_mask, scale=scaling)
+    output = scaled_dot_product_attention(in_rows(query), keys, values, attention_mask, dropout, scale=scaling)
     return output.transpose(1, 2).flatten(0, 1)[cells][None], None
 
 
@@ -118,7 +114,7 @@ def _tree_blocks(tree: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _by_branches(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: float | None, sizes: Sizes
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: float | None, dropout: float, sizes: Sizes
 ) -> Tensor:
     """Attention of each prompt to itself, and of each response to its prompt and itself, [1, tokens, heads, size]."""
     lengths = [tokens for tree in sizes for tokens in tree]
@@ -135,11 +131,11 @@ def _by_branches(
                 keys, values = torch.cat((prompt[0], keys), 1), torch.cat((prompt[1], values), 1)
             blocks = _blocks(keys.shape[1] - queries.shape[1], queries.shape[1])
             for part, (_, visible) in zip(queries.split(BLOCK, dim=1), blocks, strict=True):
-                outputs.append(_block(part, keys[:, :visible], values[:, :visible], next(masks), softcap))
+                outputs.append(_block(part, keys[:, :visible], values[:, :visible], next(masks), softcap, dropout))
     return torch.cat(outputs, dim=1).transpose(0, 1)[None]
 
 
-def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: float | None) -> Tensor:
+def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: float | None, dropout: float) -> Tensor:
     """Attention of one block; query heads that share a key head are one matrix product, [heads, queries, size]."""
     heads, queries, size = query.shape
     key_heads, keys, _ = key.shape
@@ -148,6 +144,8 @@ def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: flo
         scores = (scores / softcap).tanh() * softcap
     # torch's softmax computes in float32 for every dtype
     weights = scores.view(heads, queries, keys).add_(mask.view(queries, keys)).softmax(-1)
+    if dropout:
+        weights = torch.dropout(weights, dropout, train=True)
     return (weights.view(key_heads, -1, keys) @ value).view(heads, queries, -1)
 
 

@@ -188,7 +188,7 @@ def causal_class(config: PretrainedConfig) -> Any:
 
 
 def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> PreTrainedModel:
-    """Load a causal language model in eval mode, with attention for packed sequences.
+    """Load a causal language model in eval mode.
 
     Args:
         path: its directory.
@@ -196,19 +196,10 @@ def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> Pre
         device_map: `auto` spreads its layers over the GPUs; None: it is loaded into host memory.
 
     Raises:
-        InputError: the model changes its logits after the output layer.
+        InputError: transformers has no causal language model of this kind.
     """
-    from psyco_ray.models import attention
-
-    config = load_config(path)
-    for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, option, None) not in (None, 1.0):
-            raise InputError(
-                f"{path} changes its logits after the output layer ({option} in config.json), which is not supported; "
-                "choose another model"
-            )
-    model = causal_class(config).from_pretrained(
-        path, dtype=dtype, attn_implementation=attention.NAME, device_map=device_map, trust_remote_code=False
+    model = causal_class(load_config(path)).from_pretrained(
+        path, dtype=dtype, device_map=device_map, trust_remote_code=False
     )
     return model.eval()
 

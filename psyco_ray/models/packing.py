@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.models import attention
+from psyco_ray.models import plain as plain_forward
 from psyco_ray.models.lm_head import chunked_logprobs
 
 Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
@@ -113,6 +116,25 @@ def _place(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
     return places, len(filled), width
 
 
+def body_of(model: Any) -> Any:
+    """Return the decoder without its output layer; of a multimodal model, the text part's."""
+    body = model.get_decoder()
+    if not isinstance(body, PreTrainedModel):
+        body = model.base_model
+    while body.get_output_embeddings() is not None and isinstance(getattr(body, "model", None), PreTrainedModel):
+        body = body.model  # Llama 4's text part is a causal language model
+    return body
+
+
+def _longest(config: Any) -> int | None:
+    """Return the tokens beyond which positions depend on a pass's longest conversation; None for most models."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return None
+
+
 def hidden_states(backbone: Any, packed: Packed) -> Tensor:
     """Return the last hidden states of a decoder body that uses `attention`, by token, shape [N, hidden]."""
     masks = _masks(packed, backbone)
@@ -152,17 +174,52 @@ def _narrowed(packed: Packed, window: int) -> Tensor:
     return packed.mask & (position[..., :, None] - position[..., None, :] < window)
 
 
-class ResponseLogprobs(nn.Module):
+class _Responses(nn.Module):
+    """A model of transformers over packed sequences.
+
+    `selftest` decides whether packed rows compute the model right; otherwise `plain` does.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+        self._longest = _longest(body_of(model).config)
+        self.set_plain(False)
+
+    def set_plain(self, plain: bool) -> None:
+        """Compute the model in packed rows, or by transformers' own forward."""
+        self.plain = plain
+        implementation = plain_forward.attention_name(body_of(self.model)) if plain else attention.NAME
+        self.model.set_attn_implementation(implementation)
+
+    def _check_lengths(self, packed: Packed) -> None:
+        """Check that all conversations have the positions that they have alone.
+
+        Raises:
+            InputError: one is longer than that.
+        """
+        tokens = max(prompt + max(own) for prompt, *own in packed.sizes)
+        if self._longest is not None and tokens > self._longest:
+            raise InputError(
+                f"a conversation has {tokens} tokens; beyond {self._longest} {type(self.model).__name__} rescales the "
+                "positions of every conversation in a pass; lower sampling.max_tokens or reward.max_tokens"
+            )
+
+
+class ResponseLogprobs(_Responses):
     """A causal language model that returns the log-probability of each packed response."""
 
     def __init__(self, model: Any, logit_rows: int = 1024) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.head = TokenLogprobs(model.lm_head, logit_rows)
+        super().__init__(model)
+        self.logit_rows = logit_rows
+        self.head = TokenLogprobs(model.get_output_embeddings(), logit_rows)
 
     def forward(self, packed: Packed) -> Tensor:
         """Return log-probabilities in nats, summed over each response's tokens, float32, shape [R]."""
-        rows = hidden_states(self.model.model, packed)[packed.before]
+        self._check_lengths(packed)
+        if self.plain:
+            return plain_forward.response_logprobs(self.model, packed.input_ids, packed.sizes, self.logit_rows)
+        rows = hidden_states(body_of(self.model), packed)[packed.before]
         sums = torch.zeros(len(packed.last), dtype=torch.float32, device=rows.device)
         return sums.index_add(0, packed.owner, self.head(rows, packed.targets))
 
@@ -183,16 +240,22 @@ class TokenLogprobs(nn.Module):
         return chunked_logprobs(rows, self.weight, self.bias, targets, self.logit_rows)
 
 
-class ResponseScores(nn.Module):
-    """A decoder with a `score` layer of one output that returns the reward of each packed conversation."""
+class ResponseScores(_Responses):
+    """A decoder with a `score` layer of one output that returns the reward of each packed conversation.
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model: Any = model
+    With `token` the model is a causal language model, whose `score` layer is the output layer's row of this token.
+    """
+
+    def __init__(self, model: Any, token: int | None = None) -> None:
+        super().__init__(model)
+        self.token = token
 
     def forward(self, packed: Packed) -> Tensor:
         """Return rewards, read at the last token of each response, float32, shape [R]."""
-        hidden = hidden_states(self.model.model, packed)
+        self._check_lengths(packed)
+        if self.plain:
+            return plain_forward.response_scores(self.model, packed.input_ids, packed.sizes, self.token)
+        hidden = hidden_states(body_of(self.model), packed)
         rows = hidden[packed.last.to(hidden.device)]  # the layers of a large model may be on several GPUs
         return self.model.score(rows).squeeze(-1).float()
 

@@ -23,21 +23,31 @@ def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: 
     """Load a language model with a new seeded reward head: N(0, 1 / (hidden + 1)) (Stiennon et al. 2020).
 
     A reward model keeps its own head. The pad token becomes one that ends no turn: transformers reads the score before
-    trailing pad tokens, so that a pad token equal to the end of turn would move it. The model attends to packed
-    sequences.
+    trailing pad tokens, so that a pad token equal to the end of turn would move it.
+
+    Raises:
+        InputError: transformers has no classifier of this kind that reads its score off the last token.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    from psyco_ray.models import attention
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModelForSequenceClassification,
+    )
 
     config = AutoConfig.from_pretrained(path, num_labels=1, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(
+            f"{path} is a {config.model_type}, which transformers has no classifier of; choose another model"
+        )
     has_head = any("SequenceClassification" in name for name in config.architectures or [])
     tokenizer.pad_token_id = distinct_pad(tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attention.NAME, trust_remote_code=False
+        path, config=config, dtype=dtype, trust_remote_code=False
     )
-    model.config.pad_token_id = tokenizer.pad_token_id
+    if not hasattr(model, "score"):
+        raise InputError(f"{path} is a {config.model_type}, which is no decoder; choose a causal language model")
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     model.config.architectures = [type(model).__name__]  # instead of the base model's class
     if not has_head:
         generator = torch.Generator().manual_seed(seed)
@@ -76,10 +86,11 @@ def distinct_pad(tokenizer: PreTrainedTokenizerBase) -> int:
 class RewardModel:
     """A frozen reward model of any family.
 
-    Decoders score packed rows, in which a prompt is computed once for all its responses; other families score padded
-    batches. Either way a score equals the one that transformers gives to the conversation alone. The score of an
-    unfinished response is read at its last text token, because its conversation has no end of turn. A model without a
-    chat template marks no end of turn, so that `finished` does not change its scores.
+    Decoders score packed rows, in which a prompt is computed once for all its responses, unless the self-test finds
+    that packing changes their scores; other families score padded batches. A score equals the one that transformers
+    gives to the conversation alone. The score of an unfinished response is read at its last text token, because its
+    conversation has no end of turn. A model without a chat template marks no end of turn, so that `finished` does not
+    change its scores.
 
     With `logit_token` the model is a causal language model, whose score is the logit of that token after the
     conversation, as in NVIDIA's Nemotron reward models for transformers.
@@ -115,7 +126,7 @@ class RewardModel:
         import torch
         from transformers import AutoTokenizer
 
-        from psyco_ray.models import attention, loading, templates
+        from psyco_ray.models import loading, selftest, templates
         from psyco_ray.models.packing import ResponseScores
 
         path = loading.resolve(name)
@@ -126,13 +137,13 @@ class RewardModel:
             model = _load_logit_head(name, path, settings.dtype, spread, logit_token)
         if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
             raise InputError(f"reward model {name} does not fit on {settings.gpus:g} GPUs; raise scorers.gpus")
-        packs = logit_token is not None or can_pack(model)
+        decodes = logit_token is not None or is_decoder(model)
         self._row_tokens = settings.row_tokens
         self._device = torch.device("cuda" if settings.gpus else "cpu")
         self._model: Any = model.eval() if spread else model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes a question and an answer
         self._tokenizer = (
-            loading.load_tokenizer(path) if packs else AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            loading.load_tokenizer(path) if decodes else AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         )
         templates.with_options(self._tokenizer, template_options or {})
         if self._tokenizer.chat_template:
@@ -140,10 +151,11 @@ class RewardModel:
         # transformers classifies before trailing pad tokens; a logit is read at the last token, whatever it is
         self._pad = None if logit_token is not None else model.config.get_text_config().pad_token_id
         self._max_tokens = max_tokens or max_positions(model)
-        self._packed: Any = None
-        if packs:
-            model.set_attn_implementation(attention.NAME)
-            self._packed = ResponseScores(model)
+        self._decoder: Any = None
+        self.note = ""  # how the model is computed, if a user should know
+        if decodes:
+            self._decoder = ResponseScores(self._model, logit_token)
+            self.note = selftest.choose(self._decoder, name).note(f"reward model {name}")
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Score every conversation's responses.
@@ -167,7 +179,7 @@ class RewardModel:
             cuts.append(cut)
         fitting = [encoded for encoded in inputs if encoded is not None]
         with torch.inference_mode():
-            scores = iter(self._score_packed(fitting) if self._packed else self._score_padded(fitting))
+            scores = iter(self._score_trees(fitting) if self._decoder else self._score_padded(fitting))
         return [
             ScoreResult(request.key, None if encoded is None else tuple(next(scores)), cut)
             for request, encoded, cut in zip(requests, inputs, cuts, strict=True)
@@ -202,15 +214,15 @@ class RewardModel:
             for text, pair in zip(request.responses, inputs, strict=True)
         ], excess
 
-    def _score_packed(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
-        """Return the scores of each group's responses, computed in rows of whole groups."""
+    def _score_trees(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
+        """Return the scores of each group's responses, computed in batches of whole groups."""
         from psyco_ray.models.packing import branch, pack
 
         trees = [branch([self._scored_ids(pair["input_ids"]) for pair in group]) for group in groups]
         sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
         scores: list[list[float]] = [[] for _ in groups]
         for row in plan_rows(sizes, self._row_tokens):
-            values = iter(self._packed(pack([trees[index] for index in row]).to(self._device)).tolist())
+            values = iter(self._decoder(pack([trees[index] for index in row]).to(self._device)).tolist())
             for index in row:
                 scores[index] = [next(values) for _ in trees[index][1]]
         return scores
@@ -270,7 +282,7 @@ def _load_logit_head(name: str, path: Path, dtype: str, device_map: str | None, 
     """Load a causal language model whose `score` is the output layer's row of one token.
 
     Raises:
-        InputError: the model changes its logits, is no plain decoder, or has no such token.
+        InputError: the model has no output layer, or no such token.
     """
     import torch
 
@@ -278,8 +290,8 @@ def _load_logit_head(name: str, path: Path, dtype: str, device_map: str | None, 
 
     model: Any = loading.load_causal_lm(path, dtype, device_map)
     output = model.get_output_embeddings()
-    if not _is_plain_decoder(model):
-        raise InputError(f"reward model {name} is no plain decoder, which logit_token needs; leave this model out")
+    if not isinstance(output, torch.nn.Linear):
+        raise InputError(f"reward model {name} has no output layer, which logit_token needs; leave this model out")
     if token >= output.out_features:
         raise InputError(
             f"logit_token {token} is not in the vocabulary of {name}, which has {output.out_features} tokens"
@@ -290,25 +302,11 @@ def _load_logit_head(name: str, path: Path, dtype: str, device_map: str | None, 
     return model
 
 
-def can_pack(model: Any) -> bool:
-    """Whether a sequence classifier is a plain decoder, whose score is read at the last token."""
+def is_decoder(model: Any) -> bool:
+    """Whether a sequence classifier reads its score off a decoder's last token."""
     from transformers.modeling_layers import GenericForSequenceClassification
 
-    return isinstance(model, GenericForSequenceClassification) and _is_plain_decoder(model)
-
-
-def _is_plain_decoder(model: Any) -> bool:
-    """Whether all layers attend.
-
-    Layers with a running state (Mamba, linear attention) would carry it from one response into the next.
-    """
-    config = model.config
-    return (
-        model.base_model_prefix == "model"
-        and config.get_text_config() is config
-        and not model._is_stateful
-        and set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
-    )
+    return isinstance(model, GenericForSequenceClassification)
 
 
 def max_positions(model: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import socket
@@ -14,6 +15,8 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_log = logging.getLogger(__name__)
 
 EXIT_S = 5.0  # for an actor to exit by itself
 _SHARED_MEMORY = "/dev/shm/"
@@ -33,12 +36,22 @@ class Process:
     children: tuple[tuple[int, float], ...]  # pid and start of all descendants
     segments: tuple[str, ...]  # files of shared memory that it or a descendant maps
     scratch: str  # its directory for temporary files
+    notes: tuple[str, ...]  # what a user should know about the loaded actor
+
+    def report(self, logged: set[str]) -> None:
+        """Log the notes that are not in `logged`, and add them."""
+        for note in self.notes:
+            if note not in logged:
+                _log.warning(note)
+        logged.update(self.notes)
 
 
-def describe() -> Process:
-    """This process."""
+def get_ready(actor: Any) -> Process:
+    """Load an actor in its process, and describe it; `actor.notes` need not exist."""
     import psutil
 
+    own_scratch()
+    actor.ready()
     process = psutil.Process()
     children = process.children(recursive=True)
     pids = (process.pid, *(child.pid for child in children))
@@ -50,6 +63,7 @@ def describe() -> Process:
         children=tuple((child.pid, child.create_time()) for child in children),
         segments=tuple(sorted({name for pid in pids for name in _segments(pid)})),
         scratch=tempfile.gettempdir(),
+        notes=tuple(getattr(actor, "notes", ())),
     )
 
 

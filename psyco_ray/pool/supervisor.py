@@ -57,6 +57,7 @@ class Supervisor:
         self._last_healthy = time.monotonic()  # when an actor could last work
         self._last_drain_check = 0.0
         self._last_reason = ""
+        self._notes: set[str] = set()  # of ready actors, as logged
         self._error: BaseException | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{role} pool", daemon=True)
@@ -192,7 +193,7 @@ class Supervisor:
                 continue
             elif slot.state is State.ABSENT and now >= slot.not_before:
                 slot.actor = self._create(slot.index)
-                slot.enter(State.STARTING, slot.actor.__ray_call__.remote(_get_ready))
+                slot.enter(State.STARTING, slot.actor.__ray_call__.remote(processes.get_ready))
             elif slot.state is State.IDLE and slot.updated is not self._update:
                 assert self._update is not None, "an update is never withdrawn"
                 slot.send(self._update)
@@ -218,6 +219,7 @@ class Supervisor:
             self.fail(slot, reason, RuntimeError(f"{self.role} {slot} {reason}"))
         else:
             slot.start_error = None
+            slot.process.report(self._notes)
             if self._update is None:
                 slot.failed_starts = 0
             slot.enter(State.IDLE)
@@ -341,10 +343,3 @@ def _wait(refs: list[Any], timeout_s: float) -> list[Any]:
         return []
     first, _ = ray.wait(refs, timeout=timeout_s)
     return ray.wait(refs, num_returns=len(refs), timeout=0)[0] if first else []
-
-
-def _get_ready(actor: Any) -> processes.Process:
-    """Runs in the actor: load the model and describe the process."""
-    processes.own_scratch()
-    actor.ready()
-    return processes.describe()

@@ -9,7 +9,7 @@ from typing import Any
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.run.startup import gc_paused
-from psyco_ray.run.types import Group, PromptBatch, SentWeights, Weights, WeightUpdateAck
+from psyco_ray.run.types import Group, PreferencePair, PromptBatch, SentWeights, Weights, WeightUpdateAck
 
 
 def actor_environment(settings: Rollouts) -> dict[str, str]:
@@ -106,25 +106,23 @@ class RolloutActor:
         """Free the GPU until the next call that needs it."""
         self._engine.sleep(keep_weights)
 
-    def load_weights(
-        self, weights: Weights | SentWeights, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]
-    ) -> WeightUpdateAck:
-        """Load weights, or confirm those received in chunks, and compute the log-probability of a probe with them.
+    def load_weights(self, weights: Weights | SentWeights, probe: PreferencePair) -> WeightUpdateAck:
+        """Load weights, or confirm those received in chunks, and compute the log-probabilities of a probe with them.
 
         Args:
             weights: the new version.
-            prompt_ids: token ids of the probe's prompt.
-            response_ids: token ids of the probe's response.
+            probe: a prompt with two responses.
 
         Raises:
             WeightTransferError: other weights arrived.
         """
         began = time.perf_counter()
         loaded_bytes = self._engine.load_weights(weights)
+        responses = probe.chosen_ids, probe.rejected_ids
         return WeightUpdateAck(
             version=self._engine.version,
             digest=weights.digest,  # the engine refuses any other
             bytes=loaded_bytes,
-            logprob=self._engine.logprob(prompt_ids, response_ids),
+            logprobs=tuple(self._engine.logprob(probe.prompt_ids, response) for response in responses),
             seconds=time.perf_counter() - began,
         )

@@ -55,6 +55,7 @@ class ScorerActor:
         self.name, self._settings, self._max_tokens, self._logit_token = name, settings, max_tokens, logit_token
         self._reward_specs, self._reference_spec = rewards, reference
         self._template_options = template_options
+        self.notes: tuple[str, ...] = ()  # what a user should know about the loaded models
 
     @gc_paused()
     def ready(self) -> str:
@@ -65,7 +66,7 @@ class ScorerActor:
         """
         import torch
 
-        from psyco_ray.models import loading
+        from psyco_ray.models import loading, selftest
         from psyco_ray.models.packing import ResponseLogprobs
 
         torch.set_num_threads(self._settings.threads)
@@ -80,10 +81,14 @@ class ScorerActor:
             )
             for key, spec in self._reward_specs.items()
         }
+        self.notes = tuple(model.note for model in self._rewards.values() if model.note)
         self._reference: Any = None
         if self._reference_spec:
             policy = loading.load_causal_lm(loading.resolve(self._reference_spec), self._settings.dtype)
             self._reference = ResponseLogprobs(policy.to(self._device))
+            choice = selftest.choose(self._reference, self._reference_spec)
+            if choice.plain:
+                self.notes += (choice.note(f"reference {self._reference_spec}"),)
         return self.name
 
     def score(self, item: tuple[Group, list[dict[str, str]], tuple[str, ...]]) -> Iterator[tuple[Group, float]]:

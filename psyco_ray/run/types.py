@@ -145,7 +145,7 @@ class WeightUpdateAck:
     version: int
     digest: str
     bytes: int  # received: all weights or a delta
-    logprob: float  # of the probe under these weights, nats
+    logprobs: tuple[float, ...]  # of the probe's two responses under these weights, nats
     seconds: float
 
 

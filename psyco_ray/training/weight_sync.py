@@ -2,7 +2,8 @@
 
 Invariants:
     - All actors that sample have the same version of the weights, verified by digest.
-    - Every engine computes with the new weights, verified by the log-probability of one response (the probe).
+    - Every engine computes with the new weights, verified by the log-probabilities of one pair (the probe). Its second
+      response shares the prompt with the first on the learner, which must not change it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from psyco_ray.rollout.actor import RolloutActor
 
@@ -58,7 +61,7 @@ def push_weights(
         learner: holds the weights.
         rollouts: receive the weights.
         version: of the weights.
-        probe: a pair whose chosen response is the probe.
+        probe: a prompt with two responses, which the learner and the engines must give the same log-probabilities.
         settings: deadline, bucket size, largest gap.
         transport: object_store, nccl or ipc.
         workers: of each actor's engine.
@@ -74,18 +77,16 @@ def push_weights(
         True
     """
     began = time.monotonic()
-    # only the chosen response is compared, so one token stands for the rejected one
-    expected = learner.evaluate_pairs([replace(probe, rejected_ids=probe.chosen_ids[:1])])[0][0]
+    [expected] = learner.evaluate_pairs([probe])
     weights = _send_or_export(learner, rollouts, version, settings, transport, workers)
     handover()
     exported = time.monotonic()
 
-    tokens = len(probe.chosen_ids)
+    tokens = len(probe.chosen_ids), len(probe.rejected_ids)
     acks = rollouts.broadcast(
         RolloutActor.load_weights,
         weights,
-        probe.prompt_ids,
-        probe.chosen_ids,
+        probe,
         version=version,
         check=lambda ack: _mismatch(ack, weights, expected, tokens, settings.max_gap),
         deadline_s=settings.deadline_s,
@@ -96,21 +97,27 @@ def push_weights(
     return SyncReport(version, size, len(acks), exported - began, loaded - exported, gap)
 
 
-def _gap(ack: WeightUpdateAck, expected: float, tokens: int) -> float:
-    """Difference of the probe's log-probability between engine and learner, nats per token."""
-    return abs(ack.logprob - expected) / tokens
+Values = tuple[float, ...]
+"""Of the probe's two responses."""
+
+
+def _gap(ack: WeightUpdateAck, expected: Values, tokens: tuple[int, ...]) -> float:
+    """Larger difference of a response's log-probability between engine and learner, nats per token."""
+    gaps = [abs(a - b) / n for a, b, n in zip(ack.logprobs, expected, tokens, strict=True)]
+    return float(np.max(gaps))  # NaN if one of them is
 
 
 def _mismatch(
-    ack: WeightUpdateAck, sent: Weights | SentWeights, expected: float, tokens: int, max_gap: float
+    ack: WeightUpdateAck, sent: Weights | SentWeights, expected: Values, tokens: tuple[int, ...], max_gap: float
 ) -> str | None:
     """Why an actor does not have the weights that were sent; None if it has."""
     if (ack.version, ack.digest) != (sent.version, sent.digest):
         return f"it took version {ack.version} with digest {ack.digest}, {sent.digest} was sent"
     if not (gap := _gap(ack, expected, tokens)) <= max_gap:  # a gap of NaN is no match either
+        ours, theirs = (" and ".join(f"{value:.3f}" for value in values) for values in (expected, ack.logprobs))
         return (
-            f"after the update to version {sent.version} the learner gives the probe {expected:.3f} nats and it gives "
-            f"{ack.logprob:.3f}: {gap:.3f} per token, more than sync.max_gap {max_gap:g}"
+            f"after the update to version {sent.version} the learner gives the probe's responses {ours} nats and it "
+            f"gives {theirs}: up to {gap:.3f} per token, more than sync.max_gap {max_gap:g}"
         )
     return None
 

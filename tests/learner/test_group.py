@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from psyco_ray.config.errors import NonFiniteError
 from psyco_ray.config.resources import Learners
@@ -125,6 +126,45 @@ def test_every_zero_stage_takes_the_same_steps_as_one_process(
         difference = (state[name] - value).abs()
         assert difference.mean() < 2e-6, name
         assert difference.max() < 2e-3, name
+
+
+def test_a_model_that_cannot_be_packed_starts_at_its_reference(local_ray, tiny_model, tmp_path, caplog) -> None:
+    """Linear attention would carry its state from the chosen response into the rejected one; ZeRO-3 ranks agree."""
+    config = AutoConfig.for_model(
+        "qwen3_5_text",
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        attention_dropout=0.3,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    pairs = examples(6)
+    learner = group(tmp_path, DpoObjective(DpoConfig()), ranks=2, stage=3)
+    try:
+        values = learner.evaluate_pairs(pairs)
+        first = next(steps(learner, [replace(p, reference=v) for p, v in zip(pairs, values, strict=True)], seed=0))
+    finally:
+        learner.close()
+    with torch.no_grad():
+        expected = [logprob(model, p.prompt_ids, ids).item() for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
+    assert [value for both in values for value in both] == pytest.approx(expected, abs=1e-3)
+    assert abs(first.metrics["margin"]) < 1e-5
+    assert abs(first.metrics["chosen_shift"]) < 1e-4
+    told = [record.getMessage() for record in caplog.records if "without sharing prompts" in record.getMessage()]
+    assert len(told) == 1
+    assert "it has layers with a running state (linear_attention)" in told[0]
 
 
 def test_bf16_follows_float32_and_values_that_are_not_finite_end_the_step(

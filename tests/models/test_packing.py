@@ -205,11 +205,3 @@ def test_only_attention_is_padded() -> None:
     rows, _, width, _ = packed.mask.shape
     assert width == max(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
     assert rows < len(batch), "short trees share a row"
-
-
-def test_attention_sinks_are_refused() -> None:
-    states = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ValueError, match="attention sinks"):
-        attention.attention(
-            None, states, states, states, torch.zeros(1, 1, 2, 2), cells=torch.arange(2), sizes=[(1, 1)], s_aux=states
-        )

@@ -379,13 +379,12 @@ def test_a_response_longer_than_the_context_is_refused(base_model, tmp_path) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "packs"),
-    [("llama", True), ("gemma3_text", True), ("qwen3_next", False), ("minimax", False), ("gpt2", False)],
+    ("kind", "decodes"), [("llama", True), ("gemma3_text", True), ("qwen3_next", True), ("gpt2", False)]
 )
-def test_only_plain_decoders_are_packed(kind: str, packs: bool) -> None:
+def test_decoders_that_read_their_last_token_are_told_from_others(kind: str, decodes: bool) -> None:
     with torch.device("meta"):
         config = AutoConfig.for_model(kind, num_labels=1, num_hidden_layers=4)
-        assert reward_model.can_pack(AutoModelForSequenceClassification.from_config(config)) is packs
+        assert reward_model.is_decoder(AutoModelForSequenceClassification.from_config(config)) is decodes
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 600), st.booleans())

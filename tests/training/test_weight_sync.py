@@ -120,7 +120,7 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
 def test_samples_say_which_weights_made_them_and_a_stale_actor_refuses(learner, rollouts) -> None:
     probe = pairs(1, seed=7)[0]
     weights = learner.export(2, 1024)
-    loaded = on_all(rollouts, "load_weights", weights, probe.prompt_ids, probe.chosen_ids)
+    loaded = on_all(rollouts, "load_weights", weights, probe)
     assert {(found.version, found.digest) for found in loaded} == {(2, weights.digest)}
     stream = rollouts.stream(RolloutActor.sample, [request(2)], identity=lambda found: found[0].prompt.speech_id)
     assert {group.version for group, _ in stream} == {2}
@@ -131,8 +131,7 @@ def test_samples_say_which_weights_made_them_and_a_stale_actor_refuses(learner, 
 def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) -> None:
     weights = learner.export(3, 1024)
     probe = pairs(1, seed=7)[0]
-    texts = (probe.prompt_ids, probe.chosen_ids)
-    on_all(rollouts, "load_weights", weights, *texts)
+    on_all(rollouts, "load_weights", weights, probe)
     bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(weights.refs[0]).items()}
     name = next(iter(bucket))
     bucket[name][0].reshape(-1)[17] ^= 1 << 20  # one bit
@@ -140,11 +139,11 @@ def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) 
     with pytest.raises(
         WeightTransferError, match=r"the weights that arrived have digest \w+, those sent had \w+; nothing was"
     ):
-        on_all(rollouts, "load_weights", corrupted, *texts)
+        on_all(rollouts, "load_weights", corrupted, probe)
     assert max(gaps(learner, rollouts, probe)) < 1e-4
     missing = {key: value for key, value in bucket.items() if key != name}
     with pytest.raises(WeightTransferError, match="nothing was loaded"):
-        on_all(rollouts, "load_weights", replace(weights, refs=(ray.put(missing),)), *texts)
+        on_all(rollouts, "load_weights", replace(weights, refs=(ray.put(missing),)), probe)
 
 
 def changed_a_little(weights: Weights, version: int) -> Weights:
@@ -162,25 +161,24 @@ def changed_a_little(weights: Weights, version: int) -> Weights:
 
 
 def test_a_delta_does_what_all_weights_do(learner, rollouts) -> None:
-    texts = pairs(1, seed=7)[0].prompt_ids, pairs(1, seed=7)[0].chosen_ids
+    probe = pairs(1, seed=7)[0]
     whole = learner.export(20, 1, deltas=True)
-    before = on_all(rollouts, "load_weights", whole, *texts)
+    before = on_all(rollouts, "load_weights", whole, probe)
     version = whole
     for number in (21, 22):
         version = changed_a_little(version, number)
-        by_delta = on_all(rollouts, "load_weights", version, *texts)
+        by_delta = on_all(rollouts, "load_weights", version, probe)
         assert {found.bytes for found in by_delta} == {version.delta.bytes}
         assert version.delta.bytes < version.bytes / 100
-    entire = on_all(rollouts, "load_weights", replace(version, version=23, delta=None), *texts)
+    entire = on_all(rollouts, "load_weights", replace(version, version=23, delta=None), probe)
     assert {found.bytes for found in entire} == {whole.bytes}
-    assert [found.logprob for found in by_delta] == [found.logprob for found in entire]
-    assert abs(by_delta[0].logprob - before[0].logprob) > 1e-3
+    assert [found.logprobs for found in by_delta] == [found.logprobs for found in entire]
+    assert abs(by_delta[0].logprobs[0] - before[0].logprobs[0]) > 1e-3
 
 
 @pytest.mark.long
 def test_an_engine_over_several_processes_takes_weights_and_deltas(learner, tiny_model) -> None:
     probe = pairs(1, seed=7)[0]
-    texts = probe.prompt_ids, probe.chosen_ids
     settings = Rollouts(tensor_parallel=2, cpus=1, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)
     cores = sorted(os.sched_getaffinity(0))
     variables = actor_environment(settings) | {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}
@@ -191,32 +189,31 @@ def test_an_engine_over_several_processes_takes_weights_and_deltas(learner, tiny
     try:
         pool.wait_ready()
         whole = learner.export(50, 1, deltas=True)
-        [taken] = on_all(pool, "load_weights", whole, *texts)
+        [taken] = on_all(pool, "load_weights", whole, probe)
         assert (taken.version, taken.digest) == (50, whole.digest)
-        assert taken.logprob == pytest.approx(learner.evaluate_pairs([probe])[0][0], abs=1e-3)
-        [by_delta] = on_all(pool, "load_weights", changed_a_little(whole, 51), *texts)
+        assert taken.logprobs == pytest.approx(learner.evaluate_pairs([probe])[0], abs=1e-3)
+        [by_delta] = on_all(pool, "load_weights", changed_a_little(whole, 51), probe)
         assert by_delta.bytes < whole.bytes / 100
-        [entire] = on_all(pool, "load_weights", replace(changed_a_little(whole, 51), version=52, delta=None), *texts)
-        assert by_delta.logprob == entire.logprob
-        assert abs(entire.logprob - taken.logprob) > 1e-3
+        [entire] = on_all(pool, "load_weights", replace(changed_a_little(whole, 51), version=52, delta=None), probe)
+        assert by_delta.logprobs == entire.logprobs
+        assert abs(entire.logprobs[0] - taken.logprobs[0]) > 1e-3
     finally:
         pool.close()
 
 
 def test_whoever_cannot_use_a_delta_takes_all_weights(learner, rollouts) -> None:
     probe = pairs(1, seed=7)[0]
-    texts = probe.prompt_ids, probe.chosen_ids
     whole = learner.export(30, 1024, deltas=True)
     next_one = changed_a_little(whole, 31)
-    on_all(rollouts, "load_weights", replace(whole, keep=False), *texts)
-    late = on_all(rollouts, "load_weights", next_one, *texts)
+    on_all(rollouts, "load_weights", replace(whole, keep=False), probe)
+    late = on_all(rollouts, "load_weights", next_one, probe)
     assert {found.bytes for found in late} == {whole.bytes}, "they hold nothing that the delta could change"
     damaged = {name: (places, values ^ 1) for name, (places, values) in ray.get(next_one.delta.ref).items()}
     last = changed_a_little(next_one, 32)
     broken = replace(last, delta=replace(last.delta, ref=ray.put(damaged)))
     with pytest.raises(WeightTransferError, match="nothing was loaded"):
-        on_all(rollouts, "load_weights", broken, *texts)
-    again = on_all(rollouts, "load_weights", broken, *texts)
+        on_all(rollouts, "load_weights", broken, probe)
+    again = on_all(rollouts, "load_weights", broken, probe)
     assert {found.bytes for found in again} == {whole.bytes}
 
 
@@ -265,33 +262,38 @@ def test_where_weights_cannot_be_sent_they_go_through_the_object_store(learner, 
 class Taking:
     """Stands for a rollout actor in how it takes weights."""
 
-    def __init__(self, how: str) -> None:
-        self.how = how
+    def __init__(self, how: str, chosen: float) -> None:
+        self.how, self.chosen = how, chosen
 
     def ready(self) -> None: ...
 
-    def load_weights(self, weights, prompt_ids, response_ids) -> WeightUpdateAck:
+    def load_weights(self, weights, probe) -> WeightUpdateAck:
         if self.how == "slow":
             time.sleep(30)
-        # forgetful: it says that it took them, and computes with others
-        return WeightUpdateAck(weights.version, "" if self.how == "other" else weights.digest, weights.bytes, -1.0, 0.0)
+        # forgetful: it says that it took them, and computes with others; half: only the first response is right
+        logprobs = (self.chosen, -1.0) if self.how == "half" else (-1.0, -1.0)
+        digest = "" if self.how == "other" else weights.digest
+        return WeightUpdateAck(weights.version, digest, weights.bytes, logprobs, 0.0)
 
 
 @pytest.mark.parametrize(
     ("how", "error", "told"),
     [
         ("forgetful", RuntimeError, r"after the update to version 5 .* more than sync.max_gap 0.02"),
+        ("half", RuntimeError, r"after the update to version 5 .* more than sync.max_gap 0.02"),
         ("other", RuntimeError, r"it took version 5 with digest , \w+ was sent"),
         ("slow", TimeoutError, r"rollout actor [01] on \S+ did not finish load_weights within 2 s"),
     ],
 )
 def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error, told) -> None:
     actor = ray.remote(Taking).options(num_cpus=0)
-    pool = ActorPool("rollout", lambda _: actor.remote(how), 2, Deadlines(start_s=60, item_s=30))
+    probe = pairs(1, seed=7)[0]
+    [(chosen, _)] = learner.evaluate_pairs([probe])
+    pool = ActorPool("rollout", lambda _: actor.remote(how, chosen), 2, Deadlines(start_s=60, item_s=30))
     try:
         pool.wait_ready()
         with pytest.raises(error, match=f"no rollout actor took version 5: .*{told}"):
-            weight_sync.push_weights(learner, pool, 5, pairs(1, seed=7)[0], Sync(max_gap=0.02, deadline_s=2))
+            weight_sync.push_weights(learner, pool, 5, probe, Sync(max_gap=0.02, deadline_s=2))
     finally:
         pool.close()
 
