@@ -20,11 +20,13 @@ from psyco_ray.models import attention
 from psyco_ray.models.packing import Packed, ResponseLogprobs, ResponseScores, Tree, body_of, pack
 
 # tokens of each made-up tree's prompt and of its responses
-_SIZES = ((5, (6, 8)), (3, (7, 4, 9)))
+_SIZES = ((4, (5, 6)), (3, (6, 3)))
 # of sliding layers during the test, so that it needs no text longer than the model's own window
 _WINDOW = 4
-# largest relative difference that rounding explains
-_TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+# largest relative difference that rounding explains: of a state, and of a log-probability, which averages them
+# (measured on SmolLM2-135M, 30 layers: 1e-6, 3e-3, 2e-2, and 3e-7, 4e-4, 2e-3)
+_STATE_TOLERANCE = {torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+_VALUE_TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 # of a response when its siblings change: same shapes and same sums, so rounding explains nothing
 _LEAK_TOLERANCE = 1e-6
 # what a model raises that cannot take packed tokens, or any
@@ -110,7 +112,7 @@ def unpackable(module: ResponseLogprobs | ResponseScores) -> str:
         return "it scales attention by the position in the row (attn_temperature_tuning)"
     if config._attn_implementation != attention.NAME:
         return f"the attention of {type(body).__name__} cannot be exchanged"
-    if isinstance(module, ResponseLogprobs):
+    if isinstance(module, ResponseLogprobs) or module.token is not None:
         changed = _changed_logits(config)
         if changed:
             return f"it changes its logits after the output layer ({', '.join(changed)})"
@@ -189,7 +191,7 @@ def _plain_result(test: _Test, trees: list[Tree], name: str) -> _Result:
     first = 0
     for _, responses in trees:
         for prompt in plain.prompts[first : first + len(responses)]:
-            if _difference(prompt, plain.prompts[first]) > _TOLERANCE[test.dtype]:
+            if _difference(prompt, plain.prompts[first]) > _STATE_TOLERANCE[test.dtype]:
                 raise InputError(f"{name} ({kind}) looks ahead in its text; choose a causal language model")
         first += len(responses)
     return plain
@@ -203,29 +205,25 @@ def _compare(test: _Test, trees: list[Tree], plain: _Result) -> tuple[str, float
     """
     described = _described(test.body.config)
     try:
-        packed = test.run(trees, plain=False)
-        changed = [test.run(_exchanged(trees, parity), plain=False) for parity in (0, 1)]
+        packed, exchanged = (test.run(some, plain=False) for some in (trees, _exchanged(trees)))
     except _FAILURES as error:
         return f"it cannot take packed tokens ({type(error).__name__}){described}", None
-    pairs = list(zip(packed.states, plain.states, strict=True))
-    scale = plain.values.abs().max().clamp(min=1e-6)
-    values = ((packed.values - plain.values).abs().max() / scale).item()
-    difference = max(values, *(_difference(one, other) for one, other in pairs))
     # experts take a different number of tokens after an exchange, and their sums are rounded differently
     routed = any(name.endswith("experts") for name, _ in test.body.named_modules())
-    leak_tolerance = _TOLERANCE[test.dtype] if routed else _LEAK_TOLERANCE
-    parities = [index % 2 for _, responses in trees for index in range(len(responses))]
-    leak = max(
-        _difference(after.states[index], packed.states[index])
-        for parity, after in enumerate(changed)
-        for index in range(len(parities))
-        if parities[index] != parity
-    )
-    if not leak <= leak_tolerance:
-        return f"packed responses change each other, by {leak:.2g}{described}", difference
-    if not difference <= _TOLERANCE[test.dtype]:
-        return f"packed differs from transformers by {difference:.2g}{described}", difference
-    return "", difference
+    leak = _largest(exchanged.states[1:], packed.states[1:])
+    if not leak <= (_STATE_TOLERANCE[test.dtype] if routed else _LEAK_TOLERANCE):
+        return f"packed responses change each other, by {leak:.2g}{described}", leak
+    state = _largest(packed.states, plain.states)
+    value = ((packed.values - plain.values).abs().max() / plain.values.abs().max().clamp(min=1e-6)).item()
+    # a score near zero is rounded like the large terms that cancel in it
+    exact = isinstance(test.module, ResponseLogprobs) or test.dtype == torch.float32
+    if not (state <= _STATE_TOLERANCE[test.dtype] and (value <= _VALUE_TOLERANCE[test.dtype] or not exact)):
+        return f"packed differs from transformers by {max(state, value):.2g}{described}", max(state, value)
+    return "", max(state, value)
+
+
+def _largest(some: list[Tensor], others: list[Tensor]) -> float:
+    return max(_difference(one, other) for one, other in zip(some, others, strict=True))
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
@@ -273,14 +271,12 @@ def _trees(model: Any) -> list[Tree]:
     ]
 
 
-def _exchanged(trees: list[Tree], parity: int) -> list[Tree]:
-    """Return trees in which every other response has other tokens."""
-    used = sorted({token for prompt, responses in trees for ids in (prompt, *responses) for token in ids})
+def _exchanged(trees: list[Tree]) -> list[Tree]:
+    """Return trees whose very first response has other tokens."""
+    [(prompt, [first, *others]), *rest] = trees
+    used = sorted({token for ids in (prompt, first, *others) for token in ids})
     after = dict(zip(used, used[1:] + used[:1], strict=True))
-    return [
-        (prompt, [[after[t] for t in ids] if i % 2 == parity else ids for i, ids in enumerate(responses)])
-        for prompt, responses in trees
-    ]
+    return [(prompt, [[after[token] for token in first], *others]), *rest]
 
 
 def _any_rank(found: bool, device: torch.device) -> bool:
