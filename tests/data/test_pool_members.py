@@ -12,10 +12,11 @@ import yaml
 from support import commands
 from support.logs import messages
 
-from psyco_ray.config.data import Respond
+from psyco_ray.config.data import DataJob, Respond
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.data import respond, tables
+from psyco_ray.data import members, respond, tables
+from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.draws import Draw
 from psyco_ray.models import loading
 from psyco_ray.run import shards
@@ -76,6 +77,20 @@ def test_the_papers_pool_has_engines_that_hold_its_weights() -> None:
     assert named.engines(job).actors == 3
     with pytest.raises(InputError, match="pool member x: rollouts"):
         respond.ResponderModel(name="x", model="a/b", rollouts={"gpu": 4}).engines(job)
+
+
+def test_members_of_one_model_with_other_template_options_have_engines_of_their_own(tmp_path) -> None:
+    api = {"api": {"model": "x", "base_url": "http://nowhere", "key_env": None}}
+    with pytest.raises(
+        InputError, match="paid is behind an API, which renders its prompts; leave template_options out"
+    ):
+        pool_of(tmp_path, {"name": "paid", "template_options": {"enable_thinking": False}, **api})
+    thinking = {"name": "thinking", "model": "owner/name"}
+    quick = thinking | {"name": "quick", "template_options": {"enable_thinking": False}}
+    pool = pool_of(tmp_path, thinking, quick, thinking | {"name": "warm", "temperature": 2.0})
+    job = DataJob(run_dir=str(tmp_path / "run"), sources=[{"name": "mine", "path": str(tables.SAMPLE)}])
+    runs = members.engine_runs(Dataset(job), pool, [])
+    assert [run.model.template_options for run in runs] == [{}, {"enable_thinking": False}]
 
 
 def test_refused_members_end_no_stage_and_a_resumed_one_draws_the_same(tmp_path, serve, local_ray) -> None:

@@ -69,6 +69,15 @@ def test_all_checkpoints_of_a_run_are_policies(run_dir) -> None:
         checkpoints.candidates(parsed(settings(run_dir / "evaluation", policies=entries)).policies)
 
 
+def test_a_base_model_has_the_template_options_of_its_run_and_a_policys_own_come_first(run_dir) -> None:
+    with (run_dir / "job.yaml").open("a") as file:
+        file.write("template_options: {enable_thinking: false, style: calm}\n")
+    entries = [{"name": "run", "model": str(run_dir), "iteration": "all", "template_options": {"style": "brisk"}}]
+    base, first, *_ = checkpoints.candidates(parsed(settings(run_dir / "evaluation", policies=entries)).policies)
+    assert base.checkpoint.template_options == {"enable_thinking": False, "style": "brisk"}
+    assert first.checkpoint.template_options == {"style": "brisk"}, "a checkpoint's template has the run's"
+
+
 def test_what_names_no_checkpoint_is_refused_in_one_sentence(run_dir, tiny_model) -> None:
     (run_dir / "iteration-001" / "checkpoint").unlink()
     cases = [
