@@ -14,6 +14,7 @@ from psyco_ray.config.data import Rate
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, PromptsFile, filled_messages, whole_text
+from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
@@ -89,6 +90,8 @@ class RateStage:
 
     def _messages(self, name: str, speech: str, responses: Sequence[str]) -> tuple[dict[str, str], ...]:
         principle = self.principles[name]
+        labels = [*outside_texts.labels(self.prompt), *(f"Response {i}:" for i in range(1, len(responses) + 1))]
+        speech, *responses = (outside_texts.as_data(text, labels) for text in (speech, *responses))
         values = {
             "{principle}": f"{principle['title']}\n{principle['text']}",
             "{client_speech}": speech,

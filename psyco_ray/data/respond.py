@@ -18,6 +18,7 @@ from psyco_ray.config.job_file import Positive, Section, TemplateOptions
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.data.draws import Draw
+from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
@@ -198,7 +199,7 @@ class ApiStage:
         task, sampling = self.task, self.task.sampling
         for row in task.rows(part):
             call = Call(
-                tuple(task.messages(row["speech"])),
+                tuple(task.messages(outside_texts.as_data(row["speech"]))),
                 None,
                 sampling.max_tokens,
                 temperature=sampling.temperature,

@@ -13,6 +13,7 @@ import yaml
 from psyco_ray.config.data import Topics
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import prompt_messages
+from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.client import Call
@@ -64,8 +65,9 @@ class TopicStage:
             f"- {fine}: {texts['about']}" for topics in _taxonomy().values() for fine, texts in topics.items()
         )
         prompt = {**self.prompt, "user": self.prompt["user"].replace("{topics}", descriptions)}
+        labels = outside_texts.labels(self.prompt)
         for row in shards.read(self.root / "collect" / "speeches", part):
-            messages = tuple(prompt_messages(prompt, row["speech"]))
+            messages = tuple(prompt_messages(prompt, outside_texts.as_data(row["speech"], labels)))
             call = Call(messages, schema, self.settings.max_tokens, temperature=0.0)
             yield Question(row["speech_id"], "topic", call)
 

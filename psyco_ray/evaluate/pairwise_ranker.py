@@ -15,6 +15,7 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
 from psyco_ray.config.prompts import PromptsFile, filled_messages, whole_text
+from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
@@ -84,7 +85,9 @@ class RankStage:
         right = value == ORDERS.index(question.what) + 1
         return [{"pair": question.speech_id, "order": question.what, "right": right}]
 
-    def _messages(self, context: str, first: str, second: str) -> tuple[dict[str, str], ...]:
+    def _messages(self, *texts: str) -> tuple[dict[str, str], ...]:
+        labels = outside_texts.labels(self.prompt)
+        context, first, second = (outside_texts.as_data(text, labels) for text in texts)
         values = {"{client_speech}": context, "{conversation}": context, "{principles}": self.principles}
         return filled_messages(self.prompt, values | {"{response_1}": first, "{response_2}": second})
 

@@ -18,6 +18,7 @@ from psyco_ray.config.endpoint import Endpoint, Judging, Order
 from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
+from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
@@ -85,11 +86,12 @@ class VerdictStage:
     def questions(self, part: str) -> Iterator[Question]:
         """A question for each pair and order; a pair with a `certain` outcome needs none."""
         judging, seed = self.setup.judging, self.setup.seed
-        schema = verdict_schema(judging.rationale_chars)
+        schema, labels = verdict_schema(judging.rationale_chars), outside_texts.labels(self.prompt)
         for row in shards.read(self.pairs, part):
             for ours_first in orders(judging.order, seed, row):
                 a, b = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
-                values = dict(zip(PLACEHOLDERS, (self.principles, row["speech"], a, b), strict=True))
+                texts = [outside_texts.as_data(text, labels) for text in (row["speech"], a, b)]
+                values = dict(zip(PLACEHOLDERS, (self.principles, *texts), strict=True))
                 call = Call(filled_messages(self.prompt, values), schema, judging.max_tokens, temperature=0.0)
                 yield Question(row["speech_id"], row["key"], call, {"ours_first": ours_first})
 

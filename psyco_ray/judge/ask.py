@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -15,10 +16,12 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.judge.client import Answer, Call, Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
+from psyco_ray.judge.outside_texts import as_data
 from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter, Tokens
 from psyco_ray.run import reasoning
 
 _COMPLAINT_TOKENS = 80  # at most, nearly always
+_FENCED = re.compile(r"\s*```\w*\s*\n(.*)```\s*", re.DOTALL)  # an answer that is one code block
 
 T = TypeVar("T")
 
@@ -182,19 +185,20 @@ class ShardAsker:
 
 
 def parse_json(text: str) -> Any:
-    """The JSON in a model's answer: other text around it is ignored, small faults are repaired.
+    """The JSON in a model's answer: reasoning and other text around it are ignored, small faults are repaired.
 
-    An answer that ends before its JSON does is rejected, not completed.
+    Of an answer with reasoning, only what follows the last closing tag counts, so that no draft is taken for the
+    answer. Objects count before arrays. An answer that ends before its JSON does is rejected, not completed.
 
     Raises:
-        UnreadableAnswerError: the answer holds no JSON that can be read and stored.
+        UnreadableAnswerError: the answer holds no JSON that can be read and stored, its objects differ, or its
+            reasoning does not end.
     """
-    if text.lstrip().startswith("<think>"):
-        text = text.partition("</think>")[2]
+    fenced = _FENCED.fullmatch(text)
     try:
-        value = json.loads(text)
+        value = _strict(fenced[1] if fenced else text)  # first: a string in it may quote a tag
     except (ValueError, RecursionError):  # ValueError: also numbers of more digits than Python converts
-        value = _repaired(max(_json_candidates(text), key=len, default=""))
+        value = _only_value(list(_json_candidates(_answer_part(text))))
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
@@ -202,16 +206,49 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _repaired(candidate: str) -> Any:
-    if not candidate:
+def _answer_part(text: str) -> str:
+    """What follows the reasoning of an answer."""
+    if reasoning.is_open(text):
+        raise UnreadableAnswerError("the reasoning does not end, so that no answer follows it")
+    return reasoning.split(text)[1]
+
+
+def _only_value(candidates: list[str]) -> Any:
+    """The value that all parts of an answer hold; which of several different ones is meant cannot be known."""
+    if not candidates:
         raise UnreadableAnswerError("the answer holds no JSON")
+    values = [value for value in map(_repaired, candidates) if value]
+    objects = [value for value in values if isinstance(value, dict)]
+    forms = {json.dumps(value, sort_keys=True): value for value in objects or values}
+    if not forms:
+        raise UnreadableAnswerError("the answer holds no readable JSON")
+    if len(forms) > 1:
+        raise UnreadableAnswerError("the answer holds several JSON values that differ")
+    return next(iter(forms.values()))
+
+
+def _repaired(candidate: str) -> Any:
+    """The object or array of a part of an answer; None: it holds neither."""
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(candidate, strict=False)
+        return _strict(candidate)
     with contextlib.suppress(ValueError, RecursionError):
         value = json_repair.loads(candidate)
-        if isinstance(value, dict | list):
+        if isinstance(value, dict if candidate.startswith("{") else list):
             return value
-    raise UnreadableAnswerError("the answer holds no readable JSON")
+    return None
+
+
+def _strict(text: str) -> Any:
+    return json.loads(text, strict=False, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value and value[key] != item:
+            raise UnreadableAnswerError(f"the key {key[:60]!r} has several values in one JSON object")
+        value[key] = item
+    return value
 
 
 def _json_candidates(text: str) -> Iterator[str]:
@@ -237,7 +274,8 @@ def _json_candidates(text: str) -> Iterator[str]:
 
 def _with_complaint(call: Call, answer: Answer, reason: str) -> Call:
     complaint = f"This answer cannot be used: {reason}. Please answer again, in full and exactly in the form asked for."
-    said = {"role": "assistant", "content": answer.text or "(no answer)"}  # servers may refuse an empty message
+    # without reasoning, as in any conversation; servers may refuse an empty message
+    said = {"role": "assistant", "content": as_data(reasoning.split(answer.text)[1]) or "(no answer)"}
     return replace(
         call,
         messages=(*call.messages, said, {"role": "user", "content": complaint}),

@@ -66,3 +66,8 @@ def continued(prompt: str, text: str) -> str:
 def special_parts(tokens: list[str]) -> list[str]:
     """Return the tokens that are tags, or parts of tags."""
     return [token for token in tokens if any(token in part for tags in _TAGS.items() for part in tags)]
+
+
+def is_open(text: str) -> bool:
+    """Whether a text opens reasoning that it does not close."""
+    return any(text.rfind(opening) > text.rfind(closing) for opening, closing in _TAGS.items())

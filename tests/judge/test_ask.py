@@ -148,6 +148,57 @@ def test_any_text_is_json_or_unreadable(text) -> None:
         json.dumps(parse_json(text), ensure_ascii=False).encode()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        'Draft: {"better": "A", "rationale": "warm and long"} But B fits.</think>{"better": "B"}',
+        '<think>{"better": "A", "rationale": "warm and long"}</think>\n\n```json\n{"better": "B"}\n```',
+        '<thinking>{"better": "A"}</thinking>{"better": "B"}',
+        '<reasoning>{"better": "A"}</reasoning> My choice: {"better": "B"}.',
+        '<think>one</think> {"better": "A"} <think>two</think> {"better": "B"}',
+        '{"better": "B"} I repeat: {"better": "B"}',
+        '{"better": "B"} as [1] and {placeholder} say',
+    ],
+)
+def test_the_answer_is_what_follows_the_reasoning(answer) -> None:
+    assert parse_json(answer) == {"better": "B"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ('{"better": "A"} No: {"better": "B"}', "several JSON values that differ"),
+        ('{"better": "B", "rationale": "the longer one"} Or {better: "A"}', "several JSON values that differ"),
+        ('<think>x</think>[{"better": "A"}] and [{"better": "B"}]', "several JSON values that differ"),
+        ('{"better": "A", "better": "B"}', "'better' has several values"),
+        ('<think>{"better": "A"}', "reasoning does not end"),
+        ('So: <thinking>{"better": "A"}', "reasoning does not end"),
+        ('<think>a</think> <think>{"better": "A"}', "reasoning does not end"),
+        ('<think>{"better": "A"}</think>', "holds no JSON"),
+    ],
+)
+def test_an_answer_that_may_mean_two_things_is_unreadable(answer, reason) -> None:
+    with pytest.raises(UnreadableAnswerError, match=reason):
+        parse_json(answer)
+
+
+def test_a_tag_that_an_answer_quotes_does_not_cut_it() -> None:
+    answer = {"rationale": "A writes </think> and <think>", "better": "B"}
+    for text in (json.dumps(answer), f"```json\n{json.dumps(answer, indent=1)}\n```"):
+        assert parse_json(text) == answer
+
+
+def test_drafts_are_passed_over_and_a_second_verdict_is_asked_about(tmp_path) -> None:
+    with server() as url:
+        drafts = run(url, tmp_path, 20, model="drafts")
+        assert [(result.reason, result.paid) for result in drafts] == [(None, 1)] * 20
+        assert len({tuple(result.value) for result in drafts}) > 10
+        wavers = run(url, tmp_path, 20, model="wavers", concurrency=8)
+        assert {(result.reason, result.paid) for result in wavers} == {(None, 2)}
+        sent = get_json(url)["distinct"]
+    assert sent == 20 + 2 * 20
+
+
 def test_small_faults_of_json_are_repaired() -> None:
     assert parse_json('{"a": 1, "b": [1, 2,],}') == {"a": 1, "b": [1, 2]}
     assert parse_json("{'a': \"it's\", b: 2}") == {"a": "it's", "b": 2}

@@ -5,8 +5,8 @@ python tests/support/fault_server.py --port 0 [--latency 0.3] [--share 0.1] [--k
 POST /v1/chat/completions answers with JSON of the requested schema; equal requests get equal answers. A seeded share of
 the requests fails at the first attempt: transport faults (429, 500, cut, html, hang) and invalid contents (malformed,
 truncated, range). The model's name forces a fault of every call: status-401 etc., quota, filter, refusal, no-usage,
-empty, o1-thinks (for 200 tokens), limited, too-large. GET /counts returns counts, GET /times the arrival times of
-calls. /v1/files and /v1/batches are the batch API.
+empty, o1-thinks (for 200 tokens), limited, too-large, drafts (a longer JSON in its reasoning), wavers (two verdicts at
+first). GET /counts returns counts, GET /times the arrival times of calls. /v1/files and /v1/batches are the batch API.
 """
 
 from __future__ import annotations
@@ -193,6 +193,11 @@ def completion(request: dict, digest: bytes, kind: str) -> bytes:
         message["content"], ended = "", "content_filter"
     elif kind == "refusal":
         message |= {"content": None, "refusal": "I would rather not"}
+    elif kind == "drafts":
+        draft = json.dumps(example(schema, digest, True) | {"note": "a draft, longer than the answer" * 9})
+        message["content"] = f"First I thought {draft}, but no.</think>\n```json\n{text}\n```"
+    elif kind == "wavers" and not any(said["role"] == "assistant" for said in request["messages"]):
+        message["content"] = f"{text}\nOn second thought: {json.dumps(example(schema, digest[::-1], False))}"
     elif kind == "empty":
         message["content"] = ""
     elif kind == "o1-thinks" and request["max_completion_tokens"] < 200:
