@@ -38,6 +38,7 @@ def encode(
     responses: Sequence[str],
     max_tokens: int | None,
     finished: Sequence[bool] = (),
+    sampled: Sequence[Sequence[int]] = (),
 ) -> Encoded:
     """Render a conversation with each response, and cut the prompt at its left until the longest fits.
 
@@ -48,6 +49,8 @@ def encode(
         max_tokens: limit of the conversation with its longest response; None: no limit.
         finished: for each response, whether it ended by itself; an unfinished one is rendered without end of turn.
             Empty: all are finished.
+        sampled: for each response, the tokens that a policy sampled. They stand for the text where they are the text in
+            this tokenizer's vocabulary: tokenising it again may give others. Empty: texts are tokenised.
 
     Returns:
         The longest common prefix of the rendered conversations, and the rest of each.
@@ -59,10 +62,17 @@ def encode(
         >>> encoded = encode(tokenizer, [{"role": "user", "content": "I cannot sleep."}], ["Why?", "Oh."], 512)
         >>> len(encoded.prompt_ids) + len(encoded.response_ids[0])
     """
+    finished = finished or [True] * len(responses)
     conversations = [
         templates.conversation_ids(tokenizer, [*messages, {"role": "assistant", "content": text}], ends)
-        for text, ends in zip(responses, finished or [True] * len(responses), strict=True)
+        for text, ends in zip(responses, finished, strict=True)
     ]
+    if sampled:
+        asked = templates.conversation_ids(tokenizer, messages)
+        conversations = [
+            _as_sampled(tokenizer, asked, ids, text, tokens, ends)
+            for ids, text, tokens, ends in zip(conversations, responses, sampled, finished, strict=True)
+        ]
     excess = max(len(ids) for ids in conversations) - max_tokens if max_tokens else 0
     if excess > 0:
         prompt_tokens = _prompt_tokens(tokenizer, messages, conversations)
@@ -99,6 +109,30 @@ def encode_turn(
     if excess > 0:
         prompt = _cut(tokenizer, prompt, excess, len(prompt))
     return Encoded(tuple(prompt), tuple(map(tuple, turns)), max(0, excess))
+
+
+def _as_sampled(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    conversation: list[int],
+    text: str,
+    sampled: Sequence[int],
+    finished: bool,
+) -> list[int]:
+    """The conversation with the sampled tokens of its last text, or as it is if they are not this text.
+
+    They are not where another tokenizer made them, where they have reasoning before the text, or control tokens.
+    """
+    special, body = {*tokenizer.all_special_ids, *stop_tokens.stop_tokens(tokenizer)}, list(sampled)
+    while body and body[-1] in special:  # the template writes the end of turn
+        del body[-1]
+    is_text = all(token < len(tokenizer) and token not in special for token in body)
+    if not (is_text and tokenizer.decode(body, clean_up_tokenization_spaces=False) == text):
+        return conversation
+    after = tokenizer(templates.after_answer(tokenizer), add_special_tokens=False)["input_ids"] if finished else []
+    if conversation[: len(prompt)] != prompt or conversation[len(conversation) - len(after) :] != after:
+        return conversation
+    return [*prompt, *body, *after]
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, turn: list[int], stops: Collection[int]) -> list[int]:

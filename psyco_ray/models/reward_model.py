@@ -193,25 +193,31 @@ class RewardModel:
         request = replace(request, responses=answers)
         if not self._tokenizer.chat_template:
             return self._paired_inputs(request)
-        encoded = encode(self._tokenizer, request.messages, request.responses, self._max_tokens, request.finished)
+        encoded = encode(
+            self._tokenizer, request.messages, answers, self._max_tokens, request.finished, request.token_ids
+        )
         conversations = [[*encoded.prompt_ids, *ids] for ids in encoded.response_ids]
         return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in conversations], encoded.cut
 
     def _paired_inputs(self, request: ScoreRequest) -> tuple[list[Inputs], int]:
         """As `_inputs`, but without a chat template: a pair of texts, of which the question is cut at its left."""
+        from psyco_ray.models.control_tokens import plain_pair
         from psyco_ray.models.encoding import ResponseTooLongError
 
         question = "\n\n".join(message["content"] for message in request.messages)
-        inputs = [dict(self._tokenizer(question, text)) for text in request.responses]
+        # a sequence's own separators, such as [SEP], cannot come from a text
+        pairs = [plain_pair(self._tokenizer, question, text) for text in request.responses]
+        inputs = [dict(tokenizer(*texts)) for tokenizer, *texts in pairs]
         excess = max(len(pair["input_ids"]) for pair in inputs) - self._max_tokens if self._max_tokens else 0
         if excess <= 0:
             return inputs, 0
-        if excess >= len(self._tokenizer(question, add_special_tokens=False)["input_ids"]):
+        if excess >= min(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for tokenizer, text, _ in pairs):
             raise ResponseTooLongError
-        self._tokenizer.truncation_side = "left"
+        for tokenizer, *_ in pairs:
+            tokenizer.truncation_side = "left"
         return [
-            dict(self._tokenizer(question, text, truncation="only_first", max_length=len(pair["input_ids"]) - excess))
-            for text, pair in zip(request.responses, inputs, strict=True)
+            dict(tokenizer(*texts, truncation="only_first", max_length=len(pair["input_ids"]) - excess))
+            for (tokenizer, *texts), pair in zip(pairs, inputs, strict=True)
         ], excess
 
     def _score_trees(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:

@@ -10,6 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.models import control_tokens
 from psyco_ray.run import reasoning
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def conversation_ids(
 ) -> list[int]:
     """Return the token ids of a conversation; it ends with the generation prompt unless the assistant spoke last.
 
-    The template writes the special tokens, so none is added (no double BOS). A template that writes the current date
-    (Llama 3.2) gets a fixed one, so that a seed gives the same run on every day. A system message that the template
-    refuses or leaves out stands before the first user message instead.
+    The template writes the special tokens, so none is added (no double BOS), and none comes out of a message, see
+    `control_tokens`. A template that writes the current date (Llama 3.2) gets a fixed one, so that a seed gives the
+    same run on every day. A system message that the template refuses or leaves out stands before the first user message
+    instead.
 
     Args:
         tokenizer: with a chat template.
@@ -41,7 +43,7 @@ def conversation_ids(
     Raises:
         InputError: the chat template refuses the conversation, or changes the text of the unfinished message.
     """
-    return _ids(tokenizer, _render(tokenizer, messages, finished))
+    return _ids(tokenizer, _render(tokenizer, control_tokens.protect(tokenizer, messages), finished))
 
 
 def turn_ids(
@@ -68,11 +70,13 @@ def turn_ids(
     Raises:
         InputError: the chat template refuses the conversation, or leaves out or changes a response.
     """
+    messages = control_tokens.protect(tokenizer, messages)
+    answers = control_tokens.protect(tokenizer, [{"role": "assistant", "content": text} for text in texts])
     prompt = _render(tokenizer, messages)
     prompt_ids = _ids(tokenizer, prompt)
     turns = []
-    for text, ends in zip(texts, finished, strict=True):
-        rest = _rest(tokenizer, messages, prompt, text, ends)
+    for answer, ends in zip(answers, finished, strict=True):
+        rest = _rest(tokenizer, messages, prompt, answer["content"], ends)
         whole = _ids(tokenizer, prompt + rest)
         is_prefix = whole[: len(prompt_ids)] == prompt_ids
         turns.append(whole[len(prompt_ids) :] if is_prefix else _ids(tokenizer, rest))
@@ -141,7 +145,7 @@ def check(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return control_tokens.token_ids(tokenizer, text)
 
 
 def _key(tokenizer: PreTrainedTokenizerBase) -> str:

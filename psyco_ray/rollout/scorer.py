@@ -110,14 +110,14 @@ class ScorerActor:
         speech_id = group.prompt.speech_id
         texts = [response.text for response in group.responses]
         finished = [response.finished for response in group.responses]
+        sampled = [response.token_ids for response in group.responses]
         scores = {
-            name: tuple(self.score_texts(name, messages, texts, finished, key=speech_id))
+            name: tuple(self.score_texts(name, messages, texts, finished, sampled, key=speech_id))
             for name in names
             if name != REFERENCE
         }
         if REFERENCE in names:
-            responses = [response.token_ids for response in group.responses]
-            scores[REFERENCE] = self._logprobs(speech_id, group.prompt.token_ids, responses)
+            scores[REFERENCE] = self._logprobs(speech_id, group.prompt.token_ids, sampled)
         yield (
             Group(group.prompt, group.responses, group.version, {**group.scores, **scores}),
             time.perf_counter() - began,
@@ -129,6 +129,7 @@ class ScorerActor:
         messages: list[dict[str, str]],
         responses: list[str],
         finished: Sequence[bool] = (),
+        token_ids: Sequence[tuple[int, ...]] = (),
         key: str = "of a text",
     ) -> list[float]:
         """Raw scores of responses to one conversation.
@@ -138,13 +139,14 @@ class ScorerActor:
             messages: the conversation, as chat messages.
             responses: to its last message.
             finished: as in `ScoreRequest`.
+            token_ids: as in `ScoreRequest`.
             key: of the conversation, for messages.
 
         Raises:
             InputError: a response alone fills the reward model's context.
             NonFiniteError: a score is not finite.
         """
-        request = ScoreRequest(key, tuple(messages), tuple(responses), tuple(finished))
+        request = ScoreRequest(key, tuple(messages), tuple(responses), tuple(finished), tuple(token_ids))
         [scored] = self._score(name, [request])
         if scored.values is None:
             raise InputError(

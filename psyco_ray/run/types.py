@@ -96,6 +96,7 @@ class ScoreRequest:
     messages: tuple[dict[str, str], ...]
     responses: tuple[str, ...]
     finished: tuple[bool, ...] = ()  # whether each response ended by itself; empty: all did
+    token_ids: tuple[tuple[int, ...], ...] = ()  # of each response, as a policy sampled it; empty: unknown
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Scores and log-probabilities of the tokens that a policy sampled."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from psyco_ray.config.resources import Scorers
+from psyco_ray.models import loading, templates
+from psyco_ray.models.encoding import encode
+from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
+from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
+from psyco_ray.training import pairs
+
+ASKED = [{"role": "user", "content": "I cannot sleep and nobody knows why."}]
+TEXT, OTHER = "That sounds tiring.", "Tell me more about it."
+
+
+@pytest.fixture(scope="module")
+def spelled(tokenizer) -> tuple[int, ...]:
+    """The text in tokens of single letters, as a policy may sample it, with the end of turn."""
+    ids = [token for letter in TEXT for token in tokenizer(letter, add_special_tokens=False)["input_ids"]]
+    assert tokenizer.decode(ids) == TEXT
+    assert ids != tokenizer(TEXT, add_special_tokens=False)["input_ids"], "to decode and encode changes the tokens"
+    return (*ids, tokenizer.eos_token_id)
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model, tiny_reward_model) -> ScorerActor:
+    settings = Scorers(dtype="float32", threads=1)
+    actor = ScorerActor("scorer-0", {"reward": str(tiny_reward_model)}, str(tiny_model), settings)
+    actor.ready()
+    return actor
+
+
+def sampled_group(tokenizer, spelled) -> Group:
+    prompt = tuple(templates.conversation_ids(tokenizer, ASKED))
+    usual = tuple(tokenizer(OTHER, add_special_tokens=False)["input_ids"])
+    responses = (Response(TEXT, spelled, True), Response(TEXT, spelled[:-1], False), Response(OTHER, usual, False))
+    return Group(Prompt("speech", prompt, 0), responses, 0)
+
+
+def test_a_reward_model_of_the_policys_vocabulary_scores_the_sampled_tokens(
+    scorer, tokenizer, spelled, tiny_reward_model
+) -> None:
+    group = sampled_group(tokenizer, spelled)
+    prompt, newline = group.prompt.token_ids, tokenizer("\n", add_special_tokens=False)["input_ids"]
+    [(scored, _)] = scorer.score((group, ASKED, ("reward",)))
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
+    whole = ([*prompt, *spelled, *newline], [*prompt, *spelled[:-1]], [*prompt, *group.responses[2].token_ids])
+    with torch.no_grad():
+        expected = [model(torch.tensor([ids])).logits.item() for ids in whole]
+    assert scored.scores["reward"] == pytest.approx(expected, abs=1e-4)
+    of_text = scorer.score_texts("reward", ASKED, [TEXT])[0]
+    assert abs(of_text - scored.scores["reward"][0]) > 1e-3, "the tokens matter to the score"
+
+
+def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled, tiny_model) -> None:
+    group = sampled_group(tokenizer, spelled)
+    [(scored, _)] = scorer.score((group, ASKED, ("reward", REFERENCE)))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    start = len(group.prompt.token_ids)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*group.prompt.token_ids, *spelled]])).logits[0].log_softmax(-1)
+    expected = sum(logits[start + n - 1, token].item() for n, token in enumerate(spelled))
+    assert scored.scores[REFERENCE][0] == pytest.approx(expected, abs=1e-3)
+
+    pair = PreferencePair("speech", group.prompt.token_ids, spelled, group.responses[2].token_ids, (-1.0, -2.0))
+    trained = pairs.example_of(pairs.row_of(pair, scored))
+    assert (trained.prompt_ids, trained.chosen_ids, trained.rejected_ids) == (
+        group.prompt.token_ids,
+        spelled,
+        group.responses[2].token_ids,
+    )
+
+
+@pytest.mark.parametrize("change", ["another vocabulary", "a control token", "reasoning", "beyond the vocabulary"])
+def test_tokens_that_are_not_the_text_are_not_taken(tokenizer, spelled, change) -> None:
+    control = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokens = {
+        "another vocabulary": tuple(token + 1 for token in spelled[:-1]),
+        "a control token": (spelled[0], control, *spelled[1:]),
+        "reasoning": (*tokenizer("<think>Hm.</think>", add_special_tokens=False)["input_ids"], *spelled),
+        "beyond the vocabulary": (len(tokenizer) + 3, *spelled),
+    }[change]
+    assert encode(tokenizer, ASKED, [TEXT], None, sampled=[tokens]) == encode(tokenizer, ASKED, [TEXT], None)
+    assert encode(tokenizer, ASKED, [TEXT], None, sampled=[spelled]) != encode(tokenizer, ASKED, [TEXT], None)
+
+
+def test_the_texts_own_tokens_change_nothing(tiny_model) -> None:
+    tokenizer = loading.load_tokenizer(tiny_model)
+    ids = (*tokenizer(TEXT, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    for limit in (None, 40):
+        by_text = encode(tokenizer, ASKED, [TEXT, OTHER], limit, [True, False])
+        other = tuple(tokenizer(OTHER, add_special_tokens=False)["input_ids"])
+        assert encode(tokenizer, ASKED, [TEXT, OTHER], limit, [True, False], [ids, other]) == by_text
