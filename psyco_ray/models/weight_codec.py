@@ -33,7 +33,7 @@ def as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
     """Return a CPU tensor as an integer array over the same memory, and its dtype's name."""
     import torch
 
-    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(bits).numpy(), str(tensor.dtype).removeprefix("torch.")
 
 

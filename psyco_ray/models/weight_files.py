@@ -57,10 +57,13 @@ class WeightFiles:
             base: a directory with safetensors.
 
         Raises:
-            InputError: a tensor of the model, other than a reward head, is not in the files or has another shape there.
+            InputError: the base is quantised, or its files lack a tensor of the model that is no reward head, or hold
+                it in another shape.
         """
         import torch
 
+        if getattr(model.config, "quantization_config", None):
+            raise InputError(f"{base} is quantised, which cannot be trained; give the model that it was made of")
         self.model, self.base = model, base
         self._file_of = _tensor_files(base)
         shapes = _shapes(base, self._file_of)

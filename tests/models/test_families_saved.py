@@ -79,6 +79,16 @@ def test_a_base_without_one_of_its_tensors_is_refused(tmp_path: Path, lost: str)
         WeightFiles(family_checks.load(base), base)
 
 
+def test_a_quantised_base_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    base = family_checks.write_base("llama", tmp_path / "base")
+    model = family_checks.load(base)
+    model.config.quantization_config = {"quant_method": "mxfp4"}
+    with pytest.raises(
+        ValueError, match=r"base is quantised, which cannot be trained; give the model that it was made"
+    ):
+        WeightFiles(model, base)
+
+
 def test_a_reward_model_has_its_own_head_and_the_rest_of_its_base(tmp_path: Path) -> None:
     base = family_checks.write_base("deepseek-v3", tmp_path / "base")
     tokenizer = loading.load_tokenizer(base)
