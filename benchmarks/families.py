@@ -17,14 +17,18 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support import families, family_checks  # noqa: E402
+from support import families, family_checks, family_paths  # noqa: E402
 
 HEADER = ["family", "kind", "computed", "saved = reloaded", "vLLM = transformers", "stops"]
 
 
-def computed(base: Path, name: str) -> str:
-    """Packed or plain, as the self-test at load chooses."""
-    return "?"
+def computed(name: str, directory: Path) -> str:
+    """Packed or plain, as the self-test at load chooses; wrong ones are marked."""
+    if families.FAMILIES[name].kind == "encoder":
+        return "padded"
+    found = family_paths.computed(name, directory)
+    way = f"{found.way}: {found.reason}" if found.reason else found.way
+    return way if found.way == "refused" or max(found.difference, found.margin) < 1e-5 else f"**wrong** {way}"
 
 
 def gap(value: float, expected: float, bound: float) -> str:
@@ -51,16 +55,14 @@ def in_engine(base: Path, target: Path, expected: float, name: str) -> list[str]
 
 def row(name: str, directory: Path, engine: bool) -> list[str]:
     """The table's row of a family."""
-    family = families.FAMILIES[name]
-    if family.kind == "encoder":
-        base = families.write(name, directory / "base")
-        return [name, family.traits, computed(base, name), "not trained", "not sampled", "–"]
+    kind, way = families.FAMILIES[name].traits, computed(name, directory / "computed")
+    if families.FAMILIES[name].kind == "encoder":
+        return [name, kind, way, "not trained", "not sampled", "–"]
     base, target = family_checks.write_base(name, directory / "base"), directory / "saved"
     before, after = family_checks.saved(base, target)
     whole = family_checks.file_shapes(base) == family_checks.file_shapes(target)
     served = in_engine(base, target, after, name) if engine else ["–", "–"]
-    saved = gap(after, before, 1e-5) if whole else "**other tensors**"
-    return [name, family.traits, computed(base, name), saved, *served]
+    return [name, kind, way, gap(after, before, 1e-5) if whole else "**other tensors**", *served]
 
 
 def main() -> None:

@@ -50,9 +50,8 @@ def move(model: Any) -> None:
 
 
 def load(path: Path) -> Any:
-    """Load a model as the project does, with transformers' own attention."""
-    model_class = loading.causal_class(loading.load_config(path))
-    return model_class.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    """Load a policy as the project does."""
+    return loading.load_causal_lm(path, "float32")
 
 
 def file_shapes(path: Path) -> dict[str, list[int]]:
