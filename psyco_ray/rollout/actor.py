@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from psyco_ray.config.errors import require_finite
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, PromptBatch, SentWeights, Weights, WeightUpdateAck
@@ -73,7 +74,12 @@ class RolloutActor:
         return self.name
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
-        """Sample responses; yields each group as it completes, and the seconds since the previous one."""
+        """Sample responses; yields each group as it completes, and the seconds since the previous one.
+
+        Raises:
+            InputError: on the CPU, the KV cache is too small.
+            NonFiniteError: a log-probability is not finite.
+        """
         assert self._engine.version == request.version, (
             f"{self.name} has policy version {self._engine.version}, version {request.version} was asked for"
         )
@@ -82,6 +88,11 @@ class RolloutActor:
         for group in self._engine.generate(
             prompts, request.responses, request.temperature, request.top_p, request.max_tokens, request.logprobs
         ):
+            require_finite(
+                (response.logprob for response in group.responses if response.logprob is not None),
+                f"a log-probability of {group.prompt.speech_id} under version {group.version} of policy {self._model}",
+                "its weights are damaged, or too large for rollouts.dtype; choose another dtype or model",
+            )
             now = time.perf_counter()
             yield group, now - began
             began = now

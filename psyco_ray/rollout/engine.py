@@ -21,7 +21,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from psyco_ray.config.errors import InputError, require_finite
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.models import loading
 from psyco_ray.models.stop_tokens import stop_tokens
@@ -131,7 +131,6 @@ class Engine:
 
         Raises:
             InputError: on the CPU, the KV cache is too small.
-            NonFiniteError: a log-probability is not finite.
         """
         self._check_kv_cache(prompts, responses, max_tokens)
         self._wake(*_SLEEPING_PARTS)
@@ -272,10 +271,6 @@ class Engine:
             versions = {span.version for span in getattr(completion, "weight_versions", None) or []}
             if self._version and versions - {str(self._version)}:
                 raise RuntimeError(f"a response was sampled by weights {versions}, not by version {self._version}")
-            if completion.cumulative_logprob is not None:
-                what = f"the log-probability of a response to {prompt.speech_id} under policy version {self._version}"
-                way_out = "its weights are damaged, or too large for rollouts.dtype; choose another dtype or model"
-                require_finite([completion.cumulative_logprob], what, way_out)
             responses.append(
                 replace(
                     self._reader.read(
