@@ -7,7 +7,6 @@ image model into a model of its own. vLLM reads the files' names alone, and a ch
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.models import loading
 
 if TYPE_CHECKING:
     import torch
@@ -166,12 +166,19 @@ def _layer(name: str) -> str:
 
 
 def _tensor_files(base: Path) -> dict[str, str]:
-    """The file of each tensor, of the files that transformers loads."""
+    """The file of each tensor, of the files that transformers loads.
+
+    Raises:
+        InputError: the index of the files is damaged.
+    """
     from safetensors import safe_open
 
     index = base / "model.safetensors.index.json"
     if index.is_file():
-        return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        named = loading.read_json(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise InputError(f"{index} has no weight_map; copy the model again")
+        return named
     single = base / "model.safetensors"
     names: dict[str, str] = {}
     for file in [single] if single.is_file() else sorted(base.glob("*.safetensors")):

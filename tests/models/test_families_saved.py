@@ -79,6 +79,19 @@ def test_a_base_without_one_of_its_tensors_is_refused(tmp_path: Path, lost: str)
         WeightFiles(family_checks.load(base), base)
 
 
+def test_a_checkpoint_in_several_files_is_the_base_of_the_next(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(saving, "_MAX_SHARD", "60KB")
+    base = family_checks.write_base("glm4-moe", tmp_path / "base")
+    family_checks.saved(base, tmp_path / "first")
+    assert len([*(tmp_path / "first").glob("*.safetensors")]) > 2
+    before, after = family_checks.saved(tmp_path / "first", tmp_path / "second")
+    assert after == pytest.approx(before, abs=1e-5)
+    assert family_checks.file_shapes(tmp_path / "second") == family_checks.file_shapes(base)
+    (tmp_path / "first" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index.json has no weight_map; copy the model again"):
+        WeightFiles(families.new_model("glm4-moe"), tmp_path / "first")
+
+
 def test_a_quantised_base_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     base = family_checks.write_base("llama", tmp_path / "base")
     model = family_checks.load(base)
