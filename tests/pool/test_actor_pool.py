@@ -16,6 +16,8 @@ from psyco_ray.pool.actor_pool import ActorPool
 
 
 class Worker:
+    notes = ("the worker's model is computed slowly",)
+
     def __init__(self, index: int, slow: float) -> None:
         self.index, self.slow, self.version = index, slow, 0
 
@@ -101,6 +103,11 @@ def test_every_result_comes_once(pool) -> None:
     results = list(thrice(pool, range(20)))
     assert sorted(r[:2] for r in results) == [(item, part) for item in range(20) for part in range(3)]
     assert {r[2] for r in results} == {0, 1}
+
+
+def test_what_actors_say_about_their_models_is_logged_once(pool, caplog) -> None:
+    told = [record.getMessage() for record in caplog.get_records("setup")]
+    assert told.count("the worker's model is computed slowly") == 1
 
 
 def test_on_busy_gets_each_interval_of_work(local_ray) -> None:
