@@ -158,24 +158,31 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str
     return _apply(tokenizer, messages, finished)
 
 
+def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], finished: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=messages[-1]["role"] != "assistant",
+            continue_final_message=not finished,
+            strftime_now=_TODAY.strftime,
+        )
+    )
+
+
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], finished: bool = True) -> str:
     from jinja2 import TemplateError
 
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages),
-                tokenize=False,
-                add_generation_prompt=messages[-1]["role"] != "assistant",
-                continue_final_message=not finished,
-                strftime_now=_TODAY.strftime,
-            )
-        )
-    except (TemplateError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        if any(message["content"] and message["content"] in reason for message in messages):
-            reason = "its reason quotes the conversation"
+        return _text(tokenizer, messages, finished)
+    except (TemplateError, TypeError):
         roles = ", ".join(message["role"] for message in messages)
+        try:  # a reason may quote the conversation, so it is that of another one
+            _text(tokenizer, [{**message, "content": _USER} for message in messages], finished)
+        except (TemplateError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+        else:
+            reason = "it accepts these roles, but not these texts"
         raise InputError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of {roles}: {reason}; use another "
             "chat template, or another prompt"

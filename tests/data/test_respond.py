@@ -1,5 +1,8 @@
 """Responses of open models that share one set of weights."""
 
+import pytest
+from support.chat_templates import R1, with_template
+
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Prompts
@@ -53,3 +56,16 @@ def test_models_answer_the_speeches_drawn_for_them(tmp_path, tiny_model, local_r
 
     merged = sum(respond.merge(tasks, tmp_path / "merged", part) for part in tasks[0].parts())
     assert merged == len(responses)
+
+
+@pytest.mark.long
+def test_reasoning_that_its_prompt_opened_and_that_never_ends_is_no_response(tmp_path, tiny_model, local_ray) -> None:
+    rows = [{"speech_id": f"0{n:015x}", "speech": f"I cannot sleep. This is night {n}."} for n in range(4)]
+    shards.write(tmp_path / "speeches", "0", rows, COLLECTED)
+    sampling = respond.ResponseSampling(load_prompt(Prompts(respond="respond-small")), 1.0, 1.0, 16, seed=3)
+    task = respond.ResponseTask("thinker", sampling, tmp_path / "speeches", tmp_path / "answers")
+    rollouts = Rollouts(cpus=0.5, max_model_len=256, max_num_seqs=8, kv_cache_gb=0.5)
+    thinker = with_template(tiny_model, R1, tmp_path / "thinker")
+    generate.generate(generate.LocalModel(str(thinker), rollouts, seed=3), [task], Deadlines(), Progress(), "respond")
+    assert shards.read(task.out, "0") == []
+    assert {row["reason"] for row in shards.read(task.out / "set-aside", "0")} == {respond.EMPTY}

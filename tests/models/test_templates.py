@@ -133,7 +133,7 @@ def test_roles_that_a_template_refuses_are_named_without_the_words(with_chat_tem
         templates.conversation_ids(tokenizer, ASKED * 2)
     assert "funeral" not in str(raised.value)
     quoting = with_chat_template("{{ raise_exception('not this: ' + messages[0].content) }}")
-    with pytest.raises(InputError, match="its reason quotes the conversation") as raised:
+    with pytest.raises(InputError, match="refuses a conversation of user: not this: Is this text kept") as raised:
         templates.conversation_ids(quoting, ASKED)
     assert "funeral" not in str(raised.value)
 
