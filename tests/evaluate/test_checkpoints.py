@@ -70,8 +70,8 @@ def test_all_checkpoints_of_a_run_are_policies(run_dir) -> None:
 
 
 def test_a_base_model_has_the_template_options_of_its_run_and_a_policys_own_come_first(run_dir) -> None:
-    with (run_dir / "job.yaml").open("a") as file:
-        file.write("template_options: {enable_thinking: false, style: calm}\n")
+    options = "template_options: {enable_thinking: false, style: calm}"
+    (run_dir / "job.yaml").write_text(f"{{model: smollm2-135m, seed: 0, iterations: 3, {options}}}\n")
     entries = [{"name": "run", "model": str(run_dir), "iteration": "all", "template_options": {"style": "brisk"}}]
     base, first, *_ = checkpoints.candidates(parsed(settings(run_dir / "evaluation", policies=entries)).policies)
     assert base.checkpoint.template_options == {"enable_thinking": False, "style": "brisk"}
