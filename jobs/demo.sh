@@ -5,6 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-echo "psyco_ray demo: trains SmolLM2-135M on the packaged synthetic speeches with 2 cores; about 8 minutes once installed, 15 on a busy machine"
+echo "psyco_ray demo: trains SmolLM2-135M on the packaged synthetic speeches with 2 cores; about 9 minutes once installed, 15 on a busy machine"
 prepare_environment
 .venv/bin/psyco-ray demo jobs/demo.yaml --resume "$@"
