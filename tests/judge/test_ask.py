@@ -12,6 +12,7 @@ from support.judging import call, check, get_json, kill_when, run, server, spawn
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge.ask import Asker, UnreadableAnswerError, parse_json
 from psyco_ray.judge.journal import Journal
+from psyco_ray.run import reasoning
 
 
 @pytest.mark.parametrize("kind", ["429", "500", "cut", "html", "hang", "malformed", "truncated", "range"])
@@ -123,7 +124,16 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 
-OBJECTS = st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), VALUES, min_size=1, max_size=4)
+
+def has_no_tag(value) -> bool:
+    """Whether a value quotes no tag of reasoning, which may cut an answer that has text around its JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    return not reasoning.split(text)[0] and not reasoning.is_open(text)
+
+
+OBJECTS = st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), VALUES, min_size=1, max_size=4).filter(
+    has_no_tag
+)
 
 
 @given(
