@@ -107,7 +107,10 @@ def _logits(model: Any, ids: Tensor, first: int) -> Tensor:
     kept = ids.shape[1] - first
     options: dict[str, Any] = {"logits_to_keep": kept} if "logits_to_keep" in parameters else {}
     # a multimodal model tells its text tokens by them, and some want them in training
-    options |= {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids") if name in parameters}
+    if model.config.get_text_config() is not model.config:  # GPT-2 would add an embedding
+        options |= {
+            name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids") if name in parameters
+        }
     return model(input_ids=ids, use_cache=False, **options).logits[:, -kept:]
 
 
