@@ -16,7 +16,10 @@ _BASE = ".base_layer"
 
 
 def inject(model: PreTrainedModel, settings: Lora) -> None:
-    """Add adapters to every linear layer of the body and freeze everything else except the reward head."""
+    """Add adapters to every linear layer of the body and freeze everything else except the reward head.
+
+    Where the experts of a layer are one tensor, peft adapts that tensor, the router and the attention instead.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -36,21 +39,29 @@ def exported(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor, Any]]:
     Yields:
         Name in the plain model, tensor, and the adapted layer that `merged` takes; None without an adapter.
     """
+    adapted = {}
+    for path, layer in model.named_modules():
+        if hasattr(layer, "lora_A"):
+            # peft names the tensor that it adapts where that is no linear layer's weight
+            adapted[f"{path}.{getattr(layer, 'parameter_name', 'weight')}".replace(_BASE, "")] = layer
     for name, tensor in persistent_tensors(model):
-        if ".lora_" in name:
-            continue
-        path, adapted, kind = name.partition(_BASE)
-        layer = model.get_submodule(path) if adapted and kind == ".weight" else None
-        yield name.replace(_BASE, ""), tensor, layer
+        if ".lora_" not in name:
+            plain = name.replace(_BASE, "")
+            yield plain, tensor, adapted.get(plain)
 
 
 def adapters(layer: Any) -> list[torch.Tensor]:
-    """Return the two factors of a layer's update, shapes [rank, in] and [out, rank]."""
+    """Return the two factors of a layer's update; of a linear layer their shapes are [rank, in] and [out, rank]."""
     return [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
 
 
 def merged(layer: Any) -> torch.Tensor:
-    """Return the layer's weight with its update, computed in float32 and rounded once, shape [out, in]."""
+    """Return an adapted layer's weight with its update, in the shape and dtype of the weight.
+
+    A linear layer's is computed in float32 and rounded once, another one's as the forward pass computes it.
+    """
+    if hasattr(layer, "parameter_name"):
+        return (layer.get_param() + layer.get_delta_weight("default")).detach()
     down, up = (factor.detach().float() for factor in adapters(layer))
     base = layer.base_layer.weight.detach()
     return (base.float() + layer.scaling["default"] * (up @ down)).to(base.dtype)
