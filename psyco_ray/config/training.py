@@ -91,6 +91,8 @@ class DpoConfig(Section):
     """Reward that one token of length is worth (R-DPO)."""
     sft: NotNegative = 0.0
     """Weight of the chosen responses' negative log-likelihood per token."""
+    reasoning: Literal["answer", "all"] = "answer"
+    """What is trained of a thinking model's responses. answer: what a client reads; all: its reasoning too."""
     reference: Literal["base", "previous"] = "base"
     """base: the base model; previous: the policy before the iteration (Pang et al. 2024)."""
     keep_optimizer: bool = False

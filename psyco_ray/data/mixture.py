@@ -28,6 +28,7 @@ _ENCODED = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),  # null: a response exceeds the limit
         ("chosen_ids", pa.list_(pa.int32())),
         ("rejected_ids", pa.list_(pa.int32())),
+        ("context", pa.list_(pa.int32())),  # of both, the first ones that are not trained
         ("cut", pa.int32()),
         ("problem", pa.string()),  # a message for the user
     ]
@@ -238,6 +239,7 @@ class Encoder:
             chosen_ids=tuple(row["chosen_ids"]),
             rejected_ids=tuple(row["rejected_ids"]),
             margin=self._margin * (row["gap"] or 0.0),
+            context=tuple(row["context"]),
         )
 
 
@@ -279,7 +281,9 @@ def _encode_rows(table: pa.Table, job: Job, max_tokens: int, for_policy: bool) -
             row["problem"] = f"pair {pair['pair_id']}: {error}"
             continue
         chosen, rejected = encoded.response_ids
-        row |= {"prompt_ids": encoded.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected, "cut": encoded.cut}
+        context = encoded.reasoning_tokens if for_policy and job.dpo.reasoning == "answer" else (0, 0)
+        row |= {"prompt_ids": encoded.prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
+        row |= {"context": context, "cut": encoded.cut}
     return pa.Table.from_pylist(rows, schema=_ENCODED)
 
 

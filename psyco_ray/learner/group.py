@@ -261,7 +261,7 @@ class LearnerGroup:
         started = time.monotonic()
         rate = learning_rate(self.spec.optimizer, step, total_steps)
         shards = plan_step(batch, len(self.workers), self.spec.settings.micro_batch_tokens)
-        mean_chosen_tokens = sum(len(e.chosen_ids) for e in batch) / len(batch)
+        mean_chosen_tokens = sum(e.trained_tokens[0] for e in batch) / len(batch)
         sums = self._group.run_sharded(
             LearnerWorker.step,
             f"optimizer step {step + 1}",

@@ -105,11 +105,12 @@ class DpoObjective:
     head: ClassVar[str] = "policy"
 
     def loss_inputs(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float, float, float]]:
-        """Return each pair's reference log-probabilities and lengths in tokens (chosen, rejected)."""
+        """Return each pair's reference log-probabilities and lengths in trained tokens (chosen, rejected)."""
         inputs = []
         for example in examples:
             assert example.reference is not None, "DPO pairs carry reference log-probabilities"
-            inputs.append((*example.reference, float(len(example.chosen_ids)), float(len(example.rejected_ids))))
+            chosen, rejected = example.trained_tokens
+            inputs.append((*example.reference, float(chosen), float(rejected)))
         return inputs
 
     def __call__(self, values: Tensor, inputs: Tensor, mean_chosen_tokens: float) -> tuple[Tensor, Metrics]:
@@ -117,8 +118,8 @@ class DpoObjective:
 
         Args:
             values: log-probabilities under the policy in nats, chosen then rejected, shape [pairs, 2].
-            inputs: the same under the reference model, then lengths of both responses in tokens, shape [pairs, 4].
-            mean_chosen_tokens: mean length of a chosen response over the batch, in tokens.
+            inputs: the same under the reference model, then lengths of both in trained tokens, shape [pairs, 4].
+            mean_chosen_tokens: mean length of a chosen response over the batch, in trained tokens.
         """
         settings = self.settings
         reference, tokens = inputs[:, :2], inputs[:, 2:]

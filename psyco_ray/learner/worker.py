@@ -108,7 +108,7 @@ class LearnerWorker:
         Args:
             micro_batches: this rank's pairs, one list for each forward and backward pass; equally many on every rank.
             batch_size: pairs in the whole batch, over all ranks.
-            mean_chosen_tokens: mean length of a chosen response over the whole batch, in tokens.
+            mean_chosen_tokens: mean length of a chosen response over the whole batch, in trained tokens.
             learning_rate: of this step.
             step: its number from 0; with the job's seed it seeds dropout, so that a replayed step is the same.
 
@@ -287,7 +287,8 @@ class LearnerWorker:
     def _pack(self, micro_batch: MicroBatch) -> Packed:
         from psyco_ray.models.packing import pack
 
-        return pack([(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro_batch]).to(self._device)
+        trees = [(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro_batch]
+        return pack(trees, [k for e in micro_batch for k in e.context]).to(self._device)
 
     def _full_parameters(self, all_ranks: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every parameter and persistent buffer, whole, in the compute dtype, as the base's files have them.

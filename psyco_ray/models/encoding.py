@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from psyco_ray.config.errors import InputError
 from psyco_ray.models import stop_tokens, templates
 from psyco_ray.models.packing import branch
+from psyco_ray.run import reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ class Encoded:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[tuple[int, ...], ...]
     cut: int  # prompt tokens removed at the left
+    reasoning_tokens: tuple[int, ...] = ()  # of each response, its first ones before the answer; by `encode_turn` only
 
 
 def encode(
@@ -105,10 +107,11 @@ def encode_turn(
             f"a response of a pair has no text, or the chat template of {tokenizer.name_or_path} leaves it out; remove "
             "pairs without text, or use a chat template that keeps it"
         )
+    before = tuple(reasoning.tokens_before_answer(tokenizer, prompt, turn) for turn in turns)
     excess = len(prompt) + max(map(len, turns)) - max_tokens if max_tokens else 0
     if excess > 0:
         prompt = _cut(tokenizer, prompt, excess, len(prompt))
-    return Encoded(tuple(prompt), tuple(map(tuple, turns)), max(0, excess))
+    return Encoded(tuple(prompt), tuple(map(tuple, turns)), max(0, excess), before)
 
 
 def _as_sampled(

@@ -29,32 +29,38 @@ Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts and their responses, concatenated: N tokens, S of them in R responses.
+    """Prompts and their responses, concatenated: N tokens, with R responses.
 
-    For attention on a GPU the tokens are also laid out in B rows of T cells.
+    S response tokens count. For attention on a GPU the tokens are also laid out in B rows of T cells.
     """
 
     input_ids: Tensor  # [1, N]
     position_ids: Tensor  # [1, N], as if each response followed its prompt directly
     cells: Tensor  # [N], cell of each token in the flattened rows, 0 .. B * T - 1
     mask: Tensor  # [B, 1, T, T] bool, true where a cell attends
-    before: Tensor  # [S], the token whose hidden state predicts each response token
-    targets: Tensor  # [S], the response tokens' ids
-    owner: Tensor  # [S], the response of each response token, 0 .. R - 1
+    before: Tensor  # [S], the token whose hidden state predicts each response token that counts
+    targets: Tensor  # [S], their ids
+    owner: Tensor  # [S], the response of each, 0 .. R - 1
     last: Tensor  # [R], each response's last token
     sizes: tuple[tuple[int, ...], ...]  # tokens of each tree's prompt, then of its responses
+    context: tuple[int, ...]  # of each response, its first tokens that do not count
 
     def to(self, device: torch.device) -> Packed:
         """Copy the tensors to a device."""
-        tensors = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "sizes"}
-        return Packed(**tensors, sizes=self.sizes)
+        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Packed(**tensors, sizes=self.sizes, context=self.context)
 
 
-def pack(trees: Sequence[Tree]) -> Packed:
+def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
     """Concatenate prompts and responses, and lay them out in rows as long as the longest tree.
 
     Attention costs the square of a row's length and the rest of a model does not; so short trees share a row, and
     several short rows replace a long one.
+
+    Args:
+        trees: prompts and their responses.
+        context: for each response of all trees, how many of its first tokens do not count in its log-probability: the
+            others attend to them. Empty: all count.
 
     Example:
         >>> packed = pack([([5, 6, 7], [[8, 9], [10]]), ([5], [[11]])])  # two prompts, three responses
@@ -62,6 +68,9 @@ def pack(trees: Sequence[Tree]) -> Packed:
         torch.Size([3])
     """
     assert all(prompt and all(responses) for prompt, responses in trees), "prompts and responses have tokens"
+    branches = [response for _, responses in trees for response in responses]
+    context = tuple(context) or (0,) * len(branches)
+    assert all(0 <= k < len(ids) for k, ids in zip(context, branches, strict=True)), "every response has a token to sum"
     sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
     places, rows, width = _place(sizes)
     tree_of = np.full((rows, width), -1)
@@ -81,8 +90,9 @@ def pack(trees: Sequence[Tree]) -> Packed:
         for branch, response in enumerate(responses, start=1):
             branch_of[row, column : column + len(response)] = branch
             column += len(response)
-            before += [prompt_end, *range(len(ids), len(ids) + len(response) - 1)]
-            owner += [len(last)] * len(response)
+            skipped = context[len(last)]
+            before += [prompt_end, *range(len(ids), len(ids) + len(response) - 1)][skipped:]
+            owner += [len(last)] * (len(response) - skipped)
             ids += response
             positions += range(len(prompt), len(prompt) + len(response))
             last.append(len(ids) - 1)
@@ -95,10 +105,11 @@ def pack(trees: Sequence[Tree]) -> Packed:
         cells=torch.tensor(cells),
         mask=torch.from_numpy(mask)[:, None],
         before=torch.tensor(before),
-        targets=torch.tensor([token for _, responses in trees for response in responses for token in response]),
+        targets=torch.tensor([token for k, ids in zip(context, branches, strict=True) for token in ids[k:]]),
         owner=torch.tensor(owner),
         last=torch.tensor(last),
         sizes=tuple((len(prompt), *map(len, responses)) for prompt, responses in trees),
+        context=context,
     )
 
 
@@ -215,10 +226,12 @@ class ResponseLogprobs(_Responses):
         self.head = TokenLogprobs(model.get_output_embeddings(), logit_rows)
 
     def forward(self, packed: Packed) -> Tensor:
-        """Return log-probabilities in nats, summed over each response's tokens, float32, shape [R]."""
+        """Return log-probabilities in nats, summed over each response's tokens that count, float32, shape [R]."""
         self._check_lengths(packed)
         if self.plain:
-            return plain_forward.response_logprobs(self.model, packed.input_ids, packed.sizes, self.logit_rows)
+            return plain_forward.response_logprobs(
+                self.model, packed.input_ids, packed.sizes, packed.context, self.logit_rows
+            )
         rows = hidden_states(body_of(self.model), packed)[packed.before]
         sums = torch.zeros(len(packed.last), dtype=torch.float32, device=rows.device)
         return sums.index_add(0, packed.owner, self.head(rows, packed.targets))

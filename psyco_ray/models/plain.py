@@ -45,19 +45,21 @@ def padded(input_ids: Tensor, sizes: Sizes, pad: int) -> tuple[Tensor, list[Span
     return pad_sequence(rows, batch_first=True, padding_value=pad), spans
 
 
-def response_logprobs(model: Any, input_ids: Tensor, sizes: Sizes, logit_rows: int) -> Tensor:
+def response_logprobs(model: Any, input_ids: Tensor, sizes: Sizes, context: Sequence[int], logit_rows: int) -> Tensor:
     """Log-probability of each response under a causal language model.
 
     Args:
         model: of transformers.
         input_ids: prompts and responses as `pack` concatenates them, shape [1, N].
         sizes: of their trees.
+        context: of each response, its first tokens that do not count, see `pack`.
         logit_rows: rows of logits that are in float32 at a time.
 
     Returns:
-        Nats, summed over a response's tokens, float32, shape [R].
+        Nats, summed over a response's tokens that count, float32, shape [R].
     """
     ids, spans = padded(input_ids, sizes, _text_token(input_ids))
+    spans = [(start + skipped, end) for (start, end), skipped in zip(spans, context, strict=True)]
     first = min(start for start, _ in spans) - 1
     logits = _logits(model, ids, first)
     values = []

@@ -129,11 +129,11 @@ class RolloutActor:
         """
         began = time.perf_counter()
         loaded_bytes = self._engine.load_weights(weights)
-        responses = probe.chosen_ids, probe.rejected_ids
+        sides = zip((probe.chosen_ids, probe.rejected_ids), probe.context, strict=True)
         return WeightUpdateAck(
             version=self._engine.version,
             digest=weights.digest,  # the engine refuses any other
             bytes=loaded_bytes,
-            logprobs=tuple(self._engine.logprob(probe.prompt_ids, response) for response in responses),
+            logprobs=tuple(self._engine.logprob(probe.prompt_ids + ids[:k], ids[k:]) for ids, k in sides),
             seconds=time.perf_counter() - began,
         )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from typing import Any
 
 from psyco_ray.run import reasoning
 from psyco_ray.run.types import Response
-
-_PROMPT_END = 16  # tokens of a prompt that hold a tag at its end
 
 
 class ResponseReader:
@@ -39,27 +36,16 @@ class ResponseReader:
         """
         marked = not self._marks.isdisjoint(token_ids)
         if marked:
-            text = self._decode(token_ids, marked)
-        prompt_end = self._tokenizer.decode(list(prompt_ids[-_PROMPT_END:]), skip_special_tokens=False)
-        thoughts, answer = reasoning.split(text, opened=reasoning.opening_tag(prompt_end) is not None)
+            text = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        thoughts, answer = reasoning.split(text, reasoning.opened_by(self._tokenizer, prompt_ids))
         if marked:
             for token in self._special:
                 answer = answer.replace(token, "")
+        before = reasoning.tokens_before_answer(self._tokenizer, prompt_ids, token_ids) if thoughts else 0
         return Response(
             text=answer,
             token_ids=tuple(token_ids),
             finished=stopped and bool(answer.strip()),
             reasoning=thoughts,
-            reasoning_tokens=self._tokens_of(thoughts, token_ids, marked),
+            reasoning_tokens=before,
         )
-
-    def _tokens_of(self, thoughts: str, token_ids: Sequence[int], marked: bool) -> int:
-        """The number of tokens at the beginning whose text holds the reasoning."""
-        return bisect.bisect_left(
-            range(len(token_ids) if thoughts else 0),
-            len(thoughts),
-            key=lambda count: len(self._decode(token_ids[:count], marked)),
-        )
-
-    def _decode(self, token_ids: Sequence[int], marked: bool) -> str:
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=not marked)

@@ -172,13 +172,14 @@ class ScorerActor:
         yield scored, time.perf_counter() - began
 
     def reference_logprobs(self, pair: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
-        """Yields the pair with its reference log-probabilities (nats, summed over tokens), and the seconds taken.
+        """Yields the pair with its reference log-probabilities (nats, over the trained tokens), and the seconds taken.
 
         Raises:
             NonFiniteError: a log-probability is not finite.
         """
         began = time.perf_counter()
-        chosen, rejected = self._logprobs(pair.key, pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
+        responses = [pair.chosen_ids, pair.rejected_ids]
+        chosen, rejected = self._logprobs(pair.key, pair.prompt_ids, responses, pair.context)
         yield replace(pair, reference=(chosen, rejected)), time.perf_counter() - began
 
     def _score(self, name: str, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
@@ -189,14 +190,16 @@ class ScorerActor:
             require_finite(result.values or (), what, _WAY_OUT)
         return scored
 
-    def _logprobs(self, key: str, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> tuple[float, ...]:
-        """Log-probability of each response under the reference policy, in nats, summed over its tokens."""
+    def _logprobs(
+        self, key: str, prompt: Sequence[int], responses: Sequence[Sequence[int]], context: Sequence[int] = ()
+    ) -> tuple[float, ...]:
+        """Log-probability of each response under the reference policy, in nats, summed as `pack` says."""
         import torch
 
         from psyco_ray.models.packing import pack
 
         assert self._reference is not None, "the scorer has a reference model"
         with torch.inference_mode():
-            values = tuple(self._reference(pack([(prompt, responses)]).to(self._device)).tolist())
+            values = tuple(self._reference(pack([(prompt, responses)], context).to(self._device)).tolist())
         require_finite(values, f"a log-probability of {key} under reference {self._reference_spec}", _WAY_OUT)
         return values

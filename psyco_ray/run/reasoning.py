@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
 _TAGS = {
     "<think>": "</think>",  # Qwen3, DeepSeek-R1, QwQ
     "<thinking>": "</thinking>",
@@ -11,6 +15,7 @@ _TAGS = {
     "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",  # gpt-oss
 }
 """Opening tag -> closing tag."""
+_PROMPT_END = 16  # tokens of a prompt that hold a tag at its end
 
 
 def split(text: str, opened: bool = False) -> tuple[str, str]:
@@ -38,6 +43,35 @@ def split(text: str, opened: bool = False) -> tuple[str, str]:
     if opened or text.lstrip().startswith(tuple(_TAGS)):
         return text, ""
     return "", text
+
+
+def tokens_before_answer(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> int:
+    """Return how many tokens of a response precede its answer: its reasoning and the blank space behind it.
+
+    A token that holds the end of the one and the beginning of the other belongs to the answer. Reasoning that never
+    closes is all of the response.
+
+    Args:
+        tokenizer: of the policy.
+        prompt_ids: of the prompt, whose end may open the reasoning.
+        token_ids: of the response.
+    """
+
+    def decoded(count: int) -> str:
+        return str(tokenizer.decode(list(token_ids[:count]), skip_special_tokens=False))
+
+    text = decoded(len(token_ids))
+    thoughts, answer = split(text, opened_by(tokenizer, prompt_ids))
+    if not thoughts or not answer:
+        return len(token_ids) if thoughts else 0
+    begin = len(text) - len(answer)
+    count = bisect.bisect_left(range(len(token_ids)), begin, key=lambda count: len(decoded(count)))
+    return count if len(decoded(count)) == begin else count - 1
+
+
+def opened_by(tokenizer: Any, prompt_ids: Sequence[int]) -> bool:
+    """Return whether the end of a prompt opens the reasoning."""
+    return opening_tag(tokenizer.decode(list(prompt_ids[-_PROMPT_END:]), skip_special_tokens=False)) is not None
 
 
 def opening_tag(prompt: str) -> str | None:

@@ -58,7 +58,9 @@ PAIRS = pa.schema(
         ("rejected_score", pa.float32()),
         ("chosen_ids", _IDS),
         ("rejected_ids", _IDS),
-        ("chosen_reference", pa.float64()),  # log-probability in nats
+        ("chosen_context", pa.int32()),  # the first ones of chosen_ids, which are not trained; null: none
+        ("rejected_context", pa.int32()),
+        ("chosen_reference", pa.float64()),  # log-probability of the others in nats
         ("rejected_reference", pa.float64()),
         ("chosen_finished", pa.bool_()),  # false where the response was cut; null: unknown, treated as finished
         ("rejected_finished", pa.bool_()),

@@ -40,8 +40,7 @@ class Response:
     """One sampled response.
 
     `text` is the answer, which is all that a client, a reward model or a judge reads; a thinking model's `reasoning`
-    precedes it. The policy is trained on all its tokens, as it sampled them. `finished` is false if the response was
-    cut at the token limit or has no answer.
+    precedes it. `finished` is false if the response was cut at the token limit or has no answer.
     """
 
     text: str
@@ -49,7 +48,7 @@ class Response:
     finished: bool
     logprob: float | None = None  # under the policy that sampled it, at temperature 1, nats summed over its tokens
     reasoning: str = ""  # with its tags
-    reasoning_tokens: int = 0  # the first ones of `token_ids`
+    reasoning_tokens: int = 0  # the first ones of `token_ids`, through the blank space before the answer
 
     @property
     def tokens(self) -> int:
@@ -72,7 +71,9 @@ class PreferencePair:
     """A preference pair as token ids, the unit of training.
 
     `reference` holds the log-probabilities of chosen and rejected under the reference model (nats, summed over the
-    response's tokens); a reward model needs none. `margin` is the least difference of the two rewards.
+    response's trained tokens); a reward model needs none. `margin` is the least difference of the two rewards. The
+    policy is not trained on the first `context` tokens of chosen and rejected, a thinking model's reasoning; the tokens
+    after them attend to them.
     """
 
     key: str
@@ -81,6 +82,12 @@ class PreferencePair:
     rejected_ids: tuple[int, ...]
     reference: tuple[float, float] | None = None
     margin: float = 0.0
+    context: tuple[int, int] = (0, 0)
+
+    @property
+    def trained_tokens(self) -> tuple[int, int]:
+        """Tokens of chosen and rejected whose log-probabilities are summed."""
+        return len(self.chosen_ids) - self.context[0], len(self.rejected_ids) - self.context[1]
 
     @property
     def tokens(self) -> int:

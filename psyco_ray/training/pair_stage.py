@@ -80,7 +80,7 @@ class PairStage:
                 slope = effect.slope if job.guards.length_debias else 0.0
                 min_margin = job.guards.min_margin * effect.deviation
             for group in arrived:
-                if (pair := pairs.pair_of(group, unfinished, slope, min_margin)) is not None:
+                if (pair := pairs.pair_of(group, unfinished, slope, min_margin, job.dpo.reasoning)) is not None:
                     yield pair
 
         referenced = self._add_reference(stage(iteration, "pairs"), formed())
@@ -130,7 +130,7 @@ class PairStage:
         text_by_key = dict(zip(keys, texts.to_pylist(), strict=True))
         stored = [example.key for example in examples if example.key in referenced]
         self._write(iteration, [pairs.offline_row(referenced[key], text_by_key[key]) for key in stored])
-        lengths = [len(ids) for example in examples for ids in (example.chosen_ids, example.rejected_ids)]
+        lengths = [tokens for example in examples for tokens in example.trained_tokens]
         ends = [text_by_key[key][f"{side}_finished"] is not False for key in stored for side in ("chosen", "rejected")]
         return {
             "rows": len(stored),

@@ -9,11 +9,16 @@ from psyco_ray.run.types import Group, PreferencePair
 
 
 def pair_of(
-    group: Group, unfinished: str = "exclude", slope: float = 0.0, min_margin: float = 0.0
+    group: Group,
+    unfinished: str = "exclude",
+    slope: float = 0.0,
+    min_margin: float = 0.0,
+    trained: str = "answer",
 ) -> PreferencePair | None:
     """The preference pair of a group by its `reward` scores.
 
-    The chosen response is the best of those that may be chosen, the rejected one the worst of all. Only finished
+    The chosen response is the best of those that may be chosen, the rejected one the worst of all with a token to train
+    on. Only finished
     responses may be chosen, unless `unfinished` is `allow`; with `safety` scores, only those at least as safe as the
     rejected one.
 
@@ -23,6 +28,7 @@ def pair_of(
             whatever the scores.
         slope: length bias to subtract, in reward per token (Park et al. 2024).
         min_margin: least difference of the two rewards; not asked of a penalised response.
+        trained: as `dpo.reasoning`. With `answer`, reasoning that never ends has nothing to train on.
 
     Returns:
         The pair; None if no response may be chosen or is better than another, the margin is too small, or the two texts
@@ -31,12 +37,13 @@ def pair_of(
     responses = group.responses
     ranks = [score - slope * response.tokens for score, response in zip(group.scores["reward"], responses, strict=True)]
     penalised = [unfinished == "penalise" and not response.finished for response in responses]
-    worst = min(range(len(ranks)), key=lambda i: (not penalised[i], ranks[i]))
+    trainable = [i for i, response in enumerate(responses) if response.tokens or trained == "all"]
+    if not trainable:
+        return None
+    worst = min(trainable, key=lambda i: (not penalised[i], ranks[i]))
     safety = group.scores.get("safety") or (0.0,) * len(ranks)
     choosable = [
-        i
-        for i, response in enumerate(responses)
-        if (response.finished or unfinished == "allow") and safety[i] >= safety[worst]
+        i for i in trainable if (responses[i].finished or unfinished == "allow") and safety[i] >= safety[worst]
     ]
     if not choosable:
         return None
@@ -47,7 +54,10 @@ def pair_of(
     chosen, rejected = responses[best], responses[worst]
     if chosen.text.split() == rejected.text.split():
         return None
-    return PreferencePair(group.prompt.speech_id, group.prompt.token_ids, chosen.token_ids, rejected.token_ids)
+    context = (0, 0) if trained == "all" else (chosen.reasoning_tokens, rejected.reasoning_tokens)
+    return PreferencePair(
+        group.prompt.speech_id, group.prompt.token_ids, chosen.token_ids, rejected.token_ids, context=context
+    )
 
 
 def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:
@@ -59,14 +69,15 @@ def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:
     }
     assert pair.reference is not None
     by_ids = {r.token_ids: i for i, r in reversed(list(enumerate(group.responses)))}
-    for side, ids, reference in (
-        ("chosen", pair.chosen_ids, pair.reference[0]),
-        ("rejected", pair.rejected_ids, pair.reference[1]),
+    for side, ids, reference, context in (
+        ("chosen", pair.chosen_ids, pair.reference[0], pair.context[0]),
+        ("rejected", pair.rejected_ids, pair.reference[1], pair.context[1]),
     ):
         index = by_ids[ids]
         sides |= {
             side: group.responses[index].text,
             f"{side}_ids": list(ids),
+            f"{side}_context": context,
             f"{side}_score": group.scores["reward"][index],
             f"{side}_reference": reference,
             f"{side}_finished": group.responses[index].finished,
@@ -84,6 +95,8 @@ def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any
         "rejected": texts["rejected"],
         "chosen_ids": list(pair.chosen_ids),
         "rejected_ids": list(pair.rejected_ids),
+        "chosen_context": pair.context[0],
+        "rejected_context": pair.context[1],
         "chosen_reference": pair.reference[0],
         "rejected_reference": pair.reference[1],
         "chosen_finished": texts["chosen_finished"],
@@ -99,4 +112,5 @@ def example_of(row: Mapping[str, Any]) -> PreferencePair:
         chosen_ids=tuple(row["chosen_ids"]),
         rejected_ids=tuple(row["rejected_ids"]),
         reference=(row["chosen_reference"], row["rejected_reference"]),
+        context=(row.get("chosen_context") or 0, row.get("rejected_context") or 0),  # older tables have none
     )

@@ -82,18 +82,17 @@ def push_weights(
     handover()
     exported = time.monotonic()
 
-    tokens = len(probe.chosen_ids), len(probe.rejected_ids)
     acks = rollouts.broadcast(
         RolloutActor.load_weights,
         weights,
         probe,
         version=version,
-        check=lambda ack: _mismatch(ack, weights, expected, tokens, settings.max_gap),
+        check=lambda ack: _mismatch(ack, weights, expected, probe.trained_tokens, settings.max_gap),
         deadline_s=settings.deadline_s,
     )
     loaded = time.monotonic()
     size = max(ack.bytes for ack in acks)
-    gap = max(_gap(ack, expected, tokens) for ack in acks)
+    gap = max(_gap(ack, expected, probe.trained_tokens) for ack in acks)
     return SyncReport(version, size, len(acks), exported - began, loaded - exported, gap)
 
 

@@ -31,7 +31,14 @@ def examples(count: int, seed: int = 0, reference: bool = True) -> list[Preferen
         return tuple(rng.randrange(3, 40000) for _ in range(rng.randint(low, high)))
 
     return [
-        PreferencePair(f"pair-{i}", ids(3, 12), ids(3, 20), ids(3, 20), (-30.0 - i, -31.0) if reference else None)
+        PreferencePair(
+            f"pair-{i}",
+            ids(3, 12),
+            ids(3, 20),
+            ids(3, 20),
+            (-30.0 - i, -31.0) if reference else None,
+            context=(i % 3, 0),
+        )
         for i in range(count)
     ]
 
@@ -83,6 +90,11 @@ def logprob(model, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.
     return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
 
 
+def logprobs(model, pair: PreferencePair) -> list[torch.Tensor]:
+    sides = zip((pair.chosen_ids, pair.rejected_ids), pair.context, strict=True)
+    return [logprob(model, pair.prompt_ids + ids[:k], ids[k:]) for ids, k in sides]
+
+
 @pytest.fixture(scope="module")
 def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same training in plain torch, without Ray and DeepSpeed, one pair at a time."""
@@ -96,7 +108,7 @@ def single_process(tiny_model) -> tuple[list[float], dict[str, torch.Tensor]]:
         adam.zero_grad()
         total = 0.0
         for pair in batch:
-            values = torch.stack([logprob(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)])
+            values = torch.stack(logprobs(model, pair))
             loss, _ = objective(values.view(1, 2), torch.tensor(objective.loss_inputs([pair])), len(pair.chosen_ids))
             (loss.sum() / len(batch)).backward()
             total += loss.item()
@@ -158,7 +170,7 @@ def test_a_model_that_cannot_be_packed_starts_at_its_reference(local_ray, tiny_m
     finally:
         learner.close()
     with torch.no_grad():
-        expected = [logprob(model, p.prompt_ids, ids).item() for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
+        expected = [value.item() for pair in pairs for value in logprobs(model, pair)]
     assert [value for both in values for value in both] == pytest.approx(expected, abs=1e-3)
     assert abs(first.metrics["margin"]) < 1e-5
     assert abs(first.metrics["chosen_shift"]) < 1e-4

@@ -69,6 +69,38 @@ def test_packed_logprobs_equal_one_plain_forward_each(model, packing) -> None:
     assert packed == pytest.approx(plain, abs=2e-4)
 
 
+def test_tokens_of_context_are_attended_to_and_not_counted(model, packing) -> None:
+    batch = trees(5, seed=3)
+    context = [len(response) // 2 for _, responses in batch for response in responses]
+    assert min(context) == 0 < max(context)
+    results = []
+    for plain in (False, True):
+        module = ResponseLogprobs(packing, logit_rows=7)
+        module.set_plain(plain)
+        values = module(pack(batch, context))
+        values.square().sum().backward()
+        results.append((values.tolist(), {name: p.grad for name, p in packing.named_parameters()}))
+        packing.zero_grad()
+    sides = [(prompt, response) for prompt, responses in batch for response in responses]
+    expected = [plain_logprob(model, [*p, *ids[:k]], ids[k:]) for (p, ids), k in zip(sides, context, strict=True)]
+    (packed, gradients), (plain, others) = results
+    assert packed == pytest.approx(expected, abs=2e-4)
+    assert plain == pytest.approx(expected, abs=2e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, others[name], atol=2e-2, rtol=2e-3)
+
+
+def test_without_context_every_token_counts() -> None:
+    batch = trees(4)
+    branches = [response for _, responses in batch for response in responses]
+    packed, zeros = pack(batch), pack(batch, [0] * len(branches))
+    assert packed.targets.tolist() == [token for response in branches for token in response]
+    for name, value in vars(packed).items():
+        assert torch.equal(value, vars(zeros)[name]) if isinstance(value, torch.Tensor) else value == vars(zeros)[name]
+    with pytest.raises(AssertionError, match="has a token to sum"):
+        pack([([1], [[2, 3], [4]])], [1, 1])
+
+
 def test_gradients_equal_those_of_plain_forwards(model, packing) -> None:
     batch = trees(3, seed=1)
     weights = torch.randn(sum(len(r) for _, r in batch), generator=torch.Generator().manual_seed(0))

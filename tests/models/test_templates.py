@@ -54,6 +54,8 @@ def test_an_offline_turn_begins_where_a_policy_writes(with_chat_template, templa
     assert list(encoded.prompt_ids) == templates.conversation_ids(tokenizer, ASKED), "the prompt of a rollout"
     turns = [tokenizer.decode(ids) for ids in encoded.response_ids]
     assert turns == [f"{before}{text}<|im_end|>" for text in (GOOD, BAD)]
+    sides = zip(encoded.response_ids, encoded.reasoning_tokens, strict=True)
+    assert [tokenizer.decode(ids[:k]) for ids, k in sides] == [before, before]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,8 @@ def test_an_offline_turn_keeps_the_reasoning_of_its_text(with_chat_template, tem
     tokenizer = with_chat_template(template)
     encoded = encode_turn(tokenizer, ASKED, (THOUGHTFUL, THOUGHTFUL), None, finished=(True, False))
     assert [tokenizer.decode(ids) for ids in encoded.response_ids] == [f"{turn}<|im_end|>", turn]
+    sides = zip(encoded.response_ids, encoded.reasoning_tokens, strict=True)
+    assert [tokenizer.decode(ids[k:]) for ids, k in sides] == [f"{GOOD}<|im_end|>", GOOD]
 
 
 def test_a_turn_without_text_is_refused(with_chat_template) -> None:

@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+from support.chat_templates import QWEN3, QWEN35, R1
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.data.respond import ApiStage
 from psyco_ray.judge.ask import UnreadableAnswerError
+from psyco_ray.models.encoding import encode_turn
 from psyco_ray.rollout.responses import ResponseReader
 from psyco_ray.run.schemas import group_rows, groups_from_rows
 from psyco_ray.run.types import Group, Prompt, PromptBatch
@@ -27,8 +29,34 @@ def read(tokenizer, prompt: str, sampled: str, stopped: bool = True):
 def test_a_response_is_what_a_client_reads(tokenizer, prompt, opening) -> None:
     response = read(tokenizer, prompt, f"{opening}{THOUGHTS}\n\n{ANSWER}<|im_end|>")
     assert (response.text, response.reasoning, response.finished) == (ANSWER, opening + THOUGHTS, True)
-    assert tokenizer.decode(response.token_ids[: response.reasoning_tokens]).startswith(opening + THOUGHTS)
-    assert tokenizer.decode(response.token_ids[response.reasoning_tokens :]).strip() == f"{ANSWER}<|im_end|>"
+    assert tokenizer.decode(response.token_ids[: response.reasoning_tokens]) == f"{opening}{THOUGHTS}\n\n"
+    assert tokenizer.decode(response.token_ids[response.reasoning_tokens :]) == f"{ANSWER}<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("sampled", "rest"),
+    [
+        ("<think>Hm.</think> Oh.<|im_end|>", " Oh.<|im_end|>"),  # one token has the space and the answer's first word
+        ("<think>Hm.</think>\n💙 Oh.", "💙 Oh."),  # several tokens are one character
+        ("<think>Hm.</think>\n\n<|im_end|>", "<|im_end|>"),
+        ("<think>Hm.<|im_end|>", ""),
+    ],
+)
+def test_the_tokens_after_the_reasoning_are_the_answer(tokenizer, sampled, rest) -> None:
+    response = read(tokenizer, PLAIN_PROMPT, sampled)
+    assert tokenizer.decode(response.token_ids[response.reasoning_tokens :]) == rest
+
+
+@pytest.mark.parametrize("template", [R1, QWEN3, QWEN35], ids=["r1", "qwen3", "qwen3.5"])
+@pytest.mark.parametrize("text", [ANSWER, f"<think>\n{THOUGHTS}\n\n{ANSWER}"], ids=["answer", "both"])
+def test_a_sampled_and_an_offline_response_begin_their_answers_alike(tokenizer, template, text) -> None:
+    thinker = copy.deepcopy(tokenizer)
+    thinker.chat_template = template
+    encoded = encode_turn(thinker, [{"role": "user", "content": "I feel lost."}], [text], None)
+    [ids], [before] = encoded.response_ids, encoded.reasoning_tokens
+    response = ResponseReader(thinker).read(encoded.prompt_ids, thinker.decode(ids, True), ids, True)
+    assert (response.text, response.reasoning_tokens) == (ANSWER, before)
+    assert before > 0
 
 
 @pytest.mark.parametrize(("prompt", "opening"), [(PLAIN_PROMPT, "<think>\n"), (OPEN_PROMPT, "")])

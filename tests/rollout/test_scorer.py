@@ -5,8 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from psyco_ray.config.resources import Scorers
+from psyco_ray.config.training import DpoConfig
+from psyco_ray.learner.losses import DpoObjective
+from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.models import loading, templates
 from psyco_ray.models.encoding import encode
+from psyco_ray.models.packing import ResponseLogprobs
 from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
 from psyco_ray.training import pairs
@@ -71,6 +75,27 @@ def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled,
         spelled,
         group.responses[2].token_ids,
     )
+
+
+def test_the_first_step_on_answers_starts_at_the_reference(scorer, tiny_model) -> None:
+    pair = PreferencePair("pair", (5, 6, 7), (8, 9, 10, 11), (12, 13, 14), context=(3, 1))
+    [(referenced, _)] = scorer.reference_logprobs(pair)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    for ids, k, value in zip((pair.chosen_ids, pair.rejected_ids), pair.context, referenced.reference, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([pair.prompt_ids + ids])).logits[0].log_softmax(-1)
+        expected = sum(logits[2 + n, ids[n]].item() for n in range(k, len(ids)))
+        assert value == pytest.approx(expected, abs=1e-4)
+
+    worker = LearnerWorker(0, 1)
+    worker._device = torch.device("cpu")
+    with torch.no_grad():
+        values = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))(worker._pack([referenced]))
+    objective = DpoObjective(DpoConfig(length_normalised=True))
+    [inputs] = objective.loss_inputs([referenced])
+    assert inputs[2:] == (1.0, 2.0), "lengths are those of the trained tokens"
+    _, metrics = objective(values.view(1, 2), torch.tensor([inputs]), 1.0)
+    assert metrics["margin"].abs().item() < 1e-5
 
 
 @pytest.mark.parametrize("change", ["another vocabulary", "a control token", "reasoning", "beyond the vocabulary"])

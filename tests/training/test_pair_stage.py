@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.chat_templates import R1, with_template
 
-from psyco_ray.config.training import Job, Part, Prompts
+from psyco_ray.config.training import DpoConfig, Job, Part, Prompts
 from psyco_ray.data import mixture
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.progress import Progress
@@ -72,6 +73,29 @@ def test_a_quarantined_pair_is_left_out(local_ray, job, ledger, tmp_path) -> Non
     stage = PairStage(job, ledger, Progress(), lambda name, pairs: add_reference(name, list(pairs)[1:]))
     assert stage.make_offline(1, np.arange(4), table)["rows"] == 3
     assert len(stage.read(1)) == 3
+
+
+@pytest.mark.parametrize("trained", ["answer", "all"])
+def test_offline_pairs_of_a_thinking_model_say_where_the_answers_begin(
+    local_ray, job, tmp_path, tiny_model, tokenizer, trained
+) -> None:
+    thinker = with_template(tiny_model, R1, tmp_path / "thinker")
+    job = job.model_copy(update={"model": str(thinker), "dpo": DpoConfig(reasoning=trained)})
+    chosen = [f"<think>\nShe grieves {i}.\n</think>\n\nYes {i}." for i in range(3)]
+    rows = [{"prompt": f"q{i}", "chosen": text, "rejected": "No.", "split": "train"} for i, text in enumerate(chosen)]
+    table = table_of(job, (tmp_path / "pairs.parquet", rows))
+    ledger = Ledger(job, resume=False)
+    try:
+        stage = PairStage(job, ledger, Progress(), add_reference)
+        facts, pairs = stage.make_offline(1, np.arange(3), table), stage.read(1)
+    finally:
+        ledger.close()
+    first = next(pair for pair in pairs if "grieves 0" in tokenizer.decode(pair.chosen_ids))
+    lengths = [tokens for pair in pairs for tokens in pair.trained_tokens]
+    assert facts["mean_tokens"] == sum(lengths) / len(lengths)
+    sides = zip((first.chosen_ids, first.rejected_ids), first.context, strict=True)
+    before = ["She grieves 0.\n</think>\n\n", "\n</think>\n\n"] if trained == "answer" else ["", ""]
+    assert [tokenizer.decode(ids[:k]) for ids, k in sides] == before
 
 
 def test_pairs_that_are_all_too_long_are_refused(local_ray, job, ledger, tmp_path) -> None:

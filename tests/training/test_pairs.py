@@ -1,5 +1,7 @@
 """Preference pairs from scored responses."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +59,26 @@ def test_what_becomes_of_a_cut_response() -> None:
     assert ends_of(pairs.pair_of(group([1.0, 0.0, 2.0], cut), "exclude")) == (2, 1)
     assert pairs.pair_of(group([1.0, 9.0, 8.0], [True, False, False]), "exclude") is None, "none is worse"
     assert ends_of(pairs.pair_of(group([1.0, 9.0, 8.0], [True, False, False]), "penalise")) == (0, 2)
+
+
+def test_a_thinking_models_pair_is_trained_on_its_answers() -> None:
+    responses = (
+        Response("Oh.", (1, 2, 3, 4), True, reasoning="<think>a</think>", reasoning_tokens=3),
+        Response("Why?", (1, 5, 6), True, reasoning="<think>", reasoning_tokens=1),
+        Response("", (1, 7), False, reasoning="<think>b", reasoning_tokens=2),
+    )
+    thinking = Group(Prompt("s", (5,), 0), responses, 0, {"reward": (1.0, 0.5, 0.0)})
+    pair, whole = pairs.pair_of(thinking), pairs.pair_of(thinking, trained="all")
+    assert (pair.chosen_ids, pair.rejected_ids) == ((1, 2, 3, 4), (1, 5, 6)), "the third has nothing to train on"
+    assert (pair.context, pair.trained_tokens, pair.tokens) == ((3, 1), (1, 2), 8)
+    assert (whole.rejected_ids, whole.context, whole.trained_tokens) == ((1, 7), (0, 0), (4, 2))
+    only = Group(thinking.prompt, responses[2:], 0, {"reward": (0.0,)})
+    assert pairs.pair_of(only, "allow") is None
+
+    row = pairs.row_of(replace(pair, reference=(-1.0, -2.0)), thinking)
+    assert pairs.example_of(row) == replace(pair, reference=(-1.0, -2.0))
+    old = {name: value for name, value in row.items() if not name.endswith("_context")}
+    assert pairs.example_of(old).context == (0, 0)
 
 
 def test_equal_texts_make_no_pair() -> None:

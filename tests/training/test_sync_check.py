@@ -9,11 +9,11 @@ from psyco_ray.config.resources import Sync
 from psyco_ray.run.types import PreferencePair, Weights, WeightUpdateAck
 from psyco_ray.training import weight_sync
 
-PROBE = PreferencePair("pair-0", (1, 2), (3, 4, 5), (6,))
+PROBE = PreferencePair("pair-0", (1, 2), (9, 9, 3, 4, 5), (6,), context=(2, 0))
 
 
 class Learner:
-    """Holds weights under which the probe has -30 nats."""
+    """Holds weights under which the probe's responses have -30 and -1 nats."""
 
     def evaluate_pairs(self, pairs) -> list[tuple[float, float]]:
         return [(-30.0, -1.0)]
@@ -23,7 +23,7 @@ class Learner:
 
 
 class Pool:
-    """Rollout actors that give the probe certain log-probabilities."""
+    """Rollout actors that give the probe's chosen response certain log-probabilities."""
 
     idle: tuple = ()
 
@@ -31,7 +31,7 @@ class Pool:
         self.logprobs = logprobs
 
     def broadcast(self, method, *args, version: int, check: Callable, deadline_s: float) -> list[WeightUpdateAck]:
-        acks = [WeightUpdateAck(version, "digest", 100, logprob, 0.1) for logprob in self.logprobs]
+        acks = [WeightUpdateAck(version, "digest", 100, (logprob, -1.0), 0.1) for logprob in self.logprobs]
         problems = [problem for ack in acks if (problem := check(ack)) is not None]
         if problems:
             raise RuntimeError(problems[0])
@@ -40,7 +40,7 @@ class Pool:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -30.0 - 3 * 0.6])
 def test_an_engine_whose_probe_is_far_off_or_not_finite_does_not_have_the_weights(value) -> None:
-    with pytest.raises(RuntimeError, match=f"gives the probe -30.000 nats and it gives {value:.3f}: "):
+    with pytest.raises(RuntimeError, match=f"responses -30.000 and -1.000 nats and it gives {value:.3f} and"):
         weight_sync.push_weights(Learner(), Pool(-30.0, value), 3, PROBE, Sync(max_gap=0.5))
     assert weight_sync.push_weights(Learner(), Pool(-30.0, -30.3), 3, PROBE, Sync(max_gap=0.5)).gap == pytest.approx(
         0.1

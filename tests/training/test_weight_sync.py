@@ -118,10 +118,13 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
 
 
 def test_samples_say_which_weights_made_them_and_a_stale_actor_refuses(learner, rollouts) -> None:
-    probe = pairs(1, seed=7)[0]
+    probe = replace(pairs(1, seed=7)[0], context=(7, 4))
     weights = learner.export(2, 1024)
     loaded = on_all(rollouts, "load_weights", weights, probe)
     assert {(found.version, found.digest) for found in loaded} == {(2, weights.digest)}
+    [expected] = learner.evaluate_pairs([probe])
+    for found in loaded:
+        assert found.logprobs == pytest.approx(expected, abs=1e-3), "over the trained tokens"
     stream = rollouts.stream(RolloutActor.sample, [request(2)], identity=lambda found: found[0].prompt.speech_id)
     assert {group.version for group, _ in stream} == {2}
     with pytest.raises(AssertionError, match="has policy version 2, version 1 was asked for"):
