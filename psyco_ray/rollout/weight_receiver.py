@@ -146,6 +146,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
             parameters = [(name, packed) for bucket in buckets for name, packed in bucket.items()]
             self._held = {name: (array.copy(), dtype) for name, (array, dtype) in parameters} if update.keep else {}
         weights = ((name, as_tensor(*packed)) for bucket in buckets for name, packed in bucket.items())
+        _forget_expert_kernels(self.model)
         if load_weights is not None:
             load_weights(weights)
             return
@@ -177,6 +178,16 @@ class WorkerExtension:
     def psyco_ray_received_digest(self) -> str:
         """The digest of the weights that arrived in chunks."""
         return self.weight_transfer_engine.received_digest()  # type: ignore[attr-defined]
+
+
+def _forget_expert_kernels(model: Any) -> None:
+    """Have a reload pack fused experts again: vLLM's CPU build packs them only where they have no kernel yet."""
+    if not current_platform.is_cpu():
+        return
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _repack_tied_heads(model: Any) -> None:

@@ -218,7 +218,8 @@ def same_curves(run: Path) -> None:
     of_steps = dict(enumerate(losses, 1))
     assert logged == {step: of_steps[step] for step in logged}, "repeated steps have the same numbers and losses"
     assert max(logged) == len(losses)
-    assert [step for of in sessions for step in of.steps("iterations", "dev_heldout")] == [1, 2]
+    iterations = [step for of in sessions for step in of.steps("iterations", "dev_heldout")]
+    assert iterations in ([1, 2], [2]), "each iteration once"
     assert sessions[-1].summary["best.by"].startswith("mean reward")
     assert sessions[-1].summary["steps"] == len(losses)
 

@@ -18,7 +18,7 @@ from psyco_ray.models.weight_codec import as_array, digest
 from psyco_ray.models.weight_files import WeightFiles, persistent_tensors
 from psyco_ray.pool import placement
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
-from psyco_ray.run.types import Prompt, PromptBatch, Weights
+from psyco_ray.run.types import PreferencePair, Prompt, PromptBatch, Weights
 from support import families
 
 CONFIGURED = {
@@ -99,13 +99,15 @@ def synced_logprob(actor: Any, path: Path) -> float:
     bucket = {name: as_array(tensor.detach()) for name, tensor in tensors}
     size = sum(array.nbytes for array, _ in bucket.values())
     weights = Weights(1, digest([bucket]), (ray.put(bucket),), size)
-    return ray.get(actor.load_weights.remote(weights, tuple(PROMPT), tuple(RESPONSE)), timeout=120).logprob
+    probe = PreferencePair("probe", tuple(PROMPT), tuple(RESPONSE), tuple(RESPONSE[::-1]))
+    return ray.get(actor.load_weights.remote(weights, probe), timeout=120).logprobs[0]
 
 
 def unstopped(actor: Any, path: Path, version: int) -> str:
     """Sample responses; returns what is wrong with their ends, or nothing."""
     stops = set(stop_tokens(loading.load_tokenizer(path)))
-    item = PromptBatch("stops", tuple(Prompt(f"s{seed}", tuple(PROMPT), seed) for seed in range(4)))
+    # vLLM samples the responses to a prompt with consecutive seeds
+    item = PromptBatch("stops", tuple(Prompt(f"s{seed}", tuple(PROMPT), seed) for seed in range(0, 400, 100)))
     request = SamplingRequest(item, version, 8, 1.0, 1.0, 32)
     sampled = [group for group, _ in map(ray.get, actor.sample.options(num_returns="streaming").remote(request))]
     responses = [response.token_ids for group in sampled for response in group.responses]
