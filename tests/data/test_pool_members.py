@@ -44,7 +44,7 @@ def test_code_runs_only_at_a_pinned_revision_and_where_the_job_allows_it(tmp_pat
 def test_code_and_pickles_are_downloaded_only_where_code_is_allowed(tmp_path, monkeypatch) -> None:
     asked = []
 
-    def download(model: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(model: str, revision: str | None, allow_patterns: list[str], **_: object) -> str:
         asked.append((revision, [pattern for pattern in ("*.py", "*.bin") if pattern in allow_patterns]))
         for name in ("config.json", "tokenizer.json", *(["pytorch_model.bin"] if "*.bin" in allow_patterns else [])):
             (tmp_path / name).write_text("{}")
