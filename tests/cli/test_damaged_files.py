@@ -81,7 +81,8 @@ def test_a_damaged_job_of_a_finished_run(tmp_path, capsys, content) -> None:
 def test_a_model_with_a_damaged_configuration(tmp_path, capsys, content) -> None:
     config = write(tmp_path / "config.json", content)
     message = refused(capsys, "plan", "--gpus", "8", "--model", tmp_path)
-    assert str(config) in message and "give a complete model directory" in message
+    assert str(config) in message
+    assert "give a complete model directory" in message
 
 
 def test_a_model_with_a_damaged_tokenizer(tmp_path, capsys) -> None:
