@@ -9,7 +9,8 @@ Written for vLLM 0.32. In 0.24 the worker starts and finishes the reload itself 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,13 +147,13 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
             parameters = [(name, packed) for bucket in buckets for name, packed in bucket.items()]
             self._held = {name: (array.copy(), dtype) for name, (array, dtype) in parameters} if update.keep else {}
         weights = ((name, as_tensor(*packed)) for bucket in buckets for name, packed in bucket.items())
-        _forget_expert_kernels(self.model)
         if load_weights is not None:
             load_weights(weights)
             return
-        initialize_layerwise_reload(self.model)
-        self.model.load_weights(weights)
-        finalize_layerwise_reload(self.model, self.model_config)
+        with _experts_packed_again(self.model):
+            initialize_layerwise_reload(self.model)
+            self.model.load_weights(weights)
+            finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied_heads(self.model)
 
     def _with_checksum(self, load: Load) -> Load:
@@ -180,14 +181,19 @@ class WorkerExtension:
         return self.weight_transfer_engine.received_digest()  # type: ignore[attr-defined]
 
 
-def _forget_expert_kernels(model: Any) -> None:
-    """Have a reload pack fused experts again: vLLM's CPU build packs them only where they have no kernel yet."""
+@contextlib.contextmanager
+def _experts_packed_again(model: Any) -> Iterator[None]:
+    """Have a reload pack fused experts: vLLM's CPU build packs them only where they have no kernel yet."""
+    methods = [getattr(module, "quant_method", None) for module in model.modules()]
+    kernels = [(method, method.moe_kernel) for method in methods if getattr(method, "moe_kernel", None) is not None]
     if not current_platform.is_cpu():
-        return
-    for module in model.modules():
-        method: Any = getattr(module, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
-            method.moe_kernel = None
+        kernels = []
+    for method, _ in kernels:
+        method.moe_kernel = None
+    yield
+    for method, kernel in kernels:
+        if method.moe_kernel is None:  # the layer was not reloaded
+            method.moe_kernel = kernel
 
 
 def _repack_tied_heads(model: Any) -> None:

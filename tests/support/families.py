@@ -72,9 +72,9 @@ ROUTED = {
 }
 LATENT = {
     "num_key_value_heads": 2,
-    "kv_lora_rank": 32,
+    "kv_lora_rank": 512,
     "q_lora_rank": 32,
-    "qk_rope_head_dim": 32,
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
 }
@@ -145,7 +145,9 @@ FAMILIES: dict[str, Family] = {
     "olmoe": Family("olmoe", "experts", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}),
     "granite-moe": Family("granitemoe", "experts, logit multipliers", {**EXPERTS, **MULTIPLIERS}),
     "glm4-moe": Family("glm4_moe", "experts, routing bias", {**ROUTED, **HEADS}),
-    "deepseek-v3": Family("deepseek_v3", "experts, routing bias, latent attention", {**ROUTED, **LATENT}),
+    "deepseek-v3": Family(
+        "deepseek_v3", "experts, routing bias, latent attention", {**ROUTED, **LATENT, "topk_method": "noaux_tc"}
+    ),
     "ernie4.5-moe": Family(
         "ernie4_5_moe", "experts, routing bias", {"moe_intermediate_size": 32, "moe_k": 2, "moe_num_experts": 4}
     ),

@@ -115,6 +115,6 @@ def unstopped(actor: Any, path: Path, version: int) -> str:
         return "goes on after a stop token"
     if any(len(ids) < 32 and ids[-1] not in stops for ids in responses):
         return "ends without a stop token"
-    if len(set(responses)) < 0.9 * len(responses):
+    if len(set(responses)) < 0.5 * len(responses):  # one prompt, so that nearly greedy responses would be equal
         return "the generation config's temperature acts"
     return "" if any(ids[-1] in stops for ids in responses) else "no stop token was sampled"
