@@ -184,7 +184,7 @@ class WorkerExtension:
 @contextlib.contextmanager
 def _experts_packed_again(model: Any) -> Iterator[None]:
     """Have a reload pack fused experts: vLLM's CPU build packs them only where they have no kernel yet."""
-    methods = [getattr(module, "quant_method", None) for module in model.modules()]
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
     kernels = [(method, method.moe_kernel) for method in methods if getattr(method, "moe_kernel", None) is not None]
     if not current_platform.is_cpu():
         kernels = []
