@@ -40,17 +40,18 @@ def in_engine(base: Path, target: Path, expected: float, name: str) -> list[str]
     """Whether vLLM computes a checkpoint and a synced policy as transformers, and whether responses end."""
     if name in families.NOT_IN_VLLM:
         return [families.NOT_IN_VLLM[name], "–"]
+    actor = None
     try:
         actor = family_checks.start(target)
-    except ray.exceptions.RayError as error:
-        return [f"does not start: {str(error).strip().splitlines()[-1][:80]}", "–"]
-    try:
         loaded = gap(family_checks.engine_logprob(actor), expected, 5e-3)
         synced = gap(family_checks.synced_logprob(actor, base), family_checks.alone(base), 5e-3)
         both = "yes" if loaded == synced == "yes" else f"loaded {loaded}, synced {synced}"
         return [both, family_checks.unstopped(actor, target, version=1) or "yes"]
+    except ray.exceptions.RayError as error:
+        return [f"does not run: {str(error).strip().splitlines()[-1][:80]}", "–"]
     finally:
-        ray.kill(actor)
+        if actor is not None:
+            ray.kill(actor)
 
 
 def row(name: str, directory: Path, engine: bool) -> list[str]:

@@ -13,7 +13,7 @@ from psyco_ray.learner import weight_sender
 from psyco_ray.learner.weight_sender import ParameterInfo, ParameterSource, ReceiverClient, chunks
 from psyco_ray.models.weight_checksum import WeightChecksum, fingerprint
 from psyco_ray.rollout.errors import WeightTransferError
-from psyco_ray.run.types import SentWeights
+from psyco_ray.run.types import PreferencePair, SentWeights
 
 
 def parameters(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, torch.Tensor]]:
@@ -280,14 +280,15 @@ def test_an_engine_accepts_chunks_after_sleep_only_with_the_right_digest(local_r
         assert not client.failures, client.failures
 
     def load(version: int, expected: str):
-        return ray.get(actor.load_weights.remote(SentWeights(version, expected, 0, None), prompt, response), timeout=60)
+        probe = PreferencePair("probe", prompt, response, response)
+        return ray.get(actor.load_weights.remote(SentWeights(version, expected, 0, None), probe), timeout=60)
 
     for version, keep in ((1, True), (2, False)):
         ray.get(actor.sleep.remote(keep), timeout=60)
         send(version, weights)
         ack = load(version, digest(weights))
         assert (ack.version, ack.digest) == (version, digest(weights))
-        assert ack.logprob == pytest.approx(expected, abs=1e-2)
+        assert ack.logprobs == pytest.approx((expected, expected), abs=1e-2)
 
     damaged = [(name, tensor.clone()) for name, tensor in weights]
     damaged[1][1].view(-1)[3] += 1e-3
