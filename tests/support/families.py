@@ -306,7 +306,17 @@ CAUSAL = [name for name, family in FAMILIES.items() if family.kind != "encoder"]
 ENCODERS = [name for name, family in FAMILIES.items() if family.kind == "encoder"]
 
 
-NOT_IN_VLLM: dict[str, str] = {}
+NOT_IN_VLLM = {
+    "gpt-neox": "vLLM has no model of its own for it",
+    "gemma2": "the CPU build has no soft cap of attention",
+    "llama4": "the tiny chunk is smaller than a block of the cache",
+    "jamba": "the CPU build has no selective scan",
+    "bamba": "the CPU build has no model of its own for it",
+    "granite-hybrid": "the CPU build refuses it without chunked prefill",
+    "qwen3-next": "the CPU build refuses it without chunked prefill",
+    "qwen3.5": "the CPU build does not load its text part alone",
+    "lfm2": "the CPU build refuses it without chunked prefill",
+}
 """Families that vLLM's CPU build does not run, and why."""
 
 
