@@ -316,6 +316,17 @@ NOT_IN_VLLM = {
     "qwen3-next": "the CPU build refuses it without chunked prefill",
     "qwen3.5": "the CPU build does not load its text part alone",
     "lfm2": "the CPU build refuses it without chunked prefill",
+    "gemma3-images": "the CPU build does not load it as it is installed",
+    "gemma4-images": "the CPU build does not load it as it is installed",
+    "qwen2.5-vl": "the CPU build does not load it as it is installed",
+    "mistral3": "the CPU build does not load it as it is installed",
+    "qwen3.5-images": "the CPU build does not load it as it is installed",
+    "falcon-h1": "the CPU build refuses it without chunked prefill",
+    "nemotron-h": "the CPU build refuses it without chunked prefill",
+    "olmo-hybrid": "the CPU build refuses it without chunked prefill",
+    "recurrent-gemma": "vLLM has no model of its own for it",
+    "mamba": "the CPU build has no selective scan",
+    "mamba2": "the CPU build fails at its sizes",
 }
 """Families that vLLM's CPU build does not run, and why."""
 
