@@ -239,14 +239,10 @@ class LearnerWorker:
         Returns:
             On rank 0: digest of the weights, their bytes, and the reason of each failure by the actor's index.
         """
-        import torch
-
         from psyco_ray.learner import lora, weight_sender
+        from psyco_ray.models.weight_files import without_data
 
-        stand_ins = (
-            (name, torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta"))
-            for name, tensor, _ in lora.exported(self._model)
-        )
+        stand_ins = without_data((name, tensor) for name, tensor, _ in lora.exported(self._model))
         metadata = [
             weight_sender.ParameterInfo(name, tensor.dtype, tuple(tensor.shape))
             for name, tensor in self._files.converted(stand_ins)

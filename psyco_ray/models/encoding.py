@@ -98,10 +98,10 @@ def encode_turn(
         ResponseTooLongError: a response would have to be cut; only prompts are.
         InputError: a response has no text.
     """
-    prompt, turns = templates.turn_ids(tokenizer, messages, responses, finished or [True] * len(responses))
+    finished = finished or [True] * len(responses)
+    prompt, turns = templates.turn_ids(tokenizer, messages, responses, finished)
     stops = stop_tokens.stop_tokens(tokenizer)
-    ended = finished or [True] * len(responses)
-    turns = [_ended(tokenizer, turn, stops) if ends else turn for turn, ends in zip(turns, ended, strict=True)]
+    turns = [_ended(tokenizer, turn, stops) if ends else turn for turn, ends in zip(turns, finished, strict=True)]
     if not all(set(turn) - set(stops) for turn in turns):
         raise InputError(
             f"a response of a pair has no text, or the chat template of {tokenizer.name_or_path} leaves it out; remove "

@@ -41,6 +41,14 @@ def persistent_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tens
                 yield f"{path}.{name}" if path else name, tensor
 
 
+def without_data(tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield stand-ins for tensors: their dtypes and, also where ZeRO-3 has emptied them, their whole shapes."""
+    import torch
+
+    for name, tensor in tensors:
+        yield name, torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta")
+
+
 class WeightFiles:
     """How a loaded model is written: the names of its base's files, and what they hold beside the model.
 
@@ -60,18 +68,13 @@ class WeightFiles:
             InputError: the base is quantised, or its files lack a tensor of the model that is no reward head, or hold
                 it in another shape.
         """
-        import torch
-
         if getattr(model.config, "quantization_config", None):
             raise InputError(f"{base} is quantised, which cannot be trained; give the model that it was made of")
         self.model, self.base = model, base
         self._file_of = _tensor_files(base)
         shapes = _shapes(base, self._file_of)
         self._converts = self._keep_used_conversions()
-        stand_ins = [
-            (name, torch.empty(getattr(tensor, "ds_shape", tensor.shape), dtype=tensor.dtype, device="meta"))
-            for name, tensor in persistent_tensors(model)
-        ]
+        stand_ins = list(without_data(persistent_tensors(model)))
         written = {name: tuple(tensor.shape) for name, tensor in self.converted(stand_ins)}
         wrong = [name for name, shape in written.items() if shapes.get(name) != shape and not name.startswith(HEAD)]
         if wrong:
