@@ -24,10 +24,10 @@ from psyco_ray.config.data import Collect, DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.data import crisis, duplicates, sources
 from psyco_ray.data.clean import clean
-from psyco_ray.data.pii import analyzer, scrub
 from psyco_ray.data.splits import is_dev, speech_id, unit
 from psyco_ray.run import shards, storage
 from psyco_ray.run.schemas import COLLECTED, DROPPED
+from psyco_ray.screening.personal_data import analyzer, scrub
 
 _ROWS = 1000  # per block that is cleaned
 _WRITTEN_ROWS = 20_000  # per block that the driver writes
