@@ -1,0 +1,93 @@
+"""The language of a text: the script first, then py3langid among the languages of that script."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+UNKNOWN = "und"
+"""Too short, or several languages are about as likely."""
+
+_SAMPLE = 400  # characters that are looked at
+_LETTERS = 12  # fewer letters of an alphabet are no evidence
+_SYLLABLES = 2  # likewise for Chinese characters, kana and Hangul
+_SURE = 0.6  # least probability; the ones of py3langid are normalised over the languages of the script
+
+# Scripts with the characters that show them, and the languages that are written in them. Of several, py3langid decides.
+# Han comes after kana: a Japanese text has both. Languages that are close to one of the list and rare in such data are
+# absent (Galician, Afrikaans, ...): they would only take texts from it.
+_SCRIPTS = {
+    "kana": ("぀-ヿ", ("ja",)),
+    "hangul": ("ᄀ-ᇿ가-힯", ("ko",)),
+    "han": ("㐀-䶿一-鿿豈-﫿", ("zh",)),
+    "arabic": ("؀-ۿݐ-ݿﭐ-﷿ﹰ-﻿", ("ar", "fa", "ur", "ps", "ku")),
+    "devanagari": ("ऀ-ॿ", ("hi", "mr", "ne")),
+    "cyrillic": ("Ѐ-ԯ", ("ru", "uk", "bg", "be", "sr", "mk", "kk")),
+    "greek": ("Ͱ-Ͽἀ-῿", ("el",)),
+    "hebrew": ("֐-׿", ("he",)),
+    "armenian": ("԰-֏", ("hy",)),
+    "georgian": ("Ⴀ-ჿ", ("ka",)),
+    "ethiopic": ("ሀ-፿", ("am",)),
+    "bengali": ("ঀ-৿", ("bn",)),
+    "gurmukhi": ("਀-੿", ("pa",)),
+    "gujarati": ("઀-૿", ("gu",)),
+    "tamil": ("஀-௿", ("ta",)),
+    "telugu": ("ఀ-౿", ("te",)),
+    "kannada": ("ಀ-೿", ("kn",)),
+    "malayalam": ("ഀ-ൿ", ("ml",)),
+    "thai": ("฀-๿", ("th",)),
+    "khmer": ("ក-៿", ("km",)),
+    "burmese": ("က-႟", ("my",)),
+    "latin": (
+        "A-Za-zÀ-ɏḀ-ỿ",
+        ("en", "es", "de", "fr", "pt", "it", "nl", "sv", "da", "no", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id")
+        + ("vi", "sw", "tl", "hr", "sl", "et", "lv", "lt", "ca", "sq", "is", "cy", "so"),
+    ),
+}
+_DENSE = ("kana", "hangul", "han")  # one character says about as much as a word
+_PATTERNS = {name: re.compile(f"[{characters}]") for name, (characters, _) in _SCRIPTS.items()}
+
+
+def script_of(text: str) -> str | None:
+    """The script of most letters of a text, such as `latin`, `cyrillic` or `han`; None without a letter of a known one.
+
+    A character of Chinese, kana or Hangul counts as four letters. A fifth of kana makes a text Japanese.
+    """
+    sample = text[:_SAMPLE]
+    if sample.isascii():
+        return "latin" if _PATTERNS["latin"].search(sample) else None
+    counts = {name: len(pattern.findall(sample)) * (4 if name in _DENSE else 1) for name, pattern in _PATTERNS.items()}
+    if counts["kana"] * 4 >= counts["han"]:
+        counts["kana"] += counts["han"]
+    best = max(counts, key=lambda name: counts[name])
+    return best if counts[best] else None
+
+
+def language_of(text: str) -> tuple[str, float]:
+    """The language of a text as its ISO 639-1 code, and the probability.
+
+    Returns:
+        `und` with the probability of the likeliest language where the text is too short (12 letters, or 2 characters of
+        Chinese, Japanese or Korean) or no language has a probability of 0.6.
+    """
+    sample = text[:_SAMPLE]
+    script = script_of(sample)
+    if script is None:
+        return UNKNOWN, 0.0
+    _, languages = _SCRIPTS[script]
+    if len(_PATTERNS[script].findall(sample)) < (_SYLLABLES if script in _DENSE else _LETTERS):
+        return UNKNOWN, 0.0
+    if len(languages) == 1:
+        return languages[0], 1.0
+    language, confidence = _identifier(script).classify(sample)
+    return (language if confidence >= _SURE else UNKNOWN), float(confidence)
+
+
+@functools.cache
+def _identifier(script: str) -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(_SCRIPTS[script][1])
+    return identifier
