@@ -14,6 +14,11 @@ _LETTERS = 12  # fewer letters of an alphabet are no evidence
 _SYLLABLES = 2  # likewise for Chinese characters, kana and Hangul
 _SURE = 0.6  # least probability; the ones of py3langid are normalised over the languages of the script
 
+_LATIN = (
+    *("en", "es", "de", "fr", "pt", "it", "nl", "sv", "da", "no", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id"),
+    *("vi", "sw", "tl", "hr", "sl", "et", "lv", "lt", "ca", "sq", "is", "cy", "so"),
+)
+
 # Scripts with the characters that show them, and the languages that are written in them. Of several, py3langid decides.
 # Han comes after kana: a Japanese text has both. Languages that are close to one of the list and rare in such data are
 # absent (Galician, Afrikaans, ...): they would only take texts from it.
@@ -39,11 +44,7 @@ _SCRIPTS = {
     "thai": ("฀-๿", ("th",)),
     "khmer": ("ក-៿", ("km",)),
     "burmese": ("က-႟", ("my",)),
-    "latin": (
-        "A-Za-zÀ-ɏḀ-ỿ",
-        ("en", "es", "de", "fr", "pt", "it", "nl", "sv", "da", "no", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id")
-        + ("vi", "sw", "tl", "hr", "sl", "et", "lv", "lt", "ca", "sq", "is", "cy", "so"),
-    ),
+    "latin": ("A-Za-zÀ-ɏḀ-ỿ", _LATIN),
 }
 _DENSE = ("kana", "hangul", "han")  # one character says about as much as a word
 _PATTERNS = {name: re.compile(f"[{characters}]") for name, (characters, _) in _SCRIPTS.items()}
