@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import requests
 import torch
 from safetensors.torch import load_file
 from support.paths import ROOT
+from support.processes import kill_tree
 from support.runs import JOB
 
 from psyco_ray.cli import submit
@@ -215,12 +215,7 @@ def head(tmp_path_factory, tiny_model, tiny_reward_model) -> Iterator[Head]:
         wait_for(answers, 180, log.read_text)
         yield Head(address, environment, directory, f"http://127.0.0.1:{ports['metrics-export-port']}/metrics")
     finally:
-        itself = psutil.Process(process.pid)
-        processes = [itself, *itself.children(recursive=True)]
-        for one in processes:  # asked to end, the head takes half a minute
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        left = psutil.wait_procs(processes, timeout=10)[1]
+        left = kill_tree(process.pid)  # asked to end, the head takes half a minute
         shutil.rmtree(temporary, ignore_errors=True)
     assert not left, "a process of the head was left behind"
 

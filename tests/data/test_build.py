@@ -10,13 +10,13 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from support import commands
 from support.logs import messages
 from support.paper_prompts import write_paper_prompts
+from support.processes import kill_tree
 
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data import tables, topics
@@ -154,13 +154,11 @@ def test_a_killed_stage_pays_again_at_most_the_calls_in_flight(to_rate):
     url, arguments, run = to_rate("--latency", "0.2")
     kept = len(rows_of(run / "collect" / "speeches"))
     command = [sys.executable, "-m", "psyco_ray.cli", "data", "rate", *arguments]
-    killed = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while counts(url)["paid"] < 60:
         assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.05)
-    for process in [killed, *killed.children(recursive=True)]:  # Ray's processes too
-        process.kill()
-    killed.wait()
+    assert not kill_tree(killed.pid)
     assert counts(url)["paid"] < 7 * kept
     done = psyco_ray("rate", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pytest
 import yaml
 from support import commands
 from support.data_jobs import asked, files_of, rows_of, write_overlapping_job
+from support.processes import kill_tree
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import callers
@@ -52,6 +52,7 @@ def test_topics_members_and_ratings_of_a_build_overlap(tmp_path, servers, local_
     assert len(rows_of(tmp_path / "run" / "rate")) == 28 * kept
 
 
+@pytest.mark.long
 def test_a_failing_stage_stops_the_others_and_what_is_paid_is_kept(tmp_path, servers, local_ray):
     urls = servers("--latency", "0.2")
     job = write_overlapping_job(tmp_path, urls, 40, concurrency=2)
@@ -88,6 +89,7 @@ def test_the_stages_of_a_build_share_one_budget(tmp_path, servers, local_ray):
     assert all(asked(url)["paid_twice"] == 0 for url in urls.values())
 
 
+@pytest.mark.long
 def test_open_members_answer_beside_the_others_and_end_with_them(tmp_path, serve, tiny_model, local_ray):
     urls = {name: serve("--latency", "0.05") for name in ("labeller", *MEMBERS[:3], "judge")}
     job = write_overlapping_job(tmp_path, urls, 30)
@@ -120,13 +122,11 @@ def test_a_killed_build_makes_the_same_files_and_pays_at_most_the_calls_in_fligh
     urls = servers("--latency", "0.2")
     job = write_overlapping_job(tmp_path / "killed", urls, 40, concurrency=4)
     command = [sys.executable, "-m", "psyco_ray.cli", "data", "build", str(job)]
-    killed = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while asked(urls["judge"])["paid"] < 40:
         assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.05)
-    for process in [killed, *killed.children(recursive=True)]:  # Ray's processes too
-        process.kill()
-    killed.wait()
+    assert not kill_tree(killed.pid)
     done = commands.here("data", "build", job)
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(asked(url)["paid_twice"] <= 4 for url in urls.values())

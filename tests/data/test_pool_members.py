@@ -119,6 +119,7 @@ def test_refused_members_end_no_stage_and_a_resumed_one_draws_the_same(tmp_path,
     assert json.loads((run / "respond.json").read_text())["failed"] == record["failed"]
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_be_loaded_ends_no_stage(tmp_path, serve, tiny_model, local_ray) -> None:
     url, broken = serve(), tmp_path / "broken"
     shutil.copytree(tiny_model, broken, ignore=shutil.ignore_patterns("*.safetensors"))

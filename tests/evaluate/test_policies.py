@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from support.policy_evaluation import (
     parsed,
     settings,
 )
+from support.processes import kill_tree
 
 from psyco_ray.cli.main import main
 from psyco_ray.config.errors import InputError
@@ -228,13 +228,11 @@ def test_after_a_kill_and_a_cost_limit_nothing_is_paid_twice(local_ray, tmp_path
     )
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job_settings))
-    killed = psutil.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while counts(slow_url)["by_kind"].get("judge", 0) < 6:
         assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.02)
-    for process in [killed, *killed.children(recursive=True)]:  # Ray's processes too
-        process.kill()
-    killed.wait()
+    assert not kill_tree(killed.pid)
     assert counts(slow_url)["by_kind"]["talker"] == 30
     assert counts(slow_url)["by_kind"]["judge"] < 30, "it was to be killed in between"
 

@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from support import commands
 from support.policy_evaluation import counts
+from support.processes import kill_tree
 from support.reward_evaluation import local, parsed, run, settings
 
 from psyco_ray.cli.main import main
@@ -226,13 +226,11 @@ def test_after_a_kill_and_a_cost_limit_nothing_is_done_twice(local_ray, tmp_path
     )
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job_settings))
-    killed = psutil.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not times(scores):
         assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.01)
-    for process in [killed, *killed.children(recursive=True)]:  # Ray's processes too
-        process.kill()
-    killed.wait()
+    assert not kill_tree(killed.pid)
     before, paid = times(scores), counts(url)["by_kind"].get("priced", 0)
     assert 0 < len(before) < 10, "it was to be killed in between"
     assert paid == 0

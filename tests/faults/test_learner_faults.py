@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import torch
 from safetensors.torch import load_file
+from support.processes import all_ended
 
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Checkpoints, Deadlines, Optimizer
@@ -58,15 +58,6 @@ def process(learner: LearnerGroup, rank: int) -> int:
 
 def send_signal(learner: LearnerGroup, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(process(learner, rank), number)
-
-
-def all_ended(pids: list[int], within_s: float = 20) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def placement_groups() -> int:

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
 from safetensors.torch import load_file
+from support.processes import alive, all_ended, eventually
 
 from psyco_ray import driver
 from psyco_ray.cli import status
@@ -78,19 +78,6 @@ def run(settings: Job, disturb: Callable[[str, int], None] = lambda *_: None) ->
     return ledger.root
 
 
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 25) -> bool:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 def answered_once(root: Path, iteration: int, without: int = 0) -> None:
     rows = [
         row["speech_id"]
@@ -126,7 +113,8 @@ def calm_run(local_ray, tiny_model, tiny_reward_model, tmp_path_factory) -> Call
     )
 
 
-@pytest.mark.parametrize("iterations", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("iterations", [2, 4])
 def test_a_run_with_faults_gives_the_same_pairs_and_weights(
     calm_run, captured, tiny_model, tiny_reward_model, tmp_path, monkeypatch, iterations
 ) -> None:
@@ -197,7 +185,7 @@ def test_a_run_with_faults_gives_the_same_pairs_and_weights(
         load_file(r / f"iteration-{iterations:03d}" / "state" / "state-00000.safetensors") for r in (root, undisturbed)
     )
     assert all(torch.equal(ours[name], value) for name, value in calm.items())
-    assert eventually(lambda: not any(alive(pid) for pid in pids)), "a process was left behind"
+    assert all_ended(pids), "a process was left behind"
     assert set(os.listdir("/dev/shm")) <= before
     assert json.loads((root / "status.json").read_text())["state"] == "ended"
 

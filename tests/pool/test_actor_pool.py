@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 import ray
+from support.processes import alive, all_ended
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Deadlines
@@ -216,7 +216,7 @@ def test_a_dead_or_hung_actor_is_replaced_and_its_item_done_again(local_ray, sig
             time.sleep(0.1)
         assert [record["restarts"] for record in pool.status()] == [1, 0]
         assert victim not in pids(pool)
-        assert not psutil.pid_exists(victim) or psutil.Process(victim).status() == psutil.STATUS_ZOMBIE
+        assert not alive(victim)
     finally:
         pool.close()
 
@@ -348,10 +348,7 @@ def test_a_closed_pool_leaves_no_process(local_ray) -> None:
     time.sleep(1)
     pool.close()
     assert "was closed" in str(outcome.get(timeout=10))
-    deadline = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in workers):
-        assert time.monotonic() < deadline, "a worker is still there"
-        time.sleep(0.1)
+    assert all_ended(workers, within_s=10), "a worker is still there"
 
 
 def test_the_reply_to_an_outdated_update_does_not_count_for_the_new_one(local_ray) -> None:

@@ -1,0 +1,42 @@
+"""Processes that a test starts or watches: whether they run, and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+
+import psutil
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it may end between any two calls
+        return False
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 25) -> bool:
+    """Whether a condition comes to hold in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def all_ended(pids: Iterable[int], within_s: float = 25) -> bool:
+    """Whether none of some processes runs any more in time."""
+    return eventually(lambda: not any(alive(pid) for pid in pids), within_s)
+
+
+def kill_tree(pid: int) -> list[psutil.Process]:
+    """Kill a process and all below it, Ray's too; those of them that are still there after ten seconds."""
+    root = psutil.Process(pid)
+    processes = [root, *root.children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return psutil.wait_procs(processes, timeout=10)[1]
