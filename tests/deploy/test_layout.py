@@ -44,3 +44,11 @@ def test_an_import_cycle_within_a_package_fails_and_is_named(copied_package: Pat
     assert done.returncode == 1
     assert "allowed in psyco_ray.judge." in done.stdout
     assert ".second -> .first" in done.stdout
+
+
+def test_rooms_on_one_line_do_not_import_each_other(copied_package: Path) -> None:
+    with (copied_package / "psyco_ray/files/cells.py").open("a") as file:
+        file.write("\nfrom psyco_ray.screening import languages\n")
+    done = lint_imports(copied_package)
+    assert done.returncode == 1
+    assert "psyco_ray.files.cells -> psyco_ray.screening.languages" in done.stdout

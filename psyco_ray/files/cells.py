@@ -1,0 +1,54 @@
+"""Cells of a table as text."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import re
+from typing import Any
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters that JSON can hold
+
+
+class CellError(ValueError):
+    """A cell is not text. The message is the reason, such as "a list", without the content."""
+
+
+def text_of(value: Any) -> str:
+    """A cell as text: blank for None, digits for a number.
+
+    NUL and halves of surrogate pairs are left out, which neither UTF-8 nor Parquet stores.
+
+    Args:
+        value: a cell of a `records.Record`.
+
+    Raises:
+        CellError: the cell is a list, an object, true or false, or bytes that are not UTF-8.
+
+    Example:
+        >>> text_of(7), text_of(None), text_of(b"caf\\xc3\\xa9")
+        ('7', '', 'café')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise CellError("bytes that are not UTF-8") from None
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("", value)
+    if isinstance(value, int | float | decimal.Decimal | datetime.date | datetime.time) and not isinstance(value, bool):
+        return str(value)
+    raise CellError(kind_of(value))
+
+
+def kind_of(value: Any) -> str:
+    """What a cell is, for messages.
+
+    Example:
+        >>> kind_of([1, 2])
+        'a list'
+    """
+    kinds = {bool: "true or false", list: "a list", dict: "an object", bytes: "bytes"}
+    return kinds.get(type(value), f"a {type(value).__name__}")

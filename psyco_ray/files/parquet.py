@@ -1,0 +1,93 @@
+"""Parquet files, and directories of them as the hub has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from psyco_ray.config.errors import InputError
+from psyco_ray.files.table import Cells, Table
+
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("dev", "eval", "valid", "val", "validation"), "dev")
+"""Accepted names of splits, in a column or at the beginning of a file name."""
+
+_BATCH_ROWS = 1000
+
+
+class ParquetTable(Table):
+    """The rows of Parquet files, one file after another."""
+
+    def __init__(self, files: dict[Path, dict[str, Any]], kind: str) -> None:
+        """Look at the columns of the files.
+
+        Args:
+            files: cells that every row of a file has beside its own.
+            kind: in words.
+        """
+        self._files, self.kind = files, kind
+        names = [pq.read_schema(file).names for file in files]
+        self.columns = next((found for found in names if len(set(found)) < len(found)), None) or list(
+            dict.fromkeys(name for found in names for name in found)
+        )
+        self.columns += list(dict.fromkeys(key for more in files.values() for key in more))
+
+    def rows(self, columns: Collection[str] | None) -> Iterator[Cells]:
+        """The rows of the files in their order; a column that a file lacks is None."""
+        wanted = [name for name in self.columns if columns is None or name in columns]
+        for path, more in self._files.items():
+            file = pq.ParquetFile(path, pre_buffer=False)  # a pre-buffer keeps everything that was read until the end
+            own = [name for name in wanted if name in file.schema_arrow.names]
+            lacking = {name: more.get(name) for name in wanted if name not in own}
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=own):
+                rows = batch.to_pylist() if own else [{} for _ in range(batch.num_rows)]
+                for row in rows:
+                    yield row | lacking if lacking else row
+
+
+def open_file(path: Path) -> ParquetTable:
+    """Open one Parquet file."""
+    return ParquetTable({path: {}}, "Parquet")
+
+
+def open_directory(path: Path) -> ParquetTable:
+    """Open a directory of Parquet files.
+
+    Raises:
+        InputError: it has none, or only some of the names begin with a split.
+    """
+    files = files_of(path)
+    if not files:
+        raise InputError(f"{path} is a directory without a Parquet file; name a file")
+    splits = _split_by_file(path, files)
+    return ParquetTable(
+        {file: {"split": splits[file]} if splits else {} for file in files}, f"Parquet, {len(files)} files"
+    )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The Parquet files below a directory in the order of their names, without hidden ones."""
+    files = (file for file in path.rglob("[!._]*.parquet") if file.is_file())
+    return sorted(files, key=str)
+
+
+def _split_by_file(path: Path, files: list[Path]) -> dict[Path, str | None]:
+    """The split by file where there is no split column, as names on the hub tell it; dev is drawn from train.
+
+    Raises:
+        InputError: only some of the names give a split.
+    """
+    splits = {file: SPLITS.get(re.split("[-_.]", file.name)[0]) for file in files}
+    if not any(splits.values()) or "split" in pq.read_schema(files[0]).names:
+        return {}
+    if unnamed := [file.name for file, split in splits.items() if split is None]:
+        raise InputError(
+            f"{path}: {unnamed[0]} does not begin with the name of a split ({', '.join(SPLITS)}), as other files do; "
+            "rename it or remove it"
+        )
+    if "dev" not in splits.values():  # dev is drawn from the training split
+        return {file: None if split == "train" else split for file, split in splits.items()}
+    return dict(splits)
