@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -30,10 +31,8 @@ class ParquetTable(Table):
         """
         self._files, self.kind = files, kind
         names = [pq.read_schema(file).names for file in files]
-        self.columns = next((found for found in names if len(set(found)) < len(found)), None) or list(
-            dict.fromkeys(name for found in names for name in found)
-        )
-        self.columns += list(dict.fromkeys(key for more in files.values() for key in more))
+        twice = [found for found in names if len(set(found)) < len(found)]  # told by the caller
+        self.columns = twice[0] if twice else list(dict.fromkeys(itertools.chain(*names, *files.values())))
 
     def rows(self, columns: Collection[str] | None) -> Iterator[Cells]:
         """The rows of the files in their order; a column that a file lacks is None."""
