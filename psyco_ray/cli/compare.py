@@ -8,8 +8,9 @@ from typing import Any
 
 from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.keys import refuse_key
 from psyco_ray.run import storage
-from psyco_ray.run.remote import is_remote, refuse_key
+from psyco_ray.run.remote import is_remote
 
 
 def add(subparsers: Any) -> None:

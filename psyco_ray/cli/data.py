@@ -12,7 +12,7 @@ from psyco_ray.cli.session import REPEAT, run_session
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage
-from psyco_ray.run.remote import is_remote, refuse_key
+from psyco_ray.run.remote import is_remote
 
 if TYPE_CHECKING:
     from psyco_ray.data.dataset import Dataset
@@ -65,7 +65,6 @@ def export_annotation(job: DataJob, options: argparse.Namespace) -> int:
     from psyco_ray.data import pair
     from psyco_ray.evaluate import annotation
 
-    refuse_key(job.run_dir)
     if is_remote(job.run_dir):
         raise InputError(f"run_dir {job.run_dir} is remote, which only training runs can have; take a local one")
     run = storage.local_path(job.run_dir)

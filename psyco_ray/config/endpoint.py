@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
+from pydantic import field_validator
+
 from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Positive, Section
+from psyco_ray.config.keys import holds_key
 
 Order = Literal["seeded", "strict"]
 
@@ -17,7 +21,7 @@ class Endpoint(Section):
     base_url: str = "https://api.openai.com/v1"
     """Address of the API."""
     key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key; null: no key is needed."""
+    """Environment variable that holds the key, in capitals, such as OPENAI_API_KEY; null: no key is needed."""
     structured: Literal["json_schema", "json_object", "text"] = "json_schema"
     """How strictly the server enforces JSON answers."""
     reasoning_tokens: NotNegativeCount = 0
@@ -43,6 +47,16 @@ class Endpoint(Section):
     """US dollars per million completion tokens."""
     via: Literal["calls", "batch"] = "calls"
     """calls: one request at a time; batch: the provider's batch API, cheaper and slower."""
+
+    @field_validator("key_env")
+    @classmethod
+    def _names_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and (holds_key(value) or not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value)):
+            # without the value: a pasted key is the usual mistake
+            raise ValueError(
+                "is no name of an environment variable; set the key in one, and name that here, such as OPENAI_API_KEY"
+            )
+        return value
 
 
 class Judging(Section):

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.keys import refuse_keys, without_keys
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -46,7 +47,7 @@ def load_as(kind: type[AnyJob], path: str | Path | None, overrides: list[str] | 
         overrides: such as ``sampling.responses=4``, with values in YAML.
 
     Raises:
-        InputError: naming the file, the key, the invalid value and what is valid.
+        InputError: naming the file, the key, the invalid value and what is valid; or a value holds an API key.
     """
     file = Path(path or "defaults")
     settings = (read_yaml(file, "job file") if path else None) or {}
@@ -54,6 +55,7 @@ def load_as(kind: type[AnyJob], path: str | Path | None, overrides: list[str] | 
         raise InputError(f"job file {file} must hold keys and values, not a {type(settings).__name__}")
     for override in overrides or []:
         _apply(settings, override)
+    refuse_keys(settings, str(file))  # before any message quotes a value
     return parse(kind, settings, where=str(file))
 
 
@@ -72,7 +74,8 @@ def read_yaml(path: Path, what: str) -> Any:
     except FileNotFoundError:
         raise InputError(f"{what} {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{what} {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        reason = without_keys(" ".join(str(error).split()))
+        raise InputError(f"{what} {path} cannot be read as YAML: {reason}") from None
 
 
 def parse(kind: type[AnyJob], settings: dict[str, Any], where: str) -> AnyJob:
@@ -88,8 +91,14 @@ def parse(kind: type[AnyJob], settings: dict[str, Any], where: str) -> AnyJob:
 
 
 def dump(job: Section) -> str:
-    """The whole job as YAML, defaults included."""
-    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+    """The whole job as YAML, defaults included.
+
+    Raises:
+        InputError: a setting holds a key, which no file may.
+    """
+    settings = job.model_dump(mode="json")
+    refuse_keys(settings, "the job")
+    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -127,6 +136,8 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
         elsewhere = [".".join(k) for k in _all_keys(kind) if k[-1] == path[-1]]
         hint = elsewhere[0] if elsewhere else ".".join([*path[:-1], near[0]]) if near else None
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; known here: {', '.join(known)}")
+    if first["type"] == "missing":  # whose input is the whole section
+        return f"{key} is missing; set it"
     reason = first["msg"].removeprefix("Value error, ")
     if not key or first["type"] == "value_error":
         return f"{key}: {reason}" if key else reason

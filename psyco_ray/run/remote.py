@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.keys import refuse_key
 
 MANIFEST = "manifest.json"
 CHUNK = 2**24  # bytes read or sent at a time
 _APPEAR_WHOLE = {"s3", "gcs", "abfs"}  # an object appears when its stream is closed
 
-_SECRET = re.compile("secret|password|token|key|^sig$", re.IGNORECASE)  # names of URI options that hold a secret
-
 
 def is_remote(target: str | Path) -> bool:
     """Whether a target is a URI other than ``file://``."""
     return "://" in str(target) and not str(target).startswith("file://")
-
-
-def refuse_key(target: str) -> None:
-    """Refuses a URI that contains a key, which would end up in logs and job files.
-
-    Raises:
-        InputError: the URI contains a key. The message does not show it.
-    """
-    # an S3 secret may contain a slash, which URI parsers split at
-    in_s3 = target.startswith("s3://") and "@" in target.partition("?")[0]
-    in_options = any(_SECRET.search(name) for name, _ in parse_qsl(target.partition("?")[2]))
-    if is_remote(target) and (in_s3 or in_options or urlsplit(target).password is not None):
-        raise InputError(
-            f"a URI that begins with {target.partition('://')[0]}:// has a key in it; take it out and set it in the "
-            "environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-        )
 
 
 def damaged(where: str, what: str) -> InputError:

@@ -12,6 +12,8 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +22,16 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 import torch
+from ray._private.runtime_env.packaging import create_package
 from safetensors.torch import load_file
 from support.paths import ROOT
 from support.processes import kill_tree
 from support.runs import JOB
 
-from psyco_ray.cli import submit
+from psyco_ray.cli import upload
 from psyco_ray.cli.main import main
+from psyco_ray.config.job_file import load_as
+from psyco_ray.config.training import Job
 from psyco_ray.run.directory import RunDirectory
 
 LENGTH = ("iterations=1", "dpo.optimizer.epochs=5")  # steps enough for `ray job stop` to come while they are taken
@@ -58,7 +63,9 @@ def test_invalid_submissions_are_refused_in_one_sentence(here, capsys, monkeypat
     assert "seed: invalid value -1" in refused(capsys, "job.yaml", *nobody, "seed=-1")
     assert "is not set here" in refused(capsys, "job.yaml", *nobody, "--env", "NEVER_HEARD_OF")
     monkeypatch.setenv("MY_API_KEY", "sesame")
-    for name in ("MY_API_KEY", "HF_TOKEN", "AWS_SECRET", "my_password"):
+    monkeypatch.setenv("STORE", "postgres://me:sesame@db/one")
+    secret_names = ("MY_API_KEY", "HF_TOKEN", "AWS_SECRET", "my_password", "OPENAI_API_KEY2", "PGPASS", "STORE")
+    for name in (*secret_names, "HF_CREDENTIALS", "DATABASE_URL"):
         message = refused(capsys, "job.yaml", *nobody, "--env", name)
         assert f"{name} looks like a secret" in message
         assert "sesame" not in message
@@ -71,66 +78,66 @@ def test_invalid_submissions_are_refused_in_one_sentence(here, capsys, monkeypat
     assert "which is uploaded" in refused(capsys, str(outside), *nobody)
 
 
-def test_a_directory_above_rays_limit_is_refused_and_its_largest_files_named(here, capsys) -> None:
+def test_only_the_package_the_job_and_what_it_names_are_uploaded(here, capsys) -> None:
+    subprocess.run(["git", "init", "-q", "."], check=True)
     (here / ".gitignore").write_text("data/\n")
-    for name, size in {
-        "model.bin": 80,
-        "more.bin": 30,
-        "data/left-out": 500,
-        "runs/out": 500,
-        ".env": 500,
-        "keys.env": 500,
-    }.items():
-        (here / name).parent.mkdir(exist_ok=True)
+    private = ("raw/notes.csv", "out/speeches.parquet", "id_rsa", ".netrc", "credentials.json", "secrets.yaml", ".env")
+    private += ("psyco_ray/notes.csv", "runs/one/samples.parquet", "model/training_args.bin", "data/other.csv")
+    named = (
+        "data/speeches.csv",
+        "pairs/train.parquet",
+        "pairs/sub/b.parquet",
+        "model/config.json",
+        "model/a.safetensors",
+    )
+    package = ("psyco_ray/__init__.py", "psyco_ray/data/sources.yaml", "psyco_ray/report/page.html")
+    for name in (*private, *named, *package, "pairs/readme.md"):
+        (here / name).parent.mkdir(exist_ok=True, parents=True)
+        (here / name).write_text("something")
+    keys = ["data.speeches=data/speeches.csv", "data.pairs=pairs", "scorers.reward_model=model", "prompts.file=default"]
+    job = load_as(Job, "job.yaml", [*keys, "mixture=[{pairs: sample}, {pairs: 'hub:a/b/c'}, {pairs: /shared/x.csv}]"])
+    found = upload.files_of(job, Path("job.yaml"), here)
+    assert {str(path) for path in found} == {*named, *package, "job.yaml"}
+    with upload.staged(found, here) as staging:
+        create_package(str(staging), here.parent / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(here.parent / "package.zip") as package_file:
+        files = {name for name in package_file.namelist() if not name.endswith("/")}
+        assert files == {*named, *package, "job.yaml"}
+        assert package_file.read("data/speeches.csv") == b"something"
+    assert not staging.exists()
+    assert main(["submit", "job.yaml", "--address", "http://127.0.0.1:1", *keys]) == 2
+    told = capsys.readouterr()
+    assert "data/speeches.csv (0.0 MiB), which git ignores: data.speeches names it" in told.out + told.err
+    assert "pairs/train.parquet (0.0 MiB): data.pairs names it" in told.out + told.err
+
+
+def test_every_file_that_the_package_needs_is_uploaded() -> None:
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["psyco_ray"]
+    assert {Path(pattern).suffix for pattern in needed} <= upload.PACKAGE_ENDINGS
+
+
+def test_an_upload_above_rays_limit_is_refused_and_its_largest_files_named(here, capsys) -> None:
+    for name, size in {"pairs.jsonl": 80, "speeches.csv": 30, "unnamed.csv": 500}.items():
         with (here / name).open("wb") as file:
             file.truncate(size * 2**20)
-    message = refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
+    nobody = ("job.yaml", "--address", "http://127.0.0.1:1", "data.pairs=pairs.jsonl")
+    message = refused(capsys, *nobody, "data.speeches=speeches.csv")
     assert "is 110 MiB, above Ray's limit of 100" in message
-    assert "model.bin (80.0 MiB), more.bin (30.0 MiB)" in message
-    (here / "more.bin").unlink()
-    assert "no Ray dashboard" in refused(capsys, "job.yaml", "--address", "http://127.0.0.1:1")
+    assert "pairs.jsonl (80.0 MiB, data.pairs), speeches.csv (30.0 MiB, data.speeches)" in message
+    assert main(["submit", *nobody]) == 2
+    assert "no Ray dashboard" in capsys.readouterr().err
 
 
-def test_the_size_counts_what_git_ignores_where_ray_uploads_it(here, monkeypatch) -> None:
-    (here / ".gitignore").write_text("data/\n")
-    (here / "data").mkdir()
-    (here / "data" / "speeches.csv").write_bytes(b"x" * 1000)
-    assert Path("data/speeches.csv") not in [path for _, path in submit.uploaded(here)]
-    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
-    assert Path("data/speeches.csv") in [path for _, path in submit.uploaded(here)]
-
-
-def test_inputs_that_are_not_uploaded_are_named_before_anything_is_sent(here, capsys, monkeypatch) -> None:
+def test_inputs_that_cannot_be_uploaded_are_named_before_anything_is_sent(here, capsys) -> None:
     nobody = ("job.yaml", "--address", "http://127.0.0.1:1")
-    (here / ".gitignore").write_text("data/\n")
-    for name in ("data/speeches.csv", "kept/speeches.csv", "runs/reward/config.json", "../beside.csv"):
-        (here / name).parent.mkdir(exist_ok=True, parents=True)
-        (here / name).write_text("question\n")
-    ignored = (
-        "data/speeches.csv is not uploaded with .*: it lies outside, or an ignore file .* leaves it out; put it on"
-    )
+    (here.parent / "beside.csv").write_text("question\n")
     for key in ("data.speeches", "data.pairs", "prompts.file"):
-        assert re.search(f"{key} {ignored}", refused(capsys, *nobody, f"{key}=data/speeches.csv"))
-    mixture = "reward.mixture=[{pairs: data/speeches.csv}]"
-    assert re.search(f"reward.mixture.0.pairs {ignored}", refused(capsys, *nobody, mixture))
-    assert "scorers.reward_model runs/reward is not" in refused(capsys, *nobody, "scorers.reward_model=runs/reward")
-    assert "../beside.csv is not uploaded" in refused(capsys, *nobody, "data.speeches=../beside.csv")
+        assert f"{key} ../beside.csv lies outside" in refused(capsys, *nobody, f"{key}=../beside.csv")
+    mixture = "reward.mixture=[{pairs: ../beside.csv}]"
+    assert "reward.mixture.0.pairs ../beside.csv lies outside" in refused(capsys, *nobody, mixture)
     assert "data.pairs nowhere.csv does not exist in" in refused(capsys, *nobody, "data.pairs=nowhere.csv")
-    uploaded = ("data.speeches=kept/speeches.csv", "data.pairs=/shared/pairs.csv", "scorers.reward_model=owner/name@v1")
-    assert "no Ray dashboard answers" in refused(capsys, *nobody, *uploaded)
-    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
-    assert "no Ray dashboard answers" in refused(capsys, *nobody, "data.speeches=data/speeches.csv")
-
-
-def test_the_size_is_that_of_the_package_that_ray_makes(here) -> None:
-    from ray._private.runtime_env.packaging import create_package
-
-    (here / "sub").mkdir()
-    for name in ("sub/a", "b", ".env", "keys.env"):
-        (here / name).write_bytes(b"x" * 12345)
-    create_package(str(here), here.parent / "package.zip", include_gitignore=True, excludes=list(submit.EXCLUDES))
-    counted = sum(size for size, _ in submit.uploaded(here))
-    assert (here.parent / "package.zip").stat().st_size == counted + 22, "but for the directory at a zip's end"
+    elsewhere = ("data.pairs=/shared/pairs.csv", "scorers.reward_model=owner/name@v1")
+    assert "no Ray dashboard answers" in refused(capsys, *nobody, *elsewhere)
 
 
 def test_a_submitted_driver_keeps_nothing_in_its_working_directory(tmp_path, monkeypatch) -> None:
