@@ -54,8 +54,10 @@ def test_a_key_in_a_setting_of_any_job_is_refused_and_not_shown(kind, key, text)
     "pasted", [f"sk-proj-{SECRET}", f"gsk_{SECRET}", "abcdef0123456789", "AKIAIOSFODNN7EXAMPLE", "my key"]
 )
 def test_a_pasted_key_in_key_env_is_recognised_and_not_shown(pasted) -> None:
-    with pytest.raises(InputError, match="key_env: is no name of an environment variable|has a key in it") as refused:
-        job_file.load_as(DataJob, None, ["sources=[{name: a, path: a.csv}]", f"rate.endpoint.key_env={pasted}"])
+    with pytest.raises(InputError, match=r"key_env: is no name of an environment variable|has a key in it") as refused:
+        job_file.load_as(
+            DataJob, None, ["sources=[{name: a, path: a.csv}]", f"rate.endpoint={{model: m, key_env: '{pasted}'}}"]
+        )
     assert pasted not in str(refused.value)
 
 
