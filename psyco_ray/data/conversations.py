@@ -1,7 +1,7 @@
 """Conversations in the forms of public preference files, read as messages of role and content.
 
-Lists of messages (`role` and `content`, or ShareGPT's `from` and `value`), such a list as the text of a CSV cell, and
-transcripts as in HH-RLHF.
+Lists of messages (`role` and `content`, or ShareGPT's `from` and `value`), such a list as the text of a CSV cell, as
+JSON or as Python writes it, and transcripts as in HH-RLHF.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import re
 from typing import Any
 
 from psyco_ray.config.prompts import Messages
+from psyco_ray.files.cells import CellError, text_of
 
 _ROLES = {"system": "system"} | dict.fromkeys(("user", "human"), "user")
 _ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
 
-_LISTED = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")  # a list of messages as text
+# messages as text: the first one has both a role and what was said
+_LISTED = re.compile(
+    r"""\s*(?:array\()?\[?\s*\{(?=[^{}]*['"](?:role|from)['"]\s*:)(?=[^{}]*['"](?:content|value)['"]\s*:)"""
+)
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -25,18 +29,22 @@ class UnusablePairError(Exception):
 
 
 def read(value: Any) -> Messages | str:
-    """The messages of a conversation, or a text that is none; "" for a value that is neither.
+    """The messages of a conversation, or a text that is none; "" for a blank value.
 
     Raises:
-        UnusablePairError: a message cannot be read.
+        UnusablePairError: a message cannot be read, or the value is neither a text nor messages.
     """
-    if isinstance(value, str):
-        if _LISTED.match(value):
-            return _messages(_parsed(value))
-        return _transcript(value) if value.lstrip().startswith("Human:") and "\n\nAssistant:" in value else value
     if isinstance(value, dict):
         return _messages([value])
-    return _messages(value) if isinstance(value, list) and value else ""
+    if isinstance(value, list):
+        return _messages(value) if value else ""
+    try:
+        text = text_of(value)
+    except CellError as kind:
+        raise UnusablePairError(f"{kind} instead of a text or messages") from None
+    if _LISTED.match(text):
+        return _messages(_parsed(text))
+    return _transcript(text) if text.lstrip().startswith("Human:") and "\n\nAssistant:" in text else text
 
 
 def continued(asked: Messages, value: Any) -> Messages:
@@ -56,14 +64,21 @@ def continued(asked: Messages, value: Any) -> Messages:
         return [*asked, {"role": "assistant", "content": turns}]
     if turns[-1]["role"] != "assistant":
         raise UnusablePairError("the last message is not the assistant's")
-    if not asked or turns[: len(asked)] == asked:
+    if not asked or _same(turns[: len(asked)], asked):
         return turns
     if turns[0]["role"] == "assistant":
         return [*asked, *turns]
     # a prompt that stands for one of its questions
-    if len(asked) == 1 and asked[0] in turns:
+    if len(asked) == 1 and any(_same([turn], asked) for turn in turns):
         return turns
     raise UnusablePairError("a conversation without its prompt")
+
+
+def _same(turns: Messages, others: Messages) -> bool:
+    """Whether turns are equal but for the white space around them."""
+    return [(turn["role"], turn["content"].strip()) for turn in turns] == [
+        (turn["role"], turn["content"].strip()) for turn in others
+    ]
 
 
 def with_system(system: Any, asked: Messages) -> Messages:
@@ -72,9 +87,13 @@ def with_system(system: Any, asked: Messages) -> Messages:
     Raises:
         UnusablePairError: the conversation has another one.
     """
-    if system is None or not str(system).strip():
+    try:
+        text = text_of(system)
+    except CellError as kind:
+        raise UnusablePairError(f"{kind} instead of a system message") from None
+    if not text.strip():
         return asked
-    message = {"role": "system", "content": str(system)}
+    message = {"role": "system", "content": text}
     if asked and asked[0]["role"] == "system":
         if asked[0] != message:
             raise UnusablePairError("two different system messages")
@@ -97,21 +116,20 @@ def _messages(values: list[Any]) -> Messages:
             raise UnusablePairError("a message without role and content")
         if role.strip().lower() not in _ROLES:
             raise UnusablePairError(f"a message of the role {role.strip()[:20]}")
-        messages.append({"role": _ROLES[role.strip().lower()], "content": content})
+        messages.append({"role": _ROLES[role.strip().lower()], "content": text_of(content)})
     if not messages:
         raise UnusablePairError("a list without messages")
     return messages
 
 
 def _parsed(text: str) -> list[Any]:
-    """The list in a text, as JSON or as Python writes it."""
+    """The messages in a text, as JSON or as Python writes them."""
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(value, list):
-            return value
+        return value if isinstance(value, list) else [value]
     raise UnusablePairError("a list of messages that cannot be read")
 
 

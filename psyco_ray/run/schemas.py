@@ -96,6 +96,7 @@ COMPARISONS = pa.schema(
         ("split", pa.string()),  # train, dev or test
         ("topic", pa.string()),  # the coarse one
         ("subset", pa.string()),  # of a benchmark, or the pair's source
+        ("item", pa.string()),  # the row of several chosen and rejected responses that the pair is of; null: its own
         ("gap", pa.float32()),  # of the mean ratings, chosen less rejected; null: not rated
         *[(f"{principle}_gap", pa.float32()) for principle in PRINCIPLES],
     ]
