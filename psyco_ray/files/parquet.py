@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from psyco_ray.config.errors import InputError
-from psyco_ray.files.table import Cells, Table
+from psyco_ray.files.packed import Content
+from psyco_ray.files.table import Cells, FileError, Table
 
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("dev", "eval", "valid", "val", "validation"), "dev")
 """Accepted names of splits, in a column or at the beginning of a file name."""
@@ -47,21 +47,27 @@ class ParquetTable(Table):
                     yield row | lacking if lacking else row
 
 
-def open_file(path: Path) -> ParquetTable:
-    """Open one Parquet file."""
-    return ParquetTable({path: {}}, "Parquet")
+def open_file(content: Content) -> ParquetTable:
+    """Open one Parquet file.
+
+    Raises:
+        FileError: it is in a compressed file, where it cannot be read in parts.
+    """
+    if content.packing:
+        raise FileError(f"is a Parquet file in a {content.packing} file; unpack it first")
+    return ParquetTable({content.path: {}}, "Parquet")
 
 
 def open_directory(path: Path) -> ParquetTable:
     """Open a directory of Parquet files.
 
     Raises:
-        InputError: it has none, or only some of the names begin with a split.
+        FileError: it has none, or only some of the names begin with a split.
     """
     files = files_of(path)
     if not files:
-        raise InputError(f"{path} is a directory without a Parquet file; name a file")
-    splits = _split_by_file(path, files)
+        raise FileError("is a directory without a Parquet file; name a file")
+    splits = _split_by_file(files)
     return ParquetTable(
         {file: {"split": splits[file]} if splits else {} for file in files}, f"Parquet, {len(files)} files"
     )
@@ -73,19 +79,20 @@ def files_of(path: Path) -> list[Path]:
     return sorted(files, key=str)
 
 
-def _split_by_file(path: Path, files: list[Path]) -> dict[Path, str | None]:
+def _split_by_file(files: list[Path]) -> dict[Path, str | None]:
     """The split by file where there is no split column, as names on the hub tell it; dev is drawn from train.
 
     Raises:
-        InputError: only some of the names give a split.
+        FileError: only some of the names give a split.
     """
     splits = {file: SPLITS.get(re.split("[-_.]", file.name)[0]) for file in files}
     if not any(splits.values()) or "split" in pq.read_schema(files[0]).names:
         return {}
     if unnamed := [file.name for file, split in splits.items() if split is None]:
-        raise InputError(
-            f"{path}: {unnamed[0]} does not begin with the name of a split ({', '.join(SPLITS)}), as other files do; "
-            "rename it or remove it"
+        known = ", ".join(SPLITS)
+        raise FileError(
+            f"has {unnamed[0]}, which does not begin with the name of a split ({known}), as others do; rename it or "
+            "remove it"
         )
     if "dev" not in splits.values():  # dev is drawn from the training split
         return {file: None if split == "train" else split for file, split in splits.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import logging
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -14,13 +17,18 @@ import pyarrow as pa
 import xxhash
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.files import delimited, json_rows, packed, parquet
-from psyco_ray.files.table import Table
+from psyco_ray.files import delimited, json_rows, packed, parquet, sheets
+from psyco_ray.files.table import FileError, Table, is_data, shown
 
 SAMPLE = Path(str(package_files("psyco_ray") / "data" / "sample" / "pairs.jsonl"))
 """368 pairs on 294 synthetic speeches, in the released dataset's columns; 74 of the rejected responses are cut."""
 
-_NAME_CHARS, _NAME_WORDS = 40, 4  # of a column; more may be what a client says
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
+"""Endings of names, in any case; .gz or .zip may follow. Parquet and Excel files are known by their content."""
+
+_MENDED = "their other bytes are read as Windows-1252"
+_NO_HEADER = "has a first row that looks like data; add a row with the names of the columns"
+_log = logging.getLogger(__name__)
 _CHUNK = 2**20
 
 
@@ -86,8 +94,8 @@ class RecordFile:
         if (found := next((name for name in names if name in self.columns), None)) is not None:
             return found
         missing = f"{self.what} file {self.path} has no column {' or '.join(names)}"
-        if any(map(_is_data, self.columns)):
-            raise InputError(f"{missing}, and its first row looks like data; add a row with the names of the columns")
+        if self._table.has_header and any(map(is_data, self.columns)):
+            raise InputError(f"{missing} and {_NO_HEADER}")
         raise InputError(f"{missing}; it has {shown(self.columns)}; name the right one in {key}")
 
     def digest(self) -> str:
@@ -104,22 +112,26 @@ class RecordFile:
 
 
 def open_records(name: str | Path, what: str, encoding: str | None = None) -> RecordFile:
-    """Open a CSV, JSON, JSONL or Parquet file, a directory of Parquet files, or the packaged `sample`.
+    """Open a CSV, JSON, Parquet or Excel file, also compressed, a directory of Parquet files, or the packaged `sample`.
 
     Args:
-        name: the path, or `sample`.
+        name: the path, or `sample`. After a # it names one of several sheets, lists, or files of a zip file.
         what: the kind of table, for messages.
         encoding: of a text file, where it is not UTF-8 and has no byte-order mark.
 
     Raises:
         InputError: the file is missing, damaged, empty, of another kind or encoding, or has two columns of one name.
     """
-    path = SAMPLE if name == "sample" else Path(name)
+    path, part = locate(name)
     with reading(path, what):
-        table = _open(path, encoding)
+        table = _open(path, part, encoding)
+    if table.mended:
+        _log.warning(f"{what} file {path}: {table.mended} lines are not {table.encoding}; {_MENDED}")
     twice = next((column for column in table.columns if table.columns.count(column) > 1), None)
     if twice is not None:
         raise InputError(f"{what} file {path} has two columns {shown([twice])}; rename or drop one of them")
+    if table.has_header and table.columns and all(map(is_data, table.columns)):
+        raise InputError(f"{what} file {path} {_NO_HEADER}")
     file = RecordFile(path, what, table)
     if next(file.read(), None) is None:
         raise InputError(f"{what} file {path} has no rows")
@@ -141,31 +153,40 @@ def read_rows(name: str | Path, what: str, encoding: str | None = None) -> list[
     return rows
 
 
-def shown(columns: Sequence[str]) -> str:
-    """Names of columns for a message; what may be a client's words in a file without names is counted.
+def locate(name: str | Path) -> tuple[Path, str | None]:
+    """The path of a file, and the part of it that is named after a # where the file has several.
 
     Example:
-        >>> shown(["id", "I cannot sleep since my mother moved in"])
-        'id, (a text of 39 characters)'
+        >>> locate("sample")[0].name, locate("no/such/book.xlsx#Clients")
+        ('pairs.jsonl', (PosixPath('no/such/book.xlsx'), 'Clients'))
     """
-    return ", ".join(f"(a text of {len(name)} characters)" if _is_data(name) else name for name in columns)
+    if name == "sample":
+        return SAMPLE, None
+    path, _, part = str(name).rpartition("#")
+    return (Path(path), part) if path and part and not Path(name).exists() else (Path(name), None)
 
 
-def _is_data(name: str) -> bool:
-    return len(name) > _NAME_CHARS or len(name.split()) > _NAME_WORDS or "\n" in name
-
-
-def _open(path: Path, encoding: str | None) -> Table:
+def _open(path: Path, part: str | None, encoding: str | None) -> Table:
     if path.is_dir():
         return parquet.open_directory(path)
-    ending = packed.ending_of(path)
-    if ending == ".parquet":
-        return parquet.open_file(path)
-    if ending in (".csv", ".tsv"):
-        return delimited.open_table(path, encoding)
-    if ending in (".json", ".jsonl"):
-        return json_rows.open_table(path, encoding)
-    raise InputError(f"{path} has none of the endings .csv, .tsv, .json, .jsonl, .parquet")
+    content, part = packed.find(path, part)
+    head = content.head()
+    if head.startswith(packed.ZIP):
+        return sheets.open_table(content, part)
+    if head.startswith(b"PAR1") or (not head and content.ending == ".parquet"):
+        return parquet.open_file(content)
+    if content.ending in (".json", ".jsonl", ".ndjson") or (content.ending in (".csv", ".tsv") and _is_json(head)):
+        return json_rows.open_table(content, encoding, part)
+    if content.ending in (".csv", ".tsv"):
+        return delimited.open_table(content, encoding)
+    if content.ending in (".xlsx", ".parquet"):
+        raise FileError(f"is not a {content.ending} file, whatever its name says")
+    raise FileError(f"has none of the endings {', '.join(ENDINGS)}, also with .gz or .zip")
+
+
+def _is_json(head: bytes) -> bool:
+    """Whether a file that is named as a CSV file begins as JSON."""
+    return re.match(rb'\s*(\[\s*)?\{\s*"', head.removeprefix(codecs.BOM_UTF8)) is not None
 
 
 @contextlib.contextmanager
@@ -175,6 +196,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{what} file {path} does not exist") from None
+    except FileError as error:
+        raise InputError(f"{what} file {path} {error}") from None
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0].split(":")[0]
         raise InputError(f"{what} file {path} cannot be read: {reason}") from None
