@@ -1,25 +1,21 @@
 """Conversations in the forms of public preference files, read as messages of role and content.
 
-Lists of messages (`role` and `content`, or ShareGPT's `from` and `value`), such a list as the text of a CSV cell, as
-JSON or as Python writes it, and transcripts as in HH-RLHF.
+Lists of messages, whose keys and roles `speakers` knows, such a list as the text of a CSV cell, as JSON or as Python
+writes it, and transcripts as in HH-RLHF.
 """
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from typing import Any
 
 from psyco_ray.config.prompts import Messages
+from psyco_ray.data.speakers import LIST_KEYS, ROLE_KEYS, TEXT_KEYS, listed, parsed_list, role_of
 from psyco_ray.files.cells import CellError, text_of
 
-_ROLES = {"system": "system"} | dict.fromkeys(("user", "human"), "user")
-_ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant")
-
-# messages as text: the first one has both a role and what was said
-_LISTED = re.compile(
-    r"""\s*(?:array\()?\[?\s*\{(?=[^{}]*['"](?:role|from)['"]\s*:)(?=[^{}]*['"](?:content|value)['"]\s*:)"""
+_LISTED = re.compile(  # messages as text: the first one says who speaks and what is said
+    r"""\s*(?:array\()?\[?\s*\{(?=[^{}]*['"](?:role|from|speaker)['"]\s*:)"""
+    rf"""(?=[^{{}}]*['"](?:{"|".join(TEXT_KEYS)})['"]\s*:)"""
 )
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -35,7 +31,7 @@ def read(value: Any) -> Messages | str:
         UnusablePairError: a message cannot be read, or the value is neither a text nor messages.
     """
     if isinstance(value, dict):
-        return _messages([value])
+        return _messages(next((value[key] for key in LIST_KEYS if isinstance(value.get(key), list)), [value]))
     if isinstance(value, list):
         return _messages(value) if value else ""
     try:
@@ -43,7 +39,9 @@ def read(value: Any) -> Messages | str:
     except CellError as kind:
         raise UnusablePairError(f"{kind} instead of a text or messages") from None
     if _LISTED.match(text):
-        return _messages(_parsed(text))
+        if (values := parsed_list(text)) is None:
+            raise UnusablePairError("a list of messages that cannot be read")
+        return read(values)
     return _transcript(text) if text.lstrip().startswith("Human:") and "\n\nAssistant:" in text else text
 
 
@@ -106,31 +104,20 @@ def _messages(values: list[Any]) -> Messages:
     for value in values:
         if not isinstance(value, dict):
             raise UnusablePairError("a message without role and content")
-        role = value.get("role") or value.get("from")
-        content = value.get("content") if value.get("content") is not None else value.get("value")
+        name = next((value[key] for key in ROLE_KEYS if value.get(key) is not None), None)
+        content = next((value[key] for key in TEXT_KEYS if value.get(key) is not None), None)
         if isinstance(content, list):
             if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
                 raise UnusablePairError("a message with parts that are not text")
             content = "".join(part["text"] for part in content)
-        if not isinstance(role, str) or not isinstance(content, str):
+        if not isinstance(name, str) or not isinstance(content, str):
             raise UnusablePairError("a message without role and content")
-        if role.strip().lower() not in _ROLES:
-            raise UnusablePairError(f"a message of the role {role.strip()[:20]}")
-        messages.append({"role": _ROLES[role.strip().lower()], "content": text_of(content)})
+        if (role := role_of(name)) is None:
+            raise UnusablePairError(f"a message of the role {listed([name.strip()])}")
+        messages.append({"role": role, "content": text_of(content)})
     if not messages:
         raise UnusablePairError("a list without messages")
     return messages
-
-
-def _parsed(text: str) -> list[Any]:
-    """The messages in a text, as JSON or as Python writes them."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return value if isinstance(value, list) else [value]
-    raise UnusablePairError("a list of messages that cannot be read")
 
 
 def _transcript(text: str) -> Messages:
@@ -138,7 +125,7 @@ def _transcript(text: str) -> Messages:
     _, *parts = _SPEAKER.split(text.lstrip())
     messages: Messages = []
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):
-        role = _ROLES[speaker.lower()]
+        role = {"human": "user", "assistant": "assistant"}[speaker.lower()]
         if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += "\n\n" + said.strip()
         else:

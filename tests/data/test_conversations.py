@@ -75,6 +75,18 @@ FORMS = {
         "chosen": "I am so sorry.",
         "rejected": "Buy another.",
     },
+    "speakers and texts": {
+        side: [
+            {"speaker": {"user": "seeker", "assistant": "supporter"}[m["role"]], "text": m["content"]} for m in messages
+        ]
+        for side, messages in {"chosen": TURNS + WARM, "rejected": TURNS + COLD}.items()
+    },
+    "lists as Python writes them": {"chosen": str(TURNS + WARM), "rejected": str(TURNS + COLD)},
+    "lists as NumPy writes them": {
+        side: "\n ".join(map(str, messages)).join("[]")
+        for side, messages in {"chosen": TURNS + WARM, "rejected": TURNS + COLD}.items()
+    },
+    "objects that hold the messages": {"chosen": {"messages": TURNS + WARM}, "rejected": {"messages": TURNS + COLD}},
     "parts": {
         side: [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
         for side, messages in {"chosen": TURNS + WARM, "rejected": TURNS + COLD}.items()

@@ -163,7 +163,7 @@ def test_unusable_pairs_are_counted_by_reason(tmp_path) -> None:
         {"prompt": "q", "chosen": "", "rejected": "b"},
         {"prompt": None, "chosen": "a", "rejected": "b"},
     ]
-    other = [[{"speaker": "human", "text": "q"}, {"speaker": "gpt", "text": text}] for text in "ab"]
+    other = [[{"human": "q"}, {"said by": "gpt", "words": text}] for text in "ab"]
     with pytest.raises(ValueError, match=r"no usable pair \(a message without role and content: 1\)"):
         preferences.read(write(tmp_path / "other.jsonl", [{"chosen": other[0], "rejected": other[1]}]))
     comparisons = preferences.read(write(tmp_path / "pairs.jsonl", rows))
