@@ -96,15 +96,15 @@ class Bench(Section):
     """RewardBench, or a benchmark of the same form."""
 
     rows: str
-    """A pairs file with a column `subset` (or `source`)."""
+    """A pairs file with a column `subset` (or `source`), such as those of RewardBench and RewardBench 2."""
     sections: dict[str, list[str]] | None = None
-    """Subsets by section; null: RewardBench's own."""
+    """Subsets by section; null: RewardBench's own, or each subset of another benchmark by itself."""
     split: Literal["train", "dev", "all"] = "all"
     """Split by a hash, for a file whose other part was trained on."""
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of pairs that the hash puts into dev."""
     limit: Count | None = None
-    """Number of pairs of each subset, drawn by a hash; null: all."""
+    """Number of pairs of each subset, drawn by a hash (RewardBench 2: of rows with all their pairs); null: all."""
 
 
 class Ranking(Section):

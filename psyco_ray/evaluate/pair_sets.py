@@ -44,22 +44,28 @@ def load(test: Test, seed: int) -> TestPairs:
 def load_bench(bench: Bench, seed: int) -> TestPairs:
     """The pairs of a benchmark; the splits that the file itself names are taken together.
 
+    The limit is one of items where rows have several chosen or rejected responses: the pairs of an item stay together.
+
     Raises:
         InputError: the file is invalid, a pair has no subset, or the sections do not match the subsets.
     """
     pairs = preferences.read(bench.rows, bench.dev_share, by_hash=True)
-    by_subset: dict[str, list[int]] = {}
-    columns = pairs.table.select(["subset", "split"]).to_pydict()
-    for row, (subset, split) in enumerate(zip(columns["subset"], columns["split"], strict=True)):
-        if bench.split not in ("all", split):
+    by_subset: dict[str, list[list[int]]] = {}
+    columns = pairs.table.select(["subset", "split", "item"]).to_pydict()
+    for rows in rewardbench.rows_by_item(columns["subset"], columns["item"]):
+        subset = columns["subset"][rows[0]]
+        if bench.split not in ("all", columns["split"][rows[0]]):
             continue
         if subset is None:
             raise InputError(f"pairs file {bench.rows} has a pair without a subset; a benchmark needs a column subset")
-        by_subset.setdefault(subset, []).append(row)
+        by_subset.setdefault(subset, []).append(rows)
     right = [True] * len(by_subset)  # wrong sections are reported now, not after hours of scoring
     rewardbench.bench_ranked(list(by_subset), right, right, bench.sections)
-    rows = sorted(row for own in by_subset.values() for row in _sample(pairs.table, own, seed, bench.limit))
-    return TestPairs(pairs.table.take(rows), pairs.left_out)
+    taken = []
+    for items in by_subset.values():
+        first = set(_sample(pairs.table, [rows[0] for rows in items], seed, bench.limit))
+        taken += [row for rows in items if rows[0] in first for row in rows]
+    return TestPairs(pairs.table.take(sorted(taken)), pairs.left_out)
 
 
 def _sample(table: pa.Table, rows: Sequence[int], seed: int, limit: int | None) -> list[int]:

@@ -133,12 +133,12 @@ def _measure(
         }
     if job.rewardbench is not None:
         own = scores[REWARDBENCH]
-        subsets = pairs[REWARDBENCH].table["subset"].take(own.kept).to_pylist()
+        subsets, items = (pairs[REWARDBENCH].table[name].take(own.kept).to_pylist() for name in ("subset", "item"))
         sections = job.rewardbench.sections  # without subsets of which no pair fits the model's context
         sections = sections and {
             section: [name for name in names if name in subsets] for section, names in sections.items()
         }
-        by_test[REWARDBENCH] = {**rewardbench.bench(subsets, own.chosen, own.rejected, sections), **own.facts}
+        by_test[REWARDBENCH] = {**rewardbench.bench(subsets, own.chosen, own.rejected, sections, items), **own.facts}
     return by_test
 
 
@@ -151,8 +151,9 @@ def _measure_ranker(
         table, (first_right, second_right) = pairs[name].table, ranker.choices()
         if name == REWARDBENCH:
             assert job.rewardbench is not None
-            subsets = table["subset"].to_pylist()
-            by_test[name] = rewardbench.bench_ranked(subsets, first_right, second_right, job.rewardbench.sections)
+            subsets, items = (table[column].to_pylist() for column in ("subset", "item"))
+            sections = job.rewardbench.sections
+            by_test[name] = rewardbench.bench_ranked(subsets, first_right, second_right, sections, items)
         else:
             by_test[name] = metrics.ranked(first_right, second_right)
             by_test[name]["slices"] = metrics.slices(table, metrics.shares_right(first_right, second_right))

@@ -2,6 +2,9 @@
 
 Sections and weights are those of the benchmark's own code. The weight of a subset is its number of pairs, except that
 math-prm, with 447 pairs, weighs 984: as much as the six code subsets together.
+
+RewardBench 2 has several chosen or rejected responses in a row. The pairs of such a row are one item, and a model is
+right on it if it is right on all of them; its subset Ties counts in the same way, without the leaderboard's margins.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class SectionMetrics(TypedDict):
     """A section of the benchmark."""
 
     accuracy: float
-    pairs: int
+    pairs: int  # or items, where a row has several chosen or rejected responses
 
 
 class SubsetMetrics(SectionMetrics):
@@ -85,8 +88,11 @@ def bench(
     chosen: Sequence[float],
     rejected: Sequence[float],
     sections: Sections | None = None,
+    items: Sequence[str | None] | None = None,
 ) -> BenchMetrics:
     """Metrics of a reward model; it is right on a pair only if the chosen response scores strictly higher.
+
+    It is right on an item if every chosen response scores higher than every rejected one.
 
     Args:
         subsets: each pair's subset.
@@ -94,13 +100,15 @@ def bench(
         rejected: scores of the rejected responses.
         sections: None: the official sections if all subsets are official ones, else every subset is a section of its
             own. Sections other than the official ones weigh a subset by its number of pairs.
+        items: each pair's item, as in COMPARISONS; None: every pair is its own.
 
     Raises:
         InputError: no pairs, a score is not finite, a pair has no subset, or `sections` does not match the subsets.
     """
     pooled = metrics.measure(chosen, rejected)
-    right = [float(better > worse) for better, worse in zip(chosen, rejected, strict=True)]
-    result = _bench(subsets, right, sections)
+    by_item = rows_by_item(subsets, items)
+    right = [float(min(chosen[row] for row in rows) > max(rejected[row] for row in rows)) for rows in by_item]
+    result = _bench([subsets[rows[0]] for rows in by_item], right, sections)
     return {**result, "auc": pooled["auc"], "ece10": pooled["ece10"], "brier": pooled["brier"]}
 
 
@@ -109,6 +117,7 @@ def bench_ranked(
     first_right: Sequence[bool | None],
     second_right: Sequence[bool | None],
     sections: Sections | None = None,
+    items: Sequence[str | None] | None = None,
 ) -> BenchMetrics:
     """Metrics of a generative model that chose the better response of every pair, in both orders.
 
@@ -117,11 +126,23 @@ def bench_ranked(
         first_right: whether it chose the chosen response where that came first; None (unreadable) is wrong.
         second_right: the same where the chosen response came second.
         sections: as in `bench`.
+        items: as in `bench`; the share of an item is that of its worst pair.
 
     Raises:
         InputError: no pairs, a pair has no subset, or `sections` does not match the subsets.
     """
-    return _bench(subsets, metrics.shares_right(first_right, second_right), sections)
+    shares = metrics.shares_right(first_right, second_right)
+    by_item = rows_by_item(subsets, items)
+    right = [min(shares[row] for row in rows) for rows in by_item]
+    return _bench([subsets[rows[0]] for rows in by_item], right, sections)
+
+
+def rows_by_item(subsets: Sequence[str | None], items: Sequence[str | None] | None) -> list[list[int]]:
+    """The rows of each item of a subset, in the order of their first rows; a row without an item is its own."""
+    rows: dict[object, list[int]] = {}
+    for row, (subset, item) in enumerate(zip(subsets, items or [None] * len(subsets), strict=True)):
+        rows.setdefault(row if item is None else (subset, item), []).append(row)
+    return list(rows.values())
 
 
 def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sections | None) -> BenchMetrics:

@@ -276,6 +276,22 @@ def test_rewardbench_by_hand() -> None:
     assert {key: result[key] for key in ("auc", "ece10", "brier")} == {k: pooled[k] for k in ("auc", "ece10", "brier")}
 
 
+def test_an_item_of_several_responses_is_right_if_every_chosen_one_beats_every_rejected_one() -> None:
+    # Focus: 7 is right; 8 is not, as its chosen response ties with the second rejected one; Ties: blue is below three
+    items = ["7", "7", "7", "8", "8", "t", "t", None]
+    subsets = ["Focus"] * 5 + ["Ties"] * 3
+    chosen, rejected = [3, 3, 3, 2, 2, 4, 1, 1], [0, 1, 2, 1, 2, 2, 0, 0]
+    result = rewardbench.bench(subsets, chosen, rejected, items=items)
+    assert {name: (row["accuracy"], row["pairs"]) for name, row in result["subsets"].items()} == {
+        "Focus": (0.5, 2),
+        "Ties": (0.5, 2),
+    }
+    assert (result["pairs"], result["official"], result["mean"]) == (4, False, 0.5)
+    first, second = [True] * 8, [True, True, False, True, True, True, True, True]
+    ranked = rewardbench.bench_ranked(subsets, first, second, items=items)
+    assert {name: row["accuracy"] for name, row in ranked["subsets"].items()} == {"Focus": 0.75, "Ties": 1}
+
+
 def test_a_ranker_on_rewardbench() -> None:
     result = rewardbench.bench_ranked(["math-prm", "hep-go", "hep-go"], [True, None, True], [False, True, True])
     assert result["sections"]["Reasoning"]["accuracy"] == pytest.approx((984 * 0.5 + 164 * 0.75) / 1148)

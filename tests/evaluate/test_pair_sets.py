@@ -1,5 +1,6 @@
 """The pairs of tests and benchmarks."""
 
+import json
 from collections import Counter
 
 import hypothesis
@@ -49,6 +50,16 @@ def test_a_missing_split_and_a_missing_file_are_named(tmp_path):
 def test_a_limit_of_the_benchmark_holds_for_each_subset(bench_rows):
     pairs = pair_sets.load_bench(jobs.Bench(rows=str(bench_rows), limit=4), 0)
     assert Counter(pairs.table["subset"].to_pylist()) == {"math-prm": 4, "hep-cpp": 4, "donotanswer": 3}
+
+
+def test_a_limit_keeps_the_pairs_of_an_item_together(tmp_path):
+    rows = [
+        {"id": number, "prompt": f"q{number}", "chosen": ["a", "b"], "rejected": ["c", "d", "e"], "subset": "Focus"}
+        for number in range(9)
+    ]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pair_sets.load_bench(jobs.Bench(rows=str(tmp_path / "bench.jsonl"), limit=4), 0).table
+    assert sorted(Counter(table["item"].to_pylist()).values()) == [3, 3, 3, 3]
 
 
 def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_rows):
