@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.files.cells import CellError, text_of
+from psyco_ray.files.records import open_records, shown
 
 EXPERTS = ("expert-1", "expert-2")
 """Names of the experts' files."""
@@ -78,7 +79,7 @@ def read_items(path: Path, columns: Sequence[str], items: Container[str]) -> Ite
         Of every row that is not blank: its number in the spreadsheet, its item, and its cells by column.
 
     Raises:
-        InputError: the file is missing, is no text or lacks a column, or an item is unknown or repeated.
+        InputError: the file is missing, cannot be read or lacks a column, or an item is unknown or repeated.
     """
     seen: set[str] = set()
     for number, row in _rows(path, ("item", *columns)):
@@ -92,34 +93,31 @@ def read_items(path: Path, columns: Sequence[str], items: Container[str]) -> Ite
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    text = _text(path)
-    names = {name.casefold(): name for name in columns}
-    for separator in ",;\t":
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        header = [" ".join(name.split()).casefold() for name in next(lines, [])]
-        if columns[0].casefold() in header:
-            break
-    missing = [name for key, name in names.items() if key not in header]
+    """Numbers and cells of the rows that are not blank, whatever the case and white space of the columns' names."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; put the filled file there")
+    file = open_records(path, "annotation", pad=True)
+    names: dict[str, str] = {}
+    for name in file.columns:
+        if names.setdefault(" ".join(name.split()).casefold(), name) != name:
+            raise InputError(f"{path} has two columns {name}; keep the one of the export")
+    missing = [name for name in columns if name.casefold() not in names]
     if missing:
         raise InputError(
-            f"{path} has no column {missing[0]}, separated by commas, semicolons or tabs; save it from the "
-            "spreadsheet as CSV with all of its columns"
+            f"{path} has no column {missing[0]}; it is read as {file.kind} with {shown(file.columns)}; save it from "
+            "the spreadsheet as CSV or Excel with all of its columns"
         )
-    for number, cells in enumerate(lines, start=2):
-        if any(cell.strip() for cell in cells):
-            row = dict(zip(header, cells, strict=False))  # a spreadsheet drops empty cells at the end
-            yield number, {name: row.get(key, "") for key, name in names.items()}
-
-
-def _text(path: Path) -> str:
-    """The text of a file: UTF-8, or Windows-1252 as old versions of Excel write."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; put the filled file there") from None
-    for encoding in ("utf-8-sig", "cp1252"):
+    for record in file:
+        number = record.number + 1  # below the header
+        if record.cells is None:
+            raise InputError(
+                f"{path} row {number} cannot be read: {record.problem}; save it from the spreadsheet again"
+            )
         try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise InputError(f"{path} is neither UTF-8 nor Windows-1252 text; save it as CSV UTF-8")
+            cells = {name: text_of(record.cells.get(names[name.casefold()])) for name in columns}
+        except CellError as kind:
+            raise InputError(
+                f"{path} row {number} has {kind} instead of a text; take the row as it was exported"
+            ) from None
+        if any(cell.strip() for cell in cells.values()):
+            yield number, cells

@@ -28,7 +28,8 @@ class DelimitedTable(Table):
 
     has_header = True
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: Text, pad: bool = False) -> None:
+        self._pad = pad
         self._text, self.encoding, self.mended = text, text.encoding, text.mended
         self._skipped, self._dialect = _sniff(text)
         separator = self._dialect["delimiter"]
@@ -77,6 +78,8 @@ class DelimitedTable(Table):
                 width = width or len(cells)
                 if len(cells) > width and not any(cells[width:]):
                     del cells[width:]  # a spreadsheet's blank columns
+                if self._pad and len(cells) < width and not self._is_torn(lines.row):
+                    cells += [""] * (width - len(cells))
                 if len(cells) == width and not lines.ended:
                     in_lines = in_lines and len(lines.row) == 1
                     yield cells
@@ -148,13 +151,18 @@ class _Lines:
         self.ended = False
 
 
-def open_table(content: Content, encoding: str | None) -> DelimitedTable:
+def open_table(content: Content, encoding: str | None, pad: bool = False) -> DelimitedTable:
     """Open a CSV or TSV file.
+
+    Args:
+        content: the bytes.
+        encoding: declared by the user.
+        pad: rows that are shorter than the header end with blank cells.
 
     Raises:
         FileError: its encoding is not clear.
     """
-    return DelimitedTable(open_text(content, encoding))
+    return DelimitedTable(open_text(content, encoding), pad)
 
 
 def _sniff(text: Text) -> tuple[int, Dialect]:

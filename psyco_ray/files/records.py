@@ -111,20 +111,22 @@ class RecordFile:
         return state.hexdigest()
 
 
-def open_records(name: str | Path, what: str, encoding: str | None = None) -> RecordFile:
+def open_records(name: str | Path, what: str, encoding: str | None = None, pad: bool = False) -> RecordFile:
     """Open a CSV, JSON, Parquet or Excel file, also compressed, a directory of Parquet files, or the packaged `sample`.
 
     Args:
         name: the path, or `sample`. After a # it names one of several sheets, lists, or files of a zip file.
         what: the kind of table, for messages.
         encoding: of a text file, where it is not UTF-8 and has no byte-order mark.
+        pad: rows of a CSV file may be shorter than the header, as spreadsheets drop blank cells at the end. Otherwise
+            such a row is bad: it may be a part of one.
 
     Raises:
         InputError: the file is missing, damaged, empty, of another kind or encoding, or has two columns of one name.
     """
     path, part = locate(name)
     with reading(path, what):
-        table = _open(path, part, encoding)
+        table = _open(path, part, encoding, pad)
     if table.mended:
         _log.warning(f"{what} file {path}: {table.mended} lines are not {table.encoding}; {_MENDED}")
     twice = next((column for column in table.columns if table.columns.count(column) > 1), None)
@@ -166,7 +168,7 @@ def locate(name: str | Path) -> tuple[Path, str | None]:
     return (Path(path), part) if path and part and not Path(name).exists() else (Path(name), None)
 
 
-def _open(path: Path, part: str | None, encoding: str | None) -> Table:
+def _open(path: Path, part: str | None, encoding: str | None, pad: bool) -> Table:
     if path.is_dir():
         return parquet.open_directory(path)
     content, part = packed.find(path, part)
@@ -178,7 +180,7 @@ def _open(path: Path, part: str | None, encoding: str | None) -> Table:
     if content.ending in (".json", ".jsonl", ".ndjson") or (content.ending in (".csv", ".tsv") and _is_json(head)):
         return json_rows.open_table(content, encoding, part)
     if content.ending in (".csv", ".tsv"):
-        return delimited.open_table(content, encoding)
+        return delimited.open_table(content, encoding, pad)
     if content.ending in (".xlsx", ".parquet"):
         raise FileError(f"is not a {content.ending} file, whatever its name says")
     raise FileError(f"has none of the endings {', '.join(ENDINGS)}, also with .gz or .zip")

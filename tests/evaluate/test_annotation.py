@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +120,7 @@ FORMS = {
     "Excel, UTF-8": {"encoding": "utf-8-sig", "delimiter": ";"},
     "LibreOffice, all quoted": {"encoding": "utf-8", "quoting": csv.QUOTE_ALL, "lineterminator": "\n"},
     "tabs": {"encoding": "utf-8", "delimiter": "\t"},
+    "UTF-16": {"encoding": "utf-16", "delimiter": "\t"},
     "other columns": {"columns": ["comment", *PREFERENCES.values(), "response B", "item", "client speech"]},
 }
 
@@ -152,6 +154,30 @@ def test_choices_are_read_however_the_file_was_saved(tmp_path, form) -> None:
     for name in ("kappa", "alpha"):
         assert between[name]["low"] < between[name]["value"] < between[name]["high"]
     json.dumps(result, allow_nan=False)
+
+
+def test_an_excel_file_is_read_under_the_name_of_the_export(tmp_path) -> None:
+    annotation.export(make_pairs(6), tmp_path, count=6)
+    for expert in ("expert-1", "expert-2"):
+        fill(tmp_path, expert, lambda item, row: "A")
+    path = tmp_path / "expert-1.csv"
+    book = openpyxl.Workbook()
+    for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")):
+        book.active.append([cell or None for cell in row])
+    book.save(path)
+    assert annotation.score(tmp_path)["experts"]["expert-1"] == {"filled": 6, "unfilled": 7 * 6}
+
+
+def test_blank_cells_that_a_spreadsheet_drops_at_the_end_of_a_row_are_blank(tmp_path) -> None:
+    annotation.export(make_pairs(6), tmp_path, count=6)
+    fill(tmp_path, "expert-1", lambda item, row: "")
+    fill(tmp_path, "expert-2", lambda item, row: "B")
+    path = tmp_path / "expert-1.csv"
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    rows[1:] = [[*row[:4], "A"] for row in rows[1:]]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert annotation.score(tmp_path)["experts"]["expert-1"] == {"filled": 6, "unfilled": 7 * 6}
 
 
 def test_kappa_of_an_expert_who_always_takes_one_side_is_0(tmp_path) -> None:
@@ -190,14 +216,13 @@ def test_invalid_files_are_named_with_file_and_row(tmp_path) -> None:
         (good.replace(read(path)[1]["item"], first), f"row 3: item {first} comes a second time"),
         (good.replace("overall preference", "prefers", 1), "has no column overall preference"),
         (good.replace("safety preference", "prefers", 1), "has no column safety preference"),
-        ("", "has no column "),
+        (good.replace("safety preference", "overall preference", 1), "has two columns overall preference"),
+        (good.replace("safety preference", "Overall  Preference", 1), "has two columns Overall  Preference"),
+        ("", "has no rows"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=words):
             annotation.score(tmp_path)
-    path.write_bytes(b"item,preference\r\n\x81,A\r\n")
-    with pytest.raises(ValueError, match="neither UTF-8 nor Windows-1252"):
-        annotation.score(tmp_path)
     path.unlink()
     with pytest.raises(ValueError, match=r"expert-1\.csv does not exist"):
         annotation.score(tmp_path)

@@ -236,7 +236,7 @@ def test_invalid_cells_are_named_with_file_row_and_column(tmp_path, out) -> None
         (good.replace(item, "e0"), r"row 3: item 'e0' is not in key\.json"),
         (good.replace(item, read(path)[0]["item"]), "row 3: item .* comes a second time"),
         (good.replace("empathy A", "empathy", 1), "has no column empathy A"),
-        ("", "has no column item"),
+        ("", "has no rows"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=words):
