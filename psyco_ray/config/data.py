@@ -7,14 +7,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, Share
+from psyco_ray.config.job_file import Count, Name, NotNegative, Positive, Section, Share
 from psyco_ray.config.resources import Rollouts
 
 
 class Source(Section):
     """One raw source of speeches."""
 
-    name: str
+    name: Name
     """Name of the source, unique in the job."""
     path: str | None = None
     """A file or a glob of files: .csv, .json, .jsonl, .parquet. Either path or hub is given."""

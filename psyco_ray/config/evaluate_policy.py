@@ -7,8 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
-from psyco_ray.config.evaluate_reward import Name
-from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section, TemplateOptions
+from psyco_ray.config.job_file import Count, Name, NotNegative, NotNegativeCount, Section, TemplateOptions
 from psyco_ray.config.resources import Rollouts, check_engine
 from psyco_ray.config.training import Deadlines, Prompts
 

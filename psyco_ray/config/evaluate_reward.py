@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.job_file import Count, NotNegative, NotNegativeCount, Section, TemplateOptions
+from psyco_ray.config.job_file import Count, Name, NotNegative, NotNegativeCount, Section, TemplateOptions
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import Deadlines, Prompts
 
@@ -16,17 +15,6 @@ Split = Literal["train", "dev", "test", "all"]
 
 REWARDBENCH = "rewardbench"
 """Name of the benchmark's scores beside those of the tests."""
-
-
-def _file_name(name: str) -> str:
-    if not re.fullmatch(r"\w[\w .+-]*", name):
-        raise ValueError(
-            f"the name {name!r} is invalid as a directory name; use letters, digits, spaces, '.', '+', '-', '_'"
-        )
-    return name
-
-
-Name = Annotated[str, AfterValidator(_file_name)]
 
 
 class ModelUnderTest(Section):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.keys import refuse_keys, without_keys
@@ -19,6 +20,18 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 NotNegativeCount = Annotated[int, Field(ge=0)]
 TemplateOptions = dict[str, bool | int | float | str]
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w .+-]*", name):
+        raise ValueError(
+            f"the name {name!r} is invalid as a directory name; use letters, digits, spaces, '.', '+', '-', '_'"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_file_name)]
+"""A name of the user's that is also one of a file or directory, which a path could lead elsewhere."""
 
 
 class Section(BaseModel):

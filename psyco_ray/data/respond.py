@@ -14,7 +14,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.data import Respond
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.job_file import Positive, Section, TemplateOptions
+from psyco_ray.config.job_file import Name, Positive, Section, TemplateOptions
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.data.draws import Draw
@@ -40,7 +40,7 @@ PACKAGED_POOL = Path(__file__).with_name("responders.yaml")
 class ResponderModel(Section):
     """A model of the pool."""
 
-    name: str
+    name: Name
     model: str | None = None  # open: a packaged name, a directory or a hub id
     api: Endpoint | None = None  # commercial
     temperature: Positive | None = None  # None: the job's

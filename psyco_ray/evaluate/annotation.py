@@ -23,6 +23,7 @@ from psyco_ray.evaluate.expert_csv import (
     write_table,
 )
 from psyco_ray.evaluate.stats import wilson
+from psyco_ray.run import storage
 
 PAPER = {"between_experts": 0.87, "expert-1": 0.92, "expert-2": 0.85}
 """Shares of equal overall choices in the paper (§3.4): between its experts, and of each expert with the labels."""
@@ -60,7 +61,7 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
     items = {f"p{ordering_hash(seed, 'item', pair['prefID'])[:8]}": pair for pair in sample}
     assert len(items) == count, "two pairs got the same item"
     sides = {item: _sides(seed, pair) for item, pair in items.items()}
-    out.mkdir(parents=True, exist_ok=True)
+    storage.private_dir(out)
     for expert in EXPERTS:
         rows = [
             [item, pair["question"], pair[sides[item]["A"]], pair[sides[item]["B"]], *[""] * (len(PREFERENCES) + 1)]

@@ -31,6 +31,7 @@ from psyco_ray.evaluate.expert_csv import (
     read_key,
     write_table,
 )
+from psyco_ray.run import storage
 
 PAPER_JUDGE = 0.825
 """Share of cases in which the paper's judge and its experts chose alike (§4.2)."""
@@ -136,7 +137,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
             responses = {"policy": ours[key][1], "opponent": theirs[key][1]}
             items[item] = Item(comparison=name, speech_id=key, A=a, B=b)
             texts[item] = (ours[key][0], responses[a], responses[b])
-    out.mkdir(parents=True, exist_ok=True)
+    storage.private_dir(out)
     header = ["item", "client speech", "response A", "response B", *_COLUMNS, "comment"]
     for expert in EXPERTS:
         rows = [

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.judge.client import Answer
+from psyco_ray.run import storage
 
 LINES_PER_SYNC = 64
 SECONDS_PER_SYNC = 1.0
@@ -96,8 +97,8 @@ class Journal:
     def _file(self, shard: str) -> int:
         if shard not in self._files:
             path = self._root / shard / f"{self._writer}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = self._files[shard] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            storage.private_dir(path.parent)
+            file = self._files[shard] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
                 os.write(file, b"\n")  # ends a line that a crash cut off

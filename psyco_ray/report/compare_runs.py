@@ -20,6 +20,7 @@ from psyco_ray.report.render import (
     thousands,
 )
 from psyco_ray.report.tables import Row, Table, of_rows
+from psyco_ray.run import storage
 
 SETTINGS = {"free": "w/o length constraint", "matched": "w/ length constraint"}
 """Titles of the evaluation's variants, by their names."""
@@ -49,7 +50,7 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
         results: of `evaluate.compare_runs.compare`.
         out: directory for the three files.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    storage.private_dir(out)
     runs = results["runs"]
     page = render(
         "compare_runs.html",

@@ -56,7 +56,7 @@ class RunDirectory:
             raise InputError(f"run_dir {run_dir} is remote, which only training runs can have; take a local one")
         self.root = storage.working_copy(run_dir) if remote else storage.local_path(run_dir)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            storage.private_dir(self.root)
             self._lock = open(self.root / "LOCK", "a+")  # noqa: SIM115 - held as long as the run
         except OSError as error:
             raise self._unwritable(error) from None
@@ -105,7 +105,7 @@ class RunDirectory:
     def path(self, name: str) -> Path:
         """A local path inside the run directory; its parent is created."""
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.private_dir(path.parent)
         return path
 
     def record(self, stage: str) -> dict[str, Any] | None:

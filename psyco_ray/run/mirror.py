@@ -108,7 +108,7 @@ class RemoteMirror:
             if held is not None and _is_journal(name) and held.st_size >= info.size:
                 continue
             if held is None or (held.st_size, held.st_mtime_ns) != (info.size, info.mtime_ns):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                storage.private_dir(path.parent)
                 storage.write_file(path, functools.partial(self.remote.download, name))
                 os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
 

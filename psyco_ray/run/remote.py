@@ -33,6 +33,18 @@ def damaged(where: str, what: str) -> InputError:
     )
 
 
+def require_inside(name: str, where: str) -> str:
+    """Check that a name from elsewhere, say of an object in a bucket, leads to a file below a directory.
+
+    Raises:
+        InputError: it would lead out of the directory.
+    """
+    parts = name.split("/")
+    if "\\" in name or "\0" in name or not all(parts) or {".", ".."} & set(parts):
+        raise damaged(where, f"it holds the name {name!r}, which leads out of a directory")
+    return name
+
+
 class RemoteDirectory:
     """A remote directory and the files below it, by relative name.
 
@@ -120,9 +132,13 @@ class RemoteDirectory:
             self._fs.copy_file(self._path(name), other._path(name))
 
     def files(self) -> dict[str, Any]:
-        """All files below, as pyarrow's `FileInfo` by relative name."""
-        infos = self._below(recursive=True)
-        return {info.path[len(self._base) + 1 :]: info for info in infos if info.type == fs.FileType.File}
+        """All files below, as pyarrow's `FileInfo` by relative name.
+
+        Raises:
+            InputError: a name leads out of a directory.
+        """
+        infos = [info for info in self._below(recursive=True) if info.type == fs.FileType.File]
+        return {require_inside(info.path[len(self._base) + 1 :], self.target): info for info in infos}
 
     def subdirs(self) -> list[str]:
         """Names of the directories in it."""

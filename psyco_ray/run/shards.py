@@ -57,7 +57,7 @@ def write(
     Raises:
         InputError: the file cannot be written, for example because the disk is full.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    storage.private_dir(directory)
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
     if facts is not None:
         table = table.replace_schema_metadata({"facts": json.dumps(facts)})

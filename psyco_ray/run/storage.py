@@ -8,7 +8,6 @@ directory is uploaded last, and a directory without it does not exist.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-import xxhash
-
 from psyco_ray.config.errors import InputError
-from psyco_ray.run.remote import CHUNK, MANIFEST, RemoteDirectory, damaged, is_remote
+from psyco_ray.run import manifests
+from psyco_ray.run.remote import MANIFEST, RemoteDirectory, is_remote
 
 
 def cache_dir() -> Path:
@@ -32,7 +30,18 @@ def cache_dir() -> Path:
 
 def working_copy(target: str) -> Path:
     """Local mirror of a remote run directory."""
-    return cache_dir() / "runs" / _hash(target) / _name(target)
+    return private_dir(cache_dir() / "runs" / _hash(target)) / _name(target)
+
+
+def private_dir(path: Path) -> Path:
+    """Create a directory, and those above it, that only this user can enter; one that exists stays as it is.
+
+    Clients' words are in it; whoever cannot enter it can read no file below it.
+    """
+    missing = [path, *path.parents]
+    for directory in reversed(missing[: next(n for n, one in enumerate(missing) if one.exists())]):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    return path
 
 
 def local_path(target: str | Path) -> Path:
@@ -69,17 +78,16 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
     remote = RemoteDirectory(str(target)) if is_remote(target) else None
     place = cache_dir() / "staging" / _hash(str(target)) if remote else local_path(target)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        private_dir(place.parent)
         _sweep(place)
         staging = Path(tempfile.mkdtemp(prefix=_unfinished(place), dir=place.parent))
         try:
             yield staging
-            manifest = _seal(staging)
+            manifest = manifests.seal(staging)
             if remote is None:
-                staging.chmod(0o755)
                 remove_dir(place)
                 staging.rename(place)
-                _fsync(place.parent)
+                manifests.fsync(place.parent)
             else:
                 remote.remove()
                 for name in manifest["files"]:
@@ -89,30 +97,6 @@ def atomic_dir(target: str | Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise InputError(f"directory {target} cannot be written: {error}; make room or make it writable") from error
-
-
-def check(directory: Path, digests: bool = False, name: str | Path | None = None) -> None:
-    """Compares a directory with its manifest; a directory without a manifest, such as a user's model, passes.
-
-    Args:
-        directory: to check.
-        digests: compare the digests of all files, not only their sizes.
-        name: of the directory in errors; None: its path.
-
-    Raises:
-        InputError: the directory is damaged; the message names the first damaged file.
-    """
-    path, where = directory / MANIFEST, str(name or directory)
-    if not path.is_file():
-        return
-    for file, expected in _files(path.read_bytes(), where).items():
-        held = directory / file
-        size = held.stat().st_size if held.is_file() else None
-        if size != expected["bytes"]:
-            fault = "is missing" if size is None else f"has {size} bytes, not {expected['bytes']}"
-            raise damaged(where, f"{file} {fault}")
-        if digests and _digest(held) != expected["xxh3_128"]:
-            raise damaged(where, f"the bytes of {file} are not those that were written")
 
 
 def fetch(target: str | Path, digests: bool = False) -> Path:
@@ -128,7 +112,7 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
     if not is_remote(target):
         if not (path := local_path(target)).is_dir():
             raise InputError(f"directory {path} does not exist")
-        check(path, digests)
+        manifests.check(path, digests)
         return path
     remote = RemoteDirectory(str(target))
     manifest = remote.read(MANIFEST)
@@ -138,21 +122,21 @@ def fetch(target: str | Path, digests: bool = False) -> Path:
             "name another directory, or copy a model from elsewhere to a local one"
         )
     path = _cached(str(target))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_dir(path.parent)
     with locked(path.parent / ".lock"):
         if path.is_dir() and (path / MANIFEST).is_file() and (path / MANIFEST).read_bytes() == manifest:
             try:
-                check(path, digests)
+                manifests.check(path, digests)
                 return path
             except InputError:  # only the local copy is damaged: download it again
                 pass
         with atomic_dir(path) as staging:
             (staging / MANIFEST).write_bytes(manifest)
-            for name in _files(manifest, str(target)):
+            for name in manifests.files_of(manifest, str(target)):
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 with open(staging / name, "wb") as file:
                     remote.download(name, file)
-            check(staging, digests=True, name=target)
+            manifests.check(staging, digests=True, name=target)
     return path
 
 
@@ -205,7 +189,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:
         try:
-            with open(partial, "wb") as file:
+            with open(partial, "wb", opener=_privately) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -302,40 +286,6 @@ def _sweep(path: Path) -> None:
             shutil.rmtree(entry)
 
 
-def _seal(directory: Path) -> dict[str, Any]:
-    """Writes the manifest of a directory and syncs everything to disk."""
-    files: dict[str, Any] = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        if (name := path.relative_to(directory).as_posix()) != MANIFEST:
-            files[name] = {"bytes": path.stat().st_size, "xxh3_128": _digest(path)}
-            _fsync(path)
-    manifest = {"psyco_ray": 1, "files": files}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    _fsync(directory / MANIFEST)
-    _fsync(directory)
-    return manifest
-
-
-def _files(manifest: bytes, where: str) -> dict[str, Any]:
-    """The files of a manifest; empty for a manifest of another program."""
-    try:
-        content = json.loads(manifest)
-    except ValueError:
-        raise damaged(where, f"{MANIFEST} is no JSON") from None
-    return content["files"] if isinstance(content, dict) and "psyco_ray" in content else {}
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _privately(path: str, flags: int) -> int:
+    """Opens a new file that only this user can read; a stricter umask stays in force."""
+    return os.open(path, flags, 0o600)

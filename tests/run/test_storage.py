@@ -1,6 +1,7 @@
 """Directories that are complete or absent, here and on a (real, local) S3 server."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,12 +13,15 @@ from support.files import fill
 from support.paths import SUPPORT
 
 from psyco_ray.cli.main import main
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
+from psyco_ray.judge.journal import Answer, Journal
 from psyco_ray.models import loading
-from psyco_ray.run import storage
+from psyco_ray.run import shards, storage
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.ledger import Ledger
-from psyco_ray.run.remote import RemoteDirectory
+from psyco_ray.run.remote import MANIFEST, RemoteDirectory, require_inside
+from psyco_ray.run.schemas import COLLECTED
 
 
 def test_an_interrupted_directory_never_shows(tmp_path) -> None:
@@ -138,6 +142,52 @@ def test_a_key_in_a_uri_is_refused_and_not_shown(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_in_a_remote_manifest_cannot_lead_out_of_the_directory(place, tmp_path) -> None:
+    target = storage.join(place, "state")
+    fill(target)
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    remote = RemoteDirectory(target)
+    manifest = json.loads(remote.read(MANIFEST))
+    for name in ("../../outside.txt", str(outside), "a/../../outside.txt", "a//b", "./a", "a\\..\\b", ""):
+        files = {**manifest["files"], name: {"bytes": 0}}
+        remote.write(MANIFEST, json.dumps({**manifest, "files": files}).encode())
+        with pytest.raises(InputError, match="leads out of a directory"):
+            storage.fetch(target)
+    assert outside.read_text() == "mine"
+    assert not list(storage.cache_dir().rglob("outside*"))
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", "."])
+def test_the_name_of_an_object_cannot_lead_out_of_a_directory(name) -> None:
+    with pytest.raises(InputError, match="which leads out of a directory"):
+        require_inside(name, "s3://bucket/run")
+
+
+def test_what_a_run_writes_can_be_read_by_its_user_alone(tmp_path) -> None:
+    directory = RunDirectory(str(tmp_path / "above" / "run"))
+    directory.write_json("samples/one.json", {})
+    directory.close()
+    fill(tmp_path / "model")
+    shards.write(tmp_path / "above" / "run" / "rate", "0", [], COLLECTED)
+    journal = Journal(tmp_path / "above" / "run" / "journal", "writer")
+    journal.add("ab" * 8, "ab" * 32, Answer("hello", True, 1, 1))
+    journal.close()
+    made = [path for path in tmp_path.rglob("*") if path.parent.name != "model" and path.name not in ("b.bin", "LOCK")]
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in made}
+    assert len(modes) >= 7
+    assert {name: oct(mode) for name, mode in modes.items() if mode not in (0o700, 0o600)} == {}
+
+
+def test_a_stricter_umask_stays_in_force(tmp_path) -> None:
+    before = os.umask(0o277)
+    try:
+        storage.write_file(tmp_path / "file", lambda file: file.write(b"x"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o400
+
+
 def test_places_that_cannot_be_are_one_sentence(server) -> None:
     with pytest.raises(ValueError, match="which only training runs can have"):
         RunDirectory(f"s3://bucket/run?{server}")
@@ -157,7 +207,8 @@ def test_file_uris_are_local(tmp_path) -> None:
 CUT = """
 import os, signal, sys
 from psyco_ray.run import preemption
-from psyco_ray.run.remote import RemoteDirectory
+from psyco_ray.run.remote import MANIFEST, RemoteDirectory, require_inside
+from psyco_ray.run.schemas import COLLECTED
 
 class Slow:
     \"""A file system where SIGTERM comes while a file is being opened.\"""
