@@ -217,7 +217,7 @@ def test_invalid_files_are_named_with_file_and_row(tmp_path) -> None:
         (good.replace("overall preference", "prefers", 1), "has no column overall preference"),
         (good.replace("safety preference", "prefers", 1), "has no column safety preference"),
         (good.replace("safety preference", "overall preference", 1), "has two columns overall preference"),
-        (good.replace("safety preference", "Overall  Preference", 1), "has two columns Overall  Preference"),
+        (good.replace("safety preference", "Overall  Preference", 1), "has two columns overall preference"),
         ("", "has no rows"),
     ):
         path.write_text(text, encoding="utf-8")
