@@ -16,9 +16,9 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import table
-from psyco_ray.data.shapes.pairs import number
+from psyco_ray.data.shapes.pairs import SYSTEM, number
 from psyco_ray.data.shapes.table import Shape
-from psyco_ray.data.splits import is_dev
+from psyco_ray.data.splits import is_dev, text_hash
 from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.parquet import SPLITS
 from psyco_ray.files.records import Record, RecordFile, open_records, shown
@@ -84,6 +84,8 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
             kept.append(pa.Table.from_pylist(batch, schema=COMPARISONS))
             batch = []
     usable = pa.concat_tables([*kept, pa.Table.from_pylist(batch, schema=COMPARISONS)])
+    if (by_hash or "split" not in file.columns) and not set(SYSTEM).isdisjoint(file.columns):
+        usable = _in_one_split(usable, dev_share)
     reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
     unit = "prompts" if shape.grouped else "rows"
     found = f"pairs file {name} is read as {shape.name}, {file.kind}: {rows} {unit}, {usable.num_rows} pairs"
@@ -217,6 +219,19 @@ def _question(row: Row) -> str:
         return str(row["asked"])
     first, *later = json.loads(row["asked"])
     return json.dumps(later) if first["role"] == "system" and later else str(row["asked"])
+
+
+def _in_one_split(table: pa.Table, dev_share: float) -> pa.Table:
+    """Put a question under a system message into the split that it has without one in the same file."""
+    rows = list(zip(*(table[name].to_pylist() for name in ("form", "asked", "split")), strict=True))
+    alone = {text_hash("split", asked) for form, asked, _ in rows if form != "messages"}
+    found = []
+    for form, asked, split in rows:
+        turns = json.loads(asked) if form == "messages" and alone else []
+        if len(turns) == 2 and turns[0]["role"] == "system" and text_hash("split", turns[1]["content"]) in alone:
+            split = "dev" if is_dev(turns[1]["content"], dev_share) else "train"
+        found.append(split)
+    return table.set_column(table.schema.get_field_index("split"), "split", pa.array(found, pa.string()))
 
 
 def _split(name: str, row: int, split: Any, asked: str, dev_share: float) -> str:

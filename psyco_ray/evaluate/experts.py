@@ -27,10 +27,10 @@ from psyco_ray.evaluate.expert_csv import (
     PREFERENCES,
     ordering_hash,
     read_items,
-    read_json,
     read_key,
     write_table,
 )
+from psyco_ray.files.records import read_rows
 from psyco_ray.run import storage
 
 PAPER_JUDGE = 0.825
@@ -205,14 +205,14 @@ def read_verdicts(path: str) -> dict[str, float]:
     """A judge's choices by speech: 1 for the policy, -1 for the opponent, 0 for a tie, without unreadable ones.
 
     Args:
-        path: a JSON list, or a Parquet, JSONL or CSV file, of rows with a `key`, the speech's id, and `better`: ours,
+        path: a file of any kind that `files.records` reads, of rows with a `key`, the speech's id, and `better`: ours,
             theirs or tie, and null where the judge's answer was unreadable. Evaluate-policy writes such files.
 
     Raises:
         InputError: the file is unreadable, or a row is invalid.
     """
-    rows = read_json(Path(path)) if path.endswith(".json") else read_table(path, "verdicts").to_pylist()
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"key", "better"} <= row.keys() for row in rows):
+    rows = read_rows(path, "verdicts")
+    if not all({"key", "better"} <= row.keys() for row in rows):
         raise InputError(f"verdicts file {path} does not hold rows with key and better; write both for every speech")
     choices: dict[str, float] = {}
     for number, row in enumerate(rows, start=1):

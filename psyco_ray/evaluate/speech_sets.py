@@ -11,6 +11,7 @@ from psyco_ray.config.evaluate_policy import Speeches
 from psyco_ray.data import crisis, topics
 from psyco_ray.data.splits import fold, speech_id, split_of
 from psyco_ray.data.tables import read_table
+from psyco_ray.files.records import read_rows
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
@@ -112,7 +113,7 @@ def _load_topics(source: str) -> Mapping[str, str | None]:
     if directory.is_dir():  # which holds other files too if a data job wrote it
         rows = [row for part in shards.list_shards(directory) for row in shards.read(directory, part)]
     else:
-        rows = read_table(source, "topics").to_pylist()
+        rows = read_rows(source, "topics")
     columns = list(rows[0]) if rows else []
     for name in ("speech_id", "coarse_topic"):
         _column(columns, (name,), f"topics file {source}")

@@ -131,6 +131,22 @@ def test_a_question_is_in_one_split_whatever_its_system_message(tmp_path) -> Non
     assert {split for of in splits.values() for split in of} == {"train", "dev"}
 
 
+def test_a_question_as_text_is_in_one_split_whatever_its_system_message(tmp_path) -> None:
+    rows = [
+        {"system": system, "question": f"question {i}", "chosen": "a", "rejected": "b"}
+        for i in range(60)
+        for system in ("Answer briefly.", "", None)
+    ]
+    table = preferences.read(write(tmp_path / "orca.jsonl", rows), dev_share=0.3).table.to_pylist()
+    splits: dict[str, set[str]] = {}
+    for row in table:
+        asked = json.loads(row["asked"])[-1]["content"] if row["form"] == "messages" else row["asked"]
+        splits.setdefault(asked, set()).add(row["split"])
+    assert len(splits) == 60
+    assert {len(of) for of in splits.values()} == {1}
+    assert {split for of in splits.values() for split in of} == {"train", "dev"}
+
+
 def test_a_speech_has_no_system_message_of_its_own(tmp_path) -> None:
     row = {"speech": "I cannot sleep.", "chosen": "a", "rejected": "b"}
     assert len(read(tmp_path, row | {"system": ""})) == 1

@@ -186,7 +186,7 @@ def test_invalid_verdicts_are_named(tmp_path, out) -> None:
             experts.score(out, {"free": str(path)})
     with pytest.raises(ValueError, match=r"no comparison matched in .*; it has free"):
         experts.score(out, {"matched": str(path)})
-    with pytest.raises(ValueError, match=r"gone\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"gone\.json does not exist"):
         experts.score(out, {"free": str(tmp_path / "gone.json")})
 
 
