@@ -8,16 +8,17 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.job_file import Count, Name, NotNegative, Positive, Section, Share
+from psyco_ray.config.reading import Reading
 from psyco_ray.config.resources import Rollouts
 
 
-class Source(Section):
+class Source(Reading):
     """One raw source of speeches."""
 
     name: Name
     """Name of the source, unique in the job."""
     path: str | None = None
-    """A file or a glob of files: .csv, .json, .jsonl, .parquet. Either path or hub is given."""
+    """A file or a glob of files. Either path or hub is given."""
     hub: str | None = None
     """Dataset on the Hugging Face hub: owner/name, or owner/name@revision."""
     adapter: str = "generic"

@@ -13,6 +13,7 @@ from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.guards import Guards
 from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, TemplateOptions
 from psyco_ray.config.optimizer import Lora, Optimizer
+from psyco_ray.config.reading import Reading
 from psyco_ray.config.resources import (
     Learners,
     Rollouts,
@@ -25,7 +26,7 @@ from psyco_ray.config.resources import (
 )
 
 
-class Data(Section):
+class Data(Reading):
     """Client speeches and preference pairs (paper §3)."""
 
     speeches: str = "sample"

@@ -24,14 +24,19 @@ from psyco_ray.config.data import Collect, DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.data import crisis, duplicates, sources
 from psyco_ray.data.clean import clean
+from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.splits import is_dev, speech_id, unit
 from psyco_ray.run import shards, storage
 from psyco_ray.run.schemas import COLLECTED, DROPPED
 from psyco_ray.screening.personal_data import analyzer, scrub
 
+BAD_ROW = "bad row"
+"""Reason for dropping a row that cannot be read."""
+
 _ROWS = 1000  # per block that is cleaned
 _WRITTEN_ROWS = 20_000  # per block that the driver writes
 _BROKEN_ROW = 0  # row number of an error that ends a source
+_BAD_ROWS = 10  # kinds of bad rows in the counts
 _MAX_RAW_FACTOR = 20  # times max_chars: longer raw texts are not cleaned
 
 _RAW = pa.schema(
@@ -41,6 +46,7 @@ _RAW = pa.schema(
         ("text", pa.string()),
         ("topic", pa.string()),
         ("problem", pa.string()),
+        ("skipped", pa.bool_()),
     ]
 )
 
@@ -65,10 +71,21 @@ class CollectCounts(TypedDict):
 
     rows: int
     kept: int
-    dropped: dict[str, int]  # by reason
+    dropped: dict[str, int]  # by reason, the commonest first
+    bad_rows: dict[str, int]  # by what is wrong with them, the commonest first
     splits: dict[str, int]
     crisis: dict[str, int]  # by kind; empty if not screened
     sources: dict[str, dict[str, int]]  # by name: rows, kept, and dropped rows by reason
+
+
+def check(job: DataJob) -> None:
+    """Check columns, encodings and first rows of all sources, before Ray starts.
+
+    Raises:
+        InputError: a source cannot be read.
+    """
+    for source in job.sources:
+        sources.check(source)
 
 
 def collect(job: DataJob, out: Path) -> CollectCounts:
@@ -79,8 +96,6 @@ def collect(job: DataJob, out: Path) -> CollectCounts:
     Raises:
         InputError: a source cannot be read, the `presidio` extra is missing, or no speech is left.
     """
-    for source in job.sources:
-        sources.check(source)
     if job.scrub.enabled and job.scrub.presidio:
         analyzer()
     work = out / ".collecting"
@@ -94,7 +109,7 @@ def collect(job: DataJob, out: Path) -> CollectCounts:
         facts = _write_dropped(cleaned, order, representative, job, work / "dropped.parquet")
         if not len(kept):
             raise InputError(
-                f"no speech is left of {facts['rows']} rows ({facts['dropped']}); look at collect.min_chars "
+                f"no speech is left of {facts['rows']:,} rows ({described(facts)}); look at collect.min_chars "
                 f"{job.collect.min_chars}, collect.max_chars {job.collect.max_chars} and the sources' text columns"
             )
         _write_speeches(cleaned, kept, job, work / "speeches")
@@ -104,6 +119,12 @@ def collect(job: DataJob, out: Path) -> CollectCounts:
     finally:
         shutil.rmtree(work)
     return facts
+
+
+def described(facts: CollectCounts) -> str:
+    """Dropped rows by reason, the commonest first, and what is wrong with bad rows."""
+    bad = f" ({by_count(facts['bad_rows'])})" if facts["bad_rows"] else ""
+    return by_count(facts["dropped"]).replace(BAD_ROW, BAD_ROW + bad) or "nothing"
 
 
 def _clean_all(job: DataJob, path: Path) -> pa.Table:
@@ -146,6 +167,7 @@ def _read(batch: dict[str, np.ndarray], job: DataJob) -> Iterator[pa.Table]:
             [row.text for row in chunk],
             [row.topic for row in chunk],
             [row.problem for row in chunk],
+            [row.skipped for row in chunk],
         ]
         yield pa.table(columns, schema=_RAW)
 
@@ -175,7 +197,9 @@ def _speech(raw: dict[str, Any], job: DataJob) -> tuple[str, str | None, str]:
     """The speech of a raw row, the reason why it is dropped (None: it is kept), and a detail of the reason."""
     text, bounds = raw["text"] or "", job.collect
     if raw["problem"] is not None:
-        return "", "bad row", raw["problem"]
+        return "", BAD_ROW, raw["problem"]
+    if raw["skipped"]:
+        return "", "outside where", ""
     if len(text) > _MAX_RAW_FACTOR * bounds.max_chars:
         return "", "too long", f"{len(text)} characters uncleaned"
     speech = clean(text)
@@ -243,7 +267,7 @@ def _write_dropped(
     stays = representative == np.arange(len(representative))
     kept = np.bincount(source_of[stays], minlength=len(names)).tolist()
     counts = {name: Counter({"kept": count}) for name, count in zip(names, kept, strict=True)}
-    dropped_rows = order[~stays[order]]
+    dropped_rows, bad = order[~stays[order]], Counter[str]()
     with storage.atomic_file(path) as file, pq.ParquetWriter(file, DROPPED) as writer:
         for start in range(0, len(dropped_rows), _WRITTEN_ROWS):
             rows = dropped_rows[start : start + _WRITTEN_ROWS]
@@ -255,6 +279,7 @@ def _write_dropped(
                     reason = "exact duplicate" if keys[n] == keys[other] else "near duplicate"
                     detail = f"{keys[other]:016x} of {names[source_of[other]]}"
                 counts[name][reason] += 1
+                bad.update([detail] if reason == BAD_ROW else [])
                 dropped.append({"source": name, "source_row": row["row"], "reason": reason, "detail": detail})
             writer.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
     splits = _count(cleaned["split"].filter(pa.array(stays)))
@@ -263,7 +288,8 @@ def _write_dropped(
     return {
         "rows": len(order),
         "kept": reasons.pop("kept", 0),
-        "dropped": dict(reasons),
+        "dropped": dict(reasons.most_common()),
+        "bad_rows": dict(bad.most_common(_BAD_ROWS)),
         "splits": {split: splits.get(split, 0) for split in ("train", "dev", "test")},
         "crisis": {kind: flagged.get(kind, 0) for kind in crisis.KINDS} if job.crisis.enabled else {},
         "sources": {name: {"rows": count.total(), **count} for name, count in counts.items()},

@@ -11,7 +11,7 @@ from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PromptsFile
 from psyco_ray.config.resume import without_transport
-from psyco_ray.run import shards
+from psyco_ray.run import shards, storage
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.hashing import key_of
 
@@ -96,6 +96,16 @@ class Dataset(RunDirectory):
                     f"value, another run_dir, or remove {path.parent} and {self.root / stage}.json to make it again"
                 )
 
+    def paid_stages(self) -> list[str]:
+        """The stages with topics, responses or ratings that a model or an API was asked for."""
+        return [stage for stage in ("topics", "respond", "rate") if self._asked(stage)]
+
+    def discard(self, *stages: str) -> None:
+        """Remove the results of stages, such as those that build on other speeches."""
+        for stage in stages:
+            (self.root / f"{stage}.json").unlink(missing_ok=True)
+            storage.remove_dir(self.root / ("pairs" if stage == "pair" else stage))
+
     def speeches(self) -> list[str]:
         """The parts of the collected speeches."""
         return shards.list_shards(self.root / "collect" / "speeches")
@@ -107,6 +117,13 @@ class Dataset(RunDirectory):
             InputError: the file is missing or holds no YAML.
         """
         return PromptsFile(self.job.prompts)
+
+    def _asked(self, stage: str) -> bool:
+        directory = self.root / stage
+        if not shards.list_shards(directory):
+            return False
+        own = stage == "topics" and json.loads((directory / "settings.json").read_text())["topics"]["endpoint"] is None
+        return not own  # topics of the sources themselves
 
     def _settings_key(self, stage: str) -> str:
         return key_of((self.root / stage / "settings.json").read_text())

@@ -134,6 +134,8 @@ def first_turn(messages: Any) -> str:
     """
     if isinstance(messages, Mapping):
         inner = next((messages[key] for key in LIST_KEYS if isinstance(messages.get(key), list)), [messages])
+        if inner == [messages] and not _said(messages):
+            raise UnknownSpeakerError("an object without a message of the client")
         return first_turn(inner)
     if len(messages) == 1 and isinstance(messages[0], str):
         return messages[0]
@@ -149,7 +151,7 @@ def first_turn(messages: Any) -> str:
     raise UnknownSpeakerError(f"a list without a message of the client{found}")
 
 
-def _said(message: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _said(message: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Speakers and texts of a message."""
     name = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
     if name is None:

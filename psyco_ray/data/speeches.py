@@ -13,6 +13,7 @@ travels to the driver as a row with a problem, because Ray would wrap an error o
 from __future__ import annotations
 
 import functools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,9 +25,9 @@ import pyarrow.compute as pc
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Data, Job
-from psyco_ray.data import duplicates, leakage
-from psyco_ray.data.splits import speech_id, split_of
-from psyco_ray.data.tables import columns_of, size_of, stream_rows
+from psyco_ray.data import duplicates, leakage, speech_file
+from psyco_ray.data.client_rows import by_count
+from psyco_ray.data.splits import speech_id
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Row
@@ -38,18 +39,20 @@ _MAX_RANGES = 256
 _PREFIXES = 16**4  # values of the first digits of an id
 _WRITTEN_ROWS = 4096  # of a table that the driver yields, before repeated speeches are left out
 
-_READ = pa.schema([("row", pa.int64()), *[(name, pa.string()) for name in ("speech", "topic", "split", "problem")]])
 _CLEANED = pa.schema(
     [
         ("prefix", pa.int64()),  # first digits of the id
-        ("speech_id", pa.string()),  # empty with a problem: sorted first
+        ("speech_id", pa.string()),  # empty with a problem or rows left out: sorted first
         ("speech", pa.string()),
         ("split", pa.string()),
         ("topic", pa.string()),
         ("row", pa.int64()),  # of the file, from 1; 0: the file cannot be read
         ("problem", pa.string()),  # a message for the user
+        ("left_out", pa.string()),  # why rows have no speech
+        ("rows", pa.int64()),  # their number
     ]
 )
+_RENDERED = ("speech_id", "speech", "split", "topic", "leak", "origin", "left_out", "rows")
 _HELD_OUT = pa.schema(
     [
         ("speech_id", pa.string()),
@@ -58,6 +61,8 @@ _HELD_OUT = pa.schema(
         ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),
     ]
 )
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(job: Job) -> tuple[Iterator[pa.Table], Row]:
@@ -72,9 +77,9 @@ def prepare(job: Job) -> tuple[Iterator[pa.Table], Row]:
 
     Returns:
         A stream of tables of the SPEECHES schema, ordered by id, whose sizes depend on the file alone; and facts for
-        the stage's record, complete when the stream ends: the `leaks`. The stream raises an InputError if the file or a
-        column is invalid, a speech is empty or too long for the context, none is left, or training speeches are held
-        out too.
+        the stage's record, complete when the stream ends: the `leaks`, the rows `left_out` by reason, and the
+        `digest` of the file. The stream raises an InputError if the file or a column is invalid, a speech is too long
+        for the context, none is left, or training speeches are held out too.
     """
     facts: Row = {}
     return _stream(job, facts), facts
@@ -84,58 +89,75 @@ def held_out(data: Data) -> leakage.HeldOut:
     """The test and dev speeches of `data.speeches`, of any length, which evaluations answer, by origin.
 
     Raises:
-        InputError: the file or a column is invalid, or a speech is empty.
+        InputError: the file or a column is invalid.
     """
     texts: dict[str, list[str]] = {"test": [], "dev": []}
-    column = _speech_column(data)
-    for table in _read(data, column):
+    for table in speech_file.read(data):
         for row in table.to_pylist():
-            text, split = _checked(row, data, column)
-            if split in texts:
-                texts[split].append(text)
+            if row["left_out"] is None:
+                text, split = speech_file.speech_and_split(row, data)
+                if split in texts:
+                    texts[split].append(text)
     return {_origin(split, data): found for split, found in texts.items()}
 
 
 def _stream(job: Job, facts: Row) -> Iterator[pa.Table]:
-    data, splits, found = job.data, Counter[str](), Counter[tuple[str, str]]()
+    data, splits, found, left_out = job.data, Counter[str](), Counter[tuple[str, str]](), Counter[str]()
+    file = speech_file.open_file(data)
+    facts["digest"] = file.file.digest()
     last = pa.array([""])
-    for table in _rendered(job).iter_batches(batch_size=_WRITTEN_ROWS, batch_format="pyarrow", prefetch_batches=1):
+    for table in _rendered(job, speech_file.size_of(file)).iter_batches(
+        batch_size=_WRITTEN_ROWS, batch_format="pyarrow", prefetch_batches=1
+    ):
         for problem in table["problem"].drop_null().slice(0, 1).to_pylist():
             raise InputError(problem)
+        counts = table.filter(table["left_out"].is_valid())
+        for reason, rows in zip(counts["left_out"].to_pylist(), counts["rows"].to_pylist(), strict=True):
+            left_out[reason] += rows
+        table = table.filter(table["left_out"].is_null())
         # a speech of both splits leaks: if that is allowed it is trained on, else its dev row stays
         same = ("speech_id",) if data.leakage == "allow" else ("speech_id", "split")
         keys = pa.concat_arrays(
             [last, pc.binary_join_element_wise(*(table[name].combine_chunks() for name in same), "")]
         )
-        last = keys[-1:]
+        last, rows = keys[-1:], table.num_rows
         table = table.filter(pc.not_equal(keys[1:], keys[:-1]))
+        left_out["repeated"] += rows - table.num_rows
         leaking = table.filter(table["leak"].is_valid())
         found.update(zip(leaking["leak"].to_pylist(), leaking["origin"].to_pylist(), strict=True))
         usable = table if data.leakage == "allow" else table.filter(table["leak"].is_null())
         splits.update(usable["split"].to_pylist())
         if usable.num_rows:
             yield usable.select(SPEECHES.names).cast(SPEECHES).combine_chunks()
+    facts["left_out"] = dict((+left_out).most_common())
+    if facts["left_out"]:
+        _log.info(f"speeches file {data.speeches}: left out {by_count(facts['left_out'])}")
     facts["leaks"] = leakage.leaks_of(found, data)
     total = splits["train"] + (found.total() if data.leakage != "allow" else 0)
     leakage.enforce(leakage.sentences(f"speeches file {data.speeches}", total, "speeches", facts["leaks"]), data)
     for split in ("train", "dev"):
         if not splits[split]:
-            rows = sum(table.num_rows for table in _read(data, _speech_column(data)))
+            rows = sum(table.num_rows for table in speech_file.read(data))
+            reasons = f" (left out: {by_count(facts['left_out'])})" if facts["left_out"] else ""
             raise InputError(
-                f"{data.speeches}: no {split} speech is left of {rows} rows; look at data.min_chars "
+                f"{data.speeches}: no {split} speech is left of {rows} rows{reasons}; look at data.min_chars "
                 f"{data.min_chars}, data.max_chars {data.max_chars} and data.dev_share {data.dev_share}"
             )
 
 
-def _rendered(job: Job) -> Any:
-    """The dataset of speeches with prompts, problems and leaks, ordered by id, split (train first) and row."""
+def _rendered(job: Job, size: int) -> Any:
+    """The dataset of speeches with prompts, problems and leaks, ordered by id, split (train first) and row.
+
+    Args:
+        job: the job.
+        size: bytes of the file.
+    """
     data = job.data
-    column = _speech_column(data)
     blocks = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": 1}
-    held_out = _read_dataset(data, column).map_batches(functools.partial(_held_out, data=data, column=column), **blocks)
-    cleaned = _read_dataset(data, column).map_batches(functools.partial(_clean, data=data, column=column), **blocks)
+    held_out = _read_dataset(data).map_batches(functools.partial(_held_out, data=data), **blocks)
+    cleaned = _read_dataset(data).map_batches(functools.partial(_clean, data=data), **blocks)
     # ids are hashes: equal ranges of them are ranges of equal size
-    ranges = min(_MAX_RANGES, size_of(data.speeches, "speeches") // _RANGE_BYTES + 1)
+    ranges = min(_MAX_RANGES, size // _RANGE_BYTES + 1)
     boundaries = [_PREFIXES * number // ranges for number in range(1, ranges)]
     ordered = cleaned.sort(
         ["prefix", "speech_id", "split", "row"], [False, False, True, False], boundaries=boundaries or None
@@ -144,7 +166,7 @@ def _rendered(job: Job) -> Any:
     return ordered.map_batches(check, **blocks).map_batches(functools.partial(_render, job=job), **blocks)
 
 
-def _read_dataset(data: Data, column: str) -> Any:
+def _read_dataset(data: Data) -> Any:
     """The dataset of the file's rows, in their order."""
     import ray
 
@@ -157,74 +179,53 @@ def _read_dataset(data: Data, column: str) -> Any:
 
     def read(_: Any) -> Iterator[pa.Table]:
         try:
-            yield from _read(data, column)
+            yield from speech_file.read(data)
         except InputError as error:
-            yield pa.Table.from_pylist([{"row": 0, "problem": str(error)}], schema=_READ)
+            yield pa.Table.from_pylist([{"row": 0, "problem": str(error)}], schema=speech_file.READ)
 
     return dataset.map_batches(read, num_cpus=0, label_selector=here)
 
 
-def _read(data: Data, column: str) -> Iterator[pa.Table]:
-    rows = 0
-    for table in stream_rows(data.speeches, "speeches", [column, "topic", "split"]):
-        missing = pa.nulls(table.num_rows, pa.string())
-        columns = [table[name] if name in table.column_names else missing for name in (column, "topic", "split")]
-        numbers = pa.array(range(rows + 1, rows + table.num_rows + 1), pa.int64())
-        yield pa.table([numbers, *columns, missing], schema=_READ)
-        rows += table.num_rows
-
-
-def _speech_column(data: Data) -> str:
-    candidates = [data.speech_column] if data.speech_column else ["question", "speech", "text"]
-    names = columns_of(data.speeches, "speeches")
-    column = next((name for name in candidates if name in names), None)
-    if column is None:
-        raise InputError(
-            f"speeches file {data.speeches} has no column {' or '.join(candidates)}; it has "
-            f"{', '.join(names)}; name the right one in data.speech_column"
-        )
-    return column
-
-
-def _checked(row: Row, data: Data, column: str) -> tuple[str, str]:
-    """The speech and the split of a row.
-
-    Raises:
-        InputError: one of them is invalid.
-    """
-    if row["problem"] is not None:
-        raise InputError(row["problem"])
-    where = f"{data.speeches}: row {row['row']}"  # messages name speeches by number, never by a client's words
-    text = (row["speech"] or "").strip()
-    if not text:
-        raise InputError(f"{where} has an empty {column}; remove the row or fill it in")
-    try:
-        return text, split_of(row, text, data.dev_share)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _clean(batch: pa.Table, data: Data, column: str) -> pa.Table:
-    """The training and dev speeches within the length limits, with ids."""
+def _clean(batch: pa.Table, data: Data) -> pa.Table:
+    """The training and dev speeches within the length limits, with ids, and the numbers of other rows."""
     rows: list[Row] = []
+    left_out = Counter[str]()
     for row in batch.to_pylist():
+        if row["left_out"] is not None:
+            left_out[row["left_out"]] += 1
+            continue
         try:
-            text, split = _checked(row, data, column)
+            text, split = speech_file.speech_and_split(row, data)
         except InputError as error:
             rows.append({"prefix": 0, "speech_id": "", "split": "", "row": row["row"], "problem": str(error)})
             continue
-        if split != "test" and data.min_chars <= len(text) <= data.max_chars:
-            key = speech_id(text)
-            rows.append({**row, "prefix": int(key[:4], 16), "speech_id": key, "speech": text, "split": split})
+        if (reason := _outside(text, split, data)) is not None:
+            left_out[reason] += 1
+            continue
+        key = speech_id(text)
+        rows.append({**row, "prefix": int(key[:4], 16), "speech_id": key, "speech": text, "split": split})
+    for reason, count in left_out.items():
+        rows.append({"prefix": 0, "speech_id": "", "split": "", "row": 0, "left_out": reason, "rows": count})
     return pa.Table.from_pylist(rows, schema=_CLEANED)
 
 
-def _held_out(batch: pa.Table, data: Data, column: str) -> pa.Table:
+def _outside(text: str, split: str, data: Data) -> str | None:
+    """Why a speech is not trained on; None: it is."""
+    if split == "test":
+        return "of the test split"
+    if len(text) < data.min_chars:
+        return f"shorter than data.min_chars {data.min_chars}"
+    return f"longer than data.max_chars {data.max_chars}" if len(text) > data.max_chars else None
+
+
+def _held_out(batch: pa.Table, data: Data) -> pa.Table:
     """The held-out speeches of any length, with the signatures by which near duplicates are found."""
     rows: list[Row] = []
     for row in batch.to_pylist():
+        if row["left_out"] is not None:
+            continue
         try:
-            text, split = _checked(row, data, column)
+            text, split = speech_file.speech_and_split(row, data)
         except InputError:  # raised for the training speeches
             continue
         if split != "train":
@@ -309,7 +310,7 @@ def _render(batch: pa.Table, job: Job) -> pa.Table:
     problems: list[str | None] = []
     for row in batch.to_pylist():
         ids, problem = None, row["problem"]
-        if problem is None and (row["leak"] is None or job.data.leakage == "allow"):
+        if problem is None and row["left_out"] is None and (row["leak"] is None or job.data.leakage == "allow"):
             ids = templates.conversation_ids(tokenizer, prompt_messages(prompt, row["speech"]))
             if len(ids) > room:
                 problem = (
@@ -318,6 +319,6 @@ def _render(batch: pa.Table, job: Job) -> pa.Table:
                 )
         rendered.append(ids)
         problems.append(problem)
-    columns = {name: batch[name] for name in ("speech_id", "speech", "split", "topic", "leak", "origin")}
+    columns = {name: batch[name] for name in _RENDERED}
     columns["prompt_ids"] = pa.array(rendered, type=SPEECHES.field("prompt_ids").type)
     return pa.table({**columns, "problem": pa.array(problems, pa.string())})

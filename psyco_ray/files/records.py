@@ -100,15 +100,24 @@ class RecordFile:
 
     def digest(self) -> str:
         """A hash of the bytes of the file, or of the names and bytes of a directory's Parquet files."""
-        state = xxhash.xxh3_128()
-        with reading(self.path, self.what):
-            for file in parquet.files_of(self.path) if self.path.is_dir() else [self.path]:
-                if file != self.path:
-                    state.update(str(file.relative_to(self.path)).encode(errors="surrogateescape") + b"\0")
-                with file.open("rb") as content:
-                    while chunk := content.read(_CHUNK):
-                        state.update(chunk)
-        return state.hexdigest()
+        return digest_of(self.path, self.what)
+
+
+def digest_of(path: Path, what: str) -> str:
+    """A hash of the bytes of a file, or of the names and bytes of a directory's Parquet files.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    state = xxhash.xxh3_128()
+    with reading(path, what):
+        for file in parquet.files_of(path) if path.is_dir() else [path]:
+            if file != path:
+                state.update(str(file.relative_to(path)).encode(errors="surrogateescape") + b"\0")
+            with file.open("rb") as content:
+                while chunk := content.read(_CHUNK):
+                    state.update(chunk)
+    return state.hexdigest()
 
 
 def open_records(name: str | Path, what: str, encoding: str | None = None, pad: bool = False) -> RecordFile:

@@ -34,7 +34,7 @@ def test_untidy_csv(tmp_path) -> None:
         "cafÃ© and café “so”",
         None,
         None,
-        "with \x00 nul",
+        "with  nul",
         None,
     ]
     assert [row.topic for row in rows] == ["sleep", None, None, None, "work", None]
@@ -46,14 +46,6 @@ def test_untidy_csv(tmp_path) -> None:
         None,
         None,
     ]
-
-
-def test_an_unterminated_csv_cell_loses_one_row(tmp_path) -> None:
-    lines = ["text", '"no end'] + [f"line {n} " + "x" * 100 for n in range(3000)]
-    rows = rows_of(write_content(tmp_path / "a.csv", "\n".join(lines)))
-    assert rows[0].problem.startswith("invalid CSV: field larger")
-    assert rows[-1].text.startswith("line 2999")
-    assert len(rows) > 1000
 
 
 def test_utf_16_csv(tmp_path) -> None:
@@ -84,7 +76,7 @@ def test_untidy_json(tmp_path) -> None:
         assert [rows[n].problem for n in (2, 3, 8)] == [
             "a list instead of an object",
             "text is a int, not text",
-            "text is a dict, not text",
+            "text is an object without a message of the client",
         ]
         assert rows[4].topic == "a; b"
 

@@ -1,3 +1,4 @@
+import json
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import logs
 from support.prepared_speeches import prepared
 from support.raw_speeches import speech
 
@@ -164,12 +166,50 @@ def test_the_table_of_a_run_has_the_same_bytes_again(local_ray, tmp_path, tiny_m
 
 
 def test_the_first_invalid_row_of_the_file_is_named(local_ray, tmp_path, tiny_model) -> None:
-    texts = [f"{LONG} {n}" for n in range(400)]
+    splits = ["train"] * 400
     for number in (390, 123, 200):
-        texts[number - 1] = "  "
-    path = write_parquet(tmp_path / "s.parquet", {"text": texts})
-    with pytest.raises(ValueError, match=r"s\.parquet: row 123 has an empty text"):
+        splits[number - 1] = "held-out"
+    path = write_parquet(tmp_path / "s.parquet", {"text": [f"{LONG} {n}" for n in range(400)], "split": splits})
+    with pytest.raises(ValueError, match=r"s\.parquet: row 123: the split is 'held-out'"):
         prepared(job(path, tiny_model))
+
+
+def test_rows_without_a_speech_are_left_out_and_counted(local_ray, tmp_path, tiny_model) -> None:
+    whole = [f"{LONG} {n}" for n in range(12)]
+    rows = [{"text": text, "speaker": "seeker"} for text in whole]
+    rows += [{"text": text, "speaker": "seeker"} for text in (None, " ", "", whole[0].upper(), "short", "x" * 2000)]
+    rows += [{"text": whole[1] + " I see.", "speaker": "supporter"} for _ in range(5)]
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": f"{LONG} 12"}]
+    rows += [
+        {"text": messages, "speaker": "seeker"},
+        {"text": f"Patient: {LONG} 13\nDoctor: {LONG}", "speaker": "Seeker"},
+    ]
+    rows += [{"text": ["one", "two"], "speaker": "seeker"}, {"text": 7, "speaker": "seeker"}]
+    path = tmp_path / "s.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"torn')
+    logged = logs.messages()
+    loaded, facts = prepared(job(path, tiny_model, where={"speaker": ["seeker"]}))
+    assert {row["speech"] for row in loaded} == {
+        text.strip() for text in [*whole[1:], whole[0], f"{LONG} 12", f"{LONG} 13"]
+    }
+    assert list(facts["left_out"].items()) == [
+        ("outside data.where", 5),
+        ("with an empty text", 3),
+        *[(reason, 1) for reason in facts["left_out"] if reason not in ("outside data.where", "with an empty text")],
+    ]
+    assert set(facts["left_out"]) == {
+        "outside data.where",
+        "with an empty text",
+        "repeated",
+        "shorter than data.min_chars 100",
+        "longer than data.max_chars 1000",
+        "text is a list of values that name no speaker",
+        "text is a int, not text",
+        *[reason for reason in facts["left_out"] if reason.startswith("invalid JSON")],
+    }
+    assert sum(facts["left_out"].values()) + len(loaded) == len(rows) + 1
+    (line,) = (message for message in logged if "left out" in message)
+    assert line.startswith(f"speeches file {path}: left out 5 outside data.where, 3 with an empty text, 1 ")
 
 
 def test_the_driver_never_holds_the_speeches(local_ray, tmp_path, tiny_model, monkeypatch) -> None:
@@ -192,13 +232,17 @@ def test_the_driver_never_holds_the_speeches(local_ray, tmp_path, tiny_model, mo
     [
         ("none.parquet", None, {}, r"none\.parquet does not exist"),
         ("cut.parquet", b"PAR1 and then nothing", {}, r"cut\.parquet cannot be read"),
-        ("s.txt", b"text", {}, r"s\.txt has none of the endings \.parquet"),
+        ("s.txt", b"text", {}, r"s\.txt has none of the endings"),
         ("s.csv", b"speak,topic\nhello,a\n", {}, r"no column question or speech or text; it has speak, topic"),
         ("s.csv", b"text\nhello\n", {"speech_column": "talk"}, r"no column talk; it has text"),
-        ("s.csv", b'text,n\n"' + LONG.encode() + b'",1\n ,2\n', {}, r"row 2 has an empty text"),
-        ("s.csv", b"text\nshort\n", {}, r"no train speech is left of 1 rows; look at data\.min_chars 100"),
+        (
+            "s.csv",
+            b"text,n\nshort,1\n ,2\n ,3\n",
+            {},
+            r"no train speech is left of 3 rows \(left out: 2 with an empty text, 1 shorter than data\.min_chars 100\)",
+        ),
         ("s.csv", b"text\n", {}, r"s\.csv has no rows"),
-        ("s.jsonl", b'{"text": "a"}\n{"te', {}, r"s\.jsonl cannot be read"),
+        ("s.jsonl", b'{"text": "a"}\n{"te', {}, r"no train speech is left of 2 rows \(left out: 1 invalid JSON"),
     ],
 )
 def test_invalid_speech_files_are_named(local_ray, tmp_path, tiny_model, name, content, changes, message) -> None:
