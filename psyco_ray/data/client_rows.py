@@ -97,13 +97,11 @@ class ClientFile:
         self._speaker = self._speaker_column()
 
     def check(self) -> None:
-        """Log how the file is read, and look for a row that `where` names.
+        """Look for a row that `where` names.
 
         Raises:
             InputError: there is none.
         """
-        if self.file.mended:
-            _log.warning(f"{self.file.path}: {self.file.mended} lines are not UTF-8 and are read as Windows-1252")
         if not self._where:
             return
         values: dict[str, Counter[str]] = {column: Counter() for column in self._where}

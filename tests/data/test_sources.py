@@ -31,7 +31,7 @@ def test_untidy_csv(tmp_path) -> None:
     assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row.text for row in rows] == [
         'two\r\nlines, "quoted"',
-        "cafÃ© and café “so”",
+        "café and café “so”",
         None,
         None,
         "with  nul",
@@ -88,7 +88,7 @@ def test_json_array(tmp_path) -> None:
         (None, "a int instead of an object"),
         ("three", None),
     ]
-    with pytest.raises(ValueError, match=r"b\.json is not a JSON array"):
+    with pytest.raises(ValueError, match=r"b\.json is not valid JSON"):
         rows_of(write_content(tmp_path / "b.json", '[{"text": "one"},'))
 
 
