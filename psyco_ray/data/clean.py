@@ -1,4 +1,4 @@
-"""Plain text from scraped sources: removes tags, entities, wrong encodings and stray white space.
+"""Plain text from scraped sources: removes tags, entities, marks of Markdown, wrong encodings and stray white space.
 
 Tags are found by a pattern: HTML parsers (html.parser, BeautifulSoup) drop a client's "x<y" or "<name>", and the hash
 of the cleaned text names the speech, so the result must not depend on a parser's version.
@@ -35,6 +35,15 @@ _INVISIBLE = re.compile(  # without the joiners U+200C and U+200D, which some sc
     "[\x00-\x08\x0e-\x1b\x7f\xad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+_BOLD = re.compile(
+    r"(?<![\w*])(\*{2,3})(?=[^\s*])([^*\n]*[^\s*])\1(?![\w*])|(?<!\w)__(?=[^\s_])([^_\n]*[^\s_])__(?!\w)"
+)
+_ESCAPE = re.compile(r"(?<![:;=-])\\([_*#>~\[\]()|^`+.!-])")  # not the faces :\ and ;-\
+_ORIGIN = re.compile(  # a line of the site above a letter: "From a teen in Ohio:", "From the U.S.:"
+    r"\AFrom (?:an? [\w' -]{2,40}? in )?(?:the |[a-z]{3,12} ){0,2}"
+    r"[A-Z][\w.'’]*(?:[, -]+(?:of |and |the )?[A-Z][\w.'’]*){0,4}:\s*"
+    r"(?=[\W\d]?[A-Z])"
+)
 
 
 def clean(text: str) -> str:
@@ -49,8 +58,9 @@ def _clean_once(text: str) -> str:
     text = _ENTITY.sub(lambda match: html.unescape(f"&{match[1]};"), text)
     text = _CUT_QUOTE.sub("”", fix_encoding(text))
     text = _INVISIBLE.sub("", text.translate(_CONTROLS))
+    text = _ESCAPE.sub(r"\1", _BOLD.sub(lambda match: match[2] or match[3], text))
     lines = (" ".join(line.split()) for line in text.splitlines())
-    return unicodedata.normalize("NFC", "\n".join(line for line in lines if line))
+    return _ORIGIN.sub("", unicodedata.normalize("NFC", "\n".join(line for line in lines if line)))
 
 
 def _tag_replacement(match: re.Match[str]) -> str:
