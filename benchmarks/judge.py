@@ -34,7 +34,7 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
-from psyco_ray.judge.client import Call
+from psyco_ray.judge.calls import Call
 from psyco_ray.run.progress import Progress
 
 BAR = 0.9

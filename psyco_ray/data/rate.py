@@ -17,7 +17,7 @@ from psyco_ray.config.prompts import PRINCIPLES, PromptsFile, filled_messages, w
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
-from psyco_ray.judge.client import Call
+from psyco_ray.judge.calls import Call
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import RATINGS
 from psyco_ray.run.types import Row

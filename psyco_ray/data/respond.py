@@ -21,7 +21,7 @@ from psyco_ray.data.draws import Draw
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.judge.callers import Question
-from psyco_ray.judge.client import Call
+from psyco_ray.judge.calls import Call
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE

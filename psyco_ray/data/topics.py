@@ -16,7 +16,7 @@ from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
-from psyco_ray.judge.client import Call
+from psyco_ray.judge.calls import Call
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import TOPICS
 from psyco_ray.run.types import Row

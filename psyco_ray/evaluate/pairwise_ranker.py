@@ -19,7 +19,8 @@ from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
-from psyco_ray.judge.client import Call, Client
+from psyco_ray.judge.calls import Call
+from psyco_ray.judge.client import Client
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress

@@ -14,7 +14,8 @@ import json_repair
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.judge.client import Answer, Call, Client, RefusedError, UnavailableError
+from psyco_ray.judge.calls import Answer, Call
+from psyco_ray.judge.client import Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.outside_texts import as_data
 from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter, Tokens

@@ -10,15 +10,16 @@ import functools
 import io
 import json
 import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.judge.client import REFUSED, Answer, Call, Client, InvalidResponseError, RefusedError, answer_of
+from psyco_ray.judge.batch_state import BatchState, SentBatch
+from psyco_ray.judge.calls import Answer, Call, InvalidResponseError, answer_of
+from psyco_ray.judge.client import REFUSED, Client, RefusedError
 from psyco_ray.judge.journal import Journal
 
 if TYPE_CHECKING:
@@ -30,15 +31,6 @@ MAX_BYTES = 100_000_000
 _ENDED = {"completed", "expired", "cancelled"}
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _SentBatch:
-    """A batch in progress: name of its local files, and the server's ids."""
-
-    name: str
-    file_id: str | None = None
-    batch_id: str | None = None
 
 
 @dataclass
@@ -72,7 +64,7 @@ async def run_batch(
         UnavailableError: the server failed repeatedly.
         InputError: the server refuses the key, the model or a batch.
     """
-    client, sending = Client(endpoint), _State(state)
+    client, sending = Client(endpoint), BatchState(state)
     outcome = BatchOutcome()
     try:
         known = {key for sent in sending.sent for key in sending.speeches(sent)}
@@ -94,7 +86,7 @@ class _Exchange:
     which costs nothing: the batch is submitted again once another one has ended, and halved if none is in progress.
     """
 
-    def __init__(self, client: Client, state: _State, journal: Journal, outcome: BatchOutcome) -> None:
+    def __init__(self, client: Client, state: BatchState, journal: Journal, outcome: BatchOutcome) -> None:
         self._client, self._state, self._journal, self._outcome = client, state, journal, outcome
         self._limited = self._full = False  # a batch was refused for the limit; since then none has ended
 
@@ -108,7 +100,7 @@ class _Exchange:
                     self._limited |= not validating
                     self._full |= not validating
             if self._full and not any(sent.batch_id for sent in self._state.sent):
-                self._shrink(self._state.sent[0])
+                await self._shrink(self._state.sent[0])
             validating = await self._poll()
             if self._state.sent:
                 await asyncio.sleep(poll_s)
@@ -117,6 +109,9 @@ class _Exchange:
         """Look at every batch in progress; returns whether one is not validated yet."""
         validating = False
         for sent in [sent for sent in self._state.sent if sent.batch_id is not None]:
+            if sent.ended_files is not None:
+                await self._forget(sent)
+                continue
             batch_id = sent.batch_id or ""
             batch = await self._client.retried(functools.partial(self._client.api.batches.retrieve, batch_id))
             validating |= batch.status == "validating"
@@ -126,8 +121,8 @@ class _Exchange:
             elif batch.status == "failed":
                 problems = [(problem.code, problem.message) for problem in (batch.errors and batch.errors.data) or []]
                 if not any(_is_limit(*problem) for problem in problems):
-                    self._state.remove(sent)  # it costs nothing; the next run sends it again
-                    reason = problems[0][1] if problems else "no reason given"
+                    reason = self._client.clean(str(problems[0][1])) if problems else "no reason given"
+                    await self._end(sent, batch)  # it costs nothing; the next run sends it again
                     raise InputError(f"batch {batch_id} was refused: {reason}")
                 if not self._limited:
                     _log.info("the batch API queues no more at a time: %s", self._client.clean(str(problems[0][1])))
@@ -135,95 +130,70 @@ class _Exchange:
                 self._state.postpone(sent)
         return validating
 
-    async def _collect(self, sent: _SentBatch, batch: Batch) -> None:
-        speeches = self._state.speeches(sent)
+    async def _collect(self, sent: SentBatch, batch: Batch) -> None:
+        speeches, path = self._state.speeches(sent), self._state.path(sent, "requests")
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id is not None:
                 answers = await self._client.retried(functools.partial(self._client.api.files.content, file_id))
-                _enter(answers.content, speeches, self._client, self._journal, self._outcome)
+                for output in _outputs(answers.content, speeches):
+                    key = output["custom_id"]
+                    answer, problem = _read(output, functools.partial(self._clean, path, key))
+                    self._enter(speeches.pop(key), key, answer, problem)
         if speeches:
             _note(self._outcome, len(speeches), f"batch {batch.status} without an answer")
         self._journal.sync()
+        await self._end(sent, batch)
+
+    def _clean(self, path: Path, key: str, said: str) -> str:
+        return self._client.clean(said, _texts(path)[key])
+
+    def _enter(self, speech_id: str, key: str, answer: Answer | None, problem: str) -> None:
+        """Write an answer to the journal."""
+        outcome = self._outcome
+        if answer is None:
+            _note(outcome, 1, problem)
+            return
+        self._journal.add(speech_id, key, answer)
+        outcome.prompt_tokens += answer.prompt_tokens
+        outcome.completion_tokens += answer.completion_tokens
+        outcome.answered += answer.refused is None
+        outcome.refused += answer.refused is not None
+
+    async def _end(self, sent: SentBatch, batch: Batch) -> None:
+        """Remove an ended batch, and its files at the provider: they hold clients' words."""
+        files = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
+        sent.ended_files = [file_id for file_id in files if file_id is not None]
+        self._state.provider_files |= dict.fromkeys(sent.ended_files, False)
+        self._state.save()
+        await self._forget(sent)
+
+    async def _forget(self, sent: SentBatch) -> None:
+        """Delete the files of a batch at the provider, and what is here of it."""
+        for file_id in sent.ended_files or []:
+            await self._delete(file_id)
         self._state.remove(sent)
 
-    def _shrink(self, sent: _SentBatch) -> None:
+    async def _delete(self, file_id: str) -> None:
+        """Delete a file at the provider, or name it where the provider refuses."""
+        try:
+            await self._client.retried(functools.partial(_delete, self._client, file_id))
+            self._state.provider_files[file_id] = True
+        except (InputError, RefusedError) as error:
+            _log.warning(
+                f"the provider keeps file {file_id} with questions or answers of a batch ({error}); delete it there"
+            )
+
+    async def _shrink(self, sent: SentBatch) -> None:
         """Halve a batch that is too large for the limit by itself; a single call is left to be sent as such."""
         self._full = False
+        file_id = sent.file_id
         if len(self._state.speeches(sent)) > 1:
             self._state.halve(sent)
         else:
             _note(self._outcome, 1, "a call above the limit of queued tokens")
             self._state.remove(sent)
-
-
-class _State:
-    """The batches in progress, on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"next": 0, "batches": []}
-        self._next: int = state["next"]
-        self.sent = [_SentBatch(**entry) for entry in state["batches"]]
-
-    def add(self, rows: list[tuple[str, str, bytes]]) -> None:
-        """Store the requests of a new batch: key, speech id and line."""
-        self._write(rows)
-        self.save()
-
-    def _write(self, rows: list[tuple[str, str, bytes]]) -> None:
-        sent = _SentBatch(f"{self._path.stem}-{self._next:03}")
-        with open(self.path(sent, "requests"), "wb") as file:
-            file.writelines(line for _, _, line in rows)
-        with open(self.path(sent, "speeches"), "w", encoding="utf-8") as speeches:
-            json.dump({key: speech_id for key, speech_id, _ in rows}, speeches)
-        self._next += 1
-        self.sent.append(sent)
-
-    def postpone(self, sent: _SentBatch) -> None:
-        """Submit a refused batch again later, from the same file."""
-        sent.batch_id = None
-        self.save()
-
-    def halve(self, sent: _SentBatch) -> None:
-        """Replace a batch by two of half its requests, which come first."""
-        speeches = self.speeches(sent)
-        lines = self.path(sent, "requests").read_bytes().splitlines(keepends=True)
-        rows = [(key, speeches[key], line) for line in lines for key in [json.loads(line)["custom_id"]]]
-        others = [other for other in self.sent if other is not sent]
-        for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-            self._write(part)
-        self.sent = [*self.sent[-2:], *others]
-        self.save()
-        self._remove_files(sent)
-
-    def remove(self, sent: _SentBatch) -> None:
-        """Remove a batch that ended."""
-        self.sent.remove(sent)
-        self.save()
-        self._remove_files(sent)
-
-    def _remove_files(self, sent: _SentBatch) -> None:
-        for what in ("requests", "speeches"):
-            self.path(sent, what).unlink(missing_ok=True)
-
-    def speeches(self, sent: _SentBatch) -> dict[str, str]:
-        """The speech id of each of the batch's keys."""
-        speeches: dict[str, str] = json.loads(self.path(sent, "speeches").read_text(encoding="utf-8"))
-        return speeches
-
-    def path(self, sent: _SentBatch, what: str) -> Path:
-        """A local file of a batch: its `requests` or its `speeches`."""
-        return self._path.with_name(f"{sent.name}.{what}.jsonl")
-
-    def save(self) -> None:
-        """Write the state atomically."""
-        unfinished = self._path.with_name(f".{self._path.name}.partial")
-        with open(unfinished, "w", encoding="utf-8") as file:
-            json.dump({"next": self._next, "batches": [vars(sent) for sent in self.sent]}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._path)
+        if file_id is not None:
+            await self._delete(file_id)
 
 
 def _missing(
@@ -257,11 +227,22 @@ def _files(missing: Iterable[tuple[str, str, Call]], client: Client) -> Iterator
         yield rows
 
 
-async def _submit(client: Client, state: _State, sent: _SentBatch) -> bool:
+async def _delete(client: Client, file_id: str) -> None:
+    """Delete a file at the provider, unless that is done."""
+    import openai
+
+    try:
+        await client.api.files.delete(file_id)
+    except openai.NotFoundError:
+        return
+
+
+async def _submit(client: Client, state: BatchState, sent: SentBatch) -> bool:
     """Upload the requests of a batch, unless that is done, and start it; returns whether the provider takes it now."""
     if sent.file_id is None:
         file = await client.retried(lambda: client.api.files.create(file=state.path(sent, "requests"), purpose="batch"))
         sent.file_id = file.id
+        state.provider_files[file.id] = False
         state.save()
     file_id = sent.file_id
     sent.batch_id = await client.retried(lambda: _create_batch(client, file_id))
@@ -295,28 +276,31 @@ def _is_limit(code: str | None, message: str | None) -> bool:
     return code == "token_limit_exceeded" or "enqueued" in (message or "").lower()
 
 
-def _enter(lines: bytes, speeches: dict[str, str], client: Client, journal: Journal, outcome: BatchOutcome) -> None:
-    """Write the answers of an output file to the journal, and remove their keys from `speeches`."""
+def _outputs(lines: bytes, speeches: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The lines of an output file that answer one of the calls; others are blank, cut, repeated or of another form."""
     for line in io.BytesIO(lines):
-        output = json.loads(line)
-        if (speech_id := speeches.pop(output["custom_id"], None)) is None:
-            continue  # a repeated line
-        answer, problem = _read(output, client)
-        if answer is None:
-            _note(outcome, 1, problem)
+        try:
+            output = json.loads(line)
+        except ValueError:  # its call is sent again
             continue
-        journal.add(speech_id, output["custom_id"], answer)
-        outcome.prompt_tokens += answer.prompt_tokens
-        outcome.completion_tokens += answer.completion_tokens
-        outcome.answered += answer.refused is None
-        outcome.refused += answer.refused is not None
+        if isinstance(output, dict) and output.get("custom_id") in speeches:
+            yield output
 
 
-def _read(output: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
+@functools.lru_cache(maxsize=1)
+def _texts(path: Path) -> dict[str, list[str]]:
+    """The texts that the requests of a batch send, by key."""
+    with open(path, "rb") as file:
+        requests = [json.loads(line) for line in file]
+    return {row["custom_id"]: [message["content"] for message in row["body"]["messages"]] for row in requests}
+
+
+def _read(output: dict[str, Any], clean: Callable[[str], str]) -> tuple[Answer | None, str]:
     """The answer in a line of a batch's output, or the reason why it has none."""
-    response = output.get("response") or {}
-    status, body = response.get("status_code"), response.get("body") or {}
-    problem = client.clean(str((output.get("error") or body.get("error") or {}).get("message")))
+    response = _object(output.get("response"))
+    status, body = response.get("status_code"), _object(response.get("body"))
+    said = _object(output.get("error")) or _object(body.get("error"))
+    problem = clean(str(said.get("message")))
     if status in REFUSED:
         return Answer("", True, 0, 0, refused=f"refused by the server ({status}): {problem}"), ""
     if status != 200:
@@ -324,7 +308,12 @@ def _read(output: dict[str, Any], client: Client) -> tuple[Answer | None, str]:
     try:
         return answer_of(body), ""
     except InvalidResponseError as error:
-        return None, client.clean(str(error))
+        return None, clean(str(error))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object, empty where a server sends something else."""
+    return value if isinstance(value, dict) else {}
 
 
 def _note(outcome: BatchOutcome, calls: int, reason: str) -> None:

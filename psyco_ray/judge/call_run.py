@@ -15,7 +15,8 @@ from typing import Any
 from psyco_ray.config.errors import InputError
 from psyco_ray.judge.batch_api import BatchOutcome, run_batch
 from psyco_ray.judge.callers import CallStage, CallStats
-from psyco_ray.judge.client import Call, key_for
+from psyco_ray.judge.calls import Call
+from psyco_ray.judge.client import key_for
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.pipeline import AnswerStream, StreamedStage
 from psyco_ray.judge.rate_limit import Tokens, cost_of

@@ -23,7 +23,8 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.judge.ask import Asker, AskResult
-from psyco_ray.judge.client import Call, UnavailableError
+from psyco_ray.judge.calls import Call
+from psyco_ray.judge.client import UnavailableError
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter
 from psyco_ray.run.types import Row

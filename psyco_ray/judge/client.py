@@ -7,26 +7,24 @@ until no call was answered for `longest_wait_s`: such a limit does not pass by w
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.judge import tokens
+from psyco_ray.judge.calls import Answer, Call, InvalidResponseError, answer_of
+from psyco_ray.judge.echoes import masked
 from psyco_ray.judge.pauses import Pauses, pause_s, retry_after
-from psyco_ray.judge.rate_limit import Tokens
 
 if TYPE_CHECKING:
     import openai  # takes seconds: imported only where calls are sent
-
-KEY_VERSION = 1
-"""Incremented when calls of the same content are sent to the server in another way."""
 
 MAX_MESSAGE_CHARS = 300  # of a server's message, in our own messages
 
@@ -40,60 +38,6 @@ _SHARED_PARAMETERS = {"response_format", "model", "temperature", "top_p", "seed"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Call:
-    """A question to a model, and how its answer is sampled."""
-
-    messages: Sequence[Mapping[str, str]]  # of role and content
-    schema: dict[str, Any] | None  # JSON schema of the answer; None: plain text
-    max_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    seed: int | None = None
-    counted: int | None = None  # prompt tokens, where they are counted already; no part of the question
-
-    def key(self, endpoint: Endpoint) -> str:
-        """Journal key of this call, independent of where the endpoint's model is served: 64 hex digits."""
-        model, structured = endpoint.model, endpoint.structured
-        messages = [dict(message) for message in self.messages]
-        sampling = [self.max_tokens, self.temperature, self.top_p, self.seed]
-        if endpoint.reasoning_tokens:
-            sampling.append(endpoint.reasoning_tokens)
-        parts = [KEY_VERSION, model, structured, messages, sampling, self.schema]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def prompt_tokens(self) -> int:
-        """Tokens of the question with its schema, as counted here; the API may count a few more or less."""
-        if self.counted is not None:
-            return self.counted
-        schema = tokens.count(json.dumps(self.schema)) if self.schema is not None else 0
-        return schema + sum(tokens.PER_MESSAGE + tokens.count(message["content"]) for message in self.messages)
-
-    def answer_tokens(self, endpoint: Endpoint) -> int:
-        """Upper bound of the tokens of an answer: of its text, and of the reasoning before it."""
-        return self.max_tokens + endpoint.reasoning_tokens
-
-    def estimated(self, endpoint: Endpoint) -> Tokens:
-        """Tokens of the question and of the longest possible answer."""
-        return Tokens(self.prompt_tokens(), self.answer_tokens(endpoint))
-
-    def typical(self, endpoint: Endpoint) -> Tokens:
-        """Tokens of the question and of a typical answer, with all reasoning that the endpoint allows."""
-        answer = min(self.max_tokens, tokens.typical_answer(self.schema))
-        return Tokens(self.prompt_tokens(), answer + endpoint.reasoning_tokens)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a call."""
-
-    text: str
-    finished: bool  # False: cut at max_tokens
-    prompt_tokens: int
-    completion_tokens: int
-    refused: str | None = None  # why the server refuses this call permanently
-
-
 class RefusedError(Exception):
     """The server refuses this call permanently; other calls may succeed."""
 
@@ -104,10 +48,6 @@ class RefusedError(Exception):
 
 class UnavailableError(Exception):
     """The server failed repeatedly, or accepts no calls for a long time."""
-
-
-class InvalidResponseError(Exception):
-    """The server's response is not a chat completion."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +80,12 @@ class Client:
         self._key = key_for(endpoint)
         self._pauses = Pauses(endpoint)
         self.api = openai.AsyncOpenAI(
-            api_key=self._key or "none", base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0
+            api_key=self._key or "none",
+            base_url=endpoint.base_url,
+            timeout=endpoint.timeout_s,
+            max_retries=0,
+            # a redirect would send clients' words to an address that nobody has named
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
     async def answer(self, call: Call) -> Answer:
@@ -158,17 +103,21 @@ class Client:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 return answer_of(await self.api.post("/chat/completions", body=body, cast_to=object))
 
-        answer = await self.retried(once)
+        answer = await self.retried(once, call.texts())
         if not answer.prompt_tokens:  # not every server counts
             answer = replace(answer, prompt_tokens=call.prompt_tokens(), completion_tokens=tokens.count(answer.text))
         if answer.refused is not None:
-            raise RefusedError(answer.refused, answer.prompt_tokens, answer.completion_tokens)
+            raise RefusedError(self.clean(answer.refused, call.texts()), answer.prompt_tokens, answer.completion_tokens)
         return answer
 
-    async def retried(self, request: Callable[[], Awaitable[T]]) -> T:
+    async def retried(self, request: Callable[[], Awaitable[T]], sent: Sequence[str] = ()) -> T:
         """The result of a request, which is repeated while its failures may pass.
 
         A 429 pauses all requests of this client and does not count as a failure.
+
+        Args:
+            request: sends it.
+            sent: the texts in it, clients' words among them, which no message may repeat.
 
         Raises:
             RefusedError, UnavailableError, InputError: as `answer` does.
@@ -185,13 +134,13 @@ class Client:
                 self._pauses.answered()
                 return result
             except openai.APIStatusError as error:
-                problem = self._problem(error)
+                problem = self._problem(error, sent)
             except (openai.APITimeoutError, TimeoutError):
                 problem = _Transient(f"no answer within {self._endpoint.timeout_s:g} s")
             except openai.APIConnectionError as error:
-                problem = _Transient(f"connection failed: {self.clean(str(error.__cause__ or error))}")
+                problem = _Transient(f"connection failed: {self.clean(str(error.__cause__ or error), sent)}")
             except (InvalidResponseError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                problem = _Transient(f"unreadable answer: {self.clean(str(error))}")
+                problem = _Transient(f"unreadable answer: {self.clean(str(error), sent)}")
             if isinstance(problem, Exception):  # raised outside of except: its context would hold the key
                 raise problem
             if self._pauses.stopped:
@@ -232,10 +181,10 @@ class Client:
             body["response_format"] = {"type": "json_object"}
         return body
 
-    def clean(self, text: str) -> str:
-        """A server's message in one line, without the key."""
+    def clean(self, text: str, sent: Iterable[str] = ()) -> str:
+        """A server's message in one line, without the key and without what it repeats of the texts sent."""
         text = text.replace(self._key, "[key]") if self._key else text
-        return " ".join(text.split())[:MAX_MESSAGE_CHARS]
+        return masked(" ".join(text.split())[: 10 * MAX_MESSAGE_CHARS], sent)[:MAX_MESSAGE_CHARS]
 
     def stop(self) -> None:
         """Retry no call from now on: their answers have no use."""
@@ -245,14 +194,22 @@ class Client:
         """Close the connections."""
         await self.api.close()
 
-    def _problem(self, error: openai.APIStatusError) -> Exception | _Transient:
+    def _problem(self, error: openai.APIStatusError, sent: Sequence[str]) -> Exception | _Transient:
         """The meaning of an HTTP error: transient, for this call (RefusedError), or for all calls (InputError)."""
         endpoint, status = self._endpoint, error.status_code
-        message = self.clean(error.message)
+        message = self.clean(error.message, sent)
+        # a server may send JSON of any type in them
+        code, kind, param = (value if isinstance(value, str) else "" for value in (error.code, error.type, error.param))
         key = endpoint.key_env or "an API key (key_env names its environment variable)"
-        if status == 402 or {error.code, error.type} & _NO_QUOTA:
+        if status == 402 or {code, kind} & _NO_QUOTA:
             return InputError(
                 f"the account behind {key} has no quota left at {endpoint.base_url}; top it up and start again"
+            )
+        if 300 <= status < 400:
+            place = urlsplit(error.response.headers.get("location", "")).netloc or "another address"
+            return EndpointError(
+                f"{endpoint.base_url} redirects its calls to {place}, which is not followed; set base_url to the "
+                "address that answers"
             )
         if status == 401:
             return InputError(f"{endpoint.base_url} does not accept the key; put a valid one into {key}")
@@ -266,10 +223,10 @@ class Client:
                 f"{endpoint.base_url} knows no model {endpoint.model}, or is not the API's base_url, which often ends "
                 "in /v1; correct model or base_url"
             )
-        if status == 400 and error.param in _SHARED_PARAMETERS:
+        if status == 400 and param in _SHARED_PARAMETERS:
             return EndpointError(
-                f"{endpoint.base_url} rejects the {error.param} of the calls to {endpoint.model}: {message}; "
-                f"{'set structured to json_object or text' if error.param == 'response_format' else 'change it'}"
+                f"{endpoint.base_url} rejects the {param} of the calls to {endpoint.model}: {message}; "
+                f"{'set structured to json_object or text' if param == 'response_format' else 'change it'}"
             )
         if status in REFUSED or (status == 429 and _TOO_LARGE.search(message)):
             return RefusedError(f"refused by the server ({status}): {message}")
@@ -277,30 +234,6 @@ class Client:
             wait_s = retry_after(error.response.headers)
             return _Transient(f"HTTP {status}: {message}", wait_s, rate_limited=status == 429)
         return EndpointError(f"{endpoint.base_url} answers with HTTP {status}: {message}; correct base_url or model")
-
-
-def answer_of(body: Any) -> Answer:
-    """The answer in the JSON of a chat completion. Tokens that the server did not count are 0.
-
-    Raises:
-        InvalidResponseError: the JSON is not a chat completion.
-    """
-    try:
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        message, reason = choice["message"], choice.get("finish_reason")
-        text, refusal = message.get("content") or "", message.get("refusal")
-    except (AttributeError, IndexError, KeyError, TypeError):
-        raise InvalidResponseError(f"no chat completion: {body}") from None
-    if not isinstance(text, str):
-        raise InvalidResponseError(f"the content is no text: {text}")
-    refused = "stopped by the content filter" if reason == "content_filter" else None
-    return Answer(
-        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # no file holds lone surrogates
-        reason != "length",
-        usage.get("prompt_tokens") or 0,
-        usage.get("completion_tokens") or 0,
-        f"the model refuses: {refusal}" if refusal else refused,
-    )
 
 
 def key_for(endpoint: Endpoint) -> str | None:

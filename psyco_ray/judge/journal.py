@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.judge.client import Answer
+from psyco_ray.judge.calls import Answer
 from psyco_ray.run import storage
 
 LINES_PER_SYNC = 64

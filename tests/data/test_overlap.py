@@ -20,7 +20,7 @@ from support.processes import kill_tree
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import callers
 from psyco_ray.judge.call_run import CallRun
-from psyco_ray.judge.client import Call
+from psyco_ray.judge.calls import Call
 from psyco_ray.run.progress import Progress
 
 MEMBERS = ("model-0", "model-1", "model-2", "model-3")

@@ -1,9 +1,12 @@
 """The batch API."""
 
+import json
+
 import pytest
 from support.judging import batched, get_json, kill_when, run, server, spawn
 
 from psyco_ray.judge import batch_api, client
+from psyco_ray.judge.client import Client, RefusedError
 
 
 def test_a_server_without_a_batch_api_is_an_input_error(tmp_path, monkeypatch) -> None:
@@ -83,3 +86,57 @@ def test_a_batch_survives_the_process_that_sent_it(tmp_path) -> None:
         counts = get_json(url)
     assert (outcome.sent, outcome.answered) == (0, 30)
     assert (counts["batches"], counts["paid"], counts["paid_twice"]) == (1, 30, 0)
+
+
+def test_no_file_stays_at_the_provider(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(batch_api, "MAX_REQUESTS", 8)
+    with server(share=0.4, kinds="500", batch_s=0.1, enqueued=7) as url:
+        batched(url, tmp_path)
+        counts = get_json(url)
+    assert counts["files_made"] > 8
+    assert counts["files"] == 0
+    files = json.loads((tmp_path / "batch.json").read_text())["provider_files"]
+    assert len(files) == counts["files_made"]
+    assert all(files.values())
+
+
+def test_a_file_that_the_provider_keeps_is_named(tmp_path, caplog, monkeypatch) -> None:
+    async def kept(client: Client, file_id: str) -> None:
+        raise RefusedError("refused by the server (400): it is kept")
+
+    monkeypatch.setattr(batch_api, "_delete", kept)
+    with server() as url:
+        assert batched(url, tmp_path, 3).answered == 3
+    assert "the provider keeps file file-1 with questions or answers of a batch" in caplog.text
+    assert json.loads((tmp_path / "batch.json").read_text())["provider_files"] == {"file-1": False, "file-2": False}
+
+
+def test_a_command_killed_before_the_files_are_deleted_deletes_them(tmp_path, monkeypatch) -> None:
+    async def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with server() as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(batch_api, "_delete", killed)
+            with pytest.raises(KeyboardInterrupt):
+                batched(url, tmp_path, 3)
+        assert get_json(url)["files"] == 2
+        assert batched(url, tmp_path, 3).sent == 0
+        counts = get_json(url)
+    assert (counts["files"], counts["paid"]) == (0, 3)
+
+
+def test_damaged_lines_of_an_answer_file_lose_no_other_answer(tmp_path) -> None:
+    with server(garble=True) as url:
+        outcome = batched(url, tmp_path)
+        results = run(url, tmp_path / "journal", 30)
+    assert (outcome.answered, outcome.failed) == (28, 2)
+    assert sum(result.paid for result in results) == 2
+    assert all(result.value for result in results)
+
+
+def test_errors_in_a_batch_do_not_repeat_the_prompt(tmp_path) -> None:
+    with server() as url:
+        assert batched(url, tmp_path, 3, model="echo").refused == 3
+        results = run(url, tmp_path / "journal", 3, model="echo")
+    assert all("[…]" in result.reason and "Rate the" not in result.reason for result in results)

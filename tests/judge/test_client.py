@@ -11,7 +11,8 @@ from support.judging import KEY, SCHEMA, call, get_json, run, server
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import tokens
-from psyco_ray.judge.client import Answer, Client, RefusedError, UnavailableError
+from psyco_ray.judge.calls import Answer, InvalidResponseError, answer_of
+from psyco_ray.judge.client import Client, RefusedError, UnavailableError
 from psyco_ray.judge.pauses import retry_after
 
 
@@ -25,6 +26,7 @@ from psyco_ray.judge.pauses import retry_after
         ("quota", "the account behind OPENAI_API_KEY has no quota left"),
         ("status-400-response_format", "rejects the response_format .* set structured to json_object or text"),
         ("status-405", "answers with HTTP 405"),
+        ("moved", r"redirects its calls to 127.0.0.1:1, which is not followed; set base_url"),
     ],
 )
 def test_errors_of_all_calls_stop_at_once(model, message, tmp_path) -> None:
@@ -42,6 +44,7 @@ def test_errors_of_all_calls_stop_at_once(model, message, tmp_path) -> None:
         ("status-413", r"refused by the server \(413\)"),
         ("status-422", r"refused by the server \(422\)"),
         ("too-large", r"refused by the server \(429\): .*Request too large for judge"),
+        ("odd-error", r"refused by the server \(400\)"),
         ("filter", "stopped by the content filter"),
         ("refusal", "the model refuses: I would rather not"),
     ],
@@ -89,6 +92,32 @@ def test_retry_after_pauses_all_calls_and_costs_no_retry(header, tmp_path) -> No
         asyncio.run(go(url))
         times = get_json(url, "times")
     assert times[1] - times[0] >= 0.99
+
+
+def test_an_error_that_repeats_the_prompt_is_shown_without_it(tmp_path) -> None:
+    with server() as url:
+        results = run(url, tmp_path, 3, model="echo")
+    for result in results:
+        assert re.fullmatch(r'refused by the server \(422\): .*I cannot read "\[…\]." sent with \[key\]', result.reason)
+    journal = "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
+    assert "refused by the server" in journal
+    assert "Rate the responses" not in journal
+
+
+@pytest.mark.parametrize("usage", ['"n/a"', "[]", '{"prompt_tokens": -900, "completion_tokens": "many"}', "null", "7"])
+def test_a_paid_answer_is_not_lost_for_its_usage(usage, tmp_path) -> None:
+    with server() as url:
+        results = run(url, tmp_path, 3, model=f"usage-{usage}")
+        assert get_json(url)["paid"] == 3
+    assert all(result.value for result in results)
+    assert all(result.prompt_tokens > 10 and result.completion_tokens > 5 for result in results), "counted here"
+
+
+def test_an_unreadable_answer_is_described_without_its_words() -> None:
+    for body in ({"secret words": "secret"}, ["secret"], "secret", {"choices": [{"message": {"content": ["secret"]}}]}):
+        with pytest.raises(InvalidResponseError) as error:
+            answer_of(body)
+        assert "secret" not in str(error.value).replace("secret words", "")
 
 
 def test_the_key_is_never_shown(monkeypatch) -> None:

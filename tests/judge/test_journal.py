@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray.judge.client import Answer
+from psyco_ray.judge.calls import Answer
 from psyco_ray.judge.journal import Journal
 
 ANSWERS = st.builds(Answer, st.text(), st.booleans(), st.integers(0), st.integers(0), st.none() | st.text())

@@ -5,7 +5,8 @@ python tests/support/fault_server.py --port 0 [--latency 0.3] [--share 0.1] [--k
 POST /v1/chat/completions answers with JSON of the requested schema; equal requests get equal answers. A seeded share of
 the requests fails at the first attempt: transport faults (429, 500, cut, html, hang) and invalid contents (malformed,
 truncated, range). The model's name forces a fault of every call: status-401 etc., quota, filter, refusal, no-usage,
-empty, o1-thinks (for 200 tokens), limited, too-large, drafts (a longer JSON in its reasoning), wavers (two verdicts at
+empty, o1-thinks (for 200 tokens), limited, too-large, echo, moved, odd-error,
+usage-JSON, drafts (a longer JSON in its reasoning), wavers (two verdicts at
 first). GET /counts returns counts, GET /times the arrival times of calls. /v1/files and /v1/batches are the batch API.
 """
 
@@ -41,6 +42,7 @@ class Judge:
         self.in_flight = self.max_in_flight = 0
         self.out_until = 0.0
         self.files: dict[str, bytes] = {}
+        self.files_made = 0
         self.batches: dict[str, dict] = {}
 
     def fault(self, body: bytes, request: dict, digest: bytes) -> str | None:
@@ -80,6 +82,13 @@ class Judge:
             return 429, self.retry_after(), error(said, "rate_limit_exceeded")
         if kind == "quota":
             return 429, self.retry_after(), error("you exceeded your quota", "insufficient_quota")
+        if kind == "echo":
+            said = " ".join(message["content"] for message in request["messages"])
+            return 422, "", error(f"I cannot read {json.dumps(said)} sent with {self.key}", "nothing")
+        if kind == "moved":
+            return 307, "Location: http://127.0.0.1:1/v1/chat/completions?for=you\r\n", b""
+        if kind == "odd-error":
+            return 400, "", json.dumps({"error": {"message": ["no"], "code": {}, "type": [], "param": {}}}).encode()
         if kind.startswith("status-"):
             return int(kind[7:10]), "", error(f"no, {self.key}", "nothing", kind[11:] or None)
         self.paid[digest] += 1
@@ -102,6 +111,8 @@ class Judge:
             "paid_twice": sum(count - 1 for count in self.paid.values()),
             "max_in_flight": self.max_in_flight,
             "batches": len(self.batches),
+            "files": len(self.files),
+            "files_made": self.files_made,
             "batch_requests": sum(
                 batch["request_counts"]["total"] for batch in self.batches.values() if batch["status"] != "failed"
             ),
@@ -116,9 +127,14 @@ class Judge:
         elif path == "/times":
             reply = self.times
         elif path == "/v1/files":
-            name = f"file-{len(self.files)}"
+            name = self.new_file()
             self.files[name] = uploaded(body)
             reply = {"id": name, "object": "file", "bytes": len(body), "created_at": 0, "filename": name}
+        elif path.startswith("/v1/files/") and method == "DELETE":
+            name = path.split("/")[3]
+            if self.files.pop(name, None) is None:
+                return 404, error("no such file", "not_found")
+            reply = {"id": name, "object": "file", "deleted": True}
         elif path.startswith("/v1/files/"):
             return 200, self.files[path.split("/")[3]]
         elif path.startswith("/v1/batches") and method == "POST":
@@ -135,6 +151,10 @@ class Judge:
         else:
             return 404, error("no such path", "not_found")
         return 200, json.dumps(reply).encode()
+
+    def new_file(self) -> str:
+        self.files_made += 1
+        return f"file-{self.files_made}"
 
     def new_batch(self, file: str) -> dict:
         name = f"batch-{len(self.batches)}"
@@ -169,7 +189,10 @@ class Judge:
                 lines["output" if status == 200 else "error"].append(json.dumps(said).encode())
             for what, kind_lines in lines.items():
                 if kind_lines:
-                    name = f"file-{len(self.files)}"
+                    name = self.new_file()
+                    if self.options.garble:  # a blank line, one that is cut, and bodies of other forms
+                        text = json.loads(kind_lines[1]) | {"response": {"status_code": 200, "body": "answered"}}
+                        kind_lines[1:3] = [b"", json.dumps(text).encode(), kind_lines[2][:40], b"[1]"]
                     self.files[name] = b"\n".join(kind_lines) + b"\n"
                     batch[f"{what}_file_id"] = name
             batch["status"] = "completed"
@@ -206,6 +229,8 @@ def completion(request: dict, digest: bytes, kind: str) -> bytes:
     reply = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "usage": usage}
     if kind == "no-usage":
         del reply["usage"]
+    if kind.startswith("usage-"):
+        reply["usage"] = json.loads(kind.removeprefix("usage-"))
     return json.dumps(reply | {"choices": [{"index": 0, "message": message, "finish_reason": ended}]}).encode()
 
 
@@ -317,6 +342,7 @@ def main() -> None:
     parser.add_argument("--batch-s", type=float, default=0.0, help="seconds until a batch is done")
     parser.add_argument("--lose-batch", action="store_true", help="the reply to the first batch's creation is lost")
     parser.add_argument("--enqueued", type=int, default=0, help="requests that all batches in progress may hold")
+    parser.add_argument("--garble", action="store_true", help="damage two lines of each batch's answers")
     parser.add_argument("--refuse-creation", action="store_true", help="above that at once, not in validation")
     asyncio.run(serve(parser.parse_args()))
 

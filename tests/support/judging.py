@@ -15,7 +15,7 @@ from pathlib import Path
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import batch_api
 from psyco_ray.judge.ask import Asker, AskResult, UnreadableAnswerError, parse_json
-from psyco_ray.judge.client import Call
+from psyco_ray.judge.calls import Call
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.rate_limit import BudgetMeter, Limiter
 from support.paths import SUPPORT, TESTS
