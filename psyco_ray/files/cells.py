@@ -50,5 +50,14 @@ def kind_of(value: Any) -> str:
         >>> kind_of([1, 2])
         'a list'
     """
-    kinds = {bool: "true or false", list: "a list", dict: "an object", bytes: "bytes"}
+    kinds = {
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        bytes: "bytes",
+        type(None): "nothing",
+    }
     return kinds.get(type(value), f"a {type(value).__name__}")

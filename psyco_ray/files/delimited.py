@@ -205,14 +205,17 @@ def _is_prose(lines: list[str]) -> bool:
 def _agreement(lines: list[str], dialect: Dialect, whole: bool) -> tuple[bool, float, int]:
     """How well a dialect fits: several columns, the share of the rows with as many cells, and the number of columns."""
     rows: list[list[str]] = []
-    reader = csv.reader(lines, **dialect)
+    head = _Lines(iter(lines))
+    reader = csv.reader(head, **dialect)
     while len(rows) < _HEAD_ROWS:
+        head.row.clear()
         try:
-            rows.append(next(reader))
+            cells = next(reader)
         except StopIteration:
             break
         except csv.Error:
-            rows.append([""])
+            cells = [""]
+        rows.append([""] if head.ended else cells)
     rows = [row for row in (rows if whole or len(rows) == _HEAD_ROWS else rows[:-1]) if row]
     if not rows:
         return False, 0.0, 0

@@ -101,10 +101,13 @@ def find(path: Path, member: str | None) -> tuple[Content, str | None]:
     bare = path.name[: -len(path.suffix)] if path.suffix.lower() in (".gz", ".gzip", ".zip") else path.name
     if start.startswith(b"\x1f\x8b"):
         return Content(path, "gzip", "", bare), member
-    if not start.startswith(ZIP):
+    if not start.startswith((ZIP, b"PK\5\6")):  # the latter is an empty one
         return Content(path, "", "", bare), member
-    with zipfile.ZipFile(path) as archive:
-        members = [info.filename for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info.filename for info in archive.infolist() if not (info.is_dir() or _is_hidden(info.filename))]
+    except (zipfile.BadZipFile, RuntimeError, LookupError, ValueError):  # what zipfile raises on a damaged directory
+        raise FileError("cannot be read: it is a damaged zip file") from None
     if "xl/workbook.xml" in members:
         return Content(path, "", "", path.name), member
     if member in members:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import logging
+import lzma
 import re
 import zipfile
 import zlib
@@ -26,7 +27,6 @@ SAMPLE = Path(str(package_files("psyco_ray") / "data" / "sample" / "pairs.jsonl"
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
 """Endings of names, in any case; .gz or .zip may follow. Parquet and Excel files are known by their content."""
 
-_MENDED = "their other bytes are read as Windows-1252"
 _NO_HEADER = "has a first row that looks like data; add a row with the names of the columns"
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
@@ -56,7 +56,7 @@ class RecordFile:
         what: the kind of table in messages, such as "pairs".
         kind: the format in words, such as "CSV with ;".
         encoding: of a text file, as Python names it, else None.
-        mended: lines whose bytes are not UTF-8 and were read as Windows-1252.
+        mended: lines with bytes that are not of the encoding; of a UTF-8 file they are read as Windows-1252.
         columns: the names of the columns; of JSON rows those of the first 1,000.
     """
 
@@ -137,7 +137,10 @@ def open_records(name: str | Path, what: str, encoding: str | None = None, pad: 
     with reading(path, what):
         table = _open(path, part, encoding, pad)
     if table.mended:
-        _log.warning(f"{what} file {path}: {table.mended} lines are not {table.encoding}; {_MENDED}")
+        mended = "Windows-1252" if (table.encoding or "").startswith("utf-8") else "\ufffd"
+        _log.warning(
+            f"{what} file {path}: {table.mended} lines are not all {table.encoding}; the rest is read as {mended}"
+        )
     twice = next((column for column in table.columns if table.columns.count(column) > 1), None)
     if twice is not None:
         raise InputError(f"{what} file {path} has two columns {shown([twice])}; rename or drop one of them")
@@ -212,5 +215,5 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0].split(":")[0]
         raise InputError(f"{what} file {path} cannot be read: {reason}") from None
-    except (OSError, EOFError, UnicodeError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise InputError(f"{what} file {path} cannot be read: {' '.join(str(error).split())}") from None

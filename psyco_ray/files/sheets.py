@@ -7,6 +7,7 @@ import io
 import itertools
 import warnings
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -14,7 +15,19 @@ from xml.etree.ElementTree import ParseError
 from psyco_ray.files.packed import Content, choice
 from psyco_ray.files.table import Cells, FileError, Table
 
-_DAMAGE = (zipfile.BadZipFile, ParseError, LookupError, ValueError, TypeError, AttributeError, OSError, EOFError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ParseError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    OSError,
+    EOFError,
+)
 """What openpyxl raises on a damaged file."""
 
 

@@ -33,6 +33,7 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
 )
 _LETTERS = "àáâãäåæçèéêëìíîïñòóôõöøùúûüœÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒß"
 _SIGNS = "‘’‚“”„–—…•€™£§©®°«»·¿¡´¨\u00a0½¼¾²³ªº×†"
+_AFTER_LETTERS = "‘’“”–—…»"
 _WESTERN = {ord(char.encode("cp1252")): char for char in _LETTERS + _SIGNS}
 _FOREIGN = re.compile(
     rf"\ufffd|[{_LETTERS}]{{3}}|(?<=[A-Za-z])[£§©®¿¡½¼¾²³ªº¨×†](?=[A-Za-z])"  # as in "siê" and "bo³" of Polish
@@ -40,9 +41,10 @@ _FOREIGN = re.compile(
 
 
 def _as_windows(error: UnicodeError) -> tuple[str, int]:
-    """Decode what is not UTF-8 as Windows-1252, as far as it is Western."""
+    """Decode what is not UTF-8 as Windows-1252, as far as it is Western and not a part of a character in UTF-8."""
     assert isinstance(error, UnicodeDecodeError)
-    return "".join(_WESTERN.get(byte, "\ufffd") for byte in error.object[error.start : error.end]), error.end
+    text = "".join(_WESTERN.get(byte, "\ufffd") for byte in error.object[error.start : error.end])
+    return text if all(char in _AFTER_LETTERS for char in text[1:]) else "\ufffd", error.end
 
 
 codecs.register_error("psyco_ray.windows-1252", _as_windows)
@@ -123,7 +125,7 @@ def _open_text(content: Content, declared: str | None, *_: int) -> Text:
 
 
 def _wide(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark: its ends of lines are on even bytes, beside NUL."""
+    """UTF-16 or UTF-32 without a mark, where the first two characters are ASCII: a column's name, or JSON."""
     if b"\0" not in head:
         return None
     for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
@@ -131,7 +133,7 @@ def _wide(head: bytes) -> str | None:
             text = codecs.getincrementaldecoder(encoding)().decode(head)
         except UnicodeDecodeError:
             continue
-        if ("\n" in text or "\r" in text) and "\0" not in text:
+        if text[:2].isascii() and "\0" not in text[:2]:
             return encoding
     return None
 
@@ -146,7 +148,7 @@ def _undecodable_of(text: Text) -> int:
     for line in text.lines():
         total += 1
         bad += "\ufffd" in line
-    if bad > max(1, _FEW * total):
+    if bad > _FEW * total:
         raise FileError(f"is not in the encoding {text.encoding}: {bad} of {total} lines cannot be decoded")
     return bad
 
