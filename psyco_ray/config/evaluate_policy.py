@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.job_file import Count, Name, NotNegative, NotNegativeCount, Section, TemplateOptions
+from psyco_ray.config.reading import Reading
 from psyco_ray.config.resources import Rollouts, check_engine
 from psyco_ray.config.training import Deadlines, Prompts
 
@@ -21,11 +22,13 @@ class PolicyPrompts(Prompts):
     """Entry that asks for a response of about {words} words."""
 
 
-class Speeches(Section):
+class Speeches(Reading):
     """The client speeches to answer: the whole test split, also speeches without a pair (paper §4.2)."""
 
     file: str = "sample"
-    """Parquet, JSONL or CSV file, a directory of Parquet files, or `sample` (the packaged speeches)."""
+    """A file of any kind that `data collect` reads, a directory of Parquet files, or `sample` (packaged speeches)."""
+    speech_column: str | None = None
+    """Column of the speeches; null: the first of question, speech, text."""
     split: Literal["test", "dev", "all"] = "test"
     """By the `split` column; in a file without one dev is drawn by a hash of the text."""
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from psyco_ray.config.errors import InputError
@@ -42,6 +43,7 @@ class ClientRow(NamedTuple):
         split: the row's `split`, as text.
         problem: why the row cannot be read, without its content.
         skipped: whether the job's `where` or `dialogue` leaves the row out.
+        more: other cells that the caller asked for, as the file has them.
     """
 
     number: int
@@ -50,6 +52,7 @@ class ClientRow(NamedTuple):
     split: str | None = None
     problem: str | None = None
     skipped: bool = False
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 class ClientFile:
@@ -114,13 +117,16 @@ class ClientFile:
         have = "; ".join(f"{column} is {speakers.listed(found)}" for column, found in values.items())
         raise InputError(f"{self._name}: no row is chosen by {self._keys.where}; {have}")
 
-    def rows(self) -> Iterator[ClientRow]:
+    def rows(self, columns: Sequence[str] = ()) -> Iterator[ClientRow]:
         """All rows of the file, in their order.
+
+        Args:
+            columns: whose cells `more` of a row holds.
 
         Raises:
             InputError: the file is damaged; the rows before the damage are yielded.
         """
-        more = [*self._where, self._reading.dialogue, self._speaker, "split", *self._topic]
+        more = [*self._where, self._reading.dialogue, self._speaker, "split", *self._topic, *columns]
         heard: set[str] = set()  # dialogues whose first turn was read
         for number, cells, problem in self.file.read([*self._columns, *filter(None, more)]):
             if cells is None:
@@ -137,7 +143,8 @@ class ClientFile:
                 continue
             if dialogue is not None and text:
                 heard.add(dialogue)
-            yield ClientRow(number, text, self._topic_of(cells), _plain(cells.get("split")))
+            others = {name: cells.get(name) for name in columns}
+            yield ClientRow(number, text, self._topic_of(cells), _plain(cells.get("split")), more=others)
 
     @property
     def _name(self) -> str:

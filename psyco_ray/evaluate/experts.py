@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import speech_id
-from psyco_ray.data.tables import read_table
-from psyco_ray.evaluate import agreement, stats
+from psyco_ray.evaluate import agreement, speech_sets, stats
 from psyco_ray.evaluate.expert_csv import (
     ASPECTS,
     EXPERTS,
@@ -73,26 +72,19 @@ def read_responses(path: str) -> Responses:
     """The responses of a model by speech.
 
     Args:
-        path: a Parquet, JSONL or CSV file, or a directory of Parquet files, with the columns speech and response.
+        path: a file as `speech_sets.read_responses` takes it.
 
     Raises:
         InputError: the file is unreadable, lacks a column or a text, or answers a speech twice.
     """
-    table = read_table(path, "responses")
-    for column in ("speech", "response"):
-        if column not in table.column_names:
-            raise InputError(f"responses file {path} has no column {column}; it has {', '.join(table.column_names)}")
     responses: Responses = {}
-    for number, row in enumerate(table.select(["speech", "response"]).to_pylist(), start=1):
-        for column, text in row.items():
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"responses file {path}: row {number} has no {column}; remove the row or fill it in")
-        key = speech_id(row["speech"])
+    for number, speech, response in speech_sets.read_responses(path):
+        key = speech_id(speech)
         if key in responses:
             raise InputError(
                 f"responses file {path}: row {number} answers a speech that an earlier row answers; keep one of them"
             )
-        responses[key] = (row["speech"], row["response"])
+        responses[key] = (speech, response)
     return responses
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import Speeches
 from psyco_ray.data import crisis, topics
+from psyco_ray.data.client_rows import ClientFile, Keys, by_count
+from psyco_ray.data.speakers import UnknownSpeakerError, client_words, first_turn
 from psyco_ray.data.splits import fold, speech_id, split_of
-from psyco_ray.data.tables import read_table
-from psyco_ray.files.records import read_rows
+from psyco_ray.files.cells import CellError, text_of
+from psyco_ray.files.records import open_records, read_rows
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
 
 _SPEECH_COLUMNS = ("question", "speech", "text")
+
+_log = logging.getLogger(__name__)
 
 
 def load_speeches(settings: Speeches, seed: int) -> list[Row]:
@@ -32,37 +38,43 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
     Raises:
         InputError: a file or its columns are invalid, or the split has no speech.
     """
-    table = read_table(settings.file, "speeches")
-    column = _column(table.column_names, _SPEECH_COLUMNS, f"speeches file {settings.file}")
-    columns = [name for name in (column, "split", "topic", "coarse_topic", "crisis") if name in table.column_names]
+    columns = [settings.speech_column] if settings.speech_column else _SPEECH_COLUMNS
+    source = f"speeches file {settings.file}"
+    keys = Keys("speeches.speech_column", "speeches.where")
+    file = ClientFile(settings.file, "speeches", columns, keys, settings, topic=("coarse_topic", "topic"))
+    file.check()
     coarse = topics.coarse_of()
     speeches: dict[str, Row] = {}
     seen: set[str] = set()  # a file of pairs repeats its speeches
-    splits: dict[str, int] = {}
-    for number, row in enumerate(table.select(columns).to_pylist(), start=1):
-        text = _text(row[column], f"{settings.file}: row {number} has an empty {column}")
+    splits, left_out = Counter[str](), Counter[str]()
+    for row in file.rows(["crisis"]):
+        if row.text is None:
+            left_out["outside speeches.where" if row.skipped else row.problem or f"with an empty {file.column}"] += 1
+            continue
         try:
-            split = split_of(row, text, settings.dev_share)
+            split = split_of({"split": row.split}, row.text, settings.dev_share)
         except InputError as error:
-            raise InputError(f"speeches file {settings.file}: row {number}: {error}") from None
-        key = speech_id(text)
+            raise InputError(f"{source}: row {row.number}: {error}") from None
+        key = speech_id(row.text)
         if key in seen:
             continue
         seen.add(key)
-        splits[split] = splits.get(split, 0) + 1
+        splits[split] += 1
         if settings.split in ("all", split):
-            fine, topic = (str(row.get(name) or "") for name in ("topic", "coarse_topic"))
             speeches[key] = {
                 "speech_id": key,
-                "speech": text,
-                "topic": topic or coarse.get(fine, fine) or None,
-                "crisis": _has_signs(row.get("crisis"), text, f"speeches file {settings.file}: row {number}"),
+                "speech": row.text,
+                "topic": coarse.get(row.topic, row.topic) if row.topic else None,
+                "crisis": _has_signs(row.more["crisis"], row.text, f"{source}: row {row.number}"),
             }
+    if left_out:
+        _log.warning(f"{source}: left out {by_count(left_out)}")
     if not speeches:
         known = ", ".join(f"{split}: {count}" for split, count in sorted(splits.items()))
+        reasons = f" (left out: {by_count(left_out)})" if left_out else ""
         raise InputError(
-            f"speeches file {settings.file} has no speech of the split {settings.split} (it has {known}); choose "
-            "another speeches.split"
+            f"{source} has no speech of the split {settings.split} (it has {known or 'none'}){reasons}; choose another "
+            "speeches.split"
         )
     if settings.topics is not None:
         by_speech = _load_topics(settings.topics)
@@ -77,15 +89,11 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
     Raises:
         InputError: the file or its columns are invalid, or a speech has no response or two different ones.
     """
-    table = read_table(file, "responses")
     source = f"responses file {file}"
-    column = _column(table.column_names, _SPEECH_COLUMNS, source)
-    _column(table.column_names, ("response",), source)
     responses: dict[str, str] = {}
-    for number, row in enumerate(table.select([column, "response"]).to_pylist(), start=1):
-        key = speech_id(_text(row[column], f"{source}: row {number} has an empty {column}"))
-        text = _text(reasoning.split(row["response"] or "")[1], f"{source}: row {number} has an empty response")
-        if fold(responses.setdefault(key, text)) != fold(text):
+    for number, speech, response in read_responses(file):
+        key = speech_id(speech)
+        if fold(responses.setdefault(key, response)) != fold(response):
             raise InputError(
                 f"{source}: row {number} answers a speech that an earlier row answers otherwise; keep one of the two"
             )
@@ -98,9 +106,53 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
     return {row["speech_id"]: responses[row["speech_id"]] for row in speeches}
 
 
+def read_responses(file: str) -> Iterator[tuple[int, str, str]]:
+    """The rows of a file of responses, without reasoning.
+
+    Args:
+        file: of any kind that `files.records` reads, with the columns `response` and `question`, `speech` or `text`.
+
+    Yields:
+        Number of the row, speech and response.
+
+    Raises:
+        InputError: the file or a column is invalid, or a row lacks a text.
+    """
+    records = open_records(file, "responses")
+    column = records.column(_SPEECH_COLUMNS, "the first row")
+    records.column(["response"], "the first row")
+    for number, cells, problem in records.read([column, "response"]):
+        if cells is None:
+            reason = f"cannot be read: {problem}"
+        else:
+            try:
+                speech = _client_words(cells.get(column))
+                response = reasoning.split(text_of(cells.get("response")))[1].strip()
+            except (CellError, UnknownSpeakerError) as error:
+                reason = f"has {error} instead of a text"
+            else:
+                if speech and response:
+                    yield number, speech, response
+                    continue
+                reason = f"has an empty {'response' if speech else column}"
+        raise InputError(f"responses file {file}: row {number} {reason}; fill it in or remove the row")
+
+
+def _client_words(cell: Any) -> str:
+    """The client's words in a cell, as in a file of speeches.
+
+    Raises:
+        CellError, UnknownSpeakerError: there are none.
+    """
+    if isinstance(cell, list | dict):
+        return text_of(first_turn(cell)).strip()
+    text = text_of(cell)
+    return client_words(text).strip() if text.strip() else ""
+
+
 def _has_signs(signs: Any, text: str, where: str) -> bool:
     """Whether a speech shows signs of a crisis; None, as in a file without the column: it is screened here."""
-    if signs is None:
+    if signs in (None, ""):
         return bool(crisis.signs(text))
     if not isinstance(signs, list | bool):
         raise InputError(f"{where}: crisis is {signs!r}, not a list of signs or null; remove the column or correct it")
@@ -126,9 +178,3 @@ def _column(columns: list[str], names: tuple[str, ...], source: str) -> str:
         if name in columns:
             return name
     raise InputError(f"{source} has no column {' or '.join(names)}; it has {', '.join(columns) or 'none'}")
-
-
-def _text(cell: Any, complaint: str) -> str:
-    if cell is None or not str(cell).strip():
-        raise InputError(f"{complaint}; fill it in or remove the row")
-    return str(cell).strip()

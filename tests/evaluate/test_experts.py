@@ -90,7 +90,7 @@ def test_an_invalid_export_is_refused(tmp_path, files) -> None:
     bad = tmp_path / "bad.jsonl"
     for text, words in (
         ('{"speech": "a", "answer": "b"}\n', "has no column response; it has speech, answer"),
-        ('{"speech": "a", "response": "b"}\n{"speech": "c", "response": " "}\n', "row 2 has no response"),
+        ('{"speech": "a", "response": "b"}\n{"speech": "c", "response": " "}\n', "row 2 has an empty response"),
         ('{"speech": "a", "response": "b"}\n{"speech": "A ", "response": "c"}\n', "row 2 answers a speech that"),
     ):
         bad.write_text(text)

@@ -75,7 +75,10 @@ def test_invalid_speeches_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.jsonl does not exist"):
         load(file=str(tmp_path / "none.jsonl"))
     for rows, message in (
-        ([{"text": "a"}, {"text": " "}], "row 2 has an empty text"),
+        (
+            [{"text": ""}, {"text": " "}],
+            r"no speech of the split dev \(it has none\) \(left out: 2 with an empty text\)",
+        ),
         ([{"client": "a"}], "no column question or speech or text; it has client"),
         ([{"text": "a", "split": "eval"}], "row 1: the split is 'eval'"),
     ):
@@ -83,6 +86,30 @@ def test_invalid_speeches_are_named(tmp_path):
             load(file=write_lines(tmp_path / "speeches.jsonl", rows))
     with pytest.raises(ValueError, match="has no column coarse_topic"):
         load(topics=write_lines(tmp_path / "topics.jsonl", [{"speech_id": "a", "topic": "Anxiety"}]))
+
+
+def test_rows_without_the_clients_words_are_left_out_by_reason(tmp_path, caplog):
+    said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I cannot sleep."}]
+    rows = [{"text": said}, {"text": "I am sad."}, {"text": ""}, {"text": None}, {"text": said[:1]}, {"text": True}]
+    file = write_lines(tmp_path / "mixed.jsonl", rows)
+    assert {row["speech"] for row in load(file=file, split="all")} == {"I cannot sleep.", "I am sad."}
+    assert f"speeches file {file}: left out 2 with an empty text, 1 text is " in caplog.text
+
+
+def test_a_column_of_speakers_needs_a_filter(tmp_path):
+    (tmp_path / "session.csv").write_text("interlocutor;text\nclient;I am sad.\ntherapist;Since when?\n")
+    file = str(tmp_path / "session.csv")
+    with pytest.raises(
+        ValueError, match=r"interlocutor names who speaks .* with speeches\.where: \{interlocutor: client\}"
+    ):
+        load(file=file, split="all")
+    [row] = load(file=file, split="all", where={"interlocutor": "client"})
+    assert row["speech"] == "I am sad."
+
+
+def test_a_blank_crisis_cell_of_a_csv_file_is_screened_here(tmp_path):
+    (tmp_path / "screened.csv").write_text("text,crisis\nI want to kill myself.,\n")
+    assert [row["crisis"] for row in load(file=str(tmp_path / "screened.csv"), split="all")] == [True]
 
 
 def test_an_opponents_responses_are_matched_by_the_speech_whatever_its_case(responses, tmp_path):
@@ -100,6 +127,8 @@ def test_an_incomplete_opponents_file_is_named(tmp_path):
         (full[:2], f"no response to 1 of the 3 speeches, the first of them by its id {rows[2]['speech_id']};"),
         ([*full, {**full[0], "response": "No."}], "row 4 answers a speech that an earlier row answers otherwise"),
         ([{**full[0], "response": ""}], "row 1 has an empty response"),
+        ([{**full[0], "response": ["Mm."]}], "row 1 has a list instead of a text"),
+        ([{**full[0], "speech": None}], "row 1 has an empty speech"),
         ([{"speech": "a", "answer": "b"}], "no column response; it has speech, answer"),
     ):
         with pytest.raises(ValueError, match=message):
