@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import sys
@@ -13,7 +14,7 @@ from psyco_ray.cli.plan import command as plan
 from psyco_ray.cli.session import StoppedError, unwrapped
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import INPUT_ERROR, RESUMABLE, InputError
-from psyco_ray.run import logs
+from psyco_ray.run import logs, preemption
 
 _COMMANDS = (train, plan, init, config, submit, status, sample, data, evaluate, compare, experts)
 
@@ -31,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown.startswith("-") or options.kind is None:
             parser.error(f"unknown argument {unknown}")
     logs.configure(options.verbosity)
+    with preemption.stop_on_signals():
+        return _run(options, rest)
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs the command with overrides that follow its options, and returns its exit code."""
     try:
         job = job_file.load_as(options.kind, options.job, [*options.overrides, *rest]) if options.kind else None
         if hasattr(options, "overrides"):
@@ -39,12 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
             # a token of this run alone, set before Ray is imported: Ray would write one into the home directory
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         return options.run(job, options)
+    except preemption.Preempted:
+        _say("stopped")
+        return RESUMABLE
     except Exception as error:
         cause = unwrapped(error)
         if not isinstance(cause, InputError | StoppedError):
             raise
-        print(f"psyco-ray: {cause}", file=sys.stderr)
+        _say(str(cause))
         return INPUT_ERROR if isinstance(cause, InputError) else RESUMABLE
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # SIGHUP comes because the terminal is gone
+        print(f"psyco-ray: {sentence}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -31,7 +31,7 @@ def run_session(directory: RunDirectory, continues: str) -> Iterator[None]:
         continues: completes the sentence about an early stop (`RESUME` or `REPEAT`).
 
     Raises:
-        StoppedError: SIGTERM came, a judge's server is unavailable, or the calls reached their budget.
+        StoppedError: a signal came, a judge's server is unavailable, or the calls reached their budget.
 
     Example:
         >>> with run_session(Ledger(job, resume=True), RESUME):
@@ -42,17 +42,19 @@ def run_session(directory: RunDirectory, continues: str) -> Iterator[None]:
 
     from psyco_ray.judge.client import UnavailableError
     from psyco_ray.judge.rate_limit import BudgetExceededError
-    from psyco_ray.run.preemption import Preempted
+    from psyco_ray.run import preemption
 
     try:
         try:
             yield
         finally:
             ray.shutdown()
-    except Preempted:
+    except preemption.Preempted:
         raise StoppedError(f"stopped; {continues}") from None
     except Exception as error:
         cause = unwrapped(error)
+        if preemption.requested() and isinstance(cause, ray.exceptions.RayError):  # the signal reached Ray, too
+            raise StoppedError(f"stopped, and Ray with it; {continues}") from None
         if not isinstance(cause, BudgetExceededError | UnavailableError):
             raise
         raise StoppedError(f"{cause}; {continues}") from None

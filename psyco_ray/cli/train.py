@@ -103,7 +103,6 @@ def _with(job: Job, section: str, **changes: Any) -> Job:
 
 def _in_run(job: Job, options: argparse.Namespace, work: Callable[[Ledger, Telemetry], None]) -> int:
     from psyco_ray.data import speech_file
-    from psyco_ray.run import preemption
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.telemetry import Telemetry
 
@@ -111,6 +110,6 @@ def _in_run(job: Job, options: argparse.Namespace, work: Callable[[Ledger, Telem
     with run_session(ledger, RESUME):
         speech_file.check(job.data, ledger.record("speeches"))
         ray_session.connect(options.address)
-        with Telemetry(job, ledger) as telemetry, preemption.handle_sigterm():
+        with Telemetry(job, ledger) as telemetry:
             work(ledger, telemetry)
     return 0

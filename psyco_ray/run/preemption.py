@@ -1,4 +1,7 @@
-"""Graceful stop on SIGTERM, as Kubernetes and ``ray job stop`` send it: a driver stops where no work is lost."""
+"""Graceful stop on a signal: a command stops where no work is lost.
+
+SIGTERM comes from Kubernetes, Slurm, systemd and ``ray job stop``, SIGINT from Ctrl-C, SIGHUP from a closed terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +9,56 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
-_requested = False  # no threading.Event: a signal handler must not wait for a lock
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ONE_REQUEST_S = 1.0  # `timeout` and batch systems signal a process and then its whole group
+
+_requested_at: float | None = None  # no threading.Event: a signal handler must not wait for a lock
 _settled = threading.Condition()
 _deferring = 0  # number of active `deferred` contexts
 
 
 class Preempted(BaseException):
-    """SIGTERM arrived; a BaseException, so that no handler of errors swallows it."""
+    """A signal asks for a stop; a BaseException, so that no handler of errors swallows it."""
 
 
 @contextlib.contextmanager
-def handle_sigterm() -> Iterator[None]:
-    """A context in which SIGTERM raises `Preempted` in the main thread, at once or when deferred work has ended.
+def stop_on_signals() -> Iterator[None]:
+    """A context in which a signal raises `Preempted` in the main thread, at once or when deferred work has ended.
 
-    A second SIGTERM ends the process. Enter the context after `ray.init`, which sets its own handler.
+    A second signal ends the process. A signal that the process was started to ignore, as by ``nohup``, stays ignored.
+    In another thread than the main one the context changes nothing.
 
     Example:
-        >>> with handle_sigterm():
+        >>> with stop_on_signals():
         ...     with deferred():
         ...         train()  # checks `requested` between steps
     """
-    global _requested
-    _requested = False
-    before = signal.signal(signal.SIGTERM, _handle)
+    global _requested_at
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _requested_at = None
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    # None: a handler that Python cannot restore
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     try:
+        for number in before:
+            signal.signal(number, _handle)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A context that SIGTERM does not interrupt; its code polls `requested` and leaves soon.
+    """A context that a signal does not interrupt; its code polls `requested` and leaves soon.
 
     Raises:
-        Preempted: at its beginning or end, if SIGTERM has arrived.
+        Preempted: at its beginning or end, if a signal has arrived.
     """
     global _deferring
     with _settled:
@@ -58,12 +74,12 @@ def deferred() -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Whether SIGTERM has arrived."""
-    return _requested
+    """Whether a signal has asked for a stop."""
+    return _requested_at is not None
 
 
 def check() -> None:
-    """Stops here if SIGTERM has arrived.
+    """Stops here if a signal has asked for it.
 
     Raises:
         Preempted: it has.
@@ -78,11 +94,13 @@ def settle() -> None:
         _settled.wait_for(lambda: not _deferring)
 
 
-def _handle(*_: object) -> None:
-    global _requested
-    if _requested:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-    _requested = True
-    if not _deferring:
-        raise Preempted
+def _handle(number: int, _: object) -> None:
+    global _requested_at
+    now = time.monotonic()
+    if _requested_at is None:
+        _requested_at = now
+        if not _deferring:
+            raise Preempted
+    elif now - _requested_at > _ONE_REQUEST_S:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

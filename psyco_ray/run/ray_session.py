@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
+import signal
 import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.run import preemption
 
 
 def _check_reachable(address: str) -> None:
@@ -32,17 +40,43 @@ def connect(address: str | None) -> None:
     if address:
         try:
             _check_reachable(address)
-            ray.init(address=address, **quiet)
+            _init(address=address, **quiet)
         except OSError as error:
             raise InputError(
                 f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); check --address and RAY_ADDRESS"
             ) from None
     else:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            **quiet,
-        )
+        with _new_sessions():
+            _init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the line above configures Ray Data's logging
+
+
+def _init(**settings: Any) -> None:
+    """``ray.init``; its handler of SIGTERM, which exits, gives way to that of the command."""
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**settings)
+    except SystemExit:  # by Ray's handler
+        raise preemption.Preempted from None
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _new_sessions() -> Iterator[None]:
+    """A context in which every process that starts gets a session of its own.
+
+    A signal to the group of the command, as by Ctrl-C, `timeout` or a batch system, must not end Ray first: the
+    command needs it to write its checkpoint. Ray has no option for that. Its daemons still end with the command,
+    because each asks the kernel to (PR_SET_PDEATHSIG).
+    """
+    start = subprocess.Popen.__init__
+    subprocess.Popen.__init__ = functools.partialmethod(start, start_new_session=True)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]

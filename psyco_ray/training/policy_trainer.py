@@ -43,7 +43,7 @@ class PolicyTrainer:
         """Takes the steps that are left, saves model and state, and records the stage.
 
         Raises:
-            Preempted: SIGTERM arrived; the steps so far are saved.
+            Preempted: a signal asks for a stop; the steps so far are saved.
         """
         log = StepLog(self._ledger, stage(iteration, "training"))
         self._take_steps(iteration, planned, log)

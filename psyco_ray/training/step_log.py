@@ -70,7 +70,7 @@ class StepLog:
         """Writes a state and stops if the driver was asked to stop.
 
         Raises:
-            Preempted: SIGTERM arrived.
+            Preempted: a signal asks for a stop.
         """
         if preemption.requested():
             self.write(learner, *kept)

@@ -223,7 +223,7 @@ class Slow:
 remote = RemoteDirectory(sys.argv[1])
 remote._fs = Slow(remote._fs)
 try:
-    with preemption.handle_sigterm():
+    with preemption.stop_on_signals():
         remote.write("record.json", b"whole")
 except preemption.Preempted:
     sys.exit(75)
