@@ -31,7 +31,7 @@ import yaml
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Learners, Rollouts, Scorers, Sync
 from psyco_ray.config.training import Deadlines, DpoConfig, Optimizer, Prompts
-from psyco_ray.data import tables
+from psyco_ray.files import records
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
@@ -191,7 +191,7 @@ def conversations(model: str, count: int) -> Iterator[tuple[Prompt, list[dict[st
     """Yields `count` rendered speeches, cycling through the packaged ones."""
     tokenizer = loading.load_tokenizer(loading.resolve(model))
     prompt = load_prompt(Prompts(respond="respond-small"))
-    rows = tables.read_table("sample", "pairs").to_pylist()
+    rows = records.read_rows("sample", "pairs")
     for index in range(count):
         messages = prompt_messages(prompt, rows[index % len(rows)]["question"])
         ids = templates.conversation_ids(tokenizer, messages)

@@ -14,7 +14,7 @@ import ray.cloudpickle
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Prompts
-from psyco_ray.data import tables
+from psyco_ray.files import records
 from psyco_ray.models import loading, templates
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
@@ -78,7 +78,7 @@ def prompts_of(model: str, count: int) -> Iterator[Prompt]:
     """Yields the first packaged speeches, rendered."""
     tokenizer = loading.load_tokenizer(loading.resolve(model))
     prompt = load_prompt(Prompts(respond="respond-small"))
-    for index, row in enumerate(tables.read_table("sample", "pairs").slice(0, count).to_pylist()):
+    for index, row in enumerate(records.read_rows("sample", "pairs")[:count]):
         ids = templates.conversation_ids(tokenizer, prompt_messages(prompt, row["question"]))
         yield Prompt(f"speech-{index}", tuple(ids), seed=1000 * index)
 

@@ -28,8 +28,9 @@ import yaml
 
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.job_file import parse
-from psyco_ray.data import build, tables
+from psyco_ray.data import build
 from psyco_ray.data.dataset import Dataset
+from psyco_ray.files import records
 from psyco_ray.run import ray_session
 from psyco_ray.run.progress import Progress
 
@@ -43,7 +44,7 @@ SERVER = Path(__file__).parent.parent / "tests" / "support" / "fault_server.py"
 def job_of(root: Path, name: str, urls: dict[str, str], speeches: int) -> DataJob:
     """A job with a run directory of its own over the first packaged speeches."""
     raw, pool = root / "raw.jsonl", root / "pool.yaml"
-    rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()[:speeches]]
+    rows = [json.loads(line) for line in records.SAMPLE.read_text().splitlines()[:speeches]]
     raw.write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in rows))
 
     def api(model: str) -> dict[str, Any]:

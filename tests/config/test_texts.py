@@ -10,7 +10,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import PRINCIPLES, load_prompt
 from psyco_ray.config.training import Prompts
-from psyco_ray.data import tables
+from psyco_ray.files import records
 
 PROMPTS = yaml.safe_load((PACKAGE / "config" / "prompts.yaml").read_text("utf-8"))
 TOPICS = yaml.safe_load((PACKAGE / "data" / "topics.yaml").read_text("utf-8"))
@@ -64,7 +64,7 @@ def test_topics_are_those_of_the_paper_and_of_the_sample() -> None:
     assert len(TOPICS) == 8
     assert len(fine) == sum(map(len, TOPICS.values())) == 42, "no label is in two groups"
     assert sum(about["paper_count"] for about in fine.values()) == 26_483
-    sample = {json.loads(line)["topic"] for line in tables.SAMPLE.read_text("utf-8").splitlines()}
+    sample = {json.loads(line)["topic"] for line in records.SAMPLE.read_text("utf-8").splitlines()}
     assert set(fine) == sample
     for topic, about in fine.items():
         assert isinstance(topic, str)

@@ -19,8 +19,9 @@ from support.paper_prompts import write_paper_prompts
 from support.processes import kill_tree
 
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.data import tables, topics
+from psyco_ray.data import topics
 from psyco_ray.data.pair import SCHEMA
+from psyco_ray.files import records
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import PREFERENCES
 
@@ -31,7 +32,7 @@ def psyco_ray(*arguments: object) -> subprocess.CompletedProcess:
 
 def write_job(where: Path, url: str, count: int, **changes) -> Path:
     raw = where / "raw.jsonl"
-    rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()[:count]]
+    rows = [json.loads(line) for line in records.SAMPLE.read_text().splitlines()[:count]]
     raw.write_text("".join(json.dumps({"text": row["question"], "topic": row["topic"]}) + "\n" for row in rows))
     pool = where / "pool.yaml"
     api = {"base_url": url, "key_env": None}

@@ -15,9 +15,10 @@ from support.logs import messages
 from psyco_ray.config.data import DataJob, Respond
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.data import members, respond, tables
+from psyco_ray.data import members, respond
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.draws import Draw
+from psyco_ray.files import records
 from psyco_ray.models import loading
 from psyco_ray.run import shards
 
@@ -88,7 +89,7 @@ def test_members_of_one_model_with_other_template_options_have_engines_of_their_
     thinking = {"name": "thinking", "model": "owner/name"}
     quick = thinking | {"name": "quick", "template_options": {"enable_thinking": False}}
     pool = pool_of(tmp_path, thinking, quick, thinking | {"name": "warm", "temperature": 2.0})
-    job = DataJob(run_dir=str(tmp_path / "run"), sources=[{"name": "mine", "path": str(tables.SAMPLE)}])
+    job = DataJob(run_dir=str(tmp_path / "run"), sources=[{"name": "mine", "path": str(records.SAMPLE)}])
     runs = members.engine_runs(Dataset(job), pool, [])
     assert [run.model.template_options for run in runs] == [{}, {"enable_thinking": False}]
 
@@ -175,7 +176,7 @@ def rows_of(directory) -> list[dict]:
 def write_job(where: Path, members: list[dict]) -> str:
     (where / "pool.yaml").write_text(yaml.safe_dump(members))
     raw = where / "raw.jsonl"
-    rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()[:30]]
+    rows = [json.loads(line) for line in records.SAMPLE.read_text().splitlines()[:30]]
     raw.write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in rows))
     rollouts = {"cpus": 0.5, "max_model_len": 640, "max_num_seqs": 8, "kv_cache_gb": 0.5}
     job = {

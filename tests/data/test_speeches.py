@@ -14,7 +14,8 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Data, Job, Prompts, Sampling
-from psyco_ray.data import speeches, splits, tables
+from psyco_ray.data import speeches, splits
+from psyco_ray.files import records
 from psyco_ray.models import templates
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import PREFERENCES, SPEECHES
@@ -24,14 +25,14 @@ LONG = "I have not slept properly since my brother moved out, and the house is s
 
 
 def rows(name: str = "sample") -> list[dict]:
-    return tables.read_table(name, "pairs").to_pylist()
+    return records.read_rows(name, "pairs")
 
 
 def test_sample_has_speeches_over_all_topics_in_the_released_schema() -> None:
-    table = tables.read_table("sample", "pairs")
+    pairs = rows()
+    table = pa.Table.from_pylist(pairs)
     assert set(PREFERENCES.names) <= set(table.column_names)
     assert table.select(PREFERENCES.names).schema.equals(PREFERENCES)
-    pairs = table.to_pylist()
     assert len({splits.fold(row["question"]) for row in pairs}) == len({row["ID"] for row in pairs}) >= 210
     topics = Counter(row["topic"] for row in pairs)
     assert len(topics) == FINE_TOPICS
@@ -252,23 +253,6 @@ def test_invalid_speech_files_are_named(local_ray, tmp_path, tiny_model, name, c
     with pytest.raises(ValueError, match=message) as caught:
         prepared(job(path, tiny_model, **changes))
     assert "\n" not in str(caught.value)
-
-
-def test_a_csv_of_an_old_excel_is_read_as_cp1252(tmp_path) -> None:
-    path = tmp_path / "old.csv"
-    path.write_bytes("text,topic\nI can’t sleep,Café\nplain,x\n".encode("cp1252"))
-    assert tables.read_table(str(path), "speeches").to_pylist() == [
-        {"text": "I can’t sleep", "topic": "Café"},
-        {"text": "plain", "topic": "x"},
-    ]
-
-
-def test_errors_about_a_table_show_none_of_its_cells(tmp_path) -> None:
-    path = tmp_path / "commas.csv"
-    path.write_text("text,topic\nMy husband hits me, and I am afraid,Leave\n")
-    with pytest.raises(ValueError, match="Expected 2 columns, got 3") as caught:
-        tables.read_table(str(path), "speeches")
-    assert "husband" not in str(caught.value)
 
 
 def test_a_speech_too_long_for_the_context_is_named_by_row(local_ray, tmp_path, tiny_model) -> None:

@@ -90,13 +90,11 @@ def test_from_speeches_to_pairs_with_real_models(judge, tmp_path, local_ray):
 
 def few(source: str, where: Path) -> str:
     """The first speeches of a file that are long enough, as CSV."""
-    import pyarrow.parquet as pq
+    from psyco_ray.files.records import read_rows
 
-    from psyco_ray.data.tables import read_table
-
-    table = pq.read_table(source) if source.endswith(".parquet") else read_table(source, "speeches")
-    column = "text" if "text" in table.column_names else "question"
-    texts = [text for text in table[column].to_pylist() if 100 <= len(text) <= 600][:SPEECHES]
+    rows = read_rows(source, "speeches")
+    texts = [row.get("text", row.get("question")) for row in rows]
+    texts = [text for text in texts if 100 <= len(text) <= 600][:SPEECHES]
     path = where / "few.csv"
     quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
     path.write_text("\n".join(["text", *quoted]) + "\n", encoding="utf-8")

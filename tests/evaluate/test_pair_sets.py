@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psyco_ray.config import evaluate_reward as jobs
-from psyco_ray.data import tables
 from psyco_ray.evaluate import pair_sets
+from psyco_ray.files import records
 
 DEV, TRAIN = 43, 325  # pairs of the packaged sample
 
@@ -30,7 +30,7 @@ def test_a_larger_sample_contains_a_smaller_one_in_the_same_order(seed, one, oth
 
 
 def test_the_sample_depends_on_the_texts_and_not_on_their_order(tmp_path):
-    lines = tables.SAMPLE.read_text().splitlines(keepends=True)
+    lines = records.SAMPLE.read_text().splitlines(keepends=True)
     (tmp_path / "mirrored.jsonl").write_text("".join(reversed(lines)))
     drawn = [
         pair_sets.load(jobs.Test(name="t", pairs=pairs, split="all", limit=20), seed).table["pair_id"].to_pylist()

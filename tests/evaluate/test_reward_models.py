@@ -18,8 +18,8 @@ from support.reward_evaluation import local, parsed, run, settings
 from psyco_ray.cli.main import main
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts
-from psyco_ray.data import tables
 from psyco_ray.evaluate import pair_scores
+from psyco_ray.files import records
 
 PROMPT = load_prompt(Prompts())
 
@@ -137,7 +137,7 @@ def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url,
 
     judge, mine, mumbler = results["models"]
     rows = scored(tmp_path / "run" / "scores" / "mine" / "dev")
-    pairs = {row["prefID"]: row for row in map(json.loads, tables.SAMPLE.read_text().splitlines())}
+    pairs = {row["prefID"]: row for row in map(json.loads, records.SAMPLE.read_text().splitlines())}
     assert len(rows) == len({row["pair_id"] for row in rows}) == DEV
     assert_scores_are_the_models(rows[::7], pairs, tiny_reward_model)
     result = mine["tests"]["dev"]

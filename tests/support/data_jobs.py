@@ -9,9 +9,9 @@ import yaml
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
-from psyco_ray.data import tables
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.splits import speech_id
+from psyco_ray.files import records
 from psyco_ray.run import shards
 from psyco_ray.run.schemas import COLLECTED
 
@@ -31,7 +31,7 @@ def write_overlapping_job(where: Path, urls: dict[str, str], count: int, **endpo
     pool.write_text(yaml.safe_dump([{"name": name, "api": api(name)} for name in members]))
     job = {
         "run_dir": str(where / "run"),
-        "sources": [{"name": "mine", "path": str(tables.SAMPLE)}],
+        "sources": [{"name": "mine", "path": str(records.SAMPLE)}],
         "topics": {"endpoint": api("labeller")},
         "respond": {"pool": str(pool), "max_tokens": 60},
         "rate": {"endpoint": api("judge")},
@@ -46,7 +46,7 @@ def write_collected(job: Path, count: int) -> None:
     """The outcome of `collect` with the first packaged speeches."""
     dataset = Dataset(job_file.load_as(DataJob, job))
     dataset.begin("collect", "sources", "collect", "scrub", "crisis")
-    texts = [json.loads(line)["question"] for line in tables.SAMPLE.read_text().splitlines()[:count]]
+    texts = [json.loads(line)["question"] for line in records.SAMPLE.read_text().splitlines()[:count]]
     rows = [
         {"speech_id": speech_id(text), "speech": text, "split": "train", "source": "mine", "source_row": number}
         for number, text in enumerate(texts, start=1)
@@ -79,5 +79,5 @@ def rows_of(directory: Path) -> list[dict]:
 
 def sample_speeches(length: int) -> list[str]:
     """The packaged speeches as texts of this many characters."""
-    text = " ".join(json.loads(line)["question"] for line in tables.SAMPLE.read_text().splitlines())
+    text = " ".join(json.loads(line)["question"] for line in records.SAMPLE.read_text().splitlines())
     return [text[start : start + length] for start in range(0, len(text) - length, length)]

@@ -7,11 +7,11 @@ from pathlib import Path
 from psyco_ray.config import evaluate_policy, job_file
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
-from psyco_ray.data import tables
 from psyco_ray.evaluate import speech_sets, verdicts
+from psyco_ray.files import records
 from psyco_ray.run import shards
 
-SAMPLE = [json.loads(line) for line in tables.SAMPLE.read_text("utf-8").splitlines()]
+SAMPLE = [json.loads(line) for line in records.SAMPLE.read_text("utf-8").splitlines()]
 ODD = "say <b>this</b> | & that"
 ENGINE = {"cpus": 0.1, "max_model_len": 512, "max_num_seqs": 16, "kv_cache_gb": 0.1}
 PAIRS = [

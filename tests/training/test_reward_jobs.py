@@ -14,7 +14,7 @@ from support.reward_evaluation import run
 from psyco_ray.config import job_file
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.training import Job
-from psyco_ray.data import tables
+from psyco_ray.files import records
 from psyco_ray.report import reward_tables
 
 HUB = "hub:nvidia/HelpSteer2/"
@@ -97,7 +97,7 @@ def test_a_policys_judge_is_trained_on_other_pairs_than_the_model_that_ranks(nam
 def write_pairs(where: Path) -> None:
     """A made-up dataset of rated pairs and its speeches, with the splits of the real one."""
     where.mkdir(parents=True)
-    rows = [json.loads(line) for line in tables.SAMPLE.read_text().splitlines()][:90]
+    rows = [json.loads(line) for line in records.SAMPLE.read_text().splitlines()][:90]
     rows = [{**row, "split": "train" if i < 64 else "dev" if i < 74 else "test"} for i, row in enumerate(rows)]
     for split in ("train", "dev", "test"):
         own = [row for row in rows if row["split"] == split]
