@@ -58,7 +58,7 @@ class Scrub(Section):
     """Removal of personal data from the texts, before any of them is sent to an API."""
 
     enabled: bool = False
-    """Replace e-mail addresses, links, phone numbers and signed names."""
+    """Replace contacts, addresses, identity numbers, dates of birth and the names people give as their own."""
     presidio: bool = False
     """Also replace names of persons and places; needs the `presidio` extra."""
 

@@ -61,6 +61,9 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
         dataset.discard("topics", "respond", "rate", "pair")
     dropped = collecting.described(facts)
     _log.info(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
+    if facts["scrubbed"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in facts["scrubbed"].items() if kind != "speeches")
+        _log.info(f"collect: replaced in {facts['scrubbed']['speeches']} speeches: {kinds or 'nothing'}")
     return dataset.finish("collect", began, **facts, digests=digests)
 
 

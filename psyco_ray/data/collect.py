@@ -25,10 +25,11 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.data import crisis, duplicates, sources
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_rows import by_count
+from psyco_ray.data.mapped import take
 from psyco_ray.data.splits import is_dev, speech_id, unit
 from psyco_ray.run import shards, storage
 from psyco_ray.run.schemas import COLLECTED, DROPPED
-from psyco_ray.screening.personal_data import analyzer, scrub
+from psyco_ray.screening.personal_data import KINDS, Scrubbed, analyzer, scrub
 
 BAD_ROW = "bad row"
 """Reason for dropping a row that cannot be read."""
@@ -62,6 +63,7 @@ _CLEANED = pa.schema(
         ("split", pa.string()),
         ("topic", pa.string()),
         ("crisis", pa.list_(pa.string())),
+        ("scrubbed", pa.list_(pa.string())),  # kind of each replacement
     ]
 )
 
@@ -75,6 +77,7 @@ class CollectCounts(TypedDict):
     bad_rows: dict[str, int]  # by what is wrong with them, the commonest first
     splits: dict[str, int]
     crisis: dict[str, int]  # by kind; empty if not screened
+    scrubbed: dict[str, int]  # replacements by kind, and the kept `speeches` with any; empty if not scrubbed
     sources: dict[str, dict[str, int]]  # by name: rows, kept, and dropped rows by reason
 
 
@@ -175,7 +178,7 @@ def _read(batch: dict[str, np.ndarray], job: DataJob) -> Iterator[pa.Table]:
 def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
     rows = []
     for raw in batch.to_pylist():
-        speech, reason, detail = _speech(raw, job)
+        (speech, scrubbed), reason, detail = _speech(raw, job)
         rows.append({"source": raw["source"], "row": raw["row"], "reason": reason, "detail": detail})
         if reason is None:
             rows[-1] |= {
@@ -184,6 +187,7 @@ def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
                 "split": _split(speech, job.collect),
                 "topic": clean(raw["topic"] or "") or None,
                 "crisis": crisis.signs(speech) if job.crisis.enabled else None,
+                "scrubbed": scrubbed,
             }
     signed = np.zeros((len(rows), duplicates.PERMUTATIONS), dtype=np.uint32)
     kept = [n for n, row in enumerate(rows) if "speech" in row]
@@ -193,24 +197,24 @@ def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=_CLEANED).set_column(_CLEANED.get_field_index(field.name), field, column)
 
 
-def _speech(raw: dict[str, Any], job: DataJob) -> tuple[str, str | None, str]:
+def _speech(raw: dict[str, Any], job: DataJob) -> tuple[Scrubbed, str | None, str]:
     """The speech of a raw row, the reason why it is dropped (None: it is kept), and a detail of the reason."""
+    none = Scrubbed("", [])
     text, bounds = raw["text"] or "", job.collect
     if raw["problem"] is not None:
-        return "", BAD_ROW, raw["problem"]
+        return none, BAD_ROW, raw["problem"]
     if raw["skipped"]:
-        return "", "outside where", ""
+        return none, "outside where", ""
     if len(text) > _MAX_RAW_FACTOR * bounds.max_chars:
-        return "", "too long", f"{len(text)} characters uncleaned"
-    speech = clean(text)
-    if job.scrub.enabled:
-        speech = scrub(speech, job.scrub.presidio)
-    if not speech:
-        return "", "empty", ""
-    if len(speech) < bounds.min_chars:
-        return "", "too short", f"{len(speech)} characters"
-    if len(speech) > bounds.max_chars:
-        return "", "too long", f"{len(speech)} characters"
+        return none, "too long", f"{len(text)} characters uncleaned"
+    speech = scrub(clean(text), job.scrub.presidio) if job.scrub.enabled else Scrubbed(clean(text), [])
+    length = len(speech.text)
+    if not length:
+        return none, "empty", ""
+    if length < bounds.min_chars:
+        return none, "too short", f"{length} characters"
+    if length > bounds.max_chars:
+        return none, "too long", f"{length} characters"
     return speech, None, ""
 
 
@@ -272,7 +276,7 @@ def _write_dropped(
         for start in range(0, len(dropped_rows), _WRITTEN_ROWS):
             rows = dropped_rows[start : start + _WRITTEN_ROWS]
             dropped = []
-            table = _take(cleaned, rows, ["source", "row", "reason", "detail"])
+            table = take(cleaned, rows, ["source", "row", "reason", "detail"])
             for n, row in zip(rows.tolist(), table.to_pylist(), strict=True):
                 name, other, reason, detail = names[row["source"]], representative[n], row["reason"], row["detail"]
                 if reason is None:
@@ -292,12 +296,19 @@ def _write_dropped(
         "bad_rows": dict(bad.most_common(_BAD_ROWS)),
         "splits": {split: splits.get(split, 0) for split in ("train", "dev", "test")},
         "crisis": {kind: flagged.get(kind, 0) for kind in crisis.KINDS} if job.crisis.enabled else {},
+        "scrubbed": _count_scrubbed(cleaned["scrubbed"].filter(pa.array(stays))) if job.scrub.enabled else {},
         "sources": {name: {"rows": count.total(), **count} for name, count in counts.items()},
     }
 
 
 def _count(values: pa.ChunkedArray) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in values.value_counts().to_pylist()}
+
+
+def _count_scrubbed(kinds: pa.ChunkedArray) -> dict[str, int]:
+    counts = _count(pc.list_flatten(kinds))
+    speeches = pc.sum(pc.greater(pc.list_value_length(kinds), 0)).as_py() or 0
+    return {"speeches": speeches, **{kind: counts[kind] for kind in KINDS if kind in counts}}
 
 
 def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory: Path) -> None:
@@ -310,7 +321,7 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
     for block in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN_ROWS + 1):
         begin = starts[block[0]]
         rows = kept[begin : ends[block[-1]]]
-        table = _take(cleaned, rows, ["speech", "split", "source", "row", "topic", "crisis"])
+        table = take(cleaned, rows, ["speech", "split", "source", "row", "topic", "crisis"])
         columns = {
             "speech_id": [f"{key:016x}" for key in keys[rows].tolist()],
             "speech": table["speech"],
@@ -329,17 +340,3 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
 def _keys(cleaned: pa.Table) -> np.ndarray:
     """The speech ids as numbers; 0 without a speech."""
     return cleaned["key"].fill_null(0).to_numpy()
-
-
-def _take(cleaned: pa.Table, rows: np.ndarray, names: list[str]) -> pa.Table:
-    """Some rows of the table, batch by batch: `pa.Table.take` would load the whole file into memory."""
-    batches = cleaned.select(names).to_batches()
-    starts = np.cumsum([0, *(len(batch) for batch in batches)])
-    order = np.argsort(rows)
-    bounds = np.searchsorted(rows, starts, sorter=order)
-    pieces = [
-        batch.take(pa.array(rows[order[first:last]] - start))
-        for batch, start, first, last in zip(batches, starts[:-1], bounds[:-1], bounds[1:], strict=True)
-        if last > first
-    ]
-    return pa.Table.from_batches(pieces, cleaned.select(names).schema).take(np.argsort(order))

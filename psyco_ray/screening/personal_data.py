@@ -1,109 +1,62 @@
-"""Removes personal data from speeches: e-mail addresses, phone numbers, links, and the names people give as their own.
+"""Removes personal data from speeches and says of which kinds it was.
 
-Numbers of crisis lines stay, as do numbers that are not phone numbers.
+Patterns find addresses, numbers and the names people give as their own, in English, Spanish, German, French,
+Portuguese, Chinese, Arabic, Hindi and Russian. Only Presidio finds names of other persons and of places. Numbers of
+crisis lines stay, as do years, ages, doses and scores.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.screening.contacts import emails, links
+from psyco_ray.screening.handles import handles
+from psyco_ray.screening.identity_numbers import cards_and_accounts, devices, identity_numbers
+from psyco_ray.screening.own_names import own_names
+from psyco_ray.screening.phones import phones
+from psyco_ray.screening.places import addresses, birth_dates
+from psyco_ray.screening.spans import Span, normalised
 
-CRISIS_LINES = {
-    "911": "United States, Canada",
-    "988": "United States, Canada",
-    "741741": "United States, Canada",
-    "838255": "United States",
-    "800-273-8255": "United States",
-    "800-799-7233": "United States",
-    "800-656-4673": "United States",
-    "800-662-4357": "United States",
-    "800-422-4453": "United States",
-    "866-488-7386": "United States",
-    "877-565-8860": "United States, Canada",
-    "800-668-6868": "Canada",
-    "833-456-4566": "Canada",
-    "999": "United Kingdom, Ireland",
-    "116 123": "United Kingdom, Ireland",
-    "85258": "United Kingdom",
-    "0800 1111": "United Kingdom",
-    "0800 068 4141": "United Kingdom",
-    "0808 2000 247": "United Kingdom",
-    "50808": "Ireland",
-    "112": "European Union, India",
-    "116 111": "European Union",
-    "0800 111 0 111": "Germany",
-    "0800 111 0 222": "Germany",
-    "3114": "France",
-    "000": "Australia",
-    "13 11 14": "Australia",
-    "1800 55 1800": "Australia",
-    "1800 737 732": "Australia",
-    "1300 22 4636": "Australia",
-    "1300 659 467": "Australia",
-    "111": "New Zealand",
-    "1737": "New Zealand",
-    "0800 543 354": "New Zealand",
-    "0508 828 865": "New Zealand",
-    "14416": "India",
-    "9152987821": "India",
-    "0800 567 567": "South Africa",
-}
-"""Crisis and emergency lines with their countries; the long ones may be preceded by 1 or a country code."""
-
-_CRISIS_DIGITS = [re.sub(r"\D", "", number).lstrip("0") for number in CRISIS_LINES]
-
-_AT, _DOT = r"(?:@|\s?[\[(]\s?at\s?[\])]\s?)", r"(?:\.|\s?[\[(]\s?dot\s?[\])]\s?|\sdot\s)"
-_EMAIL = re.compile(rf"(?<![\w.+-])[\w.+-]+{_AT}[\w-]+(?:{_DOT}[\w-]+)+", re.IGNORECASE)
-
-_PATH = r"[^\s<>]*[^\s<>.,;:!?)\]'\"]"  # without the punctuation of the sentence
-_LINK = re.compile(
-    rf"(?:https?://|www\.){_PATH}"
-    rf"|(?<![\w.-])(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|io|co\.uk|org\.uk)\b(?:/{_PATH})?"
-    r"|(?<![\w@./])@[a-z_](?:[\w.]*\w)?",  # a handle
-    re.IGNORECASE,
+KINDS = (
+    "NAME",
+    "EMAIL",
+    "PHONE",
+    "HANDLE",
+    "LINK",
+    "ADDRESS",
+    "BIRTHDATE",
+    "ID",
+    "CARD",
+    "ACCOUNT",
+    "IP",
+    "MAC",
+    "PLACE",
 )
+"""The kinds that are told apart; a text has them in brackets where something was removed. PLACE is of Presidio only."""
 
-_GAP = r"[ .-]{0,2}"
-_PHONE = re.compile(
-    rf"(?<![\w$£€.,/-])(?:"
-    rf"(?:\+|00)[1-9]\d{{0,2}}(?:{_GAP}\(?\d{{1,5}}\)?){{2,5}}"  # with a country code
-    rf"|(?:1{_GAP})?\(?[2-9]\d\d\)?{_GAP}\d{{3}}{_GAP}\d{{4}}"  # North America
-    rf"|\(?0\d{{1,4}}\)?(?:{_GAP}\d{{2,6}}){{1,4}}"  # with a leading zero
-    rf")(?![\w%]|[.,/-]\d)"
-)
-_MIN_PHONE_DIGITS = 9  # fewer may be a date
-_NAMED_PHONE = re.compile(  # a shorter number that the sentence calls a phone number
-    r"(\b(?:call|text|phone|reach|ring)(?:ing)? (?:me |us )?(?:at |on )?"
-    r"|\b(?:phone|cell|mobile|number)(?: number)?(?: is|'s|’s|:)? )(\+?\d[\d ().-]{5,16}\d)(?!\w)",
-    re.IGNORECASE,
-)
-_MIN_NAMED_PHONE_DIGITS = 7
+_Finder = Callable[[str], Iterator[Span]]
+_DIGIT = re.compile(r"\d")
+_MANY_DIGITS = re.compile(r"\d(?:\D{0,3}\d){4}")
 
-_NAME = (
-    r"(?!(?:God|Lord|Jesus|Allah|All|Every\w*|Any\w*|You|Doc\w*|In|For|So|Please|Help|The|This|That|And|But|My|Not)\b)"
-    r"[A-Z][\w'’-]*[a-z](?: [A-Z]\.)?(?: [A-Z][\w'’-]*[a-z]){0,2}"
-)
-_OWN_NAME = re.compile(
-    r"(\b[Mm]y (?:first |full |real |last )?name(?: is|['’]s) "
-    r"|\b(?:Hi|Hello|Hey|hi|hello|hey)(?: there| all| everyone)?[,.!]? (?:I['’]m|Im|I am|[Mm]y name is|[Tt]his is) )"
-    rf"{_NAME}"
-)
-_CLOSING = (
-    r"(?:[Mm]any |[Kk]ind |[Bb]est )?(?:[Tt]hanks|[Tt]hank you|[Tt]hx|[Rr]egards|[Bb]est|[Ww]ishes|[Ss]incerely"
-    r"|[Yy]ours|[Ll]ove|[Cc]heers|[Ss]igned)(?: in advance| so much| again| truly)?"
-)
-_SIGNED = re.compile(rf"((?:^|\n|[.!?] ){_CLOSING}(?:,|!|\n| [-–—])\s?[-–—]?|(?:\n|[.!?] )[-–—~] ?){_NAME}(?=\.?\s*\Z)")
-
-_ENTITIES = {"PERSON": "[NAME]", "LOCATION": "[PLACE]"}
+_ENTITIES = {"PERSON": "NAME", "LOCATION": "PLACE"}
 _SPACY_MODEL = "en_core_web_lg"
 
 
-def scrub(text: str, presidio: bool = False) -> str:
-    """Replace personal data by [EMAIL], [LINK], [PHONE] and [NAME].
+class Scrubbed(NamedTuple):
+    """A text without the personal data that was found in it."""
+
+    text: str
+    kinds: list[str]
+    """The KINDS of what was replaced, one for each place."""
+
+
+def scrub(text: str, presidio: bool = False) -> Scrubbed:
+    """Replace personal data by its kind in brackets, such as [EMAIL] or [NAME]. Idempotent.
 
     Args:
         text: a cleaned speech.
@@ -112,13 +65,40 @@ def scrub(text: str, presidio: bool = False) -> str:
     Raises:
         InputError: the `presidio` extra is missing.
     """
-    text = _EMAIL.sub("[EMAIL]", text)
-    text = _LINK.sub("[LINK]", text)
-    text = _PHONE.sub(lambda match: _mask_phone(match[0], _MIN_PHONE_DIGITS), text)
-    text = _NAMED_PHONE.sub(lambda match: match[1] + _mask_phone(match[2], _MIN_NAMED_PHONE_DIGITS), text)
-    text = _OWN_NAME.sub(r"\1[NAME]", text)
-    text = _SIGNED.sub(r"\1[NAME]", text)
-    return _mask_entities(text) if presidio else text
+    kinds: list[str] = []
+    while spans := personal_data(text):  # what is replaced may separate what was joined
+        text = _replaced(text, spans)
+        kinds += [span.kind for span in spans]
+    if presidio and (spans := _entities(text)):
+        text = _replaced(text, spans)
+        kinds += [span.kind for span in spans]
+    return Scrubbed(text, kinds)
+
+
+def personal_data(text: str) -> list[Span]:
+    """The places of personal data in a text, in their order; of two that overlap, the one of the first finder."""
+    readable, spans = normalised(text), list[Span]()
+    for finder in _finders(readable):
+        for span in finder(readable):
+            if all(span.end <= other.start or span.start >= other.end for other in spans):
+                spans.append(span)
+    return sorted(spans)
+
+
+def _finders(text: str) -> Iterator[_Finder]:
+    yield from (emails, links, handles, devices)
+    if _DIGIT.search(text):
+        yield birth_dates
+        if _MANY_DIGITS.search(text):
+            yield from (cards_and_accounts, identity_numbers, phones)
+        yield addresses
+    yield own_names
+
+
+def _replaced(text: str, spans: list[Span]) -> str:
+    for span in reversed(spans):
+        text = f"{text[: span.start]}[{span.kind}]{text[span.end :]}"
+    return text
 
 
 @functools.lru_cache(maxsize=1)
@@ -141,19 +121,14 @@ def analyzer(model: str = _SPACY_MODEL) -> Any:
     return AnalyzerEngine(nlp_engine=provider.create_engine(), supported_languages=["en"])
 
 
-def _mask_phone(number: str, min_digits: int) -> str:
-    """[PHONE], or the number itself if it is a crisis line or too short."""
-    digits = re.sub(r"\D", "", number)
-    crisis = any(digits.endswith(line) and len(digits) - len(line) <= 3 for line in _CRISIS_DIGITS if len(line) >= 6)
-    return number if crisis or not min_digits <= len(digits) <= 15 else "[PHONE]"
-
-
-def _mask_entities(text: str) -> str:
-    entities = analyzer().analyze(text, language="en", entities=list(_ENTITIES))
+def _entities(text: str) -> list[Span]:
+    spans: list[Span] = []
     done = len(text)  # start of the part that is masked; entities may overlap
-    for entity in sorted(entities, key=lambda entity: entity.start, reverse=True):
+    for entity in sorted(
+        analyzer().analyze(text, language="en", entities=list(_ENTITIES)), key=lambda entity: -entity.start
+    ):
         masked = "[" in text[max(0, entity.start - 1) : entity.end]
         if entity.end <= done and not masked:
-            text = text[: entity.start] + _ENTITIES[entity.entity_type] + text[entity.end :]
+            spans.append(Span(entity.start, entity.end, _ENTITIES[entity.entity_type]))
             done = entity.start
-    return text
+    return spans[::-1]

@@ -149,6 +149,7 @@ def test_collect_with_scrubbing_and_without_crisis_screen(tmp_path, local_ray) -
     assert row["speech_id"] == splits.speech_id(row["speech"])
     assert row["crisis"] is None
     assert facts["crisis"] == {}
+    assert facts["scrubbed"] == {"speeches": 1, "EMAIL": 1}, "of the kept speech, not of its duplicate"
     assert dropped["reason"] == "exact duplicate", "the texts are the same once they are scrubbed"
     with pytest.raises(ValueError, match=r"no speech is left of 2 rows .*collect\.min_chars 999"):
         collect(job_of(tmp_path, order=("first",), collect={"min_chars": 999}), tmp_path / "out")

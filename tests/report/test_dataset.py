@@ -203,3 +203,16 @@ def test_lengths_are_those_of_the_sorted_texts(texts: list[str]) -> None:
     assert summary["mean"] == pytest.approx(sum(ordered) / len(ordered))
     assert summary["median"] == ordered[(len(ordered) - 1) // 2]
     assert ordered[0] <= summary["low"] <= summary["median"] <= summary["high"] <= ordered[-1]
+
+
+def test_page_and_card_say_what_was_scrubbed(tmp_path) -> None:
+    collected = COLLECT | {"scrubbed": {"speeches": 1234, "NAME": 1200, "PHONE": 56}}
+    outputs = stage_outputs(tmp_path, [], collected=collected)
+    job = JOB.model_copy(update={"scrub": JOB.scrub.model_copy(update={"enabled": True})})
+    dataset.write_report(dataclasses.replace(outputs, job=job), tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text("utf-8"))
+    assert ["NAME", "1,200"] in page.rows
+    assert ["PHONE", "56"] in page.rows
+    assert "1,234 speeches were changed." in page.text
+    card = (tmp_path / "out" / "dataset-card.md").read_text("utf-8")
+    assert "Replaced in 1,234 speeches: NAME 1,200, PHONE 56." in card

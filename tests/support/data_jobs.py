@@ -53,7 +53,7 @@ def write_collected(job: Path, count: int) -> None:
     ]
     shards.write_by_id(dataset.root / "collect" / "speeches", rows, "speech_id", COLLECTED)
     sources = {"mine": {"rows": count, "kept": count}}
-    counts = {"rows": count, "kept": count, "dropped": {}, "splits": {"train": count}, "crisis": {}}
+    counts = {"rows": count, "kept": count, "dropped": {}, "splits": {"train": count}, "crisis": {}, "scrubbed": {}}
     dataset.finish("collect", time.time(), sources=sources, **counts)
     dataset.close()
 

@@ -29,6 +29,7 @@ COLLECT = {
     "dropped": {"too short": 11, "exact duplicate": 3},
     "splits": {"train": 20, "dev": 1, "test": 3},
     "crisis": {"self-harm": 2, "abuse": 1},
+    "scrubbed": {},
 }
 SPEND = {
     "topics": {"paid": 24, "reused": 0, "prompt_tokens": 4800, "completion_tokens": 240, "dollars": None},
