@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,30 @@ PREFERENCES = {aspect: f"{aspect} preference" for aspect in ASPECTS}
 """Columns of the preferences."""
 
 
-def escape_formula(cell: str) -> str:
-    """A cell that a spreadsheet shows as text instead of computing it."""
-    return f"'{cell}" if cell.lstrip().startswith(("=", "+", "-", "@")) else cell
+_MARK = "\u200c"  # zero width, and no program trims it
+
+# A spreadsheet whose list separator is not the file's splits texts at its own and ignores quotes inside of such cells,
+# so a formula may start after any separator or line end, blanks and quotes. Programs also take the full-width signs.
+_BLANKS = rf"(?:\A|[,;\t\r\n])[\s\"'{_MARK}]*"
+_FORMULA = re.compile(rf"({_BLANKS})(?=[=+\-@＝＋－＠])")
+_MARKED = re.compile(rf"({_BLANKS}){_MARK}(?=[=+\-@＝＋－＠])")
+
+
+def neutral(cell: str) -> str:
+    """A text in which no spreadsheet finds a formula, whatever it takes for the separator of cells.
+
+    A zero-width character before the sign makes it text. `original` takes it away again.
+
+    Example:
+        >>> neutral("I feel bad;=1+1").replace("\u200c", "·")
+        'I feel bad;·=1+1'
+    """
+    return _FORMULA.sub(rf"\g<1>{_MARK}", cell)
+
+
+def original(cell: str) -> str:
+    """The text that `neutral` was given."""
+    return _MARKED.sub(r"\g<1>", cell)
 
 
 def ordering_hash(seed: int, purpose: str, name: str) -> str:
@@ -35,9 +57,9 @@ def ordering_hash(seed: int, purpose: str, name: str) -> str:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a spreadsheet that Excel reads as UTF-8."""
+    """Write a spreadsheet that Excel reads as UTF-8, and that holds no formula for any program."""
     with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows([header, *([escape_formula(cell) for cell in row] for row in rows)])
+        csv.writer(file).writerows([header, *([neutral(cell) for cell in row] for row in rows)])
 
 
 def read_key(directory: Path, *fields: str) -> dict[str, Any]:
@@ -114,7 +136,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
                 f"{path} row {number} cannot be read: {record.problem}; save it from the spreadsheet again"
             )
         try:
-            cells = {name: text_of(record.cells.get(names[name.casefold()])) for name in columns}
+            cells = {name: original(text_of(record.cells.get(names[name.casefold()]))) for name in columns}
         except CellError as kind:
             raise InputError(
                 f"{path} row {number} has {kind} instead of a text; take the row as it was exported"

