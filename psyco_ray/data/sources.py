@@ -83,7 +83,7 @@ def changed(source: Source, then: dict[str, str]) -> list[str]:
         source: the source.
         then: its `digests` at that time.
     """
-    if not any(Path(path).exists() for path in then):
+    if not any(records.locate(path)[0].exists() for path in then):
         return []
     now = digests(source)
     return sorted(path for path in {*then, *now} if then.get(path) != now.get(path))
@@ -98,7 +98,7 @@ def find(source: Source) -> list[Path]:
     if source.hub is not None:
         return _download(source.hub)
     assert source.path is not None
-    if Path(source.path).exists():
+    if records.locate(source.path)[0].exists():
         return [Path(source.path)]
     paths = [Path(path) for path in sorted(glob.glob(source.path)) if Path(path).is_file()]
     if not paths:

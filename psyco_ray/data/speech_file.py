@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,7 +13,7 @@ from psyco_ray.config.training import Data
 from psyco_ray.data.client_rows import ClientFile, ClientRow, Keys
 from psyco_ray.data.splits import split_of
 from psyco_ray.files import parquet
-from psyco_ray.files.records import digest_of
+from psyco_ray.files.records import digest_of, locate
 from psyco_ray.run.types import Row
 
 _COLUMNS = ("question", "speech", "text")
@@ -57,11 +56,11 @@ def check(data: Data, record: Row | None) -> None:
         return
     if data.speeches == "sample":
         return
-    if not Path(data.speeches).exists():
+    if not locate(data.speeches)[0].exists():
         _log.warning(f"speeches file {data.speeches} is gone; the run has its speeches and goes on")
         return
     then = record.get("digest")
-    if then is not None and then != digest_of(Path(data.speeches), "speeches"):
+    if then is not None and then != digest_of(data.speeches, "speeches"):
         raise InputError(
             f"speeches file {data.speeches} has changed since this run read it; put the old file back, or choose "
             "another run_dir"

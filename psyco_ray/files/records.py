@@ -103,13 +103,17 @@ class RecordFile:
         return digest_of(self.path, self.what)
 
 
-def digest_of(path: Path, what: str) -> str:
+def digest_of(name: str | Path, what: str) -> str:
     """A hash of the bytes of a file, or of the names and bytes of a directory's Parquet files.
+
+    Args:
+        name: as in `open_records`.
+        what: the kind of table, for messages.
 
     Raises:
         InputError: the file cannot be read.
     """
-    state = xxhash.xxh3_128()
+    path, state = locate(name)[0], xxhash.xxh3_128()
     with reading(path, what):
         for file in parquet.files_of(path) if path.is_dir() else [path]:
             if file != path:
@@ -174,7 +178,7 @@ def locate(name: str | Path) -> tuple[Path, str | None]:
         >>> locate("sample")[0].name, locate("no/such/book.xlsx#Clients")
         ('pairs.jsonl', (PosixPath('no/such/book.xlsx'), 'Clients'))
     """
-    if name == "sample":
+    if str(name) == "sample":
         return SAMPLE, None
     path, _, part = str(name).rpartition("#")
     return (Path(path), part) if path and part and not Path(name).exists() else (Path(name), None)

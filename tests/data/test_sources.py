@@ -75,7 +75,7 @@ def test_untidy_json(tmp_path) -> None:
         assert rows[1].problem.startswith("invalid JSON: ")
         assert [rows[n].problem for n in (2, 3, 8)] == [
             "a list instead of an object",
-            "text is a int, not text",
+            "text is a number, not text",
             "text is an object without a message of the client",
         ]
         assert rows[4].topic == "a; b"
@@ -85,7 +85,7 @@ def test_json_array(tmp_path) -> None:
     path = write_content(tmp_path / "a.json", json.dumps([{"text": "one"}, 2, {"text": "three"}], indent=1))
     assert [(row.text, row.problem) for row in rows_of(path)] == [
         ("one", None),
-        (None, "a int instead of an object"),
+        (None, "a number instead of an object"),
         ("three", None),
     ]
     with pytest.raises(ValueError, match=r"b\.json is not valid JSON"):
