@@ -205,7 +205,7 @@ def test_rows_without_a_speech_are_left_out_and_counted(local_ray, tmp_path, tin
         "shorter than data.min_chars 100",
         "longer than data.max_chars 1000",
         "text is a list of values that name no speaker",
-        "text is a int, not text",
+        "text is a number, not text",
         *[reason for reason in facts["left_out"] if reason.startswith("invalid JSON")],
     }
     assert sum(facts["left_out"].values()) + len(loaded) == len(rows) + 1
