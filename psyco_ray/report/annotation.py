@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.report.render import DASH, decimal, decimal_interval, percent, percent_interval, render, thousands
+from psyco_ray.report.render import DASH, decimal, decimal_interval, percent, percent_interval, plain, render, thousands
 from psyco_ray.report.tables import Row, Table
 
 _COLUMNS = ("Preference", "pairs", "equal, % (95 %)", "kappa (95 %)", "alpha (95 %)")
@@ -28,7 +28,7 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    tables = [f"## {table.title}\n\n{table.markdown()}" for table in _tables(results)]
+    tables = [f"## {plain(table.title)}\n\n{table.markdown()}" for table in _tables(results)]
     return "\n\n".join(["# Experts' check of the pairs", *tables]) + "\n"
 
 

@@ -83,7 +83,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     if results["runs"]:
         parts.insert(1, f"Judge: {_JUDGES[results['judge']]}.")
     for table in layout(results):
-        parts += [f"## {table.title}", table.markdown(), table.note]
+        parts += [f"## {plain(table.title)}", table.markdown(), plain(table.note)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

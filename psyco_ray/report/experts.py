@@ -55,7 +55,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _titled(table: Table) -> str:
-    return f"### {table.title}\n\n{table.markdown()}"
+    return f"### {plain(table.title)}\n\n{table.markdown()}"
 
 
 def _preferences(comparison: Mapping[str, Any]) -> Table:

@@ -42,7 +42,7 @@ def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]],
 
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    tables = [f"## {table.title}\n\n{table.markdown()}" for table in layout(results)]
+    tables = [f"## {plain(table.title)}\n\n{table.markdown()}" for table in layout(results)]
     return "\n\n".join([plain(note(results)), *[f"**Warning:** {plain(w)}" for w in warnings(results)], *tables]) + "\n"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from psyco_ray.config.job_file import flatten
 
@@ -19,7 +21,7 @@ MODEL_TITLES = {"reward": "training reward model", "heldout": "held-out reward m
 
 
 def render(template: str, values: Mapping[str, Any], **more: Any) -> str:
-    """Fill in a template of this directory; values are escaped in ``*.html`` only.
+    """Fill in a template of this directory; values are escaped as HTML, or as Markdown in ``*.md.j2``.
 
     Args:
         template: file name.
@@ -29,14 +31,15 @@ def render(template: str, values: Mapping[str, Any], **more: Any) -> str:
     Example:
         >>> render("policy_card.md.j2", facts, method_text="iterative DPO", settings=settings)
     """
-    return _environment().get_template(template).render(values, **more)
+    return _environment(template.endswith(".md.j2")).get_template(template).render(values, **more)
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment(is_markdown: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=jinja2.select_autoescape(["html"], default=False),
+        autoescape=not is_markdown,
+        finalize=_escaped if is_markdown else None,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -44,7 +47,6 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "basename": basename,
-        "cell": _cell,
         "decimal": decimal,
         "decimal_interval": decimal_interval,
         "percent": percent,
@@ -98,9 +100,28 @@ def judge_note(training: Mapping[str, Any] | None) -> str:
     )
 
 
-def plain(text: str) -> str:
-    """Text that neither ends a cell of a Markdown table nor starts an HTML tag."""
-    return _cell(text).replace("<", "&lt;")
+# `_` within a word and `&` before a blank mean nothing in Markdown
+_MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+
+
+def plain(text: Any) -> str:
+    """Text that Markdown shows as it is, in a paragraph or a cell of a table: no tag, link, emphasis or code.
+
+    Example:
+        >>> plain("a | b\\n[c](d)")
+        'a \\\\| b \\\\[c\\\\](d)'
+    """
+    escaped = _MARKDOWN.sub(r"\\\g<0>", " ".join(str(text).split()))
+    return _ENTITY.sub("&amp;", escaped).replace("<", "&lt;")
+
+
+def _escaped(value: Any) -> Any:
+    """A value of a Markdown template: texts are plain, unless a filter marks them as safe."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    start, end = (" " if edge.isspace() else "" for edge in (value[:1], value[-1:]))  # sentences of a template
+    return f"{start}{plain(value)}{end}" if value.strip() else start
 
 
 def flat_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -112,7 +133,3 @@ def flat_settings(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 def basename(name: str) -> str:
     """The name of a file or model without directories of this machine; names on a hub stay whole."""
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _cell(text: Any) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")

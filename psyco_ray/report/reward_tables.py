@@ -106,7 +106,7 @@ def note(results: Mapping[str, Any]) -> str:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The three tables as Markdown."""
-    tables = [f"## {table.title}\n\n{table.markdown()}" for table in layout(results)]
+    tables = [f"## {plain(table.title)}\n\n{table.markdown()}" for table in layout(results)]
     return "\n\n".join([plain(note(results)), *tables]) + "\n"
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from support.data_outputs import COLLECT, FAILED, JOB, MODELS, SPEND, TABLES, data_tables, stage_outputs
 from support.pages import Page, self_contained
 
@@ -216,3 +217,32 @@ def test_page_and_card_say_what_was_scrubbed(tmp_path) -> None:
     assert "1,234 speeches were changed." in page.text
     card = (tmp_path / "out" / "dataset-card.md").read_text("utf-8")
     assert "Replaced in 1,234 speeches: NAME 1,200, PHONE 56." in card
+
+
+HOSTILE = [
+    "[click](http://example.org)",
+    "a | b",
+    "<img src=x>",
+    "**bold** `code` &lt;b&gt;",
+    "\n# heading",
+    "snake_case",
+]
+
+
+def test_operator_texts_are_no_markup_in_the_card(tmp_path) -> None:
+    """The card shows names, licences and judges as they are, as a Markdown reader shows them."""
+    source = JOB.sources[0]
+    sources = [source.model_copy(update={"name": name}) for name in HOSTILE]
+    job = JOB.model_copy(update={"sources": sources, "language": HOSTILE[2]})
+    licences = dict(zip(HOSTILE, reversed(HOSTILE), strict=True))
+    outputs = dataclasses.replace(stage_outputs(tmp_path, []), job=job, licences=licences)
+    dataset.write_report(outputs, tmp_path / "out")
+    card = (tmp_path / "out" / "dataset-card.md").read_text("utf-8").split("\n---\n", 1)[1]
+    html = MarkdownIt("commonmark").enable("table").render(card)  # a reader that keeps HTML
+    page = Page(html)
+    shown = [" ".join(name.split()) for name in HOSTILE]
+    rows = [row for row in page.rows if len(row) == 5 and row[0] in shown]
+    assert [(row[0], row[4]) for row in rows] == list(zip(shown, reversed(shown), strict=True))
+    assert f"Language of the speeches: {HOSTILE[2]}." in page.text
+    assert page.links == []
+    assert not [tag for tag in ("<img", "<strong>bold", "<code>code", "<h1>heading") if tag in html]
