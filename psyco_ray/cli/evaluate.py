@@ -53,6 +53,7 @@ def with_max_cost(job: job_file.AnyJob, max_cost: float | None) -> job_file.AnyJ
 
 def evaluate_reward(job: EvaluateRewardJob, options: argparse.Namespace) -> int:
     """Compares reward models and rankers on held-out pairs."""
+    from psyco_ray.evaluate import pair_sets
     from psyco_ray.evaluate.reward_models import evaluate
     from psyco_ray.report import reward_models as report
     from psyco_ray.run.directory import RunDirectory
@@ -61,6 +62,7 @@ def evaluate_reward(job: EvaluateRewardJob, options: argparse.Namespace) -> int:
     job = with_max_cost(job, options.max_cost)
     directory = RunDirectory(job.run_dir)
     with run_session(directory, REPEAT):
+        pair_sets.check(job)
         ray_session.connect(options.address)
         report.write_report(evaluate(job, directory, Progress()), directory.root)
         _print_tables(directory)
@@ -69,6 +71,7 @@ def evaluate_reward(job: EvaluateRewardJob, options: argparse.Namespace) -> int:
 
 def evaluate_policy(job: PolicyEvaluationJob, options: argparse.Namespace) -> int:
     """Measures win rates of policies against an opponent."""
+    from psyco_ray.evaluate import speech_sets
     from psyco_ray.evaluate.policies import evaluate
     from psyco_ray.report import policies as report
     from psyco_ray.run.directory import RunDirectory
@@ -77,6 +80,7 @@ def evaluate_policy(job: PolicyEvaluationJob, options: argparse.Namespace) -> in
     job = with_max_cost(job, options.max_cost)
     directory = RunDirectory(job.run_dir)
     with run_session(directory, REPEAT):
+        speech_sets.check(job)
         ray_session.connect(options.address)
         report.write_report(*evaluate(job, directory, Progress()), directory.root)
         _print_tables(directory)

@@ -50,7 +50,7 @@ def train_reward(job: Job, options: argparse.Namespace) -> int:
         facts = train({"reward": job}, ledger, telemetry)["reward"]
         print(f"reward model: {storage.join(job.run_dir, 'reward')}, held-out accuracy {facts['accuracy']}")
 
-    return _in_run(job, options, work)
+    return _in_run(job, options, work, lambda ledger: _check_reward_pairs(job, ledger, "reward"))
 
 
 def iterate(job: Job, options: argparse.Namespace) -> int:
@@ -67,7 +67,13 @@ def train_dpo(job: Job, options: argparse.Namespace) -> int:
     if job.scorers.heldout_model is None and job.scorers.reward_model is None:
         raise InputError("scorers.heldout_model is not set; name the reward model that judges the checkpoints")
     offline = job.model_copy(update={"pairs_from": "file"})
-    return _in_run(offline, options, lambda ledger, telemetry: _iterate(offline, ledger, telemetry))
+
+    def check(ledger: Ledger) -> None:
+        from psyco_ray.data import mixture
+
+        mixture.check(job.mixture, job.data, (ledger.record("mixture") or {}).get("parts", []))
+
+    return _in_run(offline, options, lambda ledger, telemetry: _iterate(offline, ledger, telemetry), check)
 
 
 def demo(job: Job, options: argparse.Namespace) -> int:
@@ -81,7 +87,15 @@ def demo(job: Job, options: argparse.Namespace) -> int:
         paths = {half: ledger.place(name) for half, name in names.items()}
         _iterate(_with(job, "scorers", reward_model=paths["a"], heldout_model=paths["b"]), ledger, telemetry)
 
-    return _in_run(job, options, work)
+    return _in_run(job, options, work, lambda ledger: _check_reward_pairs(job, ledger, "reward-a"))
+
+
+def _check_reward_pairs(job: Job, ledger: Ledger, name: str) -> None:
+    """Check the files of pairs that a reward model is trained on, also against those that an earlier part read."""
+    from psyco_ray.data import mixture
+
+    record = ledger.record(name) or ledger.record(f"{name}-training/progress") or {}
+    mixture.check(job.reward.mixture, job.data, record.get("mixture", []))
 
 
 def _iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
@@ -101,7 +115,12 @@ def _with(job: Job, section: str, **changes: Any) -> Job:
     return job.model_copy(update={section: getattr(job, section).model_copy(update=changes)})
 
 
-def _in_run(job: Job, options: argparse.Namespace, work: Callable[[Ledger, Telemetry], None]) -> int:
+def _in_run(
+    job: Job,
+    options: argparse.Namespace,
+    work: Callable[[Ledger, Telemetry], None],
+    check_pairs: Callable[[Ledger], None] = lambda ledger: None,
+) -> int:
     from psyco_ray.data import speech_file
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.telemetry import Telemetry
@@ -109,6 +128,7 @@ def _in_run(job: Job, options: argparse.Namespace, work: Callable[[Ledger, Telem
     ledger = Ledger(job, options.resume)
     with run_session(ledger, RESUME):
         speech_file.check(job.data, ledger.record("speeches"))
+        check_pairs(ledger)
         ray_session.connect(options.address)
         with Telemetry(job, ledger) as telemetry:
             work(ledger, telemetry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -46,6 +46,7 @@ class PartOrigin(TypedDict):
     """The pairs drawn from one file."""
 
     pairs: str  # the file
+    digest: str  # of its bytes
     train: int  # drawn
     of: int  # available
     dev: int
@@ -61,6 +62,22 @@ class Mixture:
     train: pa.Table  # COMPARISONS
     dev: pa.Table  # COMPARISONS
     parts: list[PartOrigin]
+
+
+def check(parts: Sequence[Part], data: Data, read: Sequence[PartOrigin]) -> None:
+    """Check the files of a mixture before Ray starts.
+
+    Args:
+        parts: as in `mix`.
+        data: names the file, if there are no parts.
+        read: the parts as this run read them earlier.
+
+    Raises:
+        InputError: a file cannot be read or has no known format, or it has changed since it was read.
+    """
+    digests = {origin["pairs"]: origin.get("digest") for origin in read}
+    for part in parts or (Part(pairs=data.pairs),):
+        preferences.check(part.pairs, digests.get(part.pairs))
 
 
 def mix(
@@ -109,6 +126,7 @@ def mix(
         origins.append(
             {
                 "pairs": part.pairs,
+                "digest": comparisons[number].digest,
                 "train": train.num_rows,
                 "of": len(kept),
                 "dev": _of_split(tables[number], "dev").num_rows,
@@ -141,7 +159,7 @@ def _with_finished_chosen(read: preferences.Comparisons, part: Part) -> preferen
     if not count:
         return read
     _log.info(f"{part.pairs}: {count} pairs left out whose chosen response is unfinished (sampling.unfinished)")
-    return preferences.Comparisons(read.table.filter(pc.invert(cut)), {**read.left_out, UNFINISHED: count})
+    return replace(read, table=read.table.filter(pc.invert(cut)), left_out={**read.left_out, UNFINISHED: count})
 
 
 def _of_split(table: pa.Table, split: str) -> pa.Table:

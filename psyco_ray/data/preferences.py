@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -50,6 +51,28 @@ class Comparisons:
 
     table: pa.Table  # COMPARISONS
     left_out: Mapping[str, int]
+    digest: str  # of the file
+
+
+def check(name: str, digest: str | None = None) -> None:
+    """Look at the columns and the first rows of a file, before Ray starts.
+
+    Args:
+        name: as in `read`.
+        digest: of the file as this run read it; None: it was not read yet.
+
+    Raises:
+        InputError: the file cannot be read or has no known format, or it has changed since it was read.
+    """
+    if digest is not None and name != "sample" and not name.startswith(HUB) and not Path(name).exists():
+        _log.warning(f"pairs file {name} is gone; the run goes on where it does not read it again")
+        return
+    file = _opened(name)
+    _shape_of(name, file)
+    if digest is not None and name != "sample" and digest != file.digest():
+        raise InputError(
+            f"pairs file {name} has changed since this run read it; put the old file back, or choose another run_dir"
+        )
 
 
 def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparisons:
@@ -66,7 +89,7 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
         InputError: the file is invalid, has no known format, has a column that changes the question and is not read,
             names an unknown split, says neither true nor false whether a response is finished, or has no usable pair.
     """
-    file = open_records(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
+    file = _opened(name)
     shape = _shape_of(name, file)
     kept: list[pa.Table] = []
     batch: list[Row] = []
@@ -95,7 +118,11 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
         _log.info(found)
     if not usable.num_rows:
         raise InputError(f"pairs file {name} has no usable pair ({reasons}); it is read as {shape.name}")
-    return Comparisons(usable, dict(left_out.most_common()))
+    return Comparisons(usable, dict(left_out.most_common()), file.digest())
+
+
+def _opened(name: str) -> RecordFile:
+    return open_records(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
 
 
 def _shape_of(name: str, file: RecordFile) -> Shape:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.evaluate_reward import Bench, Test
+from psyco_ray.config.evaluate_reward import Bench, EvaluateRewardJob, Test
 from psyco_ray.data import preferences
 from psyco_ray.evaluate import rewardbench
 from psyco_ray.run.hashing import key_of
@@ -21,6 +21,17 @@ class TestPairs:
 
     table: pa.Table  # COMPARISONS
     left_out: Mapping[str, int]  # number of unusable rows of the file, by reason
+
+
+def check(job: EvaluateRewardJob) -> None:
+    """Look at the columns and the first rows of all files of pairs, before Ray starts.
+
+    Raises:
+        InputError: a file cannot be read or has no known format.
+    """
+    tests = [*job.tests, *([job.calibrate] if job.calibrate else [])]
+    for name in [*(test.pairs for test in tests), *([job.rewardbench.rows] if job.rewardbench else [])]:
+        preferences.check(name)
 
 
 def load(test: Test, seed: int) -> TestPairs:

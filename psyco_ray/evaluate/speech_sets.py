@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.evaluate_policy import Speeches
+from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Speeches
 from psyco_ray.data import crisis, topics
 from psyco_ray.data.client_rows import ClientFile, Keys, by_count
 from psyco_ray.data.speakers import UnknownSpeakerError, client_words, first_turn
@@ -25,6 +25,17 @@ _SPEECH_COLUMNS = ("question", "speech", "text")
 _log = logging.getLogger(__name__)
 
 
+def check(job: PolicyEvaluationJob) -> None:
+    """Look at the columns and the first rows of the speeches and the opponent's responses, before Ray starts.
+
+    Raises:
+        InputError: a file cannot be read or lacks a column.
+    """
+    _opened(job.speeches).check()
+    if job.opponent.responses is not None:
+        next(read_responses(job.opponent.responses), None)
+
+
 def load_speeches(settings: Speeches, seed: int) -> list[Row]:
     """The speeches of an evaluation, ordered by id: `speech_id`, `speech`, `topic` and `crisis`.
 
@@ -38,11 +49,8 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
     Raises:
         InputError: a file or its columns are invalid, or the split has no speech.
     """
-    columns = [settings.speech_column] if settings.speech_column else _SPEECH_COLUMNS
     source = f"speeches file {settings.file}"
-    keys = Keys("speeches.speech_column", "speeches.where")
-    file = ClientFile(settings.file, "speeches", columns, keys, settings, topic=("coarse_topic", "topic"))
-    file.check()
+    file = _opened(settings)
     coarse = topics.coarse_of()
     speeches: dict[str, Row] = {}
     seen: set[str] = set()  # a file of pairs repeats its speeches
@@ -104,6 +112,12 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
             f"{missing[0]}; add them, or name an endpoint or a model that answers"
         )
     return {row["speech_id"]: responses[row["speech_id"]] for row in speeches}
+
+
+def _opened(settings: Speeches) -> ClientFile:
+    columns = [settings.speech_column] if settings.speech_column else _SPEECH_COLUMNS
+    keys = Keys("speeches.speech_column", "speeches.where")
+    return ClientFile(settings.file, "speeches", columns, keys, settings, topic=("coarse_topic", "topic"))
 
 
 def read_responses(file: str) -> Iterator[tuple[int, str, str]]:

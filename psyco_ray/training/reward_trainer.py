@@ -84,7 +84,9 @@ class RewardTrainer:
         self._name, self._job, self._mixture = name, job, mixture
         self._ledger, self._telemetry = ledger, telemetry
         self._directory = f"{name}-training"
-        self._log = StepLog(ledger, self._directory, evaluations=[], best=None, cut=0, too_long=0)
+        self._log = StepLog(
+            ledger, self._directory, evaluations=[], best=None, cut=0, too_long=0, mixture=mixture.parts
+        )
         self._facts = self._log.facts
         optimizer, ranks = job.reward.optimizer, job.reward.learners.actors
         self._plan = batching.plan(mixture.train.num_rows, optimizer, ranks, job.seed)

@@ -14,7 +14,7 @@ from support.raw_speeches import speech
 from psyco_ray.cli.main import main
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
-from psyco_ray.data import speech_file
+from psyco_ray.data import mixture, speech_file
 from psyco_ray.run import shards
 
 
@@ -100,6 +100,30 @@ def test_input_errors_come_before_ray(tmp_path, capsys, content, source, message
         with patch("ray.shutdown"), patch("ray.init", side_effect=started):
             assert main(arguments) == 2
         assert message.format(**names) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("train-reward", "data.pairs"), ("demo", "data.pairs"), ("train-dpo", "data.pairs")]
+)
+def test_errors_of_pair_files_come_before_ray(tmp_path, capsys, command, key) -> None:
+    file = write_content(tmp_path / "pairs.csv", "prompt,better,worse\na,b,c\n")
+    job = write_content(tmp_path / "job.yaml", "{scorers: {reward_model: x/y}}")
+    with patch("ray.shutdown"), patch("ray.init", side_effect=AssertionError("Ray starts")):
+        assert main([command, str(job), f"run_dir={tmp_path / 'run'}", f"{key}={file}"]) == 2
+    assert f"pairs file {file} has the columns prompt, better, worse; accepted are" in capsys.readouterr().err
+
+
+def test_pairs_that_changed_after_a_run_read_them_are_refused(tmp_path) -> None:
+    file = write_content(tmp_path / "pairs.csv", "prompt,chosen,rejected\n" + "".join(f"{n},a,b\n" for n in range(40)))
+    data = Data(pairs=str(file))
+    parts = mixture.mix((), data, seed=0).parts
+    mixture.check((), data, parts)
+    write_content(file, file.read_text().replace(",a,b", ",b,a"))
+    mixture.check((), data, [])
+    with pytest.raises(InputError, match=r"pairs\.csv has changed since this run read it; put the old file back"):
+        mixture.check((), data, parts)
+    file.unlink()
+    mixture.check((), data, parts)
 
 
 def test_speeches_that_changed_after_a_run_read_them_are_refused(tmp_path) -> None:

@@ -152,7 +152,9 @@ def test_file_names_of_a_hub_directory_give_the_split(tmp_path) -> None:
     pairs = preferences.read(str(hub)).table["split"].to_pylist()
     assert Counter(pairs) == {"train": 300, "test": 300, "dev": 9}
     pq.write_table(pa.Table.from_pylist(plain(9)), hub / "more.parquet")
-    with pytest.raises(ValueError, match=r"more\.parquet does not begin with the name of a split \(train, test, dev"):
+    with pytest.raises(
+        ValueError, match=r"has more\.parquet, which does not begin with the name of a split \(train, test, dev"
+    ):
         preferences.read(str(hub))
 
 

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from unittest.mock import patch
 
 import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psyco_ray.cli.main import main
 from psyco_ray.config import evaluate_reward as jobs
 from psyco_ray.evaluate import pair_sets
 from psyco_ray.files import records
@@ -60,6 +62,26 @@ def test_a_limit_keeps_the_pairs_of_an_item_together(tmp_path):
     (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = pair_sets.load_bench(jobs.Bench(rows=str(tmp_path / "bench.jsonl"), limit=4), 0).table
     assert sorted(Counter(table["item"].to_pylist()).values()) == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("key", ["tests.0.pairs", "rewardbench.rows", "calibrate.pairs"])
+def test_errors_of_pair_files_come_before_ray(tmp_path, capsys, key):
+    (tmp_path / "good.csv").write_text("prompt,chosen,rejected,subset\na,b,c,d\n")
+    (tmp_path / "bad.csv").write_text("prompt,better,worse,subset\na,b,c,d\n")
+    test = {"name": "t", "pairs": str(tmp_path / "good.csv"), "split": "dev"}
+    settings = {
+        "run_dir": str(tmp_path / "run"),
+        "models": [{"name": "one", "model": "x/y"}],
+        "tests": [test],
+        "rewardbench": {"rows": test["pairs"]},
+        "calibrate": {**test, "name": "c", "split": "train"},
+    }
+    section, _, field = key.rpartition(".")
+    (settings["tests"][0] if section == "tests.0" else settings[section])[field] = str(tmp_path / "bad.csv")
+    (tmp_path / "job.yaml").write_text(json.dumps(settings))
+    with patch("ray.shutdown"), patch("ray.init", side_effect=AssertionError("Ray starts")):
+        assert main(["evaluate-reward", str(tmp_path / "job.yaml")]) == 2
+    assert "bad.csv has the columns prompt, better, worse, subset; accepted are" in capsys.readouterr().err
 
 
 def test_a_benchmark_without_subsets_or_with_wrong_sections_is_refused(bench_rows):

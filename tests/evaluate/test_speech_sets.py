@@ -1,10 +1,14 @@
 """Speeches and opponent responses of a policy evaluation."""
 
+import json
+from unittest.mock import patch
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.policy_evaluation import SAMPLE, load, write_lines
+from support.policy_evaluation import SAMPLE, load, settings, write_lines
 
+from psyco_ray.cli.main import main
 from psyco_ray.data import splits
 from psyco_ray.evaluate import speech_sets, winrates
 
@@ -105,6 +109,28 @@ def test_a_column_of_speakers_needs_a_filter(tmp_path):
         load(file=file, split="all")
     [row] = load(file=file, split="all", where={"interlocutor": "client"})
     assert row["speech"] == "I am sad."
+
+
+@pytest.mark.parametrize(
+    ("speeches", "responses", "message"),
+    [
+        (
+            "client\na\n",
+            "speech,response\na,b\n",
+            "speeches.csv has no column question or speech or text; it has client",
+        ),
+        ("text\na\n", "speech,answer\na,b\n", "responses.csv has no column response; it has speech, answer"),
+    ],
+)
+def test_errors_of_files_come_before_ray(tmp_path, capsys, speeches, responses, message):
+    (tmp_path / "speeches.csv").write_text(speeches)
+    (tmp_path / "responses.csv").write_text(responses)
+    job = settings(tmp_path / "run", speeches={"file": str(tmp_path / "speeches.csv")})
+    job["opponent"]["responses"] = str(tmp_path / "responses.csv")
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    with patch("ray.shutdown"), patch("ray.init", side_effect=AssertionError("Ray starts")):
+        assert main(["evaluate-policy", str(tmp_path / "job.yaml")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_blank_crisis_cell_of_a_csv_file_is_screened_here(tmp_path):
