@@ -15,6 +15,7 @@ from support.pages import Page, self_contained
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
+from psyco_ray.report.render import plain
 from psyco_ray.run import shards
 
 
@@ -125,7 +126,7 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         "| chosen_staging_rating | int64 |",
         "| coarse_topic | string |",
         'pq.read_table("pairs", filters=[("split", "=", "train")])',
-        *MODELS,
+        *map(plain, MODELS),
     ):
         assert words in flat, words
     assert "/secret" not in card
