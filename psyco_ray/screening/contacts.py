@@ -65,7 +65,7 @@ _HERE = re.compile(
     r"(?: is|:)? ?\Z",
     re.IGNORECASE,
 )
-CLAUSE_END = re.compile(r"\s*(?:\Z|[.,;:!?)\]\n])")
+CLAUSE_END = re.compile(r"\s*(?:\Z|[.,;:!?)\]\n]|\s(?:and|und|y|et|e|и)\b)")
 """What follows a name that ends a clause."""
 
 

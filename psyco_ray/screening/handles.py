@@ -20,7 +20,7 @@ _PLATFORM_ELSEWHERE = (
     r"(?:微信号?|微信|扣扣|抖音号?|小红书号?|微博|телеграмм?|телега|тг|инст(?:а|аграм\w*)|вк|вконтакте|дискорд"
     r"|انستا(?:جرام|غرام|قرام)?|سناب(?: ?شات)?|تيليج?رام|تلجرام|تويتر|इंस्टा(?:ग्राम)?|टेलीग्राम|स्नैपचैट)"
 )
-_TOKEN = r"(?P<token>@?[a-z0-9_](?:[\w.-]*\w)?(?:#\d{4})?)"
+_TOKEN = r"(?P<token>(?:live:)?@?[a-z0-9_](?:[\w.-]*\w)?(?:#\d{4})?)(?!/)"
 _AT_HANDLE = re.compile(rf"(?<!{WORD})(?<![@./])@{WORD}(?:(?:{WORD}|\.)*{WORD})?(?:#\d{{4}})?")
 _TAGGED = re.compile(rf"(?<!{WORD})(?:/?u/[\w-]{{3,}}|{WORD}{{2,32}}#\d{{4}}(?!\d))", re.IGNORECASE)
 _NUMBERED = re.compile(rf"(?:(?<!{WORD})qq|扣扣|微信)[号群]?\s?[:是]?\s?(?P<token>\d{{5,12}})(?!{WORD})", re.IGNORECASE)
@@ -28,14 +28,14 @@ _NAMED_HANDLE = re.compile(  # my insta is X, snap: X
     rf"(?<!{WORD})(?P<own>(?:my|mi|meine?|mon|meu|mio|мой|моя)\s)?(?:"
     rf"{_PLATFORM}(?:\s?(?:name|handle|id|user(?:name)?|account|acc|tag|konto|usuario|nick))?"
     r"|(?:user|screen|account|nick)\s?name|handle|gamertag|usuario|benutzername|pseudo|usu[aá]rio|nick|ник|логин)"
-    rf"\s?(?P<link>:|=|\s(?:is|es|ist|est|é|called|-)\s|'s\s)\s?{_TOKEN}"
+    rf"\s?(?P<link>:|=|\s(?:is|es|ist|est|é|called|-)\s|'s\s|\s)\s?{_TOKEN}"
     rf"|(?:{_PLATFORM_ELSEWHERE})\s?(?:号|是|为|叫|है|هو|:|：|-|id)*\s?(?P<elsewhere>@?[a-z0-9_][a-z0-9_.-]*[a-z0-9_])",
     re.IGNORECASE,
 )
 _REACHED = re.compile(  # kik me at X, add me on snap: X
     rf"(?<!{WORD})(?:(?P<verb>kik|snap|dm|pm|add|message|msg|find|follow|hit|contact|reach|write)\sme(?:\sup)?\s?"
     rf"|hmu\s?)"
-    rf"(?:at|on|@|:|via)\s?(?P<platform>{_PLATFORM}(?!{WORD})\s?(?:at|as|under|:|is|@|-|=)?\s?)?{_TOKEN}",
+    rf"(?:(?:at|on|@|:|via)\s?)?(?P<platform>{_PLATFORM}(?!{WORD})\s?(?:at|as|under|:|is|@|-|=)?\s?)?{_TOKEN}",
     re.IGNORECASE,
 )
 
@@ -72,6 +72,7 @@ _HINTS += (
     "snapchat",
     " steam",
     "hmu",
+    "add me ",
     " me on ",
     " me at ",
     " me up ",

@@ -115,7 +115,7 @@ def identity_numbers(text: str) -> Iterator[Span]:
     """Numbers of persons at authorities, insurers and banks."""
     for match in _FORM.finditer(text):
         assert match.lastindex is not None
-        if _FORMS[match.lastindex - 1][1](match[0]):
+        if _FORMS[match.lastindex - 1][1](match[0].replace(" ", "-")):
             yield Span(*match.span(), "ID")
     for match in _DIGITS.finditer(text):
         number = re.sub(r"[^\dXx]", "", match[0])

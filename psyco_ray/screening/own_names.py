@@ -35,13 +35,18 @@ _GREETING_BEFORE = re.compile(rf"{_START}{_GREETING} \Z", re.IGNORECASE)
 _DECLARED = re.compile(
     rf"{_START}(?:my (?:first |full |real |last |own |nick ?)?name(?: is|'s|:)|name:|me llamo|mi nombre es"
     rf"|ich hei(?:ß|ss)e|mein name ist|je m'appelle|mon (?:pr[ée])?nom est"
-    r"|me chamo|chamo-me|meu nome é|mi chiamo|il mio nome è|mijn naam is|ik heet|меня зовут|мо[её] имя|اسمي(?: هو)?"
+    r"|me chamo|chamo-me|meu nome [ée]|moi,? c'est|mi chiamo|il mio nome è|mijn naam is|ik heet|меня зовут|мо[её] имя|اسمي(?: هو)?"
     rf"|mera naam|मेरा नाम):? (?={_NAME})",
     re.IGNORECASE,
 )
 _DECLARED_HINTS = (
     "name",
     "call me",
+    "calls me",
+    "i go by",
+    "called ",
+    "llaman",
+    "moi",
     "nombre",
     "llamo",
     "heiß",
@@ -54,10 +59,10 @@ _DECLARED_HINTS = (
     "heet",
 )
 _DECLARED_HINTS_ELSEWHERE = (*_DECLARED_HINTS, "зовут", "имя", "اسمي", "नाम")
-_CALLED = re.compile(rf"{_START}calls? me (?={_NAME})", re.IGNORECASE)
+_CALLED = re.compile(rf"{_START}(?:calls? me|i go by|i'?m called|i am called|me llaman) (?={_NAME})", re.IGNORECASE)
 _I_AM = re.compile(rf"[iI](?<!{LETTER}[iI])(?<!'[iI])(?P<verb>'?[mM]| [aA][mM]) (?={_NAME})")
 _INTRODUCED = re.compile(
-    rf"{_START}(?P<verb>this is|it's|ich bin(?: die| der)?|je suis|soy|(?:eu )?sou(?: [ao])?|sono|я|أنا|मैं) (?={_NAME})",
+    rf"{_START}(?P<verb>this is|it's|ich bin(?: die| der)?|je suis|soy|(?:eu )?sou(?: [ao])?|sono|я(?: -)?|أنا|मैं) (?={_NAME})",
     re.IGNORECASE,
 )
 _INTRODUCED_HINTS: tuple[str, ...] = (
@@ -96,6 +101,7 @@ _SIGNED = re.compile(
     re.IGNORECASE,
 )
 _ALONE = re.compile(rf"(?:[.!?] |\n){_NAME}[.!]?\s*\Z")
+_HERE = re.compile(rf"(?:^|\n)(?={_NAME} here\b[,.! ])", re.IGNORECASE)
 _KISSES = re.compile(r"(?:xo*)+")
 _SIGNATURE_CHARS = 100
 _AGE = re.compile(
@@ -103,7 +109,7 @@ _AGE = re.compile(
     re.IGNORECASE,
 )
 _ENDS = re.compile(
-    r"\s*(?:\Z|[.,;:!?()\n&\d/،।\"-]|(?:and|i|i'?m|from|but|aged?|y|und|et|e|и|hai)\b|है|و)", re.IGNORECASE
+    r"\s*(?:\Z|[.,;:!?()\n&\d/،।\"-]|(?:and|i|i'?m|from|but|aged?|y|und|et|e|и|hai|hoon)\b|है|हूँ|हूं|و|من )", re.IGNORECASE
 )  # fmt: skip
 
 _CHINESE_SURNAMES = (
@@ -111,9 +117,9 @@ _CHINESE_SURNAMES = (
     "熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤"
 )
 _CHINESE = re.compile(
-    r"(?:我(?:的名字)?(?:叫做?|是叫)|我的(?:名字|姓名)[是叫]|(?:大家|你们?|您)好[,! ]*我[叫是]|姓名[:是]) ?"
+    rf"(?:我(?:的名字)?(?:叫做?|是叫)|我的(?:名字|姓名)[是叫]|我?名字叫|叫我|本人|(?:大家|你们?|您)好[,! ]*我[叫是]|姓名[:是]|我是(?=[\u4e00-\u9fff]{{2,3}},?(?:今年|[男女]|\d))) ?"
     rf"(?P<name>(?:欧阳|上官|司马|诸葛|(?!高[一二三中考]|马上|何必|任何|于是|白天|万一)[{_CHINESE_SURNAMES}])[\u4e00-\u9fff]{{1,2}}"
-    r"|[小阿][\u4e00-\u9fff])(?=[,.!;、\s(\d]|今年|来自|\Z)"
+    r"|(?!小[三学时孩妹弟姐])[小阿][\u4e00-\u9fff])(?=[,.!;、\s(\d]|今年|来自|\Z)"
 )
 
 _ADJECTIVE = re.compile(
@@ -193,6 +199,8 @@ def _given(text: str) -> Iterator[Span]:
     if any(hint in lowered for hint in _INTRODUCED_HINTS):
         yield from _spans(text, _INTRODUCED.finditer(text), _is_introduced)
     yield from _spans(text, _GREETED.finditer(text), _is_greeted)
+    if " here" in lowered:
+        yield from _spans(text, _HERE.finditer(text), _is_known)
     tail = 0 if "\n" in text else max(0, len(text) - _SIGNATURE_CHARS)
     yield from _spans(text, _SIGNED.finditer(text, tail), _is_signed, whole=True)
     yield from _spans(text, _ALONE.finditer(text, max(0, len(text) - _SIGNATURE_CHARS)), _is_alone, whole=True)
@@ -258,7 +266,9 @@ def _is_introduced(text: str, match: re.Match[str], word: _Word, end: int) -> bo
         return False
     if not greeted and not _AGE.match(text, end):
         return word.known
-    if verb == "я" or verb.startswith("ich bin"):  # nouns have capitals, and endings of adjectives are not known
+    if verb.startswith("я") or verb.startswith(
+        "ich bin"
+    ):  # nouns have capitals, and endings of adjectives are not known
         return word.known or (word.ambiguous and word.capital)
     return word.likely
 
@@ -277,6 +287,10 @@ def _is_signed(text: str, match: re.Match[str], word: _Word, end: int) -> bool:
     if match["link"] in (None, "."):
         return False
     return word.likely or (match["link"] in (",", "\n") and not word.adjective and len(word.folded) > 2)
+
+
+def _is_known(text: str, match: re.Match[str], word: _Word, end: int) -> bool:
+    return word.known
 
 
 def _is_alone(text: str, match: re.Match[str], word: _Word, end: int) -> bool:

@@ -25,7 +25,7 @@ _NUMBERED_STREET = re.compile(
     r"(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Place|Pl|Way|Terrace|Close"
     r"|Crescent|Square"
     rf"|Highway|Hwy|Parkway|Gardens|Grove)\b\.?{_UNIT}"
-    rf"|(?:(?!{_NO_STREET_NAME})[a-z]{{3,}} ){{1,2}}(?:street|road|avenue|lane|boulevard|blvd)\b{_UNIT}"
+    rf"|(?:(?!{_NO_STREET_NAME})[a-z']{{3,}} ){{1,2}}(?:street|road|avenue|lane|boulevard|blvd)\b{_UNIT}"
     r"|(?:bis |ter )?,?(?:rue|avenue|av\.|boulevard|bd|chemin|impasse|allée|place|quai|route)"
     rf" (?:(?:de|du|des|la|le|les) |[ld]')*{_PROPER}(?:[ -]{_PROPER}){{0,3}}"
     r"|(?:सड़क|شارع) )"
@@ -108,7 +108,7 @@ _DATE = (
     rf"(?:\d{{1,4}}[./-] ?\d{{1,2}}[./-] ?\d{{2,4}}(?!\d)|\d{{1,2}}(?:st|nd|rd|th|\.|º|er|ого)?(?: of| de"
     rf"| di)? {_MONTH}"
     rf"(?:,? (?:de |of |del )?{_YEAR})?|{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?(?!\d| (?:years?|months?|weeks?"
-    rf"|days?)\b)(?:,? {_YEAR})?|\d{{4}}年\d{{1,2}}月(?:\d{{1,2}}[日号])?)"
+    rf"|days?)\b)(?:,? {_YEAR})?|\d{{1,2}}[./-]\d{{1,2}}(?![\d./-])|\d{{4}}年\d{{1,2}}月(?:\d{{1,2}}[日号])?)"
 )
 _BIRTH = re.compile(
     r"(?:(?<!\w)(?:d\.?o\.?b\.?|date of birth|birth ?date|birth ?day|b-?day|born|geb(?:oren|\.)|geburts(?:tag"
