@@ -35,8 +35,8 @@ _GREETING_BEFORE = re.compile(rf"{_START}{_GREETING} \Z", re.IGNORECASE)
 _DECLARED = re.compile(
     rf"{_START}(?:my (?:first |full |real |last |own |nick ?)?name(?: is|'s|:)|name:|me llamo|mi nombre es"
     rf"|ich hei(?:ß|ss)e|mein name ist|je m'appelle|mon (?:pr[ée])?nom est"
-    r"|me chamo|chamo-me|meu nome [ée]|moi,? c'est|mi chiamo|il mio nome è|mijn naam is|ik heet|меня зовут|мо[её] имя|اسمي(?: هو)?"
-    rf"|mera naam|मेरा नाम):? (?={_NAME})",
+    r"|me chamo|chamo-me|meu nome [ée]|moi,? c'est|mi chiamo|il mio nome è|mijn naam is|ik heet|меня зовут|мо[её] имя"
+    rf"|اسمي(?: هو)?|mera naam|मेरा नाम):? (?={_NAME})",
     re.IGNORECASE,
 )
 _DECLARED_HINTS = (
@@ -62,7 +62,8 @@ _DECLARED_HINTS_ELSEWHERE = (*_DECLARED_HINTS, "зовут", "имя", "اسمي
 _CALLED = re.compile(rf"{_START}(?:calls? me|i go by|i'?m called|i am called|me llaman) (?={_NAME})", re.IGNORECASE)
 _I_AM = re.compile(rf"[iI](?<!{LETTER}[iI])(?<!'[iI])(?P<verb>'?[mM]| [aA][mM]) (?={_NAME})")
 _INTRODUCED = re.compile(
-    rf"{_START}(?P<verb>this is|it's|ich bin(?: die| der)?|je suis|soy|(?:eu )?sou(?: [ao])?|sono|я(?: -)?|أنا|मैं) (?={_NAME})",
+    rf"{_START}(?P<verb>this is|it's|ich bin(?: die| der)?|je suis|soy|(?:eu )?sou(?: [ao])?|sono|я(?: -)?|أنا|मैं)"
+    rf" (?={_NAME})",
     re.IGNORECASE,
 )
 _INTRODUCED_HINTS: tuple[str, ...] = (
@@ -117,7 +118,8 @@ _CHINESE_SURNAMES = (
     "熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤"
 )
 _CHINESE = re.compile(
-    rf"(?:我(?:的名字)?(?:叫做?|是叫)|我的(?:名字|姓名)[是叫]|我?名字叫|叫我|本人|(?:大家|你们?|您)好[,! ]*我[叫是]|姓名[:是]|我是(?=[\u4e00-\u9fff]{{2,3}},?(?:今年|[男女]|\d))) ?"
+    rf"(?:我(?:的名字)?(?:叫做?|是叫)|我的(?:名字|姓名)[是叫]|我?名字叫|叫我|本人|(?:大家|你们?|您)好[,! ]*我[叫是]|姓名[:是]"
+    rf"|我是(?=[\u4e00-\u9fff]{{2,3}},?(?:今年|[男女]|\d))) ?"
     rf"(?P<name>(?:欧阳|上官|司马|诸葛|(?!高[一二三中考]|马上|何必|任何|于是|白天|万一)[{_CHINESE_SURNAMES}])[\u4e00-\u9fff]{{1,2}}"
     r"|(?!小[三学时孩妹弟姐])[小阿][\u4e00-\u9fff])(?=[,.!;、\s(\d]|今年|来自|\Z)"
 )
@@ -266,9 +268,7 @@ def _is_introduced(text: str, match: re.Match[str], word: _Word, end: int) -> bo
         return False
     if not greeted and not _AGE.match(text, end):
         return word.known
-    if verb.startswith("я") or verb.startswith(
-        "ich bin"
-    ):  # nouns have capitals, and endings of adjectives are not known
+    if verb.startswith(("я", "ich bin")):  # nouns have capitals, and endings of adjectives are not known
         return word.known or (word.ambiguous and word.capital)
     return word.likely
 
