@@ -31,10 +31,12 @@ import pyarrow as pa
 import ray
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.judge import pipeline
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.calls import Call
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run.progress import Progress
 
 BAR = 0.9
@@ -120,7 +122,7 @@ def through_stage(endpoint: Endpoint, calls_per_part: int) -> int:
     """Sends every call once through the stage, with a new journal, and returns the number of answers."""
     with tempfile.TemporaryDirectory() as directory:
         stage = Ratings(endpoint, Path(directory) / "rate", calls_per_part)
-        calls = CallRun("rate", stage, list(PARTS), Path(directory) / "journal")
+        calls = CallRun("rate", stage, list(PARTS), Path(directory) / "journal", Outgoing(ScrubSent(), Privacy()))
         calls.execute(None, Progress())
         stats = calls.stats()
     return stats.paid - stats.set_aside

@@ -55,11 +55,14 @@ def evaluate_reward(job: EvaluateRewardJob, options: argparse.Namespace) -> int:
     """Compares reward models and rankers on held-out pairs."""
     from psyco_ray.evaluate import pair_sets
     from psyco_ray.evaluate.reward_models import evaluate
+    from psyco_ray.judge.outgoing import Outgoing
     from psyco_ray.report import reward_models as report
     from psyco_ray.run.directory import RunDirectory
     from psyco_ray.run.progress import Progress
 
     job = with_max_cost(job, options.max_cost)
+    rankers = {f"the ranker {m.name}": m.endpoint for m in job.models if m.endpoint is not None}
+    Outgoing(job.scrub, job.privacy).allow(rankers)
     directory = RunDirectory(job.run_dir)
     with run_session(directory, REPEAT):
         pair_sets.check(job)
@@ -73,11 +76,13 @@ def evaluate_policy(job: PolicyEvaluationJob, options: argparse.Namespace) -> in
     """Measures win rates of policies against an opponent."""
     from psyco_ray.evaluate import speech_sets
     from psyco_ray.evaluate.policies import evaluate
+    from psyco_ray.judge.outgoing import Outgoing
     from psyco_ray.report import policies as report
     from psyco_ray.run.directory import RunDirectory
     from psyco_ray.run.progress import Progress
 
     job = with_max_cost(job, options.max_cost)
+    Outgoing(job.scrub, job.privacy).allow(job.endpoints())
     directory = RunDirectory(job.run_dir)
     with run_session(directory, REPEAT):
         speech_sets.check(job)

@@ -122,9 +122,12 @@ def _in_run(
     check_pairs: Callable[[Ledger], None] = lambda ledger: None,
 ) -> int:
     from psyco_ray.data import speech_file
+    from psyco_ray.judge.outgoing import Outgoing
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.telemetry import Telemetry
 
+    if job.evaluation.judge is not None:
+        Outgoing(job.scrub, job.privacy).allow({"evaluation.judge": job.evaluation.judge})
     ledger = Ledger(job, options.resume)
     with run_session(ledger, RESUME):
         speech_file.check(job.data, ledger.record("speeches"))

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.job_file import Count, Name, NotNegative, Positive, Section, Share
+from psyco_ray.config.privacy import Privacy
 from psyco_ray.config.reading import Reading
 from psyco_ray.config.resources import Rollouts
 
@@ -137,6 +138,7 @@ class DataJob(Section):
     """The raw sources."""
     collect: Collect = Collect()
     scrub: Scrub = Scrub()
+    privacy: Privacy = Privacy()
     crisis: Crisis = Crisis()
     topics: Topics = Topics()
     respond: Respond = Respond()

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.job_file import Count, Name, NotNegative, NotNegativeCount, Section, TemplateOptions
+from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.config.reading import Reading
 from psyco_ray.config.resources import Rollouts, check_engine
 from psyco_ray.config.training import Deadlines, Prompts
@@ -113,6 +114,8 @@ class PolicyEvaluationJob(Section):
     judging: Judging = Judging()
     sampling: Decoding = Decoding()
     rollouts: Rollouts = Rollouts()
+    scrub: ScrubSent = ScrubSent()
+    privacy: Privacy = Privacy()
     max_cost: NotNegative | None = None
     """US dollars that the calls of one command may cost; null: no limit."""
     deadlines: Deadlines = Deadlines()

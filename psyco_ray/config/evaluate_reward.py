@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.job_file import Count, Name, NotNegative, NotNegativeCount, Section, TemplateOptions
+from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import Deadlines, Prompts
 
@@ -121,6 +122,8 @@ class EvaluateRewardJob(Section):
     calibrate: Test | None = None
     """Pairs for fitting each reward model's temperature; null: none is fitted."""
     scorers: Scorers = Scorers()
+    scrub: ScrubSent = ScrubSent()
+    privacy: Privacy = Privacy()
     ranking: Ranking = Ranking()
     max_tokens: Count | None = None
     """Tokens of a conversation that a reward model reads; null: its context length."""

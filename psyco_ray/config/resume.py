@@ -31,6 +31,7 @@ _DATA_FIELDS = {*TRANSPORT_FIELDS, "via", "blocks"}  # of a section of a dataset
 _RUN_KEYS = {
     "run_dir",
     "iterations",
+    "privacy",
     "telemetry",
     "deadlines",
     "sync",

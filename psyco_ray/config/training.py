@@ -13,6 +13,7 @@ from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.guards import Guards
 from psyco_ray.config.job_file import Count, NotNegative, Positive, Section, TemplateOptions
 from psyco_ray.config.optimizer import Lora, Optimizer
+from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.config.reading import Reading
 from psyco_ray.config.resources import (
     Learners,
@@ -243,6 +244,8 @@ class Job(Section):
     """Put each rollout on the GPU of a learner rank; one sleeps while the other works."""
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
+    scrub: ScrubSent = ScrubSent()
+    privacy: Privacy = Privacy()
     guards: Guards = Guards()
     checkpoints: Checkpoints = Checkpoints()
     deadlines: Deadlines = Deadlines()

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from psyco_ray.config.data import DataJob
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Deadlines, Prompts
@@ -111,9 +113,17 @@ def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 def build(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Make all stages. Topics, responses and ratings overlap; returns the record of the pairs."""
+    dataset.outgoing.check(_endpoints(dataset.job))
     collect(dataset, progress)
     _make(dataset, ["topics", "respond", "rate"], progress)
     return pair(dataset, progress)
+
+
+def _endpoints(job: DataJob) -> dict[str, Endpoint]:
+    """The APIs of all stages, by the stage."""
+    endpoints = {"topics": job.topics.endpoint, "rate": job.rate.endpoint}
+    endpoints |= {f"respond: {member.name}": member.api for member in respond.load_pool(job.respond)}
+    return {name: endpoint for name, endpoint in endpoints.items() if endpoint is not None}
 
 
 STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
@@ -189,7 +199,7 @@ def _respond(dataset: Dataset) -> Stage | None:
     tasks = members.response_tasks(dataset, pool, prompt)
     apis = {model.name: model.api for model in pool if model.api is not None}
     calls = [
-        CallRun(_name(task), respond.ApiStage(apis[task.name], task), task.parts(), dataset.journal)
+        CallRun(_name(task), respond.ApiStage(apis[task.name], task), task.parts(), dataset.journal, dataset.outgoing)
         for task in tasks
         if task.name in apis
     ]
@@ -220,7 +230,7 @@ def _of_calls(dataset: Dataset, name: str, stage: CallStage) -> Stage:
 
 
 def _call_run(dataset: Dataset, name: str, stage: CallStage) -> CallRun:
-    return CallRun(name, stage, dataset.speeches(), dataset.journal)
+    return CallRun(name, stage, dataset.speeches(), dataset.journal, dataset.outgoing)
 
 
 def _finish_calls(dataset: Dataset, calls: CallRun, began: float) -> None:

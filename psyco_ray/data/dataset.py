@@ -9,8 +9,10 @@ from typing import Any
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.privacy import ScrubSent
 from psyco_ray.config.prompts import PromptsFile
 from psyco_ray.config.resume import without_transport
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run import shards, storage
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.hashing import key_of
@@ -59,6 +61,12 @@ class Dataset(RunDirectory):
     def journal(self) -> Path:
         """Directory of paid answers."""
         return Path(self.job.journal) if self.job.journal else self.root / "journal"
+
+    @property
+    def outgoing(self) -> Outgoing:
+        """The terms on which speeches are sent to APIs; `collect` has scrubbed them, if the job says so."""
+        scrub = ScrubSent(enabled=self.job.scrub.enabled, presidio=self.job.scrub.presidio)
+        return Outgoing(scrub, self.job.privacy, before=True)
 
     def begin(self, stage: str, *sections: str, **more: Any) -> None:
         """Claim a stage's directory for these settings.

@@ -218,7 +218,10 @@ class Overlap:
         scale = len(parts) / len(sample)
         return {
             self._rate.name: Expected(
-                round(typical.calls * scale), typical.typical.scaled(scale), most.most.scaled(scale)
+                round(typical.calls * scale),
+                round(typical.speeches * scale),
+                typical.typical.scaled(scale),
+                most.most.scaled(scale),
             )
         }
 
@@ -226,7 +229,8 @@ class Overlap:
 def rating_usage(run: CallRun, dataset: Dataset, parts: Sequence[str], length: int) -> Expected:
     """Usage of the ratings of parts, with stand-ins of `length` tokens for their responses."""
     assert isinstance(run.stage, RateStage)
-    with tempfile.TemporaryDirectory() as directory:
+    # in the run directory: what a killed command leaves of it holds clients' words
+    with tempfile.TemporaryDirectory(prefix=".ratings-", dir=dataset.root) as directory:
         root = Path(directory)
         for part in parts:
             speeches = shards.read(dataset.root / "collect" / "speeches", part)
@@ -237,7 +241,7 @@ def rating_usage(run: CallRun, dataset: Dataset, parts: Sequence[str], length: i
             ]
             shards.write(root / "collect" / "speeches", part, speeches, COLLECTED)
             shards.write(root / "respond", part, stand_ins, RESPONSES)
-        return CallRun(run.name, replace(run.stage, root=root), parts, run.journal).expected()
+        return CallRun(run.name, replace(run.stage, root=root), parts, run.journal, run.outgoing).expected()
 
 
 def _exists(directory: Path, part: str) -> bool:

@@ -20,6 +20,7 @@ from psyco_ray.data.generate import generate as generate_responses
 from psyco_ray.data.respond import ApiStage, ResponseSampling, ResponseTask
 from psyco_ray.evaluate.checkpoints import Checkpoint
 from psyco_ray.judge.call_run import CallRun
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.models import loading
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
@@ -93,14 +94,9 @@ def generate(
         raise (error.__cause__ or error) from None
 
 
-def call(endpoint: Endpoint, task: ResponseTask, journal: Path, max_cost: float | None, progress: Progress) -> float:
-    """Let a model behind an API answer what is missing; returns the cost in US dollars.
-
-    Raises:
-        BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
-    """
-    calls = CallRun(f"{task.name} answers", ApiStage(endpoint, task), task.parts(), journal)
-    return calls.execute(max_cost, progress)
+def calls(endpoint: Endpoint, task: ResponseTask, journal: Path, outgoing: Outgoing) -> CallRun:
+    """The calls by which a model behind an API answers what is missing."""
+    return CallRun(f"{task.name} answers", ApiStage(endpoint, task), task.parts(), journal, outgoing)
 
 
 def fingerprint(model: Checkpoint) -> str:

@@ -20,7 +20,7 @@ from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.calls import Call
-from psyco_ray.judge.client import Client
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -65,6 +65,7 @@ class RankStage:
     max_tokens: int
     prompt: dict[str, str]
     principles: str
+    outgoing: Outgoing
     pairs: Path  # directory of RANKED
     out: Path
     schema = CHOICES
@@ -88,7 +89,9 @@ class RankStage:
 
     def _messages(self, *texts: str) -> tuple[dict[str, str], ...]:
         labels = outside_texts.labels(self.prompt)
-        context, first, second = (outside_texts.as_data(text, labels) for text in texts)
+        context, first, second = (
+            outside_texts.as_data(self.outgoing.text(self.endpoint, text), labels) for text in texts
+        )
         values = {"{client_speech}": context, "{conversation}": context, "{principles}": self.principles}
         return filled_messages(self.prompt, values | {"{response_1}": first, "{response_2}": second})
 
@@ -130,6 +133,7 @@ class PairwiseRanker:
         entry = "rank" if counselling else "rank-general"
         prompt = load_prompt(prompts, entry)
         principles = prompts.principles_text() if counselling else ""
+        outgoing = Outgoing(job.scrub, job.privacy)
         settings = [model.endpoint.model, model.endpoint.structured, job.ranking.model_dump(), prompt, principles]
         stage = RankStage(
             endpoint=model.endpoint,
@@ -137,13 +141,14 @@ class PairwiseRanker:
             max_tokens=job.ranking.max_tokens,
             prompt=prompt,
             principles=principles,
+            outgoing=outgoing,
             pairs=root / "pairs" / key_of(keys),
-            out=root / "ranks" / model.name / test / key_of(settings, keys),
+            out=root / "ranks" / model.name / test / key_of(settings, keys, *outgoing.key(model.endpoint)),
         )
         parts = shards.write_by_id(stage.pairs, [by_key[key] for key in keys], "pair", RANKED)
-        self._calls = CallRun(f"{model.name} on {test}", stage, parts, root / "journal")
-        if self._calls.missing():
-            Client(model.endpoint)  # a missing key is reported now, not after hours of other work
+        self._calls = CallRun(f"{model.name} on {test}", stage, parts, root / "journal", outgoing)
+        if self._calls.missing():  # reported now, not after hours of other work
+            outgoing.check({f"the ranker {model.name}": model.endpoint})
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:
         """Ask all questions without an answer; returns the cost in US dollars.

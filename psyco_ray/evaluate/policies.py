@@ -20,7 +20,7 @@ from psyco_ray.evaluate.matchups import Matchup
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
 from psyco_ray.evaluate.verdicts import JudgeSetup, ResponsePair, Verdicts, load_judge_prompt
-from psyco_ray.judge.client import Client
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.pool import fit
 from psyco_ray.run.directory import RunDirectory, write_table
 from psyco_ray.run.progress import Progress
@@ -117,8 +117,8 @@ class PolicyEvaluation:
         self._local = local
         first: dict[str, str] = {}  # runs of one base model share its answers
         self._answered_as = {p.name: first.setdefault(answers.fingerprint(p.checkpoint), p.name) for p in self.policies}
-        for endpoint in job.endpoints().values():
-            Client(endpoint)  # which needs its key
+        self._outgoing = Outgoing(job.scrub, job.privacy)
+        self._outgoing.check(job.endpoints())
         fit.check("evaluation", [fit.Role.from_config("responder", job.rollouts)], fit.cluster_nodes())
 
     def opponent_responses(self, speeches: Sequence[Row]) -> dict[str, Row]:
@@ -127,11 +127,15 @@ class PolicyEvaluation:
         if opponent.responses is not None:
             texts = load_responses(opponent.responses, speeches)
             return {key: {"response": text, "finished": None} for key, text in texts.items()}
-        values = {row["speech_id"]: {"{client_speech}": row["speech"]} for row in speeches}
-        task = self._task(opponent.name, "free", values)
-        if opponent.endpoint is not None:
-            journal = self._directory.root / "journal"
-            self._spent += answers.call(opponent.endpoint, task, journal, self._budget_left(), self._progress)
+        endpoint = opponent.endpoint
+        sent = {
+            row["speech_id"]: row["speech"] if endpoint is None else self._outgoing.text(endpoint, row["speech"])
+            for row in speeches
+        }
+        task = self._task(opponent.name, "free", {key: {"{client_speech}": text} for key, text in sent.items()})
+        if endpoint is not None:
+            calls = answers.calls(endpoint, task, self._directory.root / "journal", self._outgoing)
+            self._spent += calls.execute(self._budget_left(), self._progress)
         else:
             answers.generate(self._job, opponent.name, self._local[opponent.name], [task], self._progress)
         return self._read(opponent.name, task)
@@ -200,7 +204,7 @@ class PolicyEvaluation:
         return {
             judge.name: Verdicts(
                 pairs,
-                JudgeSetup(judge.endpoint, job.judging, job.prompts.file, job.seed),
+                JudgeSetup(judge.endpoint, job.judging, self._outgoing, job.prompts.file, job.seed),
                 self._directory.root,
                 f"{judge.name} on {policy}, {variant}",
             )

@@ -23,6 +23,7 @@ from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.calls import Call
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run import shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -58,6 +59,7 @@ class JudgeSetup:
 
     endpoint: Endpoint
     judging: Judging
+    outgoing: Outgoing
     prompts: str = "default"  # a prompts file, or `default`
     seed: int = 0  # decides, with key and speech, which response is shown first
 
@@ -90,7 +92,10 @@ class VerdictStage:
         for row in shards.read(self.pairs, part):
             for ours_first in orders(judging.order, seed, row):
                 a, b = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
-                texts = [outside_texts.as_data(text, labels) for text in (row["speech"], a, b)]
+                texts = [
+                    outside_texts.as_data(self.setup.outgoing.text(self.endpoint, text), labels)
+                    for text in (row["speech"], a, b)
+                ]
                 values = dict(zip(PLACEHOLDERS, (self.principles, *texts), strict=True))
                 call = Call(filled_messages(self.prompt, values), schema, judging.max_tokens, temperature=0.0)
                 yield Question(row["speech_id"], row["key"], call, {"ours_first": ours_first})
@@ -110,7 +115,7 @@ class Verdicts:
     """A judge's verdicts on pairs of responses.
 
     Example:
-        >>> verdicts = Verdicts(pairs, JudgeSetup(endpoint, Judging(order="strict")), root, "judge on policy")
+        >>> verdicts = Verdicts(pairs, JudgeSetup(endpoint, Judging(order="strict"), outgoing), root, "judge on policy")
         >>> dollars = verdicts.ask(max_cost=5.0, progress=Progress())
         >>> verdicts.outcomes()["policy:3f"]
         0.5
@@ -137,12 +142,13 @@ class Verdicts:
         texts = key_of(sorted([row[column] for column in COMPARED.names] for row in rows))
         endpoint = setup.endpoint
         key = key_of(
-            [endpoint.model, endpoint.structured, setup.judging.model_dump(), setup.seed, prompt, principles, texts]
+            [endpoint.model, endpoint.structured, setup.judging.model_dump(), setup.seed, prompt, principles, texts],
+            *setup.outgoing.key(endpoint),
         )
         stage = VerdictStage(setup, prompt, principles, pairs=root / "pairs" / texts, out=root / "verdicts" / key)
         rows.sort(key=lambda row: (row["speech_id"], row["key"]))
         parts = shards.write_by_id(stage.pairs, rows, "speech_id", COMPARED)  # parts as in the journal
-        self._calls = CallRun(name, stage, parts, root / "journal")
+        self._calls = CallRun(name, stage, parts, root / "journal", setup.outgoing)
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:
         """Ask all questions without an answer; returns the cost in US dollars (0 without prices).

@@ -16,8 +16,8 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.judge.batch_api import BatchOutcome, run_batch
 from psyco_ray.judge.callers import CallStage, CallStats
 from psyco_ray.judge.calls import Call
-from psyco_ray.judge.client import key_for
 from psyco_ray.judge.journal import Journal
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.judge.pipeline import AnswerStream, StreamedStage
 from psyco_ray.judge.rate_limit import Tokens, cost_of
 from psyco_ray.run import shards
@@ -34,6 +34,7 @@ class Expected:
     """Usage to expect of a stage."""
 
     calls: int
+    speeches: int  # that they are about
     typical: Tokens  # with answers of typical length
     most: Tokens  # with the longest possible answers
 
@@ -43,7 +44,7 @@ class CallRun:
     """A stage of calls over all its parts. Parts that are done are never asked again.
 
     Example:
-        >>> calls = CallRun("verdicts", stage, parts, journal=root / "journal")
+        >>> calls = CallRun("verdicts", stage, parts, root / "journal", Outgoing(job.scrub, job.privacy))
         >>> dollars = calls.execute(max_cost=5.0, progress=Progress())
         >>> calls.stats().set_aside
     """
@@ -52,6 +53,7 @@ class CallRun:
     stage: CallStage
     parts: Sequence[str]
     journal: Path  # directory of paid answers; several stages may share it
+    outgoing: Outgoing  # the terms on which its texts are sent
 
     def missing(self) -> list[str]:
         """The parts that are not done."""
@@ -95,15 +97,17 @@ class CallRun:
         """Usage of the missing parts, extrapolated from a sample of their calls."""
         missing = self.missing()
         sample = missing[:: max(1, len(missing) // _SAMPLED_PARTS)]
-        calls, counted = 0, list[Call]()
+        calls, speeches, counted = 0, 0, list[Call]()
         for part in sample:
-            of_part = [question.call for question in self.stage.questions(part)]
-            calls += len(of_part)
-            counted += of_part[:: max(1, len(of_part) // _SAMPLED_CALLS)]
-        all_calls = calls * len(missing) / max(1, len(sample))
-        scale = all_calls / max(1, len(counted))
+            questions = list(self.stage.questions(part))
+            calls += len(questions)
+            speeches += len({question.speech_id for question in questions})
+            counted += [question.call for question in questions[:: max(1, len(questions) // _SAMPLED_CALLS)]]
+        parts = len(missing) / max(1, len(sample))
+        scale = calls * parts / max(1, len(counted))
         return Expected(
-            round(all_calls),
+            round(calls * parts),
+            round(speeches * parts),
             sum((call.typical(self.stage.endpoint) for call in counted), Tokens()).scaled(scale),
             sum((call.estimated(self.stage.endpoint) for call in counted), Tokens()).scaled(scale),
         )
@@ -148,7 +152,7 @@ class CallsTogether:
             on_part: by the name of a stage: what is called with each of its parts that is written.
 
         Raises:
-            InputError: a price that a budget needs is missing, or a key is.
+            InputError: a price that a budget needs is missing, or a key is, or clients' words must not be sent there.
         """
         missing = {run.name: run.missing() for run in runs}
         self._runs = [run for run in runs if missing[run.name]]
@@ -163,7 +167,7 @@ class CallsTogether:
                 raise InputError(
                     f"{run.name}: max_cost needs price_in and price_out of its endpoint, dollars per million tokens"
                 )
-            key_for(endpoint)  # a missing key is reported now, not after hours of other work
+            run.outgoing.check({run.name: endpoint})
 
     @property
     def any(self) -> bool:
@@ -188,7 +192,8 @@ class CallsTogether:
             cost, bound = cost_of(typical, endpoint), cost_of(most, endpoint)
             self._bounds[run.name] = bound
             _log.info(
-                f"{run.name}: about {expected.calls} calls to {endpoint.model}, {typical.prompt_tokens} tokens in and "
+                f"{run.name}: sends about {expected.speeches} speeches to {run.outgoing.describe(endpoint)}; about "
+                f"{expected.calls} calls to {endpoint.model}, {typical.prompt_tokens} tokens in and "
                 f"{typical.completion_tokens} out, at most {most.prompt_tokens} and {most.completion_tokens}"
                 + (f"; about ${cost:.2f}, at most ${bound:.2f}" if cost is not None and bound is not None else "")
             )

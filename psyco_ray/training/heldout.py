@@ -10,6 +10,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.data import trained_pairs
 from psyco_ray.evaluate import stats, verdicts
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.rollout.scorer import REFERENCE
 from psyco_ray.run import storage
 from psyco_ray.run.ledger import Ledger, stage
@@ -80,7 +81,10 @@ class HeldoutEvaluation:
             if key in judged
             for index, response in enumerate(group.responses)
         ]
-        setup = verdicts.JudgeSetup(endpoint, self._job.evaluation.judging, self._job.prompts.file, self._job.seed)
+        job = self._job
+        setup = verdicts.JudgeSetup(
+            endpoint, job.evaluation.judging, Outgoing(job.scrub, job.privacy), job.prompts.file, job.seed
+        )
         # verdicts stay in the run directory, so none is paid for twice
         with self._ledger.mirrored("judge"):
             by_pair = verdicts.judge(pairs, setup, self._ledger.root / "judge", self._progress, name="held-out answers")

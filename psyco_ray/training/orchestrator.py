@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from psyco_ray.config.training import Job
 from psyco_ray.evaluate import verdicts
-from psyco_ray.judge.client import key_for
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run import preemption
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
@@ -69,7 +69,7 @@ class Orchestrator:
         self.learner_version = run_state.resume_iteration(self.trained)  # the iteration whose weights the learner has
         if job.evaluation.judge is not None:  # invalid settings fail before anything is trained
             verdicts.load_judge_prompt(job.prompts.file)
-            key_for(job.evaluation.judge)
+            Outgoing(job.scrub, job.privacy).check({"evaluation.judge": job.evaluation.judge})
 
     def __enter__(self) -> Self:
         job, ledger, telemetry = self.job, self.ledger, self.telemetry

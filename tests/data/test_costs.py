@@ -34,7 +34,7 @@ def ratings_of(dataset: Dataset, length: int):
     prompts = PromptsFile("default")
     prompt = rate.load_prompt(prompts, dataset.job.respond.per_speech)
     stage = rate.RateStage(dataset.job.rate, 0, prompt, prompts.principles(), dataset.root)
-    run = CallRun("rate", stage, ["a"], dataset.journal)
+    run = CallRun("rate", stage, ["a"], dataset.journal, dataset.outgoing)
     return stage.endpoint, overlap.rating_usage(run, dataset, ["a"], length)
 
 

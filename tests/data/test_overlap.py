@@ -18,9 +18,11 @@ from support.data_jobs import asked, files_of, rows_of, write_overlapping_job
 from support.processes import kill_tree
 
 from psyco_ray.config.endpoint import Endpoint
+from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.judge import callers
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.calls import Call
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run.progress import Progress
 
 MEMBERS = ("model-0", "model-1", "model-2", "model-3")
@@ -165,7 +167,9 @@ class PidStage:
 def test_questions_travel_as_rows_from_one_process_to_the_callers(tmp_path, serve, local_ray):
     """Callers get the texts of the calls: they read no file of a stage."""
     stage = PidStage(Endpoint(model="m", base_url=serve(), key_env=None, callers=2), tmp_path / "out")
-    calls = CallRun("pids", stage, ["a", "b", "c", "d", "e", "f"], tmp_path / "journal")
+    calls = CallRun(
+        "pids", stage, ["a", "b", "c", "d", "e", "f"], tmp_path / "journal", Outgoing(ScrubSent(), Privacy())
+    )
     calls.execute(None, Progress())
     rows = rows_of(stage.out)
     assert [row["speech_id"] for row in rows] == [f"{part}{number}" for part in "abcdef" for number in range(3)]

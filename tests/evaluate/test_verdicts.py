@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from support.policy_evaluation import PAIRS, counts, decided, local, questions, write_verdicts
 
 from psyco_ray.config.endpoint import Endpoint, Judging
+from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.evaluate import verdicts
 from psyco_ray.judge.ask import UnreadableAnswerError
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run.progress import Progress
 
 
@@ -97,7 +99,9 @@ def test_an_empty_response_loses_without_a_question(tmp_path):
 
 def judge_all(pairs: list[dict], url: str, root: Path, model: str = "judge", **judging) -> dict:
     endpoint = Endpoint(**local(url, model, **judging.pop("endpoint", {})))
-    return verdicts.judge(pairs, verdicts.JudgeSetup(endpoint, Judging(**judging)), root, Progress())
+    return verdicts.judge(
+        pairs, verdicts.JudgeSetup(endpoint, Judging(**judging), Outgoing(ScrubSent(), Privacy())), root, Progress()
+    )
 
 
 @pytest.mark.long

@@ -7,8 +7,10 @@ from pathlib import Path
 from psyco_ray.config import evaluate_policy, job_file
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
+from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.evaluate import speech_sets, verdicts
 from psyco_ray.files import records
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run import shards
 
 SAMPLE = [json.loads(line) for line in records.SAMPLE.read_text("utf-8").splitlines()]
@@ -56,7 +58,9 @@ def load(seed: int = 0, **changes) -> list[dict]:
 
 
 def write_verdicts(root: Path, pairs: list[dict], **judging) -> verdicts.Verdicts:
-    setup = verdicts.JudgeSetup(Endpoint(**local("http://nowhere")), Judging(**judging))
+    setup = verdicts.JudgeSetup(
+        Endpoint(**local("http://nowhere")), Judging(**judging), Outgoing(ScrubSent(), Privacy())
+    )
     return verdicts.Verdicts(pairs, setup, root)
 
 
