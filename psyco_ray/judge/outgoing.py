@@ -53,7 +53,7 @@ class Outgoing:
         """A text as it is sent to an API."""
         if not self.key(endpoint):
             return text
-        return scrub(text, self.scrub.presidio)
+        return scrub(text, self.scrub.presidio).text
 
     def key(self, endpoint: Endpoint) -> list[dict[str, bool]]:
         """What distinguishes answers about texts that `text` changes from others; empty where it changes none."""
