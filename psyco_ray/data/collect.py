@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config.data import Collect, DataJob
 from psyco_ray.config.errors import InputError
-from psyco_ray.data import crisis, duplicates, sources
+from psyco_ray.data import containment, crisis, duplicates, repeats, sources
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.mapped import take
@@ -60,6 +60,7 @@ _CLEANED = pa.schema(
         ("speech", pa.string()),
         ("key", pa.uint64()),  # speech_id as a number
         ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),  # zeros without a speech
+        ("marks", pa.list_(pa.uint64())),  # of passages
         ("split", pa.string()),
         ("topic", pa.string()),
         ("crisis", pa.list_(pa.string())),
@@ -107,9 +108,9 @@ def collect(job: DataJob, out: Path) -> CollectCounts:
     try:
         cleaned = _clean_all(job, work / "cleaned.arrow")
         order = np.lexsort((cleaned["row"].to_numpy(), cleaned["source"].to_numpy()))
-        representative = _duplicates(cleaned, order, job.collect.near_duplicates, work / "signatures")
-        kept = np.flatnonzero(representative == np.arange(len(representative)))
-        facts = _write_dropped(cleaned, order, representative, job, work / "dropped.parquet")
+        repeated = repeats.find(cleaned, _keys(cleaned), order, job.collect.near_duplicates, work / "signatures")
+        kept = np.flatnonzero(repeated.representative == np.arange(len(cleaned)))
+        facts = _write_dropped(cleaned, order, repeated, job, work / "dropped.parquet")
         if not len(kept):
             raise InputError(
                 f"no speech is left of {facts['rows']:,} rows ({described(facts)}); look at collect.min_chars "
@@ -184,6 +185,7 @@ def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
             rows[-1] |= {
                 "speech": speech,
                 "key": int(speech_id(speech), 16),
+                "marks": containment.marks(speech),
                 "split": _split(speech, job.collect),
                 "topic": clean(raw["topic"] or "") or None,
                 "crisis": crisis.signs(speech) if job.crisis.enabled else None,
@@ -224,50 +226,13 @@ def _split(speech: str, shares: Collect) -> str:
     return "dev" if is_dev(speech, shares.dev_share) else "train"
 
 
-def _duplicates(cleaned: pa.Table, order: np.ndarray, threshold: float, path: Path) -> np.ndarray:
-    """For each row of the table, the row that represents it: itself, another one, or -1 without a speech.
-
-    Args:
-        cleaned: the table.
-        order: its rows by rank.
-        threshold: similarity of near duplicates.
-        path: a file for the signatures by rank.
-    """
-    representative = np.full(len(order), -1)
-    rows = order[cleaned["reason"].is_null().to_numpy()[order]]
-    _, first, inverse = np.unique(_keys(cleaned)[rows], return_index=True, return_inverse=True)
-    representative[rows] = rows[first[inverse]]
-    unique = rows[np.sort(first)]
-    if threshold < 1 and len(unique):
-        signed = _signatures(cleaned, unique, path)
-        near = duplicates.near(signed, lambda n: cleaned["speech"][unique[n]].as_py(), threshold)
-        replacement = np.arange(len(order))
-        replacement[unique[list(near)]] = unique[list(near.values())]
-        representative[rows] = replacement[representative[rows]]
-    return representative
-
-
-def _signatures(cleaned: pa.Table, rows: np.ndarray, path: Path) -> np.ndarray:
-    """The signatures of some rows, in their order, memory-mapped from a file."""
-    width = duplicates.PERMUTATIONS
-    signed = np.memmap(path, dtype=np.uint32, mode="w+", shape=(len(rows), width))
-    ranks = np.full(len(cleaned), -1)
-    ranks[rows] = np.arange(len(rows))
-    start = 0
-    for chunk in cleaned["signature"].chunks:
-        signatures = np.frombuffer(chunk.buffers()[1], dtype=np.uint32).reshape(-1, width)[chunk.offset :][: len(chunk)]
-        chunk_ranks = ranks[start : start + len(chunk)]
-        signed[chunk_ranks[chunk_ranks >= 0]] = signatures[chunk_ranks >= 0]
-        start += len(chunk)
-    return signed
-
-
 def _write_dropped(
-    cleaned: pa.Table, order: np.ndarray, representative: np.ndarray, job: DataJob, path: Path
+    cleaned: pa.Table, order: np.ndarray, repeated: repeats.Repeats, job: DataJob, path: Path
 ) -> CollectCounts:
     """Write the dropped rows by rank, and count all rows."""
     names = [source.name for source in job.sources]
     keys, source_of = _keys(cleaned), cleaned["source"].to_numpy()
+    representative, held = repeated
     stays = representative == np.arange(len(representative))
     kept = np.bincount(source_of[stays], minlength=len(names)).tolist()
     counts = {name: Counter({"kept": count}) for name, count in zip(names, kept, strict=True)}
@@ -280,7 +245,8 @@ def _write_dropped(
             for n, row in zip(rows.tolist(), table.to_pylist(), strict=True):
                 name, other, reason, detail = names[row["source"]], representative[n], row["reason"], row["detail"]
                 if reason is None:
-                    reason = "exact duplicate" if keys[n] == keys[other] else "near duplicate"
+                    alike = "contained duplicate" if int(keys[n]) in held else "near duplicate"
+                    reason = "exact duplicate" if keys[n] == keys[other] else alike
                     detail = f"{keys[other]:016x} of {names[source_of[other]]}"
                 counts[name][reason] += 1
                 bad.update([detail] if reason == BAD_ROW else [])

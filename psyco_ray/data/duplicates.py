@@ -30,11 +30,12 @@ _MARGIN = 0.13  # three standard deviations of the similarity estimated by signa
 
 def grams(text: str) -> set[str]:
     """The 5-grams of characters of the folded text without punctuation; a shorter text is its only gram."""
-    plain = _plain(text)
-    return {plain[i : i + _GRAM] for i in range(max(1, len(plain) - _GRAM + 1))}
+    folded = plain(text)
+    return {folded[i : i + _GRAM] for i in range(max(1, len(folded) - _GRAM + 1))}
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The folded text without punctuation, as grams are taken from it."""
     return " ".join(_PUNCTUATION.sub("", fold(text)).split())
 
 
@@ -68,10 +69,10 @@ def _permutations() -> np.ndarray:
 
 def _gram_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The hashes of all grams, text by text and with repetitions, and the end of each text in them."""
-    plain = [_plain(text).ljust(_GRAM, _FILLER) for text in texts]
-    joined = "".join(plain)
+    padded = [plain(text).ljust(_GRAM, _FILLER) for text in texts]
+    joined = "".join(padded)
     codes = np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32)
-    lengths = np.array([len(text) for text in plain])
+    lengths = np.array([len(text) for text in padded])
     starts = np.ones(len(codes), dtype=bool)  # of grams: all positions but the last four of each text
     for back in range(1, _GRAM):
         starts[np.cumsum(lengths) - back] = False

@@ -47,6 +47,7 @@ def raw(tmp_path) -> Path:
     write_content(tmp_path / "first-2.jsonl", "\n".join([*lines[100:], "{torn"]))
     other = ["topic,text", *(f'home,"{speech(n)}"' for n in range(1000, 1060))]
     other += [f'home,"{speech(11)}"', f'home,"{speech(12, "Jonathan")}"', f'home,"{speech(9, "Jonathan")}"', "ragged"]
+    other += [f'home,"{speech(5000)} {speech(20)}"']  # holds row 21 of the first source
     write_content(tmp_path / "second.csv", "\n".join(other))
     return tmp_path
 
@@ -65,30 +66,40 @@ def test_collect_accounts_for_every_row(raw, tmp_path, local_ray) -> None:
     facts = collect(job_of(raw), out)
     kept, dropped = read_back(out)
     assert [path.name for path in sorted(out.iterdir())] == ["dropped.parquet", "speeches"]
-    assert facts["rows"] == 207 + 64 == facts["kept"] + len(dropped)
+    assert facts["rows"] == 207 + 65 == facts["kept"] + len(dropped)
     assert facts["kept"] == 260 == len(kept)
     assert facts["dropped"] == Counter(row["reason"] for row in dropped)
     assert facts["dropped"] == {
         "exact duplicate": 2,
         "near duplicate": 3,
+        "contained duplicate": 1,
         "too short": 1,
         "too long": 1,
         "empty": 1,
         "bad row": 3,
     }
     assert facts["sources"]["second"] == {
-        "rows": 64,
+        "rows": 65,
         "kept": 60,
         "exact duplicate": 1,
         "near duplicate": 2,
+        "contained duplicate": 1,
         "bad row": 1,
     }
+    assert list(facts["dropped"].values()) == sorted(facts["dropped"].values(), reverse=True)
+    assert facts["bad_rows"]["text is a int, not text"] == 1
     by_row = {(row["source"], row["source_row"]): row for row in kept}
     assert [(row["source"], row["source_row"]) for row in dropped] == sorted(
         (row["source"], row["source_row"]) for row in dropped
     )
     detail = {(row["source"], row["source_row"]): row["detail"] for row in dropped}
-    for duplicate, original in {("first", 201): 8, ("first", 202): 10, ("second", 61): 12, ("second", 62): 13}.items():
+    for duplicate, original in {
+        ("first", 201): 8,
+        ("first", 202): 10,
+        ("second", 61): 12,
+        ("second", 62): 13,
+        ("second", 65): 21,
+    }.items():
         assert detail[duplicate] == f"{by_row['first', original]['speech_id']} of first"
     assert detail["first", 203] == "10 characters"
     assert detail["first", 207].startswith("invalid JSON")
@@ -132,7 +143,7 @@ def test_more_data_moves_no_speech_between_splits(raw, tmp_path, local_ray) -> N
     collect(job_of(raw, order=("second",)), tmp_path / "few")
     collect(job_of(raw, order=("second", "first")), tmp_path / "many")
     few, many = ({row["speech_id"]: row for row in read_back(tmp_path / name)[0]} for name in ("few", "many"))
-    assert len(few) == 63
+    assert len(few) == 64
     assert all(many[key] == row for key, row in few.items())
 
 
