@@ -46,7 +46,8 @@ class Collect(Section):
     max_chars: Count = 1000
     """Longest speech, characters (paper §3.1)."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Jaccard similarity of character 5-grams from which speeches are duplicates; 1: equal speeches only."""
+    """Jaccard similarity of character 5-grams from which speeches are duplicates; 1: equal speeches only. Below 1,
+    speeches that hold 80 % of another one's 5-grams are duplicates too."""
     test_share: Share = 0.1243
     """Share of all speeches in the test split: 3,291 of 26,483."""
     dev_share: Share = 0.1

@@ -87,7 +87,7 @@ def test_collect_accounts_for_every_row(raw, tmp_path, local_ray) -> None:
         "bad row": 1,
     }
     assert list(facts["dropped"].values()) == sorted(facts["dropped"].values(), reverse=True)
-    assert facts["bad_rows"]["text is a int, not text"] == 1
+    assert facts["bad_rows"]["text is a number, not text"] == 1
     by_row = {(row["source"], row["source_row"]): row for row in kept}
     assert [(row["source"], row["source_row"]) for row in dropped] == sorted(
         (row["source"], row["source_row"]) for row in dropped
