@@ -22,7 +22,7 @@ from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.splits import is_dev, text_hash
 from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.parquet import SPLITS
-from psyco_ray.files.records import Record, RecordFile, open_records, shown
+from psyco_ray.files.records import Record, RecordFile, open_records
 from psyco_ray.run import hub
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Row
@@ -134,7 +134,7 @@ def _shape_of(name: str, file: RecordFile) -> Shape:
     probe = [record.cells for record in itertools.islice(file, _PROBE) if record.cells is not None]
     if (shape := table.recognise(file.columns, probe)) is None:
         raise InputError(
-            f"pairs file {name} has the columns {shown(file.columns)}; accepted are {table.accepted()}; rename the "
+            f"pairs file {name} has the columns {file.shown_columns()}; accepted are {table.accepted()}; rename the "
             "columns to one of these"
         )
     return shape

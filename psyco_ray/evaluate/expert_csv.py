@@ -13,7 +13,7 @@ from typing import Any
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.files.cells import CellError, text_of
-from psyco_ray.files.records import open_records, shown
+from psyco_ray.files.records import open_records
 
 EXPERTS = ("expert-1", "expert-2")
 """Names of the experts' files."""
@@ -126,7 +126,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
     missing = [name for name in columns if name.casefold() not in names]
     if missing:
         raise InputError(
-            f"{path} has no column {missing[0]}; it is read as {file.kind} with {shown(file.columns)}; save it from "
+            f"{path} has no column {missing[0]}; it is read as {file.kind} with {file.shown_columns()}; save it from "
             "the spreadsheet as CSV or Excel with all of its columns"
         )
     for record in file:

@@ -27,7 +27,7 @@ SAMPLE = Path(str(package_files("psyco_ray") / "data" / "sample" / "pairs.jsonl"
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
 """Endings of names, in any case; .gz or .zip may follow. Parquet and Excel files are known by their content."""
 
-_NO_HEADER = "has a first row that looks like data; add a row with the names of the columns"
+_NO_HEADER = "its first row looks like data; add a row with the names of the columns"
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
 
@@ -93,10 +93,16 @@ class RecordFile:
                 self.columns = list(self._table.all_columns())
         if (found := next((name for name in names if name in self.columns), None)) is not None:
             return found
-        missing = f"{self.what} file {self.path} has no column {' or '.join(names)}"
+        raise InputError(
+            f"{self.what} file {self.path} has no column {' or '.join(names)}; it has {self.shown_columns()}; name the "
+            f"right one in {key}"
+        )
+
+    def shown_columns(self) -> str:
+        """The columns for a message, without names that may be a client's words."""
         if self._table.has_header and any(map(is_data, self.columns)):
-            raise InputError(f"{missing} and {_NO_HEADER}")
-        raise InputError(f"{missing}; it has {shown(self.columns)}; name the right one in {key}")
+            return f"{shown(self.columns)}: {_NO_HEADER}"
+        return shown(self.columns)
 
     def digest(self) -> str:
         """A hash of the bytes of the file, or of the names and bytes of a directory's Parquet files."""
@@ -149,7 +155,7 @@ def open_records(name: str | Path, what: str, encoding: str | None = None, pad: 
     if twice is not None:
         raise InputError(f"{what} file {path} has two columns {shown([twice])}; rename or drop one of them")
     if table.has_header and table.columns and all(map(is_data, table.columns)):
-        raise InputError(f"{what} file {path} {_NO_HEADER}")
+        raise InputError(f"{what} file {path} has no names of columns: {_NO_HEADER}")
     file = RecordFile(path, what, table)
     if next(file.read(), None) is None:
         raise InputError(f"{what} file {path} has no rows")

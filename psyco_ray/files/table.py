@@ -36,10 +36,14 @@ def shown(names: Collection[str]) -> str:
     """Names of columns for a message; what may be a client's words in a file without names is counted.
 
     Example:
-        >>> shown(["id", "I cannot sleep since my mother moved in"])
-        'id, (a text of 39 characters)'
+        >>> shown(["id", "I cannot sleep since my mother moved in", "Thank you."])
+        'id, (a text of 39 characters), (a text of 10 characters)'
     """
-    return ", ".join(f"(a text of {len(name)} characters)" if is_data(name) else name for name in names)
+    are_names = not any(map(is_data, names))
+    return ", ".join(
+        name if are_names or name.replace("_", "").isalnum() else f"(a text of {len(name)} characters)"
+        for name in names
+    )
 
 
 def is_data(name: str) -> bool:

@@ -454,5 +454,8 @@ def test_white_space_around_a_repeated_prompt_makes_no_difference(tmp_path) -> N
 
 def test_a_file_without_a_known_format_shows_no_text_of_a_client(tmp_path) -> None:
     (tmp_path / "noheader.csv").write_text(f'"{ASKED} And I cry.",b,c\nd,e,f\n')
-    with pytest.raises(InputError, match=r"has the columns \(a text of 51 characters\), b, c; accepted are question"):
+    with pytest.raises(
+        InputError,
+        match=r"has the columns \(a text of 51 characters\), b, c: its first row looks like data; .*; accepted are question",
+    ):
         preferences.read(str(tmp_path / "noheader.csv"))

@@ -114,7 +114,7 @@ def test_a_file_of_unmatched_quotes_ends(tmp_path, monkeypatch) -> None:
         (",,\n1,2,3\n", "no names of columns in its first row"),
         ("text,text\nI cannot sleep,THERAPIST\n", "has two columns text; rename or drop one of them"),
         ('"text\nI cannot sleep\n', "has no readable header: a quote that never closes"),
-        ("0,I cannot sleep since my mother moved in\n1,I cry\n", "has a first row that looks like data; add a row"),
+        ("0,I cannot sleep since my mother moved in\n1,I cry\n", "its first row looks like data; add a row"),
     ],
 )
 def test_files_without_a_usable_header_are_refused_without_their_words(tmp_path, content, message) -> None:
@@ -126,6 +126,6 @@ def test_files_without_a_usable_header_are_refused_without_their_words(tmp_path,
 
 def test_a_missing_column_shows_no_words(tmp_path: Path) -> None:
     file = open_records(write_content(tmp_path / "a.csv", "id,I hear voices since the day she left\n1,x\n"), "speeches")
-    with pytest.raises(InputError, match="no column text and has a first row that looks like data") as caught:
+    with pytest.raises(InputError, match=r"no column text; it has id, .*: its first row looks like data") as caught:
         file.column(["text"], "data.speech_column")
     assert "voices" not in str(caught.value)

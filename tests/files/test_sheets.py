@@ -60,7 +60,7 @@ def test_one_of_several_sheets_is_named(tmp_path) -> None:
         ([], "has no rows"),
         ([["text"]], "has no rows"),
         ([["text", "text"], ["a", "b"]], "has two columns text"),
-        ([["I cannot sleep since my mother moved in"], ["I cry"]], "has a first row that looks like data"),
+        ([["I cannot sleep since my mother moved in"], ["I cry"]], "its first row looks like data"),
     ],
 )
 def test_sheets_without_rows_or_names_are_refused(tmp_path, rows, message) -> None:
