@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import logging
 import lzma
 import re
@@ -148,9 +149,7 @@ def open_records(name: str | Path, what: str, encoding: str | None = None, pad: 
         table = _open(path, part, encoding, pad)
     if table.mended:
         mended = "Windows-1252" if (table.encoding or "").startswith("utf-8") else "\ufffd"
-        _log.warning(
-            f"{what} file {path}: {table.mended} lines are not all {table.encoding}; the rest is read as {mended}"
-        )
+        _warn(f"{what} file {path}: {table.mended} lines are not all {table.encoding}; the rest is read as {mended}")
     twice = next((column for column in table.columns if table.columns.count(column) > 1), None)
     if twice is not None:
         raise InputError(f"{what} file {path} has two columns {shown([twice])}; rename or drop one of them")
@@ -188,6 +187,11 @@ def locate(name: str | Path) -> tuple[Path, str | None]:
         return SAMPLE, None
     path, _, part = str(name).rpartition("#")
     return (Path(path), part) if path and part and not Path(name).exists() else (Path(name), None)
+
+
+@functools.lru_cache(maxsize=1000)  # a command opens a file several times
+def _warn(message: str) -> None:
+    _log.warning(message)
 
 
 def _open(path: Path, part: str | None, encoding: str | None, pad: bool) -> Table:

@@ -456,6 +456,6 @@ def test_a_file_without_a_known_format_shows_no_text_of_a_client(tmp_path) -> No
     (tmp_path / "noheader.csv").write_text(f'"{ASKED} And I cry.",b,c\nd,e,f\n')
     with pytest.raises(
         InputError,
-        match=r"has the columns \(a text of 51 characters\), b, c: its first row looks like data; .*; accepted are question",
+        match=r"columns \(a text of 51 characters\), b, c: its first row looks like data; .*; accepted are question",
     ):
         preferences.read(str(tmp_path / "noheader.csv"))

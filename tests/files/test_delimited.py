@@ -2,6 +2,7 @@
 
 import csv
 import io
+import random
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,24 @@ def test_a_torn_quote_loses_its_row_alone(tmp_path) -> None:
     swallowed = cut + "\nmore, and more" * 200
     with pytest.raises(InputError, match="has a quote in line 602 that never closes, and 202 lines follow; close it"):
         rows_of(tmp_path, "a.csv", swallowed)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_quote_too_many_or_too_few_costs_a_row_or_two(tmp_path, columns, quoting) -> None:
+    names = ["text", "therapist", "topic"][:columns]
+    rows = [[f'{n}. I cry, "really",{end}and sleep' for end in ("\n", " ", "\n")][:columns] for n in range(40)]
+    buffer = io.StringIO()
+    csv.writer(buffer, quoting=quoting, lineterminator="\n").writerows([names, *rows])
+    content, start = buffer.getvalue(), len(",".join(names)) + 9
+    draws = random.Random(columns)
+    for _ in range(40):
+        at = draws.randrange(start, len(content))
+        missing = content.index('"', min(at, len(content) - 60))
+        for damaged in (f'{content[:at]}"{content[at:]}', content[:missing] + content[missing + 1 :]):
+            read = [list(row.values()) for row in rows_of(tmp_path, "a.csv", damaged) if isinstance(row, dict)]
+            assert sum(row not in read for row in rows) <= 2
+            assert sum(row not in rows for row in read) <= 2
 
 
 def test_a_file_of_unmatched_quotes_ends(tmp_path, monkeypatch) -> None:
