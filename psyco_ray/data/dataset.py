@@ -94,8 +94,8 @@ class Dataset(RunDirectory):
         if not path.exists():
             self.write_json(name, settings)
             return
-        stored = job_file.flatten(json.loads(path.read_text()))
-        current = job_file.flatten(json.loads(json.dumps(settings)))
+        stored = job_file.flatten(_given(json.loads(path.read_text())))
+        current = job_file.flatten(_given(json.loads(json.dumps(settings))))
         for key in sorted({*current, *stored}):
             then, now = stored.get(key), current.get(key)
             if then != now:
@@ -135,3 +135,10 @@ class Dataset(RunDirectory):
 
     def _settings_key(self, stage: str) -> str:
         return key_of((self.root / stage / "settings.json").read_text())
+
+
+def _given(settings: Any) -> Any:
+    """Settings without empty ones, which a directory of an earlier version may lack."""
+    if isinstance(settings, dict):
+        return {key: _given(value) for key, value in settings.items() if value not in (None, [], {})}
+    return [_given(value) for value in settings] if isinstance(settings, list) else settings

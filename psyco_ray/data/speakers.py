@@ -257,11 +257,10 @@ def _labels(text: str) -> list[_Mark]:
             raise UnknownSpeakerError("a conversation with an unknown speaker")
         return [marks[0]]
     names = [mark.name for mark in others]
-    lines = [line for line in text.splitlines() if line.strip()]
-    distinct = len(set(names))
-    turns = len(names) > distinct or (len(names) == len(lines) and len(names[0]) > 1)
-    if begins and turns and distinct > 1 and others[0] is marks[0]:
-        raise UnknownSpeakerError("a conversation of unknown speakers")
+    if begins and len(set(names)) > 1 and others[0] is marks[0]:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(names) > len(set(names)) or (len(names) == len(lines) and len(names[0]) > 1):
+            raise UnknownSpeakerError("a conversation of unknown speakers")
     return []
 
 

@@ -12,9 +12,11 @@ from support.logs import messages
 from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
+from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
 from psyco_ray.data import mixture, speech_file
+from psyco_ray.data.dataset import Dataset
 from psyco_ray.run import shards
 
 
@@ -137,3 +139,25 @@ def test_speeches_that_changed_after_a_run_read_them_are_refused(tmp_path) -> No
     speech_file.check(data, {"leaks": {}})  # of a run of an earlier version
     file.unlink()
     speech_file.check(data, record)
+
+
+def test_settings_of_an_earlier_version_may_lack_empty_keys(tmp_path) -> None:
+    source = {"name": "clinic", "path": str(write_speeches(tmp_path, 1))}
+    run_dir = str(tmp_path / "run")
+
+    def begin(**more) -> None:
+        dataset = Dataset(DataJob(run_dir=run_dir, sources=[{**source, **more}]))
+        try:
+            dataset.begin("collect", "sources")
+        finally:
+            dataset.close()
+
+    begin()
+    settings = tmp_path / "run" / "collect" / "settings.json"
+    written = json.loads(settings.read_text())
+    for key in ("where", "dialogue", "strip", "encoding"):
+        del written["sources"][0][key]
+    settings.write_text(json.dumps(written))
+    begin()
+    with pytest.raises(InputError, match="holds collect made with sources"):
+        begin(where={"speaker": "client"})

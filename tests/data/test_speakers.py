@@ -1,8 +1,11 @@
 """Whose words message lists and texts hold."""
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from psyco_ray.data import speakers
 
@@ -158,3 +161,39 @@ def test_other_forms_of_messages() -> None:
 )
 def test_roles(names, role) -> None:
     assert {name: speakers.role_of(name) for name in names} == dict.fromkeys(names, role)
+
+
+PIECES = [
+    "User: ",
+    "Assistant: ",
+    "Q:",
+    "A:",
+    "\n",
+    "[INST]",
+    "<|im_start|>",
+    "user",
+    "<|end|>",
+    "### Input:",
+    "Dr. Lee:",
+]
+PIECES += ["[{'role': 'user', 'content': '", "'}]", "words", " ", "Anna: ", "<|x|>", "**", "client\n", "(12)", ">"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text())
+def test_any_text_gives_a_part_of_itself_or_a_reason(text) -> None:
+    with contextlib.suppress(speakers.UnknownSpeakerError):
+        assert speakers.client_words(text) in text
+
+
+KEYS = st.sampled_from(["role", "content", "user", "assistant", "messages", "text", "from"])
+MESSAGES = st.dictionaries(
+    KEYS, st.none() | st.text(max_size=5) | st.lists(st.text(max_size=5), max_size=2), max_size=3
+)
+
+
+@given(
+    st.recursive(st.none() | st.text(max_size=5) | st.integers(), lambda inner: st.lists(inner, max_size=3) | MESSAGES)
+)
+def test_any_value_of_a_list_gives_a_text_or_a_reason(value) -> None:
+    with contextlib.suppress(speakers.UnknownSpeakerError):
+        assert isinstance(speakers.first_turn(value if isinstance(value, list | dict) else [value]), str)
