@@ -31,7 +31,7 @@ class Data(Reading):
     """Client speeches and preference pairs (paper §3)."""
 
     speeches: str = "sample"
-    """Parquet, JSONL or CSV file, or `sample` (the packaged synthetic speeches)."""
+    """CSV, JSON, Parquet or Excel file, directory of Parquet files, or `sample` (the packaged synthetic speeches)."""
     speech_column: str | None = None
     """Column of the speeches; null: the first of question, speech, text."""
     pairs: str = "sample"

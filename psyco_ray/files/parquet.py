@@ -42,9 +42,17 @@ class ParquetTable(Table):
             own = [name for name in wanted if name in file.schema_arrow.names]
             lacking = {name: more.get(name) for name in wanted if name not in own}
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=own):
-                rows = batch.to_pylist() if own else [{} for _ in range(batch.num_rows)]
-                for row in rows:
+                for row in _rows_of(batch):
                     yield row | lacking if lacking else row
+
+
+def _rows_of(batch: Any) -> list[dict[str, Any]]:
+    if not batch.num_columns:
+        return [{} for _ in range(batch.num_rows)]
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):
+        raise FileError("cannot be read: it has a text that is not UTF-8, or a date out of range") from None
 
 
 def open_file(content: Content) -> ParquetTable:

@@ -195,5 +195,6 @@ def _guess(sample: bytes) -> str:
 
     best = from_bytes(sample).best()
     if best is None or best.encoding in ("ascii", "utf_8"):
-        return "give its encoding, such as encoding: gb18030, or save it as UTF-8"
-    return f"it looks like {best.encoding}: give encoding: {best.encoding} if that is right, or save it as UTF-8"
+        return "save it as UTF-8, or declare its encoding where a job reads speeches, such as encoding: gb18030"
+    name = best.encoding
+    return f"it looks like {name}: save it as UTF-8, or declare encoding: {name} where a job reads speeches"

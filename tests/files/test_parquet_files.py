@@ -68,6 +68,12 @@ def test_unusable_files_are_refused(tmp_path) -> None:
     pq.write_table(pa.table({"text": ["x" * 100] * 1000}), tmp_path / "cut.parquet")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-9])
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    pq.write_table(pa.table({"when": pa.array([2**62], pa.timestamp("us"))}), tmp_path / "date.parquet")
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "bytes.parquet")
+    for name in ("date", "bytes"):
+        with pytest.raises(InputError, match="cannot be read: it has a text that is not UTF-8, or a date out of range"):
+            open_records(tmp_path / f"{name}.parquet", "speeches")
     for name, message in (("twice", "has two columns text"), ("cut", "cannot be read"), ("none", "has no rows")):
         with pytest.raises(InputError, match=message):
             open_records(tmp_path / f"{name}.parquet", "speeches")
