@@ -49,6 +49,7 @@ def add(subparsers: Any) -> None:
         help="what to run (default: iterate)",
     )
     command.add_argument("--resume", action="store_true", help="continue the run in run_dir")
+    command.add_argument("--accept-changes", action="store_true", help="with --resume: as of the command")
     command.add_argument("--follow", action="store_true", help="show the job's log and end with its result")
     command.add_argument("--env", action="append", default=[], metavar="NAME", help="a variable to pass on; repeatable")
     command.add_argument(
@@ -68,7 +69,8 @@ def submit(job: Job, options: argparse.Namespace) -> int:
         raise InputError("no cluster is named; give --address http://…:8265 or set RAY_API_SERVER_ADDRESS to that")
     if options.command != "plan":
         require_durable(job.run_dir)
-    line = command_line(options.command, Path(options.job), options.overrides, Path.cwd(), options.resume)
+    flags = [f for f, given in (("--resume", options.resume), ("--accept-changes", options.accept_changes)) if given]
+    line = command_line(options.command, Path(options.job), options.overrides, Path.cwd(), flags)
     directory = Path.cwd()
     found = upload.files_of(job, Path(options.job), directory)
     upload.check_size(found, directory)
@@ -81,7 +83,7 @@ def submit(job: Job, options: argparse.Namespace) -> int:
         return _follow(client, job_id) if options.follow else 0
 
 
-def command_line(command: str, job: Path, overrides: Sequence[str], directory: Path, resume: bool) -> str:
+def command_line(command: str, job: Path, overrides: Sequence[str], directory: Path, flags: Sequence[str]) -> str:
     """The command that runs on the cluster in the uploaded directory, whose package precedes an installed one.
 
     Raises:
@@ -90,7 +92,6 @@ def command_line(command: str, job: Path, overrides: Sequence[str], directory: P
     if not job.resolve().is_relative_to(directory.resolve()):
         raise InputError(f"job file {job} is not in {directory.resolve()}, which is uploaded; move it or submit there")
     inside = str(job.resolve().relative_to(directory.resolve()))
-    flags = ["--resume"] if resume else []
     return shlex.join(["python", "-m", "psyco_ray.cli", *command.split(), inside, *overrides, *flags])
 
 

@@ -14,6 +14,7 @@ from psyco_ray.run import ray_session, storage
 from psyco_ray.run.startup import gc_paused
 
 if TYPE_CHECKING:
+    from psyco_ray.run.changes import Changes
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.telemetry import Telemetry
 
@@ -39,6 +40,11 @@ def add(subparsers: Any) -> None:
         command = add_command(subparsers, name, run, summary, f"psyco-ray {name} {example}", job=Job)
         add_job(command, "sampling.responses=4")
         command.add_argument("--resume", action="store_true", help="continue the run in run_dir")
+        command.add_argument(
+            "--accept-changes",
+            action="store_true",
+            help="with --resume: go on with models, prompts, data, code or packages that have changed, and record it",
+        )
 
 
 def train_reward(job: Job, options: argparse.Namespace) -> int:
@@ -50,7 +56,7 @@ def train_reward(job: Job, options: argparse.Namespace) -> int:
         facts = train({"reward": job}, ledger, telemetry)["reward"]
         print(f"reward model: {storage.join(job.run_dir, 'reward')}, held-out accuracy {facts['accuracy']}")
 
-    return _in_run(job, options, work, lambda ledger: _check_reward_pairs(job, ledger, "reward"))
+    return _in_run(job, options, work, lambda ledger, changes: _check_reward_pairs(job, ledger, "reward", changes))
 
 
 def iterate(job: Job, options: argparse.Namespace) -> int:
@@ -68,10 +74,10 @@ def train_dpo(job: Job, options: argparse.Namespace) -> int:
         raise InputError("scorers.heldout_model is not set; name the reward model that judges the checkpoints")
     offline = job.model_copy(update={"pairs_from": "file"})
 
-    def check(ledger: Ledger) -> None:
+    def check(ledger: Ledger, changes: Changes) -> None:
         from psyco_ray.data import mixture
 
-        mixture.check(job.mixture, job.data, (ledger.record("mixture") or {}).get("parts", []))
+        mixture.check(job.mixture, job.data, (ledger.record("mixture") or {}).get("parts", []), changes)
 
     return _in_run(offline, options, lambda ledger, telemetry: _iterate(offline, ledger, telemetry), check)
 
@@ -87,15 +93,15 @@ def demo(job: Job, options: argparse.Namespace) -> int:
         paths = {half: ledger.place(name) for half, name in names.items()}
         _iterate(_with(job, "scorers", reward_model=paths["a"], heldout_model=paths["b"]), ledger, telemetry)
 
-    return _in_run(job, options, work, lambda ledger: _check_reward_pairs(job, ledger, "reward-a"))
+    return _in_run(job, options, work, lambda ledger, changes: _check_reward_pairs(job, ledger, "reward-a", changes))
 
 
-def _check_reward_pairs(job: Job, ledger: Ledger, name: str) -> None:
+def _check_reward_pairs(job: Job, ledger: Ledger, name: str, changes: Changes) -> None:
     """Check the files of pairs that a reward model is trained on, also against those that an earlier part read."""
     from psyco_ray.data import mixture
 
     record = ledger.record(name) or ledger.record(f"{name}-training/progress") or {}
-    mixture.check(job.reward.mixture, job.data, record.get("mixture", []))
+    mixture.check(job.reward.mixture, job.data, record.get("mixture", []), changes)
 
 
 def _iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> None:
@@ -119,19 +125,24 @@ def _in_run(
     job: Job,
     options: argparse.Namespace,
     work: Callable[[Ledger, Telemetry], None],
-    check_pairs: Callable[[Ledger], None] = lambda ledger: None,
+    check_pairs: Callable[[Ledger, Changes], None] = lambda ledger, changes: None,
 ) -> int:
     from psyco_ray.data import speech_file
     from psyco_ray.judge.outgoing import Outgoing
+    from psyco_ray.run.changes import Changes
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.telemetry import Telemetry
+    from psyco_ray.training import inputs
 
     if job.evaluation.judge is not None:
         Outgoing(job.scrub, job.privacy).allow({"evaluation.judge": job.evaluation.judge})
     ledger = Ledger(job, options.resume)
     with run_session(ledger, RESUME):
-        speech_file.check(job.data, ledger.record("speeches"))
-        check_pairs(ledger)
+        changes = Changes(options.accept_changes)
+        if speech_file.check(job.data, ledger.record("speeches"), changes):
+            ledger.discard("speeches")
+        check_pairs(ledger, changes)
+        inputs.check(job, ledger, changes)
         ray_session.connect(options.address)
         with Telemetry(job, ledger) as telemetry:
             work(ledger, telemetry)

@@ -18,6 +18,7 @@ from psyco_ray.config.training import Data, Job, Part
 from psyco_ray.data import leakage, preferences, speeches, splits
 from psyco_ray.models import loading
 from psyco_ray.run import reasoning
+from psyco_ray.run.changes import Changes
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import PreferencePair
 
@@ -64,20 +65,21 @@ class Mixture:
     parts: list[PartOrigin]
 
 
-def check(parts: Sequence[Part], data: Data, read: Sequence[PartOrigin]) -> None:
+def check(parts: Sequence[Part], data: Data, read: Sequence[PartOrigin], changes: Changes) -> None:
     """Check the files of a mixture before Ray starts.
 
     Args:
         parts: as in `mix`.
         data: names the file, if there are no parts.
         read: the parts as this run read them earlier.
+        changes: refuses or accepts that a file has changed since.
 
     Raises:
         InputError: a file cannot be read or has no known format, or it has changed since it was read.
     """
     digests = {origin["pairs"]: origin.get("digest") for origin in read}
     for part in parts or (Part(pairs=data.pairs),):
-        preferences.check(part.pairs, digests.get(part.pairs))
+        preferences.check(part.pairs, changes, digests.get(part.pairs))
 
 
 def mix(

@@ -24,6 +24,7 @@ from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.parquet import SPLITS
 from psyco_ray.files.records import Record, RecordFile, open_records
 from psyco_ray.run import hub
+from psyco_ray.run.changes import Changes
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Row
 
@@ -54,11 +55,12 @@ class Comparisons:
     digest: str  # of the file
 
 
-def check(name: str, digest: str | None = None) -> None:
+def check(name: str, changes: Changes, digest: str | None = None) -> None:
     """Look at the columns and the first rows of a file, before Ray starts.
 
     Args:
         name: as in `read`.
+        changes: refuses or accepts that the file has changed since this run read it.
         digest: of the file as this run read it; None: it was not read yet.
 
     Raises:
@@ -70,9 +72,7 @@ def check(name: str, digest: str | None = None) -> None:
     file = _opened(name)
     _shape_of(name, file)
     if digest is not None and name != "sample" and digest != file.digest():
-        raise InputError(
-            f"pairs file {name} has changed since this run read it; put the old file back, or choose another run_dir"
-        )
+        changes.found(f"pairs file {name} has changed since this run read it")
 
 
 def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparisons:

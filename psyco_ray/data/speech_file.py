@@ -14,6 +14,7 @@ from psyco_ray.data.client_rows import ClientFile, ClientRow, Keys
 from psyco_ray.data.splits import split_of
 from psyco_ray.files import parquet
 from psyco_ray.files.records import digest_of, locate
+from psyco_ray.run.changes import Changes
 from psyco_ray.run.types import Row
 
 _COLUMNS = ("question", "speech", "text")
@@ -41,30 +42,34 @@ def open_file(data: Data) -> ClientFile:
     return ClientFile(data.speeches, "speeches", columns, Keys("data.speech_column", "data.where"), data)
 
 
-def check(data: Data, record: Row | None) -> None:
+def check(data: Data, record: Row | None, changes: Changes) -> bool:
     """Check the file before Ray starts.
 
     Args:
         data: names the file.
         record: of the stage that read it in this run; None: it was not read yet.
+        changes: refuses or accepts that the file has changed since.
+
+    Returns:
+        Whether the file is to be read again.
 
     Raises:
         InputError: as `open_file` does, no row is one of `data.where`, or the file has changed since it was read.
     """
     if record is None:
         open_file(data).check()
-        return
+        return False
     if data.speeches == "sample":
-        return
+        return False
     if not locate(data.speeches)[0].exists():
         _log.warning(f"speeches file {data.speeches} is gone; the run has its speeches and goes on")
-        return
+        return False
     then = record.get("digest")
-    if then is not None and then != digest_of(data.speeches, "speeches"):
-        raise InputError(
-            f"speeches file {data.speeches} has changed since this run read it; put the old file back, or choose "
-            "another run_dir"
-        )
+    if then is None or then == digest_of(data.speeches, "speeches"):
+        return False
+    changes.found(f"speeches file {data.speeches} has changed since this run read it")
+    open_file(data).check()
+    return True
 
 
 def size_of(file: ClientFile) -> int:

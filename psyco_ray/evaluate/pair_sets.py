@@ -12,6 +12,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_reward import Bench, EvaluateRewardJob, Test
 from psyco_ray.data import preferences
 from psyco_ray.evaluate import rewardbench
+from psyco_ray.run.changes import Changes
 from psyco_ray.run.hashing import key_of
 
 
@@ -31,7 +32,7 @@ def check(job: EvaluateRewardJob) -> None:
     """
     tests = [*job.tests, *([job.calibrate] if job.calibrate else [])]
     for name in [*(test.pairs for test in tests), *([job.rewardbench.rows] if job.rewardbench else [])]:
-        preferences.check(name)
+        preferences.check(name, Changes(accept=False))
 
 
 def load(test: Test, seed: int) -> TestPairs:

@@ -98,6 +98,13 @@ class RunDirectory:
             self._mirror.check()
             storage.remove_dir(self.place(name))
 
+    def discard(self, stage: str) -> None:
+        """Removes the record of a finished stage, which is made again."""
+        (self.root / f"{stage}.json").unlink(missing_ok=True)
+        if self._mirror is not None:
+            self._mirror.check()
+            self._mirror.remote.remove(f"{stage}.json")
+
     def mirrored(self, name: str) -> AbstractContextManager[None]:
         """A context that uploads what other processes write below a directory of a remote run; else a no-op."""
         return contextlib.nullcontext() if self._mirror is None else self._mirror.mirrored(name)

@@ -29,7 +29,7 @@ from psyco_ray.run.schemas import SAMPLES, SCORES, group_rows, groups_from_rows
 from psyco_ray.run.types import Group, PromptBatch
 
 _BEFORE_WORK = {"LOCK", "job.yaml", "versions.json", "status.json", "scale.json"}  # exist before the first stage
-_BEFORE_WORK |= {"telemetry.json", "wandb", "tensorboard"}
+_BEFORE_WORK |= {"inputs.json", "telemetry.json", "wandb", "tensorboard"}
 _TABLES = {"samples": SAMPLES, "scores": SCORES}
 
 
@@ -66,7 +66,8 @@ class Ledger(RunDirectory):
         """Write the job unless the directory holds another run."""
         written = self.root / "job.yaml"
         # a run without results, say because its data was invalid, may be replaced
-        if written.exists() and {path.name for path in self.root.iterdir()} - _BEFORE_WORK:
+        self.continues = written.exists() and bool({path.name for path in self.root.iterdir()} - _BEFORE_WORK)
+        if self.continues:
             if not resume:
                 raise InputError(f"run_dir {self.run_dir} already holds a run; add --resume or choose another run_dir")
             _require_same_job(job_file.load_as(Job, written), job, storage.join(self.run_dir, "job.yaml"))
@@ -175,10 +176,11 @@ class Ledger(RunDirectory):
 def _require_same_job(old: Job, new: Job, where: str) -> None:
     """Refuse to resume a run with settings that change its results."""
     before, after = job_file.flatten(old.model_dump(mode="json")), job_file.flatten(new.model_dump(mode="json"))
-    for key, value in after.items():
-        if before.get(key) != value and not may_change(key):
+    for key in [*after, *(key for key in before if key not in after)]:  # a section that is gone has no key any more
+        then, now = before.get(key), after.get(key)
+        if then != now and not may_change(key):
             raise InputError(
-                f"{where} was written with {key}: {before.get(key)!r}, now it is {value!r}; "
+                f"{where} was written with {key}: {then!r}, now it is {now!r}; "
                 "continue with the old value or choose another run_dir"
             )
     if new.applied_dpo.schedule_over == "run" and old.iterations != new.iterations:

@@ -18,6 +18,9 @@ from psyco_ray.config.training import Data
 from psyco_ray.data import mixture, speech_file
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.run import shards
+from psyco_ray.run.changes import Changes
+
+REFUSE = Changes(accept=False)
 
 
 def write_job(directory: Path, **source) -> Path:
@@ -119,26 +122,26 @@ def test_pairs_that_changed_after_a_run_read_them_are_refused(tmp_path) -> None:
     file = write_content(tmp_path / "pairs.csv", "prompt,chosen,rejected\n" + "".join(f"{n},a,b\n" for n in range(40)))
     data = Data(pairs=str(file))
     parts = mixture.mix((), data, seed=0).parts
-    mixture.check((), data, parts)
+    mixture.check((), data, parts, REFUSE)
     write_content(file, file.read_text().replace(",a,b", ",b,a"))
-    mixture.check((), data, [])
-    with pytest.raises(InputError, match=r"pairs\.csv has changed since this run read it; put the old file back"):
-        mixture.check((), data, parts)
+    mixture.check((), data, [], REFUSE)
+    with pytest.raises(InputError, match=r"pairs\.csv has changed since this run read it; put the old one back"):
+        mixture.check((), data, parts, REFUSE)
     file.unlink()
-    mixture.check((), data, parts)
+    mixture.check((), data, parts, REFUSE)
 
 
 def test_speeches_that_changed_after_a_run_read_them_are_refused(tmp_path) -> None:
     file = write_speeches(tmp_path, 1, 2)
     data = Data(speeches=str(file))
     record = {"digest": speech_file.open_file(data).file.digest()}
-    speech_file.check(data, record)
+    speech_file.check(data, record, REFUSE)
     write_speeches(tmp_path, 1, 3)
-    with pytest.raises(InputError, match=r"notes\.csv has changed since this run read it; put the old file back"):
-        speech_file.check(data, record)
-    speech_file.check(data, {"leaks": {}})  # of a run of an earlier version
+    with pytest.raises(InputError, match=r"notes\.csv has changed since this run read it; put the old one back"):
+        speech_file.check(data, record, REFUSE)
+    speech_file.check(data, {"leaks": {}}, REFUSE)  # of a run of an earlier version
     file.unlink()
-    speech_file.check(data, record)
+    speech_file.check(data, record, REFUSE)
 
 
 def test_settings_of_an_earlier_version_may_lack_empty_keys(tmp_path) -> None:

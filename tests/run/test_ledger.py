@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,19 @@ def test_a_resumed_run_keeps_what_its_results_depend_on(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"sampling\.responses: 8, now it is 2"):
         Ledger(job(tmp_path, sampling=Sampling(responses=2)), True)
     Ledger(job(tmp_path, iterations=3, rollouts=Rollouts(actors=4)), True).close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"evaluation": {"judge": {"model": "gpt-4o"}}}, "evaluation.judge.model"),
+        ({"reward": {"lora": {"rank": 4}}}, "reward.lora.rank"),
+    ],
+)
+def test_a_section_that_is_gone_is_a_change(tmp_path, settings, key) -> None:
+    leave_a_run(tmp_path, **settings)
+    with pytest.raises(ValueError, match=rf"was written with {re.escape(key)}: .*, now it is None"):
+        Ledger(job(tmp_path), True)
 
 
 @pytest.mark.parametrize("whole", [{"dpo": DpoConfig(schedule_over="run")}, {"pairs_from": "file"}])

@@ -1,0 +1,132 @@
+"""A run that goes on knows what it was made of: models, prompts, code and packages."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.prompts import PACKAGED
+from psyco_ray.config.training import Job
+from psyco_ray.run import changes, storage
+from psyco_ray.run.changes import Changes, digest_of_model
+from psyco_ray.run.ledger import Ledger
+from psyco_ray.training import inputs
+
+
+@pytest.fixture
+def made(tmp_path, tiny_model, monkeypatch) -> Job:
+    """The job of a run that has begun."""
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "cache"))
+    for name in ("base", "judge"):
+        shutil.copytree(tiny_model, tmp_path / name)
+    shutil.copy(PACKAGED, tmp_path / "prompts.yaml")
+    job = Job(
+        run_dir=str(tmp_path / "run"),
+        model=str(tmp_path / "base"),
+        scorers={"reward_model": str(tmp_path / "judge")},
+        prompts={"file": str(tmp_path / "prompts.yaml")},
+    )
+    compared(job)
+    (tmp_path / "run" / "speeches.parquet").write_bytes(b"work")
+    return job
+
+
+def compared(job: Job, accept: bool = False) -> Changes:
+    found = Changes(accept)
+    ledger = Ledger(job, resume=True)
+    try:
+        inputs.check(job, ledger, found)
+    finally:
+        ledger.close()
+    return found
+
+
+def swap_weights(directory: Path) -> None:
+    """Other weights of the same size."""
+    path = next(directory.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_run_that_has_not_changed_goes_on(made, tmp_path) -> None:
+    assert compared(made).accepted == []
+    next((tmp_path / "base").glob("*.safetensors")).touch()
+    assert compared(made).accepted == [], "the same bytes at another time"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda root: swap_weights(root / "base"), "model has changed since this run began"),
+        (lambda root: swap_weights(root / "judge"), "scorers.reward_model has changed"),
+        (lambda root: (root / "base" / "extra.json").write_text("{}"), "model has changed"),
+        (
+            lambda root: (root / "prompts.yaml").write_text((root / "prompts.yaml").read_text() + "# edited\n"),
+            "prompts.file has changed",
+        ),
+    ],
+)
+def test_what_has_changed_is_refused_by_its_name(made, tmp_path, change, named) -> None:
+    change(tmp_path)
+    with pytest.raises(InputError, match=named + r".*; put the old one back, .* or go on with .* --accept-changes"):
+        compared(made)
+    with pytest.raises(InputError, match=named):
+        compared(made)
+    assert len(compared(made, accept=True).accepted) == 1
+    assert compared(made).accepted == [], "what was accepted is what the run is made of"
+    record = json.loads((tmp_path / "run" / "inputs.json").read_text())
+    assert [named in entry["change"] for entry in record["accepted"]] == [True]
+
+
+def test_other_packages_and_code_are_changes(made, monkeypatch) -> None:
+    now = inputs.versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "versions", lambda: now | {"torch": "1.0"})
+        with pytest.raises(InputError, match=rf"package torch has changed .* \({re.escape(now['torch'])}, now 1.0\)"):
+            compared(made)
+        patch.setattr(inputs, "versions", lambda: now | {"new": "1.0"})
+        with pytest.raises(InputError, match=r"package new has changed .* \(is new\)"):
+            compared(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "digest_of_code", lambda: "0" * 32)
+        with pytest.raises(InputError, match="code of psyco_ray has changed"):
+            compared(made)
+
+
+def test_a_run_without_work_may_be_made_of_other_things(made, tmp_path) -> None:
+    (tmp_path / "run" / "speeches.parquet").unlink()
+    swap_weights(tmp_path / "base")
+    compared(made)
+
+
+def test_a_model_is_read_once(tmp_path, tiny_model, monkeypatch) -> None:
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(tiny_model, tmp_path / "model")
+    digest = digest_of_model(str(tmp_path / "model"))
+    monkeypatch.setattr(changes, "digest_of_file", lambda path: pytest.fail(f"{path} is read again"))
+    assert digest_of_model(str(tmp_path / "model")) == digest
+
+
+def test_the_digest_of_a_remote_model_is_that_of_its_manifest(place) -> None:
+    target = storage.join(place, "model")
+    digests = []
+    for content in ("one", "one", "two"):
+        with storage.atomic_dir(target) as staging:
+            (staging / "config.json").write_text(content)
+        digests.append(digest_of_model(target))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_hubs_names_of_files_are_their_digests(tmp_path, monkeypatch) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "abc").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    monkeypatch.setattr(changes, "digest_of_file", lambda path: pytest.fail(f"{path} is read"))
+    assert len(digest_of_model(str(snapshot))) == 32
