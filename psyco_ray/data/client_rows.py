@@ -128,23 +128,26 @@ class ClientFile:
         """
         more = [*self._where, self._reading.dialogue, self._speaker, "split", *self._topic, *columns]
         heard: set[str] = set()  # dialogues whose first turn was read
-        for number, cells, problem in self.file.read([*self._columns, *filter(None, more)]):
-            if cells is None:
-                yield ClientRow(number, problem=problem)
-                continue
-            dialogue = _plain(cells.get(self._reading.dialogue)) if self._reading.dialogue else None
-            if not self._chosen(cells) or (dialogue is not None and dialogue in heard):
-                yield ClientRow(number, skipped=True)
-                continue
-            try:
-                text = self._text(cells)
-            except speakers.UnknownSpeakerError as error:
-                yield ClientRow(number, problem=str(error))
-                continue
-            if dialogue is not None and text:
+        for record in self.file.read([*self._columns, *filter(None, more)]):
+            dialogue = _plain((record.cells or {}).get(self._reading.dialogue)) if self._reading.dialogue else None
+            row = ClientRow(record.number, skipped=True) if dialogue in heard else self.row(record, columns)
+            if dialogue is not None and row.text:
                 heard.add(dialogue)
-            others = {name: cells.get(name) for name in columns}
-            yield ClientRow(number, text, self._topic_of(cells), _plain(cells.get("split")), more=others)
+            yield row
+
+    def row(self, record: records.Record, columns: Sequence[str] = ()) -> ClientRow:
+        """A record of the file as `rows` yields it, if no other row of its dialogue was read before."""
+        cells = record.cells
+        if cells is None:
+            return ClientRow(record.number, problem=record.problem)
+        if not self._chosen(cells):
+            return ClientRow(record.number, skipped=True)
+        try:
+            text = self._text(cells)
+        except speakers.UnknownSpeakerError as error:
+            return ClientRow(record.number, problem=str(error))
+        others = {name: cells.get(name) for name in columns}
+        return ClientRow(record.number, text, self._topic_of(cells), _plain(cells.get("split")), more=others)
 
     @property
     def _name(self) -> str:

@@ -70,7 +70,7 @@ def check(name: str, changes: Changes, digest: str | None = None) -> None:
         _log.warning(f"pairs file {name} is gone; the run goes on where it does not read it again")
         return
     file = _opened(name)
-    _shape_of(name, file)
+    shape_of(name, file)
     if digest is not None and name != "sample" and digest != file.digest():
         changes.found(f"pairs file {name} has changed since this run read it")
 
@@ -90,19 +90,16 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
             names an unknown split, says neither true nor false whether a response is finished, or has no usable pair.
     """
     file = _opened(name)
-    shape = _shape_of(name, file)
+    shape = shape_of(name, file)
     kept: list[pa.Table] = []
     batch: list[Row] = []
     left_out: Counter[str] = Counter()
     rows = 0
-    for rows, record in enumerate(_rows(file, shape), start=1):
-        if record.cells is None:
-            left_out[record.problem or ""] += 1
-            continue
-        try:
-            batch += _pairs(name, record, rows, shape, None if by_hash else record.cells.get("split"), dev_share)
-        except UnusablePairError as reason:
-            left_out[str(reason)] += 1
+    for pairs, reason in converted(name, file, shape, dev_share, by_hash):
+        rows += 1
+        batch += pairs
+        if reason is not None:
+            left_out[reason] += 1
         if len(batch) >= _BATCH_ROWS:
             kept.append(pa.Table.from_pylist(batch, schema=COMPARISONS))
             batch = []
@@ -125,7 +122,7 @@ def _opened(name: str) -> RecordFile:
     return open_records(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
 
 
-def _shape_of(name: str, file: RecordFile) -> Shape:
+def shape_of(name: str, file: RecordFile) -> Shape:
     """The format of a file.
 
     Raises:
@@ -138,6 +135,31 @@ def _shape_of(name: str, file: RecordFile) -> Shape:
             "columns to one of these"
         )
     return shape
+
+
+def converted(
+    name: str, file: RecordFile, shape: Shape, dev_share: float = 0.1, by_hash: bool = False
+) -> Iterator[tuple[list[Row], str | None]]:
+    """The pairs of each row in the COMPARISONS schema, or none and the reason.
+
+    Args:
+        name: of the file, for messages.
+        file: the rows.
+        shape: their format.
+        dev_share: as of `read`.
+        by_hash: as of `read`.
+
+    Raises:
+        InputError: as `read` does.
+    """
+    for place, record in enumerate(_rows(file, shape), start=1):
+        if record.cells is None:
+            yield [], record.problem or ""
+            continue
+        try:
+            yield _pairs(name, record, place, shape, None if by_hash else record.cells.get("split"), dev_share), None
+        except UnusablePairError as reason:
+            yield [], str(reason)
 
 
 def _rows(file: RecordFile, shape: Shape) -> Iterator[Record]:
