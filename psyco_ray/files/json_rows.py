@@ -84,8 +84,8 @@ def open_table(content: Content, encoding: str | None, part: str | None) -> Json
         first, more = next(lines, "").lstrip(), next(lines, None) is not None
     if first.startswith("["):
         return JsonTable(text, "JSON")
-    is_row = not isinstance(_object_of(first), str)
-    if (is_row and (more or content.ending != ".json")) or not first.startswith("{"):
+    is_line = _begins_with_object(first)
+    if (is_line and (more or content.ending != ".json")) or not first.startswith("{"):
         return JsonTable(text, "JSONL")
     try:
         members, is_alone = _survey(text)
@@ -101,6 +101,17 @@ def open_table(content: Content, encoding: str | None, part: str | None) -> Json
     if is_alone and "value" not in members.values():
         raise FileError(f"is one JSON object and not a list of rows; its keys are {shown(list(members)[:10])}")
     return JsonTable(text, "JSON")
+
+
+def _begins_with_object(line: str) -> bool:
+    """Whether a line holds a whole object, perhaps with damage after it."""
+    try:
+        _DECODER.raw_decode(line)
+    except TwiceError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _survey(text: Text) -> tuple[dict[str, str], bool]:

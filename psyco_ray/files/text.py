@@ -22,6 +22,7 @@ from psyco_ray.files.table import FileError
 
 _LINE_CHARS = 2**25  # no text is that long
 _FEW = 0.02  # of the lines
+_FEW_LINES, _FEW_BYTES = 3, 4  # fewer lines with fewer bytes each are damage and no other encoding
 _SAMPLE = 2**15  # bytes that the encoding is guessed from
 
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
@@ -161,7 +162,7 @@ def _mended_of_utf8(text: Text) -> int:
     """
     if _is_utf8(text.content):
         return 0
-    total = bad = foreign = wide = 0
+    total = bad = foreign = wide = most = 0
     sample = b""
     with text.content.open() as file:
         for line in iter(functools.partial(file.readline, _LINE_CHARS), b""):
@@ -172,8 +173,10 @@ def _mended_of_utf8(text: Text) -> int:
                 bad += 1
                 if _FOREIGN.search(line.decode(errors="psyco_ray.windows-1252")):
                     foreign += 1
+                    most = max(most, len(line) - len(line.decode(errors="ignore").encode()))
                     sample += line if len(sample) < _SAMPLE else b""
-    if foreign > max(_FEW * total, wide / 10):
+    is_damage = foreign < _FEW_LINES and most < _FEW_BYTES
+    if foreign > max(_FEW * total, wide / 10) and not is_damage:
         raise FileError(f"is not UTF-8: {bad} of {total} lines cannot be decoded; {_guess(sample[:_SAMPLE])}")
     return bad
 

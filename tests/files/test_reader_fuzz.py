@@ -144,3 +144,17 @@ def test_a_damaged_file(name: str, changes: list[tuple[float, bytes, int]]) -> N
         at = int(place * len(content))
         content = content[:at] + inserted + content[at + dropped :]
     check(content, name)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz"])
+@FUZZ
+@given(st.floats(0.1, 1), (st.binary(max_size=3) | FRAGMENTS).filter(bytes.isascii), st.integers(0, 4))
+def test_a_change_costs_the_rows_that_it_touches(name: str, place: float, inserted: bytes, dropped: int) -> None:
+    content = gzip.decompress(FILES[name]) if name.endswith(".gz") else FILES[name]
+    at = int(place * len(content))
+    content = content[:at] + inserted + content[at + dropped :]
+    records = check(gzip.compress(content) if name.endswith(".gz") else content, name)
+    texts = [record.cells.get("text") for record in records if record.cells is not None]
+    lost = [row for row in VALID if row["text"] not in texts]
+    assert len(lost) <= 2
+    assert len(records) >= len(VALID) - 1
