@@ -65,11 +65,7 @@ def init(_: None, options: argparse.Namespace) -> int:
     path = directory / "job.yaml"
     if path.exists():
         raise InputError(f"{path} exists and is not overwritten; remove it or name another directory")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"directory {directory} cannot be made: {error.strerror}; name another") from None
-    storage.write_file(path, lambda file: file.write(render(directory).encode()))
+    storage.write_text(path, render(directory))
     quoted = shlex.quote(str(path))
     print(
         f"{path} is written. Next:\n"

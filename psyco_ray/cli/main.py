@@ -14,7 +14,7 @@ from psyco_ray.cli.plan import command as plan
 from psyco_ray.cli.session import StoppedError, unwrapped
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import INPUT_ERROR, RESUMABLE, InputError
-from psyco_ray.run import logs, preemption
+from psyco_ray.run import disk_errors, logs, preemption
 
 _COMMANDS = (train, plan, init, config, submit, status, sample, data, evaluate, compare, experts)
 
@@ -51,6 +51,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         return RESUMABLE
     except Exception as error:
         cause = unwrapped(error)
+        if isinstance(cause, OSError) and cause.errno in disk_errors.UNWRITABLE:
+            cause = disk_errors.elsewhere(cause)
         if not isinstance(cause, InputError | StoppedError):
             raise
         _say(str(cause))

@@ -28,6 +28,7 @@ from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.mapped import take
 from psyco_ray.data.splits import is_dev, speech_id, unit
 from psyco_ray.run import shards, storage
+from psyco_ray.run.disk_errors import writing_in
 from psyco_ray.run.schemas import COLLECTED, DROPPED
 from psyco_ray.screening.personal_data import KINDS, Scrubbed, analyzer, scrub
 
@@ -104,7 +105,7 @@ def collect(job: DataJob, out: Path) -> CollectCounts:
         analyzer()
     work = out / ".collecting"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    storage.private_dir(work)
     try:
         cleaned = _clean_all(job, work / "cleaned.arrow")
         order = np.lexsort((cleaned["row"].to_numpy(), cleaned["source"].to_numpy()))
@@ -117,11 +118,11 @@ def collect(job: DataJob, out: Path) -> CollectCounts:
                 f"{job.collect.min_chars}, collect.max_chars {job.collect.max_chars} and the sources' text columns"
             )
         _write_speeches(cleaned, kept, job, work / "speeches")
-        shutil.rmtree(out / "speeches", ignore_errors=True)
-        (work / "speeches").rename(out / "speeches")
-        (work / "dropped.parquet").replace(out / "dropped.parquet")
+        storage.move_dir(str(work / "speeches"), str(out / "speeches"))
+        with writing_in(out):
+            (work / "dropped.parquet").replace(out / "dropped.parquet")
     finally:
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # another error is worth more than this one
     return facts
 
 
@@ -146,7 +147,7 @@ def _clean_all(job: DataJob, path: Path) -> pa.Table:
     cleaned = raw.map_batches(
         functools.partial(_clean, job=job), batch_size=_ROWS, batch_format="pyarrow", num_cpus=0.5
     )
-    with pa.ipc.new_file(path, _CLEANED) as writer:
+    with writing_in(path.parent), pa.ipc.new_file(path, _CLEANED) as writer:
         for batch in cleaned.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in batch.filter(pc.equal(batch["row"], _BROKEN_ROW)).to_pylist():
                 raise InputError(row["detail"])

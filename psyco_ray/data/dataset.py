@@ -13,7 +13,7 @@ from psyco_ray.config.privacy import ScrubSent
 from psyco_ray.config.prompts import PromptsFile
 from psyco_ray.config.resume import without_transport
 from psyco_ray.judge.outgoing import Outgoing
-from psyco_ray.run import shards, storage
+from psyco_ray.run import records, shards, storage
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.hashing import key_of
 
@@ -94,7 +94,7 @@ class Dataset(RunDirectory):
         if not path.exists():
             self.write_json(name, settings)
             return
-        stored = job_file.flatten(_given(json.loads(path.read_text())))
+        stored = job_file.flatten(_given(self._settings(stage)))
         current = job_file.flatten(_given(json.loads(json.dumps(settings))))
         for key in sorted({*current, *stored}):
             then, now = stored.get(key), current.get(key)
@@ -127,11 +127,15 @@ class Dataset(RunDirectory):
         return PromptsFile(self.job.prompts)
 
     def _asked(self, stage: str) -> bool:
-        directory = self.root / stage
-        if not shards.list_shards(directory):
+        if not shards.list_shards(self.root / stage):
             return False
-        own = stage == "topics" and json.loads((directory / "settings.json").read_text())["topics"]["endpoint"] is None
+        own = stage == "topics" and self._settings(stage)["topics"]["endpoint"] is None
         return not own  # topics of the sources themselves
+
+    def _settings(self, stage: str) -> dict[str, Any]:
+        directory = self.root / stage
+        way_out = f"restore it, or remove {directory} and {directory}.json to make the stage again"
+        return records.read_json(directory / "settings.json", way_out)
 
     def _settings_key(self, stage: str) -> str:
         return key_of((self.root / stage / "settings.json").read_text())

@@ -101,6 +101,5 @@ def record_failure(file: Path, failure: Failure) -> None:
     Raises:
         InputError: the file is damaged or cannot be written.
     """
-    file.parent.mkdir(exist_ok=True)
     text = json.dumps([asdict(one) for one in (*read_failures(file), failure)], indent=1) + "\n"
-    storage.write_file(file, lambda opened: opened.write(text.encode()))
+    storage.write_text(file, text)

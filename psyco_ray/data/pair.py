@@ -58,7 +58,7 @@ def pair(root: Path, settings: Pairs) -> dict[str, int]:
     if not any(settings.weights.get(name, 1) for name in PRINCIPLES):
         raise InputError("pair.weights sets every principle to 0; keep at least one above 0")
     counts = Counter(dict.fromkeys([*(f"{split}_pairs" for split in SPLITS), *COUNTED], 0))
-    (root / "pairs").mkdir(exist_ok=True)
+    storage.private_dir(root / "pairs")
     with contextlib.ExitStack() as stack:
         files = {
             split: stack.enter_context(storage.atomic_file(root / "pairs" / f"{split}.parquet")) for split in SPLITS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from psyco_ray.data import containment, duplicates
+from psyco_ray.run.disk_errors import writing_in
 
 
 class Repeats(NamedTuple):
@@ -63,7 +65,9 @@ def _reader(cleaned: pa.Table, rows: np.ndarray) -> Callable[[int], str]:
 def _signatures(cleaned: pa.Table, rows: np.ndarray, path: Path) -> np.ndarray:
     """The signatures of some rows, in their order, memory-mapped from a file."""
     width = duplicates.PERMUTATIONS
-    signed = np.memmap(path, dtype=np.uint32, mode="w+", shape=(len(rows), width))
+    with writing_in(path.parent), open(path, "wb") as file:  # without room a later access would end the process
+        os.posix_fallocate(file.fileno(), 0, len(rows) * width * np.dtype(np.uint32).itemsize)
+    signed = np.memmap(path, dtype=np.uint32, mode="r+", shape=(len(rows), width))
     for ranks, chunk in _ranked(cleaned, rows, "signature"):
         signatures = np.frombuffer(chunk.buffers()[1], dtype=np.uint32).reshape(-1, width)[chunk.offset :][: len(chunk)]
         signed[ranks[ranks >= 0]] = signatures[ranks >= 0]

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.run import records
 from psyco_ray.run.types import Row
 
 _BATCH_ROWS = 64  # Python objects at a time
@@ -53,7 +54,7 @@ class SpeechRows:
     def _table(self) -> pa.Table:
         order = np.argsort(self._numbers)
         ascending = self._numbers[order]
-        with pq.ParquetFile(self._path) as file:
+        with records.ParquetReading(self._path), pq.ParquetFile(self._path) as file:
             pieces, start = [file.schema_arrow.empty_table()], 0
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
@@ -68,7 +69,7 @@ def train_and_dev(path: Path) -> tuple[SpeechRows, SpeechRows]:
     """The training and the held-out rows of a SPEECHES table, in its order."""
     numbers: dict[str, list[np.ndarray]] = {"train": [], "dev": []}
     start = 0
-    with pq.ParquetFile(path) as file:
+    with records.ParquetReading(path), pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             splits = file.read_row_group(group, columns=["split"])["split"]
             for split, found in numbers.items():

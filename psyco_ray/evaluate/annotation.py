@@ -61,7 +61,6 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
     items = {f"p{ordering_hash(seed, 'item', pair['prefID'])[:8]}": pair for pair in sample}
     assert len(items) == count, "two pairs got the same item"
     sides = {item: _sides(seed, pair) for item, pair in items.items()}
-    storage.private_dir(out)
     for expert in EXPERTS:
         rows = [
             [item, pair["question"], pair[sides[item]["A"]], pair[sides[item]["B"]], *[""] * (len(PREFERENCES) + 1)]
@@ -73,7 +72,7 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
         for item, pair in sorted(items.items())
     }
     key_file = {"seed": seed, "aspects": list(ASPECTS), "items": key}
-    (out / "key.json").write_text(json.dumps(key_file, indent=1) + "\n", encoding="utf-8")
+    storage.write_text(out / "key.json", json.dumps(key_file, indent=1) + "\n")
 
 
 def score(directory: Path) -> dict[str, Any]:

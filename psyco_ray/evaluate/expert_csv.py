@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Container, Iterator, Sequence
@@ -14,6 +15,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.records import open_records
+from psyco_ray.run import storage
 
 EXPERTS = ("expert-1", "expert-2")
 """Names of the experts' files."""
@@ -58,8 +60,9 @@ def ordering_hash(seed: int, purpose: str, name: str) -> str:
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a spreadsheet that Excel reads as UTF-8, and that holds no formula for any program."""
-    with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows([header, *([neutral(cell) for cell in row] for row in rows)])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *([neutral(cell) for cell in row] for row in rows)])
+    storage.write_text(path, f"\ufeff{text.getvalue()}")
 
 
 def read_key(directory: Path, *fields: str) -> dict[str, Any]:

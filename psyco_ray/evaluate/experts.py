@@ -129,7 +129,6 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
             responses = {"policy": ours[key][1], "opponent": theirs[key][1]}
             items[item] = Item(comparison=name, speech_id=key, A=a, B=b)
             texts[item] = (ours[key][0], responses[a], responses[b])
-    storage.private_dir(out)
     header = ["item", "client speech", "response A", "response B", *_COLUMNS, "comment"]
     for expert in EXPERTS:
         rows = [
@@ -138,7 +137,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
         ]
         write_table(out / f"{expert}.csv", header, rows)
     key_file = {"seed": seed, "comparisons": list(policies), "items": dict(sorted(items.items()))}
-    (out / "key.json").write_text(json.dumps(key_file, indent=1) + "\n", encoding="utf-8")
+    storage.write_text(out / "key.json", json.dumps(key_file, indent=1) + "\n")
 
 
 def score(directory: Path, verdicts: Mapping[str, str] | None = None) -> dict[str, Any]:

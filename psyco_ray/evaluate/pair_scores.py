@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from psyco_ray.config.errors import InputError
@@ -24,7 +23,7 @@ from psyco_ray.models import loading
 from psyco_ray.pool import fit, placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.scorer import ScorerActor
-from psyco_ray.run import storage
+from psyco_ray.run import records, storage
 from psyco_ray.run.directory import write_table
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
@@ -161,7 +160,7 @@ def score(job: EvaluateRewardJob, model: ModelUnderTest, batches: Sequence[Score
         stream = pool.stream(ScorerActor.score_many, work, name=f"scores of {model.name}")
         for scored, _ in progress.track(stream, f"{model.name}, {PAIRS_PER_BATCH} pairs at a time", len(missing)):
             batch = missing[scored[0].key.partition(":")[0]]
-            batch.path.parent.mkdir(parents=True, exist_ok=True)
+            storage.private_dir(batch.path.parent)
             write_table(batch.path, _table(batch, scored))
     finally:
         pool.close()
@@ -185,7 +184,7 @@ def read(model: ModelUnderTest, test: str, batches: Sequence[ScoreBatch]) -> Pai
     """
     by_row: dict[int, dict[str, Any]] = {}
     for batch in batches:
-        by_row.update(zip(batch.rows, pq.read_table(batch.path).to_pylist(), strict=True))
+        by_row.update(zip(batch.rows, records.read_table(batch.path).to_pylist(), strict=True))
     kept = [row for row in sorted(by_row) if by_row[row]["chosen"] is not None]
     if not kept:
         raise InputError(

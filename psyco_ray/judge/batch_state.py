@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from psyco_ray.run import records, storage
 
 
 @dataclass
@@ -24,8 +25,8 @@ class BatchState:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"next": 0, "batches": []}
+        way_out = "restore it; without it the batches in progress are lost, and paid again"
+        state: dict[str, Any] = records.read_json(path, way_out) if path.exists() else {"next": 0, "batches": []}
         self._next: int = state["next"]
         self.provider_files: dict[str, bool] = state.get("provider_files", {})
         """Whether each file that the provider got or made is deleted there, by its id."""
@@ -38,10 +39,9 @@ class BatchState:
 
     def _write(self, rows: list[tuple[str, str, bytes]]) -> None:
         sent = SentBatch(f"{self._path.stem}-{self._next:03}")
-        with open(self.path(sent, "requests"), "wb") as file:
-            file.writelines(line for _, _, line in rows)
-        with open(self.path(sent, "speeches"), "w", encoding="utf-8") as speeches:
-            json.dump({key: speech_id for key, speech_id, _ in rows}, speeches)
+        storage.private_dir(self._path.parent)
+        storage.write_file(self.path(sent, "requests"), lambda file: file.writelines(line for _, _, line in rows))
+        storage.write_text(self.path(sent, "speeches"), json.dumps({key: speech_id for key, speech_id, _ in rows}))
         self._next += 1
         self.sent.append(sent)
 
@@ -74,8 +74,7 @@ class BatchState:
 
     def speeches(self, sent: SentBatch) -> dict[str, str]:
         """The speech id of each of the batch's keys."""
-        speeches: dict[str, str] = json.loads(self.path(sent, "speeches").read_text(encoding="utf-8"))
-        return speeches
+        return records.read_json(self.path(sent, "speeches"), "restore it; without it its batch cannot be read")
 
     def path(self, sent: SentBatch, what: str) -> Path:
         """A local file of a batch: its `requests` or its `speeches`."""
@@ -83,10 +82,6 @@ class BatchState:
 
     def save(self) -> None:
         """Write the state atomically."""
-        unfinished = self._path.with_name(f".{self._path.name}.partial")
-        with open(unfinished, "w", encoding="utf-8") as file:
-            batches = [vars(sent) for sent in self.sent]
-            json.dump({"next": self._next, "batches": batches, "provider_files": self.provider_files}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._path)
+        batches = [vars(sent) for sent in self.sent]
+        state = {"next": self._next, "batches": batches, "provider_files": self.provider_files}
+        storage.write_text(self._path, json.dumps(state))

@@ -6,6 +6,7 @@ loses no answer that has arrived.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -13,9 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from psyco_ray.config.errors import InputError
 from psyco_ray.judge.calls import Answer
 from psyco_ray.run import storage
+from psyco_ray.run.disk_errors import writing_in
 
 LINES_PER_SYNC = 64
 SECONDS_PER_SYNC = 1.0
@@ -72,21 +73,26 @@ class Journal:
         """
         entry = {"speech": speech_id, "key": key, **vars(answer)}
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        try:
-            written = os.write(self._file(speech_id[:2]), line)  # one write: a kill cuts no line
-        except OSError as error:
-            raise InputError(f"journal {self._root} cannot be written: {error.strerror}; make it writable") from None
-        if written < len(line):
-            raise InputError(f"journal {self._root} cannot be written: the disk is full; free some space")
+        with writing_in(self._root):
+            file = self._file(speech_id[:2])
+            size = os.fstat(file).st_size
+            if os.write(file, line) < len(line):  # one write: a kill cuts no line
+                os.ftruncate(file, size)  # later answers need a line of their own
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._unsynced += 1
         if self._unsynced >= LINES_PER_SYNC or time.monotonic() - self._synced_at >= SECONDS_PER_SYNC:
             self.sync()
 
     def sync(self) -> None:
-        """Flush all lines to the disk."""
-        for file in self._files.values():
-            os.fsync(file)
-            os.close(file)
+        """Flush all lines to the disk.
+
+        Raises:
+            InputError: the journal cannot be written.
+        """
+        with writing_in(self._root):
+            for file in self._files.values():
+                os.fsync(file)
+                os.close(file)
         self._files.clear()
         self._unsynced, self._synced_at = 0, time.monotonic()
 
@@ -96,9 +102,7 @@ class Journal:
 
     def _file(self, shard: str) -> int:
         if shard not in self._files:
-            path = self._root / shard / f"{self._writer}.jsonl"
-            storage.private_dir(path.parent)
-            file = self._files[shard] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            file = self._files[shard] = storage.append_to(self._root / shard / f"{self._writer}.jsonl")
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":
                 os.write(file, b"\n")  # ends a line that a crash cut off

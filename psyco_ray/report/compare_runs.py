@@ -50,7 +50,6 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
         results: of `evaluate.compare_runs.compare`.
         out: directory for the three files.
     """
-    storage.private_dir(out)
     runs = results["runs"]
     page = render(
         "compare_runs.html",
@@ -66,9 +65,9 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
             "series": len(figures.SERIES),
         },
     )
-    (out / "compare.html").write_text(page, encoding="utf-8")
-    (out / "compare.md").write_text(markdown(results), encoding="utf-8")
-    (out / "compare.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    storage.write_text(out / "compare.html", page)
+    storage.write_text(out / "compare.md", markdown(results))
+    storage.write_text(out / "compare.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def layout(results: Mapping[str, Any]) -> list[Table]:

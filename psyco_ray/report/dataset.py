@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
-from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.data.splits import text_hash
 from psyco_ray.report.render import render
-from psyco_ray.run import shards
+from psyco_ray.run import records, shards, storage
 from psyco_ray.run.schemas import PREFERENCES
 
 PAPER = {
@@ -85,11 +83,10 @@ def write_report(outputs: StageOutputs, out: Path) -> dict[str, Any]:
         The figures in them; None for a section whose stage has not run.
     """
     figures = measure(outputs)
-    out.mkdir(parents=True, exist_ok=True)
     constants = {"principles": PRINCIPLES, "splits": SPLITS, "columns": _pair_columns()}
     for template, name in (("dataset.html", "report.html"), ("dataset_card.md.j2", "dataset-card.md")):
         text = render(template, figures, job=outputs.job, licences=outputs.licences, **constants)
-        (out / name).write_text(text, encoding="utf-8")
+        storage.write_text(out / name, text)
     return figures
 
 
@@ -273,11 +270,7 @@ def _rows(directories: Sequence[Path], columns: list[str]) -> Iterator[dict[str,
     for directory in directories:
         for part in shards.list_shards(directory):
             path = directory / f"{part}.parquet"
-            try:
-                file = pq.ParquetFile(path)
-            except pa.ArrowInvalid as error:
-                raise InputError(f"{path} is damaged: {error}; remove it to make it again") from None
-            with file:
+            with records.ParquetReading(path, shards.AGAIN), pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=4096, columns=columns):
                     yield from batch.to_pylist()
 

@@ -10,6 +10,7 @@ from typing import Any
 from psyco_ray.report import figures
 from psyco_ray.report.render import DASH, decimal, decimal_interval, percent, percent_interval, plain, render, thousands
 from psyco_ray.report.tables import Table, of_rows
+from psyco_ray.run import storage
 
 _OUTCOMES = {"wins": figures.SERIES[0], "ties": figures.NEUTRAL, "losses": figures.SERIES[1]}
 _SIDES = {"policy": (figures.SERIES[0], "o", -0.12), "opponent": (figures.SERIES[1], "s", 0.12)}
@@ -39,9 +40,9 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
     page = render(
         "experts.html", results, shown=comparisons, tables=[t for t in (_agreement(results), _judge(results)) if t.rows]
     )
-    (out / "report.html").write_text(page, encoding="utf-8")
-    (out / "experts.md").write_text(markdown(results), encoding="utf-8")
-    (out / "experts.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    storage.write_text(out / "report.html", page)
+    storage.write_text(out / "experts.md", markdown(results))
+    storage.write_text(out / "experts.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def markdown(results: Mapping[str, Any]) -> str:

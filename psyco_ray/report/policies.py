@@ -10,6 +10,7 @@ from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
 from psyco_ray.report import figures
 from psyco_ray.report.policy_tables import SETTINGS, by_topic, by_variant, layout
 from psyco_ray.report.render import percent, plain, render
+from psyco_ray.run import storage
 
 
 def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -35,9 +36,8 @@ def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]],
         cases=cases,
         settings=SETTINGS,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(page, encoding="utf-8")
-    (out / "tables.md").write_text(markdown(results), encoding="utf-8")
+    storage.write_text(out / "report.html", page)
+    storage.write_text(out / "tables.md", markdown(results))
 
 
 def markdown(results: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from psyco_ray.report import figures, reward_tables
 from psyco_ray.report.render import render
+from psyco_ray.run import storage
 
 
 def write_report(results: Mapping[str, Any], out: Path) -> None:
@@ -29,9 +30,8 @@ def write_report(results: Mapping[str, Any], out: Path) -> None:
         measured={test["name"]: _measured(results, test["name"]) for test in results["tests"]},
         bench=_bench(results),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.html").write_text(page, encoding="utf-8")
-    (out / "tables.md").write_text(reward_tables.markdown(results), encoding="utf-8")
+    storage.write_text(out / "report.html", page)
+    storage.write_text(out / "tables.md", reward_tables.markdown(results))
 
 
 def _best(results: Mapping[str, Any]) -> dict[str, Any] | None:

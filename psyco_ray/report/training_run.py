@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
 from psyco_ray.config.training import Job
 from psyco_ray.report import figures
 from psyco_ray.report.render import MODEL_TITLES, judge_note, render
+from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger, stage
 
 SAMPLES_SHOWN = 8
@@ -129,7 +129,7 @@ def _timelines(ledger: Ledger, iterations: int) -> dict[str, list[dict[str, Any]
 
 def _samples(job: Job, ledger: Ledger, evaluations: Evaluations) -> list[dict[str, Any]]:
     """Responses of the base model and of the policy to held-out speeches that the run's seed draws."""
-    table = pq.read_table(ledger.path("speeches.parquet"), columns=["speech_id", "speech", "topic"])
+    table = records.read_table(ledger.path("speeches.parquet"), columns=["speech_id", "speech", "topic"])
     speeches = {row["speech_id"]: row for row in table.to_pylist()}
     before, after = (ledger.responses(stage(k, "dev")) for k in (0, len(evaluations) - 1))
     judge = "heldout" if "heldout" in evaluations[0] else "reward"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -20,7 +19,8 @@ from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Section
 from psyco_ray.config.keys import refuse_key
-from psyco_ray.run import storage
+from psyco_ray.run import locks, records, storage
+from psyco_ray.run.disk_errors import writing_in
 from psyco_ray.run.mirror import RemoteMirror
 from psyco_ray.run.remote import is_remote
 
@@ -55,27 +55,20 @@ class RunDirectory:
         if remote and not may_be_remote:
             raise InputError(f"run_dir {run_dir} is remote, which only training runs can have; take a local one")
         self.root = storage.working_copy(run_dir) if remote else storage.local_path(run_dir)
+        storage.private_dir(self.root)
+        self._lock = locks.lock_file(self.root / "LOCK")
         try:
-            storage.private_dir(self.root)
-            self._lock = open(self.root / "LOCK", "a+")  # noqa: SIM115 - held as long as the run
-        except OSError as error:
-            raise self._unwritable(error) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise InputError(
-                f"run_dir {run_dir} is in use by process {self._lock.read().strip() or 'unknown'}; "
-                "wait for it or choose another run_dir"
-            ) from None
-        try:
-            os.truncate(self._lock.fileno(), 0)
-            os.write(self._lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
+            if not locks.lock(self._lock, self.root / "LOCK", wait=False):
+                self._lock.seek(0)
+                raise InputError(
+                    f"run_dir {run_dir} is in use by process {self._lock.read().strip() or 'unknown'}; "
+                    "wait for it or choose another run_dir"
+                )
+            with writing_in(self.root, "LOCK"):
+                os.truncate(self._lock.fileno(), 0)
+                os.write(self._lock.fileno(), f"{os.getpid()} on {platform.node()}".encode())
             self._mirror = RemoteMirror(run_dir, self.root) if remote else None
-        except OSError as error:
-            self._lock.close()
-            raise self._unwritable(error) from None
-        except InputError:
+        except BaseException:
             self._lock.close()
             raise
 
@@ -118,10 +111,7 @@ class RunDirectory:
     def record(self, stage: str) -> dict[str, Any] | None:
         """The record of a finished stage; None if the stage is not done."""
         path = self.root / f"{stage}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except ValueError:  # invalid JSON or UTF-8
-            raise InputError(f"{path} is damaged; restore it, or remove it to repeat the stage") from None
+        return records.read_json(path, "restore it, or remove it to repeat the stage") if path.exists() else None
 
     def finish(self, stage: str, began: float, **facts: Any) -> dict[str, Any]:
         """Writes the record of a finished stage.
@@ -167,11 +157,6 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file atomically."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-    def _unwritable(self, error: OSError) -> InputError:
-        return InputError(
-            f"run_dir {self.root} cannot be written: {error.strerror}; make room or make it writable, or choose another"
-        )
 
     def _push(self, name: str) -> None:
         if self._mirror is not None:

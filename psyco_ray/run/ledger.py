@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resume import may_change
 from psyco_ray.config.training import Job
-from psyco_ray.run import storage
+from psyco_ray.run import records, storage
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.schemas import SAMPLES, SCORES, group_rows, groups_from_rows
 from psyco_ray.run.types import Group, PromptBatch
@@ -101,7 +100,7 @@ class Ledger(RunDirectory):
         for item in items:
             if self._stored(stage, item):
                 samples, scores = (
-                    pq.read_table(self.path(f"{stage}/{item.key}.{kind}.parquet")).to_pylist() for kind in _TABLES
+                    records.read_table(self.path(f"{stage}/{item.key}.{kind}.parquet")).to_pylist() for kind in _TABLES
                 )
                 yield from groups_from_rows(item, samples, scores)
 
@@ -152,12 +151,12 @@ class Ledger(RunDirectory):
     def quarantined(self, stage: str) -> dict[str, str]:
         """The quarantined speeches of a stage: reason by speech id."""
         files = sorted((self.root / stage).glob("*.quarantine.json"))
-        return {key: reason for file in files for key, reason in json.loads(file.read_text()).items()}
+        return {key: reason for file in files for key, reason in records.read_json(file).items()}
 
     def responses(self, stage: str) -> dict[str, list[str]]:
         """Texts of a stage's stored responses by speech id, in sampling order."""
         files = sorted((self.root / stage).glob("*.samples.parquet"))
-        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        rows = [row for file in files for row in records.read_table(file).to_pylist()]
         texts: dict[str, list[str]] = {}
         for row in sorted(rows, key=lambda row: row["index"]):
             texts.setdefault(row["speech_id"], []).append(row["response"])

@@ -14,9 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psyco_ray.run import storage
+from psyco_ray.run import records, storage
 
 SPEECHES_PER_PART = 128  # on average, at most
+AGAIN = "restore it, or remove its stage's directory and record to make the stage again"
+"""What to do about a damaged shard."""
 
 
 def digits(speeches: int) -> int:
@@ -33,9 +35,13 @@ def list_shards(directory: Path) -> list[str]:
 
 
 def read(directory: Path, part: str) -> list[dict[str, Any]]:
-    """Rows of a shard; empty if the shard does not exist."""
+    """Rows of a shard; empty if the shard does not exist.
+
+    Raises:
+        InputError: the shard is damaged.
+    """
     path = directory / f"{part}.parquet"
-    return pq.read_table(path).to_pylist() if path.exists() else []
+    return records.read_table(path, AGAIN).to_pylist() if path.exists() else []
 
 
 def write(
@@ -65,8 +71,14 @@ def write(
 
 
 def facts(directory: Path, part: str) -> dict[str, Any]:
-    """The `facts` given to `write`."""
-    return json.loads(pq.read_schema(directory / f"{part}.parquet").metadata[b"facts"])
+    """The `facts` given to `write`.
+
+    Raises:
+        InputError: the shard is damaged.
+    """
+    path = directory / f"{part}.parquet"
+    with records.ParquetReading(path, AGAIN):
+        return json.loads(pq.read_schema(path).metadata[b"facts"])
 
 
 def write_by_id(directory: Path, rows: Sequence[dict[str, Any]], column: str, schema: pa.Schema) -> list[str]:

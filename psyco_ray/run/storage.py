@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.run import manifests
+from psyco_ray.run.disk_errors import writing_in
+from psyco_ray.run.locks import locked
 from psyco_ray.run.remote import MANIFEST, RemoteDirectory, is_remote
 
 
@@ -37,10 +39,15 @@ def private_dir(path: Path) -> Path:
     """Create a directory, and those above it, that only this user can enter; one that exists stays as it is.
 
     Clients' words are in it; whoever cannot enter it can read no file below it.
+
+    Raises:
+        InputError: the directory cannot be created.
     """
     missing = [path, *path.parents]
-    for directory in reversed(missing[: next(n for n, one in enumerate(missing) if one.exists())]):
-        directory.mkdir(mode=0o700, exist_ok=True)
+    with writing_in(path):
+        for directory in reversed(missing[: next(n for n, one in enumerate(missing) if one.exists())]):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            manifests.fsync(directory.parent)
     return path
 
 
@@ -154,15 +161,19 @@ def remove_dir(target: str | Path) -> None:
     path = local_path(target)
     if path.exists():
         gone = path.with_name(f"{_unfinished(path)}{uuid.uuid4().hex}")  # needs no room on a full disk
-        path.rename(gone)
-        shutil.rmtree(gone)
+        with writing_in(path.parent, path.name):
+            path.rename(gone)
+            shutil.rmtree(gone)
 
 
 def move_dir(source: str, target: str) -> None:
     """Renames a directory and replaces the target; both are local, or on one remote file system."""
     if not is_remote(source):
         remove_dir(target)
-        local_path(source).rename(local_path(target))
+        place = local_path(target)
+        with writing_in(place.parent, place.name):
+            local_path(source).rename(place)
+            manifests.fsync(place.parent)
         return
     old, new = RemoteDirectory(source), RemoteDirectory(target)
     new.remove()
@@ -187,18 +198,16 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         InputError: the file cannot be written, for example because the disk is full.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
-    try:
+    with writing_in(path.parent, path.name):
         try:
             with open(partial, "wb", opener=_privately) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
+            manifests.fsync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise InputError(f"{path.parent} cannot be written ({path.name}): {why}; make room, then go on") from error
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -213,6 +222,31 @@ def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     with atomic_file(path) as file:
         write(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a local text file atomically and durably; its directory is created.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    private_dir(path.parent)
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def append_to(path: Path) -> int:
+    """A descriptor of a local file to append to, created if needed with its directory. Its name is durable.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    private_dir(path.parent)
+    with writing_in(path.parent, path.name):
+        new = not path.exists()
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        if new:
+            manifests.fsync(path.parent)
+        return file
 
 
 def read_file(directory: str | Path, name: str) -> bytes | None:
@@ -248,17 +282,8 @@ def remove_file(directory: str | Path, name: str) -> None:
     if is_remote(directory):
         RemoteDirectory(str(directory)).remove(name)
     else:
-        (local_path(directory) / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """A context that holds a lock file, exclusive among the processes of this machine."""
-    import fcntl
-
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        with writing_in(local_path(directory), name):
+            (local_path(directory) / name).unlink(missing_ok=True)
 
 
 def _cached(target: str) -> Path:

@@ -6,10 +6,12 @@ import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from psyco_ray.config.job_file import flatten
 from psyco_ray.config.training import Job
+from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.trackers import trackers
@@ -78,7 +80,7 @@ class Telemetry(Progress):
         Ray exports them as ``ray_psyco_<name>``; figures within an iteration are in `rolling`.
         """
         path = self._ledger.path("metrics.jsonl")
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = _rows(path) if path.exists() else []
         if iteration not in {row["iteration"] for row in rows}:
             self.track_figures("iterations", iteration, values)
         rows = [row for row in rows if row["iteration"] != iteration]
@@ -93,3 +95,10 @@ class Telemetry(Progress):
         """Finish pending uploads; `failed` marks a run that did not come to its end."""
         for tracker in self._trackers:
             tracker.close(failed)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise records.damaged(path, "a line is no JSON") from None

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder
+from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PAIRS
@@ -43,7 +43,7 @@ class PairStage:
     def read(self, iteration: int) -> list[PreferencePair]:
         """The stored pairs of an iteration."""
         path = self._ledger.path(stage(iteration, "pairs.parquet"))
-        return [pairs.example_of(row) for row in pq.read_table(path).to_pylist()]
+        return [pairs.example_of(row) for row in records.read_table(path).to_pylist()]
 
     def make_sampled(self, iteration: int, rows: Rows, stream: Iterable[Group]) -> Row:
         """Forms a pair of the best and the worst response of each group, adds the reference, and stores the pairs.

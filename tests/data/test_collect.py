@@ -7,11 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.disks import room
 from support.files import write_content
 from support.paths import SHARED_DATA
 from support.raw_speeches import speech
 
 from psyco_ray.config.data import DataJob, Source
+from psyco_ray.config.errors import InputError
 from psyco_ray.data import sources, splits
 from psyco_ray.data.clean import clean
 from psyco_ray.run import shards
@@ -57,6 +59,19 @@ def read_back(out: Path) -> tuple[list[dict], list[dict]]:
     dropped = pq.read_table(out / "dropped.parquet")
     assert dropped.schema == DROPPED
     return [row for name in names for row in shards.read(out / "speeches", name)], dropped.to_pylist()
+
+
+def test_a_full_disk_names_the_directory_and_loses_nothing(raw, tmp_path, local_ray) -> None:
+    from psyco_ray.data.collect import collect
+
+    out = tmp_path / "out"
+    with (
+        pytest.raises(InputError, match=rf"{out}/.collecting cannot be written: File too large; make room"),
+        room(1000),
+    ):
+        collect(job_of(raw), out)
+    assert list(out.iterdir()) == []
+    assert collect(job_of(raw), out)["kept"] == 260
 
 
 def test_collect_accounts_for_every_row(raw, tmp_path, local_ray) -> None:
