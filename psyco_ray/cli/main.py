@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import secrets
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,7 +13,7 @@ from psyco_ray.cli.plan import command as plan
 from psyco_ray.cli.session import StoppedError, unwrapped
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import INPUT_ERROR, RESUMABLE, InputError
-from psyco_ray.run import disk_errors, logs, preemption
+from psyco_ray.run import disk_errors, logs, preemption, ray_session
 
 _COMMANDS = (train, plan, init, config, submit, status, sample, data, evaluate, compare, experts)
 
@@ -43,8 +42,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         if hasattr(options, "overrides"):
             options.overrides += rest
         if hasattr(options, "address") and not (options.address or os.environ.get("RAY_ADDRESS")):
-            # a token of this run alone, set before Ray is imported: Ray would write one into the home directory
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+            ray_session.prepare_local()
         return options.run(job, options)
     except preemption.Preempted:
         _say("stopped")

@@ -5,6 +5,7 @@ Only a worker imports this module, after it has set `DS_ACCELERATOR`, which Deep
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from psyco_ray.config.optimizer import Optimizer
 from psyco_ray.config.resources import Learners
-from psyco_ray.learner import lora
+from psyco_ray.learner import lora, rendezvous
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import loading, reward_model, selftest
 from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
@@ -39,8 +40,17 @@ class LearnerEngine:
     note: str  # how the model is computed, if a user should know
 
 
-def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.device:
+def init_process_group(
+    spec: WorkerSpec, rank: int, world_size: int, address: rendezvous.Address, listener: socket.socket | None
+) -> torch.device:
     """Seed torch and join the process group: NCCL on GPUs, gloo on CPUs.
+
+    Args:
+        spec: of the worker.
+        rank: of this worker.
+        world_size: number of workers.
+        address: where rank 0 listens.
+        listener: of rank 0 alone.
 
     Returns:
         The device of this worker.
@@ -51,14 +61,9 @@ def init_process_group(spec: WorkerSpec, rank: int, world_size: int) -> torch.de
     # DeepSpeed compiles its own CPU collectives on first use; a killed build blocks every later one, and they leak
     # shared memory. gloo has neither problem.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
-        auto_mpi_discovery=False,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=spec.deadlines.step_s),
-        verbose=False,
-    )
+    backend, timeout = "nccl" if on_gpu else "gloo", timedelta(seconds=spec.deadlines.step_s)
+    rendezvous.join(backend, address, rank, world_size, timeout, listener)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 

@@ -12,6 +12,7 @@ import ray
 
 from psyco_ray.config.errors import require_finite
 from psyco_ray.learner.batching import MicroBatch
+from psyco_ray.learner.rendezvous import Address, address_of, listen
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models.weight_codec import DeltaTracker
 from psyco_ray.run.startup import gc_paused
@@ -22,22 +23,20 @@ if TYPE_CHECKING:
 
     from psyco_ray.models.packing import Packed
 
-Address = tuple[str, int]
-"""Host address and port."""
-
 WAY_OUT = "lower the learning rate, or look at that pair and the base model; --resume continues from the last state"
 
 
 class LearnerWorker:
     """One rank of a learner group, a Ray actor around a DeepSpeed engine.
 
-    Every method except `location`, `size` and `address` is collective: all ranks call it together, because ZeRO-3
-    gathers parameters and every step reduces gradients.
+    Every method except `location`, `size`, `listen` and `address` is collective: all ranks call it together, because
+    ZeRO-3 gathers parameters and every step reduces gradients.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         self._deltas = DeltaTracker()
+        self._listener: socket.socket | None = None
 
     def location(self) -> tuple[str, str, int]:
         """Return the address and id of this worker's node, and its process id."""
@@ -51,18 +50,23 @@ class LearnerWorker:
         gpu = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else None
         return sum(n for n, _ in counts), sum(n for n, trained in counts if trained), gpu
 
+    def listen(self) -> Address:
+        """Listen for the ranks of the group, on rank 0 alone; return the address."""
+        self._listener = listen(ray.util.get_node_ip_address())
+        return address_of(self._listener)
+
     def address(self) -> Address:
-        """Return the host address of this process and a free port, for a rendezvous."""
+        """Return the host address of this process and a free port, for the members of a weight transfer."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     @gc_paused()
-    def start(self, rendezvous: Address, spec: WorkerSpec, checkpoint: str | None) -> str:
+    def start(self, address: Address, spec: WorkerSpec, checkpoint: str | None) -> str:
         """Join the process group and build the engine.
 
         Args:
-            rendezvous: address and port of rank 0.
+            address: where rank 0 listens.
             spec: model, objective, optimizer and sizes.
             checkpoint: directory or URI that `save_state` wrote, to continue from; None: the base model.
 
@@ -70,8 +74,6 @@ class LearnerWorker:
             How the model is computed, if a user should know; else an empty text.
         """
         os.environ.update(
-            MASTER_ADDR=rendezvous[0],
-            MASTER_PORT=str(rendezvous[1]),
             RANK=str(self.rank),
             WORLD_SIZE=str(self.world_size),
             LOCAL_RANK="0",
@@ -84,7 +86,7 @@ class LearnerWorker:
 
         self._spec, self._objective = spec, spec.objective
         self._zero_stage = spec.settings.zero_stage
-        self._device = engine.init_process_group(spec, self.rank, self.world_size)
+        self._device = engine.init_process_group(spec, self.rank, self.world_size, address, self._listener)
         built = engine.build_engine(spec, self.world_size)
         self._engine, self._model, self._tokenizer = built.engine, built.model, built.tokenizer
         self._files = built.files

@@ -76,8 +76,8 @@ class WorkerGroup:
             actor.options(**options(rank)).remote(rank, world_size) for rank in range(world_size)
         ]
         self._locations = [worker.location.remote() for worker in self.workers]
-        rendezvous = self.workers[0].address.remote()
-        self._started = [worker.start.remote(rendezvous, spec, checkpoint) for worker in self.workers]
+        address = self.workers[0].listen.remote()
+        self._started = [worker.start.remote(address, spec, checkpoint) for worker in self.workers]
 
     def wait_ready(self) -> str:
         """Wait until every worker has loaded its model.

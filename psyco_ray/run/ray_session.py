@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,6 +17,19 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.run import preemption
+
+_log = logging.getLogger(__name__)
+
+
+def prepare_local() -> None:
+    """Set the environment of a Ray that serves this process alone. Only effective before Ray is imported.
+
+    A token of this run keeps other users of the machine out; Ray itself would write one into the home directory. The
+    second variable is Ray's switch to loopback addresses, the default on systems where it supports no clusters.
+    """
+    os.environ.update(
+        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0"
+    )
 
 
 def _check_reachable(address: str) -> None:
@@ -48,6 +63,8 @@ def connect(address: str | None) -> None:
     else:
         with _new_sessions():
             _init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+        if not ipaddress.ip_address(host := ray.util.get_node_ip_address()).is_loopback:
+            _log.warning(f"the local Ray listens on {host}, because Ray was imported before `prepare_local`")
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the line above configures Ray Data's logging
 
