@@ -19,11 +19,11 @@ from support.runs import JOB, finish, start
 
 from psyco_ray.cli import status
 from psyco_ray.cli.main import main
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.pool import placement
 from psyco_ray.run import lease, mirror, remote, storage
 from psyco_ray.run import status as run_status
-from psyco_ray.run.lease import EXPIRES_S
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.remote import RemoteDirectory
 from psyco_ray.run.types import StepResult
@@ -118,42 +118,88 @@ def test_only_what_differs_is_brought_here(place, monkeypatch) -> None:
     assert brought == ["b.json"]
 
 
-def test_one_driver_at_a_time(place, monkeypatch, tmp_path) -> None:
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Leases that expire after two seconds."""
     for module in (mirror, lease):
         monkeypatch.setattr(module, "REFRESH_S", 0.2)
+    monkeypatch.setattr(lease, "EXPIRES_S", 2.0)
+    monkeypatch.setattr(lease, "_SETTLE_S", 0.3)
+
+
+def lock_of(place: str, **changes) -> dict:
+    """What a lease holds; first it is changed, as by another process."""
+    if changes:
+        RemoteDirectory(place).write("LOCK", json.dumps({"host": "there", "pid": 1, **changes}).encode())
+    return json.loads(RemoteDirectory(place).read("LOCK"))
+
+
+def test_one_driver_at_a_time(place, quick, monkeypatch, tmp_path) -> None:
     first = Ledger(Job(run_dir=place), False)
     monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"in use by process \d+ on .*, last seen \d s ago; .* can continue in \d+ s"):
+    with pytest.raises(InputError, match=r"in use by process \d+ on .*; wait for it or choose another run_dir"):
         Ledger(Job(run_dir=place), True)
-    began = json.loads(RemoteDirectory(place).read("LOCK"))["time"]
+    began = lock_of(place)["refreshed"]
     time.sleep(1)
-    assert json.loads(RemoteDirectory(place).read("LOCK"))["time"] > began, "it says that it lives"
-    taken = {"owner": "other", "host": "there", "pid": 1, "time": time.time() - 61}
-    while json.loads(RemoteDirectory(place).read("LOCK"))["owner"] != "other":  # until no refresh falls between
-        RemoteDirectory(place).write("LOCK", json.dumps(taken).encode())
+    assert lock_of(place)["refreshed"] > began, "it says that it lives"
+    while lock_of(place)["owner"] != "other":  # until no refresh falls between
+        lock_of(place, owner="other")
         time.sleep(1)
-    with pytest.raises(ValueError, match=r"is no longer held by this process"):
+    with pytest.raises(InputError, match=r"is no longer held by this process"):
         first.finish("stage", 0.0)
     assert RemoteDirectory(place).read("stage.json") is None
     first.close()
-    assert json.loads(RemoteDirectory(place).read("LOCK"))["owner"] == "other", "it gives back only what it has"
-    second = Ledger(Job(run_dir=place), True)  # for the other was last heard of too long ago
+    assert lock_of(place)["owner"] == "other", "it gives back only what it has"
+    second = Ledger(Job(run_dir=place), True)  # for the other one says nothing
     second.close()
     assert RemoteDirectory(place).read("LOCK") is None
 
 
-def test_of_two_that_race_one_is_refused(place, monkeypatch) -> None:
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_clocks_may_differ(place, quick, monkeypatch, tmp_path, ahead) -> None:
+    first = Ledger(Job(run_dir=place), False)
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "other"))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead)
+    with pytest.raises(InputError, match="is in use by"):  # neither taken from a live one
+        Ledger(Job(run_dir=place), True)
+    first.close()
+    lock_of(place, owner="dead", time=now())
+    began = time.monotonic()
+    Ledger(Job(run_dir=place), True).close()  # nor kept by a dead one
+    assert 2 < time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b"[]", b"\xff"])
+def test_an_unreadable_lease_is_taken_over(place, quick, left) -> None:
+    RemoteDirectory(place).write("LOCK", left)
+    Ledger(Job(run_dir=place), False).close()
+    assert RemoteDirectory(place).read("LOCK") is None
+
+
+def test_of_two_that_race_one_is_refused(place, quick, monkeypatch) -> None:
     settle = time.sleep
-    rival = {"owner": "rival", "host": "there", "pid": 1, "time": time.time()}
 
     def overtaken(seconds: float) -> None:
-        RemoteDirectory(place).write("LOCK", json.dumps(rival).encode())
+        lock_of(place, owner="rival")
         settle(seconds)
 
-    monkeypatch.setattr(mirror.time, "sleep", overtaken)
-    with pytest.raises(ValueError, match="in use by process 1 on there"):
+    monkeypatch.setattr(lease.time, "sleep", overtaken)
+    with pytest.raises(InputError, match="in use by process 1 on there"):
         Ledger(Job(run_dir=place), False)
-    assert json.loads(RemoteDirectory(place).read("LOCK"))["owner"] == "rival"
+    assert lock_of(place)["owner"] == "rival"
+
+
+def test_a_holder_that_was_suspended_does_not_write(place, quick, monkeypatch) -> None:
+    first = Ledger(Job(run_dir=place), False)
+    now = lease._now
+    monkeypatch.setattr(lease, "_now", lambda: now() + 3)  # the machine slept
+    with pytest.raises(InputError, match=r"is no longer held by this process"):
+        first.finish("stage", 0.0)
+    time.sleep(0.5)
+    with pytest.raises(InputError, match=r"is no longer held by this process"):  # nor after a refresh
+        first.finish("stage", 0.0)
+    first.close()
 
 
 def test_status_and_scale_of_a_remote_run_need_no_copy(place, monkeypatch, tmp_path, capsys) -> None:
@@ -336,10 +382,7 @@ def test_a_remote_run_killed_and_resumed_from_nothing_gives_the_pairs_of_a_local
     assert not RemoteDirectory(run).has("iteration-001/pairs.json"), "the kill came too late to show anything"
     assert "going on\nstage: " in status.describe(run)
     shutil.rmtree(cache)
-    written = json.loads(RemoteDirectory(run).read("LOCK"))
-    written["time"] -= EXPIRES_S  # time goes by
-    RemoteDirectory(run).write("LOCK", json.dumps(written).encode())
-    finish(job, log, *given)
+    finish(job, log, *given)  # after a minute, which shows that nobody holds the run
 
     there = {name: RemoteDirectory(run).read(name) for name in RemoteDirectory(run).files()}
     ours = pq.read_table(pa.BufferReader(there["iteration-001/pairs.parquet"]))
