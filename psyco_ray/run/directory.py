@@ -147,18 +147,19 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file atomically."""
         storage.write_file(self.path(name), lambda file: file.write(text.encode()))
-        self._push(name)
+        self.push(name)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Writes a Parquet file atomically."""
         write_table(self.path(name), table)
-        self._push(name)
+        self.push(name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file atomically."""
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
-    def _push(self, name: str) -> None:
+    def push(self, name: str) -> None:
+        """Uploads a file of a remote run; else a no-op."""
         if self._mirror is not None:
             self._mirror.push(name)
 

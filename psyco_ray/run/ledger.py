@@ -91,7 +91,7 @@ class Ledger(RunDirectory):
                 parts, facts = make()
                 for part in parts:
                     writer.write_table(part)
-            self._push(f"{stage}.parquet")
+            self.push(f"{stage}.parquet")
             self.finish(stage, began, **facts)
         return path
 

@@ -1,6 +1,7 @@
 """Whole runs with a tiny model: the report, and a driver that is killed and goes on as if nothing had been."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -16,7 +17,9 @@ from support.pages import self_contained
 from support.runs import JOB, finish, start
 from support.trackers import tensorboard_scalars, wandb_sessions
 
+from psyco_ray.cli.main import main
 from psyco_ray.config.errors import InputError
+from psyco_ray.data.traces import Traces
 from psyco_ray.evaluate import checkpoints, compare_runs
 
 pytestmark = pytest.mark.slow
@@ -112,6 +115,23 @@ def test_the_report_is_self_contained(undisturbed) -> None:
     assert text.count("<svg") == 4
     assert "held-out client speeches" in self_contained(text).text
     assert "{{" not in text
+
+
+def test_a_client_of_a_finished_run_can_be_forgotten(undisturbed, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    client = pq.read_table(run / "iteration-002" / "pairs.parquet")["speech_id"][0].as_py()
+    texts = [row["speech"] for row in rows_of(run / "speeches.parquet") if row["speech_id"] == client]
+    assert main(["forget", str(run), "--speech-id", client]) == 0
+    assert "iteration-002/checkpoint" in capsys.readouterr().out
+    traces = Traces({client})
+    traces.add_text(texts[0])
+    for path in (path for path in run.rglob("*") if path.is_file() and path.suffix != ".safetensors"):
+        rows = rows_of(path) if path.suffix == ".parquet" else []
+        assert not traces.within([list(row.values()) for row in rows]), path
+        assert not traces.within(path.read_bytes().decode("utf-8", "ignore")), path
+    self_contained((run / "report.html").read_text())
 
 
 def shared_memory() -> set[str]:

@@ -1,0 +1,270 @@
+"""Removes a client from what runs have left: tables, journals, records, reports and caches.
+
+Rows about the client go, with what models said to them; other texts get `FORGOTTEN` in the place of the client's words.
+Weights cannot forget: the outcome names those that saw the client.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from psyco_ray.config import job_file
+from psyco_ray.data import trained_pairs
+from psyco_ray.data.clean import clean
+from psyco_ray.data.splits import speech_id
+from psyco_ray.data.traces import SHORTEST, Traces
+from psyco_ray.run import manifests, storage
+from psyco_ray.run.remote import MANIFEST
+from psyco_ray.screening.personal_data import scrub
+
+AUDIT = "forgotten.jsonl"
+
+_UNFINISHED = (".collecting", ".ratings-", ".partial")  # of a killed command
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".gguf"}
+_TEXTS = {".html", ".md", ".txt", ".csv", ".tsv", ".yaml", ".log", ".svg"}
+_KEYS = ("pair", "pair_id")  # columns by which other tables name a row
+
+
+@dataclass
+class Outcome:
+    """What a directory held of the client, and what was done."""
+
+    rows: int = 0  # of tables and journals
+    files: list[str] = field(default_factory=list)  # that were rewritten
+    trained: list[str] = field(default_factory=list)  # weights that saw the client
+    kept: list[str] = field(default_factory=list)  # files that hold a trace and cannot be rewritten
+    sources: list[str] = field(default_factory=list)  # files that its job names and that hold the client
+    provider_files: dict[str, bool] = field(default_factory=dict)  # by id: whether they are deleted there
+
+
+def traces_of(ids: list[str], texts: list[str]) -> Traces:
+    """What identifies a client, from ids and texts as they are or as `collect` would clean or scrub them."""
+    traces = Traces(set(ids))
+    for text in texts:
+        for form in (text, clean(text), scrub(clean(text)).text):
+            traces.ids.add(speech_id(form.strip()))
+            traces.add_text(form)
+    return traces
+
+
+def seen(root: Path, traces: Traces) -> Outcome:
+    """What weights and sources a directory's job has, before anything is removed.
+
+    Args:
+        root: a run directory, or a directory of exports or of caches.
+        traces: of the client, after `learn`.
+    """
+    sources = [path for path in _named_files(root / "job.yaml") if _source_holds(path, traces)]
+    outcome = Outcome(trained=_trained(root, traces), sources=[str(path) for path in sources])
+    if sources:  # pairs among them trained the reward models here
+        outcome.trained += [str(path.parent.relative_to(root)) for path in sorted(root.rglob(trained_pairs.FILE))]
+    return outcome
+
+
+def remove(root: Path, traces: Traces, outcome: Outcome) -> None:
+    """Remove a client from a directory that no other process uses.
+
+    Args:
+        root: a run directory, or a directory of exports or of caches.
+        traces: of the client, after `learn`.
+        outcome: of `seen`; receives what is done.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    for path in list(root.rglob(".*")):
+        if any(mark in path.name for mark in _UNFINISHED):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    said = Traces(set(traces.ids), dict(traces.needles))
+    for path in _files(root):
+        if path.suffix == ".parquet":
+            _table(path, root, traces, said, outcome)
+    for path in _files(root):
+        if path.suffix in (".jsonl", ".json") and path.name not in (AUDIT, MANIFEST):
+            _records(path, root, traces, outcome)
+    for path in _files(root):
+        if path.suffix in _TEXTS:
+            _text(path, root, said, outcome)
+        elif path.suffix not in (".parquet", ".jsonl", ".json", *_WEIGHTS) and _holds(path, traces):
+            outcome.kept.append(str(path.relative_to(root)))
+    for path in sorted(root.rglob("batches/state.json")):
+        outcome.provider_files |= json.loads(path.read_text()).get("provider_files", {})
+
+
+def audit(root: Path, outcome: Outcome) -> None:
+    """Append what was done to the directory's `AUDIT`, without any of the client's words or ids."""
+    line = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(outcome), "files": len(outcome.files)}
+    before = (root / AUDIT).read_bytes() if (root / AUDIT).exists() else b""
+    storage.write_file(root / AUDIT, lambda file: file.write(before + json.dumps(line).encode() + b"\n"))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    return (path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink())
+
+
+def _holds(path: Path, traces: Traces) -> bool:
+    content = path.read_bytes()
+    return traces.may_be_in(content) and traces.within(content.decode("utf-8", "ignore"))
+
+
+def learn(root: Path, traces: Traces) -> None:
+    """Add the client's words, found by the id, and the keys of rows about them, until no more are found."""
+    known = -1
+    while known != (known := len(traces.ids) + len(traces.needles)):
+        for path in _files(root):
+            if path.suffix == ".parquet":
+                names = set(pq.read_schema(path).names)
+                if {"speech", "speech_id"} <= names or names & set(_KEYS):
+                    for row in _about(pq.read_table(path), traces)[1]:
+                        if row.get("speech_id") in traces.ids and isinstance(row.get("speech"), str):
+                            traces.add_text(row["speech"])
+                        traces.ids |= {row[key] for key in _KEYS if re.fullmatch("[0-9a-f]{12,}", str(row.get(key)))}
+
+
+def _about(table: pa.Table, traces: Traces) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """For each row, whether it stays; and the rows that do not."""
+    texts = [name for name in table.column_names if _may_hold_text(table.schema.field(name).type)]
+    likely = np.zeros(len(table), bool)
+    for name in texts:
+        likely |= _likely(table[name], traces)
+    stays, about = ~np.zeros(len(table), bool), list[dict[str, Any]]()
+    for number in np.flatnonzero(likely):
+        row = table.select(texts).slice(number, 1).to_pylist()[0]
+        if traces.within(list(row.values())):
+            stays[number] = False
+            about.append(row)
+    return stays, about
+
+
+def _likely(column: pa.ChunkedArray, traces: Traces) -> np.ndarray:
+    """Which values may hold a trace: they have an id or a long word of a text."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return ~np.zeros(len(column), bool)
+    likely = np.zeros(len(column), bool)
+    for key in traces.ids:
+        likely |= pc.match_substring(column, key).fill_null(False).to_numpy()
+    for word in set(traces.needles.values()):
+        likely |= pc.match_substring(column, word.decode(), ignore_case=True).fill_null(False).to_numpy()
+    return likely
+
+
+def _may_hold_text(kind: pa.DataType) -> bool:
+    while pa.types.is_list(kind):
+        kind = kind.value_type
+    return not pa.types.is_primitive(kind)
+
+
+def _table(path: Path, root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
+    """Remove the client's rows from a Parquet file, row group by row group."""
+    with pq.ParquetFile(path) as file:
+        groups = [_about(file.read_row_group(number), traces) for number in range(file.num_row_groups)]
+        about = [row for _, rows in groups for row in rows]
+        if not about:
+            return
+        with storage.atomic_file(path) as rewritten, pq.ParquetWriter(rewritten, file.schema_arrow) as writer:
+            for number, (stays, _) in enumerate(groups):
+                writer.write_table(file.read_row_group(number).filter(pa.array(stays, pa.bool_())))
+    for row in about:
+        for value in row.values():
+            if isinstance(value, str) and len(value) >= 2 * SHORTEST:
+                said.add_text(value)  # such as the responses, which reports show
+    _changed(path, root, outcome, len(about))
+
+
+def _records(path: Path, root: Path, traces: Traces, outcome: Outcome) -> None:
+    """Remove the client's lines from a journal, or entries from a JSON file."""
+    content = path.read_bytes()
+    if not traces.may_be_in(content):
+        return
+    if path.suffix == ".jsonl":
+        lines = content.splitlines(keepends=True)
+        kept = [line for line in lines if not traces.within(line.decode("utf-8", "replace"))]
+        rows, cleaned = len(lines) - len(kept), b"".join(kept)
+    else:
+        rows, cleaned = 0, _json_without(content, traces)
+    if cleaned != content:
+        storage.write_file(path, lambda file: file.write(cleaned))
+        _changed(path, root, outcome, rows)
+
+
+def _json_without(content: bytes, traces: Traces) -> bytes:
+    try:
+        value = json.loads(content)
+    except ValueError:  # damaged: as text
+        return traces.masked(content.decode("utf-8", "replace")).encode()
+    cleaned = traces.removed_from(value)
+    return content if cleaned == value else json.dumps(cleaned, indent=1).encode() + b"\n"
+
+
+def _text(path: Path, root: Path, said: Traces, outcome: Outcome) -> None:
+    """Mask the client's words, and what models said to them, in a report or an export."""
+    content = path.read_bytes()
+    if not said.may_be_in(content):
+        return
+    text = content.decode("utf-8", "surrogateescape")
+    if (masked := said.masked(text)) != text:
+        storage.write_file(path, lambda file: file.write(masked.encode("utf-8", "surrogateescape")))
+        _changed(path, root, outcome, 0)
+
+
+def _changed(path: Path, root: Path, outcome: Outcome, rows: int) -> None:
+    outcome.rows += rows
+    outcome.files.append(str(path.relative_to(root)))
+    if (path.parent / MANIFEST).exists():
+        manifests.seal(path.parent)
+
+
+def _named_files(job: Path) -> list[Path]:
+    """The files that a job names, also by patterns, and the Parquet files of directories."""
+    if not job.exists():
+        return []
+    settings = job_file.flatten(yaml.safe_load(job.read_text(encoding="utf-8")) or {})
+    values = [value for setting in settings.values() for value in _strings(setting)]
+    found: list[Path] = []
+    for value in values:
+        paths = [Path(value)] if Path(value).exists() else map(Path, glob.glob(value)) if "*" in value else []
+        for path in paths:
+            found += sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    return [path for path in found if path.suffix not in (*_WEIGHTS, ".yaml")]
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value] if 0 < len(value) < 4096 and "\0" not in value else []
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for one in inner for text in _strings(one)]
+
+
+def _source_holds(path: Path, traces: Traces) -> bool:
+    return bool(_about(pq.read_table(path), traces)[1]) if path.suffix == ".parquet" else _holds(path, traces)
+
+
+def _trained(root: Path, traces: Traces) -> list[str]:
+    """The weights that saw the client: from the first iteration that trained on a pair about them."""
+    seen: list[str] = []
+    first = next(
+        (
+            path.parent.name
+            for path in sorted(root.glob("iteration-*/pairs.parquet"))
+            if _about(pq.read_table(path), traces)[1]
+        ),
+        None,
+    )
+    if first is not None:
+        for directory in sorted(path for path in root.glob("iteration-*") if path.name >= first):
+            seen += [f"{directory.name}/{name}" for name in ("checkpoint", "state") if (directory / name).is_dir()]
+    return seen
