@@ -2,12 +2,15 @@
 
 import csv
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import Messages
@@ -337,6 +340,10 @@ LEFT_OUT: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "Nectar": ("answers that is no list of objects", [{"prompt": ASKED, "answers": "none"}]),
     "Argilla": ("no answer that compares the responses", [{"fields": FIELDS, "responses": []}]),
     "Argilla, a tie": ("no preference", [{"fields": FIELDS, "responses": {"better": [{"value": "Tie"}]}}]),
+    "Argilla, a context": (
+        "a field context beside the prompt, which is not read",
+        [{"fields": FIELDS | {"context": "She is nine."}, "responses": {"better": [{"value": "1"}]}}],
+    ),
     "Argilla, one response": (
         "no two fields whose names differ in a number or letter at the end",
         [{"fields": {"prompt": ASKED, "response": WARM}, "responses": {"better": [{"value": "1"}]}}],
@@ -459,3 +466,94 @@ def test_a_file_without_a_known_format_shows_no_text_of_a_client(tmp_path) -> No
         match=r"columns \(a text of 51 characters\), b, c: its first row looks like data; .*; accepted are question",
     ):
         preferences.read(str(tmp_path / "noheader.csv"))
+
+
+CELL_TEXTS = [
+    "",
+    " ",
+    "a",
+    "1",
+    "tie",
+    "left",
+    "[1]",
+    "[{'role': 'user', 'content': 'x'}",
+    '{"selected": "left"}',
+    "\ud800x",
+]
+CELL_TEXTS += ["\n\nHuman: a\n\nAssistant: b", "Human:\n\nAssistant:", "x<extra_id_1>User", json.dumps(said("q", "a"))]
+KEYS = [
+    "role",
+    "content",
+    "from",
+    "value",
+    "text",
+    "rank",
+    "answer",
+    "response",
+    "rating",
+    "annotations",
+    "Rating",
+    "result",
+]
+KEYS += [
+    "helpfulness",
+    "honesty",
+    "instruction_following",
+    "truthfulness",
+    "overall_score",
+    "status",
+    "user_id",
+    "values",
+]
+KEYS += [
+    "prompt",
+    "response-1",
+    "response-2",
+    "answer_a",
+    "answer_b",
+    "selected",
+    "choices",
+    "type",
+    "messages",
+    "better",
+]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10) | st.floats() | st.sampled_from(CELL_TEXTS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+        | st.lists(
+            st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "x"]), "content": inner}), max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+EXTRA = ["system", "input", "history", "turn", "topic", "subset", "responses", "pw", "winner_model_b", "score_chosen"]
+EXTRA += ["response-1", "better.responses", "better.responses.status", "annotation_id", "annotator", "lead_time"]
+
+
+@st.composite
+def spoilt(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Rows of a shape, and rows in which some of the cells have other values."""
+    rows, _ = draw(st.sampled_from(list(SHAPES.values())))
+    cells = {name: st.just(value) | VALUES for name, value in rows[0].items()}
+    more = {name: VALUES for name in EXTRA if name not in cells}
+    other = st.fixed_dictionaries(cells, optional=more if draw(st.booleans()) else {})
+    return [*rows, *draw(st.lists(other, min_size=1, max_size=4))]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(spoilt())
+def test_any_values_give_pairs_or_reasons_and_no_row_is_lost(rows) -> None:
+    rows = [{name: value for name, value in row.items() if name not in ("id", "prefID")} for row in rows]
+    with tempfile.TemporaryDirectory() as directory:
+        file = write(Path(directory) / "any.jsonl", *rows)
+        try:
+            found = preferences.read(file)
+        except InputError:
+            return
+    made = found.table.to_pylist()
+    if "helpfulness" not in rows[0]:  # rows of one prompt are one
+        assert sum(found.left_out.values()) + len({row["item"] or row["pair_id"] for row in made}) == len(rows)
+    texts = [row[name] for row in made for name in ("asked", "chosen", "rejected")]
+    assert all(text.strip() for text in texts)

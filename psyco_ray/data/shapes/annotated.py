@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from psyco_ray.data.conversations import UnusablePairError
-from psyco_ray.data.shapes.pairs import SYSTEM, answered, system_of
+from psyco_ray.data.shapes.pairs import SYSTEM, UNREAD, answered, filled, number, system_of
 from psyco_ray.data.shapes.ranked import extremes
 from psyco_ray.run.types import Row
 
@@ -62,16 +62,16 @@ def _nested_answers(responses: Any) -> Iterator[tuple[str, Any]]:
 def _flat_answers(cells: Row) -> Iterator[tuple[str, Any]]:
     for name, value in cells.items():
         if name.endswith(_FLAT) and isinstance(value, list):
-            states = cells.get(f"{name}.status") or [None] * len(value)
+            states = cells.get(f"{name}.status")
+            states = states if isinstance(states, list) else [None] * len(value)
             yield from (
                 (name.removesuffix(_FLAT), answer)
                 for answer, status in zip(value, states, strict=False)
                 if _is_submitted({"status": status})
             )
         elif _is_answers(value):
-            if isinstance(value, dict):  # a list of each key, as `datasets` stores lists of objects
-                value = [dict(zip(value, entry, strict=False)) for entry in zip(*value.values(), strict=False)]
-            yield from ((name, answer.get("value")) for answer in value if _is_submitted(answer))
+            answers = _dicts(_objects(value) if isinstance(value, dict) else value)
+            yield from ((name, answer.get("value")) for answer in answers if _is_submitted(answer))
 
 
 def is_label_studio(cells: Row) -> bool:
@@ -118,6 +118,8 @@ def _pair(fields: Mapping[str, Any], answers: Iterable[tuple[str, Any]], strict:
     if len(names) < 2:
         raise UnusablePairError("no two fields whose names differ in a number or letter at the end")
     prompt = _prompt_of([name for name in fields if name not in names], strict)
+    if field := filled(fields, UNREAD - {prompt}):
+        raise UnusablePairError(f"a field {field} beside the prompt, which is not read")
     ballots = [ballot for question, value in answers if (ballot := _ballot(question, value, names))]
     if not ballots:
         raise UnusablePairError("no answer that compares the responses")
@@ -151,14 +153,14 @@ def _prompt_of(names: list[str], strict: bool) -> str:
 
 def _ballot(question: str, value: Any, names: list[str]) -> tuple[int, Ballot] | None:
     """The kind of an answer, 0 a ranking, 1 a choice, 2 a rating, and the scores that it gives."""
-    if isinstance(value, dict) and {"value", "rank"} <= value.keys():  # as `datasets` stores lists of objects
-        value = [{"value": v, "rank": r} for v, r in zip(value["value"], value["rank"], strict=False)]
+    if isinstance(value, dict) and {"value", "rank"} <= value.keys():
+        value = _objects(value)
     if isinstance(value, list) and len(value) > 1:
         ranks = [
-            (entry.get("value"), entry.get("rank")) if isinstance(entry, dict) else (entry, place)
+            (entry.get("value"), number(entry.get("rank"))) if isinstance(entry, dict) else (entry, place)
             for place, entry in enumerate(value)
         ]
-        ballot = {name: -float(rank) for text, rank in ranks if (name := _named(text, names)) and rank is not None}
+        ballot = {name: -rank for text, rank in ranks if (name := _named(text, names)) and rank is not None}
         return (0, ballot) if len(ballot) > 1 else None
     if isinstance(value, str):
         chosen = _named(value, names)
@@ -168,8 +170,8 @@ def _ballot(question: str, value: Any, names: list[str]) -> tuple[int, Ballot] |
             return None
         return 1, {name: float(name == chosen) for name in names}
     rated = _named(question, names)
-    if rated is not None and isinstance(value, int | float) and not isinstance(value, bool):
-        return 2, {rated: float(value)}
+    if rated is not None and not isinstance(value, bool) and (rating := number(value)) is not None:
+        return 2, {rated: rating}
     return None
 
 
@@ -216,6 +218,12 @@ def _is_answers(value: Any) -> bool:
 
 def _is_submitted(answer: Mapping[str, Any]) -> bool:
     return answer.get("status") in (None, "submitted")
+
+
+def _objects(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The objects of a list that `datasets` stores as a list of each key."""
+    columns = [value if isinstance(value, list) else [] for value in lists.values()]
+    return [dict(zip(lists, values, strict=True)) for values in zip(*columns, strict=False)]
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

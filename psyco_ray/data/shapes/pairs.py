@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from psyco_ray.config.prompts import Messages
@@ -18,6 +18,16 @@ NO_PREFERENCE = "no preference"
 
 SYSTEM = ("system", "system_prompt", "system_message")
 """Columns with the system message of a row."""
+
+UNREAD = frozenset(
+    ("history", "context", "input", "instruction", "tools", "functions", "image", "images", "audio", "video")
+)
+"""Columns that change what a response answers; a format names those that it reads."""
+
+
+def filled(cells: Mapping[str, Any], columns: Collection[str]) -> str | None:
+    """One of some columns that has a value in a row."""
+    return next((column for column in cells if column in columns and cells[column] not in (None, "", [], {})), None)
 
 
 def answered(prompt: Any, chosen: Any, rejected: Any, system: Any = None, form: str = "text") -> Row:

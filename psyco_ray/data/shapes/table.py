@@ -6,13 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from psyco_ray.data.shapes import annotated, compared, ranked
-from psyco_ray.data.shapes.pairs import SYSTEM
+from psyco_ray.data.shapes.pairs import SYSTEM, UNREAD, filled
 from psyco_ray.run.types import Row
-
-UNREAD = frozenset(
-    ("history", "context", "input", "instruction", "tools", "functions", "image", "images", "audio", "video")
-)
-"""Columns that change what a response answers; a format names those that it reads."""
 
 
 @dataclass(frozen=True)
@@ -127,4 +122,4 @@ def accepted() -> str:
 def unread(shape: Shape, row: Row) -> str | None:
     """A column with a value that changes what the responses answer and that the format does not read."""
     columns = (UNREAD - shape.reads) | (set(SYSTEM) if shape.no_system else set())
-    return next((column for column in row if column in columns and row[column] not in (None, "", [], {})), None)
+    return filled(row, columns)
