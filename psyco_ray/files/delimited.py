@@ -44,16 +44,16 @@ class DelimitedTable(Table):
 
     def rows(self, columns: Collection[str] | None) -> Iterator[Cells]:
         """The rows after the first, each cell as text; a blank cell is ``""``."""
-        width = len(self._header)
+        header = self._header
         wanted = {name for name in self.columns if columns is None or name in columns}
-        every = len(wanted) == width
+        every = len(wanted) == len(header)
         for cells in itertools.islice(self._parsed(), 1, None):
             if isinstance(cells, str):
                 yield cells
             elif every:
-                yield dict(zip(self._header, cells, strict=False))
+                yield dict(zip(header, cells, strict=False))
             else:
-                yield {name: cell for name, cell in zip(self._header, cells, strict=False) if name in wanted}
+                yield {name: cell for name, cell in zip(header, cells, strict=False) if name in wanted}
 
     def _parsed(self) -> Iterator[list[str] | str]:
         """The rows with the header, or the reasons why they cannot be read; blank lines are left out.
@@ -62,38 +62,44 @@ class DelimitedTable(Table):
         row is its first line, and the next line begins a row.
         """
         lines = _Lines(itertools.islice(self._text.lines(), self._skipped, None))
-        reader = csv.reader(lines, **self._dialect)
-        width, in_lines, reread = 0, True, 0
+        row, width, in_lines, reread = lines.row, -1, True, 0
+        reader = csv.reader(lines.feed(), **self._dialect)
         while True:
-            lines.row.clear()
             try:
-                cells = next(reader)
-            except StopIteration:
-                return
+                for cells in reader:
+                    if len(cells) != width or lines.ended:
+                        break
+                    in_lines = in_lines and len(row) == 1
+                    row.clear()
+                    yield cells
+                else:
+                    return
             except csv.Error as error:
                 problem, is_open = _reason(error), "limit" in str(error)
             else:
-                if not cells:
-                    continue
-                width = width or len(cells)
-                if len(cells) > width and not any(cells[width:]):
-                    del cells[width:]  # a spreadsheet's blank columns
-                if self._pad and len(cells) < width and not self._is_torn(lines.row):
-                    cells += [""] * (width - len(cells))
-                if len(cells) == width and not lines.ended:
-                    in_lines = in_lines and len(lines.row) == 1
-                    yield cells
+                width = len(cells) or width if width < 0 else width
+                if not lines.ended and self._fits(cells, width, row):
+                    row.clear()
+                    if cells:
+                        yield cells
                     continue
                 problem, is_open = f"{len(cells)} cells where the header has {width}", lines.ended
-            if is_open:
-                problem = "a quote that never closes"
-            yield problem
-            if self._restarts(lines, in_lines) if is_open else self._is_torn(lines.row):
-                reread += len(lines.row)
+            yield "a quote that never closes" if is_open else problem
+            if self._restarts(lines, in_lines) if is_open else self._is_torn(row):
+                reread += len(row)
                 if reread > _REREAD_LINES:
                     raise FileError("has quotes that do not match in many rows; it may not be a CSV file")
-                lines.put_back(lines.row[1:])
-                reader = csv.reader(lines, **self._dialect)
+                lines.put_back(row[1:])
+                reader = csv.reader(lines.feed(), **self._dialect)
+            row.clear()
+
+    def _fits(self, cells: list[str], width: int, lines: list[str]) -> bool:
+        """Make a row as wide as the header; whether that is possible without a loss."""
+        if len(cells) > width and not any(cells[width:]):
+            del cells[width:]  # a spreadsheet's blank columns
+        if self._pad and len(cells) < width and cells and not self._is_torn(lines):
+            cells += [""] * (width - len(cells))
+        return len(cells) == width or not cells
 
     def _is_torn(self, lines: list[str]) -> bool:
         """Whether the quotes of a row of several lines do not match."""
@@ -111,7 +117,7 @@ class DelimitedTable(Table):
         Raises:
             FileError: they may be lines of one cell, and many rows would be lost.
         """
-        swallowed, before = len(lines.row) - 1, lines.count - len(lines.row)
+        swallowed, before = len(lines.row) - 1, lines.before_row()
         if swallowed and in_lines and (before > 1 or swallowed > _LOST_LINES):
             return True
         if swallowed > _LOST_LINES:
@@ -126,29 +132,30 @@ class _Lines:
     """Lines for `csv.reader` that keeps those of the row it reads."""
 
     def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
+        self._lines = enumerate(lines, start=1)
         self._again: list[str] = []  # the last one first
-        self.row: list[str] = []
-        self.count = 0
+        self._count = 0
+        self.row: list[str] = []  # emptied by the caller
         self.ended = False  # within a row
 
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._again.pop() if self._again else next(self._lines, None)
-        if line is None:
-            self.ended = bool(self.row)
-            raise StopIteration
-        self.count += 1
-        self.row.append(line)
-        return line
+    def feed(self) -> Iterator[str]:
+        """The lines that are left."""
+        while self._again:
+            self.row.append(self._again[-1])
+            yield self._again.pop()
+        for self._count, line in self._lines:  # noqa: B020
+            self.row.append(line)
+            yield line
+        self.ended = bool(self.row)
 
     def put_back(self, lines: list[str]) -> None:
-        """Read some lines again."""
+        """Read some lines again, by another `feed`."""
         self._again.extend(reversed(lines))
-        self.count -= len(lines)
         self.ended = False
+
+    def before_row(self) -> int:
+        """Lines before the row."""
+        return self._count - len(self._again) - len(self.row)
 
 
 def open_table(content: Content, encoding: str | None, pad: bool = False) -> DelimitedTable:
@@ -206,7 +213,7 @@ def _agreement(lines: list[str], dialect: Dialect, whole: bool) -> tuple[bool, f
     """How well a dialect fits: several columns, the share of the rows with as many cells, and the number of columns."""
     rows: list[list[str]] = []
     head = _Lines(iter(lines))
-    reader = csv.reader(head, **dialect)
+    reader = csv.reader(head.feed(), **dialect)
     while len(rows) < _HEAD_ROWS:
         head.row.clear()
         try:

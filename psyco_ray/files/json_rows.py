@@ -17,6 +17,7 @@ from psyco_ray.files.text import Text, open_text
 _PROBE = 1000  # rows that give the columns
 _CHUNK = 2**18
 _VALUE_CHARS = 2**25  # of a row
+_LINE_CHARS = 2**20  # of the first line; a longer one is the file, or a row of a JSONL file
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -80,12 +81,15 @@ def open_table(content: Content, encoding: str | None, part: str | None) -> Json
     """
     text = open_text(content, encoding)
     with text.open() as file:
-        lines = (line for line in iter(functools.partial(file.readline, _VALUE_CHARS), "") if not line.isspace())
-        first, more = next(lines, "").lstrip(), next(lines, None) is not None
-    if first.startswith("["):
-        return JsonTable(text, "JSON")
-    is_line = _begins_with_object(first)
-    if (is_line and (more or content.ending != ".json")) or not first.startswith("{"):
+        if file.read(_CHUNK).lstrip().startswith("["):
+            return JsonTable(text, "JSON")
+    with text.open() as file:
+        lines = (line for line in iter(functools.partial(file.readline, _LINE_CHARS), "") if not line.isspace())
+        first, more = next(lines, ""), next(lines, None) is not None
+    is_row = len(first) == _LINE_CHARS or _begins_with_object(first.lstrip())
+    if content.ending != ".json" and is_row:
+        return JsonTable(text, "JSONL")
+    if (len(first) < _LINE_CHARS and is_row and more) or not first.lstrip().startswith("{"):
         return JsonTable(text, "JSONL")
     try:
         members, is_alone = _survey(text)

@@ -47,6 +47,14 @@ def test_one_object_is_one_row_or_refused(tmp_path) -> None:
             rows_of(tmp_path, "a.json", json.dumps(whole, indent=1))
 
 
+def test_a_row_may_be_long(tmp_path) -> None:
+    rows = [{"text": "I cannot sleep. " * 200_000}, {"text": "I cry."}]
+    for content in (json.dumps(rows), json.dumps({"data": rows}), "\n".join(map(json.dumps, rows))):
+        assert rows_of(tmp_path, "a.json", content) == rows
+    assert rows_of(tmp_path, "a.jsonl", "\n".join([*map(json.dumps, rows), "torn"]))[:2] == rows
+    assert rows_of(tmp_path, "a.jsonl", json.dumps(rows[0])) == rows[:1]
+
+
 def test_bad_lines_are_counted(tmp_path) -> None:
     lines = ['{"text": "torn', '{"text": "one"}', "", "[1]", "7", '{"a": 1, "a": 2}', '{"text": "raw\ttab \\ud83d"}']
     assert rows_of(tmp_path, "a.jsonl", "\n".join(lines)) == [
