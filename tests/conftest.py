@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def ray_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command sets a token for its own Ray in the environment; the tests' Ray must not see it."""
+    """A command sets token and addresses for its own Ray in the environment; the tests' Ray must not see them."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
 
