@@ -93,8 +93,11 @@ def open_table(content: Content, encoding: str | None, part: str | None) -> Json
         return JsonTable(text, "JSONL")
     try:
         members, is_alone = _survey(text)
-    except FileError:  # not JSON as a whole: perhaps a torn first line
-        return JsonTable(text, "JSONL")
+    except FileError as damage:
+        try:  # perhaps the first line alone is torn
+            return JsonTable(text, "JSONL")
+        except FileError:
+            raise damage from None
     arrays = [key for key, kind in members.items() if kind == "array"]
     if part is not None or (is_alone and len(arrays) == 1):
         if part not in (None, *arrays):

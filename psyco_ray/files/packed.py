@@ -110,6 +110,8 @@ def find(path: Path, member: str | None) -> tuple[Content, str | None]:
         raise FileError("cannot be read: it is a damaged zip file") from None
     if "xl/workbook.xml" in members:
         return Content(path, "", "", path.name), member
+    if {"content.xml", "[Content_Types].xml"} & set(members):
+        raise FileError("is a document of an office program and no Excel workbook; save its table as .xlsx or CSV")
     if member in members:
         return Content(path, "zip", member, member), None
     if not members:

@@ -80,6 +80,8 @@ def test_bad_lines_are_counted(tmp_path) -> None:
         ("My husband", r"no JSON object in its first 1 rows \(invalid JSON: Expecting value\)"),
         ('["My husband"]', r"no JSON object in its first 1 rows \(text instead of an object\)"),
         ('[{"text": "My husband"},', "is not valid JSON: Expecting value, after 1 rows"),
+        ('{\n "data": [\n  {"text": "My husband"},\n', "is not valid JSON: Expecting value, after 1 rows"),
+        ('{\n "data": [\n  {"text": "My husb', "is not valid JSON: Unterminated string starting at, after 0 rows"),
         ('[{"text": "My husband"} {', "is not valid JSON: no , or ] after 1 rows"),
         ('[{"text": "My husband", "text": 1}]', "is not valid JSON: an object with a key twice, after 0 rows"),
         ("[" * 100_000, "is not valid JSON"),

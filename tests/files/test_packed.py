@@ -95,6 +95,12 @@ def test_one_of_several_members_is_named(tmp_path) -> None:
         ("a.csv", b"PK\x03\x04 husband", "cannot be read: it is a damaged zip file"),
         ("a.zip", zipped({}), "is a zip file without a file in it"),
         ("a.zip", zipped({"__MACOSX/a.csv": CSV}), "is a zip file without a file in it"),
+        ("a.ods", zipped({"mimetype": "x", "content.xml": "husband"}), r"no Excel workbook; save its table as \.xlsx"),
+        (
+            "a.docx",
+            zipped({"[Content_Types].xml": "x", "word/document.xml": "husband"}),
+            "document of an office program",
+        ),
         ("a.zip", zipped({"notes.txt": "husband"}), "has none of the endings"),
         ("a.zip", zipped({"book.xlsx": zipped({"a.csv": CSV})}), "is a zip file but no undamaged Excel workbook"),
         ("a.xlsx", "text\nhusband\n", r"is not a \.xlsx file, whatever its name says"),
