@@ -131,8 +131,8 @@ def shape_of(name: str, file: RecordFile) -> Shape:
     probe = [record.cells for record in itertools.islice(file, _PROBE) if record.cells is not None]
     if (shape := table.recognise(file.columns, probe)) is None:
         raise InputError(
-            f"pairs file {name} has the columns {file.shown_columns()}; accepted are {table.accepted()}; rename the "
-            "columns to one of these"
+            f"pairs file {name} has the columns {file.shown_columns()}; accepted are {table.accepted(file.columns)}; "
+            "rename the columns to one of these"
         )
     return shape
 

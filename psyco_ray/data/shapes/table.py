@@ -27,7 +27,11 @@ _SIDES = ("chosen", "rejected")
 _RESPONSES = ("chosen_response", "rejected_response")
 
 SHAPES = (
-    Shape("the released dataset", ("question", *_SIDES), compared.of_prompt("question", "speech")),
+    Shape(
+        "a question and two responses (the released dataset, Orca)",
+        ("question", *_SIDES),
+        compared.of_prompt("question", "speech"),
+    ),
     Shape("speeches", ("speech", *_SIDES), compared.of_prompt("speech", "speech"), no_system=True),
     Shape(
         "several chosen and rejected responses (RewardBench 2)",
@@ -54,7 +58,7 @@ SHAPES = (
         fits=lambda cells: bool(cells.get("input")),
         reads=frozenset(("input",)),
     ),
-    Shape("two conversations", _SIDES, compared.conversations_of),
+    Shape("two conversations (HH-RLHF)", _SIDES, compared.conversations_of),
     *(
         Shape(
             f"{'an' if column == 'instruction' else 'a'} {column} and two responses",
@@ -92,8 +96,6 @@ SHAPES = (
 )
 """The first whose columns a file has applies; of two that need a look at the rows, the one that a row fits."""
 
-_ANNOTATED = "the export of Argilla or Label Studio with the fields of a prompt and its responses"
-
 
 def recognise(columns: Iterable[str], rows: Sequence[Row]) -> Shape | None:
     """The format of a file.
@@ -113,10 +115,12 @@ def recognise(columns: Iterable[str], rows: Sequence[Row]) -> Shape | None:
     )
 
 
-def accepted() -> str:
-    """The columns of all formats, for a message."""
-    columns = dict.fromkeys(", ".join(shape.columns) for shape in SHAPES if shape.columns)
-    return "; or ".join([*columns, _ANNOTATED])
+def accepted(columns: Iterable[str]) -> str:
+    """The columns of the formats that share one with a file, for a message."""
+    known, released = set(columns), ", ".join(SHAPES[0].columns)
+    formats = {", ".join(shape.columns): not known.isdisjoint(shape.columns) for shape in SHAPES if shape.columns}
+    near = [released, *(form for form, shares in formats.items() if shares and form != released)]
+    return f"{'; or '.join(near)}; psyco_ray/data/README.md lists all {len(formats)}, and exports of annotation tools"
 
 
 def unread(shape: Shape, row: Row) -> str | None:
