@@ -34,8 +34,8 @@ _THERAPISTS += (
 )
 _STRONG = dict.fromkeys(_CLIENTS.split(), "user") | dict.fromkeys(_THERAPISTS.split(), "assistant")
 """Names that are a speaker's wherever they stand."""
-_ASKS = "q question instruct instruction input person poster op h u c p"
-_REPLIES = "a answer response output model agent helper expert sys reply coach t d"
+_ASKS = "q question instruct instruction input prompt query person poster op me pt h u c p"
+_REPLIES = "a answer response output completion model agent helper expert sys reply comment coach th t d"
 _WEAK = dict.fromkeys(_ASKS.split(), "user") | dict.fromkeys(_REPLIES.split(), "assistant")
 _SYSTEM = dict.fromkeys(("system", "developer", "system prompt", "system message"), "system")
 _ROLES = _STRONG | _WEAK | _SYSTEM
@@ -46,6 +46,7 @@ _FIELDS = {"title", "body", "text", "post", "age", "gender", "sex", "edit", "upd
 _FIELDS |= {"topic", "date", "location", "background", "context", "summary", "problem", "situation", "name", "country"}
 
 _NAME = r"[\w -]{1,30}?"
+_TAGS = "|".join(map(re.escape, [*_STRONG, "instruction", "question", "prompt", "answer", "response"]))
 _MARKERS: tuple[tuple[str, str | None], ...] = (
     (rf"<\|im_start\|>\s*(?P<name>{_NAME})\s*(?:\n|<\|im_sep\|>|(?=:))", None),  # ChatML, Phi-4
     (rf"<\|start_header_id\|>\s*(?P<name>{_NAME})\s*<\|end_header_id\|>", None),  # Llama 3
@@ -54,12 +55,13 @@ _MARKERS: tuple[tuple[str, str | None], ...] = (
     (rf"<[|｜]\s*(?P<name>{'|'.join(map(re.escape, [*_STRONG, 'system']))})\s*[|｜]>", None),  # Phi-3, Zephyr, DeepSeek
     (r"<\|(?P<name>USER|CHATBOT|SYSTEM)_TOKEN\|>", None),  # Command R
     (rf"\[\|\s*(?P<name>{_NAME})\s*\|\]", None),  # Baize
-    (rf"<{{1,2}}\s*(?P<name>{'|'.join(map(re.escape, [*_STRONG, 'instruction']))})\s*>{{1,2}}", None),  # <HUMAN>:
+    (rf"<{{1,2}}\s*(?P<name>{_TAGS})\s*>{{1,2}}", None),  # <HUMAN>:
+    (rf"\[(?P<name>{_TAGS})\](?!\s*:)(?=[^\[]*\[/)", None),  # [USER] … [/USER]
     (r"\[INST\]|<</SYS>>", "user"),  # Llama 2, Mistral
     (r"\[/INST\]", "assistant"),
     (r"<<SYS>>|\[SYSTEM_PROMPT\]", "system"),
     (r"<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|return|END_OF_TURN_TOKEN)\|>", "end"),
-    (rf"<end_of_turn>|<turn\|>|<eos>|\[/SYSTEM_PROMPT\]|</\s*(?:{'|'.join(map(re.escape, _STRONG))})\s*>", "end"),
+    (rf"<end_of_turn>|<turn\|>|<eos>|\[/SYSTEM_PROMPT\]|[<\[]/\s*(?:{_TAGS})\s*[>\]]", "end"),
 )
 _TOKENS = tuple((re.compile(pattern, re.IGNORECASE), role) for pattern, role in _MARKERS)
 _SPECIAL = re.compile(
@@ -69,6 +71,8 @@ _BEGIN = re.compile(
     r"^(?:\s|<s>|<bos>|<\|(?:begin_of_text|startoftext|endoftext)\|>|<｜begin▁of▁sentence｜>)+", re.IGNORECASE
 )
 
+_END = re.compile(r"(?:\s|</?s>|\|\||//)+$")
+
 _LABEL = re.compile(  # the name of a speaker at the beginning of a line
     r"""^[ \t]*(?:[\[(]?\d[\d:., -]*[\])]?[ \t]*)?(?P<hashes>\#{0,6})[ \t]*[*_\[(<{"“>-]{0,3}[ \t]*
     (?P<name>[^\W\d_][\w.'’/ -]{0,39}?)(?:[ \t]*[\[(][^\])\n]{0,30}[\])])?[ \t]*[*_\])}>"”]{0,3}[ \t]*
@@ -76,9 +80,11 @@ _LABEL = re.compile(  # the name of a speaker at the beginning of a line
     re.VERBOSE | re.MULTILINE,
 )
 _CAPITALISED = [form for name in [*_STRONG, *_WEAK] if name.isascii() for form in (name.capitalize(), name.upper())]
+_CAPITALISED += ["user", "human", "assistant", "bot", "chatbot", "gpt", "chatgpt", "ai"]
 _INLINE = re.compile(  # or within one, with a capital
     rf"(?:^|(?P<before>[^\s])\s+|(?<=>))(?P<name>{'|'.join(_CAPITALISED)}|"
     r"ChatGPT|Dr\.? [A-Z]\w+)(?:\s?\d{1,2})?\s?:(?=\s)"
+    rf"|(?P<script>{'|'.join(name for name in _STRONG if not name.isascii())})\s?[:：]"
 )
 _SENTENCE_END = ".!?…\"”’')>*"
 
@@ -119,7 +125,7 @@ def _strong(words: list[str]) -> str | None:
 def _words(name: Any) -> list[str]:
     if not isinstance(name, str) or len(name) > 60:
         return []
-    return re.sub(r"\(.*?\)|[\d_.:#*-]+", " ", name.casefold()).split()
+    return re.sub(r"\(.*?\)|['’]s\b|[\d_.:#*-]+", " ", name.casefold()).split()
 
 
 def first_turn(messages: Any) -> str:
@@ -212,7 +218,7 @@ def _client_turn(text: str, marks: list[_Mark]) -> str:
     ends = [*(mark.start for mark in marks[1:]), len(text)]
     turns: list[tuple[str, str]] = []
     for mark, end in zip(marks, ends, strict=True):
-        said = text[mark.end : end].strip().removeprefix(":").removesuffix("</s>").strip()
+        said = _END.sub("", text[mark.end : end].strip().removeprefix(":").strip())
         if mark.role == "user" and said:
             turns.append((mark.name, said))
         elif turns and mark.role == "assistant":
@@ -255,7 +261,7 @@ def _labels(text: str) -> list[_Mark]:
     if begins and marks[0].role == "user" and marks[0].name in _OPENING:
         if others:
             raise UnknownSpeakerError("a conversation with an unknown speaker")
-        return [marks[0]]
+        return known
     names = [mark.name for mark in others]
     if begins and len(set(names)) > 1 and others[0] is marks[0]:
         lines = [line for line in text.splitlines() if line.strip()]
@@ -298,11 +304,14 @@ def _label_role(words: list[str]) -> str | None:
 def _inline_labels(text: str, known: list[_Mark]) -> list[_Mark]:
     """Labels within a line, of a text that begins with a client's label, perhaps after a sentence to the model."""
     marks: list[_Mark] = []
+    if ":" not in text and "：" not in text:
+        return marks
     at_lines = {mark.role: {other.name for other in known if other.role == mark.role} for mark in known}
     began = any(mark.role == "user" for mark in known)
     for match in _INLINE.finditer(text):
-        name = " ".join(_words(match["name"]))
-        role, start = _label_role(_words(match["name"])), match.start("name")
+        found = "name" if match["name"] else "script"
+        name, start = " ".join(_words(match[found])), match.start(found)
+        role = _label_role(_words(match[found]))
         if any(mark.start <= start < mark.end for mark in known) or name not in at_lines.get(role, {name}):
             continue
         before = match["before"]
