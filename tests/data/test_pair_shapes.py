@@ -113,6 +113,15 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], list[Pair]]] = {
         [ultrafeedback(completion(WARM, 1, 1, "N/A", 1, overall=8.5), completion(RUDE, 5, 5, 5, 5, overall=2))],
         BEST_AND_WORST,
     ),
+    "UltraFeedback, some aspects": (
+        [
+            ultrafeedback(
+                {"response": RUDE, "annotations": {"helpfulness": {"Rating": "2"}, "honesty": {"Rating": "5"}}},
+                {"response": WARM, "annotations": {"helpfulness": {"Rating": "4"}, "honesty": {"Rating": "N/A"}}},
+            )
+        ],
+        BEST_AND_WORST,
+    ),
     "UltraFeedback, binarized": (
         [
             {
@@ -296,6 +305,10 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], list[Pair]]] = {
                 ],
             }
         ],
+        WARM_OVER_COLD,
+    ),
+    "Label Studio, left and right": (
+        [{"data": {"prompt": ASKED, "left": WARM, "right": COLD}, "annotations": selected("left")}],
         WARM_OVER_COLD,
     ),
     "Label Studio, flat": (

@@ -1,9 +1,9 @@
 """Pairs from the exports of annotation tools: Argilla and Label Studio.
 
 The responses are the fields that share a name and differ in a number or letter at its end (`response-1`, `response-2`;
-`answer_a`, `answer_b`). The prompt is the field of a usual name, or the only other one. All submitted answers of the
-annotators count: their mean rank, else their choices, else their mean rating decides, and the best response is paired
-with the worst one.
+`answer_a`, `answer_b`; `left`, `right`). The prompt is the field of a usual name, or the only other one. All submitted
+answers of the annotators count: their mean rank, else their choices, else their mean rating decides, and the best
+response is paired with the worst one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Ballot = Mapping[str, float]
 """Scores of responses in one answer of one annotator, by field; higher is better."""
 
 _ENDING = re.compile(
-    r"(?P<stem>.*?)(?:[\s_-]*(?P<number>\d+)|[\s_-]+(?P<letter>[a-hA-H])|(?<=[a-z])(?P<capital>[A-H]))"
+    r"(?P<stem>.*?)(?:[\s_-]*(?P<number>\d+)|[\s_-]+(?P<letter>[a-hA-H])|(?<=[a-z])(?P<capital>[A-H])"
+    r"|(?:^|[\s_-]+)(?P<side>left|right))"
 )
 _PROMPTS = ("prompt", "instruction", "question", "query", "input", "conversation", "chat", "context", "speech", "text")
 _ANSWER_KEYS = {"value", "status"}  # of an answer in the columns of Argilla 1
@@ -134,8 +135,8 @@ def responses_of(fields: Mapping[str, Any]) -> list[str]:
     groups: dict[str, dict[Any, str]] = {}
     for name, value in fields.items():
         match = _ENDING.fullmatch(name)
-        if match and match["stem"] and isinstance(value, str | list | dict) and not _is_answers(value):
-            ending = match["number"] or (match["letter"] or match["capital"]).casefold()
+        if match and isinstance(value, str | list | dict) and not _is_answers(value):
+            ending = match["number"] or (match["letter"] or match["capital"] or match["side"]).casefold()
             groups.setdefault(match["stem"].rstrip(" _-").casefold(), {})[ending] = name
     largest = max(groups.values(), key=len, default={})
     return [largest[ending] for ending in sorted(largest, key=lambda ending: (len(ending), ending))]

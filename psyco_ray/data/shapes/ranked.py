@@ -45,25 +45,32 @@ def extremes(responses: Sequence[tuple[Any, Score | None]]) -> tuple[Any, Any]:
 def ultrafeedback(cells: Row) -> list[Row]:
     """Completions of several models: by the mean of the four aspects' ratings, else by the overall score.
 
-    Where the ratings are complete they come first: the dataset's overall scores have errors (a 10 for a 1).
+    Where the ratings are complete they come first: the dataset's overall scores have errors (a 10 for a 1). Without an
+    overall score the aspects count that are rated in all completions.
     """
     completions = _list_of_dicts(cells["completions"], "completions")
-    scores = [_mean_rating(completion.get("annotations")) for completion in completions]
-    if None in scores:
-        measure = next((name for name in _OVERALL if any(name in completion for completion in completions)), "")
+    rated = [_ratings(completion.get("annotations")) for completion in completions]
+    common = [aspect for aspect in _ASPECTS if all(aspect in ratings for ratings in rated)]
+    measures = (name for name in _OVERALL if any(number(completion.get(name)) for completion in completions))
+    measure = None if len(common) == len(_ASPECTS) else next(measures, None)
+    if measure is not None:
         scores = [number(completion.get(measure)) for completion in completions]
+    else:
+        scores = [sum(ratings[aspect] for aspect in common) for ratings in rated]
     responses = [completion.get("response") for completion in completions]
     chosen, rejected = extremes(list(zip(responses, scores, strict=True)))
     return [answered(cells["instruction"], chosen, rejected, system_of(cells))]
 
 
-def _mean_rating(annotations: Any) -> float | None:
-    if not isinstance(annotations, dict):
-        return None
-    aspects = [annotations.get(aspect) for aspect in _ASPECTS]
-    ratings = [number(aspect.get("Rating")) if isinstance(aspect, dict) else None for aspect in aspects]
-    complete = [rating for rating in ratings if rating is not None]
-    return sum(complete) / len(complete) if len(complete) == len(_ASPECTS) else None
+def _ratings(annotations: Any) -> dict[str, float]:
+    """The ratings of a completion by aspect."""
+    ratings = {}
+    for aspect in _ASPECTS if isinstance(annotations, dict) else ():
+        value = annotations.get(aspect)
+        rating = number(value.get("Rating") if isinstance(value, dict) else value)
+        if rating is not None:
+            ratings[aspect] = rating
+    return ratings
 
 
 def nectar(cells: Row) -> list[Row]:
