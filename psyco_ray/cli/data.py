@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psyco_ray.cli import data_check
 from psyco_ray.cli.arguments import Run, add_command, add_group, add_job
 from psyco_ray.cli.evaluate import add_max_cost, with_max_cost
 from psyco_ray.cli.session import REPEAT, run_session
@@ -37,6 +38,7 @@ def add(subparsers: Any) -> None:
         command = add_command(stages, name, _stage(name), summary, example, job=DataJob)
         add_job(command, "collect.min_chars=80")
         add_max_cost(command)
+    data_check.add(stages)
     command = add_command(
         stages,
         "export-annotation",

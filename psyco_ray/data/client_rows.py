@@ -109,7 +109,7 @@ class ClientFile:
             return
         values: dict[str, Counter[str]] = {column: Counter() for column in self._where}
         for record in self.file.read(list(self._where)):
-            if record.cells is not None and self._chosen(record.cells):
+            if record.cells is not None and self.chosen(record.cells):
                 return
             for column, found in values.items():
                 if record.cells is not None and len(found) <= _MOST_SPEAKERS:
@@ -140,7 +140,7 @@ class ClientFile:
         cells = record.cells
         if cells is None:
             return ClientRow(record.number, problem=record.problem)
-        if not self._chosen(cells):
+        if not self.chosen(cells):
             return ClientRow(record.number, skipped=True)
         try:
             text = self._text(cells)
@@ -182,7 +182,8 @@ class ClientFile:
             )
         return columns[0]
 
-    def _chosen(self, cells: Mapping[str, Any]) -> bool:
+    def chosen(self, cells: Mapping[str, Any]) -> bool:
+        """Whether `where` chooses a row."""
         return all(_folded(_plain(cells.get(column)) or "") in values for column, values in self._where.items())
 
     def _text(self, cells: Mapping[str, Any]) -> str | None:
