@@ -32,12 +32,16 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_LETTERS = "àáâãäåæçèéêëìíîïñòóôõöøùúûüœÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒß"
+_SMALL, _CAPITALS = "àáâãäåæçèéêëìíîïñòóôõöøùúûüœß", "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒ"
 _SIGNS = "‘’‚“”„–—…•€™£§©®°«»·¿¡´¨\u00a0½¼¾²³ªº×†"
 _AFTER_LETTERS = "‘’“”–—…»"
-_WESTERN = {ord(char.encode("cp1252")): char for char in _LETTERS + _SIGNS}
+_WESTERN = {ord(char.encode("cp1252")): char for char in _SMALL + _CAPITALS + _SIGNS}
 _FOREIGN = re.compile(
-    rf"\ufffd|[{_LETTERS}]{{3}}|(?<=[A-Za-z])[£§©®¿¡½¼¾²³ªº¨×†](?=[A-Za-z])"  # as in "siê" and "bo³" of Polish
+    "\ufffd"
+    f"|[{_SMALL}{_CAPITALS}]{{3}}"
+    f"|(?<=[a-z])[{_CAPITALS}](?=[a-z])"  # as in "donÕt" of the Mac
+    "|(?<=[A-Za-z])[£§©®¿¡½¼¾²³ªº¨×†](?=[A-Za-z])"  # as in "bo³em" of Polish
+    "|[õÕ](?![eE])"  # Hungarian; Portuguese has õe alone
 )
 
 
@@ -196,8 +200,13 @@ def _is_utf8(content: Content) -> bool:
 def _guess(sample: bytes) -> str:
     from charset_normalizer import from_bytes
 
-    best = from_bytes(sample).best()
-    if best is None or best.encoding in ("ascii", "utf_8"):
-        return "save it as UTF-8, or declare its encoding where a job reads speeches, such as encoding: gb18030"
-    name = best.encoding
-    return f"it looks like {name}: save it as UTF-8, or declare encoding: {name} where a job reads speeches"
+    if all(char.isascii() or char in _SMALL + _CAPITALS + _SIGNS for char in sample.decode("mac_roman")):
+        name = "mac_roman"
+    else:
+        best = from_bytes(sample).best()
+        name = "ascii" if best is None else best.encoding
+    if name in ("ascii", "utf_8"):
+        return "save it as UTF-8, or declare its encoding where a job reads it, such as encoding: gb18030"
+    return (
+        f"it looks like {name}: save it as UTF-8, or, if that is right, declare encoding: {name} where a job reads it"
+    )

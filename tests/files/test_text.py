@@ -66,6 +66,8 @@ def test_a_declared_encoding_is_used(tmp_path) -> None:
         ("shift_jis", "最近よく眠れません。仕事のことを考えると不安になります。", "cp932"),
         ("cp1251", "В последнее время я не могу спать и не знаю, что мне делать.", "cp1251"),
         ("cp1256", "لا أستطيع النوم في الآونة الأخيرة ولا أعرف ماذا أفعل.", "cp1256"),
+        ("mac_roman", "I don’t sleep, and I can’t eat. “Why?” she said.", "mac_roman"),
+        ("cp1250", "Nem tudok aludni, és félek a jövőtől.", "cp1250"),
         ("cp1250", "Nie mogę spać i czuję się bardzo źle, bo żona odeszła wczoraj.", "cp1250"),
     ],
 )
