@@ -119,7 +119,7 @@ DROPPED = pa.schema(
     [
         ("source", pa.string()),
         ("source_row", pa.int64()),
-        ("reason", pa.string()),  # bad row, empty, too short, too long, exact duplicate, near duplicate
+        ("reason", pa.string()),  # bad row, outside where, too short, near duplicate, ...
         ("detail", pa.string()),
     ]
 )
