@@ -4,7 +4,7 @@ Sections and weights are those of the benchmark's own code. The weight of a subs
 math-prm, with 447 pairs, weighs 984: as much as the six code subsets together.
 
 RewardBench 2 has several chosen or rejected responses in a row. The pairs of such a row are one item, and a model is
-right on it if it is right on all of them; its subset Ties counts in the same way, without the leaderboard's margins.
+right on it if it is right on all of them. Its subset Ties has a score of its own (`ties`) for reward models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.evaluate import metrics
+from psyco_ray.evaluate import metrics, ties
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -108,8 +108,26 @@ def bench(
     pooled = metrics.measure(chosen, rejected)
     by_item = rows_by_item(subsets, items)
     right = [float(min(chosen[row] for row in rows) > max(rejected[row] for row in rows)) for rows in by_item]
-    result = _bench([subsets[rows[0]] for rows in by_item], right, sections)
+    result = _bench([subsets[rows[0]] for rows in by_item], right, sections, _ties(subsets, chosen, rejected, items))
     return {**result, "auc": pooled["auc"], "ece10": pooled["ece10"], "brier": pooled["brier"]}
+
+
+def _ties(
+    subsets: Sequence[str | None],
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    items: Sequence[str | None] | None,
+) -> dict[str, float]:
+    """The score of RewardBench 2's subset Ties, if there is one."""
+    rows = [row for row, subset in enumerate(subsets) if subset == ties.SUBSET]
+    if items is None or not ties.has_ids([items[row] for row in rows]):
+        return {}
+    scores: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        right, wrong = scores.setdefault(str(items[row]), ([], []))
+        right.append(chosen[row])
+        wrong.append(rejected[row])
+    return {ties.SUBSET: ties.score(scores)}
 
 
 def bench_ranked(
@@ -145,7 +163,14 @@ def rows_by_item(subsets: Sequence[str | None], items: Sequence[str | None] | No
     return list(rows.values())
 
 
-def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sections | None) -> BenchMetrics:
+def _bench(
+    subsets: Sequence[str | None],
+    right: Sequence[float],
+    sections: Sections | None,
+    scores: Mapping[str, float] | None = None,
+) -> BenchMetrics:
+    """Metrics by subset; `scores` stand for the accuracies of some."""
+    scores = scores or {}
     right_by_subset: dict[str, list[float]] = {}
     for row, (subset, share) in enumerate(zip(subsets, right, strict=True), start=1):
         if subset is None:
@@ -159,7 +184,7 @@ def _bench(subsets: Sequence[str | None], right: Sequence[float], sections: Sect
     weights = SECTIONS if official else _weights_by_pairs(counts, sections)
     by_subset: dict[str, SubsetMetrics] = {
         subset: {
-            "accuracy": sum(right_by_subset[subset]) / counts[subset],
+            "accuracy": scores.get(subset, sum(right_by_subset[subset]) / counts[subset]),
             "pairs": counts[subset],
             "section": section,
             "weight": weight,

@@ -12,7 +12,7 @@ from torchmetrics.functional import mean_squared_error
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.evaluate import metrics, rewardbench
+from psyco_ray.evaluate import metrics, rewardbench, ties
 from psyco_ray.evaluate.stats import wilson
 from psyco_ray.run.schemas import COMPARISONS
 
@@ -290,6 +290,28 @@ def test_an_item_of_several_responses_is_right_if_every_chosen_one_beats_every_r
     first, second = [True] * 8, [True, True, False, True, True, True, True, True]
     ranked = rewardbench.bench_ranked(subsets, first, second, items=items)
     assert {name: row["accuracy"] for name, row in ranked["subsets"].items()} == {"Focus": 0.75, "Ties": 1}
+
+
+def test_the_subset_ties_has_the_score_of_its_leaderboard() -> None:
+    # question 1: right answers 4 and 3 (spread 1), wrong 1: margin 2; with one right answer 5 against 2: margin 3
+    # question 2: right answers 3 and 1 (spread 2), wrong 2: margin -1; with one right answer 1 against 0: margin 1
+    items = ["tied:1", "tied:1", "ref:1", "tied:2", "tied:2", "ref:2"]
+    chosen, rejected = [4, 3, 5, 3, 1, 1], [1, 0, 2, 2, 0, 0]
+    result = rewardbench.bench(["Ties"] * 6, chosen, rejected, items=items)
+    margins = math.tanh(2 / 1 - 1) + math.tanh(-1 / 2 - 1)
+    expected = 0.3 * (1 / 2) + 0.3 * (2 / 2) + 0.2 * (1 / 2) + 0.2 * (1 / 2) + 0.01 * margins / 2
+    assert result["subsets"]["Ties"]["accuracy"] == result["mean"] == pytest.approx(expected)
+    assert result["micro"] == 3 / 4, "over the items"
+    alone = rewardbench.bench(["Ties"] * 2, [4, 3], [1, 0], items=["tied:1", "tied:1"])
+    assert alone["mean"] == pytest.approx(0.3), "nothing to compare margins with"
+    plain = rewardbench.bench(["Ties"] * 2, [4, 3], [1, 0], items=["1", "1"])
+    assert plain["mean"] == 1, "other names do not say which questions belong together"
+
+
+@pytest.mark.parametrize(("scores", "tie_break"), [(([2, 2], [1]), 1), (([1, 1], [1]), 0), (([1, 1], [2]), -1)])
+def test_equal_scores_of_right_answers_have_no_spread(scores, tie_break) -> None:
+    right = tie_break > 0
+    assert ties.score({"tied:1": scores, "ref:1": scores}) == pytest.approx(right + 0.01 * tie_break)
 
 
 def test_a_ranker_on_rewardbench() -> None:
