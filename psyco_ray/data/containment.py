@@ -33,10 +33,14 @@ def marks(text: str) -> np.ndarray:
     if len(folded) < _LEAST_CHARS:
         return np.empty(0, np.uint64)
     codes = np.frombuffer(folded.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    count = len(codes) - _PASSAGE + 1
-    hashes = np.zeros(count, np.uint64)
-    for shift in range(_PASSAGE):  # overflow is the modulus
-        hashes = hashes * _PRIME + codes[shift : shift + count]
+    hashes, length, factor = codes, 1, _PRIME
+    for times in (5, 2, 2):  # passages of 5, 10 and 20 characters; overflow is the modulus
+        joined, end = hashes[: len(hashes) - (times - 1) * length], length
+        for _ in range(times - 1):
+            joined = joined * factor + hashes[end : end + len(joined)]
+            end += length
+        hashes, length, factor = joined, length * times, factor**times
+    assert length == _PASSAGE
     hashes = (hashes ^ (hashes >> np.uint64(29))) * _MIX
     hashes ^= hashes >> np.uint64(32)
     return np.unique(hashes[hashes % np.uint64(_EVERY) == 0])
