@@ -37,7 +37,7 @@ def text_of(value: Any) -> str:
         except UnicodeDecodeError:
             raise CellError("bytes that are not UTF-8") from None
     if isinstance(value, str):
-        return _UNSTORABLE.sub("", value)
+        return value if value.isascii() and "\0" not in value else _UNSTORABLE.sub("", value)
     if isinstance(value, int | float | decimal.Decimal | datetime.date | datetime.time) and not isinstance(value, bool):
         return str(value)
     raise CellError(kind_of(value))
