@@ -150,7 +150,7 @@ class DataJob(Section):
     journal: str | None = None
     """Directory of paid calls, which several runs may share; null: `journal` in run_dir."""
     max_cost: NotNegative | None = None
-    """US dollars that the calls of one command may cost; null: no limit."""
+    """US dollars that all calls of the run directory may cost, over repeated commands; null: no limit."""
     language: str = "en"
     """Language of the speeches, for the dataset card."""
 

@@ -117,7 +117,7 @@ class PolicyEvaluationJob(Section):
     scrub: ScrubSent = ScrubSent()
     privacy: Privacy = Privacy()
     max_cost: NotNegative | None = None
-    """US dollars that the calls of one command may cost; null: no limit."""
+    """US dollars that all calls of the run directory may cost, over repeated commands; null: no limit."""
     deadlines: Deadlines = Deadlines()
 
     @model_validator(mode="after")

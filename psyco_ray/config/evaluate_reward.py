@@ -128,7 +128,7 @@ class EvaluateRewardJob(Section):
     max_tokens: Count | None = None
     """Tokens of a conversation that a reward model reads; null: its context length."""
     max_cost: NotNegative | None = None
-    """US dollars that the rankers' calls may cost; null: no limit."""
+    """US dollars that the rankers' calls of the run directory may cost, over repeated commands; null: no limit."""
     deadlines: Deadlines = Deadlines()
 
     @model_validator(mode="after")

@@ -32,6 +32,7 @@ _RUN_KEYS = {
     "run_dir",
     "iterations",
     "privacy",
+    "evaluation.max_cost",
     "telemetry",
     "deadlines",
     "sync",

@@ -173,11 +173,15 @@ class Evaluation(Section):
     judged: Count = 200
     """Largest number of these speeches whose answers the judge compares; each is a paid call per checkpoint."""
     judging: Judging = Judging()
+    max_cost: NotNegative | None = None
+    """US dollars that the judge's calls of the run may cost; null: no limit."""
 
     @model_validator(mode="after")
     def _feasible(self) -> Self:
         if self.temperature == 0 and self.responses > 1:
             raise ValueError(f"{self.responses} responses at temperature 0 would be equal; set 1 or raise it")
+        if self.max_cost is not None and self.judge is not None and None in (self.judge.price_in, self.judge.price_out):
+            raise ValueError("max_cost needs price_in and price_out of the judge, dollars per million tokens")
         if self.judge is not None and self.judge.via == "batch":
             raise ValueError("evaluation.judge has via: batch, but a run waits for single calls; leave via out")
         return self

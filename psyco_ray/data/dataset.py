@@ -43,7 +43,6 @@ class Dataset(RunDirectory):
         """
         super().__init__(job.run_dir)
         self.job, self._address = job, address
-        self.spent = 0.0  # US dollars, by the current command
         self._begun: set[str] = set()  # stages of the current command
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())

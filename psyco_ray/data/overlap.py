@@ -129,7 +129,7 @@ class Overlap:
         runs = {run.name: (stage, run) for stage in stages for run in stage.calls}
         self._calls = CallsTogether(
             [run for _, run in runs.values()],
-            None if dataset.job.max_cost is None else dataset.job.max_cost - dataset.spent,
+            dataset.job.max_cost,
             {name: partial(self._on_part, run) for name, (_, run) in runs.items()},
         )
         self._engine_error: Exception | None = None
@@ -166,8 +166,6 @@ class Overlap:
                 responses.engines.stop()
                 engines.join(_END_S)
             raise
-        finally:
-            self._dataset.spent += self._calls.dollars
         engines.join()
         if self._engine_error is not None:
             raise self._engine_error

@@ -100,7 +100,7 @@ class PolicyEvaluation:
 
     def __init__(self, job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress) -> None:
         """Check prompts, models, keys and resources before hours of work."""
-        self._job, self._directory, self._progress, self._spent = job, directory, progress, 0.0
+        self._job, self._directory, self._progress = job, directory, progress
         self._prompts = {variant: _prompt(job, variant) for variant in ("free", *job.variants)}
         load_judge_prompt(job.prompts.file)
         self.policies = checkpoints.candidates(job.policies)
@@ -135,7 +135,7 @@ class PolicyEvaluation:
         task = self._task(opponent.name, "free", {key: {"{client_speech}": text} for key, text in sent.items()})
         if endpoint is not None:
             calls = answers.calls(endpoint, task, self._directory.root / "journal", self._outgoing)
-            self._spent += calls.execute(self._budget_left(), self._progress)
+            calls.execute(self._job.max_cost, self._progress)
         else:
             answers.generate(self._job, opponent.name, self._local[opponent.name], [task], self._progress)
         return self._read(opponent.name, task)
@@ -161,7 +161,7 @@ class PolicyEvaluation:
 
     def judge(self, judge: str, matchup: Matchup, answered: Sequence[Row]) -> None:
         """Ask a judge about a matchup and write the outcomes."""
-        self._spent += matchup.verdicts[judge].ask(self._budget_left(), self._progress)
+        matchup.verdicts[judge].ask(self._job.max_cost, self._progress)
         rows = [
             {"key": row["speech_id"], "better": _BETTER[outcome], "outcome": outcome}
             for row, outcome in zip(answered, matchup.outcomes(judge, answered), strict=True)
@@ -210,9 +210,6 @@ class PolicyEvaluation:
             )
             for judge in job.judges
         }
-
-    def _budget_left(self) -> float | None:
-        return None if self._job.max_cost is None else self._job.max_cost - self._spent
 
 
 def _prompt(job: PolicyEvaluationJob, variant: Variant) -> dict[str, str]:

@@ -103,10 +103,10 @@ def _evaluate_rankers(
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Ask every ranker about the pairs; returns its metrics by name and test."""
-    spent, measured = 0.0, {}
+    measured: dict[str, dict[str, Any]] = {}
     for name, by_test in rankers.items():
         for ranker in by_test.values():
-            spent += ranker.ask(None if job.max_cost is None else job.max_cost - spent, progress)
+            ranker.ask(job.max_cost, progress)
         measured[name] = _measure_ranker(job, pairs, by_test)
     return measured
 

@@ -15,10 +15,10 @@ import json_repair
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.judge.calls import Answer, Call
-from psyco_ray.judge.client import Client, RefusedError, UnavailableError
+from psyco_ray.judge.client import Attempts, Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
 from psyco_ray.judge.outside_texts import as_data
-from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter, Tokens
+from psyco_ray.judge.rate_limit import BudgetExceededError, Limiter, Tokens, cost_of
 from psyco_ray.run import reasoning
 
 _COMPLAINT_TOKENS = 80  # at most, nearly always
@@ -99,32 +99,57 @@ class Asker:
             if self._stopped_by is not None:
                 raise self._stopped_by.with_traceback(None)
             try:
-                answer = await self._limited(call)
-                self._journal.add(speech_id, key, answer)
+                answer = await self._limited(speech_id, key, call)
+                self._journal.add(speech_id, key, answer, cost_of(answer, self.endpoint))
             except (BudgetExceededError, UnavailableError, InputError) as error:
                 self.stop(error)
                 raise
             return answer
 
-    async def _limited(self, call: Call) -> Answer:
-        if self._limiter is None:
-            return await self._answer(call)
-        estimated, used = call.estimated(self.endpoint), Tokens()
-        await self._limiter.admit(estimated)
+    async def _limited(self, speech_id: str, key: str, call: Call) -> Answer:
+        attempts = _PaidAttempts(self, speech_id, key, call)
+        await attempts.again()
+        used = Tokens()
         try:
             if self._stopped_by is not None:
                 raise self._stopped_by.with_traceback(None)
-            answer = await self._answer(call)
+            answer = await self._answer(call, attempts)
             used += answer
         finally:
-            self._limiter.report(used, estimated)
+            attempts.end(used)
         return answer
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: Call, attempts: Attempts) -> Answer:
         try:
-            return await self._client.answer(call)
+            return await self._client.answer(call, attempts)
         except RefusedError as refused:
             return Answer("", True, refused.prompt_tokens, refused.completion_tokens, refused=str(refused))
+
+
+class _PaidAttempts:
+    """The attempts of a call within the budget. One without an answer counts with the longest possible one."""
+
+    def __init__(self, asker: Asker, speech_id: str, key: str, call: Call) -> None:
+        self._limiter, self._journal, self._endpoint = asker._limiter, asker._journal, asker.endpoint
+        self._ids, self._estimated = (speech_id, key), call.estimated(asker.endpoint)
+        self._admitted = False
+
+    def lost(self) -> None:
+        """Count an attempt whose answer did not arrive, in the journal too: the next command must know of it."""
+        self._journal.add_lost(*self._ids, cost_of(self._estimated, self._endpoint))
+        self.end(self._estimated)
+
+    async def again(self) -> None:
+        """Wait until limits and budget allow an attempt."""
+        if self._limiter is not None:
+            await self._limiter.admit(self._estimated)
+            self._admitted = True
+
+    def end(self, used: Tokens) -> None:
+        """Count the tokens of the attempt in progress, if there is one."""
+        if self._limiter is not None and self._admitted:
+            self._limiter.report(used, self._estimated)
+        self._admitted = False
 
 
 class ShardAsker:

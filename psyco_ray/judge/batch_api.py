@@ -21,6 +21,7 @@ from psyco_ray.judge.batch_state import BatchState, SentBatch
 from psyco_ray.judge.calls import Answer, Call, InvalidResponseError, answer_of
 from psyco_ray.judge.client import REFUSED, Client, RefusedError
 from psyco_ray.judge.journal import Journal
+from psyco_ray.judge.rate_limit import cost_of
 
 if TYPE_CHECKING:
     from openai.types import Batch
@@ -153,7 +154,7 @@ class _Exchange:
         if answer is None:
             _note(outcome, 1, problem)
             return
-        self._journal.add(speech_id, key, answer)
+        self._journal.add(speech_id, key, answer, cost_of(answer, self._client.endpoint))
         outcome.prompt_tokens += answer.prompt_tokens
         outcome.completion_tokens += answer.completion_tokens
         outcome.answered += answer.refused is None

@@ -16,7 +16,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.judge.batch_api import BatchOutcome, run_batch
 from psyco_ray.judge.callers import CallStage, CallStats
 from psyco_ray.judge.calls import Call
-from psyco_ray.judge.journal import Journal
+from psyco_ray.judge.journal import Journal, spent
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.judge.pipeline import AnswerStream, StreamedStage
 from psyco_ray.judge.rate_limit import Tokens, cost_of
@@ -148,13 +148,16 @@ class CallsTogether:
 
         Args:
             runs: the stages; their names differ.
-            max_cost: limit on the cost of all calls, in US dollars; None: no limit.
+            max_cost: limit on the cost of all calls in the journal, also of earlier commands, in US dollars; None: no
+                limit.
             on_part: by the name of a stage: what is called with each of its parts that is written.
 
         Raises:
             InputError: a price that a budget needs is missing, or a key is, or clients' words must not be sent there.
         """
         missing = {run.name: run.missing() for run in runs}
+        self._spent = 0.0 if max_cost is None or not runs else spent(runs[0].journal)  # by earlier commands
+        self._left = None if max_cost is None else max_cost - self._spent
         self._runs = [run for run in runs if missing[run.name]]
         self._missing, self._max_cost, self._on_part = missing, max_cost, on_part or {}
         self._awaited = {run.name: set(missing[run.name]) for run in self._runs if run.stage.endpoint.via == "batch"}
@@ -173,11 +176,6 @@ class CallsTogether:
     def any(self) -> bool:
         """Whether a part is missing."""
         return bool(self._runs)
-
-    @property
-    def dollars(self) -> float:
-        """The cost of the calls so far in US dollars, also where they ended with an error."""
-        return self._stream.dollars if self._stream is not None else 0.0
 
     def announce(self, known: Mapping[str, Expected] | None = None) -> None:
         """Log the usage to expect of each stage, and of all of them.
@@ -201,11 +199,14 @@ class CallsTogether:
         cost, bound = (sum(side) for side in zip(*costs, strict=True)) if costs else (0.0, 0.0)
         if len(self._runs) > 1 and bound:
             _log.info(f"all calls together: about ${cost:.2f}, at most ${bound:.2f}")
-        if self._max_cost is not None and cost > self._max_cost:
+        before = f", of which ${self._spent:.2f} are spent," if self._spent else ""
+        if self._left is not None and self._runs and cost > self._left:
             _log.warning(
-                f"max_cost ${self._max_cost:.2f} is below the ${cost:.2f} to expect: the command will stop on the way, "
-                "keep what is paid for, and go on with a higher max_cost"
+                f"max_cost ${self._max_cost:.2f}{before} is below the ${cost:.2f} to expect: the command will stop on "
+                "the way, keep what is paid for, and go on with a higher max_cost"
             )
+        elif before and self._runs:
+            _log.info(f"max_cost ${self._max_cost:.2f}: ${self._spent:.2f} are spent by earlier commands")
 
     def open(self) -> None:
         """Start the actors if a part is missing. Ray must be running then."""
@@ -214,7 +215,7 @@ class CallsTogether:
                 StreamedStage(run.name, run.stage, self._missing[run.name], self._on_part.get(run.name))
                 for run in self._runs
             ]
-            self._stream = AnswerStream(stages, self._runs[0].journal, self._max_cost)
+            self._stream = AnswerStream(stages, self._runs[0].journal, self._left)
 
     def ready(self, name: str, parts: Sequence[str]) -> None:
         """Parts of a stage whose questions can be asked from now on. May be called from any thread.

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from psyco_ray.config.endpoint import Endpoint
@@ -57,6 +57,17 @@ class _Transient:
     reason: str
     wait_s: float | None = None  # as the server asks
     rate_limited: bool = False  # the server works, but accepts fewer calls
+    lost: bool = False  # the call was sent: it may be billed
+
+
+class Attempts(Protocol):
+    """Counts the attempts of a call that give no answer and may be billed."""
+
+    def lost(self) -> None:
+        """Such an attempt ended."""
+
+    async def again(self) -> None:
+        """Wait until the next attempt may be sent."""
 
 
 class Client:
@@ -76,7 +87,7 @@ class Client:
         """
         import openai
 
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._key = key_for(endpoint)
         self._pauses = Pauses(endpoint)
         self.api = openai.AsyncOpenAI(
@@ -88,8 +99,12 @@ class Client:
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
-    async def answer(self, call: Call) -> Answer:
+    async def answer(self, call: Call, attempts: Attempts | None = None) -> Answer:
         """Send a call and return its answer, with retries.
+
+        Args:
+            call: the question.
+            attempts: is told of attempts that the server may bill and that gave no answer; None: nobody is.
 
         Raises:
             RefusedError: the server refuses this call permanently.
@@ -100,17 +115,19 @@ class Client:
         body = self.body(call)
 
         async def once() -> Answer:
-            async with asyncio.timeout(self._endpoint.timeout_s):
+            async with asyncio.timeout(self.endpoint.timeout_s):
                 return answer_of(await self.api.post("/chat/completions", body=body, cast_to=object))
 
-        answer = await self.retried(once, call.texts())
+        answer = await self.retried(once, call.texts(), attempts)
         if not answer.prompt_tokens:  # not every server counts
             answer = replace(answer, prompt_tokens=call.prompt_tokens(), completion_tokens=tokens.count(answer.text))
         if answer.refused is not None:
             raise RefusedError(self.clean(answer.refused, call.texts()), answer.prompt_tokens, answer.completion_tokens)
         return answer
 
-    async def retried(self, request: Callable[[], Awaitable[T]], sent: Sequence[str] = ()) -> T:
+    async def retried(
+        self, request: Callable[[], Awaitable[T]], sent: Sequence[str] = (), attempts: Attempts | None = None
+    ) -> T:
         """The result of a request, which is repeated while its failures may pass.
 
         A 429 pauses all requests of this client and does not count as a failure.
@@ -118,6 +135,7 @@ class Client:
         Args:
             request: sends it.
             sent: the texts in it, clients' words among them, which no message may repeat.
+            attempts: as in `answer`.
 
         Raises:
             RefusedError, UnavailableError, InputError: as `answer` does.
@@ -135,16 +153,19 @@ class Client:
                 return result
             except openai.APIStatusError as error:
                 problem = self._problem(error, sent)
-            except (openai.APITimeoutError, TimeoutError):
-                problem = _Transient(f"no answer within {self._endpoint.timeout_s:g} s")
+            except (openai.APITimeoutError, TimeoutError) as error:
+                problem = _Transient(f"no answer within {self.endpoint.timeout_s:g} s", lost=_was_sent(error))
             except openai.APIConnectionError as error:
-                problem = _Transient(f"connection failed: {self.clean(str(error.__cause__ or error), sent)}")
+                reason = self.clean(str(error.__cause__ or error), sent)
+                problem = _Transient(f"connection failed: {reason}", lost=_was_sent(error))
             except (InvalidResponseError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                problem = _Transient(f"unreadable answer: {self.clean(str(error), sent)}")
+                problem = _Transient(f"unreadable answer: {self.clean(str(error), sent)}", lost=True)
             if isinstance(problem, Exception):  # raised outside of except: its context would hold the key
                 raise problem
+            if problem.lost and attempts is not None:
+                attempts.lost()
             if self._pauses.stopped:
-                raise UnavailableError(f"{self._endpoint.base_url} failed while another call had stopped all of them")
+                raise UnavailableError(f"{self.endpoint.base_url} failed while another call had stopped all of them")
             if problem.rate_limited:
                 rate_limits += 1
                 limited_at = limited_at or time.monotonic()
@@ -155,16 +176,18 @@ class Client:
                 self._pauses.add(pause)
                 continue
             failures += 1
-            if failures > self._endpoint.retries:
+            if failures > self.endpoint.retries:
                 raise UnavailableError(
-                    f"{self._endpoint.base_url} failed {failures} times in a row for {self._endpoint.model}, at last: "
+                    f"{self.endpoint.base_url} failed {failures} times in a row for {self.endpoint.model}, at last: "
                     f"{problem.reason}; start again once it works"
                 )
             await asyncio.sleep(max(pause, pause_s(failures)))
+            if problem.lost and attempts is not None:
+                await attempts.again()
 
     def body(self, call: Call) -> dict[str, Any]:
         """The request's JSON. Reasoning models (o1, o3, o4, gpt-5) get `max_completion_tokens` and no sampling."""
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         body: dict[str, Any] = {"model": endpoint.model, "messages": [dict(message) for message in call.messages]}
         if endpoint.model.rsplit("/", 1)[-1].startswith(_REASONING):
             body["max_completion_tokens"] = call.answer_tokens(endpoint)
@@ -196,7 +219,7 @@ class Client:
 
     def _problem(self, error: openai.APIStatusError, sent: Sequence[str]) -> Exception | _Transient:
         """The meaning of an HTTP error: transient, for this call (RefusedError), or for all calls (InputError)."""
-        endpoint, status = self._endpoint, error.status_code
+        endpoint, status = self.endpoint, error.status_code
         message = self.clean(error.message, sent)
         # a server may send JSON of any type in them
         code, kind, param = (value if isinstance(value, str) else "" for value in (error.code, error.type, error.param))
@@ -234,6 +257,13 @@ class Client:
             wait_s = retry_after(error.response.headers)
             return _Transient(f"HTTP {status}: {message}", wait_s, rate_limited=status == 429)
         return EndpointError(f"{endpoint.base_url} answers with HTTP {status}: {message}; correct base_url or model")
+
+
+def _was_sent(error: BaseException) -> bool:
+    """Whether a call that failed may have reached the server."""
+    import httpx
+
+    return not isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
 
 def key_for(endpoint: Endpoint) -> str | None:

@@ -10,9 +10,11 @@ import errno
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from psyco_ray.judge.calls import Answer
 from psyco_ray.run import storage
@@ -20,6 +22,8 @@ from psyco_ray.run.disk_errors import writing_in
 
 LINES_PER_SYNC = 64
 SECONDS_PER_SYNC = 1.0
+
+_COST = re.compile(rb',"usd":([0-9.e+-]+)\}\n$')  # the last field of a line
 
 _log = logging.getLogger(__name__)
 
@@ -59,19 +63,37 @@ class Journal:
                 elif line.startswith(b'{"speech":"' + part.encode()):
                     try:
                         entry = json.loads(line)
-                        _, key = entry.pop("speech"), entry.pop("key")
-                        answers[key] = Answer(**entry)
+                        _, key, _ = entry.pop("speech"), entry.pop("key"), entry.pop("usd", None)
+                        if not entry.pop("lost", False):
+                            answers[key] = Answer(**entry)
                     except (ValueError, KeyError, TypeError):
                         _damaged(path, number)
         return answers
 
-    def add(self, speech_id: str, key: str, answer: Answer) -> None:
+    def add(self, speech_id: str, key: str, answer: Answer, dollars: float | None = None) -> None:
         """Append an answer. It survives this process from now on, and the machine after the next sync.
+
+        Args:
+            speech_id: the speech that the call is about.
+            key: of the call.
+            answer: to it.
+            dollars: what it cost; None: no price is known.
 
         Raises:
             InputError: the journal cannot be written.
         """
-        entry = {"speech": speech_id, "key": key, **vars(answer)}
+        self._append(speech_id, {"key": key, **vars(answer)}, dollars)
+
+    def add_lost(self, speech_id: str, key: str, dollars: float | None) -> None:
+        """Append a call that may be billed and gave no answer; it counts for `spent` alone.
+
+        Raises:
+            InputError: the journal cannot be written.
+        """
+        self._append(speech_id, {"key": key, "lost": True}, dollars)
+
+    def _append(self, speech_id: str, entry: dict[str, Any], dollars: float | None) -> None:
+        entry = {"speech": speech_id, **entry} | ({} if dollars is None else {"usd": dollars})
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with writing_in(self._root):
             file = self._file(speech_id[:2])
@@ -107,6 +129,12 @@ class Journal:
             if size and os.pread(file, 1, size - 1) != b"\n":
                 os.write(file, b"\n")  # ends a line that a crash cut off
         return self._files[shard]
+
+
+def spent(root: Path) -> float:
+    """US dollars of all calls in a journal, by all commands; calls without a price cost nothing."""
+    lines = (line for path in root.glob("??/*.jsonl") for _, line in _lines(path))
+    return sum(float(found[1]) for line in lines if (found := _COST.search(line)))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

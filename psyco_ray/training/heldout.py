@@ -87,7 +87,9 @@ class HeldoutEvaluation:
         )
         # verdicts stay in the run directory, so none is paid for twice
         with self._ledger.mirrored("judge"):
-            by_pair = verdicts.judge(pairs, setup, self._ledger.root / "judge", self._progress, name="held-out answers")
+            by_pair = verdicts.judge(
+                pairs, setup, self._ledger.root / "judge", self._progress, job.evaluation.max_cost, "held-out answers"
+            )
         readable: dict[str, list[float]] = {}
         for key, outcome in by_pair.items():
             if outcome is not None:

@@ -173,6 +173,10 @@ def test_a_stage_stopped_by_its_budget_resumes(to_rate):
     assert stopped.returncode == 75, stopped.stderr
     assert "max_cost" in stopped.stderr
     assert not (run / "rate.json").exists()
+    paid = counts(url)["paid"]
+    again = psyco_ray("rate", *arguments, "--max-cost", 0.05)
+    assert (again.returncode, counts(url)["paid"]) == (75, paid), "the budget is the run's, not the command's"
+    assert "max_cost $0.05, of which $0.05 are spent, is below" in again.stderr
     done = psyco_ray("rate", *arguments)
     assert done.returncode == 0, done.stderr
     assert counts(url)["paid_twice"] == 0

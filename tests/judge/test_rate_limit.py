@@ -11,6 +11,7 @@ from support.judging import call, get_json, meter_of, run, server
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import rate_limit
+from psyco_ray.judge.journal import spent
 from psyco_ray.judge.rate_limit import MARGIN, BudgetExceededError, BudgetMeter, Limiter, Tokens
 
 
@@ -23,6 +24,31 @@ def test_the_budget_is_not_exceeded(tmp_path) -> None:
     spent = meter.spent()
     assert spent["calls"] == paid
     assert 2.0 - MARGIN * (call().prompt_tokens() * 1e-4 + call().max_tokens * 1e-3) < spent["cost"] <= 2.0
+
+
+@pytest.mark.parametrize("kinds", ["html", "hang", "cut", "html,hang,cut"])
+def test_answers_that_get_lost_count_too(tmp_path, kinds) -> None:
+    price_in, price_out, limit = 100.0, 1000.0, 2.0
+    settings = {"price_in": price_in, "price_out": price_out, "concurrency": 16, "timeout_s": 0.5, "retries": 9}
+    meter = meter_of(price_in=price_in, price_out=price_out, max_cost=limit)
+    with server(share=0.4, kinds=kinds, tries=2) as url:
+        with pytest.raises(BudgetExceededError, match="max_cost is reached"):
+            run(url, tmp_path, 200, Limiter(meter), **settings)
+        prompt_tokens, completion_tokens = get_json(url)["billed"]
+    billed = (prompt_tokens * price_in + completion_tokens * price_out) / 1e6
+    counted = spent(tmp_path)
+    assert 0.5 * limit < billed <= counted <= limit
+    assert counted == pytest.approx(meter.spent()["cost"]), "the next command starts with the same sum"
+
+
+def test_a_journal_with_lost_calls_is_read_as_before(tmp_path) -> None:
+    with server(share=0.4, kinds="html", tries=1) as url:
+        first = run(url, tmp_path, 30, price_in=1.0, price_out=1.0)
+        second = run(url, tmp_path, 30, price_in=1.0, price_out=1.0)
+        assert get_json(url)["served"] > 30
+    assert [result.value for result in second] == [result.value for result in first]
+    assert not any(result.paid for result in second)
+    assert '"lost":true' in "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
 
 
 def test_calls_per_minute_are_limited_over_two_seconds_too(tmp_path) -> None:

@@ -26,6 +26,8 @@ ENQUEUED = (
 )
 TRANSPORT = ("429", "500", "cut", "html", "hang")
 CONTENT = ("malformed", "truncated", "range")
+REFUSED = ("outage", "limited", "too-large", "quota", "echo", "moved", "odd-error")
+ANSWER_TOKENS = 40
 
 
 class Judge:
@@ -43,6 +45,7 @@ class Judge:
         self.out_until = 0.0
         self.files: dict[str, bytes] = {}
         self.files_made = 0
+        self.billed = [0, 0]  # prompt and completion tokens, as a provider counts: also of answers that get lost
         self.batches: dict[str, dict] = {}
 
     def fault(self, body: bytes, request: dict, digest: bytes) -> str | None:
@@ -69,6 +72,9 @@ class Judge:
         self.times.append(time.monotonic())
         kind = self.fault(body, request, digest) or request["model"]
         self.by_kind[kind] += 1
+        if kind in ("hang", "html", "cut") or not (kind.isdigit() or kind in REFUSED):
+            self.billed[0] += prompt_tokens(request)
+            self.billed[1] += ANSWER_TOKENS
         if kind == "429":
             return 429, self.retry_after(), error("slow down", "rate_limit_exceeded")
         if kind in ("500", "outage"):
@@ -111,6 +117,7 @@ class Judge:
             "paid_twice": sum(count - 1 for count in self.paid.values()),
             "max_in_flight": self.max_in_flight,
             "batches": len(self.batches),
+            "billed": self.billed,
             "files": len(self.files),
             "files_made": self.files_made,
             "batch_requests": sum(
@@ -203,6 +210,10 @@ def error(message: str, code: str, param: str | None = None) -> bytes:
     return json.dumps({"error": {"message": message, "code": code, "type": code, "param": param}}).encode()
 
 
+def prompt_tokens(request: dict) -> int:
+    return sum(len(message["content"]) for message in request["messages"]) // 4
+
+
 def completion(request: dict, digest: bytes, kind: str) -> bytes:
     schema = request.get("response_format", {}).get("json_schema", {}).get("schema")
     text = json.dumps(example(schema, digest, kind == "range")) if schema else f"I hear you. {digest.hex()}"
@@ -225,7 +236,7 @@ def completion(request: dict, digest: bytes, kind: str) -> bytes:
         message["content"] = ""
     elif kind == "o1-thinks" and request["max_completion_tokens"] < 200:
         message["content"], ended = "", "length"
-    usage = {"prompt_tokens": sum(len(m["content"]) for m in request["messages"]) // 4, "completion_tokens": 40}
+    usage = {"prompt_tokens": prompt_tokens(request), "completion_tokens": ANSWER_TOKENS}
     reply = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "usage": usage}
     if kind == "no-usage":
         del reply["usage"]
