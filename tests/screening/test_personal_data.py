@@ -8,6 +8,17 @@ from psyco_ray.screening import personal_data
 from psyco_ray.screening.phones import CRISIS_LINES
 
 PIECES = ("I am 12 years old", "call me at", "555-0123", "(212) 555-0123", "988", "Thanks,", "Maria", "\n", "-", ".")
+PIECES += (
+    "hi im",
+    "clara",
+    "u/clara",
+    "my insta is",
+    "born 3.4.1999",
+    "12 Oak Street",
+    "123-45-6789",
+    "a.de/x",
+    "Clara here",
+)
 PIECES += ("My name is", "a@b.org", "@ana_b", "https://x.org/y?z=1.", "+44 20 7946 0958", "1-800-273-8255", "24/7")
 
 
@@ -180,6 +191,51 @@ def test_kinds_of_what_was_replaced_are_reported() -> None:
     assert scrubbed.kinds == ["NAME", "EMAIL", "EMAIL", "NAME"]
     assert set(scrubbed.kinds) <= set(personal_data.KINDS)
     assert personal_data.scrub("I cannot sleep.") == ("I cannot sleep.", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        (
+            "hello, i am clara. mail clara.b@posteo.net or 07700 900123, insta @clara.b, see clara-b.uk/me",
+            "hello, i am [NAME]. mail [EMAIL] or [PHONE], insta [HANDLE], see [LINK]",
+        ),
+        (
+            "Hola, me llamo Inés Gil. Mi correo: ines@correo.es, mi móvil 611 22 33 44, insta: ines_g, web ines-g.es",
+            "Hola, me llamo [NAME]. Mi correo: [EMAIL], mi móvil [PHONE], insta: [HANDLE], web [LINK]",
+        ),
+        (
+            "Hallo, ich heiße Jonas Krüger, schreib an jonas@web.de oder 030 1234567, Insta: jonas.k, Seite jonas-k.de",
+            "Hallo, ich heiße [NAME], schreib an [EMAIL] oder [PHONE], Insta: [HANDLE], Seite [LINK]",
+        ),
+        (
+            "Bonjour, je m'appelle Lou. Écris à camille@orange.fr ou 06 11 22 33 44, snap: cam_3, voir camille-b.fr",
+            "Bonjour, je m'appelle [NAME]. Écris à [EMAIL] ou [PHONE], snap: [HANDLE], voir [LINK]",
+        ),
+        (
+            "Oi, meu nome é Tiago Reis, email tiago@uol.com.br, (11) 98765-4321, insta: tiago.r, blog tiago-r.com.br",
+            "Oi, meu nome é [NAME], email [EMAIL], [PHONE], insta: [HANDLE], blog [LINK]",
+        ),
+        (
+            "大家好，我叫李小龙。邮箱lxl@qq.com，手机13812345678，微信：lxl_88，网站www.lxl.cn",
+            "大家好，我叫[NAME]。邮箱[EMAIL]，手机[PHONE]，微信：[HANDLE]，网站[LINK]",
+        ),
+        (
+            "مرحبا، اسمي ليلى. بريدي laila@mail.ae ورقمي ٠٥٥١٢٣٤٥٦٧ وانستا: laila_9 وموقعي laila.ae/me",
+            "مرحبا، اسمي [NAME]. بريدي [EMAIL] ورقمي [PHONE] وانستا: [HANDLE] وموقعي [LINK]",
+        ),
+        (
+            "नमस्ते, मेरा नाम पूजा है। ईमेल pooja@mail.in, फ़ोन ९८७६५४३२१०, इंस्टा: pooja_9, साइट pooja.in/blog",
+            "नमस्ते, मेरा नाम [NAME] है। ईमेल [EMAIL], फ़ोन [PHONE], इंस्टा: [HANDLE], साइट [LINK]",
+        ),
+        (
+            "Привет, меня зовут Катя Орлова. Почта katya@yandex.ru, +7 916 123-45-67, телеграм: katya_9, сайт katya.ru",
+            "Привет, меня зовут [NAME]. Почта [EMAIL], [PHONE], телеграм: [HANDLE], сайт [LINK]",
+        ),
+    ],
+)
+def test_each_language_loses_names_and_contacts(text: str, scrubbed: str) -> None:
+    assert personal_data.scrub(text).text == scrubbed
 
 
 @pytest.mark.parametrize("number", CRISIS_LINES)
