@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.splits import is_dev, text_hash
 from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.parquet import SPLITS
-from psyco_ray.files.records import Record, RecordFile, open_records
+from psyco_ray.files.records import Record, RecordFile, locate, open_records
 from psyco_ray.run import hub
 from psyco_ray.run.changes import Changes
 from psyco_ray.run.schemas import COMPARISONS
@@ -66,7 +65,7 @@ def check(name: str, changes: Changes, digest: str | None = None) -> None:
     Raises:
         InputError: the file cannot be read or has no known format, or it has changed since it was read.
     """
-    if digest is not None and name != "sample" and not name.startswith(HUB) and not Path(name).exists():
+    if digest is not None and name != "sample" and not name.startswith(HUB) and not locate(name)[0].exists():
         _log.warning(f"pairs file {name} is gone; the run goes on where it does not read it again")
         return
     file = _opened(name)

@@ -118,14 +118,19 @@ def test_errors_of_pair_files_come_before_ray(tmp_path, capsys, command, key) ->
     assert f"pairs file {file} has the columns prompt, better, worse; accepted are" in capsys.readouterr().err
 
 
-def test_pairs_that_changed_after_a_run_read_them_are_refused(tmp_path) -> None:
-    file = write_content(tmp_path / "pairs.csv", "prompt,chosen,rejected\n" + "".join(f"{n},a,b\n" for n in range(40)))
-    data = Data(pairs=str(file))
+@pytest.mark.parametrize("part", ["", "#train"])
+def test_pairs_that_changed_after_a_run_read_them_are_refused(tmp_path, part) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": "a", "rejected": "b"} for n in range(40)]
+    content = json.dumps({"train": rows, "other": rows} if part else rows)
+    file = write_content(tmp_path / "pairs.json", content)
+    data = Data(pairs=f"{file}{part}")
     parts = mixture.mix((), data, seed=0).parts
     mixture.check((), data, parts, REFUSE)
-    write_content(file, file.read_text().replace(",a,b", ",b,a"))
+    write_content(file, content.replace('"b"', '"c"'))
     mixture.check((), data, [], REFUSE)
-    with pytest.raises(InputError, match=r"pairs\.csv has changed since this run read it; put the old one back"):
+    with pytest.raises(
+        InputError, match=r"pairs\.json(#train)? has changed since this run read it; put the old one back"
+    ):
         mixture.check((), data, parts, REFUSE)
     file.unlink()
     mixture.check((), data, parts, REFUSE)
