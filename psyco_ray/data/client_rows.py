@@ -169,10 +169,10 @@ class ClientFile:
                 if record.cells is not None and (value := _plain(record.cells.get(name))):
                     values[name][value] = None
         for name, found in values.items():
-            roles = {speakers.role_of(value) for value in found}
-            if roles == {"user"} or not found:
+            roles = [speakers.role_of(value) for value in found]
+            if set(roles) <= {"user"}:
                 continue
-            if roles == {None} and len(found) > _MOST_SPEAKERS:
+            if len(found) > _MOST_SPEAKERS and roles.count(None) > len(found) / 2:
                 _log.info(f"{self._name}: {name} has {len(found)} values or more and is taken for names of authors")
                 continue
             client = next((value for value in found if speakers.role_of(value) == "user"), "the client's name in it")
