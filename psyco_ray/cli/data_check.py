@@ -51,8 +51,8 @@ def lines(found: Check) -> Iterator[str]:
     if found.mended:
         yield f"encoding: {found.mended:,} lines have bytes that are not {found.encoding}"
     yield "columns: " + "; ".join(f"{shown([name])} ({what})" for name, what in found.columns.items())
-    if found.bad:
-        yield f"bad rows: {_counts(found.bad)}"
+    if found.counts.bad:
+        yield f"bad rows: {_counts(found.counts.bad)}"
     if found.what == "pairs":
         yield f"read as: pairs, {found.read_as}"
     else:
@@ -63,9 +63,9 @@ def lines(found: Check) -> Iterator[str]:
     for name, clients in found.reading.where.items():
         yield f"client: rows with {name} {' or '.join(clients)}"
     if found.what == "speeches":
-        rows = "all rows" if found.whole else "the rows that were read"
-        yield f"duplicates: {found.equal:,} of {rows} repeat the text of another"
-    every = found.whole and found.sampled >= found.rows
+        rows = "all rows" if found.counts.whole else "the rows that were read"
+        yield f"duplicates: {found.counts.equal:,} of {rows} repeat the text of another"
+    every = found.counts.whole and found.sampled >= found.counts.rows
     sampled = f"{'a sample of' if found.what == 'speeches' else 'the first'} {found.sampled:,}"
     yield f"of {'all' if every else sampled} rows:"
     for line in _sampled(found):
@@ -79,10 +79,10 @@ def lines(found: Check) -> Iterator[str]:
 
 
 def _rows(found: Check) -> str:
-    if found.whole:
-        return f"{found.rows:,} rows"
-    total = f"about {found.total:,}" if found.total else "more"
-    return f"{total} rows, of which the first {found.rows:,} were read"
+    if found.counts.whole:
+        return f"{found.counts.rows:,} rows"
+    total = f"about {found.counts.total:,}" if found.counts.total else "more"
+    return f"{total} rows, of which the first {found.counts.rows:,} were read"
 
 
 def _sampled(found: Check) -> Iterator[str]:
@@ -97,7 +97,7 @@ def _sampled(found: Check) -> Iterator[str]:
         yield f"left out: {_counts(found.left_out)}"
     if not texts:
         return
-    lengths = sorted(map(len, found.texts))
+    lengths = sorted(found.lengths)
     low, middle, high = (lengths[int(share * (texts - 1))] for share in (0.05, 0.5, 0.95))
     bounds = Collect()
     within = sum(bounds.min_chars <= length <= bounds.max_chars for length in lengths)

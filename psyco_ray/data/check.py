@@ -7,37 +7,28 @@ rows, so that the check of any file takes seconds and little memory.
 from __future__ import annotations
 
 import json
-import random
 import re
-import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
-
-import numpy as np
-import pyarrow.parquet as pq
-import xxhash
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
 from psyco_ray.data import crisis, duplicates, preferences, sources, speakers
 from psyco_ray.data.clean import clean
-from psyco_ray.data.client_rows import ClientFile, Keys
+from psyco_ray.data.client_rows import MOST_SPEAKERS, ClientFile, ClientRow, Keys
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.table import Shape
-from psyco_ray.files import parquet
-from psyco_ray.files.cells import kind_of
+from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
 from psyco_ray.files.records import Record, RecordFile, open_records, shown
 from psyco_ray.run.types import Row
 from psyco_ray.screening.languages import UNKNOWN, language_of
 from psyco_ray.screening.personal_data import personal_data
 
-SAMPLE_ROWS = 1000
 KEYS = Keys("--column NAME", "where in the job (here --where COLUMN=VALUE)")
-_READ_CHARS = 2**28
+_TEXT_CHARS = 5000  # of a text that are looked at
 _PROBE = 100  # rows that a format of pairs is recognised by
 _NEAR = 0.6  # of collect.near_duplicates
 _LEAST_CHARS = 20  # median of a column that may hold speeches
@@ -57,11 +48,7 @@ class Check:
         encoding: of a text file.
         mended: lines with bytes that are not of the encoding.
         columns: what each column holds, in words.
-        rows: that were read.
-        whole: they are all rows of the file.
-        total: rows of a file that was not read whole; None: unknown.
-        bad: rows that cannot be read, by reason.
-        equal: rows with a text that a row before has.
+        counts: of the rows.
         sampled: rows that all the following is of.
         left_out: rows without a speech or pair, by reason.
         read_as: the column of the speeches, or the format of the pairs.
@@ -70,7 +57,8 @@ class Check:
         reading: the settings that choose the client's rows.
         pairs: their number.
         chosen_longer: those whose chosen response is the longer one.
-        texts: the speeches or questions, cleaned.
+        texts: the first characters of the speeches or questions, cleaned.
+        lengths: of the whole speeches or questions, characters.
     """
 
     name: str
@@ -79,11 +67,7 @@ class Check:
     encoding: str | None
     mended: int
     columns: dict[str, str]
-    rows: int = 0
-    whole: bool = True
-    total: int | None = None
-    bad: Counter[str] = field(default_factory=Counter)
-    equal: int = 0
+    counts: Counts = field(default_factory=Counts)
     sampled: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     read_as: str = ""
@@ -93,6 +77,12 @@ class Check:
     pairs: int = 0
     chosen_longer: int = 0
     texts: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    def add(self, text: str, chars: int) -> None:
+        """Add a speech or question of a number of characters."""
+        self.texts.append(text)
+        self.lengths.append(chars)
 
     def languages(self) -> Counter[str]:
         """Texts by the code of their language; `unknown`: without one."""
@@ -119,6 +109,15 @@ class Check:
         return len(duplicates.near(duplicates.signatures(self.texts), self.texts.__getitem__, _NEAR))
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What is kept of a row: why it has no speech, or the beginning of the speech and its length."""
+
+    left_out: str | None = None
+    text: str = ""
+    chars: int = 0
+
+
 def check(name: str, what: str | None = None, column: str | None = None, reading: Reading | None = None) -> Check:
     """Look at a file.
 
@@ -133,14 +132,14 @@ def check(name: str, what: str | None = None, column: str | None = None, reading
     """
     reading = reading or Reading()
     file = open_records(name, what or "data", reading.encoding)
-    probe = list(islice(file, SAMPLE_ROWS))
-    found = Check(name, what or "pairs", file.kind, file.encoding, file.mended, _columns(file, _cells(probe)))
+    probe = first_rows(file)
+    found = Check(name, what or "pairs", file.kind, file.encoding, file.mended, columns_of(file, cells_of(probe)))
     if what != "speeches":
-        shape = table.recognise(file.columns, _cells(probe[:_PROBE]))
+        shape = table.recognise(file.columns, cells_of(probe[:_PROBE]))
         if shape is None and what == "pairs":
             preferences.shape_of(name, file)  # says what is accepted
         if shape is not None:
-            _scan(found, file, probe)
+            found.counts, _ = scan(file, probe, lambda row: None, lambda record: None)
             return _pairs(found, file, shape)
     found.what = "speeches"
     return _speeches(found, file, probe, column, reading)
@@ -165,84 +164,22 @@ def _mask(char: str) -> str:
     return char
 
 
-def _cells(records: Iterable[Record]) -> list[Row]:
-    return [record.cells for record in records if record.cells is not None]
-
-
-def _columns(file: RecordFile, rows: Sequence[Row]) -> dict[str, str]:
-    """What each column holds: the commonest kind of cell, and the median length of texts."""
-    described = {}
-    for column in file.columns:
-        cells = [row[column] for row in rows if row.get(column) not in (None, "")]
-        kinds = Counter(kind_of(cell) for cell in cells).most_common(1)
-        described[column] = kinds[0][0] if kinds else "nothing"
-        if described[column] == "text":
-            described[column] += f" of {_median_chars(cells):,.0f} characters"
-        if 0 < len(cells) < len(rows):
-            described[column] += f", {1 - len(cells) / len(rows):.0%} empty"
-    return described
-
-
-def _median_chars(cells: Iterable[Any]) -> float:
-    return statistics.median([len(cell) if isinstance(cell, str) else 0 for cell in cells] or [0])
-
-
-def _scan(
-    found: Check, file: RecordFile, probe: Sequence[Record], text: Callable[[Row], Any] = lambda row: None
-) -> list[Record]:
-    """Read the file, count its rows, bad ones and equal texts, and draw a sample.
-
-    Args:
-        found: takes the counts.
-        file: is read up to a number of characters, which the first rows tell by their length.
-        probe: the first rows.
-        text: the text of a row, if any.
-    """
-    chars = sum(len(str(cell)) + 1 for row in _cells(probe) for cell in row.values()) / max(1, len(probe))
-    most = max(SAMPLE_ROWS, int(_READ_CHARS / max(1, chars)))
-    draw, sample = random.Random(0), list[Record]()
-    hashes: list[int] = []
-    for record in file:
-        if found.rows == most:
-            found.whole, found.total = False, _total(file, chars)
-            break
-        found.rows += 1
-        if record.cells is None:
-            found.bad[record.problem or ""] += 1
-        elif cell := text(record.cells):
-            hashes.append(xxhash.xxh3_64_intdigest(str(cell).strip().encode(errors="surrogatepass")))
-        if len(sample) < SAMPLE_ROWS:
-            sample.append(record)
-        elif (place := draw.randrange(found.rows)) < SAMPLE_ROWS:
-            sample[place] = record
-    found.equal = len(hashes) - len(np.unique(np.array(hashes, dtype=np.uint64)))
-    return sorted(sample, key=lambda record: record.number)
-
-
-def _total(file: RecordFile, chars: float) -> int | None:
-    """Rows of a large file: those of Parquet files, else an estimate by its size; None for a compressed file."""
-    if file.kind.startswith("Parquet"):
-        paths = parquet.files_of(file.path) if file.path.is_dir() else [file.path]
-        return sum(pq.read_metadata(path).num_rows for path in paths)
-    if file.path.suffix.lower() in (".gz", ".zip", ".xlsx"):
-        return None
-    return round(file.path.stat().st_size / max(1, chars))
-
-
 def _pairs(found: Check, file: RecordFile, shape: Shape) -> Check:
     found.read_as = shape.name
-    asked: dict[str, None] = {}
+    asked: dict[str, int] = {}  # with their lengths
     for rows, reason in islice(preferences.converted(found.name, file, shape), SAMPLE_ROWS):
         found.sampled += 1
         found.pairs += len(rows)
         found.chosen_longer += sum(len(row["chosen"]) > len(row["rejected"]) for row in rows)
-        asked |= dict.fromkeys(_question(row) for row in rows)
+        for question in filter(None, (clean(_question(row)) for row in rows)):
+            asked[question[:_TEXT_CHARS]] = len(question)
         if reason is not None:
             found.left_out[reason] += 1
-    if not found.pairs and found.whole and found.rows <= SAMPLE_ROWS:
+    if not found.pairs and found.counts.whole and found.counts.rows <= SAMPLE_ROWS:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in found.left_out.most_common())
         raise InputError(f"pairs file {found.name} has no usable pair ({reasons}); it is read as {shape.name}")
-    found.texts = [clean(text) for text in asked if text.strip()]
+    for text in asked:
+        found.add(text, asked[text])
     return found
 
 
@@ -255,7 +192,7 @@ def _question(row: Row) -> str:
 
 
 def _speeches(found: Check, file: RecordFile, probe: Sequence[Record], column: str | None, reading: Reading) -> Check:
-    cells = _cells(probe)
+    cells = cells_of(probe)
     found.read_as = column or _text_column(file, cells)
     found.guessed = column is None and found.read_as not in _known_columns()
     found.speakers = _speakers(file, cells, found.read_as)
@@ -265,19 +202,31 @@ def _speeches(found: Check, file: RecordFile, probe: Sequence[Record], column: s
     client = ClientFile(found.name, "speeches", [found.read_as], KEYS, reading)
     client.check()
     text = found.read_as
-    for record in _scan(found, file, probe, lambda row: row.get(text) if client.chosen(row) else None):
+    found.counts, looks = scan(
+        file,
+        probe,
+        lambda row: row.get(text) if client.chosen(row) else None,
+        lambda record: _look(client.row(record), text),
+    )
+    for look in looks:
         found.sampled += 1
-        row = client.row(record)
-        if row.skipped:
-            found.left_out["outside where"] += 1
-        elif not row.text:
-            found.left_out[row.problem or f"with an empty {found.read_as}"] += 1
-        elif speech := clean(row.text):
-            found.texts.append(speech)
-    if not found.texts and found.whole and found.rows <= SAMPLE_ROWS:
+        if look.left_out is not None:
+            found.left_out[look.left_out] += 1
+        else:
+            found.add(look.text, look.chars)
+    if not found.texts and found.counts.whole and found.counts.rows <= SAMPLE_ROWS:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in found.left_out.most_common())
         raise InputError(f"speeches file {found.name} has no speech in its column {found.read_as} ({reasons})")
     return found
+
+
+def _look(row: ClientRow, column: str) -> _Look:
+    if row.skipped:
+        return _Look("outside where")
+    speech = clean(row.text or "")
+    if not speech:
+        return _Look(row.problem or f"with an empty {column}")
+    return _Look(None, speech[:_TEXT_CHARS], len(speech))
 
 
 def _text_column(file: RecordFile, rows: Sequence[Row]) -> str:
@@ -289,7 +238,7 @@ def _text_column(file: RecordFile, rows: Sequence[Row]) -> str:
     known = [*_known_columns(), *speakers.LIST_KEYS]
     if (column := next((name for name in known if name in file.columns), None)) is not None:
         return column
-    lengths = {name: _median_chars(row[name] for row in rows if row.get(name)) for name in file.columns}
+    lengths = {name: median_chars(row[name] for row in rows if row.get(name)) for name in file.columns}
     lengths = {name: length for name, length in lengths.items() if not _REPLIES.search(name)}
     column = max(lengths, key=lambda name: lengths[name], default=None)
     if column is None or lengths[column] < _LEAST_CHARS:
@@ -316,6 +265,6 @@ def _clients(found: Mapping[str, Counter[str]]) -> dict[str, list[str]]:
     """The values that stand for a client, where a column has others too."""
     for name, values in found.items():
         roles = {value: speakers.role_of(value) for value in values}
-        if "user" in roles.values() and set(roles.values()) != {"user"}:
+        if len(roles) <= MOST_SPEAKERS and "user" in roles.values() and set(roles.values()) != {"user"}:
             return {name: [value for value, role in roles.items() if role == "user"]}
     return {}

@@ -19,7 +19,8 @@ from psyco_ray.files import records
 from psyco_ray.files.cells import CellError, kind_of, text_of
 
 _PROBE = 1000  # rows in which speakers are looked for
-_MOST_SPEAKERS = 20  # more different values are names of people who post, not speakers of a conversation
+MOST_SPEAKERS = 20
+"""Different values in a column of speakers; more are names of people who post."""
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class ClientFile:
             if record.cells is not None and self.chosen(record.cells):
                 return
             for column, found in values.items():
-                if record.cells is not None and len(found) <= _MOST_SPEAKERS:
+                if record.cells is not None and len(found) <= MOST_SPEAKERS:
                     found[_plain(record.cells.get(column)) or ""] += 1
         have = "; ".join(f"{column} is {speakers.listed(found)}" for column, found in values.items())
         raise InputError(f"{self._name}: no row is chosen by {self._keys.where}; {have}")
@@ -172,7 +173,7 @@ class ClientFile:
             roles = [speakers.role_of(value) for value in found]
             if set(roles) <= {"user"}:
                 continue
-            if len(found) > _MOST_SPEAKERS and roles.count(None) > len(found) / 2:
+            if len(found) > MOST_SPEAKERS and roles.count(None) > len(found) / 2:
                 _log.info(f"{self._name}: {name} has {len(found)} values or more and is taken for names of authors")
                 continue
             client = next((value for value in found if speakers.role_of(value) == "user"), "the client's name in it")

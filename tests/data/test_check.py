@@ -16,7 +16,7 @@ from support.raw_speeches import speech
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
-from psyco_ray.data import check as checking
+from psyco_ray.data import table_sample
 from psyco_ray.data.check import check, masked
 
 TEXTS = [speech(seed) for seed in range(30)]
@@ -38,10 +38,10 @@ def test_speeches_of_a_table_are_counted(tmp_path) -> None:
     rows += [["30", TEXTS[0], ""], ["31", "", ""], ["32", GERMAN, ""], ["33", "I want to die. Call me: 212-555-0123."]]
     found = check(str(write_content(tmp_path / "notes.csv", as_csv(rows, ["id", "text", "topic"], ";"))))
     assert (found.what, found.kind, found.encoding, found.read_as) == ("speeches", "CSV with ;", "utf-8", "text")
-    assert (found.rows, found.whole, found.sampled, found.guessed) == (34, True, 34, False)
-    assert found.bad == {"2 cells where the header has 3": 1}
+    assert (found.counts.rows, found.counts.whole, found.sampled, found.guessed) == (34, True, 34, False)
+    assert found.counts.bad == {"2 cells where the header has 3": 1}
     assert found.left_out == {"2 cells where the header has 3": 1, "with an empty text": 1}
-    assert found.equal == 1
+    assert found.counts.equal == 1
     assert len(found.texts) == 32
     assert found.near() == 1
     assert found.languages()["de"] == 1
@@ -136,7 +136,7 @@ def test_pairs_are_found_by_their_shape(tmp_path) -> None:
     path = str(write_content(tmp_path / "a.jsonl", as_jsonl(rows)))
     found = check(path)
     assert (found.what, found.read_as) == ("pairs", "a prompt and two responses")
-    assert (found.rows, found.pairs, found.chosen_longer) == (31, 30, 30)
+    assert (found.counts.rows, found.pairs, found.chosen_longer) == (31, 30, 30)
     assert found.texts == TEXTS
     ((_, count),) = found.left_out.items()
     assert count == 1
@@ -154,19 +154,45 @@ def test_the_question_of_messages_is_the_last_one(tmp_path) -> None:
 
 
 def test_a_large_file_is_read_in_part(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(checking, "_READ_CHARS", 2000 * 310)
+    monkeypatch.setattr(table_sample, "_READ_BYTES", 2000 * 310)
     rows = [[f"{text[:280]} {n:06d}"] for n in range(200) for text in TEXTS]
     path = write_content(tmp_path / "a.csv", as_csv(rows, ["text"]))
     found = check(str(path))
-    assert not found.whole
-    assert 1000 < found.rows < 6000
+    assert not found.counts.whole
+    assert 1000 < found.counts.rows < 6000
     assert found.sampled == len(found.texts) == 1000
-    assert found.total == pytest.approx(6000, rel=0.05)
+    assert found.counts.total == pytest.approx(6000, rel=0.05)
     assert len(set(found.texts)) == 1000
     assert any(int(text[-6:]) > 40 for text in found.texts), "not of the first rows alone"
     assert check(str(path)).texts == found.texts
     pq.write_table(pa.table({"text": [row[0] for row in rows]}), tmp_path / "a.parquet")
-    assert check(str(tmp_path / "a.parquet")).total == 6000
+    assert check(str(tmp_path / "a.parquet")).counts.total == 6000
+
+
+def test_rows_of_a_large_file_are_estimated_by_their_bytes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(table_sample, "_READ_BYTES", 1000)
+    rows = [{"text": "最近我总是失眠，觉得没有人理解我" * 5, "topic": str(n)} for n in range(3000)]
+    content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    assert check(str(write_content(tmp_path / "a.jsonl", content))).counts.total == pytest.approx(3000, rel=0.1)
+    wide = as_csv([[row["text"]] for row in rows], ["text"]).encode("utf-16")
+    assert check(str(write_content(tmp_path / "b.csv", wide))).counts.total == pytest.approx(3000, rel=0.1)
+    packed = check(str(write_content(tmp_path / "c.jsonl.gz", gzip.compress(content.encode()))))
+    assert not packed.counts.whole
+    assert packed.counts.total is None
+
+
+def test_long_texts_are_kept_in_part_with_their_lengths(tmp_path) -> None:
+    rows = [{"text": f"{text} " * 100} for text in TEXTS]
+    found = check(str(write_content(tmp_path / "a.jsonl", as_jsonl(rows))))
+    assert found.lengths == [len(f"{text} " * 100) - 1 for text in TEXTS]
+    assert all(len(text) == 5000 for text in found.texts)
+
+
+def test_names_of_authors_are_no_speakers(tmp_path) -> None:
+    rows = [[f"anna-{chr(97 + n % 26)}{n // 26 * 'b'}" if n else "patient", text] for n, text in enumerate(TEXTS)]
+    found = check(str(write_content(tmp_path / "a.csv", as_csv(rows, ["author", "text"]))))
+    assert found.reading.where == {}
+    assert found.texts == TEXTS
 
 
 @pytest.mark.parametrize(
