@@ -40,6 +40,8 @@ class Judge:
         self.tries: Counter[bytes] = Counter()
         self.paid: Counter[bytes] = Counter()
         self.by_kind: Counter[str] = Counter()
+        self.billed: Counter[str] = Counter()  # tokens
+        self.billed_once: Counter[str] = Counter()  # those of the first answer to each request
         self.times: list[float] = []
         self.in_flight = self.max_in_flight = 0
         self.out_until = 0.0
@@ -100,7 +102,11 @@ class Judge:
         self.paid[digest] += 1
         if kind == "html":
             return 200, "", b"<html>come back later</html>"
-        return 200, "", completion(request, digest, kind)
+        reply = completion(request, digest, kind)
+        usage = json.loads(reply).get("usage", {})
+        self.billed.update(usage)
+        self.billed_once.update(usage if self.paid[digest] == 1 else {})
+        return 200, "", reply
 
     def retry_after(self) -> str:
         value = self.options.retry_after
@@ -114,6 +120,8 @@ class Judge:
             "by_kind": dict(self.by_kind),
             "distinct": len(self.tries),
             "paid": sum(self.paid.values()),
+            "billed": dict(self.billed),
+            "billed_once": dict(self.billed_once),
             "paid_twice": sum(count - 1 for count in self.paid.values()),
             "max_in_flight": self.max_in_flight,
             "batches": len(self.batches),

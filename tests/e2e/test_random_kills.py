@@ -1,0 +1,194 @@
+"""Commands that are killed at random moments go on to the same result, and nothing is paid twice but calls in flight.
+
+`pytest -m long tests/e2e/test_random_kills.py -rP` kills 60 times, in about an hour on two cores; -rP prints each kill.
+"""
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from support.commands import ended
+from support.policy_evaluation import local, settings
+from support.processes import all_ended, kill_tree
+from support.runs import JOB
+
+from psyco_ray.files import records
+
+pytestmark = pytest.mark.long
+
+KILLS = 5  # of each of 4 seeds of 3 commands
+FLYING = 4  # calls in flight at most, of an endpoint
+PRICES = {"price_in": 1000.0, "price_out": 2000.0, "concurrency": FLYING}
+
+
+@dataclass
+class Work:
+    """A command, and the number of endpoints that it calls."""
+
+    write_job: Callable[[Path, str], Path]
+    arguments: tuple[str, ...]
+    endpoints: int
+
+    def start(self, where: Path, url: str) -> subprocess.Popen:
+        """The command over its job in a directory."""
+        first, *rest = self.arguments
+        command = [sys.executable, "-m", "psyco_ray.cli", *first.split(), str(self.write_job(where, url)), *rest]
+        return subprocess.Popen(command, stdout=(where / "log").open("a"), stderr=subprocess.STDOUT)
+
+
+def training(where: Path, url: str, models: dict[str, Path]) -> Path:
+    job = yaml.safe_load(JOB.format(run_dir=where / "run", **models))
+    job["evaluation"]["judge"] = local(url, "judge", **PRICES)
+    job["dpo"]["checkpoint_every"] = 3
+    return written(where, job)
+
+
+def building(where: Path, url: str, models: dict[str, Path]) -> Path:
+    rows = [json.loads(line) for line in records.SAMPLE.read_text().splitlines()[:24]]
+    (where / "raw.jsonl").write_text("".join(json.dumps({"text": row["question"]}) + "\n" for row in rows))
+    pool = [{"name": f"model-{i}", "api": local(url, f"model-{i}", **PRICES)} for i in range(4)]
+    (where / "pool.yaml").write_text(yaml.safe_dump(pool))
+    job = {
+        "run_dir": str(where / "run"),
+        "sources": [{"name": "mine", "path": str(where / "raw.jsonl")}],
+        "topics": {"endpoint": local(url, "labeller", **PRICES)},
+        "respond": {"pool": str(where / "pool.yaml"), "max_tokens": 60},
+        "rate": {"endpoint": local(url, "judge", **PRICES)},
+        "max_cost": 1e6,
+    }
+    return written(where, job)
+
+
+def evaluation(where: Path, url: str, models: dict[str, Path]) -> Path:
+    job = settings(
+        where / "run",
+        policies=[{"name": "tiny", "model": str(models["model"])}],
+        opponent={"name": "talker", "endpoint": local(url, "talker", **PRICES)},
+        speeches={"split": "dev", "limit": 30},
+        judges=[{"name": "judge", "endpoint": local(url, "judge", **PRICES)}],
+        max_cost=1e6,
+    )
+    return written(where, job)
+
+
+def written(where: Path, job: dict) -> Path:
+    path = where / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+WORKS = {
+    "training": (training, ("iterate", "--resume"), 1),
+    "building": (building, ("data build",), 6),
+    "evaluation": (evaluation, ("evaluate-policy",), 2),
+}
+
+
+@pytest.fixture(scope="module", params=WORKS)
+def work(request, tiny_model, tiny_reward_model) -> Work:
+    write_job, arguments, endpoints = WORKS[request.param]
+    models = {"model": tiny_model, "reward_model": tiny_reward_model}
+    return Work(lambda where, url: write_job(where, url, models), arguments, endpoints)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work, serve, tmp_path_factory) -> tuple[dict[str, Any], dict, float]:
+    """What the command leaves, the server's counts, and the seconds that it takes."""
+    where, url = tmp_path_factory.mktemp("undisturbed"), serve("--latency", "0.2")
+    began = time.monotonic()
+    process = work.start(where, url)
+    assert ended(process, 400, (where / "log").read_text) == 0, (where / "log").read_text()[-3000:]
+    seconds = time.monotonic() - began
+    print(f"undisturbed: {seconds:.0f} s, {counts(url)}")
+    return results(where / "run"), counts(url), seconds
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_command_killed_at_random_moments_goes_on_to_the_same_result(
+    work, undisturbed, serve, tmp_path, seed, request
+) -> None:
+    expected, bill, seconds = undisturbed
+    drawn = random.Random(request.node.name)
+    left = KILLS
+    while left:  # a run that ends before its kill is followed by another one
+        where, url, killed = tmp_path / str(left), serve("--latency", "0.2"), 0
+        where.mkdir()
+        while True:
+            process, moment = work.start(where, url), drawn.uniform(0, seconds)
+            how = drawn.choice(["the driver", "all processes"])
+            try:
+                code = process.wait(timeout=moment if left else 400)
+                break
+            except subprocess.TimeoutExpired:
+                kill(process, how)
+                killed, left = killed + 1, left - 1
+                print(f"{request.node.name}: {how} killed after {moment:.1f} s of {seconds:.0f}")
+        assert code == 0, (where / "log").read_text()[-3000:]
+        same(results(where / "run"), expected)
+        paid = counts(url)
+        twice = f"{paid['paid_twice']} of {paid['paid']} calls paid twice"
+        print(f"{request.node.name}: equal after {killed} kills, {twice}")
+        assert paid["billed_once"] == bill["billed"], "every answer was asked for"
+        assert paid["paid_twice"] <= killed * FLYING * work.endpoints, "only calls in flight"
+
+
+def counts(url: str) -> dict:
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/counts") as answer:
+        return json.load(answer)
+
+
+def kill(process: subprocess.Popen, how: str) -> None:
+    """Kill a driver, which must take its processes with it, or all of them."""
+    # Ray's agents try for a minute to tell a dead head of Ray their end
+    below = [one for one in psutil.Process(process.pid).children(recursive=True) if not one.name().endswith("Agent")]
+    if how == "driver":
+        process.kill()
+    else:
+        kill_tree(process.pid)
+    process.wait()
+    assert all_ended([one.pid for one in below], 30), "a process was left behind"
+
+
+def results(root: Path) -> dict[str, Any]:
+    """What a finished command leaves, without times and without what says how it came there."""
+    found: dict[str, Any] = {}
+    for path in (path for path in sorted(root.rglob("*")) if path.is_file()):
+        name = path.relative_to(root).as_posix()
+        if path.suffix == ".parquet":
+            found[name] = pq.read_table(path).replace_schema_metadata(None)  # which counts the calls of a command
+        elif path.suffix == ".safetensors":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.name == "train.json":
+            found[name] = [json.loads(path.read_text())[key] for key in ("steps", "tokens")]
+        elif path.suffix == ".json":
+            found[f"{name}: cost"] = sorted(costs(json.loads(path.read_text())))
+    return found
+
+
+def costs(record: Any) -> list[float]:
+    """All costs in a record."""
+    if isinstance(record, list):
+        return [cost for one in record for cost in costs(one)]
+    if not isinstance(record, dict):
+        return []
+    own = [record[key] for key in ("cost", "dollars") if isinstance(record.get(key), float)]
+    return own + [cost for one in record.values() for cost in costs(one)]
+
+
+def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].equals(value) if isinstance(value, pa.Table) else ours[name] == value, name
