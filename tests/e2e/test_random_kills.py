@@ -26,6 +26,7 @@ from support.processes import all_ended, kill_tree
 from support.runs import JOB
 
 from psyco_ray.files import records
+from psyco_ray.judge import journal
 
 pytestmark = pytest.mark.long
 
@@ -112,8 +113,10 @@ def undisturbed(work, serve, tmp_path_factory) -> tuple[dict[str, Any], dict, fl
     process = work.start(where, url)
     assert ended(process, 400, (where / "log").read_text) == 0, (where / "log").read_text()[-3000:]
     seconds = time.monotonic() - began
-    print(f"undisturbed: {seconds:.0f} s, {counts(url)}")
-    return results(where / "run"), counts(url), seconds
+    bill = counts(url)
+    assert spent(where / "run") == pytest.approx(dollars(*bill["billed"])), "what is counted is the bill"
+    print(f"undisturbed: {seconds:.0f} s, {bill['paid']} calls for ${dollars(*bill['billed']):.2f}")
+    return results(where / "run"), bill, seconds
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -142,7 +145,17 @@ def test_a_command_killed_at_random_moments_goes_on_to_the_same_result(
         twice = f"{paid['paid_twice']} of {paid['paid']} calls paid twice"
         print(f"{request.node.name}: equal after {killed} kills, {twice}")
         assert paid["billed_once"] == bill["billed"], "every answer was asked for"
+        assert spent(where / "run") == pytest.approx(dollars(*bill["billed"])), "what is counted is the bill"
         assert paid["paid_twice"] <= killed * FLYING * work.endpoints, "only calls in flight"
+
+
+def spent(run: Path) -> float:
+    """US dollars that a run counts for its budget."""
+    return sum(journal.spent(path) for path in run.rglob("journal"))
+
+
+def dollars(prompt_tokens: int, completion_tokens: int) -> float:
+    return (prompt_tokens * PRICES["price_in"] + completion_tokens * PRICES["price_out"]) / 1e6
 
 
 def counts(url: str) -> dict:

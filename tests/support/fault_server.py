@@ -40,14 +40,13 @@ class Judge:
         self.tries: Counter[bytes] = Counter()
         self.paid: Counter[bytes] = Counter()
         self.by_kind: Counter[str] = Counter()
-        self.billed: Counter[str] = Counter()  # tokens
-        self.billed_once: Counter[str] = Counter()  # those of the first answer to each request
         self.times: list[float] = []
         self.in_flight = self.max_in_flight = 0
         self.out_until = 0.0
         self.files: dict[str, bytes] = {}
         self.files_made = 0
         self.billed = [0, 0]  # prompt and completion tokens, as a provider counts: also of answers that get lost
+        self.billed_once = [0, 0]  # without answers to requests that were answered before
         self.batches: dict[str, dict] = {}
 
     def fault(self, body: bytes, request: dict, digest: bytes) -> str | None:
@@ -100,13 +99,12 @@ class Judge:
         if kind.startswith("status-"):
             return int(kind[7:10]), "", error(f"no, {self.key}", "nothing", kind[11:] or None)
         self.paid[digest] += 1
+        if self.paid[digest] == 1:
+            self.billed_once[0] += prompt_tokens(request)
+            self.billed_once[1] += ANSWER_TOKENS
         if kind == "html":
             return 200, "", b"<html>come back later</html>"
-        reply = completion(request, digest, kind)
-        usage = json.loads(reply).get("usage", {})
-        self.billed.update(usage)
-        self.billed_once.update(usage if self.paid[digest] == 1 else {})
-        return 200, "", reply
+        return 200, "", completion(request, digest, kind)
 
     def retry_after(self) -> str:
         value = self.options.retry_after
@@ -120,12 +118,11 @@ class Judge:
             "by_kind": dict(self.by_kind),
             "distinct": len(self.tries),
             "paid": sum(self.paid.values()),
-            "billed": dict(self.billed),
-            "billed_once": dict(self.billed_once),
             "paid_twice": sum(count - 1 for count in self.paid.values()),
             "max_in_flight": self.max_in_flight,
             "batches": len(self.batches),
             "billed": self.billed,
+            "billed_once": self.billed_once,
             "files": len(self.files),
             "files_made": self.files_made,
             "batch_requests": sum(
