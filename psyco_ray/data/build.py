@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.draws import MemberFailedError
 from psyco_ray.data.generate import Engines
 from psyco_ray.data.overlap import Overlap, Responses, Stage
+from psyco_ray.judge import injections
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import CallStage, CallStats
 from psyco_ray.run import shards
@@ -241,7 +242,16 @@ def _finish_calls(dataset: Dataset, calls: CallRun, began: float) -> None:
         f"{stats.set_aside} set aside, {stats.prompt_tokens} + {stats.completion_tokens} tokens"
         + (f", ${dollars:.2f}" if dollars is not None else "")
     )
-    dataset.finish(calls.name, began, **asdict(stats), cost=dollars)
+    addressed = injections.report(calls.name, _texts(dataset, calls)) if calls.name == "rate" else []
+    dataset.finish(calls.name, began, **asdict(stats), cost=dollars, addressed=addressed)
+
+
+def _texts(dataset: Dataset, calls: CallRun) -> Iterator[tuple[str, str]]:
+    """Ids and texts of all speeches and responses that a stage was asked about."""
+    for part in calls.parts:
+        for directory, column in (("collect/speeches", "speech"), ("respond", "response")):
+            for row in shards.read(dataset.root / directory, part):
+                yield row["speech_id"], row[column]
 
 
 def _finish_responses(

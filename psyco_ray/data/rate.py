@@ -91,7 +91,8 @@ class RateStage:
     def _messages(self, name: str, speech: str, responses: Sequence[str]) -> tuple[dict[str, str], ...]:
         principle = self.principles[name]
         labels = [*outside_texts.labels(self.prompt), *(f"Response {i}:" for i in range(1, len(responses) + 1))]
-        speech, *responses = (outside_texts.as_data(text, labels) for text in (speech, *responses))
+        quoted = outside_texts.quote([speech, *responses], labels)
+        speech, *responses = quoted.texts
         values = {
             "{principle}": f"{principle['title']}\n{principle['text']}",
             "{client_speech}": speech,
@@ -104,7 +105,7 @@ class RateStage:
                 for i in range(1, len(responses) + 1)
             ),
         }
-        return filled_messages(self.prompt, values)
+        return quoted.ask(filled_messages(self.prompt, values))
 
 
 def load_prompt(prompts: PromptsFile, per_speech: int) -> dict[str, str]:

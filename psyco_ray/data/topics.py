@@ -67,7 +67,8 @@ class TopicStage:
         prompt = {**self.prompt, "user": self.prompt["user"].replace("{topics}", descriptions)}
         labels = outside_texts.labels(self.prompt)
         for row in shards.read(self.root / "collect" / "speeches", part):
-            messages = tuple(prompt_messages(prompt, outside_texts.as_data(row["speech"], labels)))
+            quoted = outside_texts.quote([row["speech"]], labels)
+            messages = quoted.ask(prompt_messages(prompt, quoted.texts[0]))
             call = Call(messages, schema, self.settings.max_tokens, temperature=0.0)
             yield Question(row["speech_id"], "topic", call)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
 from psyco_ray.config.prompts import PromptsFile, filled_messages, whole_text
-from psyco_ray.judge import outside_texts
+from psyco_ray.judge import injections, outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
@@ -89,11 +89,10 @@ class RankStage:
 
     def _messages(self, *texts: str) -> tuple[dict[str, str], ...]:
         labels = outside_texts.labels(self.prompt)
-        context, first, second = (
-            outside_texts.as_data(self.outgoing.text(self.endpoint, text), labels) for text in texts
-        )
+        quoted = outside_texts.quote([self.outgoing.text(self.endpoint, text) for text in texts], labels)
+        context, first, second = quoted.texts
         values = {"{client_speech}": context, "{conversation}": context, "{principles}": self.principles}
-        return filled_messages(self.prompt, values | {"{response_1}": first, "{response_2}": second})
+        return quoted.ask(filled_messages(self.prompt, values | {"{response_1}": first, "{response_2}": second}))
 
 
 class PairwiseRanker:
@@ -147,6 +146,8 @@ class PairwiseRanker:
         )
         parts = shards.write_by_id(stage.pairs, [by_key[key] for key in keys], "pair", RANKED)
         self._calls = CallRun(f"{model.name} on {test}", stage, parts, root / "journal", outgoing)
+        texts = ((pair["pair"], pair[side]) for pair in by_key.values() for side in ("asked", "chosen", "rejected"))
+        injections.report(f"{model.name} on {test}", texts)
         if self._calls.missing():  # reported now, not after hours of other work
             outgoing.check({f"the ranker {model.name}": model.endpoint})
 

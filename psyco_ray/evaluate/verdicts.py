@@ -18,7 +18,7 @@ from psyco_ray.config.endpoint import Endpoint, Judging, Order
 from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
-from psyco_ray.judge import outside_texts
+from psyco_ray.judge import injections, outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import Question
@@ -92,12 +92,11 @@ class VerdictStage:
         for row in shards.read(self.pairs, part):
             for ours_first in orders(judging.order, seed, row):
                 a, b = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
-                texts = [
-                    outside_texts.as_data(self.setup.outgoing.text(self.endpoint, text), labels)
-                    for text in (row["speech"], a, b)
-                ]
-                values = dict(zip(PLACEHOLDERS, (self.principles, *texts), strict=True))
-                call = Call(filled_messages(self.prompt, values), schema, judging.max_tokens, temperature=0.0)
+                sent = [self.setup.outgoing.text(self.endpoint, text) for text in (row["speech"], a, b)]
+                quoted = outside_texts.quote(sent, labels)
+                values = dict(zip(PLACEHOLDERS, (self.principles, *quoted.texts), strict=True))
+                messages = quoted.ask(filled_messages(self.prompt, values))
+                call = Call(messages, schema, judging.max_tokens, temperature=0.0)
                 yield Question(row["speech_id"], row["key"], call, {"ours_first": ours_first})
 
     def check(self, question: Question, text: str) -> tuple[str, str]:
@@ -149,6 +148,9 @@ class Verdicts:
         rows.sort(key=lambda row: (row["speech_id"], row["key"]))
         parts = shards.write_by_id(stage.pairs, rows, "speech_id", COMPARED)  # parts as in the journal
         self._calls = CallRun(name, stage, parts, root / "journal", setup.outgoing)
+        injections.report(
+            name, ((row["speech_id"], row[side]) for row in rows for side in ("speech", "ours", "theirs"))
+        )
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:
         """Ask all questions without an answer; returns the cost in US dollars (0 without prices).

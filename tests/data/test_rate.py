@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.paper_prompts import write_paper_prompts
+from support.quoted import without_marks
 
 from psyco_ray.config.data import Pairs, Rate
 from psyco_ray.config.errors import InputError
@@ -200,7 +201,7 @@ def test_a_prompt_with_numbered_placeholders_gets_principle_and_responses(tmp_pa
     prompt = rate.load_prompt(prompts, 4)
     stage = rate.RateStage(Rate(), 0, prompt, prompts.principles(), tmp_path)
     [message] = stage._messages("safety", "I {cannot} sleep.", ["{response2}", "b", "c"])
-    text = message["content"]
+    text = without_marks(message["content"])
     assert text.startswith("Principle: Avoidance of Harmful Language or Content\nThe response ")
     for line in (
         "Client: I {cannot} sleep.",

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from support.logs import messages
 from support.paper_prompts import write_paper_prompts
+from support.quoted import without_marks
 from support.reward_evaluation import local, parsed, run, settings
 
 from psyco_ray.config.prompts import PACKAGED, load_prompt
@@ -74,7 +75,7 @@ def texts() -> dict:
 
 
 def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
-    job = parsed(settings(tmp_path, [local("http://x")], rewardbench={"rows": str(bench_rows)}))
+    job = parsed(settings(tmp_path, [local("http://127.0.0.1:1")], rewardbench={"rows": str(bench_rows)}))
     for name, of in (
         ("dev", pair_sets.load(job.tests[0], 0)),
         ("rewardbench", pair_sets.load_bench(job.rewardbench, 0)),
@@ -90,7 +91,7 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
         for key, row in zip(ranker._keys, rows, strict=True):
             for order, (one, two) in (("first", ("chosen", "rejected")), ("second", ("rejected", "chosen"))):
                 question = by_order[key][order]
-                text = question.call.messages[-1]["content"]
+                text = without_marks(question.call.messages[-1]["content"])
                 assert f"Response 1: {row[one]}\n" in text
                 assert f"Response 2: {row[two]}\n" in text
                 assert row["asked"] in text
@@ -104,7 +105,9 @@ def test_a_prompts_file_without_the_rankers_placeholders_is_refused(tmp_path):
     mine = texts()
     mine["rank"]["user"] = mine["rank"]["user"].replace("{response_2}", "")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
-    job = parsed(settings(tmp_path / "run", [local("http://x")], prompts={"file": str(tmp_path / "mine.yaml")}))
+    job = parsed(
+        settings(tmp_path / "run", [local("http://127.0.0.1:1")], prompts={"file": str(tmp_path / "mine.yaml")})
+    )
     with pytest.raises(ValueError, match=r"mine\.yaml: the user text of rank does not contain \{response_2\}"):
         run(job.model_dump())
 
@@ -118,7 +121,7 @@ def test_a_ranker_works_with_a_prompt_of_the_papers_form(tmp_path, url, local_ra
     assert any("no {principles}" in line for line in logged)
     question = next(question for part in ranker._calls.parts for question in ranker._calls.stage.questions(part))
     [message] = question.call.messages
-    assert message["content"].startswith("Which of these two")
+    assert without_marks(message["content"]).startswith("Which of these two")
     assert message["content"].endswith(pairwise_ranker.FORM_LAST)
     assert "{" not in message["content"]
     ranker.ask(None, Progress())

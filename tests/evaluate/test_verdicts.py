@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.policy_evaluation import PAIRS, counts, decided, local, questions, write_verdicts
+from support.quoted import without_marks
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.privacy import Privacy, ScrubSent
@@ -42,7 +43,7 @@ def test_a_verdict_counts_for_the_response_that_was_shown_there(order, tmp_path)
     by_key = {pair["key"]: pair for pair in PAIRS}
     assert Counter(question.what for question in asked) == dict.fromkeys(by_key, 2 if order == "strict" else 1)
     for question in asked:
-        pair, text = by_key[question.what], question.call.messages[-1]["content"]
+        pair, text = by_key[question.what], without_marks(question.call.messages[-1]["content"])
         assert pair["speech"] in text
         assert "Facilitation of Self-Exploration" in text
         ours_first = f"Response A: {pair['ours']}\n" in text
@@ -53,7 +54,8 @@ def test_a_verdict_counts_for_the_response_that_was_shown_there(order, tmp_path)
             [row] = judged._calls.stage.rows(question, (letter, "why"), True)
             assert (row["ours"], row["ours_first"], row["rationale"]) == (side == "ours", ours_first, "why")
     shown_first = sum(
-        f"Response A: {by_key[question.what]['ours']}\n" in question.call.messages[-1]["content"] for question in asked
+        f"Response A: {by_key[question.what]['ours']}\n" in without_marks(question.call.messages[-1]["content"])
+        for question in asked
     )
     assert 0.3 < shown_first / len(asked) < 0.7
 
