@@ -149,7 +149,7 @@ class Verdicts:
         parts = shards.write_by_id(stage.pairs, rows, "speech_id", COMPARED)  # parts as in the journal
         self._calls = CallRun(name, stage, parts, root / "journal", setup.outgoing)
         injections.report(
-            name, ((row["speech_id"], row[side]) for row in rows for side in ("speech", "ours", "theirs"))
+            name, ((str(row["speech_id"]), str(row[side])) for row in rows for side in ("speech", "ours", "theirs"))
         )
 
     def ask(self, max_cost: float | None, progress: Progress) -> float:

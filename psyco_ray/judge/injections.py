@@ -57,7 +57,7 @@ def report(what: str, texts: Iterable[tuple[str, str]]) -> list[str]:
     if found:
         shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
         _log.warning(
-            f"{what}: {len(found)} speeches or their responses seem to give orders to the judge ({shown}); the judge is "
-            "told not to follow them"
+            f"{what}: {len(found)} speeches or their responses seem to give orders to the judge ({shown}); the "
+            "judge is told not to follow them"
         )
     return found
