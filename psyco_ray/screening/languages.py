@@ -9,7 +9,7 @@ from typing import Any
 UNKNOWN = "und"
 """Too short, or several languages are about as likely."""
 
-_SAMPLE = 400  # characters that are looked at
+_SAMPLE = 200  # characters that are looked at
 _LETTERS = 12  # fewer letters of an alphabet are no evidence
 _SYLLABLES = 2  # likewise for Chinese characters, kana and Hangul
 _SURE = 0.6  # least probability; the ones of py3langid are normalised over the languages of the script
@@ -63,6 +63,13 @@ def script_of(text: str) -> str | None:
         counts["kana"] += counts["han"]
     best = max(counts, key=lambda name: counts[name])
     return best if counts[best] else None
+
+
+def scripts_in(text: str) -> set[str]:
+    """The scripts of which a text has four letters, or four of whose characters it has, but for the Latin one."""
+    if text.isascii():
+        return set()
+    return {name for name, pattern in _PATTERNS.items() if name != "latin" and len(pattern.findall(text)) >= 4}
 
 
 def language_of(text: str) -> tuple[str, float]:

@@ -1,0 +1,165 @@
+"""Screening for speeches that may mention self-harm, violence, abuse or an eating disorder.
+
+This is triage, never diagnosis: the lexicon favours recall, so many flagged speeches are harmless. A negation ("I would
+never kill myself") and the crisis of a friend are flagged as well. Texts in a language without a lexicon are not screened.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from psyco_ray.screening.folding import fold, offsets
+from psyco_ray.screening.languages import UNKNOWN, language_of, script_of, scripts_in
+from psyco_ray.screening.patterns import Phrases, compile_phrases
+from psyco_ray.screening.spelling import TOKEN, Speller
+
+KINDS = ("self-harm", "violence", "abuse", "eating disorder")
+"""The kinds that the screen distinguishes."""
+
+LANGUAGES = ("en", "es", "de", "fr", "pt", "zh", "ar", "hi", "ru")
+"""The languages with a lexicon; English is looked for in texts of all of them."""
+
+_LATIN = ("en", "es", "de", "fr", "pt")
+_BY_SCRIPT = {"latin": _LATIN, "han": ("zh",), "arabic": ("ar",), "devanagari": ("hi",), "cyrillic": ("ru",)}
+_LEXICON = Path(__file__).with_name("lexicon")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One place of a text that a phrase of the lexicon matches.
+
+    Attributes:
+        kind: one of KINDS.
+        start: offset of its first character.
+        end: offset behind its last character.
+    """
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What the screen says of a text.
+
+    Attributes:
+        language: of the text, by `languages.language_of`.
+        flags: by kind, then by place.
+        kinds: of the flags, in the order of KINDS. None where the text is not screened: its language has no lexicon, and the
+            English one finds nothing. An empty tuple means that a lexicon of its language finds nothing.
+    """
+
+    language: str
+    flags: tuple[Flag, ...]
+    kinds: tuple[str, ...] | None
+
+
+def screen(text: str) -> Screened:
+    """The signs of a crisis in a text; favours recall over precision.
+
+    A text is screened with the lexicon of its language and the English one. One too short for its language to be known is
+    screened with all lexicons of its script.
+    """
+    language, _ = language_of(text)
+    own, screened = _lexicons(language, text)
+    flags = {flag for code in own for flag in _lexicon(code).flags(text)}
+    ordered = tuple(sorted(flags, key=lambda flag: (KINDS.index(flag.kind), flag.start, flag.end)))
+    kinds = tuple(kind for kind in KINDS if any(flag.kind == kind for flag in ordered))
+    return Screened(language, ordered, kinds if kinds or screened else None)
+
+
+def signs(text: str) -> list[str] | None:
+    """The KINDS that a text may mention, in their order; None: it is not screened."""
+    kinds = screen(text).kinds
+    return None if kinds is None else list(kinds)
+
+
+def _lexicons(language: str, text: str) -> tuple[Sequence[str], bool]:
+    """The lexicons that a text is compared with, and whether one of its own language is among them."""
+    if language == "en" and text.isascii():
+        return ("en",), True
+    script = script_of(text) if language == UNKNOWN else None
+    codes: dict[str, None] = dict.fromkeys(("en", *_BY_SCRIPT.get(script or "", ())))
+    screened = script in _BY_SCRIPT and script in ("latin", "han")
+    if language in LANGUAGES:
+        codes[language], screened = None, True
+    for found in scripts_in(text):
+        codes.update(dict.fromkeys(_BY_SCRIPT.get(found, ())))
+    return tuple(codes), screened
+
+
+class _Lexicon:
+    def __init__(self, code: str, settings: dict[str, Any]) -> None:
+        names, self._spaced = settings.get("words", {}), settings.get("spaced", True)
+        self._kinds: dict[str, Phrases] = {
+            kind: compile_phrases(_lines(settings[kind]), names, self._spaced) for kind in KINDS
+        }
+        self._idioms = compile_phrases(_lines(settings.get("idioms", "")), names, self._spaced)
+        self._variants = str.maketrans(settings.get("variants", {}))
+        words: set[str] = set()
+        for phrases in (*self._kinds.values(), self._idioms):
+            words |= phrases.words
+            words |= {stem + ending for stem in phrases.stems for ending in settings.get("endings", [""])}
+        spellings = {fold(other): word for word, others in settings.get("spellings", {}).items() for other in others.split()}
+        self._speller = Speller(words, spellings, {fold(word) for word in settings.get("real words", "").split()})
+
+    def flags(self, text: str) -> list[Flag]:
+        """All places that a phrase matches, but for those in an idiom."""
+        folded = fold(text).translate(self._variants)
+        places = offsets(text, folded)
+        words, spans = self._words(folded)
+        joined = "".join(words)
+        joined = self._idioms.pattern.sub(lambda match: re.sub(r"[^ ]", "_", match[0]), joined)
+        flags = []
+        for kind, phrases in self._kinds.items():
+            for match in phrases.pattern.finditer(joined):
+                first, last = self._numbers(joined, match)
+                flags.append(Flag(kind, places[spans[first][0]], places[max(spans[last][1] - 1, spans[first][0])] + 1))
+        return flags
+
+    def _numbers(self, joined: str, match: re.Match[str]) -> tuple[int, int]:
+        """The numbers of the first and the last word of a match."""
+        if not self._spaced:
+            return match.start(), match.end() - 1
+        first = joined.count(" ", 0, match.start())
+        return first, first + joined.count(" ", match.start(), match.end()) - 1
+
+    def _words(self, folded: str) -> tuple[list[str], list[tuple[int, int]]]:
+        """The corrected words, each with a space, and where they are in the folded text.
+
+        Without spaces between words: the characters that are no spaces or signs within a word.
+        """
+        words: list[str] = []
+        spans: list[tuple[int, int]] = []
+        if not self._spaced:
+            for n, character in enumerate(folded):
+                if character.isalnum() or character in ".!?;":
+                    words.append(character)
+                    spans.append((n, n + 1))
+            return words, spans
+        find = self._speller.words
+        for match in TOKEN.finditer(folded):
+            for word in find(match[0]):
+                words.append(word)
+                spans.append(match.span())
+        words, spans = self._speller.joined([*words, "."], [*spans, (len(folded), len(folded))])
+        return [f"{word} " for word in words], spans
+
+
+def _lines(block: str) -> list[str]:
+    """The phrases in a block of lines, which may hold comments."""
+    lines = [line.strip() for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("# ")]
+
+
+@functools.cache
+def _lexicon(code: str) -> _Lexicon:
+    return _Lexicon(code, yaml.safe_load((_LEXICON / f"{code}.yaml").read_text("utf-8")))

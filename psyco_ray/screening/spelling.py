@@ -1,0 +1,130 @@
+"""Words of a lexicon in the spelling of a text: typos, letters replaced or masked, letters with spaces in between."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection
+
+from rapidfuzz.distance import OSA
+
+LETTER = r"[^\W_ऀ-ॿ]|[ऀ-ॿ]"  # vowel signs of Devanagari are no word characters for `re`
+_WORD = f"(?:{LETTER})+"
+TOKEN = re.compile(rf"[$@]?{_WORD}(?:['*@$!#|.\-_]{{1,4}}{_WORD})*|[.!?;:\n]+")
+_PARTS = re.compile(_WORD)
+_PLAIN = re.compile(r"[^\W\d_]+")
+_RUN = re.compile(r"(.)\1{2,}")
+_LEET = [str.maketrans("013457@$!|", f"o{one}east" + f"as{one}l") for one in "il"]
+_MASKS = "*#_.-@$!|"
+
+_TYPO_LETTERS = 6  # words from this length may have one typo
+_SWAP_LETTERS = 4  # from this length, two neighbouring letters may have changed places
+
+
+class Speller:
+    """Finds the word of a vocabulary that a token stands for.
+
+    Example:
+        >>> Speller({"suicide", "kill"}, {}).words("s*icide")
+        ('suicide',)
+    """
+
+    def __init__(self, words: Collection[str], spellings: dict[str, str], real: Collection[str] = ()) -> None:
+        """Index the vocabulary.
+
+        Args:
+            words: the vocabulary.
+            spellings: word of the vocabulary by another spelling.
+            real: words of the language that are near to one of the vocabulary, and no typos.
+        """
+        self._words, self._spellings, self._real = frozenset(words), spellings, frozenset(real)
+        self._deletions: dict[str, list[str]] = {}
+        for word in sorted(words):
+            if len(word) >= _TYPO_LETTERS:
+                for shorter in _deletions(word):
+                    self._deletions.setdefault(shorter, []).append(word)
+            elif len(word) >= _SWAP_LETTERS:
+                for swapped in _swaps(word):
+                    self._spellings.setdefault(swapped, word)
+        self.words = functools.lru_cache(maxsize=100_000)(self._find)
+
+    def joined(self, words: list[str], spans: list[tuple[int, int]]) -> tuple[list[str], list[tuple[int, int]]]:
+        """The words with those put together that were written with spaces: `d i e`, `sui cide`."""
+        merged: list[str] = []
+        places: list[tuple[int, int]] = []
+        at, known = 0, self._words
+        while at < len(words):
+            word = words[at]
+            if len(word) > 1 and word in known and (at + 1 == len(words) or words[at + 1] in known):
+                count = 1
+            else:
+                count, word = self._join(words, at)
+            merged.append(word)
+            places.append((spans[at][0], spans[at + count - 1][1]))
+            at += count
+        return merged, places
+
+    def _join(self, words: list[str], at: int) -> tuple[int, str]:
+        """How many words from a place make one of the vocabulary, and which."""
+        word = words[at]
+        if len(word) == 1:
+            end = at
+            while end < len(words) and len(words[end]) == 1 and words[end] != ".":
+                end += 1
+            for last in range(end, at + 2, -1):
+                whole = "".join(words[at:last])
+                if whole in self._words or self._spellings.get(whole):
+                    return last - at, self._spellings.get(whole, whole)
+        elif at + 1 < len(words):
+            whole = word + words[at + 1]
+            if len(whole) >= _TYPO_LETTERS and whole in self._words:
+                return 2, whole
+        return 1, word
+
+    def _find(self, token: str) -> tuple[str, ...]:
+        """The words of a token of `TOKEN`, corrected where it is no word of the vocabulary; `.` ends a sentence."""
+        if token[0] in ".!?;:\n":
+            return (".",)
+        token = token.replace("'", "")
+        if _PLAIN.fullmatch(token):
+            return (self._corrected(token),)
+        unmasked = self._unmasked(token)
+        if unmasked is not None:
+            return (unmasked,)
+        return tuple(self._corrected(part) for part in _PARTS.findall(token))
+
+    def _corrected(self, word: str) -> str:
+        if word in self._words or word in self._real:
+            return word
+        if word in self._spellings:
+            return self._spellings[word]
+        if _RUN.search(word):
+            for shorter in (_RUN.sub(r"\1", word), _RUN.sub(r"\1\1", word)):
+                if shorter in self._words or shorter in self._spellings:
+                    return self._spellings.get(shorter, shorter)
+        if len(word) < _TYPO_LETTERS - 1:
+            return word
+        near = {w for shorter in _deletions(word) for w in self._deletions.get(shorter, ())}
+        near = {w for w in near if w[0] == word[0] and OSA.distance(w, word, score_cutoff=1) <= 1}
+        return min(near, default=word)
+
+    def _unmasked(self, token: str) -> str | None:
+        """The word of the vocabulary in a token with digits or signs between its letters; None: it is none."""
+        candidates = [token.translate(leet) for leet in _LEET]
+        candidates += ["".join(_PARTS.findall(candidate)) for candidate in [token, *candidates]]
+        for candidate in candidates:
+            if candidate in self._words or candidate in self._spellings:
+                return self._spellings.get(candidate, candidate)
+        if sum(character.isalpha() for character in token) < 2 or not any(mask in token for mask in _MASKS):
+            return None
+        pattern = re.compile("".join("." if character in _MASKS else re.escape(character) for character in token))
+        return min((w for w in self._words if len(w) == len(token) and pattern.fullmatch(w)), default=None)
+
+
+def _deletions(word: str) -> set[str]:
+    return {word, *(word[:n] + word[n + 1 :] for n in range(len(word)))}
+
+
+def _swaps(word: str) -> set[str]:
+    """Neighbouring letters changed, but for the first one."""
+    return {word[:n] + word[n + 1] + word[n] + word[n + 2 :] for n in range(1, len(word) - 1)} - {word}
