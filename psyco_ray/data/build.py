@@ -18,6 +18,7 @@ from psyco_ray.data import collect as collecting
 from psyco_ray.data import members, respond, sources, topics
 from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
+from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.draws import MemberFailedError
 from psyco_ray.data.generate import Engines
@@ -64,6 +65,8 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
         dataset.discard("topics", "respond", "rate", "pair")
     dropped = collecting.described(facts)
     _log.info(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
+    if unread := facts["not_screened"]:
+        _log.warning(f"collect: not screened for signs of a crisis, by language: {by_count(unread)}")
     if facts["scrubbed"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in facts["scrubbed"].items() if kind != "speeches")
         _log.info(f"collect: replaced in {facts['scrubbed']['speeches']} speeches: {kinds or 'nothing'}")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config.data import Collect, DataJob
 from psyco_ray.config.errors import InputError
-from psyco_ray.data import containment, crisis, duplicates, repeats, sources
+from psyco_ray.data import containment, duplicates, repeats, sources
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.mapped import take
@@ -30,6 +30,7 @@ from psyco_ray.data.splits import is_dev, speech_id, unit
 from psyco_ray.run import shards, storage
 from psyco_ray.run.disk_errors import writing_in
 from psyco_ray.run.schemas import COLLECTED, DROPPED
+from psyco_ray.screening import crisis
 from psyco_ray.screening.personal_data import KINDS, Scrubbed, analyzer, scrub
 
 BAD_ROW = "bad row"
@@ -64,7 +65,7 @@ _CLEANED = pa.schema(
         ("marks", pa.list_(pa.uint64())),  # of passages
         ("split", pa.string()),
         ("topic", pa.string()),
-        ("crisis", pa.list_(pa.string())),
+        *[COLLECTED.field(name) for name in ("language", "crisis", "crisis_flags")],
         ("scrubbed", pa.list_(pa.string())),  # kind of each replacement
     ]
 )
@@ -78,7 +79,8 @@ class CollectCounts(TypedDict):
     dropped: dict[str, int]  # by reason, the commonest first
     bad_rows: dict[str, int]  # by what is wrong with them, the commonest first
     splits: dict[str, int]
-    crisis: dict[str, int]  # by kind; empty if not screened
+    crisis: dict[str, int]  # speeches by kind; empty if not screened
+    not_screened: dict[str, int]  # speeches by language, the commonest first: those that the crisis screen cannot read
     scrubbed: dict[str, int]  # replacements by kind, and the kept `speeches` with any; empty if not scrubbed
     sources: dict[str, dict[str, int]]  # by name: rows, kept, and dropped rows by reason
 
@@ -189,7 +191,7 @@ def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
                 "marks": containment.marks(speech),
                 "split": _split(speech, job.collect),
                 "topic": clean(raw["topic"] or "") or None,
-                "crisis": crisis.signs(speech) if job.crisis.enabled else None,
+                **(_screened(speech) if job.crisis.enabled else {}),
                 "scrubbed": scrubbed,
             }
     signed = np.zeros((len(rows), duplicates.PERMUTATIONS), dtype=np.uint32)
@@ -219,6 +221,12 @@ def _speech(raw: dict[str, Any], job: DataJob) -> tuple[Scrubbed, str | None, st
     if length > bounds.max_chars:
         return none, "too long", f"{length} characters"
     return speech, None, ""
+
+
+def _screened(speech: str) -> dict[str, Any]:
+    found = crisis.screen(speech)
+    flags = [{"kind": flag.kind, "start": flag.start, "end": flag.end} for flag in found.flags]
+    return {"language": found.language, "crisis": found.kinds, "crisis_flags": None if found.kinds is None else flags}
 
 
 def _split(speech: str, shares: Collect) -> str:
@@ -255,6 +263,7 @@ def _write_dropped(
             writer.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
     splits = _count(cleaned["split"].filter(pa.array(stays)))
     flagged = _count(pc.list_flatten(cleaned["crisis"].filter(pa.array(stays))))
+    unread = Counter(_count(cleaned["language"].filter(pc.and_(pa.array(stays), pc.is_null(cleaned["crisis"])))))
     reasons = sum(counts.values(), Counter())
     return {
         "rows": len(order),
@@ -263,6 +272,7 @@ def _write_dropped(
         "bad_rows": dict(bad.most_common(_BAD_ROWS)),
         "splits": {split: splits.get(split, 0) for split in ("train", "dev", "test")},
         "crisis": {kind: flagged.get(kind, 0) for kind in crisis.KINDS} if job.crisis.enabled else {},
+        "not_screened": dict(unread.most_common()) if job.crisis.enabled else {},
         "scrubbed": _count_scrubbed(cleaned["scrubbed"].filter(pa.array(stays))) if job.scrub.enabled else {},
         "sources": {name: {"rows": count.total(), **count} for name, count in counts.items()},
     }
@@ -288,7 +298,7 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
     for block in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN_ROWS + 1):
         begin = starts[block[0]]
         rows = kept[begin : ends[block[-1]]]
-        table = take(cleaned, rows, ["speech", "split", "source", "row", "topic", "crisis"])
+        table = take(cleaned, rows, ["speech", "split", "source", "row", "topic", "language", "crisis", "crisis_flags"])
         columns = {
             "speech_id": [f"{key:016x}" for key in keys[rows].tolist()],
             "speech": table["speech"],
@@ -296,7 +306,7 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
             "source": [job.sources[index].name for index in table["source"].to_pylist()],
             "source_row": table["row"],
             "source_topic": table["topic"],
-            "crisis": table["crisis"],
+            **{name: table[name] for name in ("crisis", "language", "crisis_flags")},
         }
         speeches = pa.table(columns, schema=COLLECTED)
         for n in block:

@@ -88,7 +88,7 @@ def results(
         `policies`, each with the `run`, the `iteration` and the optimizer `steps` of its checkpoint (null for a model
         of no run), the `series` of checkpoints that it belongs to, and its `variants` with their `_statistics`. By
         variant `mcnemar` of two policies, see `_tested`. `agreement` of the first judge with each other judge.
-        `speeches`, how many of them are `crisis_speeches`, `opponent_silent`, `opponent_finished_share` (null for
+        `speeches`, how many of them are `crisis_speeches` or `not_screened`, `opponent_silent`, `opponent_finished_share` (null for
         responses of a file) and the settings.
     """
     main = job.judges[0].name
@@ -101,7 +101,8 @@ def results(
         "order": job.judging.order,
         "split": job.speeches.split,
         "speeches": len(answered),
-        "crisis_speeches": sum(row["crisis"] for row in answered),
+        "crisis_speeches": sum(bool(row["crisis"]) for row in answered),
+        "not_screened": sum(row["crisis"] is None for row in answered),
         "opponent_silent": silent,
         "opponent_finished_share": _finished_share([opponent_responses[row["speech_id"]] for row in answered]),
         "policies": [

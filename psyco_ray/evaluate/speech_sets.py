@@ -10,7 +10,7 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Speeches
-from psyco_ray.data import crisis, topics
+from psyco_ray.data import topics
 from psyco_ray.data.client_rows import ClientFile, Keys, by_count
 from psyco_ray.data.speakers import UnknownSpeakerError, client_words, first_turn
 from psyco_ray.data.splits import fold, speech_id, split_of
@@ -19,6 +19,7 @@ from psyco_ray.files.records import open_records, read_rows
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
+from psyco_ray.screening import crisis
 
 _SPEECH_COLUMNS = ("question", "speech", "text")
 
@@ -40,7 +41,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
     """The speeches of an evaluation, ordered by id: `speech_id`, `speech`, `topic` and `crisis`.
 
     `topic` is the coarse one, or None. `crisis` tells whether the speech shows signs of a crisis: by the column of that
-    name, else by `crisis.signs`.
+    name, else by `crisis.signs`; None: the screen cannot read its language.
 
     Args:
         settings: file, split, topics and limit.
@@ -164,10 +165,11 @@ def _client_words(cell: Any) -> str:
     return client_words(text).strip() if text.strip() else ""
 
 
-def _has_signs(signs: Any, text: str, where: str) -> bool:
-    """Whether a speech shows signs of a crisis; None, as in a file without the column: it is screened here."""
+def _has_signs(signs: Any, text: str, where: str) -> bool | None:
+    """Whether a speech shows signs of a crisis; None: not screened. Without a list of signs, it is screened here."""
     if signs in (None, ""):
-        return bool(crisis.signs(text))
+        found = crisis.signs(text)
+        return None if found is None else bool(found)
     if not isinstance(signs, list | bool):
         raise InputError(f"{where}: crisis is {signs!r}, not a list of signs or null; remove the column or correct it")
     return bool(signs)

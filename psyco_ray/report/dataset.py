@@ -22,6 +22,8 @@ from psyco_ray.data.splits import text_hash
 from psyco_ray.report.render import render
 from psyco_ray.run import records, shards, storage
 from psyco_ray.run.schemas import PREFERENCES
+from psyco_ray.screening import measured
+from psyco_ray.screening.crisis import KINDS
 
 PAPER = {
     "speeches": {"train": 23_192, "test": 3_291},
@@ -83,7 +85,8 @@ def write_report(outputs: StageOutputs, out: Path) -> dict[str, Any]:
         The figures in them; None for a section whose stage has not run.
     """
     figures = measure(outputs)
-    constants = {"principles": PRINCIPLES, "splits": SPLITS, "columns": _pair_columns()}
+    constants: dict[str, Any] = {"principles": PRINCIPLES, "splits": SPLITS, "columns": _pair_columns()}
+    constants["screen"] = _screen() if outputs.job.crisis.enabled else None
     for template, name in (("dataset.html", "report.html"), ("dataset_card.md.j2", "dataset-card.md")):
         text = render(template, figures, job=outputs.job, licences=outputs.licences, **constants)
         storage.write_text(out / name, text)
@@ -136,6 +139,13 @@ def _spread(counts: Counter[int]) -> dict[str, float]:
                 spread[name] = length
                 break
     return spread
+
+
+def _screen() -> dict[str, Any]:
+    """What the crisis screen flags of the packaged phrases."""
+    figures = measured.measure()
+    count = sum(cell[1] for kinds in figures["languages"].values() for cell in kinds.values())
+    return {**figures, "kinds": [*KINDS, measured.BENIGN], "count": count}
 
 
 def _speeches(directories: Sequence[Path]) -> dict[str, Any] | None:

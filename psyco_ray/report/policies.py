@@ -71,6 +71,11 @@ def note(results: Mapping[str, Any]) -> str:
             f"A screen found signs of a crisis in {results['crisis_speeches']:,} speeches, many of them harmless; "
             "their win rates have a table of their own."
         )
+    if results.get("not_screened"):
+        sentences.append(
+            f"{results['not_screened']:,} speeches could not be screened for signs of a crisis: their language is not one "
+            "of the screen's."
+        )
     if any(policy["series"] for policy in results["policies"]):
         sentences.append("The highest win rate of many checkpoints is biased upwards.")
     return " ".join(sentences)

@@ -103,6 +103,8 @@ COMPARISONS = pa.schema(
 )
 """Preference pairs of any source in one form."""
 
+_FLAG = pa.struct([("kind", pa.string()), ("start", pa.int32()), ("end", pa.int32())])  # offsets of characters
+
 COLLECTED = pa.schema(
     [
         ("speech_id", pa.string()),  # hash of the folded text
@@ -112,6 +114,8 @@ COLLECTED = pa.schema(
         ("source_row", pa.int64()),  # row of the file, from 1
         ("source_topic", pa.string()),  # the source's own label
         ("crisis", pa.list_(pa.string())),  # signs that were seen, such as self-harm; null: not screened
+        ("language", pa.string()),  # its ISO 639-1 code, und: unknown; null: not screened
+        ("crisis_flags", pa.list_(_FLAG)),  # what the lexicon saw; null: not screened
     ]
 )
 

@@ -7,6 +7,7 @@ never kill myself") and the crisis of a friend are flagged as well. Texts in a l
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ LANGUAGES = ("en", "es", "de", "fr", "pt", "zh", "ar", "hi", "ru")
 
 _LATIN = ("en", "es", "de", "fr", "pt")
 _BY_SCRIPT = {"latin": _LATIN, "han": ("zh",), "arabic": ("ar",), "devanagari": ("hi",), "cyrillic": ("ru",)}
+_CHARACTER = re.compile(r"[^\W_]|[.!?;]")
 _LEXICON = Path(__file__).with_name("lexicon")
 
 
@@ -114,15 +116,19 @@ class _Lexicon:
     def flags(self, text: str) -> list[Flag]:
         """All places that a phrase matches, but for those in an idiom."""
         folded = fold(text).translate(self._variants)
-        places = offsets(text, folded)
-        words, spans = self._words(folded)
+        words, counts = self._words(folded)
         joined = "".join(words)
+        if not any(phrases.pattern.search(joined) for phrases in self._kinds.values()):
+            return []
         joined = self._idioms.pattern.sub(lambda match: re.sub(r"[^ ]", "_", match[0]), joined)
+        spans, places = self._spans(folded, counts), offsets(text, folded)
         flags = []
         for kind, phrases in self._kinds.items():
             for match in phrases.pattern.finditer(joined):
                 first, last = self._numbers(joined, match)
-                flags.append(Flag(kind, places[spans[first][0]], places[max(spans[last][1] - 1, spans[first][0])] + 1))
+                while last > first and words[last] == ". ":
+                    last -= 1
+                flags.append(Flag(kind, places[spans[first][0]], places[spans[last][1] - 1] + 1))
         return flags
 
     def _numbers(self, joined: str, match: re.Match[str]) -> tuple[int, int]:
@@ -132,26 +138,26 @@ class _Lexicon:
         first = joined.count(" ", 0, match.start())
         return first, first + joined.count(" ", match.start(), match.end()) - 1
 
-    def _words(self, folded: str) -> tuple[list[str], list[tuple[int, int]]]:
-        """The corrected words, each with a space, and where they are in the folded text.
+    def _words(self, folded: str) -> tuple[list[str], list[int]]:
+        """The corrected words, each with a space, and how many pieces of tokens each is made of.
 
-        Without spaces between words: the characters that are no spaces or signs within a word.
+        Without spaces between words: the characters that are letters, digits or ends of sentences.
         """
-        words: list[str] = []
-        spans: list[tuple[int, int]] = []
         if not self._spaced:
-            for n, character in enumerate(folded):
-                if character.isalnum() or character in ".!?;":
-                    words.append(character)
-                    spans.append((n, n + 1))
-            return words, spans
-        find = self._speller.words
-        for match in TOKEN.finditer(folded):
-            for word in find(match[0]):
-                words.append(word)
-                spans.append(match.span())
-        words, spans = self._speller.joined([*words, "."], [*spans, (len(folded), len(folded))])
-        return [f"{word} " for word in words], spans
+            characters = _CHARACTER.findall(folded)
+            return characters, [1] * len(characters)
+        pieces = [*itertools.chain.from_iterable(map(self._speller.words, TOKEN.findall(folded))), "."]
+        words, counts = self._speller.joined(pieces)
+        return [f"{word} " for word in words], counts
+
+    def _spans(self, folded: str, counts: list[int]) -> list[tuple[int, int]]:
+        """Where each word is in the folded text."""
+        if not self._spaced:
+            return [match.span() for match in _CHARACTER.finditer(folded)]
+        pieces = [match.span() for match in TOKEN.finditer(folded) for _ in self._speller.words(match[0])]
+        pieces.append((len(folded), len(folded)))
+        ends = list(itertools.accumulate(counts))
+        return [(pieces[end - count][0], pieces[end - 1][1]) for count, end in zip(counts, ends, strict=True)]
 
 
 def _lines(block: str) -> list[str]:

@@ -52,14 +52,14 @@ def compile_phrases(lines: Iterable[str], names: Mapping[str, str], spaced: bool
         ValueError: a phrase is not written as above.
     """
     parser = _Parser(names, spaced)
-    by_start: dict[str, dict[str, list[str]]] = {}
+    by_letter: dict[str, list[str]] = {}
     for line in lines:
+        ends: dict[tuple[str, str], list[str]] = {}  # of first words, by their first letter and what follows them
         for first, rest in parser.phrase(line):
-            by_start.setdefault(first[0], {}).setdefault(first, []).append(rest)
-    branches = []
-    for letter, firsts in by_start.items():
-        inner = [f"{first[1:]}(?:{'|'.join(dict.fromkeys(rests))})" for first, rests in firsts.items()]
-        branches.append(f"{re.escape(letter)}(?:{'|'.join(inner)})")
+            ends.setdefault((first[0], rest), []).append(first[1:])
+        for (letter, rest), firsts in ends.items():
+            by_letter.setdefault(letter, []).append(f"(?:{'|'.join(dict.fromkeys(firsts))}){rest}")
+    branches = [f"{re.escape(letter)}(?:{'|'.join(phrases)})" for letter, phrases in by_letter.items()]
     start = r"(?<!\S)" if spaced else ""
     return Phrases(re.compile(f"{start}(?:{'|'.join(branches) or '(?!)'})"), frozenset(parser.words), frozenset(parser.stems))
 
@@ -69,14 +69,15 @@ class _Parser:
         self._names, self._spaced = names, spaced
         self.words: set[str] = set()
         self.stems: set[str] = set()
+        self._line = ""
         self._items: list[str] = []
 
     def phrase(self, line: str) -> list[tuple[str, str]]:
         """For each first word of a phrase its pattern and the pattern of what follows."""
-        self._items = _ITEMS.findall(line)[::-1]
+        self._line, self._items = line, _ITEMS.findall(line)[::-1]
         sequences = self._alternatives()
-        if self._items or not all(sequences):
-            raise ValueError(f"the phrase {line!r} has an empty alternative or a bracket too many")
+        if self._items:
+            raise ValueError(f"the phrase {line!r} has a bracket too many")
         found = []
         for sequence in sequences:
             found += self._started(sequence)
@@ -100,13 +101,15 @@ class _Parser:
                 self._items.pop()
                 node = (f"(?:{node[0]})?", None)
             sequences[-1].append(node)
+        if not all(sequences):
+            raise ValueError(f"the phrase {self._line!r} has an empty alternative")
         return sequences
 
     def _group(self, item: str) -> tuple:  # type: ignore[type-arg]
         if item == "(":
             inner = self._alternatives()
             if not self._items:
-                raise ValueError("a bracket is not closed")
+                raise ValueError(f"the phrase {self._line!r} has a bracket that is not closed")
             self._items.pop()
         else:
             outer, self._items = self._items, _ITEMS.findall(self._names[item])[::-1]

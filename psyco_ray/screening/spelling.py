@@ -18,6 +18,7 @@ _LEET = [str.maketrans("013457@$!|", f"o{one}east" + f"as{one}l") for one in "il
 _MASKS = "*#_.-@$!|"
 
 _TYPO_LETTERS = 6  # words from this length may have one typo
+_TWO_TYPOS_LETTERS = 8  # from this length, two typos that one deletion in either word undoes
 _SWAP_LETTERS = 4  # from this length, two neighbouring letters may have changed places
 
 
@@ -44,25 +45,27 @@ class Speller:
                 for shorter in _deletions(word):
                     self._deletions.setdefault(shorter, []).append(word)
             elif len(word) >= _SWAP_LETTERS:
-                for swapped in _swaps(word):
+                for swapped in _swaps(word) - self._words - self._real:
                     self._spellings.setdefault(swapped, word)
         self.words = functools.lru_cache(maxsize=100_000)(self._find)
 
-    def joined(self, words: list[str], spans: list[tuple[int, int]]) -> tuple[list[str], list[tuple[int, int]]]:
-        """The words with those put together that were written with spaces: `d i e`, `sui cide`."""
+    def joined(self, words: list[str]) -> tuple[list[str], list[int]]:
+        """The words with those put together that were written with spaces: `d i e`, `sui cide`.
+
+        Returns:
+            The words, and of how many each was made.
+        """
         merged: list[str] = []
-        places: list[tuple[int, int]] = []
+        counts: list[int] = []
         at, known = 0, self._words
         while at < len(words):
-            word = words[at]
-            if len(word) > 1 and word in known and (at + 1 == len(words) or words[at + 1] in known):
-                count = 1
-            else:
+            word, count = words[at], 1
+            if len(word) == 1 or word not in known or (at + 1 < len(words) and words[at + 1] not in known):
                 count, word = self._join(words, at)
             merged.append(word)
-            places.append((spans[at][0], spans[at + count - 1][1]))
+            counts.append(count)
             at += count
-        return merged, places
+        return merged, counts
 
     def _join(self, words: list[str], at: int) -> tuple[int, str]:
         """How many words from a place make one of the vocabulary, and which."""
@@ -94,10 +97,10 @@ class Speller:
         return tuple(self._corrected(part) for part in _PARTS.findall(token))
 
     def _corrected(self, word: str) -> str:
-        if word in self._words or word in self._real:
-            return word
         if word in self._spellings:
             return self._spellings[word]
+        if word in self._words or word in self._real:
+            return word
         if _RUN.search(word):
             for shorter in (_RUN.sub(r"\1", word), _RUN.sub(r"\1\1", word)):
                 if shorter in self._words or shorter in self._spellings:
@@ -105,20 +108,25 @@ class Speller:
         if len(word) < _TYPO_LETTERS - 1:
             return word
         near = {w for shorter in _deletions(word) for w in self._deletions.get(shorter, ())}
-        near = {w for w in near if w[0] == word[0] and OSA.distance(w, word, score_cutoff=1) <= 1}
-        return min(near, default=word)
+        near = {w for w in near if w[0] == word[0] and OSA.distance(w, word) <= _typos(w)}
+        return min(near, key=lambda w: (OSA.distance(w, word), w), default=word)
 
     def _unmasked(self, token: str) -> str | None:
         """The word of the vocabulary in a token with digits or signs between its letters; None: it is none."""
         candidates = [token.translate(leet) for leet in _LEET]
         candidates += ["".join(_PARTS.findall(candidate)) for candidate in [token, *candidates]]
         for candidate in candidates:
-            if candidate in self._words or candidate in self._spellings:
-                return self._spellings.get(candidate, candidate)
+            corrected = self._corrected(candidate)
+            if corrected in self._words:
+                return corrected
         if sum(character.isalpha() for character in token) < 2 or not any(mask in token for mask in _MASKS):
             return None
         pattern = re.compile("".join("." if character in _MASKS else re.escape(character) for character in token))
         return min((w for w in self._words if len(w) == len(token) and pattern.fullmatch(w)), default=None)
+
+
+def _typos(word: str) -> int:
+    return 1 if len(word) < _TWO_TYPOS_LETTERS else 2
 
 
 def _deletions(word: str) -> set[str]:

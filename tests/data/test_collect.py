@@ -123,7 +123,13 @@ def test_collect_accounts_for_every_row(raw, tmp_path, local_ray) -> None:
         assert row["speech"] == clean(row["speech"])
         assert row["source_topic"] == {"first": "work", "second": "home"}[row["source"]]
     assert by_row["first", 4]["crisis"] == ["self-harm"]
+    assert by_row["first", 4]["crisis_flags"] == [
+        {"kind": "self-harm", "start": at, "end": at + len("want to die")}
+        for at in [by_row["first", 4]["speech"].index("want to die")]
+    ]
     assert facts["crisis"]["self-harm"] == sum("self-harm" in row["crisis"] for row in kept)
+    assert facts["not_screened"] == {}
+    assert {row["language"] for row in kept} == {"en"}
     assert facts["splits"] == Counter(row["split"] for row in kept)
     for row in kept:
         test = splits.unit("test", row["speech"]) < 0.1243
@@ -135,6 +141,24 @@ def test_collect_accounts_for_every_row(raw, tmp_path, local_ray) -> None:
         assert [row["speech_id"] for row in part] == sorted(row["speech_id"] for row in part)
         assert all(row["speech_id"].startswith(name) for row in part)
         assert pq.read_schema(out / "speeches" / f"{name}.parquet") == COLLECTED
+
+
+def test_speeches_of_a_language_without_a_lexicon_are_not_screened(tmp_path, local_ray) -> None:
+    from psyco_ray.data.collect import collect
+
+    texts = [
+        "昨天和妈妈吵了一架,现在我也不想活了。" * 6,
+        "仕事のあとで毎日とても疲れてしまい、よく眠れません。" * 5,
+        "Da quando lavoro in questo ufficio non riesco a dormire e la sera sono sempre molto stanco e nervoso.",
+        "Since I moved here for work I sleep badly, and in the evening I am tired and lonely most of the time.",
+    ]
+    write_content(tmp_path / "first-1.jsonl", "\n".join(json.dumps({"text": text}) for text in texts))
+    facts = collect(job_of(tmp_path, order=("first",)), tmp_path / "out")
+    kept, _ = read_back(tmp_path / "out")
+    found = {row["source_row"]: (row["language"], row["crisis"], len(row["crisis_flags"] or [])) for row in kept}
+    assert found == {1: ("zh", ["self-harm"], 6), 2: ("ja", None, 0), 3: ("it", None, 0), 4: ("en", [], 0)}
+    assert facts["crisis"] == {"self-harm": 1, "violence": 0, "abuse": 0, "eating disorder": 0}
+    assert facts["not_screened"] == {"ja": 1, "it": 1}
 
 
 def test_collect_does_not_depend_on_blocks(raw, tmp_path, local_ray) -> None:
@@ -174,7 +198,8 @@ def test_collect_with_scrubbing_and_without_crisis_screen(tmp_path, local_ray) -
     assert row["speech"].endswith("Mail me: [EMAIL]")
     assert row["speech_id"] == splits.speech_id(row["speech"])
     assert row["crisis"] is None
-    assert facts["crisis"] == {}
+    assert facts["crisis"] == facts["not_screened"] == {}
+    assert row["language"] is row["crisis_flags"] is None
     assert facts["scrubbed"] == {"speeches": 1, "EMAIL": 1}, "of the kept speech, not of its duplicate"
     assert dropped["reason"] == "exact duplicate", "the texts are the same once they are scrubbed"
     with pytest.raises(ValueError, match=r"no speech is left of 2 rows .*collect\.min_chars 999"):

@@ -15,6 +15,7 @@ from support.pages import Page, self_contained
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
+from psyco_ray.screening.crisis import LANGUAGES
 from psyco_ray.report.render import plain
 from psyco_ray.run import shards
 
@@ -117,7 +118,9 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         "judge-1",
         "never a diagnosis",
         "Other models took the speeches of gone, which could not answer. 3. A judge",
-        "self-harm 2, abuse 1.",
+        "self-harm 2, abuse 1. **Not screened**",
+        "are 5 speeches (ja 4, und 1): nothing is known of them.",
+        "promise nothing about any text",
         "| speeches | 20 | 1 | 3 |",
         "| pairs | 17 | 0 | 3 |",
         "| forum | forum.csv | 30 | 18 | MIT |",
@@ -135,7 +138,7 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         for is_row, group in itertools.groupby(body.split("\n"), lambda line: line.startswith("|"))
         if is_row
     ]
-    assert [len(table) for table in tables] == [4, 4, 2 + len(SCHEMA)]
+    assert [len(table) for table in tables] == [4, 4, 2 + len(LANGUAGES), 2 + len(SCHEMA)]
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table[0]
 

@@ -29,6 +29,7 @@ COLLECT = {
     "dropped": {"too short": 11, "exact duplicate": 3},
     "splits": {"train": 20, "dev": 1, "test": 3},
     "crisis": {"self-harm": 2, "abuse": 1},
+    "not_screened": {"ja": 4, "und": 1},
     "scrubbed": {},
 }
 SPEND = {

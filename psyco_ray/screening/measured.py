@@ -1,0 +1,87 @@
+"""How many of the packaged phrases the crisis screen flags, by language and kind."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from psyco_ray.screening import crisis
+
+BENIGN = "benign"
+"""In place of a kind: harmless phrases that use the same words."""
+
+NAMES = {
+    "en": "English",
+    "es": "Spanish",
+    "de": "German",
+    "fr": "French",
+    "pt": "Portuguese",
+    "zh": "Chinese",
+    "ar": "Arabic",
+    "hi": "Hindi",
+    "ru": "Russian",
+}
+"""The languages of the screen by code."""
+
+_PHRASES = Path(__file__).with_name("phrases")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A packaged phrase.
+
+    Attributes:
+        language: its code.
+        kind: one of `crisis.KINDS`, or BENIGN.
+        text: the phrase.
+    """
+
+    language: str
+    kind: str
+    text: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is in the half that only measures; the lexicon may be improved on the other half."""
+        return hashlib.sha256(self.text.encode()).digest()[0] % 2 == 1
+
+
+def phrases() -> Iterator[Phrase]:
+    """All packaged phrases, by language and kind."""
+    for language in crisis.LANGUAGES:
+        of_language = yaml.safe_load((_PHRASES / f"{language}.yaml").read_text("utf-8"))
+        for kind in (*crisis.KINDS, BENIGN):
+            yield from (Phrase(language, kind, text) for text in of_language[kind])
+
+
+@functools.cache
+def measure() -> dict[str, Any]:
+    """Phrases and flagged ones.
+
+    Returns:
+        `languages`: by the language's name and by kind, [flagged, phrases] of both halves. `kept` and `dev`, the halves:
+        shares of flagged phrases, `recall` of those that state danger and `false_alarms` of harmless ones. A phrase is flagged
+        with any kind.
+    """
+    languages: dict[str, dict[str, list[int]]] = {}
+    halves: dict[tuple[bool, bool], list[int]] = {}
+    for phrase in phrases():
+        flagged = bool(crisis.signs(phrase.text))
+        cell = languages.setdefault(NAMES[phrase.language], {}).setdefault(phrase.kind, [0, 0])
+        for counts in (cell, halves.setdefault((phrase.kept, phrase.kind == BENIGN), [0, 0])):
+            counts[0] += flagged
+            counts[1] += 1
+    shares = {key: flagged / count for key, (flagged, count) in halves.items()}
+    return {
+        "languages": languages,
+        **{
+            name: {"recall": shares[kept, False], "false_alarms": shares[kept, True]}
+            for name, kept in (("kept", True), ("dev", False))
+        },
+    }

@@ -1,0 +1,153 @@
+"""Signs of a crisis in texts of nine languages."""
+
+import pytest
+
+from psyco_ray.screening import crisis, measured
+from psyco_ray.screening.patterns import compile_phrases
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("I have thought about suicide.", "self-harm"),
+        ("I would NEVER kill myself, but I think of it", "self-harm"),
+        ("I don’t want to live like this", "self-harm"),
+        ("Sometimes I wish I had never been born.", "self-harm"),
+        ("They'd all be better off without me", "self-harm"),
+        ("i just want it all to end. i want to die", "self-harm"),
+        ("there is no reason left to go on", "self-harm"),
+        ("I can't do this anymore, I don't want to be here anymore", "self-harm"),
+        ("I started cutting my arms again, self harm is my relief", "self-harm"),
+        ("My friend says he took a bottle of pills", "self-harm"),
+        ("I have urges to hurt people", "violence"),
+        ("Some days I could kill him", "violence"),
+        ("I am afraid that I will harm my baby", "violence"),
+        ("Last night I hit my wife and I am ashamed", "violence"),
+        ("He brought a gun to school", "violence"),
+        ("My boyfriend hits me when he drinks", "abuse"),
+        ("My mother used to beat me", "abuse"),
+        ("I was raped when I was nine", "abuse"),
+        ("he put his hands on me", "abuse"),
+        ("My uncle touched me when I was small", "abuse"),
+        ("I do not feel safe at home, he threatened to kill me", "abuse"),
+        ("She won't let me leave the house", "abuse"),
+    ],
+)
+def test_signs_of_danger_are_flagged(text: str, kind: str) -> None:
+    assert kind in crisis.signs(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This homework is killing me.",
+        "I am dying to see her again.",
+        "I nearly died of embarrassment; we were killing time.",
+        "I beat myself up over small things and shot myself in the foot at work.",
+        "My feet are killing me and my skills are poor.",
+        "I feel anxious at work and cannot sleep. What can I do to relax?",
+        "It hit me that I cut down on sugar for nothing.",
+    ],
+)
+def test_figures_of_speech_are_not_flagged(text: str) -> None:
+    assert crisis.signs(text) == []
+
+
+def test_each_kind_is_listed_once_and_in_order() -> None:
+    text = "He hits me, he abuses me. I want to die, suicide. I could kill him."
+    assert crisis.signs(text) == ["self-harm", "violence", "abuse"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I want to k i l l my self",
+        "thinking about su*cide again",
+        "i just wanna d!e tonight",
+        "S U I C I D E",
+        "thoughts of suicde every day",
+        "my sucidial thoughts are back",
+        "I wnat to kil myself",
+        "I want to dieeee",
+        "so tired, I want to 𝐝𝐢𝐞",
+        "gonna unalive myself",
+        "he k1lled himself",
+    ],
+)
+def test_typos_spaces_and_masks_do_not_hide_a_sign(text: str) -> None:
+    assert "self-harm" in crisis.signs(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "kind"),
+    [
+        ("昨天和妈妈吵架,我也不想活了,每天都很难受", "zh", "self-harm"),
+        ("我覺得活著沒有意義,想要結束自己的生命", "zh", "self-harm"),
+        ("Desde el divorcio no quiero vivir más, nadie me entiende", "es", "self-harm"),
+        ("Mein Freund hat mich gestern wieder geschlagen", "de", "abuse"),
+        ("Je me fais vomir après chaque repas depuis un mois", "fr", "eating disorder"),
+        ("Tenho medo de machucar o meu bebê quando ele chora", "pt", "violence"),
+        ("أفكّر في الانتِحار منذ شهور ولا أحد يعرف", "ar", "self-harm"),
+        ("मेरे पति मुझे रोज़ मारते हैं और मैं कहाँ जाऊँ", "hi", "abuse"),
+        ("Я больше не хочу жить и не знаю, кому сказать", "ru", "self-harm"),
+    ],
+)
+def test_a_text_is_screened_in_its_language(text: str, language: str, kind: str) -> None:
+    found = crisis.screen(text)
+    assert found.language == language
+    assert kind in found.kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Da quando lavoro qui non dormo bene e sono sempre stanco.", "it"),
+        ("会社でうまく話せなくて困っています。", "ja"),
+        ("요즘 회사에서 너무 힘들고 잠을 못 자요.", "ko"),
+        ("Відколи я переїхав до міста, мені дуже самотньо і сумно.", "uk"),
+        ("1234 ??", "und"),
+    ],
+)
+def test_a_text_without_a_lexicon_is_not_screened(text: str, language: str) -> None:
+    assert crisis.screen(text) == crisis.Screened(language, (), None)
+    assert crisis.signs(text) is None
+
+
+def test_a_sign_counts_in_a_text_that_is_not_screened() -> None:
+    found = crisis.screen("Non riesco a dormire da settimane, sono stanco di tutto. I want to kill myself.")
+    assert (found.language, found.kinds) == ("it", ("self-harm",))
+    found = crisis.screen("I moved here last year and my only friend wrote to me yesterday: 我不想活了。")
+    assert (found.language, found.kinds) == ("en", ("self-harm",))
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("Hello! I want to kill my self, really.", [("self-harm", "kill my self")]),
+        ("Naïve: he \u200bhits me.", [("abuse", "hits me")]),
+        ("So. Some days I w a n t to d i e now", [("self-harm", "w a n t to d i e")]),
+        ("天气很好。我 想 自 杀 了。", [("self-harm", "自 杀")]),
+    ],
+)
+def test_flags_have_the_places_of_the_text(text: str, flags: list[tuple[str, str]]) -> None:
+    found = [(flag.kind, text[flag.start : flag.end]) for flag in crisis.screen(text).flags]
+    assert set(flags) <= set(found)
+
+
+def test_the_screen_keeps_its_figures_on_the_packaged_phrases() -> None:
+    figures = measured.measure()
+    for half in ("dev", "kept"):
+        assert figures[half]["recall"] >= 0.9
+        assert figures[half]["false_alarms"] <= 0.1
+    counts = [cell[1] for kinds in figures["languages"].values() for kind, cell in kinds.items() if kind != "benign"]
+    assert sum(counts) >= 300
+    assert set(figures["languages"]) == set(measured.NAMES.values())
+    for language, kinds in figures["languages"].items():
+        flagged, count = (sum(values) for values in zip(*(kinds[kind] for kind in crisis.KINDS), strict=True))
+        assert flagged / count >= 0.9, language
+
+
+def test_a_wrong_phrase_is_named() -> None:
+    for line in ("... die", "want? to die", "want (to", "want to) die", "(a|) die"):
+        with pytest.raises(ValueError, match="phrase|bracket"):
+            compile_phrases([line], {})
