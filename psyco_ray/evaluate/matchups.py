@@ -87,9 +87,8 @@ def results(
     Returns:
         `policies`, each with the `run`, the `iteration` and the optimizer `steps` of its checkpoint (null for a model
         of no run), the `series` of checkpoints that it belongs to, and its `variants` with their `_statistics`. By
-        variant `mcnemar` of two policies, see `_tested`. `agreement` of the first judge with each other judge.
-        `speeches`, how many of them are `crisis_speeches` or `not_screened`, `opponent_silent`, `opponent_finished_share` (null for
-        responses of a file) and the settings.
+        variant `mcnemar` of two policies (`_tested`). `agreement` of the first judge with the others. `speeches`,
+        `crisis_speeches`, `not_screened`, `opponent_silent`, `opponent_finished_share` (null for a file), the settings.
     """
     main = job.judges[0].name
     return {

@@ -1,7 +1,8 @@
 """Screening for speeches that may mention self-harm, violence, abuse or an eating disorder.
 
 This is triage, never diagnosis: the lexicon favours recall, so many flagged speeches are harmless. A negation ("I would
-never kill myself") and the crisis of a friend are flagged as well. Texts in a language without a lexicon are not screened.
+never kill myself") and the crisis of a friend are flagged as well. Texts in a language without a lexicon
+are not screened.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Screened:
     Attributes:
         language: of the text, by `languages.language_of`.
         flags: by kind, then by place.
-        kinds: of the flags, in the order of KINDS. None where the text is not screened: its language has no lexicon, and the
-            English one finds nothing. An empty tuple means that a lexicon of its language finds nothing.
+        kinds: of the flags, in the order of KINDS. None where the text is not screened: its language has no lexicon,
+            and the English one finds nothing. An empty tuple means that a lexicon of its language finds nothing.
     """
 
     language: str
@@ -67,8 +68,8 @@ class Screened:
 def screen(text: str) -> Screened:
     """The signs of a crisis in a text; favours recall over precision.
 
-    A text is screened with the lexicon of its language and the English one. One too short for its language to be known is
-    screened with all lexicons of its script.
+    A text is screened with the lexicon of its language and the English one. One too short for its language to be known
+    is screened with all lexicons of its script.
     """
     language, _ = language_of(text)
     own, screened = _lexicons(language, text)
@@ -110,7 +111,9 @@ class _Lexicon:
         for phrases in (*self._kinds.values(), self._idioms):
             words |= phrases.words
             words |= {stem + ending for stem in phrases.stems for ending in settings.get("endings", [""])}
-        spellings = {fold(other): word for word, others in settings.get("spellings", {}).items() for other in others.split()}
+        spellings = {
+            fold(other): word for word, others in settings.get("spellings", {}).items() for other in others.split()
+        }
         self._speller = Speller(words, spellings, {fold(word) for word in settings.get("real words", "").split()})
 
     def flags(self, text: str) -> list[Flag]:

@@ -1,4 +1,4 @@
-"""Texts without differences of case, accents and spelling variants, character by character so that offsets stay known."""
+"""Texts without differences of case, accents and variants of letters, character by character: offsets stay known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ _SAME = {
     "।": ".",
     **dict(zip("。！？；，、", ".!?;,,", strict=True)),
 }
-_DECOMPOSED = ((0x00, 0x058F), (0x0958, 0x095F), (0x1E00, 0x1FFF), (0xFB00, 0xFDFF), (0xFE70, 0xFFEF), (0x1D400, 0x1D7FF))
+_DECOMPOSED = (
+    (0x00, 0x058F),
+    (0x0958, 0x095F),
+    (0x1E00, 0x1FFF),
+    (0xFB00, 0xFDFF),
+    (0xFE70, 0xFFEF),
+    (0x1D400, 0x1D7FF),
+)
 _DECOMPOSED_STARTS = [first for first, _ in _DECOMPOSED]
 _MARKS = ((0x0300, 0x036F), (0x0640, 0x0640), (0x064B, 0x065F), (0x0670, 0x0670), (0x093C, 0x093C), (0xFE00, 0xFE0F))
 

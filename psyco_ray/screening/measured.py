@@ -65,9 +65,9 @@ def measure() -> dict[str, Any]:
     """Phrases and flagged ones.
 
     Returns:
-        `languages`: by the language's name and by kind, [flagged, phrases] of both halves. `kept` and `dev`, the halves:
-        shares of flagged phrases, `recall` of those that state danger and `false_alarms` of harmless ones. A phrase is flagged
-        with any kind.
+        `languages`: by the language's name and by kind, [flagged, phrases] of both halves. `kept` and `dev`, the
+        halves: shares of flagged phrases, `recall` of those that state danger and `false_alarms` of harmless ones. A
+        phrase is flagged with any kind.
     """
     languages: dict[str, dict[str, list[int]]] = {}
     halves: dict[tuple[bool, bool], list[int]] = {}

@@ -10,7 +10,8 @@ A phrase is written with words and
 - `.`: the end of a sentence,
 - `SELF`: one of the words under that name.
 
-Words are matched in folded text in which a space follows each of them; a text of a language without spaces is matched as it is.
+Words are matched in folded text in which a space follows each of them; a text of a language without spaces is matched
+as it is.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def compile_phrases(lines: Iterable[str], names: Mapping[str, str], spaced: bool
             by_letter.setdefault(letter, []).append(f"(?:{'|'.join(dict.fromkeys(firsts))}){rest}")
     branches = [f"{re.escape(letter)}(?:{'|'.join(phrases)})" for letter, phrases in by_letter.items()]
     start = r"(?<!\S)" if spaced else ""
-    return Phrases(re.compile(f"{start}(?:{'|'.join(branches) or '(?!)'})"), frozenset(parser.words), frozenset(parser.stems))
+    return Phrases(
+        re.compile(f"{start}(?:{'|'.join(branches) or '(?!)'})"), frozenset(parser.words), frozenset(parser.stems)
+    )
 
 
 class _Parser:
@@ -85,18 +88,15 @@ class _Parser:
             raise ValueError(f"the phrase {line!r} begins with a gap or with a word that may be absent")
         return found
 
-    def _alternatives(self) -> list[list[tuple[str, list[list[tuple]] | None]]]:  # type: ignore[type-arg]
+    def _alternatives(self) -> list[list[tuple[str, list[list[tuple]] | None]]]:
         """Sequences of (pattern, alternatives of a group or None), up to a closing bracket or the end."""
-        sequences: list[list[tuple]] = [[]]  # type: ignore[type-arg]
+        sequences: list[list[tuple]] = [[]]
         while self._items and self._items[-1] != ")":
             item = self._items.pop()
             if item == "|":
                 sequences.append([])
                 continue
-            if item == "(" or item in self._names:
-                node = self._group(item)
-            else:
-                node = (self._word(item), None)
+            node = self._group(item) if item == "(" or item in self._names else (self._word(item), None)
             if self._items and self._items[-1] == "?":
                 self._items.pop()
                 node = (f"(?:{node[0]})?", None)
@@ -105,7 +105,7 @@ class _Parser:
             raise ValueError(f"the phrase {self._line!r} has an empty alternative")
         return sequences
 
-    def _group(self, item: str) -> tuple:  # type: ignore[type-arg]
+    def _group(self, item: str) -> tuple:
         if item == "(":
             inner = self._alternatives()
             if not self._items:
@@ -117,7 +117,7 @@ class _Parser:
             self._items = outer
         return f"(?:{'|'.join(''.join(p for p, _ in sequence) for sequence in inner)})", inner
 
-    def _started(self, sequence: list[tuple]) -> list[tuple[str, str]]:  # type: ignore[type-arg]
+    def _started(self, sequence: list[tuple]) -> list[tuple[str, str]]:
         (pattern, inner), rest = sequence[0], "".join(p for p, _ in sequence[1:])
         if inner is None:
             return [(pattern, rest)]
@@ -134,6 +134,7 @@ class _Parser:
         if word == ".":
             return r"\. "
         stem = word.rstrip("*").replace("'", "")
-        assert stem and "*" not in stem
+        assert stem
+        assert "*" not in stem
         (self.stems if word.endswith("*") else self.words).add(stem)
         return re.escape(stem) + (r"[^ .]* " if word.endswith("*") else " ")

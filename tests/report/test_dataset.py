@@ -15,9 +15,9 @@ from support.pages import Page, self_contained
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
-from psyco_ray.screening.crisis import LANGUAGES
 from psyco_ray.report.render import plain
 from psyco_ray.run import shards
+from psyco_ray.screening.crisis import LANGUAGES
 
 
 @pytest.fixture(scope="module")
