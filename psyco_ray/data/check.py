@@ -16,7 +16,7 @@ from itertools import islice
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
-from psyco_ray.data import crisis, duplicates, preferences, sources, speakers
+from psyco_ray.data import duplicates, preferences, sources, speakers
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_rows import MOST_SPEAKERS, ClientFile, ClientRow, Keys
 from psyco_ray.data.shapes import table
@@ -24,6 +24,7 @@ from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
 from psyco_ray.files.records import Record, RecordFile, open_records, shown
 from psyco_ray.run.types import Row
+from psyco_ray.screening import crisis
 from psyco_ray.screening.languages import UNKNOWN, language_of
 from psyco_ray.screening.personal_data import personal_data
 
@@ -91,9 +92,10 @@ class Check:
         return codes
 
     def crisis(self) -> Counter[str]:
-        """Texts by sign of a crisis; `any`: those with one."""
+        """Texts by sign of a crisis; `any`: those with one; `not screened`: those whose language the screen lacks."""
         signs = [crisis.signs(text) for text in self.texts]
-        return Counter({"any": sum(map(bool, signs))}) + Counter(kind for kinds in signs for kind in kinds)
+        counts = {"any": sum(map(bool, signs)), "not screened": signs.count(None)}
+        return Counter(counts) + Counter(kind for kinds in signs for kind in kinds or ())
 
     def personal_data(self) -> Counter[str]:
         """Texts by kind of personal data; `any`: those with some."""

@@ -52,8 +52,9 @@ def test_speeches_of_a_table_are_counted(tmp_path) -> None:
 
 def test_signs_of_a_crisis_are_counted_by_text(tmp_path) -> None:
     rows = [{"text": "I want to die and he hits me, he beats me."}, {"text": TEXTS[0]}]
+    rows += [{"text": "会社でうまく話せなくて困っています。"}]
     found = check(str(write_content(tmp_path / "a.jsonl", as_jsonl(rows)))).crisis()
-    assert found["any"] == found["self-harm"] == found["abuse"] == 1
+    assert found["any"] == found["self-harm"] == found["abuse"] == found["not screened"] == 1
 
 
 def excel() -> bytes:
