@@ -18,7 +18,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
 from psyco_ray.data import duplicates, preferences, sources, speakers
 from psyco_ray.data.clean import clean
-from psyco_ray.data.client_rows import MOST_SPEAKERS, ClientFile, ClientRow, Keys
+from psyco_ray.data.client_rows import MOST_SPEAKERS, ClientFile, Keys
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
@@ -29,7 +29,8 @@ from psyco_ray.screening.languages import UNKNOWN, language_of
 from psyco_ray.screening.personal_data import personal_data
 
 KEYS = Keys("--column NAME", "where in the job (here --where COLUMN=VALUE)")
-_TEXT_CHARS = 5000  # of a text that are looked at
+_CELL_CHARS = 50_000  # of a cell in which the client's words are looked for
+_TEXT_CHARS = 2000  # of a text that are kept
 _PROBE = 100  # rows that a format of pairs is recognised by
 _NEAR = 0.6  # of collect.near_duplicates
 _LEAST_CHARS = 20  # median of a column that may hold speeches
@@ -208,7 +209,7 @@ def _speeches(found: Check, file: RecordFile, probe: Sequence[Record], column: s
         file,
         probe,
         lambda row: row.get(text) if client.chosen(row) else None,
-        lambda record: _look(client.row(record), text),
+        lambda record: _look(client, record, text),
     )
     for look in looks:
         found.sampled += 1
@@ -222,13 +223,21 @@ def _speeches(found: Check, file: RecordFile, probe: Sequence[Record], column: s
     return found
 
 
-def _look(row: ClientRow, column: str) -> _Look:
+def _look(client: ClientFile, record: Record, column: str) -> _Look:
+    """A row, of which the beginning is enough if it is very long."""
+    cell = (record.cells or {}).get(column)
+    whole = len(cell) if isinstance(cell, str) else 0
+    if record.cells is not None and isinstance(cell, str) and whole > _CELL_CHARS:
+        record = record._replace(cells=record.cells | {column: cell[:_CELL_CHARS]})
+    row = client.row(record)
     if row.skipped:
         return _Look("outside where")
     speech = clean(row.text or "")
     if not speech:
         return _Look(row.problem or f"with an empty {column}")
-    return _Look(None, speech[:_TEXT_CHARS], len(speech))
+    return _Look(
+        None, speech[:_TEXT_CHARS], whole if whole > _CELL_CHARS and len(speech) > _CELL_CHARS / 2 else len(speech)
+    )
 
 
 def _text_column(file: RecordFile, rows: Sequence[Row]) -> str:

@@ -93,7 +93,7 @@ def scan(
         text: the text of a row, if any.
         look: what is kept of a drawn row, so that long rows take no memory.
     """
-    most = max(SAMPLE_ROWS, int(_READ_BYTES / _row_bytes(file, first)))
+    most = max(len(first), int(_READ_BYTES / _row_bytes(file, first)))
     counts, draw, sample = Counts(), random.Random(0), list[Looked]()
     hashes = array("Q")
     for record in file:

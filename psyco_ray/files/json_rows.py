@@ -34,9 +34,12 @@ class JsonTable(Table):
         """
         self._text, self.kind, self._key = text, kind, key
         self.encoding, self.mended = text.encoding, text.mended
-        probe = list(itertools.islice(self.rows(None), _PROBE))
-        self.columns = _keys(probe)
-        if probe and all(isinstance(cells, str) for cells in probe):
+        # names and reasons alone are kept: 1,000 long rows may take gigabytes
+        probe = [
+            cells if isinstance(cells, str) else list(cells) for cells in itertools.islice(self.rows(None), _PROBE)
+        ]
+        self.columns = list(dict.fromkeys(name for names in probe if not isinstance(names, str) for name in names))
+        if probe and isinstance(probe[0], str) and all(isinstance(names, str) for names in probe):
             raise FileError(f"has no JSON object in its first {len(probe)} rows ({probe[0]})")
 
     def all_columns(self) -> list[str]:

@@ -183,10 +183,10 @@ def test_rows_of_a_large_file_are_estimated_by_their_bytes(tmp_path, monkeypatch
 
 
 def test_long_texts_are_kept_in_part_with_their_lengths(tmp_path) -> None:
-    rows = [{"text": f"{text} " * 100} for text in TEXTS]
+    rows = [{"text": f"{text} " * (300 if n % 2 else 100)} for n, text in enumerate(TEXTS)]
     found = check(str(write_content(tmp_path / "a.jsonl", as_jsonl(rows))))
-    assert found.lengths == [len(f"{text} " * 100) - 1 for text in TEXTS]
-    assert all(len(text) == 5000 for text in found.texts)
+    assert found.lengths == [len(row["text"]) - (len(row["text"]) <= 50_000) for row in rows]
+    assert all(len(text) == 2000 for text in found.texts)
 
 
 def test_names_of_authors_are_no_speakers(tmp_path) -> None:
