@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import ipaddress
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
+
 from psyco_ray.config.errors import InputError
-from psyco_ray.run import preemption
+from psyco_ray.run import preemption, storage
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +67,28 @@ def connect(address: str | None) -> None:
             ) from None
     else:
         with _new_sessions():
-            _init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
+            _init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                include_dashboard=False,
+                object_spilling_directory=str(_spilling_directory()),
+                **quiet,
+            )
         if not ipaddress.ip_address(host := ray.util.get_node_ip_address()).is_loopback:
             _log.warning(f"the local Ray listens on {host}, because Ray was imported before `prepare_local`")
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the line above configures Ray Data's logging
+
+
+def _spilling_directory() -> Path:
+    """A directory of this process for objects that do not fit into memory; Ray's own can be read by every user."""
+    place = storage.private_dir(storage.cache_dir() / "spilled")
+    for left in place.iterdir():  # by commands that were killed
+        if not psutil.pid_exists(int(left.name)):
+            shutil.rmtree(left, ignore_errors=True)
+    own = storage.private_dir(place / str(os.getpid()))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
 
 
 def _init(**settings: Any) -> None:
