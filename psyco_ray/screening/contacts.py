@@ -46,6 +46,12 @@ _SPOKEN_EMAIL = re.compile(  # jane dot doe at gmail dot com; jane at gmail.com
     rf"|{_PROVIDER}(?:\.|\s{_DOT_WORD}\s)[a-z]{{2,3}})(?!{WORD})",
     re.IGNORECASE,
 )
+_WEBMAIL = r"(?:g(?:oogle)?mail|yahoo|hotmail|outlook|icloud|aol|gmx|proton(?:mail)?)"
+_SHORT_EMAIL = re.compile(  # jane@gmail; my email is jane at gmail
+    rf"(?P<address>{_START}(?:{WORD}|[.+-])+@{_WEBMAIL})(?!{WORD})"
+    rf"|e?-?mail(?: me| address)?(?: is|:| at| to)* (?P<spoken>{_SPOKEN_LOCAL} at {_WEBMAIL})(?!{WORD})",
+    re.IGNORECASE,
+)
 _SPOKEN_HINTS = (*(f" {word} " for word in _DOT_WORDS), "mail", *(f" {name}." for name in _PROVIDERS))
 _NOT_LOCAL = re.compile(
     r"(?:account|address|e?-?mail|inbox|me|it|us|is|an|works?|worked|him|her|them)\Z", re.IGNORECASE
@@ -96,6 +102,11 @@ def emails(text: str) -> Iterator[Span]:
         for match in _SPOKEN_EMAIL.finditer(text):
             if not _NOT_LOCAL.match(match[0].split()[0]):
                 yield Span(*match.span(), "EMAIL")
+    if "mail" in lowered or "@" in text:
+        for match in _SHORT_EMAIL.finditer(text):
+            group = "address" if match["address"] else "spoken"
+            if not _NOT_LOCAL.match(match[group].split()[0]):
+                yield Span(*match.span(group), "EMAIL")
 
 
 def links(text: str) -> Iterator[Span]:

@@ -112,7 +112,9 @@ def _no_handles() -> frozenset[str]:
 def handles(text: str) -> Iterator[Span]:
     """Names of accounts: @name, u/name, name#1234, "my insta is name". A forum (r/name) is none."""
     if "@" in text:
-        yield from (Span(*match.span(), "HANDLE") for match in _AT_HANDLE.finditer(text))
+        for match in _AT_HANDLE.finditer(text):
+            if match[0][1:].lower() not in _no_handles():  # "see you @home"
+                yield Span(*match.span(), "HANDLE")
     if "u/" in text or "U/" in text or "#" in text:
         yield from (Span(*match.span(), "HANDLE") for match in _TAGGED.finditer(text))
     lowered = text.lower()

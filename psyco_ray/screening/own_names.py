@@ -78,6 +78,7 @@ _INTRODUCED_HINTS: tuple[str, ...] = (
     "je suis",
 )
 _INTRODUCED_HINTS += ("soy ", "sou ", " sono ", "я ", "أنا", "मैं")
+_WITH_ADJECTIVES = ("soy", "sou", "eu sou", "sono", "je suis", "ich bin")  # "soy clara", "je suis claire" are no names
 _OF_OTHERS = ("this is", "it's")
 _GREETED = re.compile(
     rf"(?:^|\n)(?:{_GREETING}|(?P<letter>dear|(?:quer|estim)[ia]d[oa]|lieber?|sehr geehrter?|ch(?:er|ère)|car[oa]"
@@ -268,7 +269,7 @@ def _is_introduced(text: str, match: re.Match[str], word: _Word, end: int) -> bo
     if not (_ENDS.match(text, end) or (greeted and word.known and word.capital)):
         return False
     if not greeted and not _AGE.match(text, end):
-        return word.known
+        return word.known and (word.capital or not verb.startswith(_WITH_ADJECTIVES))
     if verb.startswith(("я", "ich bin")):  # nouns have capitals, and endings of adjectives are not known
         return word.known or (word.ambiguous and word.capital)
     return word.likely
