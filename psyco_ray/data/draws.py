@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from psyco_ray.config.errors import InputError
-from psyco_ray.run import shards, storage
+from psyco_ray.run import records, shards, storage
 
 
 class MemberFailedError(Exception):
@@ -89,10 +88,11 @@ def read_failures(file: Path) -> tuple[Failure, ...]:
     """
     if not file.exists():
         return ()
+    way_out = "remove the stage's directory to make the responses again"
     try:
-        return tuple(Failure(**entry) for entry in json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise InputError(f"{file} is damaged; remove the stage's directory to make the responses again") from None
+        return tuple(Failure(**entry) for entry in records.read_json(file, way_out, list))
+    except TypeError as error:
+        raise records.damaged(file, error, way_out) from None
 
 
 def record_failure(file: Path, failure: Failure) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.records import open_records
-from psyco_ray.run import storage
+from psyco_ray.run import records, storage
 
 EXPERTS = ("expert-1", "expert-2")
 """Names of the experts' files."""
@@ -74,22 +73,10 @@ def read_key(directory: Path, *fields: str) -> dict[str, Any]:
     path = directory / "key.json"
     if not path.exists():
         raise InputError(f"{path} does not exist; name the directory that was exported to")
-    key = read_json(path)
-    if not isinstance(key, dict) or not set(fields) <= key.keys():
+    key: dict[str, Any] = records.read_json(path, "take the file that was exported")
+    if not set(fields) <= key.keys():
         raise InputError(f"{path} is not the key of an export; take the file that was exported")
     return key
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        InputError: the file is missing or holds no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # invalid JSON or UTF-8
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def read_items(path: Path, columns: Sequence[str], items: Container[str]) -> Iterator[tuple[int, str, dict[str, str]]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
+from psyco_ray.run import records
 from psyco_ray.run.ledger import stage
 
 Record = dict[str, Any]
@@ -21,15 +21,9 @@ def read_object(path: Path) -> Record:
     Raises:
         InputError: the file does not exist or holds something else.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist, but later files do; copy the run with all its files") from None
-    except ValueError as error:  # invalid JSON or UTF-8
-        raise InputError(f"{path} is invalid JSON: {error}; copy it from the run again") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} holds no JSON object; copy it from the run again")
-    return record
+    if not path.exists():
+        raise InputError(f"{path} does not exist, but later files do; copy the run with all its files")
+    return records.read_json(path, "copy it from the run again")
 
 
 def read_settings(root: Path) -> Record:

@@ -52,7 +52,7 @@ def test_what_cannot_be_answered_is_refused_in_one_sentence(run_dir, capsys, mon
     message = refused(capsys, str(run_dir), SPEECH, "--max-tokens", "1000")
     assert "holds 1024; lower --max-tokens" in message
     (run_dir / "summary.json").write_text("{")
-    assert "summary.json is invalid JSON" in refused(capsys, str(run_dir), SPEECH)
+    assert "summary.json is damaged" in refused(capsys, str(run_dir), SPEECH)
     (run_dir / "summary.json").unlink()
     assert "has no summary.json yet; name one of its checkpoints" in refused(capsys, str(run_dir), SPEECH)
 

@@ -319,7 +319,7 @@ def test_bad_input_is_one_sentence(tmp_path) -> None:
             compare(roots)
     for file, text, words in (
         ("job.yaml", "[]", "job.yaml has no model, seed and iterations"),
-        ("iteration-001/evaluate.json", "{", "evaluate.json is invalid JSON"),
+        ("iteration-001/evaluate.json", "{", "evaluate.json is damaged"),
     ):
         good = (a / file).read_text()
         (a / file).write_text(text)
