@@ -97,6 +97,8 @@ def settle() -> None:
 def _handle(number: int, _: object) -> None:
     global _requested_at
     now = time.monotonic()
+    if number == signal.SIGHUP:
+        _leave_terminal()
     if _requested_at is None:
         _requested_at = now
         if not _deferring:
@@ -104,3 +106,12 @@ def _handle(number: int, _: object) -> None:
     elif now - _requested_at > _ONE_REQUEST_S:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def _leave_terminal() -> None:
+    """Write nowhere where the terminal is gone: an error of a progress line must not prevent a checkpoint."""
+    for output in (1, 2):
+        try:
+            os.write(output, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)

@@ -57,16 +57,19 @@ def test_every_signal_stops_a_run(command, tmp_path, number) -> None:
     run = start([*command, "no-ray"], tmp_path / "log")
     os.killpg(run.pid, number)
     assert run.wait(20) == 75
+    assert run.stdout.read() == "saving\n"
     assert (tmp_path / "log").read_text().splitlines() == [HINT]
+    assert (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_a_run_whose_terminal_is_closed_stops(command) -> None:
+def test_a_run_whose_terminal_is_closed_stops(command, tmp_path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(command[0], [*command, "no-ray"])
     assert os.read(terminal, 100).strip() == b"ready"
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert (tmp_path / "run" / "checkpoint").exists()
 
 
 def test_a_second_signal_ends_at_once(tmp_path) -> None:
