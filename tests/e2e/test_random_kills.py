@@ -5,7 +5,9 @@
 
 import hashlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from support.commands import ended
 from support.policy_evaluation import local, settings
-from support.processes import all_ended, kill_tree
+from support.processes import all_ended, children_of, kill_tree
 from support.runs import JOB
 
 from psyco_ray.files import records
@@ -32,6 +33,8 @@ pytestmark = pytest.mark.long
 
 KILLS = 5  # of each of 4 seeds of 3 commands
 FLYING = 4  # calls in flight at most, of an endpoint
+STOP, DRIVER, ALL = "SIGTERM to the group", "SIGKILL to the driver", "SIGKILL to all processes"
+HOW = (STOP, DRIVER, DRIVER, ALL, ALL)
 PRICES = {"price_in": 1000.0, "price_out": 2000.0, "concurrency": FLYING}
 
 
@@ -47,7 +50,9 @@ class Work:
         """The command over its job in a directory."""
         first, *rest = self.arguments
         command = [sys.executable, "-m", "psyco_ray.cli", *first.split(), str(self.write_job(where, url)), *rest]
-        return subprocess.Popen(command, stdout=(where / "log").open("a"), stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, stdout=(where / "log").open("a"), stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def training(where: Path, url: str, models: dict[str, Path]) -> Path:
@@ -127,26 +132,26 @@ def test_a_command_killed_at_random_moments_goes_on_to_the_same_result(
     drawn = random.Random(request.node.name)
     left = KILLS
     while left:  # a run that ends before its kill is followed by another one
-        where, url, killed = tmp_path / str(left), serve("--latency", "0.2"), 0
+        where, url, interrupted = tmp_path / str(left), serve("--latency", "0.2"), 0
         where.mkdir()
         while True:
             process, moment = work.start(where, url), drawn.uniform(0, seconds)
-            how = drawn.choice(["the driver", "all processes"])
+            how = drawn.choice(HOW)
             try:
                 code = process.wait(timeout=moment if left else 400)
                 break
             except subprocess.TimeoutExpired:
-                kill(process, how)
-                killed, left = killed + 1, left - 1
-                print(f"{request.node.name}: {how} killed after {moment:.1f} s of {seconds:.0f}")
+                interrupt(process, how, where / "log")
+                interrupted, left = interrupted + 1, left - (how != STOP)
+                print(f"{request.node.name}: {how} after {moment:.1f} s of {seconds:.0f}")
         assert code == 0, (where / "log").read_text()[-3000:]
         same(results(where / "run"), expected)
         paid = counts(url)
         twice = f"{paid['paid_twice']} of {paid['paid']} calls paid twice"
-        print(f"{request.node.name}: equal after {killed} kills, {twice}")
+        print(f"{request.node.name}: equal after {interrupted} interruptions, {twice}")
         assert paid["billed_once"] == bill["billed"], "every answer was asked for"
         assert spent(where / "run") == pytest.approx(dollars(*bill["billed"])), "what is counted is the bill"
-        assert paid["paid_twice"] <= killed * FLYING * work.endpoints, "only calls in flight"
+        assert paid["paid_twice"] <= interrupted * FLYING * work.endpoints, "only calls in flight"
 
 
 def spent(run: Path) -> float:
@@ -163,11 +168,16 @@ def counts(url: str) -> dict:
         return json.load(answer)
 
 
-def kill(process: subprocess.Popen, how: str) -> None:
-    """Kill a driver, which must take its processes with it, or all of them."""
-    # Ray's agents try for a minute to tell a dead head of Ray their end
-    below = [one for one in psutil.Process(process.pid).children(recursive=True) if not one.name().endswith("Agent")]
-    if how == "driver":
+def interrupt(process: subprocess.Popen, how: str, log: Path) -> None:
+    """End a command; no process of it may be left."""
+    below = children_of(process.pid)
+    if how == STOP:
+        before = log.read_text()
+        os.killpg(process.pid, signal.SIGTERM)
+        code = ended(process, 60, log.read_text)
+        # before the command has begun nothing handles the signal
+        assert code == 75 or (code == -signal.SIGTERM and log.read_text() == before), log.read_text()[-3000:]
+    elif how == DRIVER:
         process.kill()
     else:
         kill_tree(process.pid)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from support.commands import ended, here
 from support.pages import self_contained
+from support.processes import children_of
 from support.runs import JOB, finish, start
 from support.trackers import tensorboard_scalars, wandb_sessions
 
@@ -138,18 +138,6 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
-def children_of(driver: subprocess.Popen) -> list[psutil.Process]:
-    """All but Ray's agents: those try for a minute to tell a dead head of Ray their end."""
-    return [p for p in psutil.Process(driver.pid).children(recursive=True) if not named(p).endswith("Agent")]
-
-
-def named(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     return psutil.wait_procs(processes, timeout=seconds)[1]
 
@@ -185,7 +173,7 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.01)
-        children = children_of(process)
+        children = children_of(process.pid)
         assert children
         began = time.monotonic()
         process.send_signal(how)

@@ -32,6 +32,15 @@ def all_ended(pids: Iterable[int], within_s: float = 25) -> bool:
     return eventually(lambda: not any(alive(pid) for pid in pids), within_s)
 
 
+def children_of(pid: int) -> list[psutil.Process]:
+    """All processes below one but Ray's agents: those try for a minute to tell a dead head of Ray their end."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [] if child.name().endswith("Agent") else [child]
+    return found
+
+
 def kill_tree(pid: int) -> list[psutil.Process]:
     """Kill a process and all below it, Ray's too; those of them that are still there after ten seconds."""
     root = psutil.Process(pid)
