@@ -19,8 +19,10 @@ from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import RESUMABLE, InputError
 from psyco_ray.config.keys import holds_key, names_secret
 from psyco_ray.config.training import Job
+from psyco_ray.run import preemption
 
 FAILED = 1
+INTERRUPTED = 130  # by Ctrl-C, as shells have it
 _STOP_S = 600  # seconds for a driver to end its step and write a checkpoint; Ray's default is 3
 _POLL_S = 0.5
 
@@ -61,7 +63,8 @@ def submit(job: Job, options: argparse.Namespace) -> int:
     """Sends a job to a cluster.
 
     Returns:
-        0; with ``--follow`` also 75 where the job was stopped and can be resumed, and 1 where it failed.
+        0; with ``--follow`` also 75 where the job was stopped and can be resumed, 1 where it failed, and 130 where
+        Ctrl-C ends this command and not the job.
     """
     from psyco_ray.run.directory import require_durable
 
@@ -79,8 +82,12 @@ def submit(job: Job, options: argparse.Namespace) -> int:
     with upload.staged(found, directory) as staging:
         client, job_id = _send(line, options.address, staging, variables, options.driver_cpus)
     print(f"submitted as {job_id}; use that name with ray job logs --follow, status and stop", flush=True)
-    with _client_errors(options.address):
-        return _follow(client, job_id) if options.follow else 0
+    try:
+        with _client_errors(options.address):
+            return _follow(client, job_id) if options.follow else 0
+    except preemption.Preempted:  # RESUMABLE would say that the job was stopped
+        print(f"psyco-ray: job {job_id} goes on; its log is shown no longer", file=sys.stderr)
+        return INTERRUPTED
 
 
 def command_line(command: str, job: Path, overrides: Sequence[str], directory: Path, flags: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from support.paths import ROOT
 from support.processes import kill_tree
 from support.runs import JOB
 
-from psyco_ray.cli import upload
+from psyco_ray.cli import submit, upload
 from psyco_ray.cli.main import main
 from psyco_ray.config.job_file import load_as
 from psyco_ray.config.training import Job
@@ -52,6 +53,13 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     (tmp_path / "job.yaml").write_text("run_dir: /shared/run\n")
     return tmp_path
+
+
+def test_ctrl_c_ends_the_log_and_not_the_job(here, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(submit, "_send", lambda *_: (None, "raysubmit_1"))
+    monkeypatch.setattr(submit, "_follow", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main(["submit", "job.yaml", "--address", "http://127.0.0.1:1", "--follow"]) == 130
+    assert capsys.readouterr().err.endswith("psyco-ray: job raysubmit_1 goes on; its log is shown no longer\n")
 
 
 def test_invalid_submissions_are_refused_in_one_sentence(here, capsys, monkeypatch) -> None:
