@@ -39,14 +39,14 @@ def gap(value: float, expected: float, bound: float) -> str:
 def in_engine(base: Path, target: Path, expected: float, name: str) -> list[str]:
     """Whether vLLM computes a checkpoint and a synced policy as transformers, and whether responses end."""
     if name in families.NOT_IN_VLLM:
-        return [families.NOT_IN_VLLM[name], "–"]
-    actor = None
+        return [f"no: {families.NOT_IN_VLLM[name]}", "–"]
+    actor, bound, why = None, family_checks.bound(name), families.FAMILIES[name].why
     try:
-        actor = family_checks.start(target)
-        loaded = gap(family_checks.engine_logprob(actor), expected, 5e-3)
-        synced = gap(family_checks.synced_logprob(actor, base), family_checks.alone(base), 5e-3)
+        actor = family_checks.start(name, target)
+        loaded = gap(family_checks.engine_logprob(actor), expected, bound)
+        synced = gap(family_checks.synced_logprob(actor, base), family_checks.alone(base), bound)
         both = "yes" if loaded == synced == "yes" else f"loaded {loaded}, synced {synced}"
-        return [both, family_checks.unstopped(actor, target, version=1) or "yes"]
+        return [f"{both}, {why}" if why else both, family_checks.unstopped(actor, target, version=1) or "yes"]
     except ray.exceptions.RayError as error:
         return [f"does not run: {str(error).strip().splitlines()[-1][:80]}", "–"]
     finally:

@@ -34,8 +34,8 @@ def attention(
     softcap: float | None = None,
     dropout: float = 0.0,
     *,
-    cells: Tensor,
-    sizes: Sizes,
+    cells: Tensor | None = None,
+    sizes: Sizes | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that a transformers decoder layer calls.
@@ -55,7 +55,12 @@ def attention(
 
     Returns:
         Attention output, shape [1, tokens, heads, value size], and no attention weights.
+
+    Raises:
+        TypeError: the layer does not pass `cells` and `sizes` on.
     """
+    if cells is None or sizes is None:
+        raise TypeError(f"{type(module).__name__} does not pass the places of packed tokens on")
     assert kwargs.get("s_aux") is None, "a model with attention sinks is not packed"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask.dtype != torch.bool:

@@ -207,7 +207,8 @@ def _compare(test: _Test, trees: list[Tree], plain: _Result) -> tuple[str, float
     try:
         packed, exchanged = (test.run(some, plain=False) for some in (trees, _exchanged(trees)))
     except _FAILURES as error:
-        return f"it cannot take packed tokens ({type(error).__name__}){described}", None
+        [what, *_] = str(error).splitlines() or [type(error).__name__]
+        return f"it cannot take packed tokens: {what}{described}", None
     # experts take a different number of tokens after an exchange, and their sums are rounded differently
     routed = any(name.endswith("experts") for name, _ in test.body.named_modules())
     leak = _largest(exchanged.states[1:], packed.states[1:])

@@ -8,6 +8,7 @@ weight-transfer API: from Ray's object store (`load_weights`), or over NCCL or C
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any
 import ray
 from vllm import LLM, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -35,12 +37,13 @@ _UNCONFIRMED = -1  # version of an engine whose weights are not confirmed; no re
 _BATCHED_TOKENS = 4096  # of a step, vLLM's default for a CPU
 
 
-def engine_options(settings: Rollouts, shared: bool = False) -> dict[str, Any]:
+def engine_options(settings: Rollouts, shared: bool = False, recurrent: bool = False) -> dict[str, Any]:
     """Keyword arguments of vLLM's `LLM`.
 
     Args:
         settings: engine size, dtype and parallelism.
         shared: whether a learner rank computes on the same GPU while the engine sleeps.
+        recurrent: whether the model has layers with a running state.
     """
     options: dict[str, Any] = {
         "dtype": settings.dtype,
@@ -57,7 +60,34 @@ def engine_options(settings: Rollouts, shared: bool = False) -> dict[str, Any]:
         return options | {"gpu_memory_utilization": 0.01, "enable_sleep_mode": shared}
     # a seeded request whose prompt is prefilled in chunks makes vLLM rewind its random numbers, which fails on a CPU
     max_batched_tokens = max(_BATCHED_TOKENS, settings.max_model_len)
-    return options | {"enable_chunked_prefill": False, "max_num_batched_tokens": max_batched_tokens}
+    options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max_batched_tokens}
+    # vLLM caches a running state in chunks only
+    return options | ({"enable_prefix_caching": False} if recurrent else {})
+
+
+def _is_recurrent(model: Path, allow_code: bool) -> bool:
+    """Whether vLLM finds layers with a running state in a model.
+
+    Raises:
+        InputError: vLLM's code of the model needs torchvision, which is missing or built for another PyTorch.
+    """
+    try:
+        config = EngineArgs(model=str(model), trust_remote_code=allow_code).create_model_config()
+    except ValueError as error:
+        if "failed to be inspected" in str(error):  # vLLM logs the cause in a process of its own
+            _require_torchvision(model)
+        raise
+    return config.is_hybrid or config.is_attention_free
+
+
+def _require_torchvision(model: Path) -> None:
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"vLLM cannot load {model}, because its code for models of images and text needs torchvision ({error}); "
+            "install the torchvision that was built for this PyTorch (jobs/README.md, Installing by hand)"
+        ) from error
 
 
 class Engine:
@@ -82,6 +112,9 @@ class Engine:
             seed: of everything that a request's own seed does not cover.
             allow_code: whether code from the model's repository may run.
             shared: whether a learner rank computes on the same GPU while this engine sleeps.
+
+        Raises:
+            InputError: vLLM's code of the model needs torchvision, which is missing or built for another PyTorch.
         """
         gc.freeze()  # vLLM collects garbage five times while it starts; skip everything imported so far
         self._llm = LLM(
@@ -91,7 +124,7 @@ class Engine:
             weight_transfer_config=WeightTransferConfig(backend=weight_receiver.BACKEND),
             # workers of several GPUs are processes of their own and must register the backend too
             worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",
-            **engine_options(settings, shared),
+            **engine_options(settings, shared, _is_recurrent(model, allow_code)),
         )
         self._settings = settings
         self._reader = ResponseReader(self._llm.get_tokenizer())

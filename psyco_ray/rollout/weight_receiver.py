@@ -9,8 +9,8 @@ Written for vLLM 0.32. In 0.24 the worker starts and finishes the reload itself 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.platforms import current_platform
 
 from psyco_ray.models import weight_codec
 from psyco_ray.models.weight_checksum import WeightChecksum
 from psyco_ray.models.weight_codec import Bucket, as_tensor, digest
+from psyco_ray.rollout import weight_reload
 from psyco_ray.rollout.errors import WeightTransferError
 
 BACKEND = "psyco_ray"
@@ -65,13 +64,13 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         super().__init__(config, *parts)
         self._parts = parts
         self._native: Any = None  # vLLM's own engine
-        self._started, self._checksum = False, WeightChecksum()
+        self._started, self._checksum, self._problem = False, WeightChecksum(), ""
         self._held: dict[str, tuple[np.ndarray, str]] = {}
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
         """Connect to the sender; over NCCL all receivers must do so at the same time."""
         self.shutdown()
-        self._started, self._checksum = False, WeightChecksum()
+        self._started, self._checksum, self._problem = False, WeightChecksum(), ""
         config = WeightTransferConfig(backend=init_info.transport)
         self._native = WeightTransferEngineFactory.create_engine(config, *self._parts)
         self._native.init_transfer_engine(self._native.parse_init_info(init_info.settings))
@@ -83,7 +82,8 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         """Load all weights of the object store, or receive a chunk.
 
         Raises:
-            WeightTransferError: the weights in the object store are not those that were sent; nothing was loaded.
+            WeightTransferError: the weights in the object store are not those that were sent, and nothing was loaded;
+                or parameters got no weights.
         """
         if update_info.chunk is None:
             self._receive_stored(update_info, load_weights)
@@ -96,7 +96,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         if not self._started:
             self._native.start_weight_update()
             self._started = True
-        self._native.model = _Loader(self._with_checksum(self.model.load_weights))
+        self._native.model = _Loader(self._with_checksum(functools.partial(weight_reload.load_weights, self.model)))
         try:
             self._native.receive_weights(chunk)
         finally:
@@ -105,13 +105,18 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
     def finish_weight_update(self) -> None:
         """Finish the reload that vLLM's own engine started."""
         if self._started and self._native is not None:
-            self._native.finish_weight_update()
-            _repack_tied_heads(self.model)
+            self._problem = weight_reload.finish(self.model, self._native.finish_weight_update)
 
     def received_digest(self) -> str:
-        """Disconnect; returns the digest of the weights since `init_transfer_engine`."""
+        """Disconnect; returns the digest of the weights since `init_transfer_engine`.
+
+        Raises:
+            WeightTransferError: parameters got no weights.
+        """
         received = self._checksum.digest()
         self.shutdown()
+        if self._problem:  # raised here, because vLLM counts an update as active whose end failed
+            raise WeightTransferError(self._problem)
         return received
 
     def shutdown(self) -> None:
@@ -150,11 +155,12 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         if load_weights is not None:
             load_weights(weights)
             return
-        with _experts_packed_again(self.model):
+        with weight_reload.experts_packed_again(self.model):
             initialize_layerwise_reload(self.model)
-            self.model.load_weights(weights)
-            finalize_layerwise_reload(self.model, self.model_config)
-        _repack_tied_heads(self.model)
+            weight_reload.load_weights(self.model, weights)
+            problem = weight_reload.finish(self.model, lambda: finalize_layerwise_reload(self.model, self.model_config))
+        if problem:
+            raise WeightTransferError(problem)
 
     def _with_checksum(self, load: Load) -> Load:
         def load_and_add(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
@@ -179,32 +185,6 @@ class WorkerExtension:
     def psyco_ray_received_digest(self) -> str:
         """The digest of the weights that arrived in chunks."""
         return self.weight_transfer_engine.received_digest()  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _experts_packed_again(model: Any) -> Iterator[None]:
-    """Have a reload pack fused experts: vLLM's CPU build packs them only where they have no kernel yet."""
-    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
-    kernels = [(method, method.moe_kernel) for method in methods if getattr(method, "moe_kernel", None) is not None]
-    if not current_platform.is_cpu():
-        kernels = []
-    for method, _ in kernels:
-        method.moe_kernel = None
-    yield
-    for method, kernel in kernels:
-        if method.moe_kernel is None:  # the layer was not reloaded
-            method.moe_kernel = kernel
-
-
-def _repack_tied_heads(model: Any) -> None:
-    """Repack tied output layers: vLLM's CPU build keeps a packed copy that a reload leaves stale."""
-    if not current_platform.is_cpu():
-        return
-    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
-    for layer in layers:
-        if isinstance(layer, ParallelLMHead) and id(layer.weight) in embeddings:
-            layer.quant_method.process_weights_after_loading(layer)
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -71,6 +71,7 @@ FAMILIES = [
     ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": None, "sliding_window": 6}, ""),
     ("granite", {"logits_scaling": 4.0}, "logits_scaling"),
     ("cohere", {"logit_scale": 0.25}, "logit_scale"),
+    ("stablelm", {}, "StableLmAttention does not pass the places of packed tokens on"),
 ]
 
 

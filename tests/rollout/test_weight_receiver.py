@@ -12,8 +12,10 @@ import torch
 from psyco_ray.learner import weight_sender
 from psyco_ray.learner.weight_sender import ParameterInfo, ParameterSource, ReceiverClient, chunks
 from psyco_ray.models.weight_checksum import WeightChecksum, fingerprint
+from psyco_ray.models.weight_codec import as_array
+from psyco_ray.models.weight_codec import digest as bucket_digest
 from psyco_ray.rollout.errors import WeightTransferError
-from psyco_ray.run.types import PreferencePair, SentWeights
+from psyco_ray.run.types import PreferencePair, SentWeights, Weights
 
 
 def parameters(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, torch.Tensor]]:
@@ -247,7 +249,7 @@ def register_transport(actor) -> None:
 
 
 @pytest.mark.slow
-def test_an_engine_accepts_chunks_after_sleep_only_with_the_right_digest(local_ray, tiny_model) -> None:
+def test_an_engine_accepts_chunks_only_with_the_right_digest_and_for_every_parameter(local_ray, tiny_model) -> None:
     from transformers import AutoModelForCausalLM
 
     from psyco_ray.config.resources import Rollouts
@@ -270,14 +272,14 @@ def test_an_engine_accepts_chunks_after_sleep_only_with_the_right_digest(local_r
         logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     expected = logits.gather(1, torch.tensor(response)[:, None]).sum().item()
 
-    def send(version: int, weights: list) -> None:
+    def send(version: int, weights: list) -> dict[int, str]:
         client = ReceiverClient("in_chunks", [actor], version, workers=1, deadline_s=60)
         client.init_weight_transfer_engine({})
         client.start_weight_update()
         for chunk in chunks(iter(weights), 2**20):
             client.update_weights({"names": [name for name, _ in chunk], "ref": [ray.put(chunk)]})
         client.finish_weight_update()
-        assert not client.failures, client.failures
+        return client.failures
 
     def load(version: int, expected: str):
         probe = PreferencePair("probe", prompt, response, response)
@@ -285,18 +287,29 @@ def test_an_engine_accepts_chunks_after_sleep_only_with_the_right_digest(local_r
 
     for version, keep in ((1, True), (2, False)):
         ray.get(actor.sleep.remote(keep), timeout=60)
-        send(version, weights)
+        assert not send(version, weights)
         ack = load(version, digest(weights))
         assert (ack.version, ack.digest) == (version, digest(weights))
         assert ack.logprobs == pytest.approx((expected, expected), abs=1e-2)
 
     damaged = [(name, tensor.clone()) for name, tensor in weights]
     damaged[1][1].view(-1)[3] += 1e-3
-    send(3, damaged)
+    assert not send(3, damaged)
     with pytest.raises(
         WeightTransferError, match=rf"version 3 with digest \w+ arrived, version 3 with digest {digest(weights)}"
     ):
         load(3, digest(weights))
-    send(3, weights)
+    assert not send(3, weights)
     assert load(3, digest(weights)).version == 3
+
+    partial = [(name, tensor) for name, tensor in weights if name != "model.layers.1.mlp.down_proj.weight"]
+    refusal = "took no weights for model.layers.1.mlp.down_proj.weight from those that were sent"
+    failures = send(4, partial)
+    assert refusal in failures[0], failures
+    bucket = {name: as_array(tensor) for name, tensor in partial}
+    stored = Weights(4, bucket_digest([bucket]), (ray.put(bucket),), 0)
+    with pytest.raises(WeightTransferError, match=refusal):
+        ray.get(actor.load_weights.remote(stored, PreferencePair("probe", prompt, response, response)), timeout=60)
+    assert not send(5, weights)
+    assert load(5, digest(weights)).logprobs == pytest.approx((expected, expected), abs=1e-2)
     ray.kill(actor)

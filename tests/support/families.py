@@ -48,6 +48,9 @@ class Family:
     traits: str
     settings: dict[str, Any] = field(default_factory=dict)
     kind: str = "causal"  # or "multimodal", whose text part trains, or "encoder", which only scores
+    in_vllm: dict[str, Any] = field(default_factory=dict)  # settings under which vLLM computes what transformers does
+    why: str = ""  # they are needed
+    dtype: str = "float32"  # in vLLM
 
 
 SLIDING = {"sliding_window": 6}
@@ -77,6 +80,16 @@ LATENT = {
     "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
 }
 MULTIPLIERS = {"logits_scaling": 2.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.2}
 DELTA = {
@@ -137,16 +150,24 @@ FAMILIES: dict[str, Family] = {
     "granite": Family("granite", "logit multipliers", {**MULTIPLIERS, "residual_multiplier": 0.5}),
     "cohere": Family("cohere", "logit multiplier, tied head", {"logit_scale": 0.3}),
     "cohere2": Family(
-        "cohere2", "logit multiplier, sliding attention", {"logit_scale": 0.3, **SLIDING, **HALF_SLIDING}
+        "cohere2",
+        "logit multiplier, sliding attention",
+        {"logit_scale": 0.3, **SLIDING, **HALF_SLIDING},
+        in_vllm={"sliding_window": 64},
+        why="within its window, which vLLM has a token wider",
     ),
     "mixtral": Family("mixtral", "experts", EXPERTS),
     "qwen2-moe": Family("qwen2_moe", "experts", QWEN_EXPERTS),
-    "qwen3-moe": Family("qwen3_moe", "experts", {**QWEN_EXPERTS, **HEADS}),
+    "qwen3-moe": Family(
+        "qwen3_moe", "experts", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, **HEADS}
+    ),
     "olmoe": Family("olmoe", "experts", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}),
     "granite-moe": Family("granitemoe", "experts, logit multipliers", {**EXPERTS, **MULTIPLIERS}),
     "glm4-moe": Family("glm4_moe", "experts, routing bias", {**ROUTED, **HEADS}),
     "deepseek-v3": Family(
-        "deepseek_v3", "experts, routing bias, latent attention", {**ROUTED, **LATENT, "topk_method": "noaux_tc"}
+        "deepseek_v3",
+        "experts, routing bias, latent attention",
+        {**ROUTED, **LATENT, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     ),
     "ernie4.5-moe": Family(
         "ernie4_5_moe", "experts, routing bias", {"moe_intermediate_size": 32, "moe_k": 2, "moe_num_experts": 4}
@@ -163,8 +184,17 @@ FAMILIES: dict[str, Family] = {
             "attention_chunk_size": 8,
             "no_rope_layers": [1, 0],
         },
+        in_vllm={"attention_chunk_size": 32},
+        why="with chunks of whole blocks of the cache",
     ),
-    "qwen3-next": Family("qwen3_next", "linear attention, experts", {**QWEN_EXPERTS, **DELTA}),
+    "qwen3-next": Family(
+        "qwen3_next",
+        "linear attention, experts",
+        {**QWEN_EXPERTS, **DELTA},
+        in_vllm={"linear_key_head_dim": 128, "linear_value_head_dim": 128},
+        why="in bfloat16, the only one of the CPU build's linear attention",
+        dtype="bfloat16",
+    ),
     "qwen3.5": Family("qwen3_5_text", "linear attention", DELTA),
     "lfm2": Family(
         "lfm2", "convolutions", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
@@ -210,6 +240,8 @@ FAMILIES: dict[str, Family] = {
             "chunk_size": 8,
             "use_mamba_kernels": False,
         },
+        in_vllm={"time_step_min": 1e-9},
+        why="without time_step_min, by which vLLM does not bound its time steps",
     ),
     "recurrent-gemma": Family(
         "recurrent_gemma",
@@ -228,7 +260,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "mamba": Family("mamba", "Mamba alone", {"state_size": 8, "time_step_rank": 4}),
     "mamba2": Family(
-        "mamba2", "Mamba 2 alone", {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 8}
+        "mamba2",
+        "Mamba 2 alone",
+        {
+            "num_heads": 4,
+            "head_dim": 32,
+            "state_size": 16,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "intermediate_size": 128,
+        },
     ),
     "gemma3-images": Family(
         "gemma3",
@@ -306,29 +347,25 @@ CAUSAL = [name for name, family in FAMILIES.items() if family.kind != "encoder"]
 ENCODERS = [name for name, family in FAMILIES.items() if family.kind == "encoder"]
 
 
+TORCHVISION = "vLLM's code of it needs torchvision, which the environment without GPUs leaves out"
 NOT_IN_VLLM = {
     "gpt-neox": "vLLM has no model of its own for it",
     "gemma2": "the CPU build has no soft cap of attention",
-    "llama4": "the tiny chunk is smaller than a block of the cache",
+    "ernie4.5-moe": "the CPU build routes without the routing bias where experts have no groups",
+    "qwen3.5": TORCHVISION,
+    "lfm2": "the CPU build rotates queries wrongly that are laid out by head",
     "jamba": "the CPU build has no selective scan",
-    "bamba": "the CPU build has no model of its own for it",
-    "granite-hybrid": "the CPU build refuses it without chunked prefill",
-    "qwen3-next": "the CPU build refuses it without chunked prefill",
-    "qwen3.5": "the CPU build does not load its text part alone",
-    "lfm2": "the CPU build refuses it without chunked prefill",
-    "gemma3-images": "the CPU build does not load it as it is installed",
-    "gemma4-images": "the CPU build does not load it as it is installed",
-    "qwen2.5-vl": "the CPU build does not load it as it is installed",
-    "mistral3": "the CPU build does not load it as it is installed",
-    "qwen3.5-images": "the CPU build does not load it as it is installed",
-    "falcon-h1": "the CPU build refuses it without chunked prefill",
-    "nemotron-h": "the CPU build refuses it without chunked prefill",
-    "olmo-hybrid": "the CPU build refuses it without chunked prefill",
+    "bamba": "vLLM has no model of its own for it",
     "recurrent-gemma": "vLLM has no model of its own for it",
+    "olmo-hybrid": "its linear attention needs Triton, which the CPU build has not",
     "mamba": "the CPU build has no selective scan",
-    "mamba2": "the CPU build fails at its sizes",
+    "gemma3-images": TORCHVISION,
+    "gemma4-images": TORCHVISION,
+    "qwen2.5-vl": TORCHVISION,
+    "qwen3.5-images": TORCHVISION,
+    "mistral3": TORCHVISION,
 }
-"""Families that vLLM's CPU build does not run, and why."""
+"""Families that vLLM's CPU build does not run, or computes otherwise than transformers, and why."""
 
 
 def available(name: str) -> bool:
@@ -338,10 +375,10 @@ def available(name: str) -> bool:
     return FAMILIES[name].model_type in CONFIG_MAPPING
 
 
-def build(name: str) -> tuple[Any, str]:
+def build(name: str, in_vllm: bool = False) -> tuple[Any, str]:
     """Return a family's configuration and its kind: causal, multimodal or encoder; skips the test without the family.
 
-    Older releases of transformers lack some families.
+    Older releases of transformers lack some families. `in_vllm` adds the settings that vLLM needs.
     """
     from transformers import AutoConfig
 
@@ -350,7 +387,8 @@ def build(name: str) -> tuple[Any, str]:
         pytest.skip(f"this transformers has no {family.model_type}")
     flat = {} if family.kind == "multimodal" else {**SMALL, "vocab_size": VOCABULARY}
     labels = {"num_labels": 1} if family.kind == "encoder" else {}
-    return AutoConfig.for_model(family.model_type, **{**flat, **labels, **family.settings}), family.kind
+    settings = {**flat, **labels, **family.settings, **(family.in_vllm if in_vllm else {})}
+    return AutoConfig.for_model(family.model_type, **settings), family.kind
 
 
 def auto_class(kind: str) -> Any:
@@ -364,9 +402,9 @@ def auto_class(kind: str) -> Any:
     }[kind]
 
 
-def new_model(name: str, seed: int = 0) -> Any:
+def new_model(name: str, seed: int = 0, in_vllm: bool = False) -> Any:
     """Return a random model of a family, in float32 and in eval mode."""
-    config, kind = build(name)
+    config, kind = build(name, in_vllm)
     torch.manual_seed(seed)
     model = auto_class(kind).from_config(config, dtype=torch.float32).eval()
     saved, buffers = set(model.state_dict()), dict(model.named_buffers())
@@ -421,6 +459,7 @@ def write(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     change: Callable[[Any], None] | None = None,
+    in_vllm: bool = False,
 ) -> Path:
     """Write a family's model directory with weights, generation config and tokenizer; returns it.
 
@@ -430,8 +469,9 @@ def write(
         dtype: of the weights.
         seed: of the weights.
         change: called with the model before it is written.
+        in_vllm: whether with the settings that vLLM needs.
     """
-    model = new_model(name, seed).to(dtype)
+    model = new_model(name, seed, in_vllm).to(dtype)
     if change is not None:
         change(model)
     model.save_pretrained(path)

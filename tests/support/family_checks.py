@@ -34,7 +34,7 @@ RESPONSE = random.Random(1).choices(range(5, 260), k=30)
 
 def write_base(name: str, path: Path) -> Path:
     """Write a family's base model with a generation config and files of a processor."""
-    families.write(name, path)
+    families.write(name, path, in_vllm=True)
     (path / "generation_config.json").write_text(json.dumps(CONFIGURED))
     (path / "preprocessor_config.json").write_text('{"size": 16}')
     return path
@@ -77,13 +77,20 @@ def saved(base: Path, target: Path) -> tuple[float, float]:
     return before, alone(target)
 
 
-def start(path: Path) -> Any:
-    """Start a rollout actor with a model."""
-    settings = Rollouts(actors=1, cpus=0.5, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)
+def start(name: str, path: Path) -> Any:
+    """Start a rollout actor with a family's model."""
+    settings = Rollouts(
+        actors=1, cpus=0.5, dtype=families.FAMILIES[name].dtype, max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1
+    )
     options = placement.pool_options(settings, actor_environment(settings))
     actor = ray.remote(RolloutActor).options(**options).remote("rollout-0", str(path), settings, 0)
     ray.get(actor.ready.remote(), timeout=300)
     return actor
+
+
+def bound(name: str) -> float:
+    """Largest difference of the probe's log-probability between engine and transformers that rounding explains."""
+    return {"float32": 5e-3, "bfloat16": 0.3}[families.FAMILIES[name].dtype]
 
 
 def engine_logprob(actor: Any) -> float:

@@ -1,0 +1,133 @@
+"""What vLLM's layerwise reload of weights misses.
+
+A reload moves a model's parameters to the meta device, keeps what their weight loaders get, and fills and packs a layer
+when it has all of its weights. It does not see weights that a model copies into a parameter itself (gpt-oss), and a
+layer without new weights goes on with the old ones, with a warning. On a CPU it leaves packed copies as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import layerwise
+from vllm.platforms import current_platform
+
+_NAMED = 3  # parameters in a message
+
+
+def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+    """Have a model load some of its weights after a reload was started, including those it copies itself."""
+    with _DirectCopies(model) as copies:
+        loaded = model.load_weights(weights)
+    copies.hand_over()
+    return loaded
+
+
+def finish(model: Any, finish_reload: Callable[[], None]) -> str:
+    """Finish a reload; returns which parameters got no weights since it started and keep the old ones, if any did."""
+    missing = _without_weights(model)
+    finish_reload()
+    _repack_tied_heads(model)
+    if not missing:
+        return ""
+    more = f" and {len(missing) - _NAMED} more parameters" if len(missing) > _NAMED else ""
+    return (
+        f"vLLM's {type(model).__name__} took no weights for {', '.join(missing[:_NAMED])}{more} from those that were "
+        "sent; it cannot be trained with this vLLM"
+    )
+
+
+@contextlib.contextmanager
+def experts_packed_again(model: Any) -> Iterator[None]:
+    """Have a reload pack fused experts: vLLM's CPU build packs them only where they have no kernel yet."""
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
+    kernels = [(method, method.moe_kernel) for method in methods if getattr(method, "moe_kernel", None) is not None]
+    if not current_platform.is_cpu():
+        kernels = []
+    for method, _ in kernels:
+        method.moe_kernel = None
+    yield
+    for method, kernel in kernels:
+        if method.moe_kernel is None:  # the layer was not reloaded
+            method.moe_kernel = kernel
+
+
+class _DirectCopies(TorchDispatchMode):
+    """Keeps what is copied into parameters on the meta device without their weight loaders."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._owners = {
+            parameter.untyped_storage()._cdata: (layer, name)
+            for layer in model.modules()
+            for name, parameter in layer._parameters.items()
+            if parameter is not None and not isinstance(parameter, UninitializedParameter) and parameter.is_meta
+        }
+        self._copies: list[tuple[Any, str, torch.Tensor, torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default and args[0].is_meta:
+            target, source = args[:2]
+            layer, name = self._owners.get(target.untyped_storage()._cdata, (None, ""))
+            if layer is not None and not _takes_itself(layer, name):
+                self._copies.append((layer, name, target, source))
+        return func(*args, **(kwargs or {}))
+
+    def hand_over(self) -> None:
+        """Give the copies to the reload, as if weight loaders had made them."""
+        for layer, name, target, source in self._copies:
+            parameter = getattr(layer, name)
+            if _loader(parameter) is not _place:
+                parameter.weight_loader = _place
+                parameter.weight_loader = layerwise.make_online_process_loader(layer, name)
+            parameter.weight_loader(parameter, source, target.shape, target.stride(), target.storage_offset())
+
+
+def _takes_itself(layer: Any, name: str) -> bool:
+    """Whether the reload knows of a copy into a parameter, because the parameter's weight loader makes it."""
+    taken = (own for own, _ in layerwise.get_layerwise_info(layer).loaded_weights)
+    return name in taken and _loader(getattr(layer, name)) is not _place
+
+
+def _loader(parameter: torch.Tensor) -> Callable[..., Any]:
+    return layerwise._get_original_loader(parameter)
+
+
+def _place(
+    param: torch.Tensor, loaded_weight: torch.Tensor, shape: torch.Size, stride: tuple[int, ...], offset: int
+) -> None:
+    """Copy weights into a part of a parameter."""
+    param.data.as_strided(shape, stride, offset).copy_(loaded_weight)
+
+
+def _without_weights(model: Any) -> list[str]:
+    """Names of the parameters that have got no weights since a reload started; tied ones count as one."""
+    kept, waiting = set(), []
+    for prefix, layer in model.named_modules():
+        info = layerwise.get_layerwise_info(layer)
+        own = {name: parameter for name, parameter in layer._parameters.items() if parameter is not None}
+        if not info.can_load():  # all of its weights have arrived
+            kept |= {id(parameter) for parameter in own.values()}
+        elif not layerwise.is_deferred_attention_layer(layer):  # which has scales of the cache at most
+            kernel = info.kernel_tensors[0] if info.kernel_tensors else own
+            taken = {name for name, _ in info.loaded_weights} | layerwise.SKIP_LOAD_TENSORS
+            kept |= {id(kernel.get(name)) for name in own if name in taken}
+            waiting += [(f"{prefix}.{name}", id(kernel.get(name))) for name in own if name not in taken]
+    return [name for name, parameter in waiting if parameter not in kept]
+
+
+def _repack_tied_heads(model: Any) -> None:
+    """Repack tied output layers: vLLM's CPU build keeps a packed copy that a reload leaves stale."""
+    if not current_platform.is_cpu():
+        return
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
+    for layer in layers:
+        if isinstance(layer, ParallelLMHead) and id(layer.weight) in embeddings:
+            layer.quant_method.process_weights_after_loading(layer)
