@@ -15,7 +15,9 @@ MicroBatch = list[PreferencePair]
 """Pairs of one forward and backward pass."""
 
 
-def plan_step(batch: Sequence[PreferencePair], world_size: int, max_tokens: int) -> list[list[MicroBatch]]:
+def plan_step(
+    batch: Sequence[PreferencePair], world_size: int, max_tokens: int, plain: bool = False
+) -> list[list[MicroBatch]]:
     """Shard a batch over ranks, each with the same number of passes, longest pairs first.
 
     Pairs of a pass have similar lengths, because its rows are as long as its longest pair.
@@ -25,6 +27,7 @@ def plan_step(batch: Sequence[PreferencePair], world_size: int, max_tokens: int)
         world_size: number of ranks.
         max_tokens: limit of a pass, padding included. A pass exceeds it only if a single pair does, or if there are too
             few pairs for one more pass on every rank.
+        plain: whether each conversation is computed in a row of its own, as long as the longest of the pass.
 
     Returns:
         For every rank its passes, each with at least one pair.
@@ -34,10 +37,14 @@ def plan_step(batch: Sequence[PreferencePair], world_size: int, max_tokens: int)
     """
     if len(batch) < world_size:
         raise InputError(f"a batch of {len(batch)} pairs cannot be shared by {world_size} ranks")
-    remaining = sorted(batch, key=lambda e: (-e.tokens, e.key))
+
+    def size_of(pair: PreferencePair) -> int:
+        return pair.padded_tokens if plain else pair.tokens
+
+    remaining = sorted(batch, key=lambda e: (-size_of(e), e.key))
     passes: list[list[PreferencePair]] = []
     while remaining:
-        size = max(1, max_tokens // remaining[0].tokens) * world_size
+        size = max(1, max_tokens // size_of(remaining[0])) * world_size
         passes.append(remaining[:size])
         remaining = remaining[size:]
     lacking = world_size - len(passes[-1])

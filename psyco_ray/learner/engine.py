@@ -37,7 +37,7 @@ class LearnerEngine:
     optimizer: torch.optim.AdamW
     tokenizer: PreTrainedTokenizerBase
     files: WeightFiles  # how the model is sent and saved
-    note: str  # how the model is computed, if a user should know
+    note: str  # why the model is computed the plain way; empty if it is packed
 
 
 def init_process_group(

@@ -260,7 +260,7 @@ class LearnerGroup:
     def _step(self, batch: Sequence[PreferencePair], step: int, total_steps: int) -> StepResult:
         started = time.monotonic()
         rate = learning_rate(self.spec.optimizer, step, total_steps)
-        shards = plan_step(batch, len(self.workers), self.spec.settings.micro_batch_tokens)
+        shards = plan_step(batch, len(self.workers), self.spec.settings.micro_batch_tokens, self._group.plain)
         mean_chosen_tokens = sum(e.trained_tokens[0] for e in batch) / len(batch)
         sums = self._group.run_sharded(
             LearnerWorker.step,
@@ -285,7 +285,7 @@ class LearnerGroup:
         numbered = [replace(example, key=f"{i:09d}") for i, example in enumerate(examples)]
         # ZeRO-3 workers gather parameters together, so every worker needs a pair
         numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.workers))]
-        shards = plan_step(numbered, len(self.workers), self.spec.settings.micro_batch_tokens)
+        shards = plan_step(numbered, len(self.workers), self.spec.settings.micro_batch_tokens, self._group.plain)
         results = self._group.run_sharded(LearnerWorker.evaluate, "computing values", self._step_s, shards)
         by_key = {
             example.key: value

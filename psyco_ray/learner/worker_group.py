@@ -76,6 +76,7 @@ class WorkerGroup:
             actor.options(**options(rank)).remote(rank, world_size) for rank in range(world_size)
         ]
         self._locations = [worker.location.remote() for worker in self.workers]
+        self.plain = False  # each conversation in a row of its own, known when the workers are ready
         address = self.workers[0].listen.remote()
         self._started = [worker.start.remote(address, spec, checkpoint) for worker in self.workers]
 
@@ -83,12 +84,13 @@ class WorkerGroup:
         """Wait until every worker has loaded its model.
 
         Returns:
-            How they compute it, if a user should know; else an empty text.
+            The line that says why the model is computed the plain way; empty if it is packed.
 
         Raises:
             WorkerGroupFailedError: a worker was lost or not ready in time.
         """
         note, *_ = self._gather(self._started, "loading its model", self._spec.deadlines.start_s)
+        self.plain = bool(note)
         return note
 
     def run(

@@ -94,6 +94,11 @@ class PreferencePair:
         """Tokens that a forward pass computes: the prompt once, then both responses."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that a forward pass computes in padded rows: the prompt with the longer response, twice."""
+        return 2 * (len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids)))
+
 
 @dataclass(frozen=True)
 class ScoreRequest:

@@ -11,26 +11,36 @@ from psyco_ray.learner.batching import batches, learning_rate, plan_step
 from psyco_ray.run.types import PreferencePair
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 4), st.integers(50, 1000))
+def packed_tokens(passed: list[PreferencePair]) -> int:
+    return len(passed) * max(e.tokens for e in passed)
+
+
+def plain_tokens(passed: list[PreferencePair]) -> int:
+    """Two rows for each pair, as long as the longest conversation of the pass."""
+    return 2 * len(passed) * max(len(e.prompt_ids + ids) for e in passed for ids in (e.chosen_ids, e.rejected_ids))
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 4), st.integers(50, 1000), st.booleans())
 def test_a_batch_is_sharded_completely_evenly_and_within_bounds(
-    lengths: list[int], world_size: int, max_tokens: int
+    lengths: list[int], world_size: int, max_tokens: int, plain: bool
 ) -> None:
+    tokens = plain_tokens if plain else packed_tokens
     batch = [PreferencePair(f"{i:02d}", (1,), (1,) * length, (1,)) for i, length in enumerate(lengths)]
     if len(batch) < world_size:
         with pytest.raises(ValueError, match="cannot be shared"):
-            plan_step(batch, world_size, max_tokens)
+            plan_step(batch, world_size, max_tokens, plain)
         return
-    shards = plan_step(batch, world_size, max_tokens)
+    shards = plan_step(batch, world_size, max_tokens, plain)
     micro_batches = [micro_batch for shard in shards for micro_batch in shard]
     assert len({len(shard) for shard in shards}) == 1
     assert sorted(e.key for micro_batch in micro_batches for e in micro_batch) == [e.key for e in batch]
     assert all(micro_batches)
     could_split_further = (len(shards[0]) + 1) * world_size <= len(batch)
     if could_split_further:
-        assert all(len(m) * max(e.tokens for e in m) <= max_tokens or len(m) == 1 for m in micro_batches)
+        assert all(tokens(m) <= max_tokens or len(m) == 1 for m in micro_batches)
     for passes in zip(*shards, strict=True):
         assert max(map(len, passes)) - min(map(len, passes)) <= 1, "a rank would wait for another"
-    longest = [max(e.tokens for shard in shards for e in shard[i]) for i in range(len(shards[0]))]
+    longest = [max(tokens([e]) for shard in shards for e in shard[i]) for i in range(len(shards[0]))]
     assert longest == sorted(longest, reverse=True), "pairs of similar length share a pass"
 
 
