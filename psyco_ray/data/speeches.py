@@ -16,6 +16,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -288,15 +289,23 @@ def shared_tokenizer(model: str, template_options: tuple[tuple[str, Any], ...]) 
     return loading.load_tokenizer(loading.resolve(model), template_options=dict(template_options))
 
 
-def check_prompt(job: Job) -> None:
+def check_prompt(job: Job, directory: Path | None = None) -> None:
     """Render the job's prompt with a speech of psyco_ray's own, before anything starts.
+
+    Args:
+        job: names the prompts and the model.
+        directory: of the model's tokenizer; None: the model is fetched if it is not on this machine.
 
     Raises:
         InputError: the model's chat template refuses the prompt.
     """
-    from psyco_ray.models import templates
+    from psyco_ray.models import loading, templates
 
-    tokenizer = shared_tokenizer(job.model, (*job.template_options.items(),))
+    options = job.template_options
+    if directory is None:
+        tokenizer = shared_tokenizer(job.model, (*options.items(),))
+    else:
+        tokenizer = loading.load_tokenizer(directory, template_options=options)
     templates.check(tokenizer, prompt_messages(load_prompt(job.prompts), "I cannot sleep."))
 
 

@@ -65,14 +65,14 @@ def engine_options(settings: Rollouts, shared: bool = False, recurrent: bool = F
     return options | ({"enable_prefix_caching": False} if recurrent else {})
 
 
-def _is_recurrent(model: Path, allow_code: bool) -> bool:
+def _is_recurrent(model: Path, dtype: str, allow_code: bool) -> bool:
     """Whether vLLM finds layers with a running state in a model.
 
     Raises:
         InputError: vLLM's code of the model needs torchvision, which is missing or built for another PyTorch.
     """
     try:
-        config = EngineArgs(model=str(model), trust_remote_code=allow_code).create_model_config()
+        config = EngineArgs(model=str(model), dtype=dtype, trust_remote_code=allow_code).create_model_config()
     except ValueError as error:
         if "failed to be inspected" in str(error):  # vLLM logs the cause in a process of its own
             _require_torchvision(model)
@@ -124,7 +124,7 @@ class Engine:
             weight_transfer_config=WeightTransferConfig(backend=weight_receiver.BACKEND),
             # workers of several GPUs are processes of their own and must register the backend too
             worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",
-            **engine_options(settings, shared, _is_recurrent(model, allow_code)),
+            **engine_options(settings, shared, _is_recurrent(model, settings.dtype, allow_code)),
         )
         self._settings = settings
         self._reader = ResponseReader(self._llm.get_tokenizer())

@@ -42,6 +42,19 @@ def snapshot(hub_id: str, patterns: Sequence[str], revision: str | None = None, 
         return Path(snapshot_download(hub_id, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
 
 
+def cached_model(name: str) -> Path | None:
+    """The directory of a model in the hub's cache, if its tokenizer is there; nothing is downloaded.
+
+    Args:
+        name: of the model, perhaps with a revision.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    hub_id, revision = split_revision(name)
+    file = try_to_load_from_cache(hub_id, "tokenizer_config.json", revision=revision)
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def dataset_file(hub_id: str, path: str, revision: str | None = None) -> Path:
     """A file of a dataset in the hub's cache; it is downloaded if it is missing.
 

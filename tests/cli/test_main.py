@@ -14,7 +14,7 @@ import pyarrow as pa
 import pydantic
 import pytest
 from ray.exceptions import RayTaskError
-from support import commands
+from support import commands, families
 
 from psyco_ray.cli import train
 from psyco_ray.cli.main import build_parser, main
@@ -52,6 +52,22 @@ def test_plan_refuses_a_cluster_that_is_too_small(tmp_path, capsys) -> None:
     message = refused(capsys, "plan", write_job(tmp_path), "learners.gpus=1", "learners.actors=8")
     assert "the cluster cannot hold iterate" in message
     assert "8 GPUs" in message
+
+
+def test_plan_tries_the_chat_template_of_a_model_in_the_hubs_cache(tmp_path, capsys, monkeypatch) -> None:
+    from huggingface_hub import constants
+
+    refusing = families.new_tokenizer(template="{{ raise_exception('only tools may speak') }}")
+    commit = "0" * 40
+    repository = tmp_path / "cache" / "models--owner--strict"
+    refusing.save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    job = write_job(tmp_path, "rollouts: {cpus: 0.1}\nscorers: {cpus: 0.1}\nlearners: {cpus: 0.1}\n")
+    assert "only tools may speak" in refused(capsys, "plan", job, "model=owner/strict")
+    assert main(["plan", job, "model=owner/elsewhere"]) == 0, "a plan downloads no model"
 
 
 def test_options_may_precede_and_follow_overrides(tmp_path, capsys) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from psyco_ray.cli.arguments import add_command, add_job
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
-from psyco_ray.run import ray_session, storage
+from psyco_ray.run import hub, ray_session, storage
 
 
 def add(subparsers: Any) -> None:
@@ -30,6 +31,13 @@ def add(subparsers: Any) -> None:
     command.add_argument("--run", dest="finished", metavar="RUN", help="a finished run to learn from")
 
 
+def _on_this_machine(model: str) -> Path | None:
+    """The directory of a model, which a plan does not download."""
+    if storage.local_path(model).is_dir():
+        return storage.local_path(model)
+    return hub.cached_model(model) if hub.is_id(model) else None
+
+
 def plan(job: Job, options: argparse.Namespace) -> int:
     """Prints the resource plan and the time of an iteration; fails where the cluster cannot hold the job."""
     from psyco_ray.cli.plan import advice
@@ -44,8 +52,9 @@ def plan(job: Job, options: argparse.Namespace) -> int:
             raise InputError("plan --cluster shows a job's own actors; leave --gpus, --model, --device and --run out")
         print(advice.forecast(job, **choices))
         return 0
-    if storage.local_path(job.model).is_dir():  # a plan downloads no model
-        speeches.check_prompt(job)
+    directory = _on_this_machine(job.model)
+    if directory is not None:
+        speeches.check_prompt(job, directory)
     on_cluster = bool(options.address or os.environ.get("RAY_ADDRESS"))
     if options.cluster and not on_cluster:
         raise InputError("plan --cluster needs a running cluster; give --address or set RAY_ADDRESS")
