@@ -28,6 +28,8 @@ KINDS = ("self-harm", "violence", "abuse", "eating disorder")
 LANGUAGES = ("en", "es", "de", "fr", "pt", "zh", "ar", "hi", "ru")
 """The languages with a lexicon; English is looked for in texts of all of them."""
 
+_OTHERS = "others"  # a lexicon of unmistakable phrases of more languages; a text in them is not screened without a match
+
 _LATIN = ("en", "es", "de", "fr", "pt")
 _BY_SCRIPT = {"latin": _LATIN, "han": ("zh",), "arabic": ("ar",), "devanagari": ("hi",), "cyrillic": ("ru",)}
 _CHARACTER = re.compile(r"[^\W_]|[.!?;]")
@@ -94,6 +96,8 @@ def _lexicons(language: str, text: str) -> tuple[Sequence[str], bool]:
     screened = script in _BY_SCRIPT and script in ("latin", "han")
     if language in LANGUAGES:
         codes[language], screened = None, True
+    if not screened or script is not None:
+        codes[_OTHERS] = None
     for found in scripts_in(text):
         codes.update(dict.fromkeys(_BY_SCRIPT.get(found, ())))
     return tuple(codes), screened

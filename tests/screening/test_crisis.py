@@ -113,6 +113,14 @@ def test_a_text_without_a_lexicon_is_not_screened(text: str, language: str) -> N
     assert crisis.signs(text) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Ik wil dood.", "Ölmek istiyorum, kimse beni anlamıyor.", "もう死にたいです。", "죽고 싶어요", "Nie chcę żyć, mam dość."],
+)
+def test_unmistakable_words_of_more_languages_are_flagged(text: str) -> None:
+    assert crisis.signs(text) == ["self-harm"]
+
+
 def test_a_sign_counts_in_a_text_that_is_not_screened() -> None:
     found = crisis.screen("Non riesco a dormire da settimane, sono stanco di tutto. I want to kill myself.")
     assert (found.language, found.kinds) == ("it", ("self-harm",))
@@ -124,8 +132,8 @@ def test_a_sign_counts_in_a_text_that_is_not_screened() -> None:
     ("text", "flags"),
     [
         ("Hello! I want to kill my self, really.", [("self-harm", "kill my self")]),
-        ("Naïve: he \u200bhits me.", [("abuse", "hits me")]),
-        ("So. Some days I w a n t to d i e now", [("self-harm", "w a n t to d i e")]),
+        ("Naïve: ﬁne. Suﬀering \u200bsuicidal today.", [("self-harm", "suicidal")]),
+        ("So. Some days I w a n t to d i e.", [("self-harm", "w a n t to d i e")]),
         ("天气很好。我 想 自 杀 了。", [("self-harm", "自 杀")]),
     ],
 )
