@@ -28,7 +28,9 @@ KINDS = ("self-harm", "violence", "abuse", "eating disorder")
 LANGUAGES = ("en", "es", "de", "fr", "pt", "zh", "ar", "hi", "ru")
 """The languages with a lexicon; English is looked for in texts of all of them."""
 
-_OTHERS = "others"  # a lexicon of unmistakable phrases of more languages; a text in them is not screened without a match
+_OTHERS = (
+    "others"  # a lexicon of unmistakable phrases of more languages; a text in them is not screened without a match
+)
 
 _LATIN = ("en", "es", "de", "fr", "pt")
 _BY_SCRIPT = {"latin": _LATIN, "han": ("zh",), "arabic": ("ar",), "devanagari": ("hi",), "cyrillic": ("ru",)}

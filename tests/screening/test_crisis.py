@@ -115,7 +115,13 @@ def test_a_text_without_a_lexicon_is_not_screened(text: str, language: str) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["Ik wil dood.", "Ölmek istiyorum, kimse beni anlamıyor.", "もう死にたいです。", "죽고 싶어요", "Nie chcę żyć, mam dość."],
+    [
+        "Ik wil dood.",
+        "Ölmek istiyorum, kimse beni anlamıyor.",
+        "もう死にたいです。",
+        "죽고 싶어요",
+        "Nie chcę żyć, mam dość.",
+    ],
 )
 def test_unmistakable_words_of_more_languages_are_flagged(text: str) -> None:
     assert crisis.signs(text) == ["self-harm"]
