@@ -81,7 +81,7 @@ def test_the_papers_pool_has_engines_that_hold_its_weights() -> None:
 
 
 def test_members_of_one_model_with_other_template_options_have_engines_of_their_own(tmp_path) -> None:
-    api = {"api": {"model": "x", "base_url": "http://nowhere", "key_env": None}}
+    api = {"api": {"model": "x", "base_url": "http://127.0.0.1:1", "key_env": None}}
     with pytest.raises(
         InputError, match="paid is behind an API, which renders its prompts; leave template_options out"
     ):

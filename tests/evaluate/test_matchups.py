@@ -34,7 +34,7 @@ def evaluated(tmp_path_factory) -> tuple[PolicyEvaluationJob, list[matchups.Matc
     response. The second judge takes ours where it is shown first.
     """
     root = tmp_path_factory.mktemp("evaluated")
-    judges = [{"name": name, "endpoint": local("http://nowhere", name)} for name in ("sure", "led")]
+    judges = [{"name": name, "endpoint": local("http://127.0.0.1:1", name)} for name in ("sure", "led")]
     job = parsed(
         settings(root / "demo", policies=[{"name": n, "model": "x/y"} for n in ("good", "bad")], judges=judges)
     )

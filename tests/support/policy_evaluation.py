@@ -37,7 +37,7 @@ def settings(run: Path, **changes) -> dict:
         "speeches": {"split": "dev"},
         "policies": [{"name": "mine", "model": "x/y"}],
         "opponent": {"name": "other", "responses": "other.jsonl"},
-        "judges": [{"name": "judge", "endpoint": local("http://nowhere")}],
+        "judges": [{"name": "judge", "endpoint": local("http://127.0.0.1:1")}],
         "sampling": {"max_tokens": 24},
         "rollouts": ENGINE,
         **changes,
@@ -59,7 +59,7 @@ def load(seed: int = 0, **changes) -> list[dict]:
 
 def write_verdicts(root: Path, pairs: list[dict], **judging) -> verdicts.Verdicts:
     setup = verdicts.JudgeSetup(
-        Endpoint(**local("http://nowhere")), Judging(**judging), Outgoing(ScrubSent(), Privacy())
+        Endpoint(**local("http://127.0.0.1:1")), Judging(**judging), Outgoing(ScrubSent(), Privacy())
     )
     return verdicts.Verdicts(pairs, setup, root)
 
