@@ -19,7 +19,7 @@ class Source(Reading):
     name: Name
     """Name of the source, unique in the job."""
     path: str | None = None
-    """A file, a directory of Parquet files, or a glob of files; a # names a sheet or list in one. Either path or hub."""
+    """A file, a directory of Parquet files, or a glob of files; a # names a sheet or list. Either path or hub."""
     hub: str | None = None
     """Dataset on the Hugging Face hub: owner/name, or owner/name@revision."""
     adapter: str = "generic"

@@ -15,7 +15,8 @@ import pytest
 
 from psyco_ray.config.data import Source
 from psyco_ray.config.errors import InputError
-from psyco_ray.data import preferences, sources
+from psyco_ray.config.training import Data
+from psyco_ray.data import preferences, sources, speech_file
 from psyco_ray.evaluate import expert_csv
 
 COLUMNS = ["item", "prompt", "chosen", "rejected"]
@@ -140,3 +141,20 @@ def test_the_rest_is_refused_in_one_sentence(tmp_path: Path, read: Callable[[Pat
         read(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
     assert not {"sleep", "sheep", "\n", "×î½ü"} & set(str(caught.value).split(" "))
+
+
+def test_a_sheet_is_named_in_every_command(tmp_path) -> None:
+    book = openpyxl.load_workbook(io.BytesIO(as_excel()))
+    book.active.title = "Export"
+    book.create_sheet("Codes").append(["code"])
+    book.save(tmp_path / "a.xlsx")
+    name = f"{tmp_path}/a.xlsx#Export"
+    assert [read(Path(name))[-1].split()[0] for read in (clients, pairs)] == ["I"] * 2
+    data = Data(speeches=name, speech_column="prompt")
+    assert sum(table.num_rows for table in speech_file.read(data)) == len(ROWS)
+    source = Source(name="s", path=name, text="prompt")
+    then = sources.digests(source)
+    assert sources.changed(source, then) == []
+    book.create_sheet("More").append(["changed"])
+    book.save(tmp_path / "a.xlsx")
+    assert sources.changed(source, then) == [name]
