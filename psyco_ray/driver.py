@@ -46,7 +46,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         dev = dev[: job.evaluation.speeches]
         if offline is not None:
             ledger.write_json("mixture.json", {"parts": offline.parts})
-        ledger.write_json("judge-pairs.json", heldout.compare_training_pairs(job))
+        ledger.write_json("judge-pairs.json", heldout.compare_training_pairs(job) or {})
         total = len(train) if offline is None else offline.train.num_rows
         draws = draw(total, job.speeches_per_iteration, job.iterations, job.seed)
         orchestrator.wait_ready()

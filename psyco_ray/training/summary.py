@@ -90,7 +90,7 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
         "train": _comparison(before, after, "reward"),
         "heldout": _comparison(before, after, "heldout"),
         "judge": _judged(job, after),
-        "heldout_training": ledger.record("judge-pairs"),
+        "heldout_training": ledger.record("judge-pairs") or None,
         "length_ratio": after["mean_tokens"] / before["mean_tokens"],
         "finished_share": {"base": before["finished_share"], "policy": after["finished_share"]},
         "distinct_ratio": after["distinct_2"] / before["distinct_2"],
