@@ -19,7 +19,7 @@ import yaml
 
 from psyco_ray.screening.folding import fold, offsets
 from psyco_ray.screening.languages import UNKNOWN, language_of, script_of, scripts_in
-from psyco_ray.screening.patterns import Phrases, compile_phrases
+from psyco_ray.screening.patterns import Phrases
 from psyco_ray.screening.spelling import TOKEN, Speller
 
 KINDS = ("self-harm", "violence", "abuse", "eating disorder")
@@ -108,10 +108,8 @@ def _lexicons(language: str, text: str) -> tuple[Sequence[str], bool]:
 class _Lexicon:
     def __init__(self, code: str, settings: dict[str, Any]) -> None:
         names, self._spaced = settings.get("words", {}), settings.get("spaced", True)
-        self._kinds: dict[str, Phrases] = {
-            kind: compile_phrases(_lines(settings[kind]), names, self._spaced) for kind in KINDS
-        }
-        self._idioms = compile_phrases(_lines(settings.get("idioms", "")), names, self._spaced)
+        self._kinds: dict[str, Phrases] = {kind: Phrases(_lines(settings[kind]), names, self._spaced) for kind in KINDS}
+        self._idioms = Phrases(_lines(settings.get("idioms", "")), names, self._spaced)
         self._variants = str.maketrans(settings.get("variants", {}))
         words: set[str] = set()
         for phrases in (*self._kinds.values(), self._idioms):
@@ -127,25 +125,27 @@ class _Lexicon:
         folded = fold(text).translate(self._variants)
         words, counts = self._words(folded)
         joined = "".join(words)
-        if not any(phrases.pattern.search(joined) for phrases in self._kinds.values()):
+        if not any(phrases.find(words, joined) for phrases in self._kinds.values()):
             return []
-        joined = self._idioms.pattern.sub(lambda match: re.sub(r"[^ ]", "_", match[0]), joined)
+        for start, end in self._idioms.find(words, joined):
+            joined = joined[:start] + re.sub(r"[^ ]", "_", joined[start:end]) + joined[end:]
+        words = re.findall(r"[^ ]* ", joined) if self._spaced else words
         spans, places = self._spans(folded, counts), offsets(text, folded)
         flags = []
         for kind, phrases in self._kinds.items():
-            for match in phrases.pattern.finditer(joined):
-                first, last = self._numbers(joined, match)
+            for start, end in phrases.find(words, joined):
+                first, last = self._numbers(joined, start, end)
                 while last > first and words[last] == ". ":
                     last -= 1
                 flags.append(Flag(kind, places[spans[first][0]], places[spans[last][1] - 1] + 1))
         return flags
 
-    def _numbers(self, joined: str, match: re.Match[str]) -> tuple[int, int]:
-        """The numbers of the first and the last word of a match."""
+    def _numbers(self, joined: str, start: int, end: int) -> tuple[int, int]:
+        """The numbers of the first and the last word of a part."""
         if not self._spaced:
-            return match.start(), match.end() - 1
-        first = joined.count(" ", 0, match.start())
-        return first, first + joined.count(" ", match.start(), match.end()) - 1
+            return start, end - 1
+        first = joined.count(" ", 0, start)
+        return first, first + joined.count(" ", start, end) - 1
 
     def _words(self, folded: str) -> tuple[list[str], list[int]]:
         """The corrected words, each with a space, and how many pieces of tokens each is made of.

@@ -16,55 +16,74 @@ as it is.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from psyco_ray.screening.folding import fold
 
 _ITEMS = re.compile(r"\.\.\.|[()|?]|[^\s()|?]+")
 _GAP = "..."
+_ENDING = "[^ .]* "
+_NUMBER = r"\d+ "
 
 
-@dataclass(frozen=True)
 class Phrases:
-    """Phrases of one kind.
+    """Phrases of one kind, found by their first word: few places of a text are compared with few of them.
 
     Attributes:
-        pattern: matches each of them.
-        words: in them, without an ending `*`.
+        words: in the phrases, without an ending `*`.
         stems: words before a `*`.
     """
 
-    pattern: re.Pattern[str]
-    words: frozenset[str]
-    stems: frozenset[str]
+    def __init__(self, lines: Iterable[str], names: Mapping[str, str], spaced: bool = True) -> None:
+        """Read phrases.
 
+        Args:
+            lines: the phrases.
+            names: for each name in capitals, its alternatives.
+            spaced: whether the language puts spaces between words.
 
-def compile_phrases(lines: Iterable[str], names: Mapping[str, str], spaced: bool = True) -> Phrases:
-    """All phrases as one pattern, grouped by their first word so that each place of a text is compared with few.
+        Raises:
+            ValueError: a phrase is not written as above.
+        """
+        parser = _Parser(names, spaced)
+        self._spaced = spaced
+        self._rests: dict[str, list[str]] = {}  # what follows a first word, by its pattern
+        for line in lines:
+            for first, rest in parser.phrase(line):
+                self._rests.setdefault(first, []).append(rest)
+        self.words, self.stems = frozenset(parser.words), frozenset(parser.stems)
+        self._whole = re.compile(
+            "|".join(f"{first}(?:{'|'.join(rests)})" for first, rests in self._rests.items()) or "(?!)"
+        )
+        self._following = functools.lru_cache(maxsize=100_000)(self._compile)
 
-    Args:
-        lines: the phrases.
-        names: for each name in capitals, its alternatives.
-        spaced: whether the language puts spaces between words.
+    def find(self, words: Sequence[str], joined: str) -> list[tuple[int, int]]:
+        """Where phrases begin and end in the joined words; none overlaps another one.
 
-    Raises:
-        ValueError: a phrase is not written as above.
-    """
-    parser = _Parser(names, spaced)
-    by_letter: dict[str, list[str]] = {}
-    for line in lines:
-        ends: dict[tuple[str, str], list[str]] = {}  # of first words, by their first letter and what follows them
-        for first, rest in parser.phrase(line):
-            ends.setdefault((first[0], rest), []).append(first[1:])
-        for (letter, rest), firsts in ends.items():
-            by_letter.setdefault(letter, []).append(f"(?:{'|'.join(dict.fromkeys(firsts))}){rest}")
-    branches = [f"{re.escape(letter)}(?:{'|'.join(phrases)})" for letter, phrases in by_letter.items()]
-    start = r"(?<!\S)" if spaced else ""
-    return Phrases(
-        re.compile(f"{start}(?:{'|'.join(branches) or '(?!)'})"), frozenset(parser.words), frozenset(parser.stems)
-    )
+        Args:
+            words: each followed by a space, if the language has spaces.
+            joined: the words, put together.
+        """
+        if not self._spaced:
+            return [match.span() for match in self._whole.finditer(joined)]
+        found, position, last = [], 0, 0
+        following = self._following
+        for word in words:
+            start, position = position, position + len(word)
+            pattern = following(word)
+            if pattern is not None and start >= last and (match := pattern.match(joined, position)):
+                last = match.end()
+                found.append((start, last))
+        return found
+
+    def _compile(self, word: str) -> re.Pattern[str] | None:
+        """What may follow a word with its space, if a phrase begins with it."""
+        stems = (re.escape(word[:end]) + _ENDING for end in range(1, len(word)))
+        firsts = [re.escape(word[:-1]) + " ", *stems, *([_NUMBER] if word[:-1].isdigit() else [])]
+        rests = dict.fromkeys(rest for first in firsts for rest in self._rests.get(first, ()))
+        return re.compile("|".join(rests)) if rests else None
 
 
 class _Parser:
@@ -130,11 +149,11 @@ class _Parser:
         if not self._spaced:
             return re.escape(word)
         if word == "#":
-            return r"\d+ "
+            return _NUMBER
         if word == ".":
             return r"\. "
         stem = word.rstrip("*").replace("'", "")
         assert stem
         assert "*" not in stem
         (self.stems if word.endswith("*") else self.words).add(stem)
-        return re.escape(stem) + (r"[^ .]* " if word.endswith("*") else " ")
+        return re.escape(stem) + (_ENDING if word.endswith("*") else " ")

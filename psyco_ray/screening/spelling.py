@@ -8,8 +8,9 @@ from collections.abc import Collection
 
 from rapidfuzz.distance import OSA
 
-LETTER = r"[^\W_ऀ-ॿ]|[ऀ-ॿ]"  # vowel signs of Devanagari are no word characters for `re`
-_WORD = f"(?:{LETTER})+"
+_SIGNS = r"\s!-/:-@\[-`{-~\x00-\x1f\u00a0-\u00a9\u00ab-\u00b1\u00b4-\u00b8\u00bb-\u00bf\u060c\u061b\u061f\u06d4"
+_SIGNS += r"\u0964\u0965\u2000-\u2bff\u3000-\u303f\ufe00-\ufe0f\uff00-\uff0f\U0001f000-\U0001faff"
+_WORD = f"[^{_SIGNS}]+"  # vowel signs of Devanagari are no word characters for `re`
 TOKEN = re.compile(rf"[$@]?{_WORD}(?:['*@$!#|.\-_]{{1,4}}{_WORD})*|[.!?;:\n]+")
 _PARTS = re.compile(_WORD)
 _PLAIN = re.compile(r"[^\W\d_]+")

@@ -3,7 +3,7 @@
 import pytest
 
 from psyco_ray.screening import crisis, measured
-from psyco_ray.screening.patterns import compile_phrases
+from psyco_ray.screening.patterns import Phrases
 
 
 @pytest.mark.parametrize(
@@ -164,4 +164,4 @@ def test_the_screen_keeps_its_figures_on_the_packaged_phrases() -> None:
 def test_a_wrong_phrase_is_named() -> None:
     for line in ("... die", "want? to die", "want (to", "want to) die", "(a|) die"):
         with pytest.raises(ValueError, match="the phrase"):
-            compile_phrases([line], {})
+            Phrases([line], {})
