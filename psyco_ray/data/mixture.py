@@ -137,8 +137,7 @@ def mix(
                 "seed": [seed, number],
             }
         )
-    mixed = pa.concat_tables(drawn)
-    if not mixed.num_rows:
+    if not (mixed := pa.concat_tables(drawn)).num_rows:
         files = ", ".join(part["pairs"] for part in origins)
         raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
     dev = _by_text(pa.concat_tables([_of_split(table, "dev") for table in tables]))
