@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from lint_manifests import ROLE, ROLES, Manifest, Violations
+from lint_policy import DIGEST
 
 
 def valid(launcher: Manifest) -> Violations:
@@ -37,10 +38,24 @@ def groups(launcher: Manifest) -> Violations:
 
 
 def image(launcher: Manifest) -> Violations:
-    """The image is pinned."""
+    """The image is pinned by digest."""
     name = str((launcher.get("docker") or {}).get("image", ""))
-    if "@sha256:" not in name and name.rpartition("/")[2].partition(":")[2] in ("", "latest"):
-        yield "docker.image", f"{name!r} is not pinned; give it a version tag or a digest"
+    if not DIGEST.search(name):
+        yield "docker.image", f"{name!r} is not pinned; give it the digest of the pushed image (@sha256:…)"
+
+
+def closed(launcher: Manifest) -> Violations:
+    """No node is open to strangers: on AWS the groups are the user's, on Google Cloud nodes have no address outside."""
+    for name, kind in (launcher.get("available_node_types") or {}).items():
+        node, field = kind.get("node_config") or {}, f"available_node_types.{name}.node_config"
+        if launcher["provider"]["type"] == "aws" and not node.get("SecurityGroupIds"):
+            yield (
+                f"{field}.SecurityGroupIds",
+                "is missing; Ray's own group opens SSH to everybody, so name yours",
+            )
+        interfaces = node.get("networkInterfaces")
+        if launcher["provider"]["type"] == "gcp" and (not interfaces or any("accessConfigs" in i for i in interfaces)):
+            yield f"{field}.networkInterfaces", "give the node an address outside; name a subnetwork, no accessConfigs"
 
 
 def token(launcher: Manifest) -> Violations:
@@ -59,4 +74,4 @@ def no_keys(launcher: Manifest) -> Violations:
         yield "setup_commands", "or another field holds a key; give the machines a role, or mount a file"
 
 
-RULES = (valid, groups, image, token, no_keys)
+RULES = (valid, groups, image, closed, token, no_keys)

@@ -18,8 +18,11 @@ from psyco_ray.config import job_file
 from psyco_ray.config.resources import Actors, PoolConfig
 from psyco_ray.config.training import Job
 
+CALLER = "caller"  # role of the nodes that call APIs
+KEYS = "psyco-ray-keys"  # secret of the APIs' keys
 ROOT = Path(__file__).resolve().parent.parent
 IN_IMAGE = "/opt/psyco-ray/"  # the checkout in the images
+DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _SECRET = re.compile(r".*(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
 _ASSIGNED_KEY = re.compile(r"://[^/\s@]+:[^/\s@]+@|(KEY|TOKEN|SECRET|PASSWORD)['\"]?\s*[:=]\s*\S", re.IGNORECASE)
 
@@ -51,11 +54,29 @@ def roles(cluster: Manifest) -> Violations:
     if not any(group_roles):
         return
     for pods, role in zip(workers(cluster), group_roles, strict=True):
-        if role not in ROLES:
-            yield f"{pods.field}.labels", f"has {ROLE}: {role}; placement knows {', '.join(ROLES)}"
+        if role not in (*ROLES, CALLER):
+            yield f"{pods.field}.labels", f"has {ROLE}: {role}; placement knows {', '.join((*ROLES, CALLER))}"
     for role in ROLES:
         if role not in group_roles:
             yield "workerGroupSpecs", f"has no group labelled {ROLE}: {role}, so its actors would wait forever; add one"
+
+
+def callers(cluster: Manifest) -> Violations:
+    """The pods that call APIs, and no others, have the keys. The driver on the head checks keys and sends batches."""
+    for pods in nodes(cluster):
+        calls = (pods.spec.get("labels") or {}).get(ROLE) == CALLER
+        if pods.name == "head" and not calls:
+            yield f"{pods.field}.labels", f"lacks {ROLE}: {CALLER}; the driver calls APIs, so label the head with it"
+        for field, container in () if calls else pods.containers:
+            if KEYS in _secrets(container):
+                yield f"{field}.envFrom", f"has {KEYS}, but no call is made in this group; leave it out"
+
+
+def _secrets(container: Manifest) -> set[str]:
+    """The secrets that a container's environment comes from."""
+    sources = [(source.get("secretRef") or {}).get("name") for source in container.get("envFrom") or []]
+    values = [variable.get("valueFrom") or {} for variable in container.get("env") or []]
+    return {*sources, *((value.get("secretKeyRef") or {}).get("name") for value in values)}
 
 
 def bounds(cluster: Manifest) -> Violations:
@@ -135,12 +156,14 @@ def limits(pods: Pods) -> Violations:
 
 
 def images(pods: Pods) -> Violations:
-    """Images are pinned."""
+    """Images are pinned by digest, unless they are loaded into the node and never pulled."""
     for field, container in pods.containers:
         image = str(container.get("image", ""))
-        tag = image.rpartition("/")[2].partition(":")[2]
-        if "@sha256:" not in image and tag in ("", "latest"):
-            yield f"{field}.image", f"{image!r} is not pinned; give it a version tag or a digest"
+        if container.get("imagePullPolicy") != "Never" and not DIGEST.search(image):
+            yield (
+                f"{field}.image",
+                f"{image!r} is not pinned; give it the digest of the image that you pushed (@sha256:…)",
+            )
 
 
 def literal_secrets(pods: Pods) -> Violations:
@@ -315,6 +338,6 @@ def _selects(selector: Manifest, pods: Pods) -> bool:
     return (selector.get("matchLabels") or {}).items() <= pods.labels.items()
 
 
-CLUSTER = (token, autoscaler, roles, bounds, head, probes, service_account)
+CLUSTER = (token, autoscaler, roles, callers, bounds, head, probes, service_account)
 PODS = (not_root, limits, images, literal_secrets)
 JOB = (shared, fits, submitter_image)

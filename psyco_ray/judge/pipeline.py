@@ -169,7 +169,7 @@ class AnswerStream:
                 compute=ray.data.ActorPoolStrategy(
                     size=callers, max_tasks_in_flight_per_actor=in_flight + 2, max_concurrent_calls_per_actor=in_flight
                 ),
-                **placement.writer_options(self._journal),
+                **placement.caller_options(self._journal),
             )
         )
         return stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -2,6 +2,7 @@
 
 Nodes may carry the Ray label ``psyco-ray/role`` with the value rollout, scorer or learner. Actors of a role go to the
 nodes with its label, or to nodes without a role's label if none carries it; if no node carries a label, to any node.
+Processes that call APIs go to the nodes labelled caller, if there are any.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from psyco_ray.config.resources import Actors
 from psyco_ray.config.training import Job
 
 ROLE_LABEL = "psyco-ray/role"
+CALLER_LABEL = "caller"
+"""Label of the nodes that have keys and may connect to APIs."""
 _LABELS = ("rollout", "scorer", "learner")
 _SPREAD = ("rollout", "scorer")  # labels of roles whose actors are spread over the nodes
 _TOLERANCE = 1e-9  # of sums of CPU and GPU shares

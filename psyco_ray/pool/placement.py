@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Actors, Learners, Rollouts
 from psyco_ray.config.training import Job
-from psyco_ray.pool.fit import ROLE_LABEL, cluster_nodes, is_home, shared_bundle, used_labels
+from psyco_ray.pool.fit import CALLER_LABEL, ROLE_LABEL, cluster_nodes, is_home, shared_bundle, used_labels
 from psyco_ray.run import storage
 
 PLACEMENT_DEADLINE_S = 120.0
@@ -95,6 +95,18 @@ def pool_options(
 def writer_options(path: Path) -> dict[str, Any]:
     """Ray options of a process that writes below a path: on this node if the path is in this node's cache."""
     return on_this_node() if storage.cache_dir().absolute() in path.absolute().parents else {}
+
+
+def caller_options(journal: Path) -> dict[str, Any]:
+    """Ray options of a process that calls APIs and writes a journal.
+
+    It goes to this node if the journal is in this node's cache, else to the nodes labelled `caller`, which alone have
+    the keys, if there are any.
+    """
+    here = writer_options(journal)
+    if here or all(node.role != CALLER_LABEL for node in cluster_nodes()):
+        return here
+    return {"label_selector": {ROLE_LABEL: CALLER_LABEL}}
 
 
 def on_this_node() -> dict[str, Any]:

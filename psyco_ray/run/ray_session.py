@@ -29,11 +29,13 @@ _log = logging.getLogger(__name__)
 def prepare_local() -> None:
     """Set the environment of a Ray that serves this process alone. Only effective before Ray is imported.
 
-    A token of this run keeps other users of the machine out; Ray itself would write one into the home directory. The
-    second variable is Ray's switch to loopback addresses, the default on systems where it supports no clusters.
+    A token of this run keeps other users of the machine out; Ray itself would write one into the home directory.
     """
     os.environ.update(
-        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0"
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # Ray's switch to loopback, the default where it supports no clusters
+        RAY_USAGE_STATS_ENABLED="0",  # nothing leaves the machine that the job does not name
     )
 
 

@@ -123,7 +123,15 @@ CASES = [
     Case("limits", f"{ROLLOUT}.{RAY}.resources.limits.memory", DELETED, f"{ROLLOUT}.{RAY}.resources"),
     Case("limits", f"{SUBMITTER}.containers[0].resources.requests.cpu", "1500m"),
     Case("images", f"{ROLLOUT}.{RAY}.image", "registry:5000/psyco-ray"),
-    Case("images", f"{HEAD}.{RAY}.image", "psyco-ray:latest"),
+    Case("images", f"{HEAD}.{RAY}.image", "registry.example.com/psyco-ray:0.1.0-cuda"),
+    Case("callers", f"{HEAD}.labels", {}),
+    Case("callers", f"{ROLLOUT}.{RAY}.envFrom", [{"secretRef": {"name": "psyco-ray-keys", "optional": True}}]),
+    Case(
+        "callers",
+        f"{LEARNER}.{RAY}.env",
+        [{"name": "OPENAI_API_KEY", "valueFrom": {"secretKeyRef": {"name": "psyco-ray-keys", "key": "a"}}}],
+        f"{LEARNER}.{RAY}.envFrom",
+    ),
     Case("literal_secrets", f"{ROLLOUT}.{RAY}.env", [{"name": "OPENAI_API_KEY", "value": "sk-1"}]),
     environment("keys", "env_vars: {HF_TOKEN: hf_1}"),
     entrypoint("psyco-ray iterate jobs/psyco-llama3-8b.yaml run_dir=s3://me:key@bucket/run --resume", rule="keys"),
@@ -180,11 +188,21 @@ LAUNCHER_CASES = [
     Case("groups", f"{TYPES}.rollout.labels", {"psyco-ray/role": "x"}),
     Case("groups", f"{TYPES}.learner.max_workers", 2),
     Case("groups", "max_workers", 26),
-    Case("image", "docker.image", "psyco-ray:latest"),
+    Case("image", "docker.image", "registry.example.com/psyco-ray:0.1.0-cuda"),
     Case("token", "worker_start_ray_commands", ["ray start --address=$RAY_HEAD_IP:6379"]),
     Case("token", "file_mounts", {}),
     Case("no_keys", "setup_commands", ["export HF_TOKEN=hf_1"]),
 ]
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=relative)
+@pytest.mark.parametrize("name", ["head", "data"])
+def test_a_launcher_file_that_opens_a_node_is_reported(path: Path, name: str) -> None:
+    launcher = json.loads(json.dumps(yaml.safe_load(path.read_text())))
+    key = {"aws": "SecurityGroupIds", "gcp": "networkInterfaces"}[launcher["provider"]["type"]]
+    field = f"{TYPES}.{name}.node_config.{key}"
+    set_field(launcher, field, DELETED)
+    assert field in {finding.field for finding in lint.check([launcher], path.name)}
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=relative)
@@ -201,7 +219,7 @@ def test_every_rule_has_a_case() -> None:
     rules += [lint_policy.keys, lint_policy.entrypoint, lint_policy.disruption, lint_policy.network]
     rules += [lint_policy.closed, lint_policy.secret]
     assert {rule.__name__ for rule in rules} == {case.rule for case in CASES}
-    assert {rule.__name__ for rule in lint_launcher.RULES} == {case.rule for case in LAUNCHER_CASES}
+    assert {rule.__name__ for rule in lint_launcher.RULES} == {case.rule for case in LAUNCHER_CASES} | {"closed"}
 
 
 def test_the_command_prints_one_line_per_finding(tmp_path: Path, capsys) -> None:

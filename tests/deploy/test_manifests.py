@@ -9,11 +9,11 @@ import lint
 import pytest
 import yaml
 from lint_manifests import nodes, quantity, read, rendered
-from support.manifests import CLUSTER, DIRECTORIES, LAUNCHERS, OVERLAYS, SHAPES, relative
+from support.manifests import CLUSTER, DIRECTORIES, FILES, LAUNCHERS, OVERLAYS, SHAPES, relative
 from support.paths import ROOT
 
 
-@pytest.mark.parametrize("path", [*DIRECTORIES, *LAUNCHERS], ids=relative)
+@pytest.mark.parametrize("path", [*FILES, *LAUNCHERS], ids=relative)
 def test_all_cluster_files_pass_the_lint(path: Path) -> None:
     assert lint.lint(path) == []
 
@@ -59,13 +59,40 @@ def test_clusters_run_the_ray_version_of_the_images(shape: str) -> None:
     assert len({container["image"] for pods in nodes(cluster) for _, container in pods.containers}) == 1
 
 
+def secrets_of(pods) -> set[str]:
+    return {source["secretRef"]["name"] for _, container in pods.containers for source in container["envFrom"]}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_the_head_has_keys_and_reaches_the_internet(shape: str) -> None:
+    manifests = rendered(CLUSTER / "k8s/overlays" / shape)
+    policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+    outside = [p for p in policies if any("ipBlock" in to for rule in p["egress"] for to in rule["to"])]
+    pods = nodes(ray_cluster(shape))
+    assert [p.name for p in pods if "psyco-ray-keys" in secrets_of(p)] == ["head"]
+    assert all("psyco-ray-storage" in secrets_of(p) for p in pods)
+    reaching = [p.name for p in pods for q in outside if q["podSelector"]["matchLabels"].items() <= p.labels.items()]
+    assert reaching == ["head"]
+    assert all(
+        to["ipBlock"]["except"] == ["169.254.0.0/16"] for p in outside for rule in p["egress"] for to in rule["to"]
+    )
+    inside = {"app.kubernetes.io/part-of": "psyco-ray"}
+    assert [p["podSelector"]["matchLabels"] for p in policies if p.get("ingress")] == [inside]
+
+
+@pytest.mark.parametrize("shape", ["1-node-8gpu", "multi-node"])
+def test_clusters_of_several_machines_encrypt(shape: str) -> None:
+    assert ray_cluster(shape)["tlsOptions"] == {"enabled": True}
+    assert "RayClusterMTLS" in (CLUSTER / "README.md").read_text()
+
+
 @pytest.mark.parametrize("path", LAUNCHERS, ids=relative)
 def test_launcher_files_define_the_groups_of_the_multi_node_cluster(path: Path) -> None:
     cluster = ray_cluster("multi-node")
     groups = {g["groupName"]: (g["minReplicas"], g["maxReplicas"], g["labels"]) for g in cluster["workerGroupSpecs"]}
     gpus = {pods.name: pods.has("nvidia.com/gpu") for pods in nodes(cluster)[1:]}
     types = yaml.safe_load(path.read_text())["available_node_types"]
-    del types["head"]
+    assert types.pop("head")["labels"] == cluster["headGroupSpec"]["labels"]
     assert {k: (t["min_workers"], t["max_workers"], t["labels"]) for k, t in types.items()} == groups
     assert {k: t["resources"].get("GPU", 0) for k, t in types.items()} == gpus
 

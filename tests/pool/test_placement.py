@@ -5,18 +5,39 @@ import subprocess
 import sys
 
 import pytest
+import ray
 from support.paths import SUPPORT
 from support.runs import JOB
 
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.pool import placement
+from psyco_ray.pool.fit import Node
+from psyco_ray.run import storage
 
 SCRIPT = SUPPORT / "cluster_with_roles.py"
 
 
-def test_without_labels_actors_may_go_anywhere(local_ray) -> None:
+def test_without_labels_actors_may_go_anywhere(local_ray, tmp_path) -> None:
     assert placement.label_selector("rollout") == {}
     assert "label_selector" not in placement.pool_options(Rollouts())
+    assert placement.caller_options(tmp_path / "journal") == {}
+
+
+def test_callers_go_to_the_nodes_labelled_for_them(local_ray, tmp_path, monkeypatch) -> None:
+    nodes = [Node("head", 0, 0, "caller"), Node("first", 2, 0, "rollout")]
+    monkeypatch.setattr(placement, "cluster_nodes", lambda: nodes)
+    assert placement.caller_options(tmp_path / "journal") == {"label_selector": {"psyco-ray/role": "caller"}}
+    here = {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+    assert placement.caller_options(storage.cache_dir() / "copy" / "journal") == here, "beside the working copy"
+
+
+@pytest.mark.long
+def test_calls_are_made_where_the_keys_are(tmp_path) -> None:
+    command = [sys.executable, SUPPORT / "cluster_with_callers.py", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen == {"callers": ["caller", "caller"], "cached": ["head"]}
 
 
 @pytest.mark.long

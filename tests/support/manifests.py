@@ -10,6 +10,7 @@ CLUSTER = ROOT / "cluster"
 SHAPES = ("kind-cpu", "1-node-8gpu", "multi-node")
 OVERLAYS = [CLUSTER / "k8s/overlays" / name / job for name in SHAPES for job in ("", "job")]
 DIRECTORIES = [*OVERLAYS, CLUSTER / "k8s/monitoring"]
+FILES = [*DIRECTORIES, CLUSTER / "k8s/object-store.yaml"]
 LAUNCHERS = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]
 
 HEAD = "spec.rayClusterSpec.headGroupSpec"
