@@ -84,6 +84,7 @@ def test_only_the_head_has_keys_and_reaches_the_internet(shape: str) -> None:
 def test_clusters_of_several_machines_encrypt(shape: str) -> None:
     assert ray_cluster(shape)["tlsOptions"] == {"enabled": True}
     assert "RayClusterMTLS" in (CLUSTER / "README.md").read_text()
+    assert " openssl " in (CLUSTER / "docker/Dockerfile.cuda").read_text(), "the operator's init container runs it"
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=relative)
