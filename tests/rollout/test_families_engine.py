@@ -1,10 +1,13 @@
 """Families in vLLM: a checkpoint and a synced policy compute as in transformers, and turns end at every stop token."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import ray
 from support import families, family_checks
+
+from psyco_ray.config.errors import InputError
 
 QUICK = {"glm4-moe", "gpt-oss"}
 
@@ -28,3 +31,13 @@ def test_the_engine_computes_as_transformers_and_stops(local_ray, name: str, tmp
         assert family_checks.unstopped(actor, target, version=1) == ""
     finally:
         ray.kill(actor)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_model_of_images_is_refused_without_torchvision(local_ray, tmp_path: Path) -> None:
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is installed")
+    base = family_checks.write_base("qwen2.5-vl", tmp_path)
+    with pytest.raises(InputError, match=r"needs torchvision \(No module named 'torchvision'\); install"):
+        family_checks.start("qwen2.5-vl", base)
