@@ -35,7 +35,6 @@ def prepare_local() -> None:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # Ray's switch to loopback, the default where it supports no clusters
-        RAY_USAGE_STATS_ENABLED="0",  # nothing leaves the machine that the job does not name
     )
 
 
