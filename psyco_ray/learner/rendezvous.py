@@ -6,12 +6,8 @@ could change what the ranks tell each other.
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import socket
 from datetime import timedelta
-
-import psutil
 
 Address = tuple[str, int]
 
@@ -48,9 +44,6 @@ def join(
     import torch
 
     host, port = address
-    if ipaddress.ip_address(host).is_loopback:  # the ranks are on one machine, so their data stay in it too
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(variable, _interface(host))
     store = torch.distributed.TCPStore(
         host,
         port,
@@ -64,8 +57,3 @@ def join(
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device
     )
-
-
-def _interface(host: str) -> str:
-    """The name of the network interface with an address."""
-    return next(name for name, of in psutil.net_if_addrs().items() if host in [address.address for address in of])

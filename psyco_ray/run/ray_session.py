@@ -36,6 +36,13 @@ def prepare_local() -> None:
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # Ray's switch to loopback, the default where it supports no clusters
     )
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # of learner ranks and of engines with several GPUs
+        os.environ.setdefault(variable, _loopback_interface())
+
+
+def _loopback_interface() -> str:
+    """The name of the network interface with the address 127.0.0.1, such as `lo`."""
+    return next(name for name, of in psutil.net_if_addrs().items() if "127.0.0.1" in [each.address for each in of])
 
 
 def _check_reachable(address: str) -> None:
