@@ -71,9 +71,11 @@ def encode(
     ]
     if sampled:
         asked = templates.conversation_ids(tokenizer, messages)
+        end = tokenizer(templates.after_answer(tokenizer), add_special_tokens=False)["input_ids"]
+        bodies = _sampled_texts(tokenizer, responses, sampled)
         conversations = [
-            _as_sampled(tokenizer, asked, ids, text, tokens, ends)
-            for ids, text, tokens, ends in zip(conversations, responses, sampled, finished, strict=True)
+            ids if body is None else _as_sampled(asked, ids, body, end if ends else [])
+            for ids, body, ends in zip(conversations, bodies, finished, strict=True)
         ]
     excess = max(len(ids) for ids in conversations) - max_tokens if max_tokens else 0
     if excess > 0:
@@ -114,28 +116,30 @@ def encode_turn(
     return Encoded(tuple(prompt), tuple(map(tuple, turns)), max(0, excess), before)
 
 
-def _as_sampled(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: list[int],
-    conversation: list[int],
-    text: str,
-    sampled: Sequence[int],
-    finished: bool,
-) -> list[int]:
-    """The conversation with the sampled tokens of its last text, or as it is if they are not this text.
+def _sampled_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sampled: Sequence[Sequence[int]]
+) -> list[list[int] | None]:
+    """The sampled tokens of each text without its end of turn; None where they are not this text.
 
     They are not where another tokenizer made them, where they have reasoning before the text, or control tokens.
     """
-    special, body = {*tokenizer.all_special_ids, *stop_tokens.stop_tokens(tokenizer)}, list(sampled)
-    while body and body[-1] in special:  # the template writes the end of turn
-        del body[-1]
-    is_text = all(token < len(tokenizer) and token not in special for token in body)
-    if not (is_text and tokenizer.decode(body, clean_up_tokenization_spaces=False) == text):
+    special, size = {*tokenizer.all_special_ids, *stop_tokens.stop_tokens(tokenizer)}, len(tokenizer)
+    bodies: list[list[int] | None] = []
+    for text, tokens in zip(texts, sampled, strict=True):
+        body = list(tokens)
+        while body and body[-1] in special:  # the template writes the end of turn
+            del body[-1]
+        is_text = special.isdisjoint(body) and max(body, default=0) < size
+        is_text = is_text and tokenizer.decode(body, clean_up_tokenization_spaces=False) == text
+        bodies.append(body if is_text else None)
+    return bodies
+
+
+def _as_sampled(prompt: list[int], conversation: list[int], body: list[int], end: list[int]) -> list[int]:
+    """The conversation with the sampled tokens of its last text, if prompt and end of turn stand around the text."""
+    if conversation[: len(prompt)] != prompt or conversation[len(conversation) - len(end) :] != end:
         return conversation
-    after = tokenizer(templates.after_answer(tokenizer), add_special_tokens=False)["input_ids"] if finished else []
-    if conversation[: len(prompt)] != prompt or conversation[len(conversation) - len(after) :] != after:
-        return conversation
-    return [*prompt, *body, *after]
+    return [*prompt, *body, *end]
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, turn: list[int], stops: Collection[int]) -> list[int]:
