@@ -109,6 +109,8 @@ class _Lexicon:
     def __init__(self, code: str, settings: dict[str, Any]) -> None:
         names, self._spaced = settings.get("words", {}), settings.get("spaced", True)
         self._kinds: dict[str, Phrases] = {kind: Phrases(_lines(settings[kind]), names, self._spaced) for kind in KINDS}
+        lines = [line for kind in KINDS for line in _lines(settings[kind])]
+        self._any = Phrases(lines, names, self._spaced)  # most texts match none: one look instead of one per kind
         self._idioms = Phrases(_lines(settings.get("idioms", "")), names, self._spaced)
         self._variants = str.maketrans(settings.get("variants", {}))
         words: set[str] = set()
@@ -125,7 +127,7 @@ class _Lexicon:
         folded = fold(text).translate(self._variants)
         words, counts = self._words(folded)
         joined = "".join(words)
-        if not any(phrases.find(words, joined) for phrases in self._kinds.values()):
+        if not self._any.find(words, joined):
             return []
         for start, end in self._idioms.find(words, joined):
             joined = joined[:start] + re.sub(r"[^ ]", "_", joined[start:end]) + joined[end:]

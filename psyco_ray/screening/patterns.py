@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from psyco_ray.screening.folding import fold
 
@@ -71,19 +71,19 @@ class Phrases:
         found, position, last = [], 0, 0
         following = self._following
         for word in words:
-            start, position = position, position + len(word)
-            pattern = following(word)
-            if pattern is not None and start >= last and (match := pattern.match(joined, position)):
+            position += len(word)
+            match_rest = following(word)
+            if match_rest is not None and position > last and (match := match_rest(joined, position)):
                 last = match.end()
-                found.append((start, last))
+                found.append((position - len(word), last))
         return found
 
-    def _compile(self, word: str) -> re.Pattern[str] | None:
-        """What may follow a word with its space, if a phrase begins with it."""
+    def _compile(self, word: str) -> Callable[[str, int], re.Match[str] | None] | None:
+        """Matches what may follow a word with its space; None: no phrase begins with it."""
         stems = (re.escape(word[:end]) + _ENDING for end in range(1, len(word)))
         firsts = [re.escape(word[:-1]) + " ", *stems, *([_NUMBER] if word[:-1].isdigit() else [])]
         rests = dict.fromkeys(rest for first in firsts for rest in self._rests.get(first, ()))
-        return re.compile("|".join(rests)) if rests else None
+        return re.compile("|".join(rests)).match if rests else None
 
 
 class _Parser:

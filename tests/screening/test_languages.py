@@ -42,3 +42,11 @@ def test_the_script_of_most_letters_counts() -> None:
     assert script_of("I met 李明 yesterday in the big park near the river") == "latin"
     assert script_of("我昨天见到了Tom,他说想回家") == "han"
     assert script_of("⚠ 12") is None
+
+
+def test_a_foreign_text_with_some_english_words_is_not_english() -> None:
+    assert language_of("Ik vind dat de meeting van he team to the point was, maar ik ben er niet blij mee.")[0] == "nl"
+    assert (
+        language_of("I am to be het van een die maar niet voor ook dan nog wel eens zijn hebben worden kunnen")[0]
+        != "en"
+    )
