@@ -2,9 +2,9 @@
 
 .venv/bin/python benchmarks/crisis.py [FILE...]
 
-Files hold one phrase per line that should be flagged, such as a list of your own. The speech of the speed test is English,
-300 characters on average. The last line is JSON: recall and false alarms on the half of the phrases that only measures,
-speeches/s, and the recall on the files.
+Files hold one phrase per line that should be flagged, such as a list of your own. The speeches of the speed test are
+English, 300 characters on average. The last line is JSON: recall and false alarms on the half of the phrases that only
+measures, speeches/s, and the recall on the files.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "collect": "clean the raw speeches, drop duplicates, split",
+    "crisis": "ask crisis.judge for signs of a crisis in the speeches",
     "topics": "name each speech's topic",
     "respond": "let models of the pool answer",
     "rate": "let a judge rate the responses, principle by principle",
@@ -105,12 +106,13 @@ def report(dataset: Dataset) -> None:
     from psyco_ray.report import dataset as reporting
 
     root = dataset.root
-    records = {stage: dataset.record(stage) or {} for stage in ("topics", "respond", "rate")}
+    records = {stage: dataset.record(stage) or {} for stage in ("crisis", "topics", "respond", "rate")}
     spend = {stage: _spent(record) for stage, record in records.items() if "paid" in record}
     spend |= {f"respond: {name}": _spent(record) for name, record in records["respond"].get("calls", {}).items()}
     outputs = reporting.StageOutputs(
         job=dataset.job,
         collected=dataset.record("collect") or {},
+        judged_crisis=records["crisis"],
         spend=spend,
         failed=records["respond"].get("failed", {}),
         licences={source.name: source.licence for source in dataset.job.sources if source.licence},
@@ -119,7 +121,7 @@ def report(dataset: Dataset) -> None:
         responses=[root / "respond"],
         ratings=[root / "rate"],
         pairs=[root / "pairs"],
-        set_aside=[root / stage / "set-aside" for stage in ("topics", "respond", "rate")],
+        set_aside=[root / stage / "set-aside" for stage in ("crisis", "topics", "respond", "rate")],
     )
     reporting.write_report(outputs, root)
 

@@ -66,10 +66,18 @@ class Scrub(Section):
 
 
 class Crisis(Section):
-    """Flags on speeches with signs of self-harm or violence; triage, never diagnosis."""
+    """Flags on speeches with signs of self-harm, violence, abuse or eating disorders; triage, never diagnosis."""
 
     enabled: bool = True
-    """Flag speeches."""
+    """Flag speeches by the lexicons of nine languages."""
+    judge: Endpoint | None = None
+    """A model that is asked for signs after `collect`; its flags add to those of the lexicons; null: none."""
+    asked: Literal["all", "unflagged"] = "all"
+    """Speeches that the judge reads. unflagged: only those that the lexicons do not flag or cannot read."""
+    attempts: Count = 3
+    """Calls for one speech before it is set aside."""
+    max_tokens: Count = 128
+    """Tokens of an answer."""
 
 
 class Topics(Section):

@@ -15,7 +15,7 @@ from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Deadlines, Prompts
 from psyco_ray.data import collect as collecting
-from psyco_ray.data import members, respond, sources, topics
+from psyco_ray.data import crisis_judge, members, respond, sources, topics
 from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
 from psyco_ray.data.client_rows import by_count
@@ -43,7 +43,7 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     Raises:
         InputError: the files have changed, and responses, ratings or topics depend on them.
     """
-    dataset.begin("collect", "sources", "collect", "scrub", "crisis")
+    dataset.begin("collect", "sources", "collect", "scrub", crisis={"enabled": dataset.job.crisis.enabled})
     if (record := dataset.record("collect")) is not None:
         changed = _changed_sources(dataset, record)
         if not changed:
@@ -62,7 +62,7 @@ def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     digests = {source.name: sources.digests(source) for source in dataset.job.sources}
     facts = collecting.collect(dataset.job, dataset.root / "collect")
     if record is not None:  # of the files as they were
-        dataset.discard("topics", "respond", "rate", "pair")
+        dataset.discard("crisis", "topics", "respond", "rate", "pair")
     dropped = collecting.described(facts)
     _log.info(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
     if unread := facts["not_screened"]:
@@ -85,6 +85,14 @@ def _require_unchanged(dataset: Dataset) -> None:
     """Refuse to build on speeches of files that have changed."""
     if (record := dataset.record("collect")) is not None and (changed := _changed_sources(dataset, record)):
         raise InputError(f"{changed} has changed since collect read it; run `psyco-ray data collect` first")
+
+
+def judge_crisis(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Ask `crisis.judge` for signs of a crisis."""
+    if dataset.job.crisis.judge is None:
+        raise InputError("crisis.judge names no model; collect has flagged the speeches by the lexicons")
+    _require_unchanged(dataset)
+    return _make(dataset, ["crisis"], progress)
 
 
 def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
@@ -119,19 +127,21 @@ def build(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Make all stages. Topics, responses and ratings overlap; returns the record of the pairs."""
     dataset.outgoing.check(_endpoints(dataset.job))
     collect(dataset, progress)
-    _make(dataset, ["topics", "respond", "rate"], progress)
+    judged = ["crisis"] if dataset.job.crisis.judge is not None else []
+    _make(dataset, [*judged, "topics", "respond", "rate"], progress)
     return pair(dataset, progress)
 
 
 def _endpoints(job: DataJob) -> dict[str, Endpoint]:
     """The APIs of all stages, by the stage."""
-    endpoints = {"topics": job.topics.endpoint, "rate": job.rate.endpoint}
+    endpoints = {"crisis": job.crisis.judge, "topics": job.topics.endpoint, "rate": job.rate.endpoint}
     endpoints |= {f"respond: {member.name}": member.api for member in respond.load_pool(job.respond)}
     return {name: endpoint for name, endpoint in endpoints.items() if endpoint is not None}
 
 
 STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
     "collect": collect,
+    "crisis": judge_crisis,
     "topics": label_topics,
     "respond": sample_responses,
     "rate": rate,
@@ -167,6 +177,15 @@ def _hand_on(dataset: Dataset, error: MemberFailedError | EndpointError, stages:
             raise error
         error = MemberFailedError(names, str(error))
     members.hand_on(dataset, error, responses.tasks)
+
+
+def _crisis(dataset: Dataset) -> Stage | None:
+    settings = dataset.job.crisis
+    prompt = dataset.prompts().entry("crisis", "{client_speech}", "{kinds}")
+    dataset.begin("crisis", "crisis", prompt=key_of(prompt))
+    if dataset.record("crisis") is not None:
+        return None
+    return _of_calls(dataset, "crisis", crisis_judge.CrisisStage(settings, prompt, dataset.root))
 
 
 def _topics(dataset: Dataset) -> Stage | None:
@@ -225,7 +244,12 @@ def _rate(dataset: Dataset) -> Stage | None:
     return _of_calls(dataset, "rate", rating.RateStage(job.rate, job.seed, prompt, principles, dataset.root))
 
 
-_OF_CALLS: dict[str, Callable[[Dataset], Stage | None]] = {"topics": _topics, "respond": _respond, "rate": _rate}
+_OF_CALLS: dict[str, Callable[[Dataset], Stage | None]] = {
+    "crisis": _crisis,
+    "topics": _topics,
+    "respond": _respond,
+    "rate": _rate,
+}
 
 
 def _of_calls(dataset: Dataset, name: str, stage: CallStage) -> Stage:
@@ -246,7 +270,8 @@ def _finish_calls(dataset: Dataset, calls: CallRun, began: float) -> None:
         + (f", ${dollars:.2f}" if dollars is not None else "")
     )
     addressed = injections.report(calls.name, _texts(dataset, calls)) if calls.name == "rate" else []
-    dataset.finish(calls.name, began, **asdict(stats), cost=dollars, addressed=addressed)
+    facts = crisis_judge.count(dataset.root) if calls.name == "crisis" else {}
+    dataset.finish(calls.name, began, **asdict(stats), cost=dollars, addressed=addressed, **facts)
 
 
 def _texts(dataset: Dataset, calls: CallRun) -> Iterator[tuple[str, str]]:

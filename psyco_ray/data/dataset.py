@@ -17,7 +17,13 @@ from psyco_ray.run import records, shards, storage
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.hashing import key_of
 
-_BUILDS_ON = {"collect": (), "topics": ("collect",), "respond": ("collect",), "rate": ("respond",)}
+_BUILDS_ON = {
+    "collect": (),
+    "crisis": ("collect",),
+    "topics": ("collect",),
+    "respond": ("collect",),
+    "rate": ("respond",),
+}
 
 
 class Dataset(RunDirectory):
@@ -105,7 +111,7 @@ class Dataset(RunDirectory):
 
     def paid_stages(self) -> list[str]:
         """The stages with topics, responses or ratings that a model or an API was asked for."""
-        return [stage for stage in ("topics", "respond", "rate") if self._asked(stage)]
+        return [stage for stage in ("crisis", "topics", "respond", "rate") if self._asked(stage)]
 
     def discard(self, *stages: str) -> None:
         """Remove the results of stages, such as those that build on other speeches."""

@@ -50,6 +50,7 @@ class StageOutputs:
     Attributes:
         job: the data job.
         collected: facts that `collect` returned.
+        judged_crisis: facts of the stage `crisis`, such as the speeches that its judge `added`.
         spend: by stage `paid` and `reused` calls, `prompt_tokens`, `completion_tokens` and `dollars` (None: unknown).
         failed: reasons why members of the pool could not answer, by name.
         licences: licences of sources by name.
@@ -63,6 +64,7 @@ class StageOutputs:
 
     job: DataJob
     collected: Mapping[str, Any] = field(default_factory=dict)
+    judged_crisis: Mapping[str, Any] = field(default_factory=dict)
     spend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
@@ -86,6 +88,7 @@ def write_report(outputs: StageOutputs, out: Path) -> dict[str, Any]:
     """
     figures = measure(outputs)
     constants: dict[str, Any] = {"principles": PRINCIPLES, "splits": SPLITS, "columns": _pair_columns()}
+    constants["judged_crisis"] = outputs.judged_crisis
     constants["screen"] = _screen() if outputs.job.crisis.enabled else None
     for template, name in (("dataset.html", "report.html"), ("dataset_card.md.j2", "dataset-card.md")):
         text = render(template, figures, job=outputs.job, licences=outputs.licences, **constants)

@@ -128,6 +128,14 @@ DROPPED = pa.schema(
     ]
 )
 
+JUDGED_CRISIS = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("crisis", pa.list_(pa.string())),  # signs that the judge named
+        ("judge", pa.string()),
+    ]
+)
+
 TOPICS = pa.schema([("speech_id", pa.string()), ("topic", pa.string()), ("coarse_topic", pa.string())])
 
 RESPONSES = pa.schema(

@@ -13,9 +13,9 @@ _SAMPLE = 200  # characters that are looked at
 _LETTERS = 12  # fewer letters of an alphabet are no evidence
 _SYLLABLES = 2  # likewise for Chinese characters, kana and Hangul
 _WORDS, _SHARE = 8, 0.3  # from so many words, and this share of English function words, a text is English
-_ENGLISH = frozenset(
-    "the and my to of that was have with not this you for but it its im ive dont cant am are what he she they from when "
-    "who would could should because about just been being feel feeling i".split()
+_ENGLISH = re.compile(
+    r"\b(?:the|and|my|to|of|that|was|have|with|not|this|you|for|but|it|its|i'?m|i've|don'?t|can'?t|am|are|what|he|she|they"
+    r"|from|when|who|would|could|should|because|about|just|been|being|feel|feeling|i)\b"
 )
 _SURE = 0.6  # least probability; the ones of py3langid are normalised over the languages of the script
 
@@ -86,9 +86,8 @@ def language_of(text: str) -> tuple[str, float]:
     """
     sample = text[:_SAMPLE]
     if sample.isascii():  # most texts of most users, at a tenth of the time
-        words = sample.lower().replace("'", "").split()
-        share = sum(map(_ENGLISH.__contains__, words)) / max(len(words), 1)
-        if len(words) >= _WORDS and share >= _SHARE:
+        words = len(sample.split())
+        if words >= _WORDS and len(_ENGLISH.findall(sample.lower())) >= _SHARE * words:
             return "en", 1.0
     script = script_of(sample)
     if script is None:

@@ -45,7 +45,7 @@ def write_overlapping_job(where: Path, urls: dict[str, str], count: int, **endpo
 def write_collected(job: Path, count: int) -> None:
     """The outcome of `collect` with the first packaged speeches."""
     dataset = Dataset(job_file.load_as(DataJob, job))
-    dataset.begin("collect", "sources", "collect", "scrub", "crisis")
+    dataset.begin("collect", "sources", "collect", "scrub", crisis={"enabled": True})
     texts = [json.loads(line)["question"] for line in records.SAMPLE.read_text().splitlines()[:count]]
     rows = [
         {"speech_id": speech_id(text), "speech": text, "split": "train", "source": "mine", "source_row": number}
