@@ -20,6 +20,7 @@ _MASKS = "*#_.-@$!|"
 
 _TYPO_LETTERS = 6  # words from this length may have one typo
 _TWO_TYPOS_LETTERS = 8  # from this length, two typos that one deletion in either word undoes
+_SPELLED_LETTERS = 3  # from this length, a word may have spaces between its letters
 _SWAP_LETTERS = 4  # from this length, two neighbouring letters may have changed places
 
 
@@ -48,6 +49,9 @@ class Speller:
             elif len(word) >= _SWAP_LETTERS:
                 for swapped in _swaps(word) - self._words - self._real:
                     self._spellings.setdefault(swapped, word)
+        long_words = [word for word in words if len(word) >= _TYPO_LETTERS]
+        self._parts = {word[:end] for word in long_words for end in range(2, len(word) - 1)}
+        self._parts |= {word[0] for word in words if len(word) >= _SPELLED_LETTERS}  # of d i e
         self.words = functools.lru_cache(maxsize=100_000)(self._find)
 
     def joined(self, words: list[str]) -> tuple[list[str], list[int]]:
@@ -56,30 +60,33 @@ class Speller:
         Returns:
             The words, and of how many each was made.
         """
-        merged: list[str] = []
-        counts: list[int] = []
-        at, known = 0, self._words
-        while at < len(words):
-            word, count = words[at], 1
-            if len(word) == 1 or word not in known or (at + 1 < len(words) and words[at + 1] not in known):
-                count, word = self._join(words, at)
-            merged.append(word)
-            counts.append(count)
-            at += count
-        return merged, counts
+        counts = [1] * len(words)
+        starts = [n for n, word in enumerate(words) if word in self._parts]
+        if not starts:
+            return words, counts
+        merged, end = list(words), 0
+        for at in starts:
+            if at < end:
+                continue
+            count, merged[at] = self._join(words, at)
+            end = at + count
+            counts[at], counts[at + 1 : end] = count, [0] * (count - 1)
+        return [w for w, n in zip(merged, counts, strict=True) if n], [n for n in counts if n]
 
     def _join(self, words: list[str], at: int) -> tuple[int, str]:
         """How many words from a place make one of the vocabulary, and which."""
         word = words[at]
         if len(word) == 1:
-            end = at
+            end = at + 1
+            if end < len(words) and len(words[end]) > 1:
+                return 1, word
             while end < len(words) and len(words[end]) == 1 and words[end] != ".":
                 end += 1
             for last in range(end, at + 2, -1):
                 whole = "".join(words[at:last])
                 if whole in self._words or self._spellings.get(whole):
                     return last - at, self._spellings.get(whole, whole)
-        elif at + 1 < len(words):
+        elif at + 1 < len(words) and (word not in self._words or words[at + 1] not in self._words):
             whole = word + words[at + 1]
             if len(whole) >= _TYPO_LETTERS and whole in self._words:
                 return 2, whole

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import commands
 from support.data_jobs import rows_of, write_collected
 
-from psyco_ray.cli.main import main
 from psyco_ray.config.data import Crisis
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import PromptsFile
@@ -65,7 +65,7 @@ def test_a_flag_of_either_counts(tmp_path) -> None:
     }
 
 
-def test_the_command_asks_the_judge(tmp_path, serve, local_ray, capsys) -> None:
+def test_the_command_asks_the_judge(tmp_path, serve, local_ray) -> None:
     settings = {
         "run_dir": str(tmp_path / "run"),
         "sources": [{"name": "mine", "path": str(tmp_path / "mine.jsonl")}],
@@ -74,11 +74,13 @@ def test_the_command_asks_the_judge(tmp_path, serve, local_ray, capsys) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(settings))
     write_collected(job, 12)
-    assert main(["data", "crisis", str(job)]) == 2
-    assert "crisis.judge names no model" in capsys.readouterr().err
+    refused = commands.here("data", "crisis", job)
+    assert refused.returncode == 2
+    assert "crisis.judge names no model" in refused.stderr
     judge = {"base_url": serve("--share", "0"), "key_env": None, "model": "judge"}
     job.write_text(yaml.safe_dump(settings | {"crisis": {"judge": judge}}))
-    assert main(["data", "crisis", str(job)]) == 0
+    done = commands.here("data", "crisis", job)
+    assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "run" / "crisis")
     record = json.loads((tmp_path / "run" / "crisis.json").read_text())
     assert len(rows) == record["units"] == 12
