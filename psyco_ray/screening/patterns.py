@@ -54,9 +54,6 @@ class Phrases:
             for first, rest in parser.phrase(line):
                 self._rests.setdefault(first, []).append(rest)
         self.words, self.stems = frozenset(parser.words), frozenset(parser.stems)
-        self._whole = re.compile(
-            "|".join(f"{first}(?:{'|'.join(rests)})" for first, rests in self._rests.items()) or "(?!)"
-        )
         self._following = functools.lru_cache(maxsize=100_000)(self._compile)
 
     def find(self, words: Sequence[str], joined: str) -> list[tuple[int, int]]:
@@ -77,6 +74,11 @@ class Phrases:
                 last = match.end()
                 found.append((position - len(word), last))
         return found
+
+    @functools.cached_property
+    def _whole(self) -> re.Pattern[str]:
+        """All phrases of a language without spaces; compiling those of a language with spaces takes seconds."""
+        return re.compile("|".join(f"{first}(?:{'|'.join(rests)})" for first, rests in self._rests.items()) or "(?!)")
 
     def _compile(self, word: str) -> Callable[[str, int], re.Match[str] | None] | None:
         """Matches what may follow a word with its space; None: no phrase begins with it."""
