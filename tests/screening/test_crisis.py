@@ -53,6 +53,10 @@ def test_figures_of_speech_are_not_flagged(text: str) -> None:
     assert crisis.signs(text) == []
 
 
+def test_a_wish_to_die_is_no_violence() -> None:
+    assert crisis.signs("I sleep badly. I want to die.") == ["self-harm"]
+
+
 def test_each_kind_is_listed_once_and_in_order() -> None:
     text = "He hits me, he abuses me. I want to die, suicide. I could kill him."
     assert crisis.signs(text) == ["self-harm", "violence", "abuse"]
