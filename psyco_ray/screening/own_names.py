@@ -126,6 +126,8 @@ _CHINESE = re.compile(
     r"|(?!小[三学时孩妹弟姐])[小阿][\u4e00-\u9fff])(?=[,.!;、\s(\d]|今年|来自|\Z)"
 )
 
+_ORIGIN = re.compile(r"(?:an|ic|im|ew|ist)\Z")
+
 _ADJECTIVE = re.compile(
     r"..+(?:ed|ing|less|ful|ous|ive|able|ible|al|ally|ish|ese|ist|ics?|ly|ness|ment|tion|ety|ent|ant)\Z"
 )
@@ -268,11 +270,19 @@ def _is_introduced(text: str, match: re.Match[str], word: _Word, end: int) -> bo
         return False
     if not (_ENDS.match(text, end) or (greeted and word.known and word.capital)):
         return False
+    if verb.strip().lower() in ("'m", "m", "am") and _is_full_name(text[word.start : end]):
+        return True
     if not greeted and not _AGE.match(text, end):
         return word.known and (word.capital or not verb.startswith(_WITH_ADJECTIVES))
     if verb.startswith(("я", "ich bin")):  # nouns have capitals, and endings of adjectives are not known
         return word.known or (word.ambiguous and word.capital)
     return word.likely
+
+
+def _is_full_name(text: str) -> bool:
+    """Whether a text is two words or more with capitals that name nobody's origin or faith: "African American" does."""
+    words = [_Word(word, 0, len(word)) for word in text.split()]
+    return len(words) > 1 and all(word.likely and not _ORIGIN.search(word.folded) for word in words)
 
 
 def _is_greeted(text: str, match: re.Match[str], word: _Word, end: int) -> bool:

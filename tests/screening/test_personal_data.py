@@ -280,3 +280,16 @@ def test_presidio_finds_persons_and_places(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(personal_data, "analyzer", lambda: analyzer)
     text = "My name is Ana and Ana moved to Lisbon."
     assert personal_data.scrub(text, presidio=True).text == "My name is [NAME] and [NAME] moved to [PLACE]."
+
+
+@pytest.mark.parametrize("text", ["I am Eirik Gwizdala and I need help.", "I'm Ilmari Okonkwoski."])
+def test_two_unknown_words_with_capitals_after_i_am_are_a_name(text) -> None:
+    assert "[NAME]" in scrub(text).text
+    assert not {"Eirik", "Gwizdala", "Ilmari", "Okonkwoski"} & set(scrub(text).text.replace(".", "").split())
+
+
+@pytest.mark.parametrize(
+    "text", ["I am African American and gay.", "I'm Roman Catholic, and she is not.", "I am Very Depressed."]
+)
+def test_an_origin_or_a_faith_is_no_name(text) -> None:
+    assert scrub(text).text == text
