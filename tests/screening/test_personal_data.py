@@ -284,12 +284,13 @@ def test_presidio_finds_persons_and_places(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("text", ["I am Eirik Gwizdala and I need help.", "I'm Ilmari Okonkwoski."])
 def test_two_unknown_words_with_capitals_after_i_am_are_a_name(text) -> None:
-    assert "[NAME]" in scrub(text).text
-    assert not {"Eirik", "Gwizdala", "Ilmari", "Okonkwoski"} & set(scrub(text).text.replace(".", "").split())
+    scrubbed = personal_data.scrub(text).text
+    assert "[NAME]" in scrubbed
+    assert not any(word in scrubbed for word in ("Eirik", "Gwizdala", "Ilmari", "Okonkwoski"))
 
 
 @pytest.mark.parametrize(
     "text", ["I am African American and gay.", "I'm Roman Catholic, and she is not.", "I am Very Depressed."]
 )
 def test_an_origin_or_a_faith_is_no_name(text) -> None:
-    assert scrub(text).text == text
+    assert personal_data.scrub(text).text == text
