@@ -115,10 +115,12 @@ def _without_weights(model: Any) -> list[str]:
         if not info.can_load():  # all of its weights have arrived
             kept |= {id(parameter) for parameter in own.values()}
         elif not layerwise.is_deferred_attention_layer(layer):  # which has scales of the cache at most
-            kernel = info.kernel_tensors[0] if info.kernel_tensors else own
+            before = info.kernel_tensors[0] if info.kernel_tensors else own
             taken = {name for name, _ in info.loaded_weights} | layerwise.SKIP_LOAD_TENSORS
-            kept |= {id(kernel.get(name)) for name in own if name in taken}
-            waiting += [(f"{prefix}.{name}", id(kernel.get(name))) for name in own if name not in taken]
+            # a model may also replace a parameter by a filled one (biased heads of vLLM's Transformers models)
+            taken |= {name for name, now in own.items() if not now.is_meta and now is not before.get(name)}
+            kept |= {id(before.get(name)) for name in own if name in taken}
+            waiting += [(f"{prefix}.{name}", id(before.get(name))) for name in own if name not in taken]
     return [name for name, parameter in waiting if parameter not in kept]
 
 
