@@ -80,6 +80,19 @@ def test_only_the_head_has_keys_and_reaches_the_internet(shape: str) -> None:
     assert [p["podSelector"]["matchLabels"] for p in policies if p.get("ingress")] == [inside]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_readme_lists_every_port_that_pods_and_policies_name(shape: str) -> None:
+    table = (CLUSTER / "README.md").read_text().split("| process |", 1)[1].split("\n\n", 1)[0]
+    listed = {int(number) for number in re.findall(r"\b\d{4,5}\b", table)}
+    containers = [container for pods in nodes(ray_cluster(shape)) for _, container in pods.containers]
+    ports = {port["containerPort"] for container in containers for port in container["ports"]}
+    ports |= {container["readinessProbe"]["httpGet"]["port"] for container in containers}
+    policies = [m["spec"] for m in rendered(CLUSTER / "k8s/overlays" / shape) if m["kind"] == "NetworkPolicy"]
+    opened = {p["port"] for q in policies for rule in q.get("ingress", []) for p in rule.get("ports", [])}
+    assert len(ports) == 7
+    assert opened < ports <= listed
+
+
 @pytest.mark.parametrize("shape", ["1-node-8gpu", "multi-node"])
 def test_clusters_of_several_machines_encrypt(shape: str) -> None:
     assert ray_cluster(shape)["tlsOptions"] == {"enabled": True}
