@@ -142,8 +142,8 @@ def _in_run(
         if speech_file.check(job.data, ledger.record("speeches"), changes):
             ledger.discard("speeches")
         check_pairs(ledger, changes)
-        inputs.check(job, ledger, changes)
         ray_session.connect(options.address)
+        inputs.check(job, ledger, changes)
         with Telemetry(job, ledger) as telemetry:
             work(ledger, telemetry)
     return 0
