@@ -131,7 +131,7 @@ FAMILIES: dict[str, Family] = {
     "nemotron": Family("nemotron", "squared ReLU", HEADS),
     "exaone4": Family("exaone4", "sliding and full attention", {**SLIDING, **HALF_SLIDING}),
     "gpt2": Family("gpt2", "learned positions", {**GPT, "tie_word_embeddings": True}),
-    "gpt-neox": Family("gpt_neox", "parallel blocks", {"hidden_dropout": 0.0}),
+    "gpt-neox": Family("gpt_neox", "parallel blocks", {"hidden_dropout": 0.0, "num_key_value_heads": 2}),
     "opt": Family("opt", "learned positions", {"ffn_dim": 64, "word_embed_proj_dim": 64, "dropout": 0.0}),
     "gemma": Family("gemma", "scaled embeddings", HEADS),
     "gemma2": Family("gemma2", "soft caps, sliding attention", {**GEMMA, "attn_logit_softcapping": 5.0}),
@@ -349,7 +349,6 @@ ENCODERS = [name for name, family in FAMILIES.items() if family.kind == "encoder
 
 TORCHVISION = "vLLM's code of it needs torchvision, which the environment without GPUs leaves out"
 NOT_IN_VLLM = {
-    "gpt-neox": "vLLM has no model of its own for it",
     "gemma2": "the CPU build has no soft cap of attention",
     "ernie4.5-moe": "the CPU build routes without the routing bias where experts have no groups",
     "qwen3.5": TORCHVISION,
