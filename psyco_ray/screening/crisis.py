@@ -108,13 +108,11 @@ def _lexicons(language: str, text: str) -> tuple[Sequence[str], bool]:
 class _Lexicon:
     def __init__(self, code: str, settings: dict[str, Any]) -> None:
         names, self._spaced = settings.get("words", {}), settings.get("spaced", True)
-        self._kinds: dict[str, Phrases] = {kind: Phrases(_lines(settings[kind]), names, self._spaced) for kind in KINDS}
-        lines = [line for kind in KINDS for line in _lines(settings[kind])]
-        self._any = Phrases(lines, names, self._spaced)  # most texts match none: one look instead of one per kind
-        self._idioms = Phrases(_lines(settings.get("idioms", "")), names, self._spaced)
+        self._phrases = Phrases({kind: _lines(settings[kind]) for kind in KINDS}, names, self._spaced)
+        self._idioms = Phrases({"": _lines(settings.get("idioms", ""))}, names, self._spaced)
         self._variants = str.maketrans(settings.get("variants", {}))
         words: set[str] = set()
-        for phrases in (*self._kinds.values(), self._idioms):
+        for phrases in (self._phrases, self._idioms):
             words |= phrases.words
             words |= {stem + ending for stem in phrases.stems for ending in settings.get("endings", [""])}
         spellings = {
@@ -126,20 +124,22 @@ class _Lexicon:
         """All places that a phrase matches, but for those in an idiom."""
         folded = fold(text).translate(self._variants)
         words, counts = self._words(folded)
-        joined = "".join(words)
-        if not self._any.find(words, joined):
+        joined = " ".join(words) + " " if self._spaced else "".join(words)
+        found = self._phrases.find(words, joined)
+        if not found:
             return []
-        for start, end in self._idioms.find(words, joined):
-            joined = joined[:start] + re.sub(r"[^ ]", "_", joined[start:end]) + joined[end:]
-        words = re.findall(r"[^ ]* ", joined) if self._spaced else words
+        if idioms := self._idioms.find(words, joined):
+            for _, start, end in idioms:
+                joined = joined[:start] + re.sub(r"[^ ]", "_", joined[start:end]) + joined[end:]
+            words = joined[:-1].split(" ") if self._spaced else words
+            found = self._phrases.find(words, joined)
         spans, places = self._spans(folded, counts), offsets(text, folded)
         flags = []
-        for kind, phrases in self._kinds.items():
-            for start, end in phrases.find(words, joined):
-                first, last = self._numbers(joined, start, end)
-                while last > first and words[last] == ". ":
-                    last -= 1
-                flags.append(Flag(kind, places[spans[first][0]], places[spans[last][1] - 1] + 1))
+        for kind, start, end in found:
+            first, last = self._numbers(joined, start, end)
+            while last > first and words[last] == ".":
+                last -= 1
+            flags.append(Flag(kind, places[spans[first][0]], places[spans[last][1] - 1] + 1))
         return flags
 
     def _numbers(self, joined: str, start: int, end: int) -> tuple[int, int]:
@@ -150,7 +150,7 @@ class _Lexicon:
         return first, first + joined.count(" ", start, end) - 1
 
     def _words(self, folded: str) -> tuple[list[str], list[int]]:
-        """The corrected words, each with a space, and how many pieces of tokens each is made of.
+        """The corrected words, and how many pieces of tokens each is made of.
 
         Without spaces between words: the characters that are letters, digits or ends of sentences.
         """
@@ -158,8 +158,7 @@ class _Lexicon:
             characters = _CHARACTER.findall(folded)
             return characters, [1] * len(characters)
         pieces = [*itertools.chain.from_iterable(map(self._speller.words, TOKEN.findall(folded))), "."]
-        words, counts = self._speller.joined(pieces)
-        return [f"{word} " for word in words], counts
+        return self._speller.joined(pieces)
 
     def _spans(self, folded: str, counts: list[int]) -> list[tuple[int, int]]:
         """Where each word is in the folded text."""

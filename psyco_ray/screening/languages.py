@@ -15,8 +15,10 @@ _SYLLABLES = 2  # likewise for Chinese characters, kana and Hangul
 _WORDS, _SHARE = 8, 0.3  # from so many words, and this share of English function words, a text is English
 _ENGLISH = re.compile(
     r"\b(?:the|and|my|to|of|that|was|have|with|not|this|you|for|but|it|its|i'?m|i've|don'?t|can'?t|am|are|what|he|she|they"
-    r"|from|when|who|would|could|should|because|about|just|been|being|feel|feeling|i)\b"
+    r"|from|when|who|would|could|should|because|about|just|been|being|feel|feeling|i|how|know|like|if|there|their|him|his"
+    r"|her|your|get|want|think|time|more|why|did|does|had|has|really|people|very|into|than|then|our|never|always|is|we)\b"
 )
+_TOKEN = re.compile(r"\w+(?:'\w+)*")
 _SURE = 0.6  # least probability; the ones of py3langid are normalised over the languages of the script
 
 _LATIN = (
@@ -87,7 +89,7 @@ def language_of(text: str) -> tuple[str, float]:
     sample = text[:_SAMPLE]
     if sample.isascii():  # most texts of most users, at a tenth of the time
         words = len(sample.split())
-        if words >= _WORDS and len(_ENGLISH.findall(sample.lower())) >= _SHARE * words:
+        if words >= _WORDS and sum(map(_english_words, _TOKEN.findall(sample.lower()))) >= _SHARE * words:
             return "en", 1.0
     script = script_of(sample)
     if script is None:
@@ -99,6 +101,11 @@ def language_of(text: str) -> tuple[str, float]:
         return languages[0], 1.0
     language, confidence = _identifier(script).classify(sample)
     return (language if confidence >= _SURE else UNKNOWN), float(confidence)
+
+
+@functools.lru_cache(maxsize=50_000)
+def _english_words(token: str) -> int:
+    return len(_ENGLISH.findall(token))
 
 
 @functools.cache

@@ -18,29 +18,32 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from psyco_ray.screening.folding import fold
 
 _ITEMS = re.compile(r"\.\.\.|[()|?]|[^\s()|?]+")
 _GAP = "..."
+_GAP_WORDS = 3
+_GAP_PATTERN = rf"(?:[^ .]+ ){{0,{_GAP_WORDS}}}"
 _ENDING = "[^ .]* "
 _NUMBER = r"\d+ "
 
 
 class Phrases:
-    """Phrases of one kind, found by their first word: few places of a text are compared with few of them.
+    """Phrases of several kinds, found by their first word and one that follows: few are compared at a place of a text.
 
     Attributes:
         words: in the phrases, without an ending `*`.
         stems: words before a `*`.
     """
 
-    def __init__(self, lines: Iterable[str], names: Mapping[str, str], spaced: bool = True) -> None:
+    def __init__(self, lines: Mapping[str, Iterable[str]], names: Mapping[str, str], spaced: bool = True) -> None:
         """Read phrases.
 
         Args:
-            lines: the phrases.
+            lines: the phrases by kind.
             names: for each name in capitals, its alternatives.
             spaced: whether the language puts spaces between words.
 
@@ -49,43 +52,191 @@ class Phrases:
         """
         parser = _Parser(names, spaced)
         self._spaced = spaced
-        self._rests: dict[str, list[str]] = {}  # what follows a first word, by its pattern
-        for line in lines:
-            for first, rest in parser.phrase(line):
-                self._rests.setdefault(first, []).append(rest)
+        self._starts: dict[str, list[_Rest]] = {}  # what follows a first word, by its pattern
+        for kind, phrases in lines.items():
+            for line in phrases:
+                for first, rest in parser.phrase(line):
+                    self._starts.setdefault(first, []).append(_Rest(kind, rest))
         self.words, self.stems = frozenset(parser.words), frozenset(parser.stems)
-        self._following = functools.lru_cache(maxsize=100_000)(self._compile)
+        self._kinds = list(lines)
+        rests = [rest for found in self._starts.values() for rest in found]
+        self._reach = max((rest.reach for rest in rests), default=1)
+        self._heads = frozenset(head for rest in rests for head in (*rest.near, *rest.far))
+        self._of = functools.lru_cache(maxsize=100_000)(self._word)
+        self._start = functools.cache(self._merged)
+        self._matched = functools.cache(_Matched)
 
-    def find(self, words: Sequence[str], joined: str) -> list[tuple[int, int]]:
-        """Where phrases begin and end in the joined words; none overlaps another one.
+    def find(self, words: Sequence[str], joined: str) -> list[tuple[str, int, int]]:
+        """Kind, beginning and end of phrases in the joined words; none overlaps another one of its kind.
 
         Args:
-            words: each followed by a space, if the language has spaces.
-            joined: the words, put together.
+            words: of the text; characters, if the language has no spaces.
+            joined: the words, put together, a space behind each of them if the language has spaces.
         """
         if not self._spaced:
-            return [match.span() for match in self._whole.finditer(joined)]
-        found, position, last = [], 0, 0
-        following = self._following
-        for word in words:
-            position += len(word)
-            match_rest = following(word)
-            if match_rest is not None and position > last and (match := match_rest(joined, position)):
-                last = match.end()
-                found.append((position - len(word), last))
+            return [(kind, *m.span()) for kind, whole in self._whole.items() for m in whole.finditer(joined)]
+        found, last = [], dict.fromkeys(self._kinds, 0)
+        for kind, start, following, end in self._matches(words, joined):
+            if following > last[kind]:
+                last[kind] = end
+                found.append((kind, start, end))
         return found
 
-    @functools.cached_property
-    def _whole(self) -> re.Pattern[str]:
-        """All phrases of a language without spaces; compiling those of a language with spaces takes seconds."""
-        return re.compile("|".join(f"{first}(?:{'|'.join(rests)})" for first, rests in self._rests.items()) or "(?!)")
+    def _matches(self, words: Sequence[str], joined: str) -> Iterator[tuple[str, int, int, int]]:
+        """Kind, beginning, beginning of the second word and end; per kind the first phrase that begins at a word."""
+        entries = [*map(self._of, words)]
+        matched = [matched for _, matched in entries]
+        matched.append(self._matched(()))
+        position, reach = 0, self._reach
+        for at, ((start, _), word) in enumerate(zip(entries, words, strict=True), 1):
+            begin = position
+            position += len(word) + 1
+            if start is None:
+                continue
+            rests, far = start.near[matched[at]], start.far
+            for following in matched[at : at + reach]:
+                if more := far[following]:
+                    rests = rests + more
+            if rests:
+                yield from _compared(rests, joined, begin, position)
 
-    def _compile(self, word: str) -> Callable[[str, int], re.Match[str] | None] | None:
-        """Matches what may follow a word with its space; None: no phrase begins with it."""
-        stems = (re.escape(word[:end]) + _ENDING for end in range(1, len(word)))
-        firsts = [re.escape(word[:-1]) + " ", *stems, *([_NUMBER] if word[:-1].isdigit() else [])]
-        rests = dict.fromkeys(rest for first in firsts for rest in self._rests.get(first, ()))
-        return re.compile("|".join(rests)).match if rests else None
+    @functools.cached_property
+    def _whole(self) -> dict[str, re.Pattern[str]]:
+        """All phrases of a language without spaces, by kind; compiling those of one with spaces takes seconds."""
+        return {kind: re.compile(self._alternatives(kind) or "(?!)") for kind in self._kinds}
+
+    def _alternatives(self, kind: str) -> str:
+        found = []
+        for first, start in self._starts.items():
+            rests = [rest.pattern for rest in start if rest.kind == kind]
+            if rests:
+                found.append(f"{first}(?:{'|'.join(rests)})")
+        return "|".join(found)
+
+    def _word(self, word: str) -> tuple[_Start | None, _Matched]:
+        """What may follow a word, None if no phrase begins with it, and the patterns of following words it matches."""
+        stems = (re.escape(word[:end]) + _ENDING for end in range(1, len(word) + 1))
+        patterns = [re.escape(word) + " ", *stems, *([_NUMBER] if word.isdigit() else [])]
+        starts = tuple(pattern for pattern in patterns if pattern in self._starts)
+        matched = self._matched(tuple(pattern for pattern in patterns if pattern in self._heads))
+        return (self._start(starts) if starts else None), matched
+
+    def _merged(self, firsts: tuple[str, ...]) -> _Start:
+        return _Start([rest for first in firsts for rest in self._starts[first]])
+
+
+@dataclass(frozen=True, eq=False)
+class _Matched:
+    """The patterns that a word matches; equal ones are one object, which is a faster key than they are."""
+
+    patterns: tuple[str, ...]
+
+
+class _Rest:
+    """What follows the first word of a phrase.
+
+    Attributes:
+        kind: of the phrase.
+        pattern: of all of it.
+        near: patterns of the second word.
+        far: patterns of a word that follows a gap.
+        reach: how many words behind the first one such a word may be.
+        always: whether no word must follow, so that `near` and `far` do not tell where to compare.
+    """
+
+    def __init__(self, kind: str, nodes: Sequence[_Node]) -> None:
+        self.kind, self.pattern = kind, _pattern(nodes)
+        self.near, self.far, gaps, complete = _heads(nodes)
+        self.reach, self.always = gaps * _GAP_WORDS + 1, not complete
+
+    @functools.cached_property
+    def compiled(self) -> re.Pattern[str]:
+        return _compiled(self.pattern)
+
+
+class _Start:
+    """What may follow a word, by the next word and by one of the words that come next."""
+
+    def __init__(self, rests: Sequence[_Rest]) -> None:
+        always = [rest for rest in rests if rest.always]
+        checked = [rest for rest in rests if not rest.always]
+        self.near = _ByWord([(rest, rest.near) for rest in checked], always)
+        self.far = _ByWord([(rest, rest.far) for rest in checked if rest.far], [])
+
+
+class _ByWord(dict[_Matched, list[_Rest]]):
+    def __init__(self, rests: Sequence[tuple[_Rest, Collection[str]]], always: list[_Rest]) -> None:
+        self._always = always
+        self._rests: dict[str, list[_Rest]] = {}
+        for rest, patterns in rests:
+            for pattern in patterns:
+                self._rests.setdefault(pattern, []).append(rest)
+
+    def __missing__(self, word: _Matched) -> list[_Rest]:
+        rests = dict.fromkeys(rest for pattern in word.patterns for rest in self._rests.get(pattern, ()))
+        self[word] = found = [*self._always, *rests]
+        return found
+
+
+def _compared(rests: list[_Rest], joined: str, start: int, position: int) -> Iterator[tuple[str, int, int, int]]:
+    done = set()
+    for rest in rests:
+        if rest.kind not in done and (match := rest.compiled.match(joined, position)):
+            done.add(rest.kind)
+            yield rest.kind, start, position, match.end()
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A part of a phrase.
+
+    Attributes:
+        pattern: of it.
+        inner: the alternatives of a group.
+        optional: whether it may be absent.
+    """
+
+    pattern: str
+    inner: Sequence[Sequence[_Node]] | None = None
+    optional: bool = False
+
+
+def _pattern(nodes: Sequence[_Node]) -> str:
+    return "".join(node.pattern for node in nodes)
+
+
+def _heads(nodes: Sequence[_Node]) -> tuple[set[str], set[str], int, bool]:
+    """Patterns of the words that must follow.
+
+    Returns:
+        Those of the next word, those of a word behind a gap, how many gaps are before it, and whether one of them must
+        be there.
+    """
+    near: set[str] = set()
+    far: set[str] = set()
+    gaps = 0
+    for node in nodes:
+        if node.pattern == _GAP_PATTERN:
+            gaps += 1
+            complete = False
+        elif node.inner is None:
+            (far if gaps else near).add(node.pattern)
+            complete = True
+        else:
+            inner = [_heads(alternative) for alternative in node.inner]
+            complete = all(part[3] for part in inner)
+            for inner_near, inner_far, _, _ in inner:
+                (far if gaps else near).update(inner_near)
+                far |= inner_far
+            gaps += max(part[2] for part in inner)
+        if complete and not node.optional:
+            return near, far, gaps, True
+    return near, far, gaps, False
 
 
 class _Parser:
@@ -96,8 +247,8 @@ class _Parser:
         self._line = ""
         self._items: list[str] = []
 
-    def phrase(self, line: str) -> list[tuple[str, str]]:
-        """For each first word of a phrase its pattern and the pattern of what follows."""
+    def phrase(self, line: str) -> list[tuple[str, Sequence[_Node]]]:
+        """For each first word of a phrase its pattern and what follows."""
         self._line, self._items = line, _ITEMS.findall(line)[::-1]
         sequences = self._alternatives()
         if self._items:
@@ -105,28 +256,28 @@ class _Parser:
         found = []
         for sequence in sequences:
             found += self._started(sequence)
-        if any(not first or first.startswith("(?") for first, _ in found):
+        if any(first.startswith("(?") for first, _ in found):
             raise ValueError(f"the phrase {line!r} begins with a gap or with a word that may be absent")
         return found
 
-    def _alternatives(self) -> list[list[tuple[str, list[list[tuple]] | None]]]:
-        """Sequences of (pattern, alternatives of a group or None), up to a closing bracket or the end."""
-        sequences: list[list[tuple]] = [[]]
+    def _alternatives(self) -> list[list[_Node]]:
+        """Sequences of parts, up to a closing bracket or the end."""
+        sequences: list[list[_Node]] = [[]]
         while self._items and self._items[-1] != ")":
             item = self._items.pop()
             if item == "|":
                 sequences.append([])
                 continue
-            node = self._group(item) if item == "(" or item in self._names else (self._word(item), None)
+            node = self._group(item) if item == "(" or item in self._names else _Node(self._word(item))
             if self._items and self._items[-1] == "?":
                 self._items.pop()
-                node = (f"(?:{node[0]})?", None)
+                node = _Node(f"(?:{node.pattern})?", [[node]], optional=True)
             sequences[-1].append(node)
         if not all(sequences):
             raise ValueError(f"the phrase {self._line!r} has an empty alternative")
         return sequences
 
-    def _group(self, item: str) -> tuple:
+    def _group(self, item: str) -> _Node:
         if item == "(":
             inner = self._alternatives()
             if not self._items:
@@ -136,17 +287,17 @@ class _Parser:
             outer, self._items = self._items, _ITEMS.findall(self._names[item])[::-1]
             inner = self._alternatives()
             self._items = outer
-        return f"(?:{'|'.join(''.join(p for p, _ in sequence) for sequence in inner)})", inner
+        return _Node(f"(?:{'|'.join(map(_pattern, inner))})", inner)
 
-    def _started(self, sequence: list[tuple]) -> list[tuple[str, str]]:
-        (pattern, inner), rest = sequence[0], "".join(p for p, _ in sequence[1:])
-        if inner is None:
-            return [(pattern, rest)]
-        return [(first, more + rest) for alternative in inner for first, more in self._started(alternative)]
+    def _started(self, sequence: Sequence[_Node]) -> list[tuple[str, Sequence[_Node]]]:
+        first, rest = sequence[0], sequence[1:]
+        if first.inner is None or first.optional:
+            return [(first.pattern, rest)]
+        return [(start, [*more, *rest]) for inner in first.inner for start, more in self._started(inner)]
 
     def _word(self, item: str) -> str:
         if item == _GAP:
-            return r"(?:[^ .]+ ){0,3}" if self._spaced else r"[^.!?\s]{0,6}"
+            return _GAP_PATTERN if self._spaced else r"[^.!?\s]{0,6}"
         word = fold(item)
         if not self._spaced:
             return re.escape(word)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection
+from itertools import pairwise
 
 from rapidfuzz.distance import OSA
 
@@ -16,6 +17,7 @@ _PARTS = re.compile(_WORD)
 _PLAIN = re.compile(r"[^\W\d_]+")
 _RUN = re.compile(r"(.)\1{2,}")
 _LEET = [str.maketrans("013457@$!|", f"o{one}east" + f"as{one}l") for one in "il"]
+_SPELLED = re.compile(r"(?<![^ ])[^ .] [^ .] [^ .](?![^ ])")
 _MASKS = "*#_.-@$!|"
 
 _TYPO_LETTERS = 6  # words from this length may have one typo
@@ -50,8 +52,10 @@ class Speller:
                 for swapped in _swaps(word) - self._words - self._real:
                     self._spellings.setdefault(swapped, word)
         long_words = [word for word in words if len(word) >= _TYPO_LETTERS]
-        self._parts = {word[:end] for word in long_words for end in range(2, len(word) - 1)}
-        self._parts |= {word[0] for word in words if len(word) >= _SPELLED_LETTERS}  # of d i e
+        self._ends: dict[str, set[str]] = {}  # of long words by what is before them
+        for word in long_words:
+            for end in range(2, len(word) - 1):
+                self._ends.setdefault(word[:end], set()).add(word[end:])
         self.words = functools.lru_cache(maxsize=100_000)(self._find)
 
     def joined(self, words: list[str]) -> tuple[list[str], list[int]]:
@@ -61,7 +65,10 @@ class Speller:
             The words, and of how many each was made.
         """
         counts = [1] * len(words)
-        starts = [n for n, word in enumerate(words) if word in self._parts]
+        ends = self._ends
+        starts = [n for n, (word, after) in enumerate(pairwise(words)) if word in ends and after in ends[word]]
+        if _SPELLED.search(" ".join(words)):
+            starts = sorted({*starts, *(n for n, word in enumerate(words) if len(word) == 1)})
         if not starts:
             return words, counts
         merged, end = list(words), 0
@@ -78,18 +85,14 @@ class Speller:
         word = words[at]
         if len(word) == 1:
             end = at + 1
-            if end < len(words) and len(words[end]) > 1:
-                return 1, word
             while end < len(words) and len(words[end]) == 1 and words[end] != ".":
                 end += 1
-            for last in range(end, at + 2, -1):
+            for last in range(end, at + _SPELLED_LETTERS - 1, -1):
                 whole = "".join(words[at:last])
                 if whole in self._words or self._spellings.get(whole):
                     return last - at, self._spellings.get(whole, whole)
-        elif at + 1 < len(words) and (word not in self._words or words[at + 1] not in self._words):
-            whole = word + words[at + 1]
-            if len(whole) >= _TYPO_LETTERS and whole in self._words:
-                return 2, whole
+        elif word not in self._words or words[at + 1] not in self._words:
+            return 2, word + words[at + 1]
         return 1, word
 
     def _find(self, token: str) -> tuple[str, ...]:

@@ -168,4 +168,4 @@ def test_the_screen_keeps_its_figures_on_the_packaged_phrases() -> None:
 def test_a_wrong_phrase_is_named() -> None:
     for line in ("... die", "want? to die", "want (to", "want to) die", "(a|) die"):
         with pytest.raises(ValueError, match="the phrase"):
-            Phrases([line], {})
+            Phrases({"self-harm": [line]}, {})
