@@ -24,7 +24,7 @@ import pytest
 import yaml
 from support.commands import ended
 from support.policy_evaluation import local, settings
-from support.processes import all_ended, children_of, kill_tree
+from support.processes import alive, children_of, kill_tree
 from support.runs import JOB
 
 from psyco_ray.files import records
@@ -176,13 +176,18 @@ def interrupt(process: subprocess.Popen, how: str, log: Path) -> None:
         os.killpg(process.pid, signal.SIGTERM)
         code = ended(process, 60, log.read_text)
         # before the command has begun nothing handles the signal
-        assert code == 75 or (code == -signal.SIGTERM and log.read_text() == before), log.read_text()[-3000:]
+        assert code in (0, 75) or (code == -signal.SIGTERM and log.read_text() == before), log.read_text()[-3000:]
     elif how == DRIVER:
         process.kill()
     else:
         kill_tree(process.pid)
     process.wait()
-    assert all_ended([one.pid for one in below], 30), "a process was left behind"
+    # a worker of Ray that is just starting looks for the dead head for a minute
+    began = time.monotonic()
+    while time.monotonic() - began < 90 and (left := [one for one in below if alive(one.pid)]):
+        time.sleep(0.2)
+    print(f"its last process ended after {time.monotonic() - began:.1f} s")
+    assert not left, f"left behind: {[one.cmdline() for one in left]}"
 
 
 def results(root: Path) -> dict[str, Any]:
