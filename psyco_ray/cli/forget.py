@@ -60,7 +60,8 @@ def forget(_: None, options: argparse.Namespace) -> int:
         roots += [cache for cache in [storage.cache_dir()] if cache.is_dir()]
         for root in roots:
             forgetting.learn(root, traces)
-        outcomes = {str(root): forgetting.seen(root, traces) for root in roots}
+        targets = {str(directory.root): directory.run_dir for directory in directories}
+        outcomes = {str(root): forgetting.seen(root, traces, targets.get(str(root))) for root in roots}
         for root in roots:
             forgetting.remove(root, traces, outcomes[str(root)])
         for directory in directories:

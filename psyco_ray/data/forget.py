@@ -6,6 +6,7 @@ Weights cannot forget: the outcome names those that saw the client.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import re
@@ -20,14 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from psyco_ray.config import job_file
+from psyco_ray.config.errors import InputError
 from psyco_ray.data import trained_pairs
 from psyco_ray.data.clean import clean
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import SHORTEST, Traces
-from psyco_ray.run import manifests, storage
+from psyco_ray.files.records import open_records
+from psyco_ray.run import manifests, records, storage
+from psyco_ray.run.records import ParquetReading
 from psyco_ray.run.remote import MANIFEST
 from psyco_ray.screening.personal_data import scrub
 
@@ -61,22 +64,26 @@ def traces_of(ids: list[str], texts: list[str]) -> Traces:
     return traces
 
 
-def seen(root: Path, traces: Traces) -> Outcome:
+def seen(root: Path, traces: Traces, target: str | None = None) -> Outcome:
     """What weights and sources a directory's job has, before anything is removed.
 
     Args:
         root: a run directory, or a directory of exports or of caches.
         traces: of the client, after `learn`.
+        target: URI of a remote run directory, of which `root` is the mirror.
+
+    Raises:
+        InputError: a Parquet file is damaged, or a remote directory cannot be reached.
     """
-    sources = [path for path in _named_files(root / "job.yaml") if _source_holds(path, traces)]
-    outcome = Outcome(trained=_trained(root, traces), sources=[str(path) for path in sources])
+    sources = [path for path in _named_files(root) if _source_holds(path, traces)]
+    outcome = Outcome(trained=_trained(root, traces, target or str(root)), sources=[str(path) for path in sources])
     if sources:  # pairs among them trained the reward models here
         outcome.trained += [str(path.parent.relative_to(root)) for path in sorted(root.rglob(trained_pairs.FILE))]
     return outcome
 
 
 def remove(root: Path, traces: Traces, outcome: Outcome) -> None:
-    """Remove a client from a directory that no other process uses.
+    """Remove a client from a directory.
 
     Args:
         root: a run directory, or a directory of exports or of caches.
@@ -84,9 +91,10 @@ def remove(root: Path, traces: Traces, outcome: Outcome) -> None:
         outcome: of `seen`; receives what is done.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file is damaged or cannot be written.
     """
-    for path in list(root.rglob(".*")):
+    unfinished = [] if root == storage.cache_dir() else list(root.rglob(".*"))  # other commands write to the cache
+    for path in unfinished:
         if any(mark in path.name for mark in _UNFINISHED):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     said = Traces(set(traces.ids), dict(traces.needles))
@@ -102,7 +110,7 @@ def remove(root: Path, traces: Traces, outcome: Outcome) -> None:
         elif path.suffix not in (".parquet", ".jsonl", ".json", *_WEIGHTS) and _holds(path, traces):
             outcome.kept.append(str(path.relative_to(root)))
     for path in sorted(root.rglob("batches/state.json")):
-        outcome.provider_files |= json.loads(path.read_text()).get("provider_files", {})
+        outcome.provider_files |= records.read_json(path).get("provider_files", {})
 
 
 def audit(root: Path, outcome: Outcome) -> None:
@@ -122,16 +130,22 @@ def _holds(path: Path, traces: Traces) -> bool:
 
 
 def learn(root: Path, traces: Traces) -> None:
-    """Add the client's words, found by the id, and the keys of rows about them, until no more are found."""
+    """Add the client's words, found by the id, and the keys of rows about them, until no more are found.
+
+    Raises:
+        InputError: a Parquet file is damaged.
+    """
     known = -1
     while known != (known := len(traces.ids) + len(traces.needles)):
         for path in _files(root):
             if path.suffix == ".parquet":
-                names = set(pq.read_schema(path).names)
+                with ParquetReading(path):
+                    names = set(pq.read_schema(path).names)
                 if {"speech", "speech_id"} <= names or names & set(_KEYS):
-                    for row in _about(pq.read_table(path), traces)[1]:
+                    for row in _about(records.read_table(path), traces)[1]:
                         if row.get("speech_id") in traces.ids and isinstance(row.get("speech"), str):
                             traces.add_text(row["speech"])
+                            traces.add_text(scrub(row["speech"]).text)  # as APIs got it
                         traces.ids |= {row[key] for key in _KEYS if re.fullmatch("[0-9a-f]{12,}", str(row.get(key)))}
 
 
@@ -170,7 +184,7 @@ def _may_hold_text(kind: pa.DataType) -> bool:
 
 def _table(path: Path, root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
     """Remove the client's rows from a Parquet file, row group by row group."""
-    with pq.ParquetFile(path) as file:
+    with ParquetReading(path), pq.ParquetFile(path) as file:
         groups = [_about(file.read_row_group(number), traces) for number in range(file.num_row_groups)]
         about = [row for _, rows in groups for row in rows]
         if not about:
@@ -224,22 +238,33 @@ def _text(path: Path, root: Path, said: Traces, outcome: Outcome) -> None:
 def _changed(path: Path, root: Path, outcome: Outcome, rows: int) -> None:
     outcome.rows += rows
     outcome.files.append(str(path.relative_to(root)))
-    if (path.parent / MANIFEST).exists():
-        manifests.seal(path.parent)
+    for directory in path.parents:
+        if (directory / MANIFEST).exists():
+            manifests.seal(directory)
+        if directory == root:
+            break
 
 
-def _named_files(job: Path) -> list[Path]:
-    """The files that a job names, also by patterns, and the Parquet files of directories."""
+def _named_files(root: Path) -> list[Path]:
+    """The files outside a directory that its job names, also by patterns, and those in directories that it names."""
+    job = root / "job.yaml"
     if not job.exists():
         return []
-    settings = job_file.flatten(yaml.safe_load(job.read_text(encoding="utf-8")) or {})
+    settings = job_file.flatten(job_file.read_yaml(job, "job file") or {})
     values = [value for setting in settings.values() for value in _strings(setting)]
     found: list[Path] = []
     for value in values:
-        paths = [Path(value)] if Path(value).exists() else map(Path, glob.glob(value)) if "*" in value else []
+        is_member = "#" in value and Path(value.rpartition("#")[0]).is_file()  # of an archive, or a sheet
+        there = is_member or Path(value).exists()
+        paths = [Path(value)] if there else map(Path, glob.glob(value)) if "*" in value else []
         for path in paths:
-            found += sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    return [path for path in found if path.suffix not in (*_WEIGHTS, ".yaml")]
+            found += sorted(_files(path)) if path.is_dir() else [path]
+    own = root.resolve()
+    return [
+        path
+        for path in dict.fromkeys(found)
+        if path.suffix not in (*_WEIGHTS, ".yaml") and not path.resolve().is_relative_to(own)
+    ]
 
 
 def _strings(value: Any) -> list[str]:
@@ -250,21 +275,30 @@ def _strings(value: Any) -> list[str]:
 
 
 def _source_holds(path: Path, traces: Traces) -> bool:
-    return bool(_about(pq.read_table(path), traces)[1]) if path.suffix == ".parquet" else _holds(path, traces)
+    if path.suffix == ".parquet":
+        return bool(_about(records.read_table(path), traces)[1])
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+        return traces.within(path.read_bytes().decode())
+    try:  # a member of an archive, a packed file, a spreadsheet or another encoding
+        rows = open_records(path, "source")
+        return any(row.cells is not None and traces.within(list(row.cells.values())) for row in rows)
+    except InputError:  # no table
+        return path.exists() and _holds(path, traces)
 
 
-def _trained(root: Path, traces: Traces) -> list[str]:
+def _trained(root: Path, traces: Traces, target: str) -> list[str]:
     """The weights that saw the client: from the first iteration that trained on a pair about them."""
     seen: list[str] = []
     first = next(
         (
             path.parent.name
             for path in sorted(root.glob("iteration-*/pairs.parquet"))
-            if _about(pq.read_table(path), traces)[1]
+            if _about(records.read_table(path), traces)[1]
         ),
         None,
     )
     if first is not None:
         for directory in sorted(path for path in root.glob("iteration-*") if path.name >= first):
-            seen += [f"{directory.name}/{name}" for name in ("checkpoint", "state") if (directory / name).is_dir()]
+            names = [f"{directory.name}/{name}" for name in ("checkpoint", "state")]
+            seen += [name for name in names if storage.exists(storage.join(target, name))]
     return seen

@@ -47,6 +47,8 @@ class Traces:
 
     def within(self, value: Any) -> bool:
         """Whether a value holds a trace, at any depth."""
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "ignore")
         if isinstance(value, str):
             if any(key in value for key in self.ids):
                 return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -122,11 +123,11 @@ class _Exchange:
             elif batch.status == "failed":
                 problems = [(problem.code, problem.message) for problem in (batch.errors and batch.errors.data) or []]
                 if not any(_is_limit(*problem) for problem in problems):
-                    reason = self._client.clean(str(problems[0][1])) if problems else "no reason given"
+                    reason = self._said(sent, problems[0][1]) if problems else "no reason given"
                     await self._end(sent, batch)  # it costs nothing; the next run sends it again
                     raise InputError(f"batch {batch_id} was refused: {reason}")
                 if not self._limited:
-                    _log.info("the batch API queues no more at a time: %s", self._client.clean(str(problems[0][1])))
+                    _log.info("the batch API queues no more at a time: %s", self._said(sent, problems[0][1]))
                 self._limited = self._full = True
                 self._state.postpone(sent)
         return validating
@@ -144,6 +145,11 @@ class _Exchange:
             _note(self._outcome, len(speeches), f"batch {batch.status} without an answer")
         self._journal.sync()
         await self._end(sent, batch)
+
+    def _said(self, sent: SentBatch, message: str | None) -> str:
+        """A provider's message about a whole batch, without the texts of its requests."""
+        texts = itertools.chain.from_iterable(_texts(self._state.path(sent, "requests")).values())
+        return self._client.clean(str(message), texts)
 
     def _clean(self, path: Path, key: str, said: str) -> str:
         return self._client.clean(said, _texts(path)[key])

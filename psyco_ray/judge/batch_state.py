@@ -41,7 +41,8 @@ class BatchState:
         sent = SentBatch(f"{self._path.stem}-{self._next:03}")
         storage.private_dir(self._path.parent)
         storage.write_file(self.path(sent, "requests"), lambda file: file.writelines(line for _, _, line in rows))
-        storage.write_text(self.path(sent, "speeches"), json.dumps({key: speech_id for key, speech_id, _ in rows}))
+        lines = "".join(json.dumps([key, speech_id]) + "\n" for key, speech_id, _ in rows)
+        storage.write_text(self.path(sent, "speeches"), lines)
         self._next += 1
         self.sent.append(sent)
 
@@ -54,7 +55,8 @@ class BatchState:
         """Replace a batch by two of half its requests, which come first."""
         speeches = self.speeches(sent)
         lines = self.path(sent, "requests").read_bytes().splitlines(keepends=True)
-        rows = [(key, speeches[key], line) for line in lines for key in [json.loads(line)["custom_id"]]]
+        keyed = [(json.loads(line)["custom_id"], line) for line in lines]
+        rows = [(key, speeches[key], line) for key, line in keyed if key in speeches]  # others are forgotten
         others = [other for other in self.sent if other is not sent]
         for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
             self._write(part)
@@ -73,8 +75,13 @@ class BatchState:
             self.path(sent, what).unlink(missing_ok=True)
 
     def speeches(self, sent: SentBatch) -> dict[str, str]:
-        """The speech id of each of the batch's keys."""
-        return records.read_json(self.path(sent, "speeches"), "restore it; without it its batch cannot be read")
+        """The speech id of each of the batch's keys, without those that `forget` has removed."""
+        path = self.path(sent, "speeches")
+        try:
+            return dict(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError) as error:
+            way_out = "restore it; without it its batch cannot be read"
+            raise records.damaged(path, type(error).__name__, way_out) from None
 
     def path(self, sent: SentBatch, what: str) -> Path:
         """A local file of a batch: its `requests` or its `speeches`."""

@@ -1,7 +1,9 @@
 """A client is removed from everything that runs have left."""
 
+import gzip
 import html
 import json
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,11 +12,13 @@ import pytest
 from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
+from psyco_ray.data.forget import seen
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import Traces
+from psyco_ray.judge.batch_state import BatchState
 from psyco_ray.judge.calls import Answer
 from psyco_ray.judge.journal import Journal
-from psyco_ray.run import manifests, shards
+from psyco_ray.run import manifests, shards, storage
 from psyco_ray.run.schemas import COLLECTED, COMPARISONS, RESPONSES
 
 GONE, STAYS = speech(1), speech(2)
@@ -51,7 +55,9 @@ def dataset(tmp_path, monkeypatch) -> Path:
         journal.add(speech_id(text), speech_id(text) * 4, Answer("an answer", True, 9, 9))
     journal.close()
     (root / "batches").mkdir()
-    (root / "batches" / "state.json").write_text(json.dumps({"provider_files": {"file-1": True, "file-2": False}}))
+    (root / "batches" / "state.json").write_text(
+        json.dumps({"next": 0, "batches": [], "provider_files": {"file-1": True, "file-2": False}})
+    )
     (root / "evaluation.json").write_text(
         json.dumps({"examples": [{"speech": GONE, "answer": REPLY}, {"speech": STAYS}]})
     )
@@ -138,3 +144,73 @@ def test_a_client_that_no_run_holds_and_bad_arguments_are_one_sentence(dataset, 
     assert main(["forget", str(tmp_path / "nowhere"), "--speech-id", "0" * 16]) == 2
     assert "is not a directory" in capsys.readouterr().err
     assert len(holding(dataset, GONE)) >= 7
+
+
+def test_sources_in_any_format_and_place_are_named_and_the_runs_own_files_are_not(dataset, tmp_path, capsys) -> None:
+    text = f'text\n"{GONE}"\n'
+    (tmp_path / "old.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "wide.csv").write_bytes(text.encode("utf-16"))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("one.csv", text)
+        archive.writestr("two.csv", "text\nother\n")
+    (tmp_path / "paid").mkdir()
+    (tmp_path / "paid" / "a.jsonl").write_text(json.dumps({"speech_id": speech_id(GONE)}) + "\n")
+    (tmp_path / "others.csv").write_text(f'text\n"{STAYS}"\n')
+    named = ["old.csv.gz", "wide.csv", "all.zip#one.csv", "paid", "others.csv", "run"]
+    (dataset / "job.yaml").write_text(json.dumps({"named": [str(tmp_path / name) for name in named]}))
+    (dataset / "final").mkdir()
+    (dataset / "final" / "trained_pairs.json").write_text(json.dumps({"pairs": 0, "digests": []}))
+    assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    told = capsys.readouterr().out
+    [sources] = [line for line in told.splitlines() if "files of its job that hold the client" in line]
+    found = sources.partition("client: ")[2].partition(";")[0].split(", ")
+    assert found == [str(tmp_path / name) for name in (*named[:3], "paid/a.jsonl")]
+    assert "weights that saw the client: final" in told
+
+
+def test_a_run_that_names_its_own_directory_alone_has_no_sources(dataset, tmp_path, capsys) -> None:
+    (dataset / "job.yaml").write_text(f"run_dir: {dataset}\n")
+    (dataset / "final").mkdir()
+    (dataset / "final" / "trained_pairs.json").write_text(json.dumps({"pairs": 0, "digests": []}))
+    assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    told = capsys.readouterr().out
+    assert "remove the client there" not in told
+    assert "weights that saw" not in told
+
+
+def test_a_batch_in_progress_goes_on_without_the_client(dataset) -> None:
+    state = BatchState(dataset / "batches" / "state.json")
+    state.add([(key, speech_id(text), request(key, text)) for key, text in (("k1", GONE), ("k2", STAYS))])
+    assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    [sent] = BatchState(dataset / "batches" / "state.json").sent
+    assert state.speeches(sent) == {"k2": speech_id(STAYS)}
+    assert state.path(sent, "requests").read_bytes() == request("k2", STAYS)
+
+
+def request(key: str, text: str) -> bytes:
+    """A line of a batch's file."""
+    messages = [{"role": "user", "content": f"Speech:\n{text}\n"}]
+    return json.dumps({"custom_id": key, "body": {"messages": messages}}).encode() + b"\n"
+
+
+def test_a_damaged_table_is_one_sentence(dataset, capsys) -> None:
+    (dataset / "broken.parquet").write_bytes(b"PAR1")
+    assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 2
+    assert "broken.parquet is damaged" in capsys.readouterr().err
+
+
+def test_unfinished_files_of_other_commands_stay_in_the_cache(dataset, tmp_path) -> None:
+    download = tmp_path / "cache" / "fetched" / ".model.partial-1"
+    download.mkdir(parents=True)
+    assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    assert download.is_dir()
+    assert not (dataset / ".collecting").exists()
+
+
+def test_weights_of_a_remote_run_are_named(place, tmp_path) -> None:
+    root = tmp_path / "mirror"
+    (root / "iteration-001").mkdir(parents=True)
+    pq.write_table(pa.table({"speech_id": [speech_id(GONE)]}), root / "iteration-001" / "pairs.parquet")
+    with storage.atomic_dir(storage.join(place, "iteration-001/checkpoint")) as staging:
+        (staging / "config.json").write_text("{}")
+    assert seen(root, Traces({speech_id(GONE)}), place).trained == ["iteration-001/checkpoint"]

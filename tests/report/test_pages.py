@@ -152,3 +152,13 @@ def test_a_figure_has_colors_of_the_page_a_text_alternative_and_unique_ids() -> 
     assert Page(f"<h1>x</h1>{first}{second}").all_defects() == []
     with pytest.raises(KeyError):
         drawn("#123456")
+
+
+def test_texts_are_shown_whole(pages) -> None:
+    """`forget` finds a client's whole words; their beginning alone would stay in a page."""
+    cases = policy_results()[1]
+    summaries = re.findall(r"<summary>(.*?)</summary>", pages["policies"])
+    assert len(summaries) >= len(cases) > 0
+    for case in cases:
+        assert case["speech"] in pages["policies"]
+        assert not any(case["speech"][:15] in summary for summary in summaries)
