@@ -21,6 +21,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 NotNegativeCount = Annotated[int, Field(ge=0)]
 TemplateOptions = dict[str, bool | int | float | str]
 
+_MOST_SHOWN = 200  # characters of an invalid value in a message
+
 
 def _file_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w .+-]*", name):
@@ -88,6 +90,8 @@ def read_yaml(path: Path, what: str) -> Any:
         raise InputError(f"{what} {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         reason = without_keys(" ".join(str(error).split()))
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            reason = f"line {error.problem_mark.line + 1}: {error.problem}"  # the whole message quotes the line
         raise InputError(f"{what} {path} cannot be read as YAML: {reason}") from None
 
 
@@ -154,7 +158,9 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if not key or first["type"] == "value_error":
         return f"{key}: {reason}" if key else reason
-    return f"{key}: invalid value {first['input']!r}: {reason[0].lower()}{reason[1:]}"
+    value = repr(first["input"])
+    value = value if len(value) <= _MOST_SHOWN else f"of {len(value)} characters"  # it may be no setting at all
+    return f"{key}: invalid value {value}: {reason[0].lower()}{reason[1:]}"
 
 
 def _keys_at(kind: type[Section], path: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.pairs import SYSTEM, number
 from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.splits import is_dev, text_hash
-from psyco_ray.files.cells import CellError, text_of
+from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.parquet import SPLITS
 from psyco_ray.files.records import Record, RecordFile, locate, open_records
 from psyco_ray.run import hub
@@ -286,7 +286,7 @@ def _split(name: str, row: int, split: Any, asked: str, dev_share: float) -> str
     if split in (None, ""):
         return "dev" if is_dev(asked, dev_share) else "train"
     if not isinstance(split, str) or split not in SPLITS:
-        raise InputError(f"pairs file {name}: row {row} has the split {split!r}; known are {', '.join(SPLITS)}")
+        raise InputError(f"pairs file {name}: row {row} has the split {quoted(split)}; known are {', '.join(SPLITS)}")
     return SPLITS[split]
 
 

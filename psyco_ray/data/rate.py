@@ -14,6 +14,7 @@ from psyco_ray.config.data import Rate
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, PromptsFile, filled_messages, whole_text
+from psyco_ray.files.cells import quoted
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
@@ -173,7 +174,7 @@ def read_ratings(text: str, count: int) -> list[Rating]:
         if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()):
             value = int(value)
         if isinstance(value, bool) or value not in (1, 2, 3, 4, 5):
-            raise UnreadableAnswerError(f"response_{i}_rating is {value!r}, not an integer from 1 to 5")
+            raise UnreadableAnswerError(f"response_{i}_rating is {quoted(value)}, not an integer from 1 to 5")
         ratings.append((int(value), str(answer.get(f"rationale_{i}", ""))))
     return ratings
 

@@ -7,6 +7,7 @@ import hashlib
 from typing import Any
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.files.cells import quoted
 
 
 @functools.lru_cache(maxsize=1)  # id, split and screening fold the same text in a row
@@ -43,7 +44,7 @@ def split_of(row: dict[str, Any], text: str, dev_share: float) -> str:
     """
     split = row.get("split")
     if split not in (None, "train", "dev", "test"):
-        raise InputError(f"the split is {split!r}; train, dev and test are known")
+        raise InputError(f"the split is {quoted(split)}; train, dev and test are known")
     return split or ("dev" if is_dev(text, dev_share) else "train")
 
 

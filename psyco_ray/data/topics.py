@@ -13,6 +13,7 @@ import yaml
 from psyco_ray.config.data import Topics
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import prompt_messages
+from psyco_ray.files.cells import quoted
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
@@ -104,6 +105,6 @@ def _read_topic(text: str) -> str:
     label = str(answer.get("topic", "")).strip().casefold() if isinstance(answer, dict) else ""
     if label not in by_folded_name:
         raise UnreadableAnswerError(
-            f"{label[:60]!r} is not one of the topics" if label else 'the answer has no "topic"'
+            f"{quoted(label)} is not one of the topics" if label else 'the answer has no "topic"'
         )
     return by_folded_name[label]

@@ -12,7 +12,7 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.files.cells import CellError, text_of
+from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.records import open_records
 from psyco_ray.run import records, storage
 
@@ -97,7 +97,9 @@ def read_items(path: Path, columns: Sequence[str], items: Container[str]) -> Ite
     for number, row in _rows(path, ("item", *columns)):
         item = row["item"].strip()
         if item not in items:
-            raise InputError(f"{path} row {number}: item {item!r} is not in key.json; take the row as it was exported")
+            raise InputError(
+                f"{path} row {number}: item {quoted(item)} is not in key.json; take the row as it was exported"
+            )
         if item in seen:
             raise InputError(f"{path} row {number}: item {item} comes a second time; keep one of its rows")
         seen.add(item)

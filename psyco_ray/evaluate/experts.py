@@ -29,6 +29,7 @@ from psyco_ray.evaluate.expert_csv import (
     read_key,
     write_table,
 )
+from psyco_ray.files.cells import quoted
 from psyco_ray.files.records import read_rows
 from psyco_ray.run import storage
 
@@ -211,11 +212,13 @@ def read_verdicts(path: str) -> dict[str, float]:
             continue
         if row["better"] not in list(_VERDICTS):
             raise InputError(
-                f"verdicts file {path}: row {number} has better {row['better']!r}; {', '.join(_VERDICTS)} are known, "
-                "and null where the judge's answer was unreadable"
+                f"verdicts file {path}: row {number} has better {quoted(row['better'])}; {', '.join(_VERDICTS)} are "
+                "known, and null where the judge's answer was unreadable"
             )
         if row["key"] in choices:
-            raise InputError(f"verdicts file {path}: row {number} has the key {row['key']} again; keep one of the rows")
+            raise InputError(
+                f"verdicts file {path}: row {number} has the key {quoted(row['key'])} again; keep one of the rows"
+            )
         choices[row["key"]] = _VERDICTS[row["better"]]
     return choices
 
@@ -333,8 +336,8 @@ def _read_answers(path: Path, items: _Items) -> Answers:
             )
             if cell and cell not in values:
                 raise InputError(
-                    f"{path} row {number}, column {column}: {row[column].strip()!r} is invalid; write {expected}, or "
-                    "leave it empty"
+                    f"{path} row {number}, column {column}: {quoted(row[column].strip())} is invalid; write "
+                    f"{expected}, or leave it empty"
                 )
             if cell:
                 answers[item, column] = values[cell]

@@ -15,6 +15,7 @@ import pyarrow as pa
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
 from psyco_ray.config.prompts import PromptsFile, filled_messages, whole_text
+from psyco_ray.files.cells import quoted
 from psyco_ray.judge import injections, outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
@@ -200,7 +201,7 @@ def read_choice(text: str) -> int:
     if isinstance(better, str) and (match := re.fullmatch(r"(?:response\s*)?([12])", better.strip(), re.IGNORECASE)):
         better = int(match[1])
     if isinstance(better, bool) or better not in (1, 2):
-        raise UnreadableAnswerError(f"better is {better!r}, not 1 or 2")
+        raise UnreadableAnswerError(f"better is {quoted(better)}, not 1 or 2")
     return int(better)
 
 

@@ -14,7 +14,7 @@ from psyco_ray.data import topics
 from psyco_ray.data.client_rows import ClientFile, Keys, by_count
 from psyco_ray.data.speakers import UnknownSpeakerError, client_words, first_turn
 from psyco_ray.data.splits import fold, speech_id, split_of
-from psyco_ray.files.cells import CellError, text_of
+from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.records import open_records, read_rows
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
@@ -171,7 +171,9 @@ def _has_signs(signs: Any, text: str, where: str) -> bool | None:
         found = crisis.signs(text)
         return None if found is None else bool(found)
     if not isinstance(signs, list | bool):
-        raise InputError(f"{where}: crisis is {signs!r}, not a list of signs or null; remove the column or correct it")
+        raise InputError(
+            f"{where}: crisis is {quoted(signs)}, not a list of signs or null; remove the column or correct it"
+        )
     return bool(signs)
 
 

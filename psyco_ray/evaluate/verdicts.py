@@ -18,6 +18,7 @@ from psyco_ray.config.endpoint import Endpoint, Judging, Order
 from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
+from psyco_ray.files.cells import quoted
 from psyco_ray.judge import injections, outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
@@ -244,7 +245,7 @@ def read_verdict(text: str) -> tuple[str, str]:
     better = answer.get("better") if isinstance(answer, dict) else answer
     match = re.fullmatch(r"(?:response\s*)?([AB])", better.strip(), re.IGNORECASE) if isinstance(better, str) else None
     if match is None:
-        raise UnreadableAnswerError(f"better is {better!r}, not A or B")
+        raise UnreadableAnswerError(f"better is {quoted(better)}, not A or B")
     return match[1].upper(), str(answer.get("rationale", "")) if isinstance(answer, dict) else ""
 
 

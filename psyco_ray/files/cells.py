@@ -43,6 +43,18 @@ def text_of(value: Any) -> str:
     raise CellError(kind_of(value))
 
 
+def quoted(value: Any) -> str:
+    """A cell or an answer in a message: a number or a word or two as it is, else its kind, for it may be a client's.
+
+    Example:
+        >>> quoted("both"), quoted(3), quoted("I have not slept since my mother moved in")
+        ("'both'", '3', 'a text of 41 characters')
+    """
+    if isinstance(value, str) and (len(value) > 24 or len(value.split()) > 2):
+        return f"a text of {len(value)} characters"
+    return repr(value) if isinstance(value, str | int | float | None) else kind_of(value)
+
+
 def kind_of(value: Any) -> str:
     """What a cell is, for messages.
 

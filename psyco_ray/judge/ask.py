@@ -14,6 +14,7 @@ import json_repair
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
+from psyco_ray.files.cells import quoted
 from psyco_ray.judge.calls import Answer, Call
 from psyco_ray.judge.client import Attempts, Client, RefusedError, UnavailableError
 from psyco_ray.judge.journal import Journal
@@ -272,7 +273,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in pairs:
         if key in value and value[key] != item:
-            raise UnreadableAnswerError(f"the key {key[:60]!r} has several values in one JSON object")
+            raise UnreadableAnswerError(f"one JSON object has several values of a key, {quoted(key)}")
         value[key] = item
     return value
 

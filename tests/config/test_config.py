@@ -6,6 +6,7 @@ from support.paths import JOBS
 
 from psyco_ray.config import job_file, resources
 from psyco_ray.config.data import DataJob, Respond
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.evaluate_reward import EvaluateRewardJob
 from psyco_ray.config.resources import Learners, Rollouts, Scorers
@@ -159,3 +160,15 @@ def test_roles_compute_in_float32_on_a_cpu_without_bfloat16(monkeypatch) -> None
 def test_a_missing_job_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.yaml does not exist"):
         job_file.load_as(Job, tmp_path / "nowhere.yaml")
+
+
+def test_a_file_that_is_no_job_is_not_quoted(tmp_path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text('speech: "I cannot sleep", "since she left": [\n')
+    with pytest.raises(InputError, match="cannot be read as YAML: line 1: ") as found:
+        job_file.load_as(Job, path)
+    assert "sleep" not in str(found.value)
+    path.write_text(f"seed: {'I cannot sleep. ' * 20}\n")
+    with pytest.raises(InputError, match=r"seed: invalid value of 3\d\d characters") as found:
+        job_file.load_as(Job, path)
+    assert "sleep" not in str(found.value)

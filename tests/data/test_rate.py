@@ -168,7 +168,10 @@ def test_every_model_is_shown_at_every_position_about_equally_often():
         ('{"response_1_rating": 3.5, "response_2_rating": 1}', "response_1_rating is 3.5"),
         ("[1, 2]", "not a JSON object"),
         ('{"response_1_rating": "²", "response_2_rating": 1}', "response_1_rating is '²'"),
-        (f'{{"response_1_rating": {"1" * 5000}, "response_2_rating": 1}}', "response_1_rating is '111"),
+        (
+            f'{{"response_1_rating": {"1" * 5000}, "response_2_rating": 1}}',
+            "response_1_rating is a text of 5000 characters",
+        ),
     ],
 )
 def test_invalid_ratings_are_named(answer, message):

@@ -178,7 +178,7 @@ def test_invalid_verdicts_are_named(tmp_path, out) -> None:
         ([row, {"key": "x"}], "does not hold rows with key and better"),
         ([row, {"key": "x", "better": "A"}], "row 2 has better 'A'; ours, theirs, tie are known"),
         ([row, {"key": "x", "better": ["ours"]}], "row 2 has better"),
-        ([row, row], f"row 2 has the key {name} again"),
+        ([row, row], f"row 2 has the key '{name}' again"),
         ([{"key": "x", "better": "ours"}], f"no verdict is about a speech of the comparison free; .*{name}"),
     ):
         path.write_text(json.dumps(rows))

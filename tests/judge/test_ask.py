@@ -180,7 +180,7 @@ def test_the_answer_is_what_follows_the_reasoning(answer) -> None:
         ('{"better": "A"} No: {"better": "B"}', "several JSON values that differ"),
         ('{"better": "B", "rationale": "the longer one"} Or {better: "A"}', "several JSON values that differ"),
         ('<think>x</think>[{"better": "A"}] and [{"better": "B"}]', "several JSON values that differ"),
-        ('{"better": "A", "better": "B"}', "'better' has several values"),
+        ('{"better": "A", "better": "B"}', "several values of a key, 'better'"),
         ('<think>{"better": "A"}', "reasoning does not end"),
         ('So: <thinking>{"better": "A"}', "reasoning does not end"),
         ('<think>a</think> <think>{"better": "A"}', "reasoning does not end"),

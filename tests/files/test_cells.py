@@ -1,0 +1,41 @@
+"""Cells and answers in messages show no client's words."""
+
+import json
+
+import pytest
+
+from psyco_ray.data import rate, splits
+from psyco_ray.evaluate import experts, verdicts
+from psyco_ray.evaluate.pairwise_ranker import read_choice
+from psyco_ray.files.cells import quoted
+from psyco_ray.judge.ask import UnreadableAnswerError
+
+WORDS = "I have not slept since she left"
+
+
+def test_short_values_are_shown() -> None:
+    assert [quoted(value) for value in ("both", "", 7, None, True)] == ["'both'", "''", "7", "None", "True"]
+    assert [quoted(value) for value in (WORDS, [WORDS], {"a": WORDS})] == [
+        f"a text of {len(WORDS)} characters",
+        "a list",
+        "an object",
+    ]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: rate.read_ratings(json.dumps({"response_1_rating": WORDS}), 1),
+        lambda path: verdicts.read_verdict(json.dumps({"better": WORDS})),
+        lambda path: read_choice(json.dumps({"better": [WORDS]})),
+        lambda path: read_choice(json.dumps({"better": 1})[:-1] + f', "{WORDS}": 1, "{WORDS}": 2}}'),
+        lambda path: splits.split_of({"split": WORDS}, "x", 0.1),
+        lambda path: experts.read_verdicts(str(path)),
+    ],
+)
+def test_what_is_invalid_is_told_by_its_kind(read, tmp_path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text(json.dumps({"key": "a", "better": WORDS}) + "\n")
+    with pytest.raises((ValueError, UnreadableAnswerError), match=r"a text of \d+ characters|a list") as found:
+        read(path)
+    assert WORDS not in str(found.value)
