@@ -16,6 +16,9 @@ from psyco_ray.screening import crisis
 BENIGN = "benign"
 """In place of a kind: harmless phrases that use the same words."""
 
+PARTS = ("dev", "kept", "unseen")
+"""The half whose misses improve the lexicons, the half that only measures, and phrases written after the lexicons."""
+
 NAMES = {
     "en": "English",
     "es": "Spanish",
@@ -40,24 +43,28 @@ class Phrase:
         language: its code.
         kind: one of `crisis.KINDS`, or BENIGN.
         text: the phrase.
+        unseen: whether it was written after the lexicons.
     """
 
     language: str
     kind: str
     text: str
+    unseen: bool = False
 
     @property
-    def kept(self) -> bool:
-        """Whether it is in the half that only measures; the lexicon may be improved on the other half."""
-        return hashlib.sha256(self.text.encode()).digest()[0] % 2 == 1
+    def part(self) -> str:
+        """One of PARTS."""
+        if self.unseen:
+            return "unseen"
+        return ("dev", "kept")[hashlib.sha256(self.text.encode()).digest()[0] % 2]
 
 
 def phrases() -> Iterator[Phrase]:
     """All packaged phrases, by language and kind."""
-    for language in crisis.LANGUAGES:
-        of_language = yaml.safe_load((_PHRASES / f"{language}.yaml").read_text("utf-8"))
+    for language, unseen in [*((language, False) for language in crisis.LANGUAGES), ("en", True)]:
+        of_language = yaml.safe_load((_PHRASES / f"{'unseen' if unseen else language}.yaml").read_text("utf-8"))
         for kind in (*crisis.KINDS, BENIGN):
-            yield from (Phrase(language, kind, text) for text in of_language[kind])
+            yield from (Phrase(language, kind, text, unseen) for text in of_language[kind])
 
 
 @functools.cache
@@ -65,23 +72,18 @@ def measure() -> dict[str, Any]:
     """Phrases and flagged ones.
 
     Returns:
-        `languages`: by the language's name and by kind, [flagged, phrases] of both halves. `kept` and `dev`, the
-        halves: shares of flagged phrases, `recall` of those that state danger and `false_alarms` of harmless ones. A
-        phrase is flagged with any kind.
+        `languages`: by the language's name and by kind, [flagged, phrases]. For each of PARTS the shares of flagged
+        phrases, `recall` of those that state danger and `false_alarms` of harmless ones. A phrase is flagged with any
+        kind.
     """
     languages: dict[str, dict[str, list[int]]] = {}
-    halves: dict[tuple[bool, bool], list[int]] = {}
+    parts: dict[tuple[str, bool], list[int]] = {}
     for phrase in phrases():
         flagged = bool(crisis.signs(phrase.text))
         cell = languages.setdefault(NAMES[phrase.language], {}).setdefault(phrase.kind, [0, 0])
-        for counts in (cell, halves.setdefault((phrase.kept, phrase.kind == BENIGN), [0, 0])):
+        for counts in (cell, parts.setdefault((phrase.part, phrase.kind == BENIGN), [0, 0])):
             counts[0] += flagged
             counts[1] += 1
-    shares = {key: flagged / count for key, (flagged, count) in halves.items()}
-    return {
-        "languages": languages,
-        **{
-            name: {"recall": shares[kept, False], "false_alarms": shares[kept, True]}
-            for name, kept in (("kept", True), ("dev", False))
-        },
-    }
+    shares = {key: flagged / count for key, (flagged, count) in parts.items()}
+    named = {part: {"recall": shares[part, False], "false_alarms": shares[part, True]} for part in PARTS}
+    return {"languages": languages, **named}

@@ -154,15 +154,43 @@ def test_flags_have_the_places_of_the_text(text: str, flags: list[tuple[str, str
 
 def test_the_screen_keeps_its_figures_on_the_packaged_phrases() -> None:
     figures = measured.measure()
-    for half in ("dev", "kept"):
-        assert figures[half]["recall"] >= 0.9
-        assert figures[half]["false_alarms"] <= 0.1
+    bars = {"dev": (0.95, 0.1), "kept": (0.9, 0.2), "unseen": (0.6, 0.25)}
+    assert set(bars) == set(measured.PARTS)
+    for part, (recall, false_alarms) in bars.items():
+        assert figures[part]["recall"] >= recall, part
+        assert figures[part]["false_alarms"] <= false_alarms, part
     counts = [cell[1] for kinds in figures["languages"].values() for kind, cell in kinds.items() if kind != "benign"]
     assert sum(counts) >= 300
     assert set(figures["languages"]) == set(measured.NAMES.values())
     for language, kinds in figures["languages"].items():
         flagged, count = (sum(values) for values in zip(*(kinds[kind] for kind in crisis.KINDS), strict=True))
         assert flagged / count >= 0.9, language
+
+
+@pytest.mark.parametrize(
+    ("phrase", "text", "found"),
+    [
+        ("want ... (die|be dead)", "i want to just really die now", "want to just really die "),
+        ("want ... die", "want a b c d die", None),
+        ("want ... die", "want . die", None),
+        ("want ... so? ... die", "want a b c so d e f die", "want a b c so d e f die "),
+        ("want (...)? die*", "want to diee", "want to diee "),
+        ("(i|we) (really|do)? want", "we want", "we want "),
+        ("took # (pills|of)", "took 30 of", "took 30 of "),
+        ("(#) calories", "only 300 calories", "300 calories "),
+        ("the end .", "the end . no", "the end . "),
+        ("kill*", "a killer", "killer "),
+    ],
+)
+def test_phrases_are_found(phrase: str, text: str, found: str | None) -> None:
+    joined = f"{text} "
+    places = Phrases({"kind": [phrase]}, {}).find(text.split(), joined)
+    assert [joined[start:end] for _, start, end in places] == ([found] if found else [])
+
+
+@pytest.mark.parametrize("text", ["Solo 400 calorías al día.", "Ich esse nur 400 Kalorien am Tag."])
+def test_phrases_that_begin_with_a_number_are_no_comments(text: str) -> None:
+    assert crisis.signs(text) == ["eating disorder"]
 
 
 def test_a_wrong_phrase_is_named() -> None:
