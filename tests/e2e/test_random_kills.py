@@ -117,7 +117,7 @@ def undisturbed(work, serve, tmp_path_factory) -> tuple[dict[str, Any], dict, fl
     where, url = tmp_path_factory.mktemp("undisturbed"), serve("--latency", "0.2")
     began = time.monotonic()
     process = work.start(where, url)
-    assert ended(process, 400, (where / "log").read_text) == 0, (where / "log").read_text()[-3000:]
+    assert ended(process, 900, (where / "log").read_text) == 0, (where / "log").read_text()[-3000:]
     seconds = time.monotonic() - began
     bill = counts(url)
     assert spent(where / "run") == pytest.approx(dollars(*bill["billed"])), "what is counted is the bill"
@@ -138,7 +138,7 @@ def test_a_command_killed_at_random_moments_goes_on_to_the_same_result(
             process, moment = work.start(where, url), drawn.uniform(0, 0.7 * seconds)
             how = drawn.choice(HOW)
             try:
-                code = process.wait(timeout=moment if left else 400)
+                code = process.wait(timeout=moment if left else 900)
                 break
             except subprocess.TimeoutExpired:
                 interrupt(process, how, where / "log")
@@ -174,7 +174,7 @@ def interrupt(process: subprocess.Popen, how: str, log: Path) -> None:
     if how == STOP:
         before = log.read_text()
         os.killpg(process.pid, signal.SIGTERM)
-        code = ended(process, 60, log.read_text)
+        code = ended(process, 90, log.read_text)
         # before the command has begun nothing handles the signal
         assert code in (0, 75) or (code == -signal.SIGTERM and log.read_text() == before), log.read_text()[-3000:]
     elif how == DRIVER:
