@@ -27,6 +27,7 @@ from psyco_ray.judge import injections
 from psyco_ray.judge.call_run import CallRun
 from psyco_ray.judge.callers import CallStage, CallStats
 from psyco_ray.run import shards
+from psyco_ray.run.changes import digest_of_model
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import TOPICS
@@ -210,13 +211,14 @@ def _respond(dataset: Dataset) -> Stage | None:
     pool = respond.load_pool(settings)
     prompt = load_prompt(Prompts(file=job.prompts, respond=settings.prompt))
     description = [
-        model.model_dump(include={"name", "model", "revision", "temperature"})
+        model.model_dump(include={"name", "model", "revision", "temperature", "template_options"})
         | ({"api": model.api.model} if model.api else {})
         for model in pool
     ]
     sampling = settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"})
     sampling["dtype"] = settings.rollouts.dtype
-    dataset.begin("respond", prompt=key_of(prompt), pool=description, seed=job.seed, **sampling)
+    weights = {model.name: digest_of_model(str(model.model)) for model in pool if respond.is_directory(model)}
+    dataset.begin("respond", prompt=key_of(prompt), pool=description, weights=weights, seed=job.seed, **sampling)
     if dataset.record("respond") is not None:
         return None
     tasks = members.response_tasks(dataset, pool, prompt)

@@ -57,7 +57,7 @@ class ResponderModel(Section):
             raise ValueError(f"{self.name} needs either model or api")
         if self.template_options and self.model is None:
             raise ValueError(f"{self.name} is behind an API, which renders its prompts; leave template_options out")
-        if self.allow_code and self.model and not _is_directory(self.model) and not _is_commit(self.revision):
+        if self.allow_code and self.model and not is_directory(self) and not _is_commit(self.revision):
             raise ValueError(
                 f"{self.name} would run whatever code its repository holds that day; pin its revision, the 40 hex "
                 "digits of a commit that you have read"
@@ -112,8 +112,9 @@ def load_pool(settings: Respond) -> list[ResponderModel]:
     return pool
 
 
-def _is_directory(model: str) -> bool:
-    return Path(model).expanduser().is_dir()
+def is_directory(member: ResponderModel) -> bool:
+    """Whether the model of a pool's member is a local directory, not a hub id, a packaged name or behind an API."""
+    return member.model is not None and Path(member.model).expanduser().is_dir()
 
 
 def _is_commit(revision: str | None) -> bool:

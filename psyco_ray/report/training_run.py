@@ -133,7 +133,8 @@ def _samples(job: Job, ledger: Ledger, evaluations: Evaluations) -> list[dict[st
     speeches = {row["speech_id"]: row for row in table.to_pylist()}
     before, after = (ledger.responses(stage(k, "dev")) for k in (0, len(evaluations) - 1))
     judge = "heldout" if "heldout" in evaluations[0] else "reward"
-    keys = sorted(before.keys() & after.keys())  # a quarantined speech lacks one
+    # a quarantined speech lacks a response, and one that the file no longer has is not shown
+    keys = sorted(before.keys() & after.keys() & speeches.keys())
     drawn = np.random.default_rng(job.seed).permutation(len(keys))[:SAMPLES_SHOWN]
     return [
         {

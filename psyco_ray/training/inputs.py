@@ -18,9 +18,13 @@ from psyco_ray.run.storage import local_path
 
 RECORD = "inputs"
 
+_OF_PROMPTS = {"model", "prompts.file"}
+
 
 def check(job: Job, ledger: Ledger, changes: Changes) -> None:
     """Compare what a run is made of with what an earlier part of it was made of, and record it.
+
+    Prompts of another model or file are rendered again: the stage `speeches` holds them.
 
     Args:
         job: names the models and prompts.
@@ -34,9 +38,11 @@ def check(job: Job, ledger: Ledger, changes: Changes) -> None:
     now["code of psyco_ray"] = digest_of_code()
     record = (ledger.record(RECORD) if ledger.continues else None) or {"inputs": now, "accepted": []}
     then = record["inputs"]
-    for name in sorted({*then, *now}):
-        if then.get(name) != now.get(name):
-            changes.found(f"{name} has changed since this run began{_said(then.get(name), now.get(name))}")
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    for name in changed:
+        changes.found(f"{name} has changed since this run began{_said(then.get(name), now.get(name))}")
+    if not _OF_PROMPTS.isdisjoint(changed):
+        ledger.discard("speeches")
     accepted = [{"at": time.time(), "change": change} for change in changes.accepted]
     ledger.write_json(f"{RECORD}.json", {"inputs": now, "accepted": [*record["accepted"], *accepted]})
 

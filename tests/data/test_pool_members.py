@@ -15,7 +15,7 @@ from support.logs import messages
 from psyco_ray.config.data import DataJob, Respond
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.data import members, respond
+from psyco_ray.data import build, members, respond
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.draws import Draw
 from psyco_ray.files import records
@@ -187,3 +187,32 @@ def write_job(where: Path, members: list[dict]) -> str:
     }
     (where / "job.yaml").write_text(yaml.safe_dump(job))
     return str(where / "job.yaml")
+
+
+def test_other_weights_in_a_directory_of_the_pool_are_refused(tmp_path, tiny_model, monkeypatch) -> None:
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(tiny_model, tmp_path / "mine")
+    pool = tmp_path / "pool.yaml"
+
+    def begin(**options) -> None:
+        mine = {"name": "mine", "model": str(tmp_path / "mine"), **options}
+        pool.write_text(yaml.safe_dump([mine, {"name": "other", "model": "owner/name"}]))
+        settings = {"pool": str(pool), "per_speech": 2}
+        job = DataJob(run_dir=str(tmp_path / "run"), sources=[{"name": "a", "path": "a.csv"}], respond=settings)
+        dataset = Dataset(job)
+        try:
+            dataset.write_json("collect/settings.json", {})
+            dataset.finish("collect", 0.0)
+            dataset.finish("respond", 0.0)
+            assert build._respond(dataset) is None, "done before"
+        finally:
+            dataset.close()
+
+    begin()
+    next((tmp_path / "mine").glob("*.safetensors")).touch()
+    begin()
+    with pytest.raises(InputError, match="holds respond made with pool"):
+        begin(template_options={"enable_thinking": False})
+    (tmp_path / "mine" / "config.json").write_text((tmp_path / "mine" / "config.json").read_text() + "\n")
+    with pytest.raises(InputError, match=r"holds respond made with weights\.mine "):
+        begin()

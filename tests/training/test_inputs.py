@@ -5,11 +5,14 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PACKAGED
-from psyco_ray.config.training import Job
+from psyco_ray.config.training import Data, Job
+from psyco_ray.data import speech_file
+from psyco_ray.files.records import digest_of
 from psyco_ray.run import changes, storage
 from psyco_ray.run.changes import Changes, digest_of_model
 from psyco_ray.run.ledger import Ledger
@@ -80,6 +83,51 @@ def test_what_has_changed_is_refused_by_its_name(made, tmp_path, change, named) 
     assert compared(made).accepted == [], "what was accepted is what the run is made of"
     record = json.loads((tmp_path / "run" / "inputs.json").read_text())
     assert [named in entry["change"] for entry in record["accepted"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("file", "again"), [("prompts.yaml", True), ("base/config.json", True), ("judge/config.json", False)]
+)
+def test_prompts_of_another_model_or_file_are_rendered_again(made, tmp_path, file, again) -> None:
+    ledger = Ledger(made, resume=True)
+    ledger.finish("speeches", 0.0)
+    ledger.close()
+    (tmp_path / file).write_text((tmp_path / file).read_text() + "\n")
+    compared(made, accept=True)
+    assert (tmp_path / "run" / "speeches.json").exists() != again
+
+
+def test_an_accepted_file_of_speeches_is_read_again(made, tmp_path) -> None:
+    file = tmp_path / "speeches.csv"
+    data = Data(speeches=str(file))
+    reads: list[int] = []
+
+    def read() -> tuple[list[pa.Table], dict]:
+        reads.append(len(file.read_text().splitlines()) - 1)
+        return [pa.table({"row": [1]})], {"digest": digest_of(data.speeches, "speeches")}
+
+    def resume(accept: bool) -> Changes:
+        """What a training command does before its first iteration."""
+        found, ledger = Changes(accept), Ledger(made, resume=True)
+        try:
+            if speech_file.check(data, ledger.record("speeches"), found):
+                ledger.discard("speeches")
+            inputs.check(made, ledger, found)
+            ledger.table("speeches", pa.schema([("row", pa.int64())]), read)
+        finally:
+            ledger.close()
+        return found
+
+    file.write_text("text\nI cannot sleep.\nI am tired.\n")
+    resume(accept=False)
+    file.write_text("text\nI am tired.\n")
+    with pytest.raises(InputError, match=r"speeches\.csv has changed since this run read it"):
+        resume(accept=False)
+    assert len(resume(accept=True).accepted) == 1
+    assert resume(accept=False).accepted == []
+    assert reads == [2, 1]
+    record = json.loads((tmp_path / "run" / "inputs.json").read_text())
+    assert ["speeches.csv has changed" in entry["change"] for entry in record["accepted"]] == [True]
 
 
 def test_other_packages_and_code_are_changes(made, monkeypatch) -> None:
