@@ -29,6 +29,7 @@ from psyco_ray.data.clean import clean
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import SHORTEST, Traces
 from psyco_ray.files.records import open_records
+from psyco_ray.judge.journal import without_words
 from psyco_ray.run import manifests, records, storage
 from psyco_ray.run.records import ParquetReading
 from psyco_ray.run.remote import MANIFEST
@@ -206,8 +207,9 @@ def _records(path: Path, root: Path, traces: Traces, outcome: Outcome) -> None:
         return
     if path.suffix == ".jsonl":
         lines = content.splitlines(keepends=True)
-        kept = [line for line in lines if not traces.within(line.decode("utf-8", "replace"))]
-        rows, cleaned = len(lines) - len(kept), b"".join(kept)
+        about = [traces.within(line.decode("utf-8", "replace")) for line in lines]
+        kept = [without_words(line) if gone else line for line, gone in zip(lines, about, strict=True)]
+        rows, cleaned = sum(about), b"".join(kept)
     else:
         rows, cleaned = 0, _json_without(content, traces)
     if cleaned != content:

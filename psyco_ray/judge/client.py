@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
+from psyco_ray.config.privacy import leaves
 from psyco_ray.judge import tokens
 from psyco_ray.judge.calls import Answer, Call, InvalidResponseError, answer_of
 from psyco_ray.judge.echoes import masked
@@ -96,7 +97,8 @@ class Client:
             timeout=endpoint.timeout_s,
             max_retries=0,
             # a redirect would send clients' words to an address that nobody has named
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+            # nor would a proxy of the environment keep them on this machine
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=leaves(endpoint.base_url)),
         )
 
     async def answer(self, call: Call, attempts: Attempts | None = None) -> Answer:

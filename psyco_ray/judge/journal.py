@@ -131,6 +131,12 @@ class Journal:
         return self._files[shard]
 
 
+def without_words(line: bytes) -> bytes:
+    """What stays of a journal's line about a client who is forgotten: its cost, which `spent` counts, or nothing."""
+    found = _COST.search(line)
+    return b'{"speech":"","key":"","lost":true' + found[0] if found else b""
+
+
 def spent(root: Path) -> float:
     """US dollars of all calls in a journal, by all commands; calls without a price cost nothing."""
     lines = (line for path in root.glob("??/*.jsonl") for _, line in _lines(path))

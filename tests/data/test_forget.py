@@ -17,7 +17,7 @@ from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import Traces
 from psyco_ray.judge.batch_state import BatchState
 from psyco_ray.judge.calls import Answer
-from psyco_ray.judge.journal import Journal
+from psyco_ray.judge.journal import Journal, spent
 from psyco_ray.run import manifests, shards, storage
 from psyco_ray.run.schemas import COLLECTED, COMPARISONS, RESPONSES
 
@@ -205,6 +205,17 @@ def test_unfinished_files_of_other_commands_stay_in_the_cache(dataset, tmp_path)
     assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
     assert download.is_dir()
     assert not (dataset / ".collecting").exists()
+
+
+def test_what_was_spent_on_a_client_stays_in_the_budget(dataset) -> None:
+    journal = Journal(dataset / "journal", "other")
+    for text in (GONE, STAYS):
+        journal.add(speech_id(text), speech_id(text) * 4, Answer("an answer", True, 9, 9), 0.25)
+    journal.close()
+    assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    assert holding(dataset, GONE) == []
+    assert spent(dataset / "journal") == 0.5
+    assert Journal(dataset / "journal", "next").load(speech_id(GONE)[:2]) == {}
 
 
 def test_weights_of_a_remote_run_are_named(place, tmp_path) -> None:

@@ -37,6 +37,15 @@ def test_errors_of_all_calls_stop_at_once(model, message, tmp_path) -> None:
     assert error.value.__context__ is None
 
 
+def test_calls_on_this_machine_take_no_proxy(tmp_path, monkeypatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with server() as url:
+        assert run(url, tmp_path, 1, retries=0)[0].value is not None
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
