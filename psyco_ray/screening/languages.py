@@ -12,7 +12,8 @@ UNKNOWN = "und"
 _SAMPLE = 200  # characters that are looked at
 _LETTERS = 12  # fewer letters of an alphabet are no evidence
 _SYLLABLES = 2  # likewise for Chinese characters, kana and Hangul
-_WORDS, _SHARE = 8, 0.3  # from so many words, and this share of English function words, a text is English
+_WORDS = 8  # from so many words, a text is English with
+_FUNCTION_WORDS, _SHARE = 3, 0.25  # so many English function words, and this share of them
 _ENGLISH = re.compile(
     r"\b(?:the|and|my|to|of|that|was|have|with|not|this|you|for|but|it|its|i'?m|i've|don'?t|can'?t|am|are|what|he|she|they"
     r"|from|when|who|would|could|should|because|about|just|been|being|feel|feeling|i|how|know|like|if|there|their|him|his"
@@ -54,6 +55,8 @@ _SCRIPTS = {
     "latin": ("A-Za-zÀ-ɏḀ-ỿ", _LATIN),
 }
 _DENSE = ("kana", "hangul", "han")  # one character says about as much as a word
+_BEYOND_ENGLISH = re.compile("[À-῿Ⰰ-퟿豈-�]")  # letters that are no English ones
+_BEYOND_LATIN = re.compile("[Ͱ-῿Ⰰ-퟿豈-�]")  # letters of all scripts but the Latin one; no quotation marks
 _PATTERNS = {name: re.compile(f"[{characters}]") for name, (characters, _) in _SCRIPTS.items()}
 
 
@@ -63,7 +66,7 @@ def script_of(text: str) -> str | None:
     A character of Chinese, kana or Hangul counts as four letters. A fifth of kana makes a text Japanese.
     """
     sample = text[:_SAMPLE]
-    if sample.isascii():
+    if not _BEYOND_LATIN.search(sample):
         return "latin" if _PATTERNS["latin"].search(sample) else None
     counts = {name: len(pattern.findall(sample)) * (4 if name in _DENSE else 1) for name, pattern in _PATTERNS.items()}
     if counts["kana"] * 4 >= counts["han"]:
@@ -74,7 +77,7 @@ def script_of(text: str) -> str | None:
 
 def scripts_in(text: str) -> set[str]:
     """The scripts of which a text has four letters, or four of whose characters it has, but for the Latin one."""
-    if text.isascii():
+    if not _BEYOND_LATIN.search(text):
         return set()
     return {name for name, pattern in _PATTERNS.items() if name != "latin" and len(pattern.findall(text)) >= 4}
 
@@ -87,9 +90,10 @@ def language_of(text: str) -> tuple[str, float]:
         Chinese, Japanese or Korean) or no language has a probability of 0.6.
     """
     sample = text[:_SAMPLE]
-    if sample.isascii():  # most texts of most users, at a tenth of the time
+    if not _BEYOND_ENGLISH.search(sample):  # most texts of most users, at a tenth of the time
         words = len(sample.split())
-        if words >= _WORDS and sum(map(_english_words, _TOKEN.findall(sample.lower()))) >= _SHARE * words:
+        tokens = _TOKEN.findall(sample.lower().replace("’", "'"))
+        if words >= _WORDS and sum(map(_english_words, tokens)) >= max(_FUNCTION_WORDS, _SHARE * words):
             return "en", 1.0
     script = script_of(sample)
     if script is None:

@@ -93,10 +93,11 @@ class Phrases:
             position += len(word) + 1
             if start is None:
                 continue
-            rests, far = start.near[matched[at]], start.far
-            for following in matched[at : at + reach]:
-                if more := far[following]:
-                    rests = rests + more
+            rests = start.near[matched[at]]
+            if (far := start.far) is not None:
+                for following in matched[at : at + reach]:
+                    if more := far[following]:
+                        rests = rests + more
             if rests:
                 yield from _compared(rests, joined, begin, position)
 
@@ -161,7 +162,8 @@ class _Start:
         always = [rest for rest in rests if rest.always]
         checked = [rest for rest in rests if not rest.always]
         self.near = _ByWord([(rest, rest.near) for rest in checked], always)
-        self.far = _ByWord([(rest, rest.far) for rest in checked if rest.far], [])
+        far = [(rest, rest.far) for rest in checked if rest.far]
+        self.far = _ByWord(far, []) if far else None
 
 
 class _ByWord(dict[_Matched, list[_Rest]]):

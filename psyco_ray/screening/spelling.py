@@ -52,10 +52,7 @@ class Speller:
                 for swapped in _swaps(word) - self._words - self._real:
                     self._spellings.setdefault(swapped, word)
         long_words = [word for word in words if len(word) >= _TYPO_LETTERS]
-        self._ends: dict[str, set[str]] = {}  # of long words by what is before them
-        for word in long_words:
-            for end in range(2, len(word) - 1):
-                self._ends.setdefault(word[:end], set()).add(word[end:])
+        self._split = {(word[:end], word[end:]) for word in long_words for end in range(2, len(word) - 1)}
         self.words = functools.lru_cache(maxsize=100_000)(self._find)
 
     def joined(self, words: list[str]) -> tuple[list[str], list[int]]:
@@ -65,8 +62,9 @@ class Speller:
             The words, and of how many each was made.
         """
         counts = [1] * len(words)
-        ends = self._ends
-        starts = [n for n, (word, after) in enumerate(pairwise(words)) if word in ends and after in ends[word]]
+        starts = []
+        if not self._split.isdisjoint(pairwise(words)):
+            starts = [n for n, split in enumerate(pairwise(words)) if split in self._split]
         if _SPELLED.search(" ".join(words)):
             starts = sorted({*starts, *(n for n, word in enumerate(words) if len(word) == 1)})
         if not starts:

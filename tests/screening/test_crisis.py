@@ -188,7 +188,7 @@ def test_phrases_are_found(phrase: str, text: str, found: str | None) -> None:
     assert [joined[start:end] for _, start, end in places] == ([found] if found else [])
 
 
-@pytest.mark.parametrize("text", ["Solo 400 calorías al día.", "Ich esse nur 400 Kalorien am Tag."])
+@pytest.mark.parametrize("text", ["Hoy han sido 400 calorías.", "Heute waren es 400 Kalorien."])
 def test_phrases_that_begin_with_a_number_are_no_comments(text: str) -> None:
     assert crisis.signs(text) == ["eating disorder"]
 
