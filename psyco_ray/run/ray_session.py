@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import logging
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -91,10 +92,11 @@ def connect(address: str | None) -> None:
 def _spilling_directory() -> Path:
     """A directory of this process for objects that do not fit into memory; Ray's own can be read by every user."""
     place = storage.private_dir(storage.cache_dir() / "spilled")
-    for left in place.iterdir():  # by commands that were killed
-        if not psutil.pid_exists(int(left.name)):
+    for left in place.iterdir():  # by commands that were killed on this machine; others may share the cache
+        machine, _, process = left.name.rpartition("-")
+        if machine == platform.node() and process.isdecimal() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left, ignore_errors=True)
-    own = storage.private_dir(place / str(os.getpid()))
+    own = storage.private_dir(place / f"{platform.node()}-{os.getpid()}")
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return own
 
