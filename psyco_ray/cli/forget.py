@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from psyco_ray.config.errors import InputError
 
 if TYPE_CHECKING:
     from psyco_ray.data.forget import Outcome
+
+_log = logging.getLogger(__name__)
 
 
 def add(subparsers: Any) -> None:
@@ -38,6 +41,7 @@ def add(subparsers: Any) -> None:
 def forget(_: None, options: argparse.Namespace) -> int:
     """Removes a client and says what still holds them."""
     from psyco_ray.data import forget as forgetting
+    from psyco_ray.data.traces import Traces
     from psyco_ray.run import storage
     from psyco_ray.run.directory import RunDirectory
     from psyco_ray.run.remote import is_remote
@@ -62,8 +66,11 @@ def forget(_: None, options: argparse.Namespace) -> int:
             forgetting.learn(root, traces)
         targets = {str(directory.root): directory.run_dir for directory in directories}
         outcomes = {str(root): forgetting.seen(root, traces, targets.get(str(root))) for root in roots}
+        said = Traces(set(traces.ids), dict(traces.needles))
         for root in roots:
-            forgetting.remove(root, traces, outcomes[str(root)])
+            forgetting.remove_rows(root, traces, said, outcomes[str(root)])
+        for root in roots:
+            forgetting.remove_words(root, traces, said, outcomes[str(root)])
         for directory in directories:
             outcome = outcomes[str(directory.root)]
             if outcome.files or outcome.trained:
@@ -97,10 +104,14 @@ def _described(path: str, outcome: Outcome) -> str:
 
 
 def _read(path: Path) -> str:
+    from psyco_ray.data.traces import SHORTEST
+
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"text file {path} cannot be read: {type(error).__name__}; give a UTF-8 file") from None
     if not text.strip():
         raise InputError(f"text file {path} is empty; give the client's words")
+    if sum(map(str.isalnum, text)) < SHORTEST:
+        _log.warning(f"text file {path} has fewer than {SHORTEST} letters: it is not looked for inside other texts")
     return text

@@ -83,12 +83,13 @@ def seen(root: Path, traces: Traces, target: str | None = None) -> Outcome:
     return outcome
 
 
-def remove(root: Path, traces: Traces, outcome: Outcome) -> None:
-    """Remove a client from a directory.
+def remove_rows(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
+    """Remove a client's rows from the Parquet files of a directory, and what unfinished commands left there.
 
     Args:
         root: a run directory, or a directory of exports or of caches.
         traces: of the client, after `learn`.
+        said: receives the other texts of the rows, such as what models said to the client.
         outcome: of `seen`; receives what is done.
 
     Raises:
@@ -98,10 +99,23 @@ def remove(root: Path, traces: Traces, outcome: Outcome) -> None:
     for path in unfinished:
         if any(mark in path.name for mark in _UNFINISHED):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    said = Traces(set(traces.ids), dict(traces.needles))
     for path in _files(root):
         if path.suffix == ".parquet":
             _table(path, root, traces, said, outcome)
+
+
+def remove_words(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
+    """Remove a client from journals and records of a directory, and their words from its texts.
+
+    Args:
+        root: a run directory, or a directory of exports or of caches.
+        traces: of the client, after `learn`.
+        said: `traces`, and what `remove_rows` found in all directories.
+        outcome: of `seen`; receives what is done.
+
+    Raises:
+        InputError: a file is damaged or cannot be written.
+    """
     for path in _files(root):
         if path.suffix in (".jsonl", ".json") and path.name not in (AUDIT, MANIFEST):
             _records(path, root, traces, outcome)

@@ -52,10 +52,12 @@ def experts_packed_again(model: Any) -> Iterator[None]:
         kernels = []
     for method, _ in kernels:
         method.moe_kernel = None
-    yield
-    for method, kernel in kernels:
-        if method.moe_kernel is None:  # the layer was not reloaded
-            method.moe_kernel = kernel
+    try:
+        yield
+    finally:
+        for method, kernel in kernels:
+            if method.moe_kernel is None:  # the layer was not reloaded
+                method.moe_kernel = kernel
 
 
 class _DirectCopies(TorchDispatchMode):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.logs import messages
 from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
@@ -205,6 +206,22 @@ def test_unfinished_files_of_other_commands_stay_in_the_cache(dataset, tmp_path)
     assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
     assert download.is_dir()
     assert not (dataset / ".collecting").exists()
+
+
+def test_exports_keep_nothing_that_models_said_to_the_client(dataset, tmp_path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "expert-1.csv").write_text(f'item,speech,response\n1,"{GONE}","{REPLY}"\n2,"{STAYS}","I hear you."\n')
+    assert main(["forget", str(export), str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    assert holding(export, GONE, REPLY) == []
+    assert STAYS in (export / "expert-1.csv").read_text()
+
+
+def test_words_that_are_too_few_are_told(dataset, tmp_path) -> None:
+    (tmp_path / "few.txt").write_text("I am sad.")
+    logged = messages()
+    assert main(["forget", str(dataset), "--text-file", str(tmp_path / "few.txt")]) == 2
+    assert any("few.txt has fewer than 20 letters" in line for line in logged)
 
 
 def test_what_was_spent_on_a_client_stays_in_the_budget(dataset) -> None:
