@@ -17,8 +17,9 @@ as it is.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from psyco_ray.screening.folding import fold
@@ -84,13 +85,10 @@ class Phrases:
 
     def _matches(self, words: Sequence[str], joined: str) -> Iterator[tuple[str, int, int, int]]:
         """Kind, beginning, beginning of the second word and end; per kind the first phrase that begins at a word."""
-        entries = [*map(self._of, words)]
-        matched = [matched for _, matched in entries]
-        matched.append(self._matched(()))
-        position, reach = 0, self._reach
-        for at, ((start, _), word) in enumerate(zip(entries, words, strict=True), 1):
-            begin = position
-            position += len(word) + 1
+        starts, matched = zip(*map(self._of, words), (None, self._matched(())), strict=True)
+        ends: list[int] = []
+        reach = self._reach
+        for at, start in enumerate(starts, 1):
             if start is None:
                 continue
             rests = start.near[matched[at]]
@@ -99,7 +97,13 @@ class Phrases:
                     if more := far[following]:
                         rests = rests + more
             if rests:
-                yield from _compared(rests, joined, begin, position)
+                ends = ends or [*itertools.accumulate(map(len, words))]
+                position = ends[at - 1] + at
+                done: tuple[str, ...] = ()
+                for rest in rests:
+                    if rest.kind not in done and (match := rest.match(joined, position)):
+                        done = (*done, rest.kind)
+                        yield rest.kind, position - len(words[at - 1]) - 1, position, match.end()
 
     @functools.cached_property
     def _whole(self) -> dict[str, re.Pattern[str]]:
@@ -151,8 +155,8 @@ class _Rest:
         self.reach, self.always = gaps * _GAP_WORDS + 1, not complete
 
     @functools.cached_property
-    def compiled(self) -> re.Pattern[str]:
-        return _compiled(self.pattern)
+    def match(self) -> Callable[[str, int], re.Match[str] | None]:
+        return _compiled(self.pattern).match
 
 
 class _Start:
@@ -178,14 +182,6 @@ class _ByWord(dict[_Matched, list[_Rest]]):
         rests = dict.fromkeys(rest for pattern in word.patterns for rest in self._rests.get(pattern, ()))
         self[word] = found = [*self._always, *rests]
         return found
-
-
-def _compared(rests: list[_Rest], joined: str, start: int, position: int) -> Iterator[tuple[str, int, int, int]]:
-    done = set()
-    for rest in rests:
-        if rest.kind not in done and (match := rest.compiled.match(joined, position)):
-            done.add(rest.kind)
-            yield rest.kind, start, position, match.end()
 
 
 @functools.cache
