@@ -15,6 +15,7 @@ from psyco_ray.config.data import Respond
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Name, Positive, Section, TemplateOptions
+from psyco_ray.config.keys import refuse_keys
 from psyco_ray.config.prompts import prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.data.draws import Draw
@@ -82,11 +83,12 @@ def load_pool(settings: Respond) -> list[ResponderModel]:
     """Read the pool file that a job names.
 
     Raises:
-        InputError: an entry is invalid, a name repeats, the pool is smaller than `per_speech`, a model needs code that
+        InputError: an entry is invalid or holds a key, a name repeats, the pool is smaller than `per_speech`, a model needs code that
             the job does not allow, or its revision is not pinned.
     """
     path = PACKAGED_POOL if settings.pool == "default" else Path(settings.pool)
     entries, where = job_file.read_yaml(path, "pool file"), settings.pool
+    refuse_keys(entries, f"pool file {where}")  # messages and records name the addresses of members
     if not isinstance(entries, list):
         raise InputError(f"pool file {where} must hold a list of members")
     pool = [

@@ -216,3 +216,13 @@ def test_other_weights_in_a_directory_of_the_pool_are_refused(tmp_path, tiny_mod
     (tmp_path / "mine" / "config.json").write_text((tmp_path / "mine" / "config.json").read_text() + "\n")
     with pytest.raises(InputError, match=r"holds respond made with weights\.mine "):
         begin()
+
+
+@pytest.mark.parametrize("address", ["https://me:S3cretWord@host/v1", "https://host/v1?api_key=S3cretWord"])
+def test_a_key_in_a_pool_file_is_refused_and_not_shown(tmp_path, address) -> None:
+    member = {"name": "paid", "api": {"model": "m", "base_url": address}}
+    with pytest.raises(
+        InputError, match=r"pool file .*pool\.yaml: 1\.api\.base_url: a URI .* has a key in it"
+    ) as found:
+        pool_of(tmp_path, {"name": "own", "model": "owner/name"}, member)
+    assert "S3cretWord" not in str(found.value)
