@@ -67,7 +67,8 @@ class CrisisStage:
         for row in shards.read(self.root / "collect" / "speeches", part):
             if self.settings.asked == "unflagged" and row["crisis"]:
                 continue
-            messages = tuple(prompt_messages(prompt, outside_texts.as_data(row["speech"], labels)))
+            speech = outside_texts.quote([row["speech"]], labels)  # it may order the judge to see nothing
+            messages = speech.ask(prompt_messages(prompt, speech.texts[0]))
             yield Question(
                 row["speech_id"], "crisis", Call(messages, schema, self.settings.max_tokens, temperature=0.0)
             )

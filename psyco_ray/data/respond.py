@@ -83,8 +83,8 @@ def load_pool(settings: Respond) -> list[ResponderModel]:
     """Read the pool file that a job names.
 
     Raises:
-        InputError: an entry is invalid or holds a key, a name repeats, the pool is smaller than `per_speech`, a model needs code that
-            the job does not allow, or its revision is not pinned.
+        InputError: an entry is invalid or holds a key, a name repeats, the pool is smaller than `per_speech`, a model
+            needs code that the job does not allow, or its revision is not pinned.
     """
     path = PACKAGED_POOL if settings.pool == "default" else Path(settings.pool)
     entries, where = job_file.read_yaml(path, "pool file"), settings.pool

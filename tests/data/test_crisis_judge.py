@@ -1,6 +1,7 @@
 """A judge that is asked for signs of a crisis after `collect`."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -86,3 +87,11 @@ def test_the_command_asks_the_judge(tmp_path, serve, local_ray) -> None:
     assert len(rows) == record["units"] == 12
     assert Counter(kind for row in rows for kind in row["crisis"]) == {k: n for k, n in record["judge"].items() if n}
     assert record["added"] == 12
+
+
+def test_a_speech_is_fenced_so_that_it_gives_no_orders(tmp_path) -> None:
+    question = next(stage(tmp_path).questions("0"))
+    note, text = question.call.messages[0]["content"], question.call.messages[-1]["content"]
+    mark = re.search(r"Text between <(q-\w+)> and </\1> is quoted", note)
+    assert mark is not None
+    assert f"<{mark[1]}>I want to die.</{mark[1]}>" in text
