@@ -179,15 +179,26 @@ def _about(table: pa.Table, traces: Traces) -> tuple[np.ndarray, list[dict[str, 
     return stays, about
 
 
-def _likely(column: pa.ChunkedArray, traces: Traces) -> np.ndarray:
+def _likely(column: pa.ChunkedArray | pa.Array, traces: Traces) -> np.ndarray:
     """Which values may hold a trace: they have an id or a long word of a text."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return ~np.zeros(len(column), bool)
-    likely = np.zeros(len(column), bool)
+    kind, likely = column.type, np.zeros(len(column), bool)
+    if pa.types.is_primitive(kind):
+        return likely
+    if pa.types.is_list(kind):
+        lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        inside = _likely(pc.list_flatten(lists), traces)
+        likely[np.asarray(pc.list_parent_indices(lists))[inside]] = True
+        return likely
+    if pa.types.is_struct(kind):
+        for place in range(kind.num_fields):
+            likely |= _likely(pc.struct_field(column, [place]), traces)
+        return likely
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return ~likely
     for key in traces.ids:
-        likely |= pc.match_substring(column, key).fill_null(False).to_numpy()
+        likely |= np.asarray(pc.match_substring(column, key).fill_null(False))
     for word in set(traces.needles.values()):
-        likely |= pc.match_substring(column, word.decode(), ignore_case=True).fill_null(False).to_numpy()
+        likely |= np.asarray(pc.match_substring(column, word.decode(), ignore_case=True).fill_null(False))
     return likely
 
 

@@ -13,6 +13,7 @@ from support.logs import messages
 from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
+from psyco_ray.data import forget
 from psyco_ray.data.forget import seen
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import Traces
@@ -242,3 +243,22 @@ def test_weights_of_a_remote_run_are_named(place, tmp_path) -> None:
     with storage.atomic_dir(storage.join(place, "iteration-001/checkpoint")) as staging:
         (staging / "config.json").write_text("{}")
     assert seen(root, Traces({speech_id(GONE)}), place).trained == ["iteration-001/checkpoint"]
+
+
+def test_nested_columns_are_searched_without_reading_every_row(tmp_path) -> None:
+    rows = [
+        {"kinds": ["abuse"], "flags": [{"kind": "abuse", "start": 1}], "turns": None},
+        {"kinds": [], "flags": None, "turns": [{"role": "user", "content": GONE}]},
+        {
+            "kinds": None,
+            "flags": [],
+            "turns": [{"role": "user", "content": STAYS}, {"role": "assistant", "content": GONE}],
+        },
+        {"kinds": ["violence"], "flags": [], "turns": []},
+    ]
+    table = pa.concat_tables([pa.Table.from_pylist(rows), pa.Table.from_pylist(rows).slice(1)])
+    traces = Traces()
+    traces.add_text(GONE)
+    likely = [forget._likely(table[name], traces).tolist() for name in ("kinds", "flags", "turns")]
+    assert likely == [[False] * 7, [False] * 7, [False, True, True, False, True, True, False]]
+    assert forget._about(table, traces)[0].tolist() == [True, False, False, True, False, False, True]
