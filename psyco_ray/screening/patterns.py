@@ -1,4 +1,4 @@
-"""Phrases of a lexicon as one regular expression over words.
+"""Phrases of a lexicon, compared with the words of a text.
 
 A phrase is written with words and
 
@@ -6,7 +6,7 @@ A phrase is written with words and
 - `(kill|hurt my) self`: one of several,
 - `really?`, `(my|own)?`: may be absent; not the first word,
 - `...`: up to three words in between,
-- `#`: a number,
+- `#`: a number; `(#)` at the beginning of a line, as `# ` begins a comment there,
 - `.`: the end of a sentence,
 - `SELF`: one of the words under that name.
 
