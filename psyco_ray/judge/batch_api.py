@@ -149,7 +149,7 @@ class _Exchange:
     def _said(self, sent: SentBatch, message: str | None) -> str:
         """A provider's message about a whole batch, without the texts of its requests."""
         texts = itertools.chain.from_iterable(_texts(self._state.path(sent, "requests")).values())
-        return self._client.clean(str(message), texts)
+        return self._client.clean(message or "no reason given", texts)
 
     def _clean(self, path: Path, key: str, said: str) -> str:
         return self._client.clean(said, _texts(path)[key])

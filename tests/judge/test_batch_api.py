@@ -5,8 +5,11 @@ import json
 import pytest
 from support.judging import batched, get_json, kill_when, run, server, spawn
 
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.judge import batch_api, client
+from psyco_ray.judge.batch_state import BatchState
 from psyco_ray.judge.client import Client, RefusedError
+from psyco_ray.judge.journal import Journal
 
 
 def test_a_server_without_a_batch_api_is_an_input_error(tmp_path, monkeypatch) -> None:
@@ -140,3 +143,15 @@ def test_errors_in_a_batch_do_not_repeat_the_prompt(tmp_path) -> None:
         assert batched(url, tmp_path, 3, model="echo").refused == 3
         results = run(url, tmp_path / "journal", 3, model="echo")
     assert all("[…]" in result.reason and "Rate the" not in result.reason for result in results)
+
+
+def test_a_message_about_a_whole_batch_does_not_repeat_a_prompt(tmp_path) -> None:
+    words = "I have not slept since my mother moved in"
+    state = BatchState(tmp_path / "state.json")
+    body = {"custom_id": "key", "body": {"messages": [{"role": "user", "content": f"Speech: {words}."}]}}
+    state.add([("key", "speech", json.dumps(body).encode() + b"\n")])
+    asked = Client(Endpoint(model="m", base_url="http://127.0.0.1:1/v1", key_env=None))
+    exchange = batch_api._Exchange(asked, state, Journal(tmp_path, "writer"), batch_api.BatchOutcome())
+    said = exchange._said(state.sent[0], f"line 1: '{words}' is no message")
+    assert said == "line 1: '[…]' is no message"
+    assert exchange._said(state.sent[0], None) == "no reason given"
