@@ -16,7 +16,7 @@ from pathlib import Path
 
 from psyco_ray.screening import crisis, measured
 
-RECALL, FALSE_ALARMS, SPEED = 0.9, 0.2, 2000  # bars: minimum, maximum, minimum (speeches/s)
+RECALL, FALSE_ALARMS, SPEED = 0.9, 0.1, 2000  # bars: minimum, maximum, minimum (speeches/s)
 _SAMPLE = Path(crisis.__file__).parents[1] / "data" / "sample" / "pairs.jsonl"
 
 
