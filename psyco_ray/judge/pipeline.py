@@ -73,7 +73,6 @@ class AnswerStream:
         self._meter = ray.remote(BudgetMeter).options(num_cpus=0).remote(endpoints, max_cost)
         self._schedule = ray.remote(Schedule).options(num_cpus=0).remote(self._room)
         self._lock = threading.Lock()
-        self.dollars = 0.0  # cost of the calls, once they ended
         self._error: Exception | None = None  # the first one
 
     def ready(self, stage: int, parts: Sequence[str]) -> None:
@@ -127,12 +126,12 @@ class AnswerStream:
         finally:
             for counter in counters:
                 counter.close()
-        self.dollars = self._reply(self._meter.spent.remote())["cost"]
-        progress.spend(self.dollars)
+        dollars: float = self._reply(self._meter.spent.remote())["cost"]
+        progress.spend(dollars)
         if self._error is not None:
             raise self._error
         assert not arrived, "the stream lost answers"
-        return self.dollars
+        return dollars
 
     def _answers(self) -> Any:
         """Tables of ANSWERS, as parts are answered."""

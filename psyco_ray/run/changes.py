@@ -13,7 +13,8 @@ import xxhash
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.run import storage
-from psyco_ray.run.remote import CHUNK, MANIFEST, is_remote
+from psyco_ray.run.manifests import digest_of_file
+from psyco_ray.run.remote import MANIFEST, is_remote
 
 _MODEL_FILES = {".safetensors", ".json", ".model", ".txt", ".jinja", ".gguf", ".py"}
 
@@ -50,15 +51,6 @@ class Changes:
             )
         _log.warning(f"{change}; the run goes on with it (--accept-changes)")
         self.accepted.append(change)
-
-
-def digest_of_file(path: Path) -> str:
-    """A hash of a file's bytes, 32 hex digits."""
-    state = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
 
 
 def digest_of_model(place: str) -> str:

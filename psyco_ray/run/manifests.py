@@ -32,7 +32,7 @@ def check(directory: Path, digests: bool = False, name: str | Path | None = None
         if size != expected["bytes"]:
             fault = "is missing" if size is None else f"has {size} bytes, not {expected['bytes']}"
             raise damaged(where, f"{file} {fault}")
-        if digests and _digest(held) != expected["xxh3_128"]:
+        if digests and digest_of_file(held) != expected["xxh3_128"]:
             raise damaged(where, f"the bytes of {file} are not those that were written")
 
 
@@ -41,7 +41,7 @@ def seal(directory: Path) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         if (name := path.relative_to(directory).as_posix()) != MANIFEST:
-            files[name] = {"bytes": path.stat().st_size, "xxh3_128": _digest(path)}
+            files[name] = {"bytes": path.stat().st_size, "xxh3_128": digest_of_file(path)}
             fsync(path)
     manifest = {"psyco_ray": 1, "files": files}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -71,7 +71,8 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """A hash of a file's bytes, 32 hex digits."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):

@@ -10,9 +10,10 @@ from typing import Any
 
 from psyco_ray.config.training import Job
 from psyco_ray.models import loading
-from psyco_ray.run.changes import Changes, digest_of_code, digest_of_file, digest_of_model
+from psyco_ray.run.changes import Changes, digest_of_code, digest_of_model
 from psyco_ray.run.directory import versions
 from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.manifests import digest_of_file
 from psyco_ray.run.remote import is_remote
 from psyco_ray.run.storage import local_path
 
