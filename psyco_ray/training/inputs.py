@@ -25,6 +25,8 @@ _OF_PROMPTS = {"model", "prompts.file"}
 def check(job: Job, ledger: Ledger, changes: Changes) -> None:
     """Compare what a run is made of with what an earlier part of it was made of, and record it.
 
+    A finished run is left alone: a repeated command shows its result, whatever has changed since.
+
     Prompts of another model or file are rendered again: the stage `speeches` holds them.
 
     Args:
@@ -35,6 +37,8 @@ def check(job: Job, ledger: Ledger, changes: Changes) -> None:
     Raises:
         InputError: something has changed and is not accepted, or a model cannot be found.
     """
+    if _is_finished(job, ledger):
+        return
     now: dict[str, Any] = {**_inputs(job), **{f"package {name}": value for name, value in versions().items()}}
     now["code of psyco_ray"] = digest_of_code()
     record = (ledger.record(RECORD) if ledger.continues else None) or {"inputs": now, "accepted": []}
@@ -46,6 +50,12 @@ def check(job: Job, ledger: Ledger, changes: Changes) -> None:
         ledger.discard("speeches")
     accepted = [{"at": time.time(), "change": change} for change in changes.accepted]
     ledger.write_json(f"{RECORD}.json", {"inputs": now, "accepted": [*record["accepted"], *accepted]})
+
+
+def _is_finished(job: Job, ledger: Ledger) -> bool:
+    """Whether the run has all its iterations, or its reward model: nothing is computed any more."""
+    summary = ledger.record("summary")
+    return ledger.record("reward") is not None or (summary is not None and summary.get("iterations") == job.iterations)
 
 
 def _inputs(job: Job) -> dict[str, str]:

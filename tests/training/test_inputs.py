@@ -145,6 +145,18 @@ def test_other_packages_and_code_are_changes(made, monkeypatch) -> None:
             compared(made)
 
 
+def test_a_finished_run_shows_its_result_whatever_has_changed(made, tmp_path) -> None:
+    swap_weights(tmp_path / "base")
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps({"iterations": made.iterations}))
+    assert compared(made).accepted == []
+    summary.write_text(json.dumps({"iterations": made.iterations - 1}))
+    with pytest.raises(InputError, match="model has changed since this run began"):
+        compared(made)
+    (tmp_path / "run" / "reward.json").write_text("{}")
+    assert compared(made).accepted == []
+
+
 def test_a_run_without_work_may_be_made_of_other_things(made, tmp_path) -> None:
     (tmp_path / "run" / "speeches.parquet").unlink()
     swap_weights(tmp_path / "base")
