@@ -154,7 +154,8 @@ def forward(job: Job, options: argparse.Namespace) -> list[Line]:
     torch.set_num_threads(job.learners.threads)
     device = torch.device("cuda" if job.learners.gpus else "cpu")
     plain = loading.load_causal_lm(loading.resolve(job.model), job.learners.dtype)
-    policy, lengths = ResponseLogprobs(plain, job.learners.logit_rows).to(device), lengths_of(options.model)
+    policy = ResponseLogprobs(plain, job.learners.logit_rows, job.learners.attention).to(device)
+    lengths = lengths_of(options.model)
     [passes] = plan_step(random_pairs(lengths, 0), 1, job.learners.micro_batch_tokens)
     seconds = []
     for _ in range(options.rounds + 1):

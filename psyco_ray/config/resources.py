@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from psyco_ray.config.job_file import Count, NotNegative, Positive, Section
 
 Transport = Literal["object_store", "nccl", "ipc"]
+Attention = Literal["auto", "sdpa", "flex", "varlen"]
 
 
 @functools.cache
@@ -76,6 +77,17 @@ class Learners(Actors):
     """Response positions whose logits are in memory at a time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    attention: Attention = "auto"
+    """Kernel of attention. auto: on a CPU the project's own; on a GPU sdpa, over padded rows with a mask. flex skips
+    masked blocks and is compiled at first use; varlen is flash attention without padding, for models without sliding
+    windows, in bfloat16. flex and varlen need GPUs and have no dropout."""
+
+    @model_validator(mode="after")
+    def _attention_runs(self) -> Self:
+        if self.attention == "flex" and not self.gpus:
+            raise ValueError("learners.attention flex has no gradients on a CPU; leave it out, or set learners.gpus")
+        _check_varlen("learners", self.attention, self.gpus, self.dtype)
+        return self
 
 
 class Rollouts(PoolConfig):
@@ -108,6 +120,8 @@ class Scorers(PoolConfig):
     """Compute dtype. Default: as a learner's."""
     row_tokens: Count = 1024
     """Tokens of one forward pass; 8192 suits a GPU."""
+    attention: Attention = "auto"
+    """Kernel of attention, as a learner's; flex runs on a CPU too, slowly."""
     reward_model: str | None = None
     """Reward model that ranks the responses for training: a directory, its URI or a hub id (owner/name,
     or owner/name@revision)."""
@@ -115,6 +129,27 @@ class Scorers(PoolConfig):
     """Reward model that only judges checkpoints and never takes part in training."""
     safety_model: str | None = None
     """Reward model with a veto: a response that it scores below the worst one is never chosen."""
+
+    @model_validator(mode="after")
+    def _attention_runs(self) -> Self:
+        if self.attention == "flex" and self.gpus > 1:
+            raise ValueError(
+                "scorers.attention flex keeps its mask on one GPU; leave it out where scorers.gpus is more"
+            )
+        _check_varlen("scorers", self.attention, self.gpus, self.dtype)
+        return self
+
+
+def _check_varlen(role: str, attention: Attention, gpus: float, dtype: str) -> None:
+    """Check that flash attention runs.
+
+    Raises:
+        ValueError: naming the keys, and the way out.
+    """
+    if attention == "varlen" and not gpus:
+        raise ValueError(f"{role}.attention varlen runs on GPUs alone; leave it out, or set {role}.gpus")
+    if attention == "varlen" and dtype == "float32":
+        raise ValueError(f"{role}.attention varlen has no float32; choose {role}.dtype bfloat16, or leave it out")
 
 
 class Sync(Section):

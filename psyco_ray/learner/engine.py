@@ -120,10 +120,10 @@ def _load_module(
     module: ResponseLogprobs | ResponseScores
     if spec.objective.head == "reward":
         model = reward_model.new_model(path, tokenizer, settings.dtype, spec.seed)
-        module = ResponseScores(model)
+        module = ResponseScores(model, backend=settings.attention)
     else:
         model = loading.load_causal_lm(path, settings.dtype)
-        module = ResponseLogprobs(model, settings.logit_rows)
+        module = ResponseLogprobs(model, settings.logit_rows, settings.attention)
     del zero3  # no later model is loaded in shards
     files = WeightFiles(model, path)
     if spec.lora is not None:

@@ -21,8 +21,6 @@ from psyco_ray.run.types import DeltaRef
 if TYPE_CHECKING:
     import torch
 
-    from psyco_ray.models.packing import Packed
-
 WAY_OUT = "lower the learning rate, or look at that pair and the base model; --resume continues from the last state"
 
 
@@ -122,25 +120,20 @@ class LearnerWorker:
         """
         import torch
 
+        from psyco_ray.learner import passes
+
         self._step = step
         torch.manual_seed(self._spec.seed + step)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        sums: dict[str, float] = {"loss": 0.0}
-        for index, micro_batch in enumerate(micro_batches):
-            values = self._engine(self._pack(micro_batch)).view(-1, 2)
-            inputs = torch.tensor(self._objective.loss_inputs(micro_batch), dtype=torch.float32, device=self._device)
-            losses, metrics = self._objective(values, inputs, mean_chosen_tokens)
-            for example, loss, pair in zip(micro_batch, losses.tolist(), values.tolist(), strict=True):
-                where = f"of pair {example.key} in step {step + 1} of {self._spec.model}"
-                require_finite([loss], f"the loss {where}", WAY_OUT)
-                require_finite(pair, f"a {self._objective.head} value {where}", WAY_OUT)
-            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+
+        def backward(loss: torch.Tensor, last: bool) -> None:
+            self._engine.set_gradient_accumulation_boundary(last)
             # DeepSpeed averages over ranks; the loss is the mean over the batch's pairs
-            self._engine.backward(losses.sum() * (self.world_size / batch_size), scale_wrt_gas=False)
-            sums["loss"] += losses.sum().item()
-            for name, metric in metrics.items():
-                sums[name] = sums.get(name, 0.0) + metric.sum().item()
+            self._engine.backward(loss * (self.world_size / batch_size), scale_wrt_gas=False)
+
+        run = passes.run(micro_batches, self._objective, mean_chosen_tokens, self._device, self._engine, backward)
+        sums = run.read(self._objective.head, f"in step {step + 1} of {self._spec.model}", WAY_OUT)
         if self._zero_stage == 0 and self.world_size > 1:
             self._engine.allreduce_gradients(bucket_size=self._reduce_bucket)
         self._engine.step()
@@ -167,13 +160,12 @@ class LearnerWorker:
         """Return scores or log-probabilities (chosen, rejected) of pairs under the current weights, without dropout."""
         import torch
 
+        from psyco_ray.learner import passes
         from psyco_ray.models.selftest import values_repeat
 
-        values: list[tuple[float, float]] = []
         with torch.no_grad(), values_repeat(self._model):
-            for micro_batch in micro_batches:
-                values += [(a, b) for a, b in self._engine(self._pack(micro_batch)).view(-1, 2).tolist()]
-        return values
+            values = [self._engine(passes.packed(pairs, self._device)).view(-1, 2) for pairs in micro_batches]
+            return [(chosen, rejected) for chosen, rejected in torch.cat(values).tolist()]
 
     def reset_optimizer(self) -> None:
         """Zero Adam's moments and step count, as a new optimizer over the same weights would start."""
@@ -281,12 +273,6 @@ class LearnerWorker:
     def load_state(self, target: str) -> None:
         """Restore a training state that `save_state` wrote."""
         self._checkpoint.restore(target)
-
-    def _pack(self, micro_batch: MicroBatch) -> Packed:
-        from psyco_ray.models.packing import pack
-
-        trees = [(e.prompt_ids, [e.chosen_ids, e.rejected_ids]) for e in micro_batch]
-        return pack(trees, [k for e in micro_batch for k in e.context]).to(self._device)
 
     def _full_parameters(self, all_ranks: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every parameter and persistent buffer, whole, in the compute dtype, as the base's files have them.

@@ -1,7 +1,9 @@
 """Attention over packed sequences, registered with transformers as `packed` on import.
 
-On a GPU the tokens are laid out in padded rows for torch's kernels. On a CPU each response attends to its prompt and to
-itself in turn, so that no masked score is computed.
+Four kernels compute the same. `branches`, on a CPU: each response attends to its prompt and to itself in turn, so that
+no masked score is computed. `sdpa`: torch's kernel over padded rows with a mask. `flex`: torch's compiled kernel over
+the same rows, which skips masked blocks. `varlen`: torch's flash kernel, in which each segment has its own queries and
+keys, without padding or a mask.
 
 Hand-written, with `packing` and `lm_head`: together they train 2.3 times TRL's pairs per second in the project's
 benchmark (benchmarks/learner.py), and no kernel of transformers shares a prompt between responses.
@@ -9,19 +11,32 @@ benchmark (benchmarks/learner.py), and no kernel of transformers shares a prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.resources import Attention
+from psyco_ray.models.layout import Sizes
 
 NAME = "packed"
 BLOCK = 256  # queries of a block on a CPU, which skips the keys behind it
 
-Sizes = Sequence[Sequence[int]]
-"""Tokens of each tree's prompt, then of its responses."""
+Kernel = Literal["branches", "sdpa", "flex", "varlen"]
+Segments = tuple[Tensor, Tensor, Tensor]
+"""`keys`, `query_ends` and `key_ends` of packed tokens."""
+
+# Of the kernels that take a mask, torch prefers cuDNN's on Hopper and later GPUs. It plans every new shape anew, which
+# takes tens of milliseconds a direction, and keeps all plans in host memory; packed passes have many shapes.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def attention(
@@ -29,13 +44,15 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Any,
     scaling: float | None = None,
     softcap: float | None = None,
     dropout: float = 0.0,
     *,
+    kernel: Kernel | None = None,
     cells: Tensor | None = None,
     sizes: Sizes | None = None,
+    segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that a transformers decoder layer calls.
@@ -45,27 +62,34 @@ def attention(
         query: shape [1, heads, tokens, head size].
         key: shape [1, key heads, tokens, head size]; fewer heads are shared between queries.
         value: shape [1, key heads, tokens, value size].
-        attention_mask: bool of the rows, [rows, 1, width, width], true where a cell attends; or the `additive_mask`.
+        attention_mask: the `branch_mask`, `row_mask` or `block_mask`, as the kernel needs; None for `varlen`.
         scaling: factor of the scores; None: 1 / sqrt(head size).
-        softcap: bound of the scores (Gemma 2); needs an additive mask.
+        softcap: bound of the scores (Gemma 2), by branches only.
         dropout: probability that an attention weight is dropped.
+        kernel: see `kernel_of`.
         cells: cell of each token in the flattened rows, shape [tokens].
         sizes: of the packed trees.
+        segments: queries and keys of each segment.
         **kwargs: arguments of other attention functions.
 
     Returns:
         Attention output, shape [1, tokens, heads, value size], and no attention weights.
 
     Raises:
-        TypeError: the layer does not pass `cells` and `sizes` on.
+        TypeError: the layer does not pass the places of packed tokens on.
+        InputError: the kernel has no dropout.
     """
-    if cells is None or sizes is None:
+    if kernel is None or cells is None or sizes is None or segments is None:
         raise TypeError(f"{type(module).__name__} does not pass the places of packed tokens on")
     assert kwargs.get("s_aux") is None, "a model with attention sinks is not packed"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_mask.dtype != torch.bool:
+    if kernel == "branches":
         return _by_branches(query * scaling, key, value, attention_mask, softcap, dropout, sizes), None
-    assert softcap is None, "bounded scores need an additive mask"
+    assert softcap is None, "bounded scores are computed by branches"
+    if dropout and kernel != "sdpa":
+        raise InputError(f"attention: {kernel} has no dropout; choose sdpa, or set optimizer.dropout: false")
+    if kernel == "varlen":
+        return _by_segments(query, key, value, segments, sizes, scaling), None
     rows, _, width, _ = attention_mask.shape
 
     def in_rows(flat: Tensor) -> Tensor:
@@ -73,20 +97,49 @@ def attention(
         laid_out = flat.new_zeros(rows * width, heads, size).index_copy(0, cells, flat[0].transpose(0, 1))
         return laid_out.view(rows, width, heads, size).transpose(1, 2)
 
-    # torch's memory-efficient kernel takes a mask but no grouped heads; grouped heads would use the slow kernel
-    group = query.shape[1] // key.shape[1]
-    keys, values = (in_rows(shared).repeat_interleave(group, 1) for shared in (key, value))
-    output = scaled_dot_product_attention(in_rows(query), keys, values, attention_mask, dropout, scale=scaling)
-    return output.transpose(1, 2).flatten(0, 1)[cells][None], None
+    queries, keys, values = in_rows(query), in_rows(key), in_rows(value)
+    if kernel == "flex":
+        output = _flex(queries, keys, values, attention_mask, scaling)
+    else:
+        # torch's memory-efficient kernel takes a mask but no grouped heads; grouped heads would use the slow kernel
+        keys, values = _repeated(keys, queries.shape[1]), _repeated(values, queries.shape[1])
+        mask = attention_mask.to(queries.dtype)
+        output = scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=scaling)
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, cells)[None], None
 
 
-def uses_additive_mask(config: Any, device: torch.device) -> bool:
-    """Whether the mask is added to the scores, which on a CPU is faster than torch's kernels."""
-    return device.type == "cpu" or getattr(config, "attn_logit_softcapping", None) is not None
+def kernel_of(backend: Attention, config: Any, windows: Iterable[int | None], device: torch.device) -> Kernel:
+    """Return the kernel that computes a decoder's attention.
+
+    Args:
+        backend: of the job.
+        config: of the decoder.
+        windows: of its layers, tokens; None: a layer attends to all tokens before.
+        device: of the packed tokens.
+
+    Raises:
+        InputError: the backend does not compute this model, or not on this device.
+    """
+    bounded = getattr(config, "attn_logit_softcapping", None) is not None
+    if backend == "auto":
+        # on a CPU faster than torch's kernels, which have no bound of the scores
+        return "branches" if device.type == "cpu" or bounded else "sdpa"
+    reason = ""
+    if bounded:
+        reason = f"does not bound scores, as {config.model_type} does (attn_logit_softcapping)"
+    elif backend == "varlen" and device.type != "cuda":
+        reason = "runs on GPUs alone"
+    elif backend == "varlen" and any(window is not None for window in windows):
+        reason = f"does not compute the sliding attention of {config.model_type}"
+    elif backend == "varlen" and "window_size" not in _flash_options():
+        reason = f"needs a newer torch than {torch.__version__}"
+    if reason:
+        raise InputError(f"attention: {backend} {reason}; leave attention out, or choose another")
+    return backend
 
 
-def additive_mask(sizes: Sizes, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the masks of all blocks, flattened and concatenated, shape [1, 1, 1, scores].
+def branch_mask(sizes: Sizes, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what is added to the scores of all blocks, flattened and concatenated, shape [1, 1, 1, scores].
 
     Args:
         sizes: of the packed trees.
@@ -102,6 +155,96 @@ def additive_mask(sizes: Sizes, window: int | None, dtype: torch.dtype, device: 
             block = torch.zeros(queries, keys, dtype=dtype, device=device)
             blocks.append(block.masked_fill_(hidden, torch.finfo(dtype).min).flatten())
     return torch.cat(blocks).view(1, 1, 1, -1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What decides which cells of packed rows attend to each other; B rows of T cells, on the device."""
+
+    segments: Tensor  # [B, T], of each cell; -1: padding
+    prompts: Tensor  # [B, T], the segment of its prompt
+    positions: Tensor  # [B, T], its token's position in the conversation
+    window: int | None  # tokens that a token attends to, itself included; None: all before it
+
+
+def row_mask(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the scores of rows, shape [B, 1, T, T].
+
+    In the scores' dtype, because torch would make a copy of a bool mask for each layer, and keep all of them for the
+    backward pass. Padding attends to padding, so that every cell attends to one.
+    """
+    width = rows.segments.shape[1]
+    others = rows.segments[:, None, :]
+    seen = (rows.segments[:, :, None] == others) | (rows.prompts[:, :, None] == others)
+    seen &= torch.ones(width, width, dtype=torch.bool, device=seen.device).tril_()
+    if rows.window is not None:
+        seen &= rows.positions[:, :, None] - rows.positions[:, None, :] < rows.window
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
+
+
+def block_mask(rows: Rows) -> BlockMask:
+    """Return the blocks of rows that flex attention computes, and which of their scores count."""
+
+    def seen(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        other = rows.segments[row, key]
+        own = (rows.segments[row, query] == other) | (rows.prompts[row, query] == other)
+        own = own & (query >= key)
+        if rows.window is None:
+            return own
+        return own & (rows.positions[row, query] - rows.positions[row, key] < rows.window)
+
+    count, width = rows.segments.shape
+    return create_block_mask(seen, count, None, width, width, device=rows.segments.device)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float) -> Tensor:
+    """Attention of rows, [rows, heads, width, size]; on a CPU not compiled, which needs no C++ compiler."""
+    compute: Any = _compiled_flex() if query.is_cuda else flex_attention
+    heads = query.shape[1]
+    grouped = heads & (heads - 1) == 0  # the compiled kernel groups a power of two
+    if not grouped:
+        key, value = _repeated(key, heads), _repeated(value, heads)
+    output: Tensor = compute(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
+    return output
+
+
+@functools.cache
+def _flash_options() -> frozenset[str]:
+    """Names of the arguments that torch's variable-length attention takes, which differ by version."""
+    from torch.nn.attention import varlen
+
+    return frozenset(inspect.signature(varlen.varlen_attn).parameters)
+
+
+def _by_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, sizes: Sizes, scaling: float) -> Tensor:
+    """Attention of each segment to its prompt and to itself, [1, tokens, heads, size].
+
+    A segment's queries are the last of its keys, as the flash kernel's causal mask has it.
+    """
+    from torch.nn.attention import varlen
+
+    places, query_ends, key_ends = segments
+    queries, keys, values = (whole[0].transpose(0, 1) for whole in (query, key, value))
+    keys, values = keys.index_select(0, places), values.index_select(0, places)
+    grouped = "enable_gqa" in _flash_options()
+    if not grouped:
+        keys, values = _repeated(keys, queries.shape[1]), _repeated(values, queries.shape[1])
+    most_queries = max(tokens for tree in sizes for tokens in tree)
+    most_keys = max(prompt + max(responses, default=0) for prompt, *responses in sizes)
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)} | ({"enable_gqa": True} if grouped else {})
+    output = varlen.varlen_attn(queries, keys, values, query_ends, key_ends, most_queries, most_keys, **options)
+    assert isinstance(output, Tensor), "no other result was asked for"
+    return output[None]
+
+
+def _repeated(shared: Tensor, heads: int) -> Tensor:
+    """Repeat each key or value head, which are dimension 1, for the query heads that share it."""
+    return shared.repeat_interleave(heads // shared.shape[1], 1)
 
 
 def _blocks(prefix: int, own: int) -> Iterator[tuple[int, int]]:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.models import attention
+from psyco_ray.config.resources import Attention
+from psyco_ray.models import attention, layout
 from psyco_ray.models import plain as plain_forward
 from psyco_ray.models.lm_head import chunked_logprobs
 
@@ -31,13 +31,18 @@ Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 class Packed:
     """Prompts and their responses, concatenated: N tokens, with R responses.
 
-    S response tokens count. For attention on a GPU the tokens are also laid out in B rows of T cells.
+    S response tokens count. A segment is a prompt or a response; segments are numbered in their order. Kernels of a GPU
+    take the tokens in B rows of T cells, or each segment's queries with the K keys of its prompt and its own.
     """
 
     input_ids: Tensor  # [1, N]
     position_ids: Tensor  # [1, N], as if each response followed its prompt directly
     cells: Tensor  # [N], cell of each token in the flattened rows, 0 .. B * T - 1
-    mask: Tensor  # [B, 1, T, T] bool, true where a cell attends
+    segments: Tensor  # [B, T] int32, segment of each cell; -1: padding
+    prompts: Tensor  # [B, T] int32, segment of the prompt before each cell, or of the prompt that it belongs to
+    keys: Tensor  # [K], token of each key, segment by segment
+    query_ends: Tensor  # [1 + segments] int32, 0 and the end of each segment's queries
+    key_ends: Tensor  # [1 + segments] int32, 0 and the end of each segment's keys
     before: Tensor  # [S], the token whose hidden state predicts each response token that counts
     targets: Tensor  # [S], their ids
     owner: Tensor  # [S], the response of each, 0 .. R - 1
@@ -46,16 +51,21 @@ class Packed:
     context: tuple[int, ...]  # of each response, its first tokens that do not count
 
     def to(self, device: torch.device) -> Packed:
-        """Copy the tensors to a device."""
-        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        """Copy the tensors from the host to a device, without waiting for work that a GPU has."""
+        tensors = {key: copied(value, device) for key, value in vars(self).items() if isinstance(value, Tensor)}
         return Packed(**tensors, sizes=self.sizes, context=self.context)
 
 
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to a device; out of pinned memory, because a copy out of other memory waits for the GPU."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
-    """Concatenate prompts and responses, and lay them out in rows as long as the longest tree.
+    """Concatenate prompts and responses, and lay them out in rows about as long as the longest tree.
 
     Attention costs the square of a row's length and the rest of a model does not; so short trees share a row, and
-    several short rows replace a long one.
+    several short rows replace a long one. A mask is no part of the result: `attention` builds it on the device.
 
     Args:
         trees: prompts and their responses.
@@ -71,60 +81,41 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
     branches = [response for _, responses in trees for response in responses]
     context = tuple(context) or (0,) * len(branches)
     assert all(0 <= k < len(ids) for k, ids in zip(context, branches, strict=True)), "every response has a token to sum"
-    sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
-    places, rows, width = _place(sizes)
-    tree_of = np.full((rows, width), -1)
-    branch_of = np.zeros((rows, width), np.int64)  # 0: the prompt
+    sizes = tuple((len(prompt), *map(len, responses)) for prompt, responses in trees)
     ids: list[int] = []
     positions: list[int] = []
-    cells: list[int] = []
     before: list[int] = []
     owner: list[int] = []
     last: list[int] = []
-    for tree, ((prompt, responses), (row, start)) in enumerate(zip(trees, places, strict=True)):
-        tree_of[row, start : start + sizes[tree]] = tree
-        cells += range(row * width + start, row * width + start + sizes[tree])
+    for prompt, responses in trees:
         ids += prompt
         positions += range(len(prompt))
-        prompt_end, column = len(ids) - 1, start + len(prompt)
-        for branch, response in enumerate(responses, start=1):
-            branch_of[row, column : column + len(response)] = branch
-            column += len(response)
+        prompt_end = len(ids) - 1
+        for response in responses:
             skipped = context[len(last)]
             before += [prompt_end, *range(len(ids), len(ids) + len(response) - 1)][skipped:]
             owner += [len(last)] * (len(response) - skipped)
             ids += response
             positions += range(len(prompt), len(prompt) + len(response))
             last.append(len(ids) - 1)
-    same_tree = tree_of[:, :, None] == tree_of[:, None, :]
-    visible = (branch_of[:, None, :] == 0) | (branch_of[:, :, None] == branch_of[:, None, :])
-    mask = same_tree & visible & np.tri(width, dtype=bool)  # padding cells attend to padding only
+    cells, segments, prompts = layout.in_rows(sizes)
+    keys, query_ends, key_ends = layout.in_segments(sizes)
     return Packed(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
-        cells=torch.tensor(cells),
-        mask=torch.from_numpy(mask)[:, None],
+        cells=torch.from_numpy(cells),
+        segments=torch.from_numpy(segments),
+        prompts=torch.from_numpy(prompts),
+        keys=torch.from_numpy(keys),
+        query_ends=torch.from_numpy(query_ends),
+        key_ends=torch.from_numpy(key_ends),
         before=torch.tensor(before),
         targets=torch.tensor([token for k, ids in zip(context, branches, strict=True) for token in ids[k:]]),
         owner=torch.tensor(owner),
         last=torch.tensor(last),
-        sizes=tuple((len(prompt), *map(len, responses)) for prompt, responses in trees),
+        sizes=sizes,
         context=context,
     )
-
-
-def _place(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
-    """Place trees by first fit, longest first; return row and first column of each, number of rows, and width."""
-    width = max(sizes)
-    filled: list[int] = []
-    places = [(0, 0)] * len(sizes)
-    for tree in sorted(range(len(sizes)), key=lambda tree: -sizes[tree]):
-        row = next((r for r, used in enumerate(filled) if used + sizes[tree] <= width), len(filled))
-        if row == len(filled):
-            filled.append(0)
-        places[tree] = (row, filled[row])
-        filled[row] += sizes[tree]
-    return places, len(filled), width
 
 
 def body_of(model: Any) -> Any:
@@ -146,23 +137,27 @@ def _longest(config: Any) -> int | None:
     return None
 
 
-def hidden_states(backbone: Any, packed: Packed) -> Tensor:
+def hidden_states(backbone: Any, packed: Packed, backend: Attention) -> Tensor:
     """Return the last hidden states of a decoder body that uses `attention`, by token, shape [N, hidden]."""
-    masks = _masks(packed, backbone)
+    windows = _windows(backbone.config)
+    kernel = attention.kernel_of(backend, backbone.config, windows.values(), packed.cells.device)
+    dtype = next(backbone.parameters()).dtype
+    masks = {kind: _mask(packed, kernel, window, dtype) for kind, window in windows.items()}
     output = backbone(
         input_ids=packed.input_ids,
         attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
         position_ids=packed.position_ids,
         use_cache=False,
+        kernel=kernel,
         cells=packed.cells,
         sizes=packed.sizes,
+        segments=(packed.keys, packed.query_ends, packed.key_ends),
     )
     return output.last_hidden_state[0]
 
 
-def _masks(packed: Packed, backbone: Any) -> dict[str, Tensor]:
-    """Return a mask by kind of layer; transformers does not narrow a given mask to a layer's sliding window."""
-    config = backbone.config
+def _windows(config: Any) -> dict[str, int | None]:
+    """Return the tokens that each kind of layer attends to, itself included; None: all before it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     windows: dict[str, int | None] = {"full_attention": None, "sliding_attention": window}
@@ -170,19 +165,20 @@ def _masks(packed: Packed, backbone: Any) -> dict[str, Tensor]:
         del windows["sliding_attention"]
     elif kinds is None:
         del windows["full_attention"]
-    device = packed.mask.device
-    if attention.uses_additive_mask(config, device):
-        dtype = next(backbone.parameters()).dtype
-        return {kind: attention.additive_mask(packed.sizes, size, dtype, device) for kind, size in windows.items()}
-    return {kind: packed.mask if size is None else _narrowed(packed, size) for kind, size in windows.items()}
+    return windows
 
 
-def _narrowed(packed: Packed, window: int) -> Tensor:
-    """Return the rows' mask, limited to the last `window` tokens including the token itself, shape [B, 1, T, T]."""
-    rows, _, width, _ = packed.mask.shape
-    position = packed.position_ids.new_zeros(rows * width).index_copy(0, packed.cells, packed.position_ids[0])
-    position = position.view(rows, 1, width)
-    return packed.mask & (position[..., :, None] - position[..., None, :] < window)
+def _mask(packed: Packed, kernel: attention.Kernel, window: int | None, dtype: torch.dtype) -> Any:
+    """Return a kernel's mask, built on the device; transformers does not narrow a given mask to a layer's window."""
+    if kernel == "varlen":
+        return None
+    if kernel == "branches":
+        return attention.branch_mask(packed.sizes, window, dtype, packed.cells.device)
+    positions = packed.position_ids.new_zeros(packed.segments.numel()).index_copy(
+        0, packed.cells, packed.position_ids[0]
+    )
+    rows = attention.Rows(packed.segments, packed.prompts, positions.view_as(packed.segments), window)
+    return attention.block_mask(rows) if kernel == "flex" else attention.row_mask(rows, dtype)
 
 
 class _Responses(nn.Module):
@@ -191,9 +187,10 @@ class _Responses(nn.Module):
     `selftest` decides whether packed rows compute the model right; otherwise `plain` does.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, backend: Attention) -> None:
         super().__init__()
         self.model: Any = model
+        self.backend = backend
         self._longest = _longest(body_of(model).config)
         self.set_plain(False)
 
@@ -220,8 +217,8 @@ class _Responses(nn.Module):
 class ResponseLogprobs(_Responses):
     """A causal language model that returns the log-probability of each packed response."""
 
-    def __init__(self, model: Any, logit_rows: int = 1024) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, logit_rows: int = 1024, backend: Attention = "auto") -> None:
+        super().__init__(model, backend)
         self.logit_rows = logit_rows
         self.head = TokenLogprobs(model.get_output_embeddings(), logit_rows)
 
@@ -232,7 +229,7 @@ class ResponseLogprobs(_Responses):
             return plain_forward.response_logprobs(
                 self.model, packed.input_ids, packed.sizes, packed.context, self.logit_rows
             )
-        rows = hidden_states(body_of(self.model), packed)[packed.before]
+        rows = hidden_states(body_of(self.model), packed, self.backend)[packed.before]
         sums = torch.zeros(len(packed.last), dtype=torch.float32, device=rows.device)
         return sums.index_add(0, packed.owner, self.head(rows, packed.targets))
 
@@ -259,8 +256,8 @@ class ResponseScores(_Responses):
     With `token` the model is a causal language model, whose `score` layer is the output layer's row of this token.
     """
 
-    def __init__(self, model: Any, token: int | None = None) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, token: int | None = None, backend: Attention = "auto") -> None:
+        super().__init__(model, backend)
         self.token = token
 
     def forward(self, packed: Packed) -> Tensor:
@@ -268,7 +265,7 @@ class ResponseScores(_Responses):
         self._check_lengths(packed)
         if self.plain:
             return plain_forward.response_scores(self.model, packed.input_ids, packed.sizes, self.token)
-        hidden = hidden_states(body_of(self.model), packed)
+        hidden = hidden_states(body_of(self.model), packed, self.backend)
         rows = hidden[packed.last.to(hidden.device)]  # the layers of a large model may be on several GPUs
         return self.model.score(rows).squeeze(-1).float()
 

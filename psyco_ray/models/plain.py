@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-Sizes = Sequence[Sequence[int]]
-"""Tokens of each tree's prompt, then of its responses."""
+from psyco_ray.models.layout import Sizes
+
 Span = tuple[int, int]
 """First column of a response in its padded row, and the column behind its last token."""
 

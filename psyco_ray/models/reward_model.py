@@ -154,7 +154,7 @@ class RewardModel:
         self._decoder: Any = None
         self.note = ""  # how the model is computed, if a user should know
         if decodes:
-            self._decoder = ResponseScores(self._model, logit_token)
+            self._decoder = ResponseScores(self._model, logit_token, settings.attention)
             self.note = selftest.choose(self._decoder, name).note(f"reward model {name}")
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:

@@ -206,6 +206,8 @@ def _compare(test: _Test, trees: list[Tree], plain: _Result) -> tuple[str, float
     described = _described(test.body.config)
     try:
         packed, exchanged = (test.run(some, plain=False) for some in (trees, _exchanged(trees)))
+    except InputError:
+        raise  # the job names an attention that does not compute this model
     except _FAILURES as error:
         [what, *_] = str(error).splitlines() or [type(error).__name__]
         return f"it cannot take packed tokens: {what}{described}", None

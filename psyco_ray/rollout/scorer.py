@@ -85,7 +85,7 @@ class ScorerActor:
         self._reference: Any = None
         if self._reference_spec:
             policy = loading.load_causal_lm(loading.resolve(self._reference_spec), self._settings.dtype)
-            self._reference = ResponseLogprobs(policy.to(self._device))
+            self._reference = ResponseLogprobs(policy.to(self._device), backend=self._settings.attention)
             choice = selftest.choose(self._reference, self._reference_spec)
             if choice.plain:
                 self.notes += (choice.note(f"reference {self._reference_spec}"),)

@@ -34,10 +34,10 @@ def model(tiny_model):
     return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
 
 
-@pytest.fixture(params=["additive mask", "boolean mask"])
+@pytest.fixture(params=["branches", "sdpa"])
 def packing(request, tiny_model, monkeypatch):
     """The same model with packed attention, by branches as on a CPU and in rows as on a GPU."""
-    monkeypatch.setattr(attention, "uses_additive_mask", lambda *_: request.param == "additive mask")
+    monkeypatch.setattr(attention, "kernel_of", lambda *_: request.param)
     return loading.load_causal_lm(tiny_model, "float32")
 
 
@@ -134,10 +134,10 @@ def test_a_sliding_window_limits_attention_in_rows_and_branches(tiny_model, monk
     plain = [plain_logprob(model, prompt, response) for prompt, responses in batch for response in responses]
     model.set_attn_implementation(attention.NAME)
     monkeypatch.setattr(attention, "BLOCK", 8)
-    for additive in (True, False):
-        monkeypatch.setattr(attention, "uses_additive_mask", lambda *_, additive=additive: additive)
+    for backend in ("auto", "sdpa", "flex"):
         with torch.no_grad():
-            assert ResponseLogprobs(model)(pack(batch)).tolist() == pytest.approx(plain, abs=2e-4), additive
+            values = ResponseLogprobs(model, backend=backend)(pack(batch)).tolist()
+        assert values == pytest.approx(plain, abs=2e-4), backend
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -234,6 +234,6 @@ def test_only_attention_is_padded() -> None:
     tokens = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
     assert packed.input_ids.shape == packed.position_ids.shape == (1, tokens)
     assert len(set(packed.cells.tolist())) == tokens
-    rows, _, width, _ = packed.mask.shape
-    assert width == max(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
+    rows, width = packed.segments.shape
+    assert width == 128 >= max(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
     assert rows < len(batch), "short trees share a row"

@@ -117,11 +117,18 @@ def test_logits_that_no_configuration_tells_of_are_found(monkeypatch) -> None:
 def test_a_window_that_packing_leaves_out_is_found_however_long_it_is(monkeypatch) -> None:
     """The made-up trees are shorter than any model's window, so the test narrows it."""
     model = tiny("mistral", sliding_window=4096)
-    monkeypatch.setattr(packing, "_narrowed", lambda packed, _: packed.mask)
-    monkeypatch.setattr(packing.attention, "uses_additive_mask", lambda *_: False)
-    choice = selftest.choose(ResponseLogprobs(model), "new")
+    mask = packing._mask
+    monkeypatch.setattr(packing, "_mask", lambda packed, kernel, _, dtype: mask(packed, kernel, None, dtype))
+    choice = selftest.choose(ResponseLogprobs(model, backend="sdpa"), "new")
     assert re.search(r"packed differs from transformers by .*sliding attention", choice.reason)
     assert model.config.sliding_window == 4096
+
+
+def test_an_attention_that_does_not_compute_a_model_is_refused() -> None:
+    """The job names it, so that no slower way takes its place."""
+    model = tiny("gemma2", attn_logit_softcapping=2.0, final_logit_softcapping=None)
+    with pytest.raises(InputError, match=r"^attention: flex does not bound scores, as gemma2 does"):
+        selftest.choose(ResponseLogprobs(model, backend="flex"), "new")
 
 
 def test_a_head_of_zeros_hides_no_leak(monkeypatch) -> None:

@@ -1,0 +1,63 @@
+"""Where the tokens of packed trees stand: in rows, or by segments with the keys that each attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+ROW_MULTIPLE = 128
+"""Rows are as wide as a multiple of this: kernels take few shapes, and none copies a mask to align it."""
+
+Sizes = Sequence[Sequence[int]]
+"""Tokens of each tree's prompt, then of its responses."""
+
+
+def in_rows(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lay trees out in rows; return `cells`, `segments` and `prompts` of `Packed`."""
+    totals = [sum(tree) for tree in sizes]
+    places, rows, width = _place(totals)
+    segments = np.full((rows, width), -1, np.int32)
+    prompts = segments.copy()
+    cells = []
+    number = 0
+    for tree, total, (row, start) in zip(sizes, totals, places, strict=True):
+        own = slice(start, start + total)
+        segments[row, own] = np.repeat(np.arange(number, number + len(tree), dtype=np.int32), tree)
+        prompts[row, own] = number
+        cells.append(np.arange(row * width + start, row * width + start + total))
+        number += len(tree)
+    return np.concatenate(cells), segments, prompts
+
+
+def in_segments(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give each segment the keys of its prompt and its own; return `keys`, `query_ends` and `key_ends` of `Packed`."""
+    keys: list[np.ndarray] = []
+    end = 0
+    for prompt, *responses in sizes:
+        shared = np.arange(end, end + prompt)
+        keys.append(shared)
+        end += prompt
+        for own in responses:
+            keys.append(np.concatenate((shared, np.arange(end, end + own))))
+            end += own
+    queries = [tokens for tree in sizes for tokens in tree]
+    return np.concatenate(keys), _ends(queries), _ends([len(own) for own in keys])
+
+
+def _ends(counts: Sequence[int]) -> np.ndarray:
+    return np.cumsum([0, *counts], dtype=np.int32)
+
+
+def _place(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
+    """Place trees by first fit, longest first; return row and first column of each, number of rows, and width."""
+    width = -(-max(sizes) // ROW_MULTIPLE) * ROW_MULTIPLE
+    filled: list[int] = []
+    places = [(0, 0)] * len(sizes)
+    for tree in sorted(range(len(sizes)), key=lambda tree: -sizes[tree]):
+        row = next((r for r, used in enumerate(filled) if used + sizes[tree] <= width), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        places[tree] = (row, filled[row])
+        filled[row] += sizes[tree]
+    return places, len(filled), width

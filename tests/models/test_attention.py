@@ -1,0 +1,160 @@
+"""The kernels of packed attention compute the same, and none needs the host while it runs."""
+
+import random
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention, varlen
+
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.resources import Learners, Scorers
+from psyco_ray.models import attention, layout, loading
+from psyco_ray.models.packing import Packed, ResponseLogprobs, pack
+
+KERNELS = ("branches", "sdpa", "flex", "varlen")
+
+
+def trees(count: int, seed: int = 0) -> list:
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, 40000) for _ in range(rng.randint(low, high))]
+
+    return [(ids(1, 90), [ids(1, 70) for _ in range(rng.randint(1, 4))]) for _ in range(count)]
+
+
+def flash(query, key, value, query_ends, key_ends, most_queries, most_keys, *, scale, window_size, enable_gqa):
+    """What torch documents of `varlen_attn`, segment by segment: causal, with queries at the end of their keys."""
+    assert window_size == (-1, 0)
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert most_queries == query_ends.diff().max()
+    assert most_keys == key_ends.diff().max()
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    key, value = (shared.repeat_interleave(query.shape[1] // shared.shape[1], 1) for shared in (key, value))
+    outputs = []
+    for first, last, begin, end in zip(query_ends, query_ends[1:], key_ends, key_ends[1:], strict=False):
+        queries, keys, values = query[first:last], key[begin:end], value[begin:end]
+        scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
+        hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1 + scores.shape[2] - scores.shape[1])
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values))
+    return torch.cat(outputs)
+
+
+@pytest.fixture
+def every_kernel(monkeypatch) -> None:
+    """Kernels that need a GPU: torch refuses gradients of flex attention on a CPU, and has no flash kernel there."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(varlen, "varlen_attn", flash)
+    attention._flash_options.cache_clear()
+    yield
+    attention._flash_options.cache_clear()
+
+
+def results(path, kernel: str, monkeypatch, packed: Packed) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    monkeypatch.setattr(attention, "kernel_of", lambda *_: kernel)
+    module = ResponseLogprobs(loading.load_causal_lm(path, "float32"), logit_rows=64)
+    values = module(packed)
+    (values * torch.linspace(-1, 1, len(values))).sum().backward()
+    return values.detach(), {name: parameter.grad for name, parameter in module.model.named_parameters()}
+
+
+@pytest.mark.parametrize("kernel", KERNELS[1:])
+def test_kernels_have_equal_values_and_gradients(tiny_model, monkeypatch, every_kernel, kernel: str) -> None:
+    packed = pack(trees(6))
+    values, gradients = results(tiny_model, kernel, monkeypatch, packed)
+    expected, expected_gradients = results(tiny_model, "branches", monkeypatch, packed)
+    torch.testing.assert_close(values, expected, atol=2e-4, rtol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_result_does_not_depend_on_batch_mates(tiny_model, monkeypatch, every_kernel, kernel: str) -> None:
+    monkeypatch.setattr(attention, "kernel_of", lambda *_: kernel)
+    module = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))
+    with torch.no_grad():
+        alone = [module(pack([(prompt, [own])])).item() for prompt, responses in trees(5) for own in responses]
+        assert module(pack(trees(5))).tolist() == pytest.approx(alone, abs=2e-4)
+
+
+def test_rows_and_blocks_hide_the_same(monkeypatch) -> None:
+    """The oracle goes cell by cell."""
+    monkeypatch.setattr(layout, "ROW_MULTIPLE", 8)
+    packed = pack([([1] * 3, [[2] * 2, [3] * 4]), ([4] * 2, [[5]]), ([6] * 6, [[7] * 2])])
+    positions = torch.zeros(packed.segments.numel(), dtype=torch.int64)
+    positions[packed.cells] = packed.position_ids[0]
+    count, width = packed.segments.shape
+    assert count > 1, "there is more than one row"
+    for window in (None, 3):
+        rows = attention.Rows(packed.segments, packed.prompts, positions.view(count, width), window)
+        mask = attention.row_mask(rows, torch.float32)
+        assert mask.shape == (count, 1, width, width)
+        seen = attention.block_mask(rows).mask_mod
+        for row in range(count):
+            for query in range(width):
+                for key in range(width):
+                    own = packed.segments[row, key] in (packed.segments[row, query], packed.prompts[row, query])
+                    near = window is None or rows.positions[row, query] - rows.positions[row, key] < window
+                    expected = bool(own and near and key <= query)
+                    assert (mask[row, 0, query, key] == 0) == expected
+                    assert bool(seen(*map(torch.tensor, (row, 0, query, key)))) == expected
+
+
+def test_packing_makes_nothing_of_the_square_of_a_row() -> None:
+    """A mask made by the host takes longer than the pass, and the GPU waits for it."""
+    packed = pack([([1] * 2000, [[2] * 500] * 3)])
+    tokens = packed.input_ids.shape[1]
+    for name, tensor in vars(packed).items():
+        if isinstance(tensor, torch.Tensor):
+            assert tensor.numel() <= 3 * tokens, name
+
+
+def test_rows_have_few_widths_and_cudnn_plans_none() -> None:
+    widths = {pack([([1] * length, [[2] * 40])]).segments.shape[1] for length in range(30, 300)}
+    assert widths == {128, 256, 384}
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_backend_that_does_not_compute_a_model_is_refused(tiny_model) -> None:
+    config = loading.load_config(tiny_model)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert attention.kernel_of("auto", config, [None], cpu) == "branches"
+    assert attention.kernel_of("auto", config, [None], gpu) == "sdpa"
+    assert attention.kernel_of("sdpa", config, [None, 64], cpu) == "sdpa"
+    assert attention.kernel_of("varlen", config, [None], gpu) == "varlen"
+    with pytest.raises(InputError, match=r"^attention: varlen runs on GPUs alone; leave attention out"):
+        attention.kernel_of("varlen", config, [None], cpu)
+    with pytest.raises(InputError, match=r"^attention: varlen does not compute the sliding attention of llama"):
+        attention.kernel_of("varlen", config, [None, 64], gpu)
+    config.attn_logit_softcapping = 30.0
+    assert attention.kernel_of("auto", config, [None], gpu) == "branches"
+    with pytest.raises(InputError, match=r"^attention: flex does not bound scores, as llama does"):
+        attention.kernel_of("flex", config, [None], gpu)
+
+
+def test_kernels_without_dropout_say_so(tiny_model) -> None:
+    heads, packed = torch.zeros(1, 2, 3, 8), pack([([1], [[2], [3]])])
+    with pytest.raises(InputError, match=r"^attention: varlen has no dropout; choose sdpa, or set optimizer.dropout"):
+        attention.attention(
+            *(None, heads, heads, heads, None),
+            dropout=0.1,
+            kernel="varlen",
+            cells=packed.cells,
+            sizes=packed.sizes,
+            segments=(packed.keys, packed.query_ends, packed.key_ends),
+        )
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "message"),
+    [
+        (Learners, {"attention": "flex"}, "learners.attention flex has no gradients on a CPU; leave it out"),
+        (Learners, {"attention": "varlen"}, "learners.attention varlen runs on GPUs alone; leave it out"),
+        (Scorers, {"attention": "varlen"}, "scorers.attention varlen runs on GPUs alone; leave it out"),
+        (Scorers, {"attention": "flex", "gpus": 2}, "scorers.attention flex keeps its mask on one GPU; leave it out"),
+        (Learners, {"attention": "varlen", "gpus": 1, "dtype": "float32"}, "learners.attention varlen has no float32"),
+    ],
+)
+def test_a_job_names_no_kernel_that_its_devices_lack(section, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        section(**settings)
