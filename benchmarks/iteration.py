@@ -2,12 +2,13 @@
 
 .venv/bin/python benchmarks/iteration.py [--speeches 16 40] [--rounds 2] [KEY=VALUE ...]
 
-The demo's job (`jobs/demo.yaml`, with overrides of it) without evaluation: sample, score, reference, train, save,
-sync. Ours has running actors, as in every iteration but a run's first; one uncounted iteration goes before. The peer
-is `scripted.py`: vLLM, transformers and TRL in three processes one after another, each of which loads its models and
-uses all cores. It has the same speeches, base model, reward model (with a random head, which takes the same time),
-engine and optimizer settings. Ours stops before the peer starts, so each has the whole machine. Both are measured at
-two numbers of speeches, alternating; `ratio` is the peer's seconds over ours at the larger one, medians over rounds.
+The demo's job (`jobs/demo.yaml`, with overrides of it) without evaluation: sample, score, reference, train, sync; the
+policy of the iteration before is saved meanwhile. Ours has running actors, as in every iteration but a run's first;
+one uncounted iteration goes before. The peer is `scripted.py`: vLLM, transformers and TRL in three processes one
+after another, each of which loads its models and uses all cores. It has the same speeches, base model, reward model
+(with a random head, which takes the same time), engine and optimizer settings. Ours stops before the peer starts, so
+each has the whole machine. Both are measured at two numbers of speeches, alternating; `ratio` is the peer's seconds
+over ours at the larger one, medians over rounds.
 
 The peer's fast settings: one engine with the KV cache and sequences of all our engines, in-process, not compiled, with
 Intel's OpenMP (`--peer-omp gnu`: without); no gradient checkpointing, the reference computed once, the policy saved in
@@ -97,7 +98,7 @@ def ours(job: Job, sizes: list[int], rounds: int) -> tuple[list[Iteration], Draw
             moments.append(time.perf_counter())
             iterations.append(Iteration(len(chosen), len(paired), moments[-1] - moments[0], cpu_seconds() - before))
             parts = [b - a for a, b in itertools.pairwise(moments)]
-            named = zip(("sample, score and reference", "train and save", "sync"), parts, strict=True)
+            named = zip(("sample, score and reference", "train", "sync"), parts, strict=True)
             print_iteration(
                 "ours" if iteration > 1 else "ours (not counted)", iterations[-1], [f"{n} {s:.1f} s" for n, s in named]
             )

@@ -185,7 +185,8 @@ def _draw_iteration(
     for part in parts:
         if start:
             axes.plot([start, start], [rows[ROLES[-1]], top], color=MUTED, linewidth=0.8, linestyle="--")
-        for stage, begin, end in part["driver"]:
+        # a save runs beside other stages; the shorter of two spans is drawn above the longer
+        for stage, begin, end in sorted(part["driver"], key=lambda span: span[1] - span[2]):
             axes.broken_barh([(start + begin, end - begin)], (rows["driver"], 0.8), color=STAGE_COLORS[stage])
         for role, busy in part["busy"].items():
             edges = [start + min(i * part["bin_s"], part["seconds"]) for i in range(len(busy) + 1)]

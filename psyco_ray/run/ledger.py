@@ -2,6 +2,7 @@
 
 Invariants:
     - A stage is done once its record (JSON) exists. The record is written after the stage's tables.
+    - No record or item is stored while files that it may depend on are still being saved.
     - Files are written atomically.
     - Streamed work is stored item by item; an item's file name is a hash of its inputs.
     - A remote run's files are uploaded before the call returns; a local mirror serves the reads.
@@ -53,6 +54,7 @@ class Ledger(RunDirectory):
             InputError: the directory cannot be written, is in use, or holds another run.
         """
         self.resumes = resume
+        self._wait: Callable[[], None] = lambda: None
         job_file.dump(job)  # refuses a key before the directory exists
         super().__init__(job.run_dir, may_be_remote=True)
         try:
@@ -72,6 +74,15 @@ class Ledger(RunDirectory):
             _require_same_job(job_file.load_as(Job, written), job, storage.join(self.run_dir, "job.yaml"))
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
+
+    def wait_before_results(self, wait: Callable[[], None]) -> None:
+        """Call `wait` before each record and each stored item, which may depend on files that are being saved."""
+        self._wait = wait
+
+    def finish(self, stage: str, began: float, **facts: Any) -> dict[str, Any]:
+        """Writes the record of a finished stage, see `RunDirectory.finish`, once no save is running."""
+        self._wait()
+        return super().finish(stage, began, **facts)
 
     def table(
         self, stage: str, schema: pa.Schema, make: Callable[[], tuple[Iterable[pa.Table], Mapping[str, Any]]]
@@ -145,6 +156,7 @@ class Ledger(RunDirectory):
             absent = {prompt.speech_id for prompt in item.prompts} - arrived.keys()
             assert absent <= quarantined.keys(), f"item {key} is incomplete without a quarantined speech"
             reasons = {speech_id: quarantined[speech_id] for speech_id in sorted(absent)}
+            self._wait()
             self.write_json(f"{stage}/{key}.quarantine.json", reasons)
             self._store(stage, item, arrived)
 
@@ -166,6 +178,7 @@ class Ledger(RunDirectory):
         return all(self.path(f"{stage}/{item.key}.{kind}.parquet").exists() for kind in _TABLES)
 
     def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
+        self._wait()
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts if prompt.speech_id in groups]
         for index, (kind, schema) in enumerate(_TABLES.items()):
             table = pa.Table.from_pylist([row for tables in rows for row in tables[index]], schema=schema)

@@ -67,6 +67,14 @@ class Timeline:
             part = self._part(ended)
         self._directory.write_json(f"{stage(iteration, 'timeline')}.json", {"parts": [*self._earlier_parts, part]})
 
+    def add_span(self, name: str, began: float, ended: float) -> None:
+        """Record what ran beside the driver between two `time.monotonic` values; callable from any thread.
+
+        The file is written at the end of the driver's next span.
+        """
+        with self._lock:
+            self._spans.append((name, round(max(0.0, began - self._origin), 3), round(ended - self._origin, 3)))
+
     def _start_part(self, earlier_parts: list[dict[str, Any]]) -> None:
         self._earlier_parts, self._origin, self._width = earlier_parts, time.monotonic(), _WIDTH_S
         self._busy: dict[str, list[float]] = {}  # role -> busy seconds of all its actors in each bin

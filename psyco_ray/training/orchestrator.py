@@ -13,6 +13,8 @@ Invariants:
     - A stage is skipped when the ledger has its record, so a resumed run takes the same path as a fresh one.
     - Stages communicate through tables that are read back, so fresh and resumed runs use the same bytes.
     - A weight update is complete before the next item is sampled.
+    - A trained policy is saved while the rollouts sample with it, unless it shares their GPUs; their samples are stored
+      once the policy is on disk.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import pyarrow as pa
 from psyco_ray.config.training import Job
 from psyco_ray.evaluate import verdicts
 from psyco_ray.judge.outgoing import Outgoing
+from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.run import preemption
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
@@ -38,11 +41,12 @@ from psyco_ray.run.timeline import Timeline
 from psyco_ray.run.types import PreferencePair, Rows
 from psyco_ray.training import weight_sync
 from psyco_ray.training.actors import RunActors, reward_models
+from psyco_ray.training.background_save import BackgroundSave
 from psyco_ray.training.control import Control
 from psyco_ray.training.heldout import HeldoutEvaluation
 from psyco_ray.training.pair_stage import PairStage
 from psyco_ray.training.pipeline import SamplingPipeline
-from psyco_ray.training.policy_trainer import PolicyTrainer, worker_count
+from psyco_ray.training.policy_trainer import PolicyTrainer, Trained, worker_count
 from psyco_ray.training.run_state import RunState
 
 _log = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ class Orchestrator:
     def __init__(self, job: Job, ledger: Ledger, telemetry: Telemetry, run_state: RunState) -> None:
         """Checks the judge's settings; entering the context starts the actors."""
         self.job, self.ledger, self.telemetry, self.run_state = job, ledger, telemetry, run_state
+        self._save = BackgroundSave()
         self.rollout_version = 0  # the iteration whose weights the rollouts have
         self.trained = run_state.last_trained()
         self.learner_version = run_state.resume_iteration(self.trained)  # the iteration whose weights the learner has
@@ -82,6 +87,7 @@ class Orchestrator:
             self._pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, tuple(reward_models(job)))
             self._pairs = PairStage(job, ledger, telemetry, self._add_reference)
             self._trainer = PolicyTrainer(job, ledger, telemetry, self.timeline, self.actors.learner)
+            ledger.wait_before_results(self._save.wait)
             self._heldout = HeldoutEvaluation(job, ledger, self.run_state, telemetry)
             self.control = Control(
                 ledger,
@@ -94,8 +100,21 @@ class Orchestrator:
             self._close = started.pop_all().close
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            self._save.wait()
+        except Exception as unsaved:
+            if error is None:
+                raise
+            _log.warning(f"the policy of iteration {self.trained} was not saved: {unsaved}")
+        finally:
+            self._close()
+
+    @property
+    def _learner(self) -> LearnerGroup:
+        """The learner, which has saved what it trained."""
+        self._save.wait()
+        return self.actors.learner
 
     def wait_ready(self) -> None:
         """Waits until every actor has loaded; scorers first, because they load fastest and fail earliest."""
@@ -142,23 +161,49 @@ class Orchestrator:
         return self._pairs.read(iteration)
 
     def train(self, iteration: int, pairs: list[PreferencePair]) -> None:
-        """Trains the policy on the pairs (one round of DPO) and saves model and learner state."""
+        """Trains the policy on the pairs (one round of DPO); it is saved after the next sync."""
         if self.ledger.record(stage(iteration, "train")) is not None:
             return
-        learner, planned = self.actors.learner, self._trainer.plan(iteration, pairs)
+        learner, planned = self._learner, self._trainer.plan(iteration, pairs)
         count = worker_count(self.control.requested.get("learners", len(learner.workers)), planned)
         if count != len(learner.workers):
             learner.resize(count)
         with preemption.deferred():
             self.actors.colocation.to_learner()
-            self._trainer.train(iteration, planned)
+            trained = self._trainer.train(iteration, planned)
+            self._save.plan(functools.partial(self._end_training, trained))
             self.trained = self.learner_version = iteration
-            self.run_state.remove_states(iteration)
+            if self.job.colocated:  # the learner leaves its GPUs before anything is sampled
+                self._save.wait()
+
+    def _end_training(self, trained: Trained) -> None:
+        self._trainer.save(trained)
+        self.run_state.remove_states(trained.iteration)
 
     def sync_weights(self) -> None:
         """Sends the learner's weights to all rollout actors, unless they have them."""
         if self.rollout_version == self.learner_version:
             return
+        with preemption.deferred():  # a transfer is whole, and the policy is saved after it
+            self._save.join()
+            try:
+                report = self._push()
+            finally:
+                self._save.start()
+        self.rollout_version = self.learner_version
+        self.ledger.write_json(
+            f"{stage(self.trained, 'sync')}.json",
+            {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes, "gap": report.gap},
+        )
+        seconds = report.export_s + report.load_s
+        self.telemetry.rolling.set(sync_seconds=seconds, sync_bytes=report.bytes)
+        _log.info(
+            f"iteration {self.rollout_version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
+            f"{report.actors} rollout actor(s) in {seconds:.1f} s"
+        )
+
+    def _push(self) -> weight_sync.SyncReport:
+        """Sends the learner's weights, a second time if no actor accepts them."""
         actors = self.actors
         push = functools.partial(
             weight_sync.push_weights,
@@ -172,22 +217,11 @@ class Orchestrator:
         with self.timeline.span(self.trained + evaluated, "sync"):
             actors.colocation.to_learner()
             try:
-                report = push()
+                return push()
             except RuntimeError as error:  # if no actor accepts the weights, the data sent may be at fault
                 _log.warning(f"{error}; the weights are sent again")
                 actors.colocation.to_learner()
-                report = push()
-        self.rollout_version = self.learner_version
-        self.ledger.write_json(
-            f"{stage(self.trained, 'sync')}.json",
-            {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes, "gap": report.gap},
-        )
-        seconds = report.export_s + report.load_s
-        self.telemetry.rolling.set(sync_seconds=seconds, sync_bytes=report.bytes)
-        _log.info(
-            f"iteration {self.rollout_version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
-            f"{report.actors} rollout actor(s) in {seconds:.1f} s"
-        )
+                return push()
 
     def evaluate(self, iteration: int, rows: Rows) -> None:
         """Evaluates the policy on held-out speeches and rolls it back if a guard requires that.
@@ -223,7 +257,7 @@ class Orchestrator:
         self.learner_version = self.run_state.resume_iteration(iteration)
         if self.learner_version != iteration:
             self.actors.colocation.to_learner()
-            self.actors.learner.load_state(self._state(self.learner_version))
+            self._learner.load_state(self._state(self.learner_version))
             _log.warning(f"iteration {iteration}: rolled back to iteration {self.learner_version}")
 
     def _add_reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
@@ -232,7 +266,7 @@ class Orchestrator:
             return self._pipeline.add_reference(name, pairs)
         pairs = list(pairs)
         self.actors.colocation.to_learner(keep_weights=True)
-        values = self.actors.learner.evaluate_pairs(pairs)
+        values = self._learner.evaluate_pairs(pairs)
         return {pair.key: replace(pair, reference=value) for pair, value in zip(pairs, values, strict=True)}
 
     def _status(self, pools: dict[str, list[Row]]) -> Row:

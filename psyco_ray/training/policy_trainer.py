@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 
 from psyco_ray.config.training import Job
 from psyco_ray.learner.batching import batches
@@ -20,12 +21,22 @@ _log = logging.getLogger(__name__)
 Batches = list[list[PreferencePair]]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A policy that has taken all steps of an iteration and is not saved yet."""
+
+    iteration: int
+    log: StepLog
+    seconds: float  # of its steps
+    mfu: float | None  # None: the peak is unknown
+
+
 class PolicyTrainer:
     """Trains the policy, with checkpoints within an iteration, and saves model and state at its end.
 
     Example:
         >>> trainer = PolicyTrainer(job, ledger, telemetry, timeline, learner)
-        >>> trainer.train(1, trainer.plan(1, pairs))
+        >>> trainer.save(trainer.train(1, trainer.plan(1, pairs)))
     """
 
     def __init__(
@@ -39,31 +50,37 @@ class PolicyTrainer:
         seed = int(key_of(self._job.seed, "train", iteration), 16) % 2**31
         return batches(pairs, self._job.dpo.optimizer, self._job.learners.actors, seed)
 
-    def train(self, iteration: int, planned: Batches) -> None:
-        """Takes the steps that are left, saves model and state, and records the stage.
+    def train(self, iteration: int, planned: Batches) -> Trained:
+        """Takes the steps that are left; `save` ends the stage.
 
         Raises:
             Preempted: a signal asks for a stop; the steps so far are saved.
         """
         log = StepLog(self._ledger, stage(iteration, "training"))
         self._take_steps(iteration, planned, log)
-        trained = time.time()
-        mfu = self._learner.mfu(log.facts["tokens"] / (trained - log.began))
+        seconds = time.time() - log.began
+        mfu = self._learner.mfu(log.facts["tokens"] / seconds)
         if mfu is not None:
             self._telemetry.rolling.set(mfu=mfu)
-        with self._timeline.span(iteration, "save"):
-            self._learner.save_model(self._ledger.place(stage(iteration, "checkpoint")))
-            self._learner.save_state(
-                self._ledger.place(stage(iteration, "state")), moments=self._job.applied_dpo.keep_optimizer
-            )
+        return Trained(iteration, log, seconds, mfu)
+
+    def save(self, trained: Trained) -> None:
+        """Saves model and learner state, and records the stage; may run in a thread that has the learner for itself."""
+        began, iteration, log = time.monotonic(), trained.iteration, trained.log
+        self._learner.save_model(self._ledger.place(stage(iteration, "checkpoint")))
+        self._learner.save_state(
+            self._ledger.place(stage(iteration, "state")), moments=self._job.applied_dpo.keep_optimizer
+        )
+        ended = time.monotonic()
+        self._timeline.add_span("save", began, ended)
         self._ledger.finish(
             stage(iteration, "train"),
             log.began,
-            train_s=trained - log.began,
-            save_s=time.time() - trained,
+            train_s=trained.seconds,
+            save_s=ended - began,
             tokens=log.facts["tokens"],
             steps=log.facts["steps"],
-            mfu=mfu,
+            mfu=trained.mfu,
         )
         log.clear()
 

@@ -88,13 +88,13 @@ def test_a_stopped_and_resumed_training_logs_the_learning_rates_of_its_schedule(
     try:
         learner.wait_ready()
         trainer = PolicyTrainer(job, ledger, Telemetry(job, ledger), Timeline(ledger, dict), learner)
-        trainer.train(1, trainer.plan(1, pairs_of(16)))
+        trainer.save(trainer.train(1, trainer.plan(1, pairs_of(16))))
         second = trainer.plan(2, pairs_of(16, first=16))
         with preemption.stop_on_signals(), pytest.raises(preemption.Preempted):
             train_with_sigterm(trainer, 2, second)
         assert ledger.record(stage(2, "train")) is None, "it stopped after a step"
         with preemption.stop_on_signals():
-            trainer.train(2, second)
+            trainer.save(trainer.train(2, second))
     finally:
         learner.close()
         ledger.close()
