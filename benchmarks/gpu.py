@@ -4,6 +4,11 @@
 .venv/bin/python benchmarks/gpu.py --model 8b        the Llama-3.1-8B shape; training needs more than 80 GB
 .venv/bin/python benchmarks/gpu.py --model 135m      SmolLM2-135M with its own weights
 .venv/bin/python benchmarks/gpu.py --model tiny      the same code in minutes, also on a CPU; without meaningful figures
+.venv/bin/python benchmarks/gpu.py --all             tests/gpu, an iteration, sync, rollout and learner in 8 minutes
+
+With --all the parts run one after another, each within its own time (`gpu_suite.py`): a failed or late part does not
+stop the others. `--out FILE` (default gpu.json) gets their figures, and the rows for benchmarks/README.md are printed.
+It takes any Python that has the packages of benchmarks/README.md, and needs no installation of psyco_ray.
 
 Each measure runs in a process of its own and prints JSON lines. Measures that do not fit the GPU are reported and left
 out. Figures are medians over rounds without the first.
@@ -19,7 +24,7 @@ sync      seconds until the engine on the same GPU uses new weights, alternating
           is separate: the learner's offload to the host, with IPC also its copy for engines that join later. The peer
           copies the same number of bytes on the device. The bar is on the seconds.
 rollout   tokens/s of a rollout actor through the pool, against bare `vllm.LLM.generate` with the same settings; both
-          engines are on the GPU and alternate.
+          engines are on the GPU and alternate. Random models end their answers after about 150 tokens.
 """
 
 from __future__ import annotations
@@ -34,8 +39,11 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401 - first: without an installation the package is only in this checkout
+import gpu_suite
 import ray
 import shapes
 import updates
@@ -204,6 +212,8 @@ def run_measure(options: argparse.Namespace, measure: str, directory: str) -> No
     model = KNOWN["135m"] if options.model == "135m" else f"{directory}/model"
     if measure == "write":
         shapes.write(options.model, model)
+        if options.write:
+            shapes.write_reward_model(model, f"{directory}/reward")
         return
     work = {"learner": learner, "forward": forward, "sync": sync, "rollout": rollout}[measure]
     job = job_of(model, options, on_gpu=gpu is not None)
@@ -230,8 +240,11 @@ def run_all(options: argparse.Namespace) -> int:
     # a token of this run, set before the import: Ray would write one into the home directory
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "HF_HUB_OFFLINE": "1"}
     environment["RAY_ENABLE_AUTO_CONNECT"] = "0"  # threads of a failed process must not join another Ray
-    with tempfile.TemporaryDirectory() as directory:
-        for measure in [*(["write"] if options.model in shapes.LLAMAS else []), *measures]:
+    with tempfile.TemporaryDirectory() as temporary:
+        directory, written = options.models or temporary, options.models and not options.write
+        if options.write:
+            measures = []
+        for measure in [*(["write"] if options.model in shapes.LLAMAS and not written else []), *measures]:
             command = [sys.executable, __file__, *sys.argv[1:], "--alone", measure, directory]
             if subprocess.run(command, env={**os.environ, **environment}, check=False).returncode:
                 print(f"{measure} of {options.model} failed", file=sys.stderr, flush=True)
@@ -239,6 +252,18 @@ def run_all(options: argparse.Namespace) -> int:
                 if measure == "write":
                     break
     return int(failed)
+
+
+def run_suite(options: argparse.Namespace) -> int:
+    """Runs all parts, writes the JSON file and prints the rows; returns the exit code."""
+    gpu = Gpu.here()
+    model, device = ("tiny", "CPU") if gpu is None else (options.model, gpu.name)
+    more = [] if options.peak is None else ["--peak", str(options.peak)]
+    with tempfile.TemporaryDirectory() as directory:
+        parts = gpu_suite.parts(model, directory, gpu is not None, more)
+        outcomes = gpu_suite.run_all(parts, options.limit)
+    print(gpu_suite.report(outcomes, device, options.out), flush=True)
+    return int(any(outcome.problem for outcome in outcomes))
 
 
 def main() -> None:
@@ -250,11 +275,18 @@ def main() -> None:
     parser.add_argument("--micro", type=int, help="tokens per pass of the learner")
     parser.add_argument("--zero", type=int, default=2, choices=(1, 2, 3), help="ZeRO stage of the learner")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--all", action="store_true", help="all checks of a GPU; without one with the model tiny")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="results of --all")
+    parser.add_argument("--limit", type=float, default=gpu_suite.LIMIT_S, help="seconds of --all")
+    parser.add_argument("--models", help=argparse.SUPPRESS)  # directory of written models, of --all
+    parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)  # write them and a reward model
     parser.add_argument("--alone", nargs=2, metavar=("MEASURE", "DIRECTORY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     try:
         if options.alone:
             run_measure(options, *options.alone)
+        elif options.all:
+            sys.exit(run_suite(options))
         else:
             sys.exit(run_all(options))
     except InputError as error:

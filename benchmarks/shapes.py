@@ -14,6 +14,10 @@ from typing import Any
 
 from psyco_ray.models import loading
 
+# Random logits have a standard deviation of 0.02 * sqrt(hidden), about 1.1. With one 2.3 times as high, 64 tokens of
+# 128,256 are drawn once in about 150 tokens.
+ENDS, END_SCALE = 64, 2.3
+
 LLAMAS: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 50048,  # more than the tokenizer has, as in 3b and 8b
@@ -94,8 +98,23 @@ def write(name: str, target: str) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
     state = {}
+    ends = range(shape.vocab_size - ENDS, shape.vocab_size)  # no text of the tokenizer has them
     for key, parameter in model.named_parameters():
         tensor = torch.ones(parameter.shape, dtype=torch.bfloat16, device=device)
         state[key] = (tensor if "norm" in key else tensor.normal_(0, 0.02, generator=generator)).cpu()
+        if key == ("model.embed_tokens.weight" if shape.tie_word_embeddings else "lm_head.weight"):
+            state[key][ends.start :] *= END_SCALE
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
     model.save_pretrained(target, state_dict=state)
     tokenizer.save_pretrained(target)
+
+
+def write_reward_model(model: str, target: str) -> None:
+    """Writes a reward model over a policy, with a random head."""
+    from pathlib import Path
+
+    from psyco_ray.models import reward_model, saving
+
+    tokenizer = loading.load_tokenizer(Path(model))
+    ranking = reward_model.new_model(Path(model), tokenizer, "bfloat16", seed=3)
+    saving.save_loaded(Path(target), ranking, tokenizer, Path(model))

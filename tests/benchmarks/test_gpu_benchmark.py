@@ -1,8 +1,11 @@
 """`benchmarks/gpu.py`: its arithmetic, its random models, and its errors."""
 
 import argparse
+import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,15 +14,20 @@ from support.paths import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from psyco_ray.cli.plan import cost_model
+from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.training import Job
 from psyco_ray.models import attention, loading
 from psyco_ray.models.packing import ResponseLogprobs, pack
+from psyco_ray.models.stop_tokens import stop_tokens
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
 import gpu  # noqa: E402 - a script beside the package
+import gpu_suite  # noqa: E402
 import shapes  # noqa: E402
+from gpu_suite import Outcome, Part  # noqa: E402
 
 PAIRS = [(30, 25, 20), (7, 1, 12)]
 H100 = gpu.Gpu("NVIDIA H100 80GB HBM3", 85_000_000_000)
@@ -31,6 +39,10 @@ def shape(name: str) -> SimpleNamespace:
 
 def options(model: str) -> argparse.Namespace:
     return argparse.Namespace(model=model, zero=2, micro=None, checkpointing=False)
+
+
+def part(name: str, code: str, limit_s: float = 20) -> Part:
+    return Part(name, (sys.executable, "-c", code), limit_s)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("tiny", 36_864), ("3b", 100_663_296), ("8b", 218_103_808)])
@@ -125,7 +137,13 @@ def test_random_models_are_complete_and_reproducible(tmp_path) -> None:
     assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert norm.eq(1).all()
     assert one.lm_head.weight is one.model.embed_tokens.weight
-    assert loading.load_tokenizer(tmp_path / "one").eos_token_id == one.config.eos_token_id
+    tokenizer = loading.load_tokenizer(tmp_path / "one")
+    assert tokenizer.eos_token_id == one.config.eos_token_id
+    ends = stop_tokens(tokenizer)
+    assert len(ends) == shapes.ENDS + 1, "random answers end too"
+    assert min(set(ends) - {tokenizer.eos_token_id}) > len(tokenizer)
+    rows = one.get_output_embeddings().weight.detach()
+    assert (rows[-shapes.ENDS :].std() / rows[: -shapes.ENDS].std()).item() == pytest.approx(shapes.END_SCALE, rel=0.05)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -134,3 +152,85 @@ def test_without_a_gpu_it_ends_with_an_explanation() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     expected = "--model 8b needs an NVIDIA GPU; --model tiny runs on the CPU\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+RESULT = {"name": "gpu sync ipc 3b", "ours": 0.5, "peer": 0.25, "ratio": 2.0, "bar": 3.0, "pass": True}
+
+
+def test_a_failed_or_late_part_does_not_stop_the_others(capsys) -> None:
+    parts = [
+        part("failed", "print('why it failed'); raise SystemExit(3)"),
+        part("late", f"import time; print('{json.dumps(RESULT)}', flush=True); time.sleep(60)", limit_s=3),
+        part("good", f"print('{json.dumps(RESULT)}')"),
+    ]
+    began = time.monotonic()
+    failed, late, good = gpu_suite.run_all(parts, limit_s=60)
+    assert time.monotonic() - began < 30
+    assert (failed.problem, late.problem, good.problem) == ("exit code 3", "not done within 3 s", "")
+    assert late.lines == good.lines == [RESULT], "what was measured before the limit counts"
+    assert "why it failed" in capsys.readouterr().out
+
+
+def test_parts_get_no_more_than_what_is_left_of_the_time_of_all() -> None:
+    late, never = gpu_suite.run_all([part("late", "import time; time.sleep(60)"), part("never", "")], limit_s=2)
+    assert (late.problem, never.problem) == ("not done within 2 s", "no time was left")
+
+
+def test_a_late_part_leaves_no_process(tmp_path) -> None:
+    child = "import sys, time; open(sys.argv[1], 'w').write('x'); time.sleep(4); open(sys.argv[1] + '-late', 'w')"
+    file = str(tmp_path / "child")
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, {file!r}])"
+    gpu_suite.run_all([part("late", code, limit_s=2)])
+    assert Path(file).exists()
+    time.sleep(3)
+    assert not Path(file + "-late").exists()
+
+
+def test_the_parts_fit_eight_minutes_and_the_iteration_has_a_valid_job(tmp_path) -> None:
+    for on_gpu in (True, False):
+        parts = gpu_suite.parts("tiny", str(tmp_path), on_gpu)
+        job = job_file.load_as(Job, tmp_path / "iteration.yaml")
+        assert (job.colocated, job.rollouts.gpus > 0) == (on_gpu, on_gpu)
+        assert job.scorers.reward_model == job.scorers.heldout_model == f"{tmp_path}/reward"
+        assert [p.name for p in parts if "--checkpointing" in p.command] == ["learner checkpointing"]
+    assert gpu_suite.LIMIT_S == 480
+
+
+def test_the_report_has_a_row_for_every_part(tmp_path) -> None:
+    outcomes = [
+        Outcome("tests", 70.0, lines=[{"name": "gpu tests", "summary": "5 passed, 1 skipped"}]),
+        Outcome("iteration", 91.2, lines=[{"name": "gpu iteration", "seconds": {"sample": 3.0}}], peak_gb=77.1),
+        Outcome("sync", 50.0, lines=[RESULT]),
+        Outcome("learner checkpointing", 9.0, lines=[{**RESULT, "name": "gpu learner 3b", "pass": False}]),
+        Outcome("rollout", 110.0, "not done within 110 s", output="a trace"),
+    ]
+    rows = gpu_suite.report(outcomes, "NVIDIA H200", tmp_path / "gpu.json").splitlines()
+    columns = "| name | ours | peer | ratio | bar | device | date |"
+    assert columns in (ROOT / "benchmarks" / "README.md").read_text()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert all(len(row) == columns.count("|") - 1 and row[5] == "NVIDIA H200" for row in cells)
+    assert [row[:5] for row in cells] == [
+        ["[gpu](#gpu) tests", "5 passed, 1 skipped in 70 s", "", "", ""],
+        ["[gpu](#gpu) iteration", "done in 91 s, at most 77.1 GB", "", "", ""],
+        ["[gpu](#gpu) sync ipc 3b", "0.5", "0.25", "2", "3"],
+        ["[gpu](#gpu) learner 3b checkpointing", "0.5", "0.25", "2 n/r", "3"],
+        ["[gpu](#gpu) rollout", "not done within 110 s", "", "", ""],
+    ]
+    facts = json.loads((tmp_path / "gpu.json").read_text())
+    assert facts["device"] == "NVIDIA H200"
+    assert [p["name"] for p in facts["parts"]] == [outcome.name for outcome in outcomes]
+    assert {"python", "torch", "ray", "deepspeed"} <= facts["versions"].keys()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_all_parts_run_on_a_cpu_with_a_tiny_model(tmp_path) -> None:
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, str(SCRIPT), "--all", "--limit", "800", "--out", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=850, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
+    parts = {part["name"]: part for part in json.loads(file.read_text())["parts"]}
+    assert {"sample", "train", "sync", "evaluate"} <= parts["iteration"]["lines"][-1]["seconds"].keys()
+    for name in ("sync", "rollout", "learner", "learner checkpointing"):
+        assert parts[name]["lines"][0]["ours"] > 0
+    assert "skipped" in parts["tests"]["lines"][0]["summary"]
