@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import krippendorff
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from statsmodels.stats.inter_rater import cohens_kappa
@@ -77,6 +76,9 @@ def cohen_kappa(
 def krippendorff_alpha(ratings: ArrayLike, level: Level, seed: int = 0, draws: int = 2000) -> Estimate:
     """Krippendorff's alpha of any number of raters, on the items with at least two ratings.
 
+    The computation is that of Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": the disagreement within
+    items over the disagreement between all ratings, each by a coincidence matrix of values.
+
     Args:
         ratings: shape (items, raters); NaN where missing.
         level: measurement level: classes, ranks, or points on a scale with equal steps.
@@ -85,15 +87,34 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level, seed: int = 0, draws: i
     """
     rated = _rated_twice(ratings)
     values = np.unique(rated[~np.isnan(rated)])
-    patterns, counts = _patterns((rated[:, :, None] == values).sum(axis=1))
+    rows, counts = _patterns((rated[:, :, None] == values).sum(axis=1))  # number of ratings by item and value
+    patterns = rows.astype(float)
+    others = patterns.sum(axis=1) - 1  # ratings that each rating of the item is compared with
 
     def alpha(occurrences: _Counts) -> float:
-        if len(values) < 2:
-            return np.nan
-        drawn = np.repeat(patterns, occurrences, axis=0)
-        return float(krippendorff.alpha(value_counts=drawn, value_domain=values, level_of_measurement=level))
+        weights = occurrences / others
+        within = (patterns.T * weights) @ patterns - np.diag(weights @ patterns)
+        totals = occurrences @ patterns  # ratings by value
+        between = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
+        disagreement = _disagreement(values, totals, level)
+        return float(1 - (within * disagreement).sum() / (between * disagreement).sum())
 
     return _bootstrap(counts, alpha, seed, draws)
+
+
+def _disagreement(values: _Floats, totals: _Floats, level: Level) -> _Floats:
+    """The squared difference between any two values, shape (values, values).
+
+    Args:
+        values: sorted.
+        totals: number of ratings of each value; they decide the distance between ranks.
+        level: of measurement.
+    """
+    if level == "nominal":
+        return 1.0 - np.eye(len(values))
+    # ranks that tie share their middle, and its distances are those of the ratings between two values
+    scale = values if level == "interval" else np.cumsum(totals) - totals / 2
+    return (scale[:, None] - scale[None, :]) ** 2
 
 
 def _rated_twice(ratings: ArrayLike) -> _Floats:
