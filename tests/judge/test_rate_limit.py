@@ -1,6 +1,7 @@
 """Rate limits and budget."""
 
 import asyncio
+import selectors
 import time
 from collections.abc import Sequence
 
@@ -51,12 +52,57 @@ def test_a_journal_with_lost_calls_is_read_as_before(tmp_path) -> None:
     assert '"lost":true' in "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
 
 
-def test_calls_per_minute_are_limited_over_two_seconds_too(tmp_path) -> None:
+def test_calls_per_minute_are_limited_over_two_seconds_too(monkeypatch) -> None:
+    async def go() -> list[float]:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(rate_limit, "monotonic", loop.time)
+        limiter, admitted = Limiter(meter_of(1200)), list[float]()
+
+        async def one() -> None:
+            await limiter.admit(Tokens(60, 40))
+            admitted.append(loop.time())
+
+        await asyncio.gather(*(one() for _ in range(90)))
+        return admitted
+
+    with asyncio.Runner(loop_factory=VirtualTime) as runner:
+        times = runner.run(go())
+    assert len(times) == 90
+    assert all(sum(start <= t < start + 2 for t in times) <= 60 for start in times)  # 20 a second, one burst of 20
+    assert 3.5 <= times[-1] - times[0] < 4.5
+
+
+def test_no_call_is_sent_before_it_is_granted(tmp_path) -> None:
+    granted: list[float] = []
+
+    class Noted(BudgetMeter):
+        def lease(self, stage: int, calls: Sequence[Tokens]) -> rate_limit.BudgetLease:
+            lease = super().lease(stage, calls)
+            granted.extend([time.monotonic()] * lease.granted)
+            return lease
+
     with server() as url:
-        run(url, tmp_path, 90, Limiter(meter_of(1200)))
-        times = get_json(url, "times")
-    assert all(sum(start <= t < start + 2 for t in times) <= 66 for start in times)  # 20 a second, one burst of 20
-    assert 3.3 < times[-1] - times[0] < 7
+        run(url, tmp_path, 40, Limiter(meter_of(1200, kind=Noted)))
+        arrived = get_json(url, "times")  # by the same clock
+    assert len(granted) == len(arrived) == 40
+    assert all(grant <= arrival for grant, arrival in zip(granted, arrived, strict=True))
+
+
+class VirtualTime(asyncio.SelectorEventLoop):
+    """An event loop in which sleeping takes no time: when all tasks wait, its clock jumps to the first to wake up."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        selector = selectors.DefaultSelector()
+        poll = selector.select
+        selector.select = lambda timeout=None: self.jump(timeout or 0.0) or poll(0)
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self.now
+
+    def jump(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class Clock:
