@@ -12,7 +12,7 @@ from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import InputError
 
 if TYPE_CHECKING:
-    from psyco_ray.data.forget import Outcome
+    from psyco_ray.data.forget_seen import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def add(subparsers: Any) -> None:
 def forget(_: None, options: argparse.Namespace) -> int:
     """Removes a client and says what still holds them."""
     from psyco_ray.data import forget as forgetting
+    from psyco_ray.data.forget_seen import seen
     from psyco_ray.data.traces import Traces
     from psyco_ray.run import storage
     from psyco_ray.run.directory import RunDirectory
@@ -65,7 +66,7 @@ def forget(_: None, options: argparse.Namespace) -> int:
         for root in roots:
             forgetting.learn(root, traces)
         targets = {str(directory.root): directory.run_dir for directory in directories}
-        outcomes = {str(root): forgetting.seen(root, traces, targets.get(str(root))) for root in roots}
+        outcomes = {str(root): seen(root, traces, targets.get(str(root))) for root in roots}
         said = Traces(set(traces.ids), dict(traces.needles))
         for root in roots:
             forgetting.remove_rows(root, traces, said, outcomes[str(root)])

@@ -19,6 +19,7 @@ from psyco_ray.config.reading import Reading
 from psyco_ray.data import duplicates, preferences, sources, speakers
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_rows import MOST_SPEAKERS, ClientFile, Keys
+from psyco_ray.data.roles import role_of
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
@@ -275,7 +276,7 @@ def _speakers(file: RecordFile, rows: Sequence[Row], text: str) -> dict[str, Cou
 def _clients(found: Mapping[str, Counter[str]]) -> dict[str, list[str]]:
     """The values that stand for a client, where a column has others too."""
     for name, values in found.items():
-        roles = {value: speakers.role_of(value) for value in values}
+        roles = {value: role_of(value) for value in values}
         if len(roles) <= MOST_SPEAKERS and "user" in roles.values() and set(roles.values()) != {"user"}:
             return {name: [value for value, role in roles.items() if role == "user"]}
     return {}

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
 from psyco_ray.data import speakers
+from psyco_ray.data.roles import role_of
 from psyco_ray.files import records
 from psyco_ray.files.cells import CellError, kind_of, text_of
 
 _PROBE = 1000  # rows in which speakers are looked for
 MOST_SPEAKERS = 20
 """Different values in a column of speakers; more are names of people who post."""
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class ClientRow(NamedTuple):
     split: str | None = None
     problem: str | None = None
     skipped: bool = False
-    more: Mapping[str, Any] = MappingProxyType({})
+    more: Mapping[str, Any] = _NOTHING
 
 
 class ClientFile:
@@ -129,8 +132,9 @@ class ClientFile:
         """
         more = [*self._where, self._reading.dialogue, self._speaker, "split", *self._topic, *columns]
         heard: set[str] = set()  # dialogues whose first turn was read
+        by = self._reading.dialogue
         for record in self.file.read([*self._columns, *filter(None, more)]):
-            dialogue = _plain((record.cells or {}).get(self._reading.dialogue)) if self._reading.dialogue else None
+            dialogue = _plain((record.cells or {}).get(by)) if by else None
             row = ClientRow(record.number, skipped=True) if dialogue in heard else self.row(record, columns)
             if dialogue is not None and row.text:
                 heard.add(dialogue)
@@ -141,13 +145,13 @@ class ClientFile:
         cells = record.cells
         if cells is None:
             return ClientRow(record.number, problem=record.problem)
-        if not self.chosen(cells):
+        if self._where and not self.chosen(cells):
             return ClientRow(record.number, skipped=True)
         try:
             text = self._text(cells)
         except speakers.UnknownSpeakerError as error:
             return ClientRow(record.number, problem=str(error))
-        others = {name: cells.get(name) for name in columns}
+        others = {name: cells.get(name) for name in columns} if columns else _NOTHING
         return ClientRow(record.number, text, self._topic_of(cells), _plain(cells.get("split")), more=others)
 
     @property
@@ -170,13 +174,13 @@ class ClientFile:
                 if record.cells is not None and (value := _plain(record.cells.get(name))):
                     values[name][value] = None
         for name, found in values.items():
-            roles = [speakers.role_of(value) for value in found]
+            roles = [role_of(value) for value in found]
             if set(roles) <= {"user"}:
                 continue
             if len(found) > MOST_SPEAKERS and roles.count(None) > len(found) / 2:
                 _log.info(f"{self._name}: {name} has {len(found)} values or more and is taken for names of authors")
                 continue
-            client = next((value for value in found if speakers.role_of(value) == "user"), "the client's name in it")
+            client = next((value for value in found if role_of(value) == "user"), "the client's name in it")
             raise InputError(
                 f"{self._name}: the column {name} names who speaks ({speakers.listed(found)}); say which rows are the "
                 f"client's with {self._keys.where}: {{{name}: {client}}}"
@@ -193,7 +197,7 @@ class ClientFile:
         Raises:
             UnknownSpeakerError: they cannot be told.
         """
-        if self._speaker and speakers.role_of(_plain(cells.get(self._speaker))) in ("assistant", "system"):
+        if self._speaker and role_of(_plain(cells.get(self._speaker))) in ("assistant", "system"):
             raise speakers.UnknownSpeakerError(f"{self._speaker} names another speaker than the client")
         for column in self._columns:
             if text := self._words(cells.get(column), column):
@@ -202,10 +206,10 @@ class ClientFile:
 
     def _words(self, value: Any, column: str) -> str:
         try:
-            if isinstance(value, list | dict):
-                text = text_of(speakers.first_turn(value))
-            elif value is None or isinstance(value, str | bytes):
+            if value is None or isinstance(value, str | bytes):
                 text = text_of(value)
+            elif isinstance(value, list | dict):
+                text = text_of(speakers.first_turn(value))
             else:
                 raise CellError(kind_of(value))
         except CellError as error:
@@ -214,7 +218,7 @@ class ClientFile:
             raise speakers.UnknownSpeakerError(f"{column} is {error}") from None
         for pattern in self._strip:
             text = pattern.sub("", text)
-        if not isinstance(value, list | dict) and text.strip():
+        if text and not isinstance(value, list | dict) and not text.isspace():
             try:
                 text = speakers.client_words(text)
             except speakers.UnknownSpeakerError as error:
@@ -242,6 +246,8 @@ def by_count(reasons: Mapping[str, int]) -> str:
 
 def _plain(value: Any) -> str | None:
     """A cell as text without white space around it; None: it is blank or not text."""
+    if value is None:
+        return None
     try:
         return (str(value).lower() if isinstance(value, bool) else text_of(value)).strip() or None
     except CellError:

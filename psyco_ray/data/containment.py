@@ -8,7 +8,7 @@ are compared exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -63,12 +63,45 @@ def held(parts: Parts, count: int, text: Callable[[int], str]) -> dict[int, int]
     """
     dropped: dict[int, int] = {}
     for later, earlier in _candidates(parts, count):
-        if later not in dropped and earlier not in dropped and _share(text(later), text(earlier)) >= SHARE:
+        if later not in dropped and earlier not in dropped and share_of(text(later), text(earlier)) >= SHARE:
             dropped[later] = earlier
     return dropped
 
 
-def _share(first: str, second: str) -> float:
+def holders(
+    known: Sequence[np.ndarray], others: Sequence[np.ndarray], share: Callable[[int, int], float]
+) -> dict[int, int]:
+    """Maps each other text that is or has `SHARE` of a known one to the first such known text.
+
+    Other texts are not compared with each other, so that the result for each does not depend on the rest.
+
+    Args:
+        known: the marks of each known text.
+        others: the marks of each other text.
+        share: the share of a known and another text, by their numbers; called only for candidates.
+    """
+    lengths = np.array([len(found) for found in known], dtype=np.int64)
+    values = np.concatenate([np.empty(0, np.uint64), *known])
+    rows = np.repeat(np.arange(len(known)), lengths)
+    order = np.argsort(values, kind="stable")
+    values, rows = values[order], rows[order]
+    found: dict[int, int] = {}
+    for number, own in enumerate(others):
+        begins, ends = (np.searchsorted(values, own, side=side) for side in ("left", "right"))
+        alike = (begins < ends) & (ends <= begins + _MOST_TEXTS)
+        if not alike.any():
+            continue
+        mates = [rows[begin:end] for begin, end in zip(begins[alike], ends[alike], strict=True)]
+        candidates, shared = np.unique(np.concatenate(mates), return_counts=True)
+        likely = candidates[shared >= _LEAST_SHARED * np.minimum(lengths[candidates], len(own))]
+        mate = next((mate for mate in likely.tolist() if share(mate, number) >= SHARE), None)
+        if mate is not None:
+            found[number] = mate
+    return found
+
+
+def share_of(first: str, second: str) -> float:
+    """Share of the 5-grams of the shorter text that the longer one has."""
     a, b = grams(first), grams(second)
     return len(a & b) / min(len(a), len(b))
 

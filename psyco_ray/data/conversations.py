@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 from psyco_ray.config.prompts import Messages
-from psyco_ray.data.speakers import LIST_KEYS, ROLE_KEYS, TEXT_KEYS, listed, parsed_list, role_of
+from psyco_ray.data.roles import role_of
+from psyco_ray.data.speakers import LIST_KEYS, ROLE_KEYS, TEXT_KEYS, listed, parsed_list
 from psyco_ray.files.cells import CellError, text_of
 
 _LISTED = re.compile(  # messages as text: the first one says who speaks and what is said

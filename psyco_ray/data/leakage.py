@@ -1,4 +1,4 @@
-"""Training questions that repeat a held-out question, in the same words or nearly so.
+"""Training questions that repeat a held-out question, in the same words or nearly so, or that hold most of one.
 
 A result on held-out speeches or pairs means little where the training saw the same questions. Building a dataset drops
 duplicates across splits; this check covers files from elsewhere, and several files in one job.
@@ -19,7 +19,7 @@ import pyarrow as pa
 from psyco_ray.config.data import Collect
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
-from psyco_ray.data import duplicates
+from psyco_ray.data import containment, duplicates
 from psyco_ray.data.splits import speech_id
 
 NEAR = Collect().near_duplicates
@@ -47,6 +47,7 @@ class Known:
     origin: Mapping[str, str]  # of each question, by its id
     texts: Sequence[str]  # those that are long enough for near duplicates
     signatures: np.ndarray  # of the texts
+    marks: Sequence[np.ndarray]  # of each text, for `containment`
 
 
 class Leaks(TypedDict):
@@ -55,6 +56,7 @@ class Leaks(TypedDict):
     rule: str  # data.leakage
     exact: int  # equal after folding case and white space
     near: int
+    contained: int  # hold most of a held-out question, or are held by one
     of: dict[str, int]  # by origin of the held-out question
 
 
@@ -95,12 +97,18 @@ def settle(training: Sequence[TrainingSet], held_out: HeldOut, data: Data) -> li
 
 
 def leaks_of(found: Counter[tuple[str, str]], data: Data) -> Leaks:
-    """The numbers of a file's leaks, from those by kind (`exact` or `near`) and origin of the held-out question."""
+    """The numbers of a file's leaks, from those by kind, as `find` names them, and origin of the held-out question."""
     kinds, origins = Counter[str](), Counter[str]()
     for (kind, origin), count in found.items():
         kinds[kind] += count
         origins[origin] += count
-    return Leaks(rule=data.leakage, exact=kinds["exact"], near=kinds["near"], of=dict(sorted(origins.items())))
+    return Leaks(
+        rule=data.leakage,
+        exact=kinds["exact"],
+        near=kinds["near"],
+        contained=kinds["contained"],
+        of=dict(sorted(origins.items())),
+    )
 
 
 def enforce(leaky: Sequence[str], data: Data) -> None:
@@ -120,7 +128,7 @@ def enforce(leaky: Sequence[str], data: Data) -> None:
 
 
 def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, tuple[str, str]]:
-    """The rows whose question is held out: by row, `exact` or `near`, and the origin of the held-out question.
+    """The rows whose question is held out: by row `exact`, `near` or `contained`, and the held-out question's origin.
 
     Args:
         asked: the questions of the rows.
@@ -134,7 +142,8 @@ def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, t
             if (key := speech_id(text)) not in origin:
                 origin[key] = name
                 known += [text] * (len(text) >= min_chars)
-    return find_known(asked, Known(origin, known, duplicates.signatures(known)), min_chars)
+    marks = [containment.marks(text) for text in known]
+    return find_known(asked, Known(origin, known, duplicates.signatures(known), marks), min_chars)
 
 
 def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, tuple[str, str]]:
@@ -148,8 +157,18 @@ def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, 
     near = duplicates.resembling(
         signed, first, lambda row: known.texts[row] if row < first else others_texts[row - first], NEAR
     )
-    alike = {others_keys[row - first]: origin[speech_id(known.texts[mate])] for row, mate in near.items()}
-    return found | {row: ("near", alike[key]) for row, key in enumerate(keys) if key in alike}
+    holding = containment.holders(
+        known.marks,
+        [containment.marks(text) for text in others_texts],
+        lambda mate, row: containment.share_of(known.texts[mate], others_texts[row]),
+    )
+    alike = {others_keys[row]: ("contained", mate) for row, mate in holding.items()}
+    alike |= {others_keys[row - first]: ("near", mate) for row, mate in near.items()}
+    for row, key in enumerate(keys):
+        if key in alike:
+            kind, mate = alike[key]
+            found[row] = (kind, origin[speech_id(known.texts[mate])])
+    return found
 
 
 def sentences(file: str, total: int, unit: str, leaks: Leaks) -> list[str]:
@@ -157,6 +176,8 @@ def sentences(file: str, total: int, unit: str, leaks: Leaks) -> list[str]:
     if not leaks["of"]:
         return []
     origins = ", ".join(f"{count:,} of {origin}" for origin, count in leaks["of"].items())
-    leaking = leaks["exact"] + leaks["near"]
+    leaking = leaks["exact"] + leaks["near"] + leaks["contained"]
     how = f"{leaks['exact']:,} exactly, {leaks['near']:,} nearly"
+    if leaks["contained"]:
+        how += f", {leaks['contained']:,} hold {containment.SHARE:.0%} of one or are held by one"
     return [f"{file}: {leaking:,} of {total:,} {unit} repeat held-out questions ({how}): {origins}"]

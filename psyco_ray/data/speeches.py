@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Data, Job
-from psyco_ray.data import duplicates, leakage, speech_file
+from psyco_ray.data import containment, duplicates, leakage, speech_file
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.splits import speech_id
 from psyco_ray.run.schemas import SPEECHES
@@ -60,6 +60,7 @@ _HELD_OUT = pa.schema(
         ("speech", pa.string()),
         ("split", pa.string()),
         ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),
+        ("marks", pa.list_(pa.uint64())),
     ]
 )
 
@@ -220,7 +221,7 @@ def _outside(text: str, split: str, data: Data) -> str | None:
 
 
 def _held_out(batch: pa.Table, data: Data) -> pa.Table:
-    """The held-out speeches of any length, with the signatures by which near duplicates are found."""
+    """The held-out speeches of any length, with what finds near duplicates of them."""
     rows: list[Row] = []
     for row in batch.to_pylist():
         if row["left_out"] is not None:
@@ -230,7 +231,8 @@ def _held_out(batch: pa.Table, data: Data) -> pa.Table:
         except InputError:  # raised for the training speeches
             continue
         if split != "train":
-            rows.append({"speech_id": speech_id(text), "speech": text, "split": split})
+            marks = containment.marks(text)
+            rows.append({"speech_id": speech_id(text), "speech": text, "split": split, "marks": marks})
     signed = duplicates.signatures([row["speech"] for row in rows])
     for row, signature in zip(rows, signed, strict=True):
         row["signature"] = signature.tobytes()
@@ -273,7 +275,8 @@ def _known(held_out: pa.Table, data: Data) -> leakage.Known:
     held_out = held_out.filter(pc.greater_equal(pc.utf8_length(held_out["speech"]), data.min_chars))
     signed = held_out["signature"].combine_chunks()
     signatures = np.frombuffer(signed.buffers()[1], np.uint32).reshape(-1, duplicates.PERMUTATIONS)
-    return leakage.Known(origin, held_out["speech"].to_pylist(), signatures[signed.offset :][: len(signed)])
+    marks = [row.values.to_numpy() for row in held_out["marks"]]
+    return leakage.Known(origin, held_out["speech"].to_pylist(), signatures[signed.offset :][: len(signed)], marks)
 
 
 def _origin(split: str, data: Data) -> str:

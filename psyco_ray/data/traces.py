@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import re
 from dataclasses import dataclass, field
 from typing import Any
+
+from psyco_ray.screening.letters import letters, placed_letters
 
 FORGOTTEN = "[forgotten]"
 """Stands where a client's words were."""
@@ -13,9 +14,7 @@ FORGOTTEN = "[forgotten]"
 SHORTEST = 20
 """Letters and digits of a text that is looked for inside others; a shorter one may be somebody else's."""
 
-_ESCAPES = re.compile(
-    r"\\u(?P<code>[0-9a-fA-F]{4})|\\[nrtbf]|&(?P<entity>#?\w{1,10});|<[^<>]{1,400}>"
-)  # of JSON, HTML and Markdown: their letters are none of the text's
+_TAG = re.compile(r"<[^<>]{1,400}>")
 
 
 @dataclass
@@ -34,9 +33,10 @@ class Traces:
 
     def add_text(self, text: str) -> None:
         """Look for a text, unless it is too short to be nobody else's."""
-        if len(found := _letters(text)[0]) >= SHORTEST:
-            words = re.findall(r"(?<![^\W_])[a-zA-Z]{4,}(?![^\W_])", text)  # no escape is in them
-            self.needles[found] = max(words, key=len, default="").lower().encode()
+        for form in (_TAG.sub(" ", text), text):  # what looks like a tag is text once a page has escaped it
+            if len(found := letters(form, tags=False)) >= SHORTEST:
+                words = re.findall(r"(?<![^\W_])[a-zA-Z]{4,}(?![^\W_])", form)  # no escape is in them
+                self.needles[found] = max(words, key=len, default="").lower().encode()
 
     def may_be_in(self, content: bytes) -> bool:
         """Whether bytes may hold a trace; a quick test without false negatives."""
@@ -52,7 +52,10 @@ class Traces:
         if isinstance(value, str):
             if any(key in value for key in self.ids):
                 return True
-            found = _letters(value)[0] if self.needles else ""
+            small = value.lower()
+            if not any(word.decode() in small for word in self.needles.values()):
+                return False
+            found = letters(value, tags=True)
             return any(needle in found for needle in self.needles)
         if isinstance(value, dict):
             return any(self.within(str(key)) or self.within(inner) for key, inner in value.items())
@@ -80,7 +83,7 @@ class Traces:
 
 
 def _without(text: str, needle: str) -> str:
-    found, places = _letters(text)
+    found, places = placed_letters(text, tags=True)
     pieces: list[str] = []
     end = at = 0
     while (at := found.find(needle, at)) >= 0:
@@ -88,27 +91,3 @@ def _without(text: str, needle: str) -> str:
         end = places[at + len(needle) - 1][1]
         at += len(needle)
     return "".join([*pieces, text[end:]]) if pieces else text
-
-
-def _letters(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The letters and digits of a text in small, and begin and end of each in it."""
-    found: list[str] = []
-    places: list[tuple[int, int]] = []
-
-    def add(character: str, begin: int, end: int) -> None:
-        if character.isalnum():
-            folded = character.casefold()
-            found.append(folded)
-            places.extend([(begin, end)] * len(folded))
-
-    start = 0
-    for escape in _ESCAPES.finditer(text):
-        for place in range(start, escape.start()):
-            add(text[place], place, place + 1)
-        meant = chr(int(escape["code"], 16)) if escape["code"] else html.unescape(escape[0]) if escape["entity"] else ""
-        for character in meant if len(meant) < 3 else escape[0]:  # what is no entity after all is text
-            add(character, escape.start(), escape.end())
-        start = escape.end()
-    for place in range(start, len(text)):
-        add(text[place], place, place + 1)
-    return "".join(found), places

@@ -21,6 +21,7 @@ import xxhash
 from psyco_ray.config.errors import InputError
 from psyco_ray.files import delimited, json_rows, packed, parquet, sheets
 from psyco_ray.files.table import FileError, Table, is_data, shown
+from psyco_ray.run.manifests import add_bytes_of
 
 SAMPLE = Path(str(package_files("psyco_ray") / "data" / "sample" / "pairs.jsonl"))
 """368 pairs on 294 synthetic speeches, in the released dataset's columns; 74 of the rejected responses are cut."""
@@ -28,9 +29,9 @@ SAMPLE = Path(str(package_files("psyco_ray") / "data" / "sample" / "pairs.jsonl"
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
 """Endings of names, in any case; .gz or .zip may follow. Parquet and Excel files are known by their content."""
 
+_ENCODING = "#encoding="
 _NO_HEADER = "its first row looks like data; add a row with the names of the columns"
 _log = logging.getLogger(__name__)
-_CHUNK = 2**20
 
 
 class Record(NamedTuple):
@@ -125,9 +126,7 @@ def digest_of(name: str | Path, what: str) -> str:
         for file in parquet.files_of(path) if path.is_dir() else [path]:
             if file != path:
                 state.update(str(file.relative_to(path)).encode(errors="surrogateescape") + b"\0")
-            with file.open("rb") as content:
-                while chunk := content.read(_CHUNK):
-                    state.update(chunk)
+            add_bytes_of(file, state)
     return state.hexdigest()
 
 
@@ -135,18 +134,19 @@ def open_records(name: str | Path, what: str, encoding: str | None = None, pad: 
     """Open a CSV, JSON, Parquet or Excel file, also compressed, a directory of Parquet files, or the packaged `sample`.
 
     Args:
-        name: the path, or `sample`. After a # it names one of several sheets, lists, or files of a zip file.
+        name: the path, or `sample`. After a # it names one of several sheets, lists, or files of a zip file, and after
+            ``#encoding=`` the encoding of a text file.
         what: the kind of table, for messages.
-        encoding: of a text file, where it is not UTF-8 and has no byte-order mark.
+        encoding: of a text file, where it is not UTF-8 and has no byte-order mark; one in the name comes first.
         pad: rows of a CSV file may be shorter than the header, as spreadsheets drop blank cells at the end. Otherwise
             such a row is bad: it may be a part of one.
 
     Raises:
         InputError: the file is missing, damaged, empty, of another kind or encoding, or has two columns of one name.
     """
-    path, part = locate(name)
+    path, part, named = _parts(name)
     with reading(path, what):
-        table = _open(path, part, encoding, pad)
+        table = _open(path, part, named or encoding, pad)
     if table.mended:
         mended = "Windows-1252" if (table.encoding or "").startswith("utf-8") else "\ufffd"
         _warn(f"{what} file {path}: {table.mended} lines are not all {table.encoding}; the rest is read as {mended}")
@@ -183,10 +183,21 @@ def locate(name: str | Path) -> tuple[Path, str | None]:
         >>> locate("sample")[0].name, locate("no/such/book.xlsx#Clients")
         ('pairs.jsonl', (PosixPath('no/such/book.xlsx'), 'Clients'))
     """
+    return _parts(name)[:2]
+
+
+def _parts(name: str | Path) -> tuple[Path, str | None, str | None]:
+    """The path, the part and the encoding that a name gives."""
     if str(name) == "sample":
-        return SAMPLE, None
-    path, _, part = str(name).rpartition("#")
-    return (Path(path), part) if path and part and not Path(name).exists() else (Path(name), None)
+        return SAMPLE, None, None
+    if Path(name).exists():
+        return Path(name), None, None
+    rest, mark, encoding = str(name).rpartition(_ENCODING)
+    rest = rest if mark else str(name)
+    encoding = encoding if mark else ""
+    path, _, part = rest.rpartition("#")
+    named = path and part and not Path(rest).exists()
+    return (Path(path), part, encoding or None) if named else (Path(rest), None, encoding or None)
 
 
 @functools.lru_cache(maxsize=1000)  # a command opens a file several times

@@ -206,7 +206,8 @@ def _guess(sample: bytes) -> str:
         best = from_bytes(sample).best()
         name = "ascii" if best is None else best.encoding
     if name in ("ascii", "utf_8"):
-        return "save it as UTF-8, or declare its encoding where a job reads it, such as encoding: gb18030"
+        return "save it as UTF-8, or declare its encoding: encoding: gb18030 in a job, #encoding=gb18030 after its name"
     return (
-        f"it looks like {name}: save it as UTF-8, or, if that is right, declare encoding: {name} where a job reads it"
+        f"it looks like {name}: save it as UTF-8, or, if that is right, declare it: encoding: {name} in a job, or "
+        f"#encoding={name} after its name"
     )

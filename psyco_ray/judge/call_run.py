@@ -156,9 +156,10 @@ class CallsTogether:
             InputError: a price that a budget needs is missing, or a key is, or clients' words must not be sent there.
         """
         missing = {run.name: run.missing() for run in runs}
-        self._spent = 0.0 if max_cost is None or not runs else spent(runs[0].journal)  # by earlier commands
-        self._left = None if max_cost is None else max_cost - self._spent
         self._runs = [run for run in runs if missing[run.name]]
+        limited = max_cost is not None and self._runs
+        self._spent = spent(self._runs[0].journal) if limited else 0.0  # by earlier commands
+        self._left = None if max_cost is None else max_cost - self._spent
         self._missing, self._max_cost, self._on_part = missing, max_cost, on_part or {}
         self._awaited = {run.name: set(missing[run.name]) for run in self._runs if run.stage.endpoint.via == "batch"}
         self._bounds: dict[str, float | None] = {}  # of batches, in dollars

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from psyco_ray.screening.letters import letters, placed_letters
+
 _SHORTEST = 12  # letters and digits in a row that count as repeated; a single word of the prompt may be a coincidence
 _WEIGHT = 3  # of a character of a script without spaces, in letters of the Latin one
 _OMITTED = "[…]"
@@ -16,17 +18,18 @@ def masked(message: str, sent: Iterable[str]) -> str:
         >>> masked("invalid: 'My husband\\\\nleft me in May', too long", ["My husband left me in May."])
         "invalid: '[…]', too long"
     """
-    letters, places = _letters(message)
+    shown, places = placed_letters(message, tags=False)
     hidden = [False] * len(message)
     for text in sent:
-        other, _ = _letters(text)
+        other = letters(text, tags=False)
         start = 0
-        while start < len(letters):
+        while start < len(shown):
             end = start
-            while end < len(letters) and letters[start : end + 1] in other:
+            while end < len(shown) and shown[start : end + 1] in other:
                 end += 1
-            if sum(1 if letter.isascii() else _WEIGHT for letter in letters[start:end]) >= _SHORTEST:
-                hidden[places[start] : places[end - 1] + 1] = [True] * (places[end - 1] + 1 - places[start])
+            if sum(1 if letter.isascii() else _WEIGHT for letter in shown[start:end]) >= _SHORTEST:
+                first, last = places[start][0], places[end - 1][1]
+                hidden[first:last] = [True] * (last - first)
                 start = end
             else:
                 start += 1
@@ -37,20 +40,3 @@ def masked(message: str, sent: Iterable[str]) -> str:
         elif not pieces or pieces[-1] != _OMITTED:
             pieces.append(_OMITTED)
     return "".join(pieces)
-
-
-def _letters(text: str) -> tuple[str, list[int]]:
-    """The letters and digits of a text, folded, and the place of each in it; escapes such as backslash-n are none."""
-    letters: list[str] = []
-    places: list[int] = []
-    escaped = False
-    for place, character in enumerate(text):
-        if character == "\\" or (escaped and character in "nrt"):
-            escaped = character == "\\"
-            continue
-        escaped = False
-        if character.isalnum():
-            folded = character.casefold()
-            letters.append(folded)
-            places += [place] * len(folded)
-    return "".join(letters), places

@@ -23,7 +23,10 @@ from psyco_ray.run.disk_errors import writing_in
 LINES_PER_SYNC = 64
 SECONDS_PER_SYNC = 1.0
 
+_LINE = re.compile(rb'\{"speech":"[0-9a-f]{16}","key":"')
 _COST = re.compile(rb',"usd":([0-9.e+-]+)\}\n$')  # the last field of a line
+
+_added_up: dict[tuple[Path, int], tuple[int, float]] = {}  # of files of journals: bytes that were read, dollars in them
 
 _log = logging.getLogger(__name__)
 
@@ -132,15 +135,36 @@ class Journal:
 
 
 def without_words(line: bytes) -> bytes:
-    """What stays of a journal's line about a client who is forgotten: its cost, which `spent` counts, or nothing."""
+    """What stays of a line about a client who is forgotten: of a journal's line its cost, which `spent` counts.
+
+    Other lines go whole. A journal keeps a line for each, so that files of it on other machines, which may have newer
+    lines, can still be compared with it line by line.
+    """
+    if not _LINE.match(line) or not line.endswith(b"\n"):
+        return b""
     found = _COST.search(line)
-    return b'{"speech":"","key":"","lost":true' + found[0] if found else b""
+    return b'{"speech":"","key":"","lost":true' + (found[0] if found else b"}\n")
 
 
 def spent(root: Path) -> float:
-    """US dollars of all calls in a journal, by all commands; calls without a price cost nothing."""
-    lines = (line for path in root.glob("??/*.jsonl") for _, line in _lines(path))
-    return sum(float(found[1]) for line in lines if (found := _COST.search(line)))
+    """US dollars of all calls in a journal, by all commands; calls without a price cost nothing.
+
+    Files only grow, so what one call has added up, the next one does not read again.
+    """
+    return sum(map(_spent_in, sorted(root.glob("??/*.jsonl"))))
+
+
+def _spent_in(path: Path) -> float:
+    identity = (path, path.stat().st_ino)  # a file that `forget` has written anew is another one
+    read, dollars = _added_up.get(identity, (0, 0.0))
+    with open(path, "rb") as file:
+        file.seek(read)
+        for line in file:
+            if line.endswith(b"\n"):
+                read += len(line)
+                dollars += float(found[1]) if (found := _COST.search(line)) else 0.0
+    _added_up[identity] = (read, dollars)
+    return dollars
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -74,7 +74,12 @@ def fsync(path: Path) -> None:
 def digest_of_file(path: Path) -> str:
     """A hash of a file's bytes, 32 hex digits."""
     digest = xxhash.xxh3_128()
+    add_bytes_of(path, digest)
+    return digest.hexdigest()
+
+
+def add_bytes_of(path: Path, digest: xxhash.xxh3_128) -> None:
+    """Add the bytes of a file to a hash."""
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 
@@ -105,12 +106,25 @@ class RemoteMirror:
         for name, info in mirrored.items():
             path = self._root / name
             held = path.stat() if path.exists() else None
-            if held is not None and _is_journal(name) and held.st_size >= info.size:
+            if held is not None and (held.st_size, held.st_mtime_ns) == (info.size, info.mtime_ns):
                 continue
-            if held is None or (held.st_size, held.st_mtime_ns) != (info.size, info.mtime_ns):
-                storage.private_dir(path.parent)
-                storage.write_file(path, functools.partial(self.remote.download, name))
-                os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
+            storage.private_dir(path.parent)
+            if held is not None and _is_journal(name) and (newer := self._newer_lines(name)):
+                storage.write_file(path, functools.partial(_write, newer))
+                continue  # with a time of its own: it differs from the remote one
+            storage.write_file(path, functools.partial(self.remote.download, name))
+            os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
+
+    def _newer_lines(self, name: str) -> bytes:
+        """The remote journal with the lines that were added to the local one alone; empty if there are none.
+
+        Journals only grow, but the remote one may have been written anew without a client's words (`forget`), a line
+        for each line: so its lines count, and of the local ones only those beyond them.
+        """
+        remote = self.remote.read(name) or b""
+        lines = (self._root / name).read_bytes().split(b"\n", remote.count(b"\n"))
+        added = lines[-1] if len(lines) > remote.count(b"\n") else b""
+        return remote[: remote.rfind(b"\n") + 1] + added if added else b""
 
     def _push_changed(self, below: str, began_ns: int | None) -> None:
         """Uploads the files that differ, in order of writing, because a file may refer to older ones.
@@ -139,6 +153,10 @@ class RemoteMirror:
         """Sets a local file's time to the remote one, so that a later start recognises the file by size and time."""
         info = self.remote.info(name)
         os.utime(self._root / name, ns=(info.mtime_ns, info.mtime_ns))
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def _is_journal(name: str) -> bool:

@@ -1,26 +1,33 @@
 """A client is removed from everything that runs have left."""
 
+import contextlib
+import csv
 import gzip
 import html
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import expert_files
 from support.logs import messages
 from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
-from psyco_ray.data import forget
-from psyco_ray.data.forget import seen
+from psyco_ray.data import forget_tables
+from psyco_ray.data.forget_seen import seen
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import Traces
+from psyco_ray.evaluate import annotation
 from psyco_ray.judge.batch_state import BatchState
 from psyco_ray.judge.calls import Answer
 from psyco_ray.judge.journal import Journal, spent
 from psyco_ray.run import manifests, shards, storage
+from psyco_ray.run.directory import RunDirectory
+from psyco_ray.run.remote import RemoteDirectory
 from psyco_ray.run.schemas import COLLECTED, COMPARISONS, RESPONSES
 
 GONE, STAYS = speech(1), speech(2)
@@ -218,6 +225,80 @@ def test_exports_keep_nothing_that_models_said_to_the_client(dataset, tmp_path) 
     assert STAYS in (export / "expert-1.csv").read_text()
 
 
+def test_items_of_experts_go_from_the_key_and_the_sheets(dataset, tmp_path) -> None:
+    export = dataset / "annotation"
+    pairs = [
+        {"prefID": f"{speech_id(text)}-1", "ID": speech_id(text), "question": text, "chosen": REPLY, "rejected": "No."}
+        for text in (GONE, STAYS, speech(3))
+    ]
+    annotation.export(pairs, export, count=3)
+    filled = [row | {"overall preference": "B"} for row in expert_files.read(export / "expert-1.csv")]
+    with open(export / "expert-1.csv", "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, filled[0], delimiter=";")  # as a spreadsheet saves it
+        writer.writeheader()
+        writer.writerows(filled)
+    items = json.loads((export / "key.json").read_text())["items"]
+    [gone] = [item for item, entry in items.items() if entry["ID"] == speech_id(GONE)]
+    assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    left = json.loads((export / "key.json").read_text())["items"]
+    assert left == {item: entry for item, entry in items.items() if item != gone}
+    for name in ("expert-1.csv", "expert-2.csv"):
+        assert {row["item"] for row in expert_files.read(export / name)} == set(left)
+    scored = annotation.score(export)
+    assert scored["items"] == 2
+    assert scored["experts"]["expert-1"]["filled"] == 2
+
+
+def test_tables_are_read_in_parts(dataset, tmp_path) -> None:
+    text = pa.array([f"{n:>08}" * 60 for n in range(2000)])
+    with pq.ParquetWriter(dataset / "large.parquet", pa.schema([("speech", pa.string())])) as writer:
+        for _ in range(60):  # of 1 MB
+            writer.write_table(pa.table({"speech": text}))
+        writer.write_table(pa.table({"speech": [STAYS, GONE]}))
+    shutil.copy(dataset / "large.parquet", tmp_path / "source.parquet")
+    pq.write_table(pq.read_table(dataset / "large.parquet"), dataset / "one-group.parquet")
+    (dataset / "job.yaml").write_text(f"sources: [{tmp_path}/source.parquet]\n")
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert main(["forget", str(dataset), "--speech-id", speech_id(GONE)]) == 0
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 16e6
+    for name in ("large", "one-group"):
+        table = pq.read_table(dataset / f"{name}.parquet")
+        assert table.num_rows == 60 * 2000 + 1
+        assert table["speech"][-1].as_py() == STAYS
+
+
+@pytest.mark.parametrize("priced", [True, False])
+def test_lines_that_another_machine_keeps_do_not_come_back(place, monkeypatch, tmp_path, priced) -> None:
+    gone, stays, late = (f"ab{number}".ljust(16, "0") for number in range(3))  # of one file
+
+    def work(cache: str, *ids: str, uploaded: bool = True) -> RunDirectory:
+        monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / cache))
+        with contextlib.ExitStack() as held:
+            run = held.enter_context(contextlib.closing(RunDirectory(place, may_be_remote=True)))
+            if uploaded:
+                held.enter_context(run.mirrored("judge"))
+            journal = held.enter_context(contextlib.closing(Journal(run.root / "judge" / "journal", "writer")))
+            for key in ids:
+                journal.add(key, key * 4, Answer("an answer", True, 9, 9), 0.25 if priced else None)
+        return run
+
+    work("there", gone, stays)
+    work("there", late, uploaded=False)  # paid for, and the machine died before it was sent
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "here"))
+    assert main(["forget", place, "--speech-id", gone]) == 0
+    again = work("there")
+    remote = RemoteDirectory(place).read("judge/journal/ab/writer.jsonl")
+    assert remote == (again.root / "judge" / "journal" / "ab" / "writer.jsonl").read_bytes()
+    assert gone.encode() not in remote
+    answers = Journal(again.root / "judge" / "journal", "other").load("ab")
+    assert set(answers) == {stays * 4, late * 4}, "nothing else is lost"
+    assert spent(again.root / "judge" / "journal") == (0.75 if priced else 0)
+
+
 def test_words_that_are_too_few_are_told(dataset, tmp_path) -> None:
     (tmp_path / "few.txt").write_text("I am sad.")
     logged = messages()
@@ -259,6 +340,6 @@ def test_nested_columns_are_searched_without_reading_every_row(tmp_path) -> None
     table = pa.concat_tables([pa.Table.from_pylist(rows), pa.Table.from_pylist(rows).slice(1)])
     traces = Traces()
     traces.add_text(GONE)
-    likely = [forget._likely(table[name], traces).tolist() for name in ("kinds", "flags", "turns")]
+    likely = [forget_tables._likely(table[name], traces).tolist() for name in ("kinds", "flags", "turns")]
     assert likely == [[False] * 7, [False] * 7, [False, True, True, False, True, True, False]]
-    assert forget._about(table, traces)[0].tolist() == [True, False, False, True, False, False, True]
+    assert forget_tables.about(table, traces)[0].tolist() == [True, False, False, True, False, False, True]

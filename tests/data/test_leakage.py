@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,7 +79,13 @@ def test_leaking_pairs_are_dropped_or_trained_on_as_the_job_says(released, caplo
     dropped = mixture.mix((), data(released, leakage="drop"), seed=0)
     assert sorted(dropped.train["asked"].to_pylist()) == sorted(row["question"] for row in pairs(range(60)))
     [part] = dropped.parts
-    leaks = {"rule": "drop", "exact": 2, "near": 1, "of": {f"the test split of pairs file {released}": 3}}
+    leaks = {
+        "rule": "drop",
+        "exact": 2,
+        "near": 1,
+        "contained": 0,
+        "of": {f"the test split of pairs file {released}": 3},
+    }
     assert (part["leaks"], part["left_out"], part["of"]) == (leaks, {"its question is held out": 3}, 60)
     allowed = mixture.mix((), data(released, leakage="allow"), seed=0)
     assert allowed.train.num_rows == 63
@@ -145,11 +152,25 @@ def test_short_questions_leak_only_word_for_word() -> None:
     assert leakage.find([], held, min_chars=100) == {}
 
 
+def test_a_question_that_holds_most_of_a_held_out_one_or_is_held_leaks_too() -> None:
+    part, whole = speech(1), " ".join([speech(2), speech(3).upper(), speech(4)])
+    held = {"test": [part, whole], "dev": [speech(5)]}
+    asked = [" ".join([speech(6), part.replace(",", " -"), speech(7)]), speech(3), speech(8), part]
+    assert duplicates.similarity(asked[0], part) < leakage.NEAR
+    found = leakage.find(asked, held, min_chars=100)
+    assert found == {0: ("contained", "test"), 1: ("contained", "test"), 3: ("exact", "test")}
+    assert leakage.find(asked[:1], held, min_chars=100) == {0: ("contained", "test")}, "whatever the other rows are"
+    [sentence] = leakage.sentences("pairs file x", 4, "pairs", leakage.leaks_of(Counter(found.values()), Data()))
+    assert (
+        "3 of 4 pairs repeat held-out questions (1 exactly, 0 nearly, 2 hold 80% of one or are held by one)" in sentence
+    )
+
+
 @pytest.mark.parametrize("half", [None, "a", "b"])
 @pytest.mark.parametrize("dev_share", [0.1, 0.2, 0.25])
 def test_the_packaged_pairs_repeat_none_of_their_held_out_questions(half, dev_share) -> None:
     mixed = mixture.mix((), Data(dev_share=dev_share), seed=0, half=half)
-    assert mixed.parts[0]["leaks"] == {"rule": "refuse", "exact": 0, "near": 0, "of": {}}
+    assert mixed.parts[0]["leaks"] == {"rule": "refuse", "exact": 0, "near": 0, "contained": 0, "of": {}}
 
 
 def job(path: str, model: Path, **more) -> Job:

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psyco_ray.data import speakers
+from psyco_ray.data import chat_marks, speakers
+from psyco_ray.data.roles import role_of
 
 WORDS = "Since my mother moved in I cannot sleep,\nand I do not know what to do: nothing helps (not even tea)."
 LINE = WORDS.replace("\n", " ")
@@ -133,6 +135,59 @@ def test_an_unknown_layout_is_refused_without_its_words(text) -> None:
     assert "sleep" not in str(caught.value)
 
 
+NAMES = (
+    "Patient",
+    "doctor",
+    "USER",
+    "Q",
+    "A",
+    "psicólogo",
+    "求助者",
+    "Dr. Lee",
+    "ChatGPT",
+    "my doctor",
+    "Anna 2",
+    "Edit",
+)
+SIGNS = (
+    ":",
+    "：",
+    ": ",
+    " :",
+    ">",
+    " - ",
+    " – ",
+    "\n",
+    "\t",
+    " ",
+    "  ",
+    "1. ",
+    "(2) ",
+    "## ",
+    "**",
+    "12",
+    "<|im_end|>",
+)
+WHOLES = ("x", "睡不着", "I cannot sleep.", "word " * 25, "[INST]")
+PIECES = st.sampled_from((*NAMES, *SIGNS, *WHOLES))
+
+
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_the_quick_look_at_a_text_misses_no_label(text) -> None:
+    def words() -> str:
+        try:
+            return speakers.client_words(text)
+        except speakers.UnknownSpeakerError as error:
+            return f"error: {error}"
+
+    quick = words()
+    with (
+        patch.object(chat_marks, "_may_begin_with_label", lambda line: True),
+        patch.object(chat_marks, "_may_have_inline_label", lambda text: True),
+    ):
+        assert quick == words()
+
+
 @pytest.mark.parametrize("who", speakers.ROLE_KEYS)
 @pytest.mark.parametrize("what", speakers.TEXT_KEYS)
 def test_messages_are_read_under_every_known_key(who, what) -> None:
@@ -178,7 +233,7 @@ def test_other_forms_of_messages() -> None:
     ],
 )
 def test_roles(names, role) -> None:
-    assert {name: speakers.role_of(name) for name in names} == dict.fromkeys(names, role)
+    assert {name: role_of(name) for name in names} == dict.fromkeys(names, role)
 
 
 PIECES = [

@@ -46,6 +46,15 @@ def test_words_are_found_in_every_form_and_nothing_else_goes(traces, form) -> No
     assert not traces.within(masked)
 
 
+def test_words_in_angle_brackets_are_found_in_a_page() -> None:
+    text = "I feel <really really> bad, and nobody sees it."
+    found = Traces()
+    found.add_text(text)
+    for form in (text, html.escape(text), json.dumps(text), "I feel bad, and nobody sees it."):
+        assert found.within(form)
+        assert found.masked(f"before {form} after").replace('"', "") == f"before {FORGOTTEN}. after"
+
+
 def test_another_text_of_the_same_words_stays(traces) -> None:
     assert not traces.within(OTHER)
     assert traces.masked(OTHER) == OTHER

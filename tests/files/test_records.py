@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.data import preferences
 from psyco_ray.files.cells import CellError, text_of
-from psyco_ray.files.records import Record, open_records, read_rows
+from psyco_ray.files.records import Record, locate, open_records, read_rows
 
 ROWS = [{"text": f"I cannot sleep {n}", "topic": "sleep"} for n in range(30)]
 
@@ -41,6 +43,26 @@ def test_every_kind_gives_the_same_records(tmp_path, ending) -> None:
     with pytest.raises(InputError, match=r"has no column a or b; it has text, topic; name the right one in data\.x"):
         file.column(["a", "b"], "data.x")
     assert read_rows(file.path, "speeches") == ROWS
+
+
+def test_a_name_may_tell_the_encoding(tmp_path) -> None:
+    text = "prompt,chosen,rejected\n我最近总是睡不着。,你睡不着多久了？,别想了。\n"
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(text.encode("gb18030") * 2)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(path, "pairs.csv")
+        archive.writestr("other.csv", "a\nb\n")
+    with pytest.raises(InputError, match="#encoding=gb18030 after its name"):
+        open_records(path, "pairs")
+    for name in (f"{path}#encoding=gb18030", f"{tmp_path}/all.zip#pairs.csv#encoding=gb18030"):
+        file = open_records(name, "pairs", encoding="utf-8")
+        assert next(iter(file)).cells["prompt"] == "我最近总是睡不着。"
+        assert locate(name)[0] == file.path
+    assert preferences.read(f"{path}#encoding=gb18030").table.num_rows > 0
+    with pytest.raises(InputError, match="the encoding 'gb-none' is unknown"):
+        open_records(f"{path}#encoding=gb-none", "pairs")
+    literal = write(tmp_path / "a#encoding=b.csv")
+    assert open_records(literal, "speeches").path == literal
 
 
 def test_a_digest_changes_with_the_content(tmp_path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psyco_ray.judge.calls import Answer
-from psyco_ray.judge.journal import Journal
+from psyco_ray.judge.journal import Journal, spent
 
 ANSWERS = st.builds(Answer, st.text(), st.booleans(), st.integers(0), st.integers(0), st.none() | st.text())
 
@@ -51,3 +51,24 @@ def test_an_unwritable_journal_is_an_input_error(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"/file/?\S* cannot be written: Not a directory"):
         Journal(tmp_path / "file", "a").add("ab00", "key", Answer("", True, 0, 0))
+
+
+def test_what_was_added_up_is_not_read_again(tmp_path) -> None:
+    def add(*dollars: float | None) -> None:
+        journal = Journal(tmp_path, "a")
+        for amount in dollars:
+            journal.add("ab00", "key", Answer("text", True, 1, 2), amount)
+        journal.close()
+
+    add(0.25, None, 0.5)
+    assert spent(tmp_path) == 0.75
+    path = tmp_path / "ab" / "a.jsonl"
+    content = path.read_bytes()
+    with open(path, "r+b") as file:  # the same file: whoever reads it again finds another sum
+        file.write(content.replace(b"0.25", b"0.75"))
+    add(1.0)
+    assert spent(tmp_path) == 1.75
+    replaced = path.with_suffix(".new")
+    replaced.write_bytes(content)
+    replaced.replace(path)
+    assert spent(tmp_path) == 0.75, "another file under the same name is read"

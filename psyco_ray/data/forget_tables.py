@@ -1,0 +1,131 @@
+"""The rows about a client in Parquet files, which are read in parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from psyco_ray.data.traces import SHORTEST, Traces
+from psyco_ray.run import storage
+from psyco_ray.run.records import ParquetReading
+from psyco_ray.screening.personal_data import scrub
+
+_KEYS = ("pair", "pair_id")  # columns by which other tables name a row
+_ROWS = 4096  # that are read together
+_BUFFER = 2**20  # bytes of a column that are read together
+
+
+def parts(path: Path) -> Iterator[pa.Table]:
+    """The rows of a Parquet file in their order, in bounded memory.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    with ParquetReading(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+        for batch in file.iter_batches(batch_size=_ROWS):
+            yield pa.Table.from_batches([batch], file.schema_arrow)
+
+
+def holds(path: Path, traces: Traces) -> bool:
+    """Whether a row of a Parquet file is about the client.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return any(about(table, traces)[1] for table in parts(path))
+
+
+def learn(path: Path, traces: Traces) -> None:
+    """Add the client's words, found by the id, and the keys of rows about them.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    with ParquetReading(path):
+        names = set(pq.read_schema(path).names)
+    if not ({"speech", "speech_id"} <= names or names & set(_KEYS)):
+        return
+    for table in parts(path):
+        for row in about(table, traces)[1]:
+            if row.get("speech_id") in traces.ids and isinstance(row.get("speech"), str):
+                traces.add_text(row["speech"])
+                traces.add_text(scrub(row["speech"]).text)  # as APIs got it
+            traces.ids |= {row[key] for key in _KEYS if re.fullmatch("[0-9a-f]{12,}", str(row.get(key)))}
+
+
+def remove(path: Path, traces: Traces, said: Traces) -> int:
+    """Remove the client's rows from a Parquet file; returns their number.
+
+    Args:
+        path: the file.
+        traces: of the client.
+        said: receives the other texts of the rows, such as what models said to the client.
+
+    Raises:
+        InputError: the file is damaged or cannot be written.
+    """
+    stay: list[np.ndarray] = []
+    gone = 0
+    for table in parts(path):
+        stays, rows = about(table, traces)
+        stay.append(stays)
+        gone += len(rows)
+        for value in (value for row in rows for value in row.values()):
+            if isinstance(value, str) and len(value) >= 2 * SHORTEST:
+                said.add_text(value)  # such as the responses, which reports show
+    if gone:
+        with storage.atomic_file(path) as file, pq.ParquetWriter(file, pq.read_schema(path)) as writer:
+            for table, stays in zip(parts(path), stay, strict=True):
+                writer.write_table(table.filter(pa.array(stays, pa.bool_())))
+    return gone
+
+
+def about(table: pa.Table, traces: Traces) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """For each row, whether it stays; and the rows that do not."""
+    texts = [name for name in table.column_names if _may_hold_text(table.schema.field(name).type)]
+    likely = np.zeros(len(table), bool)
+    for name in texts:
+        likely |= _likely(table[name], traces)
+    stays, about = ~np.zeros(len(table), bool), list[dict[str, Any]]()
+    for number in np.flatnonzero(likely):
+        row = table.select(texts).slice(number, 1).to_pylist()[0]
+        if traces.within(list(row.values())):
+            stays[number] = False
+            about.append(row)
+    return stays, about
+
+
+def _likely(column: pa.ChunkedArray | pa.Array, traces: Traces) -> np.ndarray:
+    """Which values may hold a trace: they have an id or a long word of a text."""
+    kind, likely = column.type, np.zeros(len(column), bool)
+    if pa.types.is_primitive(kind):
+        return likely
+    if pa.types.is_list(kind):
+        lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        inside = _likely(pc.list_flatten(lists), traces)
+        likely[np.asarray(pc.list_parent_indices(lists))[inside]] = True
+        return likely
+    if pa.types.is_struct(kind):
+        for place in range(kind.num_fields):
+            likely |= _likely(pc.struct_field(column, [place]), traces)
+        return likely
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return ~likely
+    for key in traces.ids:
+        likely |= np.asarray(pc.match_substring(column, key).fill_null(False))
+    for word in set(traces.needles.values()):
+        likely |= np.asarray(pc.match_substring(column, word.decode(), ignore_case=True).fill_null(False))
+    return likely
+
+
+def _may_hold_text(kind: pa.DataType) -> bool:
+    while pa.types.is_list(kind):
+        kind = kind.value_type
+    return not pa.types.is_primitive(kind)
