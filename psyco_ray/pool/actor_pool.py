@@ -2,7 +2,7 @@
 
     caller                          supervisor thread                        Ray
     ------                          -----------------                        ---
-    items ----> WorkStream ----> dispatch an item to an idle Slot ----> actor 0, actor 1, ...
+    items ----> WorkStream ----> dispatch an item to a free Slot -----> actor 0, actor 1, ...
                   ^    |                                                     |
                   |    +-- requeue, split, give up <-- health check <--------+ dead, hung, failed
     results <-----+------- deliver each result once <-- poll <---------------+ result, end of item
@@ -10,11 +10,12 @@
 
 Invariants:
 
-1. An actor has at most one item; it gets the next one when it is done, so a slow actor delays nobody else.
+1. An actor has at most `in_flight` items of a stream (1 by default); it gets the next one when one is done, so a slow
+   actor delays nobody else.
 2. Every result is delivered once, told apart by `identity`, whether or not its item is done again.
 3. Every item ends: its results are delivered, or `on_failed` gets it, or the stream raises.
-4. A dead or hung actor is replaced and its item requeued; an item that fails twice is split, so that only the part
-   at fault is given up.
+4. A dead or hung actor is replaced and its items requeued, each for an actor of its own; an item that fails twice is
+   split, so that only the part at fault is given up.
 5. After `broadcast` no actor gets an item before it applied the update; new actors apply it first.
 6. No process, shared memory or temporary file of an actor outlives it.
 
@@ -111,8 +112,9 @@ class ActorPool(Generic[A]):
         identity: Callable[[Result], Hashable] = lambda _: None,
         split: Callable[[Item], list[Item]] = lambda item: [item],
         on_failed: Callable[[Item, str], None] | None = None,
+        in_flight: int = 1,
     ) -> Iterator[Result]:
-        """Dispatch items to idle actors and yield the results as they come, in any order.
+        """Dispatch items to actors and yield the results as they come, in any order.
 
         Several streams may run at the same time; they share the actors. `items` may be another stream.
 
@@ -123,6 +125,8 @@ class ActorPool(Generic[A]):
             identity: key of a result, unique within its item; needed where an item has more than one result.
             split: parts of an item that failed as a whole.
             on_failed: called with an item that was given up and the last reason; None: a given-up item is an error.
+            in_flight: number of items that an actor has at a time, those of other streams included. The actor does
+                one after the other, or together if it was created with that `max_concurrency`.
 
         Yields:
             What `method` yields.
@@ -134,7 +138,7 @@ class ActorPool(Generic[A]):
         """
         with self._supervisor.locked() as slots:
             read_ahead = 2 * max(4, len(slots))
-        stream = WorkStream(method, items, name, identity, split, read_ahead)
+        stream = WorkStream(method, items, name, identity, split, read_ahead, in_flight)
         self._supervisor.add(stream)
         try:
             while not isinstance(result := stream.out.get(), EndOfStream):

@@ -1,4 +1,4 @@
-"""The open streams of a pool and the way of their items to idle actors."""
+"""The open streams of a pool and the way of their items to actors."""
 
 from __future__ import annotations
 
@@ -28,37 +28,56 @@ class Dispatcher:
         """Open a stream."""
         self._streams.append(stream)
 
+    @property
+    def in_flight(self) -> int:
+        """The largest number of items that an actor may have."""
+        return max((stream.in_flight for stream in self._streams), default=0)
+
     def waiting(self) -> int:
         """Number of items that wait for an actor."""
         return sum(stream.waiting for stream in self._streams)
 
-    def dispatch(self, idle: Sequence[Slot]) -> None:
-        """Give each idle actor an item of the stream that has fewest running, or a straggler at a stream's end."""
+    def dispatch(self, slots: Sequence[Slot]) -> None:
+        """Give items to actors that may take more: each of the stream that has fewest running.
+
+        Actors with fewest items come first, so that few items are spread. One without any repeats a straggler at
+        a stream's end.
+        """
         for stream in [s for s in self._streams if s.closed.is_set() or s.done]:
             stream.out.put(EndOfStream(None))
             self._streams.remove(stream)
-        for slot in idle:
-            for stream in sorted(self._streams, key=lambda s: len(s.running)):
-                try:
-                    work = stream.next() if stream.out.qsize() < _MAX_BACKLOG else None
-                except BaseException as error:  # noqa: BLE001 - raised where the stream is read
-                    self.end(stream, error)
-                    continue
-                if work is not None or (work := stream.straggler()) is not None:
-                    slot.assign(stream, work)
-                    break
-            else:
-                return  # no work for this actor, none for the others
+        for items in range(self.in_flight):
+            for slot in slots:
+                if len(slot.tasks) == items and not slot.alone and not self._give(slot, items):
+                    return  # no work for this actor, none for the others
+
+    def _give(self, slot: Slot, items: int) -> bool:
+        """Give an actor that has `items` one more; false if there is none."""
+        for stream in sorted(self._streams, key=lambda s: len(s.running)):
+            if items >= stream.in_flight:
+                continue
+            try:
+                work = stream.next(items) if stream.out.qsize() < _MAX_BACKLOG else None
+            except BaseException as error:  # noqa: BLE001 - raised where the stream is read
+                self.end(stream, error)
+                continue
+            if work is None and not items:
+                work = stream.straggler()
+            if work is not None:
+                slot.assign(stream, work)
+                return True
+        return False
 
     def deliver(self, stream: WorkStream, work: WorkItem, result: Any) -> None:
         """Hand a result over."""
         stream.deliver(work, result)
         self._failures_in_a_row = 0
 
-    def fail(self, stream: WorkStream, work: WorkItem, reason: str, actors: int) -> None:
-        """Requeue, split or give up an item; end all streams if item after item fails on a pool of `actors`."""
+    def fail(self, items: Sequence[tuple[WorkStream, WorkItem]], reason: str, actors: int) -> None:
+        """Requeue, split or give up an actor's items; end all streams if actor after actor fails of `actors`."""
         self._failures_in_a_row += 1
-        stream.fail(work, reason, _MAX_ATTEMPTS)
+        for stream, work in items:
+            stream.fail(work, reason, _MAX_ATTEMPTS)
         if self._failures_in_a_row > actors + 4 * _MAX_ATTEMPTS:
             self.end_all(RuntimeError(f"{self._failures_in_a_row} items failed one after another; {reason}"))
 

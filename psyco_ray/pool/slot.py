@@ -1,4 +1,4 @@
-"""One slot of a pool: its actor, the actor's state, and its item."""
+"""One slot of a pool: its actor, the actor's state, and its items."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ class PendingUpdate:
         return TimeoutError(message) if isinstance(first, TimeoutError) else RuntimeError(message)
 
 
+@dataclass(eq=False)
+class Task:
+    """An item at an actor."""
+
+    stream: WorkStream
+    work: WorkItem
+    ref: Any  # generator of references to its results
+    last_result: float  # when it came, or when the items before it were done
+
+
 class Slot:
     """A place in a pool; a lost actor is replaced in the same slot."""
 
@@ -58,19 +68,18 @@ class Slot:
         self.state = State.ABSENT
         self.since = time.monotonic()  # when it entered the state
         self.actor: Any = None
-        self.ref: Any = None  # of the pending call: an object reference, or a generator of them
+        self.ref: Any = None  # of the pending call, except of items
         self.process: Process | None = None
         self.update: PendingUpdate | None = None  # the last one sent to the actor
         self.updated: PendingUpdate | None = None  # the last one applied
         self.rejections = 0  # of updates, in a row
-        self.retiring = False  # the slot goes when its item is done
+        self.retiring = False  # the slot goes when its items are done
         self.draining = False  # its node is being removed
         self.failed_starts = 0  # in a row
         self.not_before = 0.0  # backoff until this time
         self.start_error: Exception | None = None
-        self.stream: WorkStream | None = None
-        self.work: WorkItem | None = None
-        self.last_result = 0.0  # when it came
+        self.tasks: list[Task] = []  # in the order of their dispatch
+        self.last_result = 0.0  # of any item, when it came
         self.restarts = self.items = 0
         self._ready_since: float | None = None
         self._busy_s = 0.0
@@ -85,23 +94,32 @@ class Slot:
         self.state, self.since, self.last_result, self.ref = state, now, now, ref
 
     def assign(self, stream: WorkStream, work: WorkItem) -> None:
-        """Dispatch an item to the idle actor."""
+        """Dispatch an item to the actor, which is idle or has others."""
         now = time.monotonic()
         work.actors += 1
         work.began = work.began or now
         stream.running.add(work)
-        self.stream, self.work = stream, work
-        self.enter(
-            State.BUSY, actor_method(self.actor, stream.method).options(num_returns="streaming").remote(work.item)
-        )
+        ref = actor_method(self.actor, stream.method).options(num_returns="streaming").remote(work.item)
+        self.tasks.append(Task(stream, work, ref, now))
+        if self.state is not State.BUSY:
+            self.enter(State.BUSY)
 
-    def release(self) -> tuple[WorkStream, WorkItem] | None:
-        """Take the item away from the actor; None if it had none."""
-        if self.stream is None or self.work is None:
-            return None
-        released = self.stream, self.work
-        self.work.actors -= 1
-        self.stream = self.work = None
+    def release(self, task: Task) -> None:
+        """Take an item away from the actor, which is idle without any."""
+        task.work.actors -= 1
+        self.tasks.remove(task)
+        self.last_result = time.monotonic()
+        if self.tasks:
+            self.tasks[0].last_result = max(self.tasks[0].last_result, self.last_result)
+        else:
+            self.enter(State.IDLE)
+
+    def release_all(self) -> list[tuple[WorkStream, WorkItem]]:
+        """Take all items away from an actor that is lost."""
+        released = [(task.stream, task.work) for task in self.tasks]
+        self.tasks = []
+        for _, work in released:
+            work.actors -= 1
         return released
 
     def send(self, update: PendingUpdate) -> None:
@@ -114,8 +132,17 @@ class Slot:
         """Whether a broadcast waits for this slot: its actor is free, or works on a result that is still needed."""
         if self.state is not State.BUSY:
             return self.state in (State.IDLE, State.UPDATING)
-        needed = self.work is not None and not self.work.finished
-        return needed and not (self.stream is not None and self.stream.closed.is_set())
+        return any(not task.work.finished and not task.stream.closed.is_set() for task in self.tasks)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the actor has an item that must not share it."""
+        return any(task.work.alone for task in self.tasks)
+
+    @property
+    def pending(self) -> list[tuple[Any, Task | None]]:
+        """The references that the slot waits for, with their items."""
+        return [(task.ref, task) for task in self.tasks] or ([] if self.ref is None else [(self.ref, None)])
 
     def __str__(self) -> str:
         return f"actor {self.index}" + (f" on {self.process.host}" if self.process else "")

@@ -16,7 +16,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import processes
 from psyco_ray.pool.dispatcher import Dispatcher
-from psyco_ray.pool.slot import PendingUpdate, Slot, State, reason_of
+from psyco_ray.pool.slot import PendingUpdate, Slot, State, Task, reason_of
 from psyco_ray.pool.work import WorkStream
 
 _log = logging.getLogger(__name__)
@@ -124,22 +124,22 @@ class Supervisor:
             return self._dispatcher.waiting()
 
     def fail(self, slot: Slot, reason: str, start_error: Exception | None = None) -> None:
-        """Kill an actor with everything that it left, requeue its item, and have the actor replaced.
+        """Kill an actor with everything that it left, requeue its items, and have the actor replaced.
 
         Args:
             slot: whose actor is dead, hangs or is not to be trusted.
             reason: why.
             start_error: what `ActorPool.wait_ready` raises, for an actor that never got ready.
         """
-        released = slot.release()
+        released = slot.release_all()
         self._last_reason = f"{self.role} {slot} {reason}"
         if slot.state in (State.STARTING, State.UPDATING):
             slot.failed_starts += 1
             slot.start_error = start_error
             slot.not_before = time.monotonic() + min(2.0 ** (slot.failed_starts - 1), 60.0)
-        if released is not None:
-            self._dispatcher.fail(*released, self._last_reason, len(self._slots))
-        _log.warning(f"{self._last_reason}; it is replaced" + ("; its item goes to another" if released else ""))
+        if released:
+            self._dispatcher.fail(released, self._last_reason, len(self._slots))
+        _log.warning(f"{self._last_reason}; it is replaced" + ("; its work goes to others" if released else ""))
         ray.kill(slot.actor)
         cleanup = processes.end_remotely(slot.process) if slot.process else None
         self._vacate(slot, State.ENDING if cleanup is not None else State.ABSENT, cleanup)
@@ -165,20 +165,26 @@ class Supervisor:
                 with self._lock:
                     self._start_and_update()
                     slots = self._slots.values()
-                    idle = [s for s in slots if s.state is State.IDLE and not s.retiring and s.updated is self._update]
-                    self._dispatcher.dispatch([] if self._suspended else idle)
-                    pending = {slot.ref: slot for slot in slots if slot.ref is not None}
-                    starved = any(slot.state is State.IDLE for slot in slots) and self._dispatcher.active
+                    more = [slot for slot in slots if self._may_take(slot)]
+                    self._dispatcher.dispatch(more)
+                    pending = {ref: (slot, task) for slot in slots for ref, task in slot.pending}
+                    starved = self._dispatcher.active and any(self._may_take(slot) for slot in more)
                 ready = _wait(list(pending), POLL_S if starved else _QUIET_POLL_S)
                 with self._lock:
                     for ref in ready:
-                        if pending[ref].ref is ref:
-                            self._poll(pending[ref])
+                        self._poll(ref, *pending[ref])
                     self._health_check()
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for the pool
             with self._lock:
                 self._error = error
                 self._dispatcher.end_all(error)
+
+    def _may_take(self, slot: Slot) -> bool:
+        """Whether an actor may get one more item."""
+        if slot.state not in (State.IDLE, State.BUSY) or slot.updated is not self._update:
+            return False
+        leaves = self._suspended or slot.retiring or slot.draining
+        return not leaves and not slot.alone and len(slot.tasks) < self._dispatcher.in_flight
 
     def _start_and_update(self) -> None:
         """Start missing actors, send pending updates, dismiss retiring actors."""
@@ -199,13 +205,16 @@ class Supervisor:
                 slot.send(self._update)
         self._exiting.kill_late()
 
-    def _poll(self, slot: Slot) -> None:
-        if slot.state is State.STARTING:
+    def _poll(self, ref: Any, slot: Slot, task: Task | None) -> None:
+        if task is not None:
+            if task in slot.tasks:  # else the actor was replaced meanwhile
+                self._poll_result(slot, task)
+        elif slot.ref is not ref:
+            return
+        elif slot.state is State.STARTING:
             self._poll_start(slot)
         elif slot.state is State.UPDATING:
             self._poll_update(slot)
-        elif slot.state is State.BUSY:
-            self._poll_result(slot)
         elif slot.state is State.ENDING:
             slot.enter(State.ABSENT)
 
@@ -258,25 +267,21 @@ class Supervisor:
         if self.exhausted(update):
             self._dispatcher.end_all(update.error(self.role))
 
-    def _poll_result(self, slot: Slot) -> None:
-        stream, work = slot.stream, slot.work
-        assert stream is not None, f"{slot} is busy"
-        assert work is not None, f"{slot} is busy"
+    def _poll_result(self, slot: Slot, task: Task) -> None:
         self._on_busy(slot.last_result, time.monotonic())
+        stream, work = task.stream, task.work
         try:
-            ref = next(slot.ref, None)  # a default, because a StopIteration could come from elsewhere
+            ref = next(task.ref, None)  # a default, because a StopIteration could come from elsewhere
             if ref is None:
                 slot.items += 1
-                slot.release()
+                slot.release(task)
                 stream.finish(work)
-                slot.enter(State.IDLE)
             else:
                 self._dispatcher.deliver(stream, work, ray.get(ref, timeout=_FETCH_S))
-                slot.last_result = self._last_healthy = time.monotonic()
+                slot.last_result = task.last_result = self._last_healthy = time.monotonic()
         except RayTaskError as error:
             if isinstance(error, _ITEM_ERRORS):
-                slot.release()
-                slot.enter(State.IDLE)
+                slot.release(task)
                 if not work.finished:
                     self._dispatcher.end(stream, error)
             else:
@@ -296,8 +301,8 @@ class Supervisor:
                 if now - slot.since > slot.update.deadline_s:
                     reason = f"did not finish {slot.update.name} within {slot.update.deadline_s:g} s"
                     self._reject(slot, slot.update, TimeoutError(f"{self.role} {slot} {reason}"))
-            elif slot.state is State.BUSY and (silent_s := now - slot.last_result) > self._item_s:
-                self.fail(slot, f"gave no result for {silent_s:.0f} s at {slot.stream.name if slot.stream else 'work'}")
+            elif slot.state is State.BUSY and (silent_s := now - slot.tasks[0].last_result) > self._item_s:
+                self.fail(slot, f"gave no result for {silent_s:.0f} s at {slot.tasks[0].stream.name}")
             elif slot.state is State.ENDING and now - slot.since > 3 * processes.EXIT_S:
                 slot.enter(State.ABSENT)
             if slot.state in (State.IDLE, State.BUSY, State.UPDATING):

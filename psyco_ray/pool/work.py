@@ -24,6 +24,7 @@ class WorkItem:
     actors: int = 0  # that work on it now
     began: float = 0.0  # time.monotonic() of its first dispatch
     finished: bool = False
+    alone: bool = False  # an actor died of it or of an item beside it: it gets an actor without other items
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class WorkStream:
         identity: Callable[[Any], Hashable],
         split: Callable[[Any], list[Any]],
         read_ahead: int,
+        in_flight: int = 1,
     ) -> None:
         """Start to read the items.
 
@@ -66,7 +68,9 @@ class WorkStream:
             identity: key of a result, unique within its item.
             split: parts of an item.
             read_ahead: number of items to read before they are needed.
+            in_flight: number of items that an actor has at a time, those of other streams included.
         """
+        self.in_flight = in_flight
         self.method, self.name, self.identity, self.split = method, name, identity, split
         self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()  # results, FailedItem, at last EndOfStream
         self.closed = threading.Event()
@@ -87,13 +91,13 @@ class WorkStream:
         """Number of items that wait for an actor."""
         return len(self.requeued) + self._unread.qsize()
 
-    def next(self) -> WorkItem | None:
-        """The next item; None if none is ready.
+    def next(self, items: int = 0) -> WorkItem | None:
+        """The next item for an actor that has `items` now; None if none is ready.
 
         Raises:
             BaseException: the error that reading the items raised.
         """
-        if self.requeued:
+        if self.requeued and not items:
             return self.requeued.popleft()
         if self.exhausted:
             return None
@@ -136,13 +140,13 @@ class WorkStream:
             return
         self.running.discard(work)
         work.attempts += 1
-        work.began = 0.0
+        work.began, work.alone = 0.0, True
         if work.attempts < max_attempts:
             self.requeued.append(work)
             return
         parts = self.split(work.item)
         if len(parts) > 1:
-            self.requeued.extend(WorkItem(part, delivered=work.delivered) for part in parts)
+            self.requeued.extend(WorkItem(part, delivered=work.delivered, alone=True) for part in parts)
         else:
             work.finished = True
             self.out.put(FailedItem(work.item, reason))

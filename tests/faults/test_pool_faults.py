@@ -149,7 +149,7 @@ def test_a_run_with_faults_gives_the_same_pairs_and_weights(
         if self.name == "iteration-002/samples" and not delivered:  # the first of the two results of an item
             delivered.append(work)
             slots = captured[-1].actors.rollouts._supervisor._slots.values()
-            [slot] = [slot for slot in slots if slot.work is work]
+            [slot] = [slot for slot in slots if any(task.work is work for task in slot.tasks)]
             os.kill(slot.process.pid, signal.SIGKILL)
 
     monkeypatch.setattr(Slot, "assign", assigning)
