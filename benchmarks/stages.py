@@ -145,7 +145,7 @@ def streamed(pipeline: SamplingPipeline, rows: list[Any], dev: list[Any], rates:
     """Seconds of an iteration as a run streams it."""
     start = time.perf_counter()
     candidates = (pairs.pair_of(group) for group in pipeline.samples(1, rows, 0))
-    paired = pipeline.add_reference("simulated", (pair for pair in candidates if pair is not None))
+    paired = pipeline.reference("simulated", (pair for pair in candidates if pair is not None))
     assert len(paired) == len(rows), "a pair was lost"
     time.sleep(rates.after)
     assert len(list(pipeline.answers(1, dev, 0))) == len(dev), "an answer was lost"

@@ -4,7 +4,7 @@
 # Tests marked long take minutes each (repeated kills, whole runs, comparisons with TRL, a real judge) and run with -m long,
 # or together with all others with -m "". Run the long tests of what you change.
 # One of them reads the allowed versions of vLLM, DeepSpeed and Ray from their wheels, once, into ~/.cache/psyco-ray/wheels
-# (PSYCO_RAY_WHEELS names another directory; 400 MB are downloaded at a time, 60 MB stay).
+# (PSYCO_RAY_WHEELS names another directory; 400 MB are downloaded at a time, 170 MB stay).
 # The layout of report pages is measured where Chromium is installed (apt-get install chromium).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../jobs/environment.sh"

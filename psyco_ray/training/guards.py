@@ -25,6 +25,27 @@ Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """Rewards, lengths and ends of the responses to one speech: what is kept of a `Group` once its pair is made."""
+
+    speech_id: str
+    rewards: tuple[float, ...]
+    tokens: tuple[int, ...]
+    finished: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, group: Group) -> Outcome:
+        """The outcome of a scored group."""
+        responses = group.responses
+        return cls(
+            group.prompt.speech_id,
+            tuple(group.scores["reward"]),
+            tuple(response.tokens for response in responses),
+            tuple(response.finished for response in responses),
+        )
+
+
+@dataclass(frozen=True)
 class LengthEffect:
     """How rewards vary with length among the responses to one speech, pooled over speeches."""
 
@@ -43,26 +64,26 @@ def distinct(texts: Sequence[str], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def length_effect(groups: Iterable[Group], unfinished: str) -> LengthEffect:
-    """Effect of length on the `reward` scores within groups.
+def length_effect(outcomes: Iterable[Outcome], unfinished: str) -> LengthEffect:
+    """Effect of length on the `reward` scores among the responses to a speech.
 
     Responses are ranked within a speech, so the effect is that of a response's deviation from the mean length of its
     group on the deviation from the group's mean reward. Between speeches it may be another one: long speeches have
     longer answers and other rewards.
 
     Args:
-        groups: scored responses; the result does not depend on their order.
+        outcomes: of speeches; the result does not depend on their order.
         unfinished: as `sampling.unfinished`. Except for `allow` only finished responses count, because the length of a
             cut one is not its own.
     """
     lengths: list[float] = []
     rewards: list[float] = []
     freedom = 0
-    for group in sorted(groups, key=lambda group: group.prompt.speech_id):
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.speech_id):
         counted = [
-            (response.tokens, score)
-            for response, score in zip(group.responses, group.scores["reward"], strict=True)
-            if response.finished or unfinished == "allow"
+            (tokens, reward)
+            for tokens, reward, finished in zip(outcome.tokens, outcome.rewards, outcome.finished, strict=True)
+            if finished or unfinished == "allow"
         ]
         if len(counted) > 1:
             deviations = np.array(counted, float) - np.mean(counted, axis=0)

@@ -24,7 +24,6 @@ import functools
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -85,7 +84,7 @@ class Orchestrator:
             started.callback(self.actors.close)
             rollouts, scorers = self.actors.rollouts, self.actors.scorers
             self._pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, tuple(reward_models(job)))
-            self._pairs = PairStage(job, ledger, telemetry, self._add_reference)
+            self._pairs = PairStage(job, ledger, telemetry, self._reference)
             self._trainer = PolicyTrainer(job, ledger, telemetry, self.timeline, self.actors.learner)
             ledger.wait_before_results(self._save.wait)
             self._heldout = HeldoutEvaluation(job, ledger, self.run_state, telemetry)
@@ -207,7 +206,7 @@ class Orchestrator:
         actors = self.actors
         push = functools.partial(
             weight_sync.push_weights,
-            *(actors.learner, actors.rollouts, self.learner_version, self._pairs.read(self.trained)[0], self.job.sync),
+            *(actors.learner, actors.rollouts, self.learner_version, self._pairs.first(self.trained), self.job.sync),
             transport=self.job.transport,
             workers=self.job.rollouts.tensor_parallel,
             handover=actors.colocation.to_rollouts,
@@ -260,14 +259,14 @@ class Orchestrator:
             self._learner.load_state(self._state(self.learner_version))
             _log.warning(f"iteration {iteration}: rolled back to iteration {self.learner_version}")
 
-    def _add_reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
-        """The pairs with log-probabilities under the reference (base model or learner's policy), by key."""
+    def _reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
+        """Log-probabilities of pairs under the reference (base model or learner's policy), by key."""
         if self.job.dpo.reference == "base":
-            return self._pipeline.add_reference(name, pairs)
+            return self._pipeline.reference(name, pairs)
         pairs = list(pairs)
         self.actors.colocation.to_learner(keep_weights=True)
         values = self._learner.evaluate_pairs(pairs)
-        return {pair.key: replace(pair, reference=value) for pair, value in zip(pairs, values, strict=True)}
+        return {pair.key: value for pair, value in zip(pairs, values, strict=True)}
 
     def _status(self, pools: dict[str, list[Row]]) -> Row:
         """What `status.json` holds besides the pools' actors."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from psyco_ray.training import guards, pairs
 
 _log = logging.getLogger(__name__)
 
+_ROWS = 256  # that are Python objects at a time while a table is read
+
 Row = dict[str, Any]
-AddReference = Callable[[str, Iterable[PreferencePair]], dict[str, PreferencePair]]
-"""Maps a stage's name and pairs to the pairs with reference log-probabilities, by key; may drop quarantined pairs."""
+Reference = Callable[[str, Iterable[PreferencePair]], dict[str, tuple[float, float]]]
+"""Maps a stage's name and pairs to log-probabilities under the reference model, by key; may drop quarantined pairs."""
 
 
 class PairStage:
@@ -32,24 +35,29 @@ class PairStage:
     Training always reads the pairs back from the table, so a fresh run and a resumed run train on the same bytes.
 
     Example:
-        >>> pair_stage = PairStage(job, ledger, progress, pipeline.add_reference)
+        >>> pair_stage = PairStage(job, ledger, progress, pipeline.reference)
         >>> facts = pair_stage.make_sampled(1, rows, pipeline.samples(1, rows, version=0))
         >>> pairs = pair_stage.read(1)
     """
 
-    def __init__(self, job: Job, ledger: Ledger, progress: Progress, add_reference: AddReference) -> None:
-        self._job, self._ledger, self._progress, self._add_reference = job, ledger, progress, add_reference
+    def __init__(self, job: Job, ledger: Ledger, progress: Progress, reference: Reference) -> None:
+        self._job, self._ledger, self._progress, self._reference = job, ledger, progress, reference
 
     def read(self, iteration: int) -> list[PreferencePair]:
         """The stored pairs of an iteration."""
-        path = self._ledger.path(stage(iteration, "pairs.parquet"))
-        return [pairs.example_of(row) for row in records.read_table(path).to_pylist()]
+        parts = self._stored(iteration).to_batches(max_chunksize=_ROWS)
+        return [pairs.example_of(row) for part in parts for row in part.to_pylist()]
+
+    def first(self, iteration: int) -> PreferencePair:
+        """The first stored pair of an iteration."""
+        return pairs.example_of(self._stored(iteration).slice(0, 1).to_pylist()[0])
 
     def make_sampled(self, iteration: int, rows: Rows, stream: Iterable[Group]) -> Row:
         """Forms a pair of the best and the worst response of each group, adds the reference, and stores the pairs.
 
-        Groups stream through: the reference of a pair is computed while other groups are still sampled. Only with
-        `guards.length_debias` or `guards.min_margin`, whose measures need all groups, it is computed afterwards.
+        Groups stream through: the reference of a pair is computed while other groups are still sampled, and a group's
+        other responses are forgotten. Only with `guards.length_debias` or `guards.min_margin`, whose measures need all
+        groups, pairs are formed afterwards, and the groups kept as bytes, a fifth of their size.
 
         Args:
             iteration: of the run.
@@ -63,30 +71,33 @@ class PairStage:
             InputError: no group has a pair, or more than half of the responses are unfinished.
         """
         job, unfinished = self._job, self._job.sampling.unfinished
-        groups: dict[str, Group] = {}
+        outcomes: list[guards.Outcome] = []
+        formed_rows: dict[str, Row] = {}  # by speech, without the reference
         slope = 0.0
 
         def arriving() -> Iterator[Group]:
             for group in self._progress.track(stream, f"iteration {iteration}: sample and score", len(rows)):
-                groups[group.prompt.speech_id] = group
+                outcomes.append(guards.Outcome.of(group))
                 yield group
 
         def formed() -> Iterator[PreferencePair]:
             nonlocal slope
             arrived, min_margin = arriving(), 0.0
             if job.guards.length_debias or job.guards.min_margin:
-                arrived = iter(list(arrived))
-                effect = guards.length_effect(groups.values(), unfinished)
+                packed = [pickle.dumps(group) for group in arrived]
+                arrived = map(pickle.loads, packed)
+                effect = guards.length_effect(outcomes, unfinished)
                 slope = effect.slope if job.guards.length_debias else 0.0
                 min_margin = job.guards.min_margin * effect.deviation
             for group in arrived:
                 if (pair := pairs.pair_of(group, unfinished, slope, min_margin, job.dpo.reasoning)) is not None:
+                    formed_rows[pair.key] = pairs.row_of(pair, group)
                     yield pair
 
-        referenced = self._add_reference(stage(iteration, "pairs"), formed())
-        facts = _facts_of(groups.values(), unfinished)
+        reference = self._reference(stage(iteration, "pairs"), formed())
+        facts = _facts_of(outcomes, unfinished)
         guards.require_finished(facts["finished_share"], f"iteration {iteration}'s sampled responses", job.sampling)
-        if not referenced:
+        if not reference:
             raise InputError(
                 f"iteration {iteration} has no pair to train on: {job.scorers.reward_model} ranks no "
                 f"{'finished ' if facts['finished_share'] < 1 else ''}response above another"
@@ -94,12 +105,13 @@ class PairStage:
             )
         if (silent := facts["unfinished_speeches"]) and unfinished != "allow":
             _log.warning(
-                f"iteration {iteration}: {silent} of {len(groups)} speeches make no pair, all answers are cut or empty"
+                f"iteration {iteration}: {silent} of {len(outcomes)} speeches make no pair, "
+                "all answers are cut or empty"
             )
-        speech_ids = [row["speech_id"] for row in rows]
-        self._write(iteration, [pairs.row_of(referenced[key], groups[key]) for key in speech_ids if key in referenced])
+        keys = [key for row in rows if (key := row["speech_id"]) in reference]
+        self._write(iteration, [pairs.with_reference(formed_rows[key], reference[key]) for key in keys])
         quarantined = self._ledger.quarantined(stage(iteration, "samples"))
-        return {"rows": len(referenced), "speeches": len(rows), **facts, "quarantined": quarantined}
+        return {"rows": len(reference), "speeches": len(rows), **facts, "quarantined": quarantined}
 
     def make_offline(self, iteration: int, rows: np.ndarray, table: pa.Table) -> Row:
         """Encodes rows of a file of preference pairs, adds the reference, and stores the pairs.
@@ -126,10 +138,15 @@ class PairStage:
                 f"iteration {iteration} has no pair to train on: none of {len(rows)} fits rollouts.max_model_len"
             )
         tracked = self._progress.track(examples, f"iteration {iteration}: reference", len(examples))
-        referenced = self._add_reference(stage(iteration, "pairs"), tracked)
+        reference = self._reference(stage(iteration, "pairs"), tracked)
         text_by_key = dict(zip(keys, texts.to_pylist(), strict=True))
-        stored = [example.key for example in examples if example.key in referenced]
-        self._write(iteration, [pairs.offline_row(referenced[key], text_by_key[key]) for key in stored])
+        kept = [example for example in examples if example.key in reference]
+        rows_of_kept = (pairs.offline_row(example, text_by_key[example.key]) for example in kept)
+        stored = [example.key for example in kept]
+        self._write(
+            iteration,
+            [pairs.with_reference(row, reference[key]) for key, row in zip(stored, rows_of_kept, strict=True)],
+        )
         lengths = [tokens for example in examples for tokens in example.trained_tokens]
         ends = [text_by_key[key][f"{side}_finished"] is not False for key in stored for side in ("chosen", "rejected")]
         return {
@@ -143,17 +160,20 @@ class PairStage:
             "finished_share": sum(ends) / len(ends),
         }
 
+    def _stored(self, iteration: int) -> pa.Table:
+        return records.read_table(self._ledger.path(stage(iteration, "pairs.parquet")))
+
     def _write(self, iteration: int, rows: list[Row]) -> None:
         self._ledger.write_table(stage(iteration, "pairs.parquet"), pa.Table.from_pylist(rows, schema=PAIRS))
 
 
-def _facts_of(groups: Collection[Group], unfinished: str) -> Row:
+def _facts_of(outcomes: Iterable[guards.Outcome], unfinished: str) -> Row:
     """Rewards, lengths and finished share of sampled groups, and the effect of length on the reward."""
-    groups = sorted(groups, key=lambda group: group.prompt.speech_id)  # sums of floats depend on the order
-    means = [sum(group.scores["reward"]) / len(group.responses) for group in groups]
-    lengths = [response.tokens for group in groups for response in group.responses]
-    finished = [[response.finished for response in group.responses] for group in groups]
-    effect = guards.length_effect(groups, unfinished)
+    outcomes = sorted(outcomes, key=lambda outcome: outcome.speech_id)  # sums of floats depend on the order
+    means = [sum(outcome.rewards) / len(outcome.rewards) for outcome in outcomes]
+    lengths = [tokens for outcome in outcomes for tokens in outcome.tokens]
+    finished = [outcome.finished for outcome in outcomes]
+    effect = guards.length_effect(outcomes, unfinished)
     return {
         "reward": sum(means) / len(means),
         "tokens": sum(lengths),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from psyco_ray.run.types import Group, PreferencePair
 
 
@@ -61,33 +63,38 @@ def pair_of(
 
 
 def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:
-    """A pair of sampled responses as a row of the PAIRS table."""
+    """A pair of sampled responses as a row of the PAIRS table without its reference.
+
+    Token ids are arrays: as Python numbers an iteration's take ten times the memory.
+    """
     sides: dict[str, Any] = {
         "speech_id": pair.key,
-        "prompt_ids": list(pair.prompt_ids),
+        "prompt_ids": np.array(pair.prompt_ids, np.int32),
         "policy_version": group.version,
     }
-    assert pair.reference is not None
     by_ids = {r.token_ids: i for i, r in reversed(list(enumerate(group.responses)))}
-    for side, ids, reference, context in (
-        ("chosen", pair.chosen_ids, pair.reference[0], pair.context[0]),
-        ("rejected", pair.rejected_ids, pair.reference[1], pair.context[1]),
+    for side, ids, context in (
+        ("chosen", pair.chosen_ids, pair.context[0]),
+        ("rejected", pair.rejected_ids, pair.context[1]),
     ):
         index = by_ids[ids]
         sides |= {
             side: group.responses[index].text,
-            f"{side}_ids": list(ids),
+            f"{side}_ids": np.array(ids, np.int32),
             f"{side}_context": context,
             f"{side}_score": group.scores["reward"][index],
-            f"{side}_reference": reference,
             f"{side}_finished": group.responses[index].finished,
         }
     return sides
 
 
+def with_reference(row: dict[str, Any], reference: tuple[float, float]) -> dict[str, Any]:
+    """A row with the log-probabilities of chosen and rejected under the reference model."""
+    return {**row, "chosen_reference": reference[0], "rejected_reference": reference[1]}
+
+
 def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair from a file as a row of the PAIRS table."""
-    assert pair.reference is not None
+    """A pair from a file as a row of the PAIRS table without its reference."""
     return {
         "speech_id": pair.key,
         "prompt_ids": list(pair.prompt_ids),
@@ -97,8 +104,6 @@ def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any
         "rejected_ids": list(pair.rejected_ids),
         "chosen_context": pair.context[0],
         "rejected_context": pair.context[1],
-        "chosen_reference": pair.reference[0],
-        "rejected_reference": pair.reference[1],
         "chosen_finished": texts["chosen_finished"],
         "rejected_finished": texts["rejected_finished"],
     }

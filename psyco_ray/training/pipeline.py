@@ -58,7 +58,7 @@ class SamplingPipeline:
     Example:
         >>> pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, ("reward",))
         >>> pairs = (pair_of(group) for group in pipeline.samples(1, rows, version=0))
-        >>> referenced = pipeline.add_reference("iteration-001/pairs", filter(None, pairs))
+        >>> reference = pipeline.reference("iteration-001/pairs", filter(None, pairs))
     """
 
     def __init__(
@@ -126,9 +126,9 @@ class SamplingPipeline:
         models = (*self._reward_models, REFERENCE) if referenced else self._reward_models
         return self._groups(_Stage(stage(iteration, "dev"), rows, ("dev", 0), sampling, models, training=False))
 
-    def add_reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
-        """The pairs of a stage with their log-probabilities under the reference model, by key."""
-        referenced: dict[str, PreferencePair] = {}
+    def reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
+        """Log-probabilities of a stage's pairs under the reference model, by key."""
+        reference: dict[str, tuple[float, float]] = {}
         quarantine = Quarantine(name, self._job.speeches_per_iteration)
         for pair, seconds in self._scorers.stream(
             ScorerActor.reference_logprobs,
@@ -136,9 +136,10 @@ class SamplingPipeline:
             name=f"{name}: reference",
             on_failed=lambda pair, reason: quarantine.add(pair.key, reason),
         ):
-            referenced[pair.key] = pair
+            assert pair.reference is not None, "the scorer has set it"
+            reference[pair.key] = pair.reference
             self._busy_s["scorer"] += seconds
-        return referenced
+        return reference
 
     def _groups(self, work: _Stage) -> Iterator[Group]:
         """The groups of a stage: those stored, then new ones, stored as they complete."""

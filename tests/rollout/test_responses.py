@@ -89,7 +89,9 @@ def test_lengths_are_those_of_answers_and_samples_keep_both_texts(tokenizer) -> 
     ]
     group = Group(Prompt("s", (5,), 3), tuple(responses), 1, {"reward": (0.0, 1.0)})
     assert responses[0].tokens < responses[1].tokens
-    assert guards.length_effect([group], "exclude").slope > 0, "the longer answer has the higher reward"
+    assert guards.length_effect([guards.Outcome.of(group)], "exclude").slope > 0, (
+        "the longer answer has the higher reward"
+    )
     samples, scores = group_rows(group)
     assert groups_from_rows(PromptBatch("k", (group.prompt,)), samples, scores) == [group]
 

@@ -12,6 +12,10 @@ from psyco_ray.training import guards, pairs
 from psyco_ray.training.run_state import RunState
 
 
+def length_effect(groups, unfinished: str) -> guards.LengthEffect:
+    return guards.length_effect(map(guards.Outcome.of, groups), unfinished)
+
+
 def evaluation(scores: list[float], tokens: list[int], heldout: list[float], **more) -> dict:
     keys = [f"s{i}" for i in range(len(scores))]
     facts = {"mean_tokens": float(np.mean(tokens)), "distinct_2": 0.9, "finished_share": 1.0, "speeches": len(keys)}
@@ -51,27 +55,27 @@ def test_the_length_effect_is_least_squares_within_speeches() -> None:
         groups.append(group(scores.tolist(), lengths.tolist(), speech=f"s{number}"))
         tokens += (lengths - lengths.mean()).tolist()
         rewards += (scores - scores.mean()).tolist()
-    effect = guards.length_effect(groups, "exclude")
+    effect = length_effect(groups, "exclude")
     assert effect.slope == pytest.approx(np.polyfit(tokens, rewards, 1)[0])
     assert effect.slope == pytest.approx(0.05, abs=0.01)
     assert effect.share == pytest.approx(np.corrcoef(tokens, rewards)[0, 1] ** 2)
     assert effect.deviation == pytest.approx((np.square(rewards).sum() / 150) ** 0.5)
-    assert guards.length_effect(groups[::-1], "exclude") == effect, "the order of arrival does not matter"
+    assert length_effect(groups[::-1], "exclude") == effect, "the order of arrival does not matter"
 
 
 def test_the_length_effect_without_variation() -> None:
     same = [group([1.0, 1.0, 1.0], [1, 2, 3])]
-    assert guards.length_effect(same, "exclude") == guards.LengthEffect(0.0, 0.0, 0.0)
-    even = guards.length_effect([group([1.0, 3.0], [5, 5])], "exclude")
+    assert length_effect(same, "exclude") == guards.LengthEffect(0.0, 0.0, 0.0)
+    even = length_effect([group([1.0, 3.0], [5, 5])], "exclude")
     assert (even.slope, even.share, even.deviation) == (0.0, 0.0, pytest.approx(2**0.5))
-    assert guards.length_effect([], "exclude") == guards.LengthEffect(0.0, 0.0, 0.0)
+    assert length_effect([], "exclude") == guards.LengthEffect(0.0, 0.0, 0.0)
 
 
 def test_the_length_of_a_cut_response_says_nothing() -> None:
     cut = group([1.0, 2.0, 9.0], [10, 20, 30], finished=[True, True, False])
-    assert guards.length_effect([cut], "exclude").slope == pytest.approx(0.1)
-    assert guards.length_effect([cut], "penalise").slope == pytest.approx(0.1)
-    assert guards.length_effect([cut], "allow").slope == pytest.approx(0.4)
+    assert length_effect([cut], "exclude").slope == pytest.approx(0.1)
+    assert length_effect([cut], "penalise").slope == pytest.approx(0.1)
+    assert length_effect([cut], "allow").slope == pytest.approx(0.4)
 
 
 def test_debiased_pairs_do_not_follow_length() -> None:

@@ -1,7 +1,6 @@
 """The PAIRS table of offline pairs: unique keys, dropped pairs, and what is read back."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from psyco_ray.run.types import PreferencePair
 from psyco_ray.training.pair_stage import PairStage
 
 
-def add_reference(name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
+def reference(name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
     """A reference that differs from pair to pair."""
-    return {pair.key: replace(pair, reference=(-float(len(pair.chosen_ids)), -1.0)) for pair in pairs}
+    return {pair.key: (-float(len(pair.chosen_ids)), -1.0) for pair in pairs}
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_pairs_of_two_files_with_the_same_ids_are_all_trained(local_ray, job, le
     ]
     table = table_of(job, (tmp_path / "a.parquet", rows[:4]), (tmp_path / "b.parquet", rows[4:]))
     assert len(set(table["pair_id"].to_pylist())) < 8, "their ids are row numbers"
-    stage = PairStage(job, ledger, Progress(), add_reference)
+    stage = PairStage(job, ledger, Progress(), reference)
     facts = stage.make_offline(1, np.arange(8), table)
     assert (facts["rows"], facts["speeches"]) == (8, 8)
     pairs = stage.read(1)
@@ -70,7 +69,7 @@ def test_pairs_of_two_files_with_the_same_ids_are_all_trained(local_ray, job, le
 def test_a_quarantined_pair_is_left_out(local_ray, job, ledger, tmp_path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(4)]
     table = table_of(job, (tmp_path / "pairs.parquet", rows))
-    stage = PairStage(job, ledger, Progress(), lambda name, pairs: add_reference(name, list(pairs)[1:]))
+    stage = PairStage(job, ledger, Progress(), lambda name, pairs: reference(name, list(pairs)[1:]))
     assert stage.make_offline(1, np.arange(4), table)["rows"] == 3
     assert len(stage.read(1)) == 3
 
@@ -86,7 +85,7 @@ def test_offline_pairs_of_a_thinking_model_say_where_the_answers_begin(
     table = table_of(job, (tmp_path / "pairs.parquet", rows))
     ledger = Ledger(job, resume=False)
     try:
-        stage = PairStage(job, ledger, Progress(), add_reference)
+        stage = PairStage(job, ledger, Progress(), reference)
         facts, pairs = stage.make_offline(1, np.arange(3), table), stage.read(1)
     finally:
         ledger.close()
@@ -101,6 +100,6 @@ def test_offline_pairs_of_a_thinking_model_say_where_the_answers_begin(
 def test_pairs_that_are_all_too_long_are_refused(local_ray, job, ledger, tmp_path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": "word " * 5000, "rejected": "no", "split": "train"} for i in range(4)]
     table = table_of(job, (tmp_path / "long.parquet", rows))
-    stage = PairStage(job, ledger, Progress(), add_reference)
+    stage = PairStage(job, ledger, Progress(), reference)
     with pytest.raises(ValueError, match="none of 4 fits rollouts"):
         stage.make_offline(2, np.arange(4), table)

@@ -75,7 +75,7 @@ def test_a_thinking_models_pair_is_trained_on_its_answers() -> None:
     only = Group(thinking.prompt, responses[2:], 0, {"reward": (0.0,)})
     assert pairs.pair_of(only, "allow") is None
 
-    row = pairs.row_of(replace(pair, reference=(-1.0, -2.0)), thinking)
+    row = pairs.with_reference(pairs.row_of(pair, thinking), (-1.0, -2.0))
     assert pairs.example_of(row) == replace(pair, reference=(-1.0, -2.0))
     old = {name: value for name, value in row.items() if not name.endswith("_context")}
     assert pairs.example_of(old).context == (0, 0)

@@ -1,6 +1,7 @@
 """The PAIRS table of sampled groups: unfinished responses, and guards that measure within speeches."""
 
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,11 +15,8 @@ from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
 from psyco_ray.training.pair_stage import PairStage
 
 
-def add_reference(name: str, pairs: Iterable[PreferencePair]) -> dict[str, PreferencePair]:
-    return {
-        pair.key: PreferencePair(pair.key, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, (-1.0, -2.0))
-        for pair in pairs
-    }
+def reference(name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
+    return {pair.key: (-1.0, -2.0) for pair in pairs}
 
 
 def group(
@@ -48,7 +46,7 @@ def make(tmp_path):
         ledger = Ledger(job, resume=False)
         rows = [{"speech_id": key} for key in sorted(group.prompt.speech_id for group in groups)]
         try:
-            facts = PairStage(job, ledger, Progress(), add_reference).make_sampled(1, rows, iter(groups))
+            facts = PairStage(job, ledger, Progress(), reference).make_sampled(1, rows, iter(groups))
             return facts, pq.read_table(ledger.path("iteration-001/pairs.parquet")).to_pylist()
         finally:
             ledger.close()
@@ -136,3 +134,30 @@ def test_a_stage_with_mostly_cut_responses_ends_the_run_in_one_sentence(make) ->
         make(liking_cut(8, cut=3))
     assert make(liking_cut(8, cut=3), "allow")[0]["rows"] == 8
     assert make(liking_cut(8, cut=2))[0]["finished_share"] == 0.5, "half is enough"
+
+
+@pytest.mark.parametrize(("guard", "limit"), [({}, 40), ({"length_debias": True}, 90)])
+def test_memory_does_not_hold_the_responses_that_make_no_pair(make, tmp_path, guard, limit) -> None:
+    """Kilobytes of the peak per group: eight responses of 1,024 tokens are 300 KB of Python numbers."""
+    make([group(0, [4, 9, 2], [1, 0, 2])], **guard)  # imports
+    job = Job(run_dir=str(tmp_path / "large"), scorers={"reward_model": "a/b"}, guards=guard)
+    count = 100
+
+    def arriving() -> Iterator[Group]:
+        for number in range(count):
+            lengths = [1024 - 5 * i % 8 for i in range(8)]
+            made = group(number, lengths, range(8))
+            responses = tuple(Response(r.text * 300, r.token_ids, True) for r in made.responses)
+            yield Group(made.prompt, responses, 0, made.scores)
+
+    ledger = Ledger(job, resume=False)
+    rows = [{"speech_id": f"s{number:03d}"} for number in range(count)]
+    stage = PairStage(job, ledger, Progress(), reference)
+    tracemalloc.start()
+    try:
+        stage.make_sampled(1, rows, arriving())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        ledger.close()
+    assert peak / count < limit * 1000
