@@ -73,9 +73,10 @@ class PolicyTrainer:
         )
         ended = time.monotonic()
         self._timeline.add_span("save", began, ended)
+        seconds = trained.seconds + ended - began  # without the sync between them
         self._ledger.finish(
             stage(iteration, "train"),
-            log.began,
+            time.time() - seconds,
             train_s=trained.seconds,
             save_s=ended - began,
             tokens=log.facts["tokens"],
