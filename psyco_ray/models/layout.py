@@ -1,4 +1,4 @@
-"""Where the tokens of packed trees stand: in rows, or by segments with the keys that each attends to."""
+"""Which texts share a pass, and where the tokens of packed trees stand: in rows, or by segments with their keys."""
 
 from __future__ import annotations
 
@@ -61,3 +61,27 @@ def _place(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int, int]:
         places[tree] = (row, filled[row])
         filled[row] += sizes[tree]
     return places, len(filled), width
+
+
+def plan_rows(lengths: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
+    """Sort texts into rows by length, shortest first.
+
+    Args:
+        lengths: tokens of each text.
+        budget: tokens of a row; a longer text has a row of its own.
+        padded: count every text of a row as long as the row's longest.
+
+    Returns:
+        The indices of each row's texts.
+    """
+    rows: list[list[int]] = []
+    filled = 0
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        size = lengths[index] * (len(rows[-1]) + 1) if padded and rows else filled + lengths[index]
+        if rows and size <= budget:
+            rows[-1].append(index)
+            filled = size
+        else:
+            rows.append([index])
+            filled = lengths[index]
+    return rows

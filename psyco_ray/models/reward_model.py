@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
+from psyco_ray.models import layout
 from psyco_ray.run import reasoning
 from psyco_ray.run.types import ScoreRequest, ScoreResult
 
@@ -221,16 +223,22 @@ class RewardModel:
         ], excess
 
     def _score_trees(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
-        """Return the scores of each group's responses, computed in batches of whole groups."""
+        """Return the scores of each group's responses, computed in batches of whole groups.
+
+        A batch is packed while a GPU computes the one before: scores are read after the last one.
+        """
+        import torch
+
         from psyco_ray.models.packing import branch, pack
 
         trees = [branch([self._scored_ids(pair["input_ids"]) for pair in group]) for group in groups]
         sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
         scores: list[list[float]] = [[] for _ in groups]
-        for row in plan_rows(sizes, self._row_tokens):
-            values = iter(self._decoder(pack([trees[index] for index in row]).to(self._device)).tolist())
-            for index in row:
-                scores[index] = [next(values) for _ in trees[index][1]]
+        rows = layout.plan_rows(sizes, self._row_tokens)
+        computed = [self._decoder(pack([trees[index] for index in row]).to(self._device)) for row in rows]
+        values = iter(torch.cat(computed).tolist() if computed else [])
+        for index in itertools.chain.from_iterable(rows):
+            scores[index] = [next(values) for _ in trees[index][1]]
         return scores
 
     def _scored_ids(self, ids: list[int]) -> list[int]:
@@ -253,7 +261,7 @@ class RewardModel:
         # a model without a pad token takes one conversation at a time
         budget = 0 if self._pad is None else self._row_tokens
         scores = [0.0] * len(flat)
-        for row in plan_rows(lengths, budget, padded=True):
+        for row in layout.plan_rows(lengths, budget, padded=True):
             batch = {
                 name: pad_sequence(
                     [torch.tensor(flat[index][name]) for index in row],
@@ -322,27 +330,3 @@ def max_positions(model: Any) -> int | None:
     # RoBERTa's positions start after its pad token's
     pad_position = getattr(table, "padding_idx", None)
     return tokens if tokens is None or pad_position is None else tokens - pad_position - 1
-
-
-def plan_rows(lengths: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
-    """Sort texts into rows by length, shortest first.
-
-    Args:
-        lengths: tokens of each text.
-        budget: tokens of a row; a longer text has a row of its own.
-        padded: count every text of a row as long as the row's longest.
-
-    Returns:
-        The indices of each row's texts.
-    """
-    rows: list[list[int]] = []
-    filled = 0
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        size = lengths[index] * (len(rows[-1]) + 1) if padded and rows else filled + lengths[index]
-        if rows and size <= budget:
-            rows[-1].append(index)
-            filled = size
-        else:
-            rows.append([index])
-            filled = lengths[index]
-    return rows

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from psyco_ray.config.errors import NonFiniteError
 from psyco_ray.config.resources import Scorers
-from psyco_ray.models import loading, reward_model, templates
+from psyco_ray.models import layout, loading, reward_model, templates
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response, ScoreRequest, ScoreResult
 
@@ -385,7 +385,7 @@ def test_decoders_that_read_their_last_token_are_told_from_others(kind: str, dec
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 600), st.booleans())
 def test_rows_contain_every_text_once_within_their_budget(lengths: list[int], budget: int, padded: bool) -> None:
-    rows = reward_model.plan_rows(lengths, budget, padded)
+    rows = layout.plan_rows(lengths, budget, padded)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     in_order = [lengths[index] for row in rows for index in row]
     assert in_order == sorted(lengths)
