@@ -70,6 +70,29 @@ class Update:
     bytes: int
 
 
+class TimedColocation(ColocationManager):
+    """Measures how long the learner takes to leave the GPU."""
+
+    seconds: tuple[float, ...] = ()
+
+    def hand_over(self) -> None:
+        """Leaves the weights alone on the GPU."""
+        began = time.perf_counter()
+        super().hand_over()
+        self.seconds += (time.perf_counter() - began,)
+
+    def to_rollouts(self) -> None:
+        """Leaves the GPU."""
+        began = time.perf_counter()
+        super().to_rollouts()
+        self.seconds += (time.perf_counter() - began,)
+
+    def pop_seconds(self) -> tuple[float, ...]:
+        """Seconds since the last call."""
+        seconds, self.seconds = self.seconds, ()
+        return seconds
+
+
 @dataclass
 class Pair:
     """A learner worker and the engine that loads its weights."""
@@ -80,7 +103,7 @@ class Pair:
         job = self.job
         placement_group = placement.shared_bundles(job) if job.colocated else None
         self.pool, self.group = pool_of(job.model, job.rollouts, placement_group), learner_of(job, placement_group)
-        self.colocation = ColocationManager(job.colocated, self.pool, self.group, LIMIT_S)
+        self.colocation = TimedColocation(job.colocated, self.pool, self.group, LIMIT_S)
         self.group.wait_ready()
         self.colocation.to_rollouts()
         self.pool.wait_ready()
@@ -89,12 +112,12 @@ class Pair:
         """Takes an optimizer step and pushes the weights."""
         self.colocation.to_learner()
         step()
-        handovers: list[float] = []
-        handover = functools.partial(record_seconds, self.colocation.to_rollouts, handovers)
+        self.colocation.pop_seconds()
         probe = random_pairs(SHORT, 0)[0]
         report = weight_sync.push_weights(
-            self.group, self.pool, version, probe, self.job.sync, transport=transport, handover=handover
+            self.group, self.pool, version, probe, self.job.sync, transport=transport, colocation=self.colocation
         )
+        handovers = self.colocation.pop_seconds()
         [copy_s] = ray.get([worker.__ray_call__.remote(copy_seconds, report.bytes) for worker in self.group.workers])
         parts = report.export_s - sum(handovers), report.load_s
         print(
@@ -135,13 +158,6 @@ def result_line(name: str, updates: list[Update]) -> Line:
         "gb_per_s": round(updates[0].bytes / ours / 1e9, 3),
         "handover_s": round(statistics.median(update.handover_s for update in updates), 3),
     }
-
-
-def record_seconds(work: Callable[[], None], seconds: list[float]) -> None:
-    """Runs `work` and appends its seconds."""
-    start = time.perf_counter()
-    work()
-    seconds.append(time.perf_counter() - start)
 
 
 def copy_seconds(_: Any, size: int) -> float:

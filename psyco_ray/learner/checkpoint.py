@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from psyco_ray.learner import offload
+from psyco_ray.learner.spec import OnGpu
 from psyco_ray.run import storage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,7 +40,8 @@ class LearnerCheckpoint:
             zero_stage: 0 to 3.
         """
         self._model, self._engine, self._optimizer, self._zero_stage = model, engine, optimizer, zero_stage
-        self._offloaded = self._linked = False
+        self._on_gpu: OnGpu = "all"
+        self._linked = False
 
     def after_step(self) -> None:
         """Link parameters with their moments after the first optimizer step.
@@ -102,17 +104,23 @@ class LearnerCheckpoint:
             for value in state.values():
                 value.zero_()
 
-    def to_host(self) -> None:
-        """Move weights, gradients and optimizer state to the host and free the device; no-op if they are there."""
-        if not self._offloaded:
-            offload.to_host(self._engine, self._optimizer, self._zero_stage)
-            self._offloaded = True
+    def keep_on_gpu(self, kept: OnGpu) -> None:
+        """Move what is not kept to the host and free the GPU's memory, or move everything back; no-op if it is so.
 
-    def to_device(self) -> None:
-        """Move everything back to the device; no-op if it is there."""
-        if self._offloaded:
+        Args:
+            kept: less than is there now, or `all`.
+        """
+        if kept == self._on_gpu:
+            return
+        if kept == "all":
             offload.to_device(self._engine, self._optimizer, self._zero_stage)
-            self._offloaded = False
+        else:
+            assert self._on_gpu != "nothing", "weights return with all other states"
+            if self._on_gpu == "all":
+                offload.training_states_to_host(self._engine, self._optimizer, self._zero_stage)
+            if kept == "nothing":
+                offload.weights_to_host(self._engine)
+        self._on_gpu = kept
 
     def _trainable(self) -> Iterator[tuple[str, torch.Tensor]]:
         return ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)

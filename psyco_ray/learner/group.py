@@ -24,8 +24,8 @@ from psyco_ray.config.errors import InputError, NonFiniteError, require_finite
 from psyco_ray.config.resources import Sync
 from psyco_ray.learner.batching import learning_rate, plan_step
 from psyco_ray.learner.flops import mfu, peak_flops
-from psyco_ray.learner.recovery import Batches, ReplayLog, ReplaySegment, RestartPolicy
-from psyco_ray.learner.spec import WorkerSpec
+from psyco_ray.learner.recovery import Batches, ReplayLog, ReplaySegment, RestartPolicy, WeightSendError
+from psyco_ray.learner.spec import OnGpu, WorkerSpec
 from psyco_ray.learner.worker import WAY_OUT, LearnerWorker
 from psyco_ray.learner.worker_group import OnBusy, WorkerGroup, WorkerGroupFailedError, ignore_busy
 from psyco_ray.pool import placement
@@ -39,10 +39,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-
-class WeightSendError(RuntimeError):
-    """Weights were not sent; the group was restarted, because its workers may hang in the failed transfer."""
 
 
 class LearnerGroup:
@@ -83,6 +79,7 @@ class LearnerGroup:
         self._placement_group, self._on_busy = placement_group, on_busy
         self._replay_log, self._restarts = ReplayLog(state), RestartPolicy()
         self._closed = False
+        self._failure: WorkerGroupFailedError | None = None  # not yet recovered from
         self._group = self._start_group(spec.settings.actors, placement.PLACEMENT_DEADLINE_S)
 
     @property
@@ -196,7 +193,8 @@ class LearnerGroup:
             failure = error
             if not isinstance(failure, WorkerGroupFailedError):
                 failure = WorkerGroupFailedError(f"sending failed, {reason_of(error)}")
-            self._restart(failure)  # the other workers still wait in the transfer
+            self._group.shutdown()  # the other workers still wait in the transfer
+            self._failure = failure  # restarted when needed: until then engines may have the weights on shared GPUs
             raise WeightSendError(str(failure)) from error
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
@@ -223,13 +221,9 @@ class LearnerGroup:
         load_s = self.spec.deadlines.start_s
         self._with_recovery(lambda: self._group.run(LearnerWorker.load_state, "loading its state", load_s, checkpoint))
 
-    def sleep(self) -> None:
-        """Move weights and optimizer state from the GPUs to the host, until `wake`."""
-        self._run(LearnerWorker.sleep, "leaving its GPU")
-
-    def wake(self) -> None:
-        """Move weights and optimizer state back to the GPUs; no-op for workers that are awake."""
-        self._run(LearnerWorker.wake, "returning to its GPU")
+    def keep_on_gpu(self, kept: OnGpu) -> None:
+        """Move what is not kept from the GPUs to the host, or everything back; no-op for workers where it is so."""
+        self._run(LearnerWorker.keep_on_gpu, "moving between GPU and host", kept)
 
     def resize(self, world_size: int) -> None:
         """Restart the group with another number of workers, or as many as the cluster has room for.
@@ -302,6 +296,9 @@ class LearnerGroup:
 
     def _with_recovery(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of an action, which is repeated after each restart of the group."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            self._restart(failure)
         while True:
             try:
                 return action(*args, **kwargs)

@@ -18,6 +18,10 @@ Batches = Iterable[Sequence[PreferencePair]]
 _log = logging.getLogger(__name__)
 
 
+class WeightSendError(RuntimeError):
+    """Weights were not sent; the workers, which may hang in the transfer, were killed. The next call restarts them."""
+
+
 class RestartPolicy:
     """Decides whether a lost group is restarted, and with how many workers.
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from psyco_ray.config.optimizer import Lora, Optimizer
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Deadlines
 from psyco_ray.learner.losses import Objective
+
+OnGpu = Literal["all", "weights", "nothing"]
+"""What a colocated worker has on its GPU: everything while it trains, its weights (in the compute dtype) while it sends
+them, nothing while engines sample. The rest is in host memory."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import ray
 from psyco_ray.config.errors import require_finite
 from psyco_ray.learner.batching import MicroBatch
 from psyco_ray.learner.rendezvous import Address, address_of, listen
-from psyco_ray.learner.spec import WorkerSpec
+from psyco_ray.learner.spec import OnGpu, WorkerSpec
 from psyco_ray.models.weight_codec import DeltaTracker
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import DeltaRef
@@ -250,13 +250,9 @@ class LearnerWorker:
         weight_sender.send(transport, source, client, self.rank, rendezvous, world_size, chunk_bytes)
         return source.checksum.digest(), source.checksum.bytes, client.failures
 
-    def sleep(self) -> None:
-        """Move weights and optimizer state to the host and free the GPU."""
-        self._checkpoint.to_host()
-
-    def wake(self) -> None:
-        """Move weights and optimizer state back to the GPU; no-op if they are there."""
-        self._checkpoint.to_device()
+    def keep_on_gpu(self, kept: OnGpu) -> None:
+        """Move what is not kept to the host, or everything back; see `LearnerCheckpoint`."""
+        self._checkpoint.keep_on_gpu(kept)
 
     def save_model(self, target: str) -> None:
         """Write the weights in the compute dtype as a transformers directory; rank 0 writes."""

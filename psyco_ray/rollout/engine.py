@@ -258,8 +258,9 @@ class Engine:
         Args:
             keep_weights: move the weights to the host; else drop them, and new ones must be loaded.
         """
-        if self._asleep:
+        if self._asleep == set(_SLEEPING_PARTS):
             return
+        self._wake(*_SLEEPING_PARTS)  # vLLM puts no second part to sleep: an update that failed has woken the weights
         self._llm.sleep(level=1 if keep_weights else 2)
         self._asleep = set(_SLEEPING_PARTS)
         if not keep_weights:

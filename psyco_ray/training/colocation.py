@@ -14,12 +14,19 @@ class Side(enum.Enum):
 
     ROLLOUTS = "rollouts"
     LEARNER = "learner"
+    BOTH = "both"  # a weight update: each has its weights there, and nothing else
 
 
 class ColocationManager:
     """Switches shared GPUs between rollouts and learner; a no-op unless colocated.
 
-    Invariant: one side has left the GPUs before the other side enters them.
+    ::
+
+        LEARNER ── hand_over ──▶ BOTH ── to_rollouts ──▶ ROLLOUTS ── to_learner ──▶ LEARNER
+           ▲                      │ a failed update
+           └───── to_learner ─────┘
+
+    Invariant: one side has left the GPUs, except for its weights, before the other side enters them.
 
     Example:
         >>> colocation = ColocationManager(True, rollouts, learner, deadline_s=60)
@@ -42,7 +49,7 @@ class ColocationManager:
         self._side = Side.LEARNER
 
     def to_learner(self, *, keep_weights: bool = False) -> None:
-        """Suspends the rollouts and wakes the learner.
+        """Suspends the rollouts and moves the learner's states back to the GPUs.
 
         Args:
             keep_weights: whether the rollouts keep their weights, because no weight update follows.
@@ -50,13 +57,24 @@ class ColocationManager:
         if not self._shared or self._side is Side.LEARNER:
             return
         self._rollouts.suspend(RolloutActor.sleep, keep_weights, deadline_s=self._deadline_s)
-        self._learner.wake()
+        self._learner.keep_on_gpu("all")
         self._side = Side.LEARNER
 
+    def hand_over(self) -> None:
+        """Leaves the learner its weights alone, so that the engines' weights have room beside them.
+
+        Every rank has freed its memory before this returns: an engine may be told to wake up then, on any GPU.
+        """
+        if not self._shared:
+            return
+        assert self._side is Side.LEARNER, "a weight update begins with the learner on the GPUs"
+        self._learner.keep_on_gpu("weights")
+        self._side = Side.BOTH
+
     def to_rollouts(self) -> None:
-        """Puts the learner to sleep and resumes the rollouts; each wakes with its next work item."""
+        """Moves the learner to the host and resumes the rollouts; each wakes with its next work item."""
         if not self._shared or self._side is Side.ROLLOUTS:
             return
-        self._learner.sleep()
+        self._learner.keep_on_gpu("nothing")
         self._rollouts.resume()
         self._side = Side.ROLLOUTS

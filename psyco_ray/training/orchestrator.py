@@ -209,7 +209,7 @@ class Orchestrator:
             *(actors.learner, actors.rollouts, self.learner_version, self._pairs.first(self.trained), self.job.sync),
             transport=self.job.transport,
             workers=self.job.rollouts.tensor_parallel,
-            handover=actors.colocation.to_rollouts,
+            colocation=actors.colocation,
         )
         # after a resume the first sync belongs to the next iteration: the last one has been evaluated
         evaluated = self.run_state.evaluation(self.trained) is not None

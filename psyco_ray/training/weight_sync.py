@@ -2,6 +2,8 @@
 
 Invariants:
     - All actors that sample have the same version of the weights, verified by digest.
+    - On shared GPUs an engine's weights wake up when every rank has left all but its own weights, and an engine's cache
+      when the ranks have left those, too.
     - Every engine computes with the new weights, verified by the log-probabilities of one pair (the probe). Its second
       response shares the prompt with the first on the learner, which must not change it.
 """
@@ -10,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from psyco_ray.learner.group import LearnerGroup
     from psyco_ray.pool.actor_pool import ActorPool
     from psyco_ray.run.types import PreferencePair, SentWeights, Weights, WeightUpdateAck
+    from psyco_ray.training.colocation import ColocationManager
 
 
 _log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ def push_weights(
     *,
     transport: Transport = "object_store",
     workers: int = 1,
-    handover: Callable[[], None] = lambda: None,
+    colocation: ColocationManager | None = None,
 ) -> SyncReport:
     """Sends the learner's weights to every rollout actor and verifies that they arrived and are in use.
 
@@ -65,7 +67,7 @@ def push_weights(
         settings: deadline, bucket size, largest gap.
         transport: object_store, nccl or ipc.
         workers: of each actor's engine.
-        handover: called after the learner's part, before the actors need all of their GPU memory.
+        colocation: of actors and ranks that share GPUs, with the learner on them; None: they share none.
 
     Raises:
         TimeoutError: no actor finished before the deadline.
@@ -78,8 +80,11 @@ def push_weights(
     """
     began = time.monotonic()
     [expected] = learner.evaluate_pairs([probe])
-    weights = _send_or_export(learner, rollouts, version, settings, transport, workers)
-    handover()
+    if colocation is not None:
+        colocation.hand_over()
+    weights = _send_or_export(learner, rollouts, version, settings, transport, workers, colocation)
+    if colocation is not None:
+        colocation.to_rollouts()
     exported = time.monotonic()
 
     acks = rollouts.broadcast(
@@ -128,9 +133,10 @@ def _send_or_export(
     settings: Sync,
     transport: Transport,
     workers: int,
+    colocation: ColocationManager | None,
 ) -> Weights | SentWeights:
     """The weights as sent to idle actors and stored for the others, or only stored."""
-    from psyco_ray.learner.group import WeightSendError
+    from psyco_ray.learner.recovery import WeightSendError
 
     idle = rollouts.idle if transport != "object_store" else []
     if idle:
@@ -138,4 +144,6 @@ def _send_or_export(
             return learner.send(transport, idle, version, workers, settings)
         except WeightSendError as error:
             _log.warning(f"{error}; the weights of version {version} go through the object store")
+            if colocation is not None:
+                colocation.to_learner()  # engines leave the GPUs before new ranks load all of their states
     return learner.export(version, settings.bucket_mb, settings.deltas)

@@ -77,7 +77,7 @@ class Pipeline:
             PROBE,
             self.job.sync,
             transport=self.job.transport,
-            handover=self.colocation.to_rollouts,
+            colocation=self.colocation,
         )
 
     def logprobs(self) -> list[float]:
