@@ -15,6 +15,7 @@ from psyco_ray.learner.batching import MicroBatch
 from psyco_ray.learner.rendezvous import Address, address_of, listen
 from psyco_ray.learner.spec import OnGpu, WorkerSpec
 from psyco_ray.models.weight_codec import DeltaTracker
+from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import DeltaRef
 
@@ -79,6 +80,7 @@ class LearnerWorker:
             # DeepSpeed reads it on import; the driver's environment must not decide
             DS_ACCELERATOR="cuda" if spec.settings.gpus > 0 else "cpu",
         )
+        check_driver(spec.settings.gpus)
         from psyco_ray.learner import engine
         from psyco_ray.learner.checkpoint import LearnerCheckpoint
 

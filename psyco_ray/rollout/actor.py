@@ -9,6 +9,7 @@ from typing import Any
 
 from psyco_ray.config.errors import require_finite
 from psyco_ray.config.resources import Rollouts
+from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, PromptBatch, SentWeights, Weights, WeightUpdateAck
 
@@ -67,6 +68,7 @@ class RolloutActor:
     @gc_paused()
     def ready(self) -> str:
         """Load the engine; returns the actor's name."""
+        check_driver(self._settings.gpus)
         from psyco_ray.models import loading
         from psyco_ray.rollout.engine import Engine
 

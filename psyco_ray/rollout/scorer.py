@@ -10,6 +10,7 @@ from typing import Any
 from psyco_ray.config.errors import InputError, require_finite
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models.reward_model import RewardModel
+from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, ScoreRequest, ScoreResult
 
@@ -69,6 +70,7 @@ class ScorerActor:
         from psyco_ray.models import loading, selftest
         from psyco_ray.models.packing import ResponseLogprobs
 
+        check_driver(self._settings.gpus)
         torch.set_num_threads(self._settings.threads)
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
         self._rewards = {
