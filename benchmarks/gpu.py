@@ -50,13 +50,14 @@ import updates
 from engines import Workload, alternate
 from updates import learner_of, random_pairs
 
-from psyco_ray.cli.plan import allocation, cost_model
+from psyco_ray.cli.plan import allocation
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
 from psyco_ray.learner import flops
 from psyco_ray.learner.batching import plan_step
 from psyco_ray.models import loading
+from psyco_ray.models.shape import shape_of
 
 MFU_BAR, ROLLOUT_BAR = 0.40, 0.97  # the MFU bar is for 3b, which fills the GPU
 USABLE = 0.9  # share of the GPU's memory
@@ -126,7 +127,7 @@ def memory_shortage(job: Job, name: str, gpu: Gpu | None) -> str | None:
     """Says why the GPU cannot train a model; None if it can."""
     if gpu is None:
         return None
-    needed = allocation.learner_bytes(job, cost_model.shape_of(KNOWN[name]), 1, job.learners.zero_stage)
+    needed = allocation.learner_bytes(job, shape_of(KNOWN[name]), 1, job.learners.zero_stage)
     if needed <= USABLE * gpu.bytes:
         return None
     return (

@@ -32,6 +32,7 @@ import ray
 from psyco_ray.cli.plan import allocation, cost_model
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Evaluation, Job
+from psyco_ray.models.shape import shape_of
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.rollout.scorer import REFERENCE
@@ -62,7 +63,7 @@ class Rates:
 def forecast_rates(count: int) -> Rates:
     """The rates of `plan`; costs per iteration are scaled from 6,400 speeches to `count`."""
     job = Job(evaluation=Evaluation(speeches=HELD_OUT))
-    profile, shape = cost_model.profile_of("h100"), cost_model.shape_of("llama-3.1-8b")
+    profile, shape = cost_model.profile_of("h100"), shape_of("llama-3.1-8b")
     tokens = float(cost_model.RESPONSE_TOKENS)
     roles = allocation.allocate(job, shape, profile, 8, tokens)
     work = cost_model.Scenario(job, shape, profile, roles, tokens)

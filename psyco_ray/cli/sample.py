@@ -78,7 +78,8 @@ def _generate(options: argparse.Namespace, job: Job, speech: str, max_tokens: in
 
         from psyco_ray.rollout.engine import Engine
 
-    settings = Rollouts(gpus=int(torch.cuda.is_available()), max_model_len=length, max_num_seqs=1)
+    gpus = int(torch.cuda.is_available())
+    settings = Rollouts(gpus=gpus, max_model_len=length, max_num_seqs=1, kv_cache_gb=1.0, enforce_eager=True)
     engine = Engine(path, settings, options.seed)
     prompt = Prompt("speech", token_ids, options.seed)
     (group,) = engine.generate([prompt], 1, options.temperature, job.sampling.top_p, max_tokens)

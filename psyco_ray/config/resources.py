@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,7 @@ from psyco_ray.config.job_file import Count, NotNegative, Positive, Section
 
 Transport = Literal["object_store", "nccl", "ipc"]
 Attention = Literal["auto", "sdpa", "flex", "varlen"]
+T = TypeVar("T")
 
 
 @functools.cache
@@ -24,6 +26,11 @@ def cpu_has_bfloat16() -> bool:
 def fast_dtype(settings: dict[str, Any]) -> Literal["bfloat16", "float32"]:
     """The default compute dtype of a role with these settings."""
     return "bfloat16" if settings.get("gpus") or cpu_has_bfloat16() else "float32"
+
+
+def by_device(on_cpu: T, on_gpu: T) -> Callable[[dict[str, Any]], T]:
+    """The factory of a default that depends on whether the role computes on GPUs."""
+    return lambda settings: on_gpu if settings.get("gpus") else on_cpu
 
 
 class Actors(Section):
@@ -71,8 +78,8 @@ class Learners(Actors):
     """Compute dtype; master weights are float32. Default: bfloat16, or float32 on a CPU without bfloat16."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage: 1 partitions the optimizer's states, 2 also gradients, 3 also weights."""
-    micro_batch_tokens: Count = 4096
-    """Tokens of one forward and backward pass, per rank."""
+    micro_batch_tokens: Count = Field(default_factory=by_device(4096, 8192))
+    """Tokens of one forward and backward pass, per rank. Default: 4096, on GPUs 8192."""
     logit_rows: Count = 1024
     """Response positions whose logits are in memory at a time."""
     gradient_checkpointing: bool = False
@@ -98,18 +105,25 @@ class Rollouts(PoolConfig):
     """Compute dtype. Default: as a learner's."""
     max_model_len: Count = 2048
     """Tokens of prompt and response."""
-    max_num_seqs: Count = 128
-    """Sequences that are decoded together."""
-    kv_cache_gb: Positive = 1.0
-    """KV cache of each engine, GiB; of several GPUs, on each of them."""
+    max_num_seqs: Count = Field(default_factory=by_device(128, 256))
+    """Sequences that are decoded together. Default: 128, on GPUs 256."""
+    kv_cache_gb: Positive | None = Field(default_factory=by_device(1.0, None))
+    """KV cache of each engine, GiB; of several GPUs, on each of them. Default: 1, on GPUs null: what weights and
+    working memory leave of the engine's part of the GPU, less a tenth; see `rollout.kv_cache`."""
     block_size: Count | None = None
     """Tokens of a KV cache block; null: 32 on the CPU, the engine's default on a GPU."""
-    enforce_eager: bool = True
-    """Skip compilation and CUDA graphs: faster start, slower decoding on GPUs."""
+    enforce_eager: bool = Field(default_factory=by_device(True, False))
+    """Skip compilation and CUDA graphs: faster start, slower decoding on GPUs. Default: true, on GPUs false."""
     tensor_parallel: Count = 1
     """GPUs of one engine."""
-    speeches_per_item: Count = 16
-    """Speeches of one work item of an engine."""
+    speeches_per_item: Count = Field(default_factory=by_device(16, 128))
+    """Speeches of one work item of an engine. Default: 16, on GPUs 128."""
+
+    @model_validator(mode="after")
+    def _cache_has_a_size(self) -> Self:
+        if self.kv_cache_gb is None and not self.gpus:
+            raise ValueError("rollouts.kv_cache_gb null is for engines on GPUs; give its GiB, or leave it out")
+        return self
 
 
 class Scorers(PoolConfig):
@@ -118,8 +132,8 @@ class Scorers(PoolConfig):
     role: ClassVar[str | None] = "scorer"
     dtype: Literal["bfloat16", "float16", "float32"] = Field(default_factory=fast_dtype)
     """Compute dtype. Default: as a learner's."""
-    row_tokens: Count = 1024
-    """Tokens of one forward pass; 8192 suits a GPU."""
+    row_tokens: Count = Field(default_factory=by_device(1024, 8192))
+    """Tokens of one forward pass. Default: 1024, on GPUs 8192."""
     attention: Attention = "auto"
     """Kernel of attention, as a learner's; flex runs on a CPU too, slowly."""
     reward_model: str | None = None

@@ -73,8 +73,9 @@ class ResponderModel(Section):
         Raises:
             InputError: one of its settings is invalid.
         """
-        settings = rollouts.model_dump() | self.rollouts
-        if "actors" not in self.rollouts and isinstance(gpus := settings["gpus"], int | float) and gpus > rollouts.gpus:
+        settings = rollouts.model_dump(exclude_unset=True) | self.rollouts  # defaults depend on the member's GPUs
+        gpus = settings.get("gpus")
+        if "actors" not in self.rollouts and isinstance(gpus, int | float) and gpus > rollouts.gpus:
             settings["actors"] = max(1, int(rollouts.actors * rollouts.gpus // gpus))
         return job_file.parse(Rollouts, settings, f"pool member {self.name}: rollouts")
 

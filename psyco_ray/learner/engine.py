@@ -18,14 +18,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from psyco_ray.config.optimizer import Optimizer
 from psyco_ray.config.resources import Learners
-from psyco_ray.learner import lora, rendezvous
+from psyco_ray.learner import lora, memory, rendezvous
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import loading, reward_model, selftest
 from psyco_ray.models.packing import ResponseLogprobs, ResponseScores
 from psyco_ray.models.weight_files import WeightFiles
 
-REDUCE_BUCKET = 2**25  # gradient elements in one all-reduce, which copies them
-_PARAMETER_GROUPS = 8
+REDUCE_BUCKET = 2**25  # gradient elements in one all-reduce on a CPU, which copies them
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any
     In its step ZeRO-1 and ZeRO-2 hold a float32 copy of one group's gradients. A single group would make this copy the
     peak of the training's memory.
     """
-    capacity = -(-sum(parameter.numel() for parameter in parameters) // _PARAMETER_GROUPS)
+    capacity = -(-sum(parameter.numel() for parameter in parameters) // memory.PARAMETER_GROUPS)
     groups: list[dict[str, Any]] = []
     filled = capacity
     for parameter in parameters:
@@ -164,14 +163,24 @@ def parameter_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any
 
 
 def _deepspeed_config(settings: Learners, optimizer: Optimizer, world_size: int) -> dict[str, Any]:
-    buckets = {} if settings.gpus else {"reduce_bucket_size": REDUCE_BUCKET, "allgather_bucket_size": REDUCE_BUCKET}
+    bucket = memory.REDUCE_BUCKET if settings.gpus else REDUCE_BUCKET
+    zero: dict[str, Any] = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if settings.gpus:
+        zero |= {
+            "stage3_max_live_parameters": memory.LIVE_PARAMETERS,
+            "stage3_max_reuse_distance": memory.LIVE_PARAMETERS,
+            "sub_group_size": memory.SUB_GROUP,
+        }
+    # the sum of many passes loses small gradients in bfloat16
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if memory.accumulates_float32(settings) else {}
     return {
+        **sums,
         "train_micro_batch_size_per_gpu": 1,  # rows; a row holds as many pairs as fit into micro_batch_tokens
         "gradient_accumulation_steps": 1,  # the worker marks the end of a batch
         "train_batch_size": world_size,
         "gradient_clipping": optimizer.max_grad_norm,
         "bf16": {"enabled": settings.dtype == "bfloat16"},
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": settings.gpus > 0, **buckets},
+        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": settings.gpus > 0, **zero},
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }

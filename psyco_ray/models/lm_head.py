@@ -72,6 +72,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 weight_grad.addmm_(grad.t(), rows[chunk])
             if bias_grad is not None:
                 bias_grad += grad.sum(0)
+            del grad, residual  # before the next chunk is computed
         return row_grad, weight_grad, bias_grad, None, None
 
 

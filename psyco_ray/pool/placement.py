@@ -52,7 +52,10 @@ def _selector(label: str | None, labels: Collection[str]) -> dict[str, str]:
 def actor_environment(settings: Actors) -> dict[str, str]:
     """Environment variables of an actor's process; none is inherited from the driver."""
     memory = {}
-    if not settings.gpus:
+    if settings.gpus and not isinstance(settings, Rollouts):
+        # each pass has a shape of its own, and fixed segments would fragment. An engine's sleep mode does without
+        memory = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    elif not settings.gpus:
         # packed texts have a new shape each time; bound the caches of kernels by shape (the second is torch's own)
         memory = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
         if not isinstance(settings, Rollouts):
@@ -143,6 +146,10 @@ def learner_options(
     bundle = {key: value for key, value in (("CPU", settings.cpus), ("GPU", settings.gpus)) if value}
     reserved = _reserve(bundle, count, settings.role, timeout_s) if bundle and bundles is None else None
     group = bundles if reserved is None else reserved
+    # nothing is compiled, but DeepSpeed's unused optimizers would load the compiler
+    environment = {**actor_environment(settings), "TORCHDYNAMO_DISABLE": "1"}
+    if bundles is not None:
+        environment.pop("PYTORCH_ALLOC_CONF", None)  # an engine maps the memory of the rank on its GPU
 
     def options(rank: int) -> dict[str, Any]:
         return {
@@ -150,8 +157,7 @@ def learner_options(
             "num_gpus": settings.gpus,
             "max_restarts": 0,
             **(_on_label(settings) if group is None else _in_bundle(group, rank)),
-            # nothing is compiled, but DeepSpeed's unused optimizers would load the compiler
-            "runtime_env": {"env_vars": {**actor_environment(settings), "TORCHDYNAMO_DISABLE": "1"}},
+            "runtime_env": {"env_vars": environment},
         }
 
     return options, reserved

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from vllm import LLM, SamplingParams
+from vllm.config import ModelConfig
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
@@ -27,7 +28,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.models import loading
 from psyco_ray.models.stop_tokens import stop_tokens
-from psyco_ray.rollout import weight_receiver
+from psyco_ray.rollout import kv_cache, weight_receiver
 from psyco_ray.rollout.errors import WeightTransferError
 from psyco_ray.rollout.responses import ResponseReader
 from psyco_ray.run.types import Group, Prompt, SentWeights, Weights
@@ -51,7 +52,7 @@ def engine_options(settings: Rollouts, shared: bool = False, recurrent: bool = F
         "max_num_seqs": settings.max_num_seqs,
         "enforce_eager": settings.enforce_eager,
         "tensor_parallel_size": settings.tensor_parallel,
-        "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
+        "kv_cache_memory_bytes": int((settings.kv_cache_gb or 0) * 2**30),
     }
     if settings.block_size or not settings.gpus:
         options["block_size"] = settings.block_size or 32
@@ -65,19 +66,18 @@ def engine_options(settings: Rollouts, shared: bool = False, recurrent: bool = F
     return options | ({"enable_prefix_caching": False} if recurrent else {})
 
 
-def _is_recurrent(model: Path, dtype: str, allow_code: bool) -> bool:
-    """Whether vLLM finds layers with a running state in a model.
+def _model_config(model: Path, dtype: str, allow_code: bool) -> ModelConfig:
+    """What vLLM finds in a model.
 
     Raises:
         InputError: vLLM's code of the model needs torchvision, which is missing or built for another PyTorch.
     """
     try:
-        config = EngineArgs(model=str(model), dtype=dtype, trust_remote_code=allow_code).create_model_config()
+        return EngineArgs(model=str(model), dtype=dtype, trust_remote_code=allow_code).create_model_config()
     except ValueError as error:
         if "failed to be inspected" in str(error):  # vLLM logs the cause in a process of its own
             _require_torchvision(model)
         raise
-    return config.is_hybrid or config.is_attention_free
 
 
 def _require_torchvision(model: Path) -> None:
@@ -116,6 +116,9 @@ class Engine:
         Raises:
             InputError: vLLM's code of the model needs torchvision, which is missing or built for another PyTorch.
         """
+        config = _model_config(model, settings.dtype, allow_code)
+        settings = kv_cache.sized(settings, model, config.hf_text_config, shared)
+        recurrent = config.is_hybrid or config.is_attention_free
         gc.freeze()  # vLLM collects garbage five times while it starts; skip everything imported so far
         self._llm = LLM(
             str(model),
@@ -124,7 +127,7 @@ class Engine:
             weight_transfer_config=WeightTransferConfig(backend=weight_receiver.BACKEND),
             # workers of several GPUs are processes of their own and must register the backend too
             worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",
-            **engine_options(settings, shared, _is_recurrent(model, settings.dtype, allow_code)),
+            **engine_options(settings, shared, recurrent),
         )
         self._settings = settings
         self._reader = ResponseReader(self._llm.get_tokenizer())

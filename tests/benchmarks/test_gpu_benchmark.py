@@ -13,12 +13,12 @@ import torch
 from support.paths import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from psyco_ray.cli.plan import cost_model
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.models import attention, loading
 from psyco_ray.models.packing import ResponseLogprobs, pack
+from psyco_ray.models.shape import SHAPES
 from psyco_ray.models.stop_tokens import stop_tokens
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -56,7 +56,7 @@ def test_the_shapes_have_the_parameters_that_plan_knows(name: str, known: str) -
     matrices = config.num_hidden_layers * shapes.layer_parameters(config)
     ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
-    assert matrices + ends + norms == cost_model.SHAPES[known].parameters
+    assert matrices + ends + norms == SHAPES[known].parameters
 
 
 def test_flops_by_hand() -> None:
@@ -65,7 +65,7 @@ def test_flops_by_hand() -> None:
     assert shapes.forward_flops(shape("tiny"), [(3, 2, 1)]) == layers + head + attention == 20_112_896
     assert shapes.training_flops(shape("tiny"), [(3, 2, 1)] * 5) == 15 * 20_112_896
     # short responses without prompts: little more than 6 FLOPs per parameter and token
-    tokens = 6 * cost_model.SHAPES["llama-3.2-3b"].parameters * 2000
+    tokens = 6 * SHAPES["llama-3.2-3b"].parameters * 2000
     assert shapes.training_flops(shape("3b"), [(0, 1000, 1000)]) == pytest.approx(tokens, rel=0.06)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from support.paths import ROOT
 
 from psyco_ray.cli.main import main
 from psyco_ray.cli.plan import advice, allocation, cost_model
-from psyco_ray.cli.plan.cost_model import GpuSplit, ModelShape, Profile, Scenario
+from psyco_ray.cli.plan.cost_model import GpuSplit, Profile, Scenario
 from psyco_ray.config import errors, job_file
 from psyco_ray.config.training import Job
+from psyco_ray.models.shape import SHAPES, ModelShape, shape_of
 
 DEMO_SECONDS, DEMO_TOKENS = (97.4, 86.2, 88.7), 42  # mean tokens of a response
-SHAPE = ModelShape("thousand", 1000, 2, 10, 100)
+SHAPE = ModelShape("thousand", 1000, 2, 10, 100, 40, 2, 1, 5, False)
 RATES = {
     "start_s": 1,
     "prompt_token_s": 0.001,
@@ -88,7 +90,7 @@ def test_cores_are_shared_and_gpus_are_not() -> None:
 
 
 def test_a_model_of_twice_the_size_takes_twice_the_time() -> None:
-    large = ModelShape("two thousand", 2000, 2, 10, 100)
+    large = replace(SHAPE, name="two thousand", parameters=2000)
     one, two = (
         cost_model.forecast(Scenario(job(), shape, profile(), GpuSplit(2, 1, 2), 10)) for shape in (SHAPE, large)
     )
@@ -112,7 +114,7 @@ def test_an_allocation_uses_all_gpus_and_fits_their_memory(gpus: int, zero_stage
     settings = Job.model_validate(
         {"learners": {"zero_stage": zero_stage, "gradient_checkpointing": True}, "rollouts": {"kv_cache_gb": 40}}
     )
-    shape, h100 = cost_model.SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
+    shape, h100 = SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
     result = allocation.allocate(settings, shape, h100, gpus, 256)
     assert result.gpus == gpus
     assert min(result.rollouts, result.scorers, result.learners) >= 1
@@ -128,8 +130,8 @@ def test_an_allocation_uses_all_gpus_and_fits_their_memory(gpus: int, zero_stage
 def test_the_learner_gets_the_zero_stage_that_fits() -> None:
     settings = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
     h100 = cost_model.profile_of("h100")
-    assert allocation.allocate(settings, cost_model.SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
-    large = ModelShape("a 13b", 13_000_000_000, 40, 5120, 32_000)
+    assert allocation.allocate(settings, SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
+    large = ModelShape("a 13b", 13_000_000_000, 40, 5120, 32_000, 13_824, 40, 40, 128, False)
     previous = settings.model_copy(update={"dpo": settings.dpo.model_copy(update={"reference": "previous"})})
     result = allocation.allocate(previous, large, h100, 8, 256)
     assert result.zero_stage == 2
@@ -138,14 +140,14 @@ def test_the_learner_gets_the_zero_stage_that_fits() -> None:
 
 def test_learner_memory_by_zero_stage() -> None:
     settings = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
-    shape = ModelShape("million", 10**6, 1, 1, 1)
+    shape = ModelShape("million", 10**6, 1, 1, 1, 1, 1, 1, 1, False)
     result = [allocation.learner_bytes(settings, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
     assert result == [16e6, 7e6, 5.5e6, 4e6]
 
 
 def test_the_estimated_profile_follows_from_its_stated_peaks() -> None:
     result = cost_model.profile_of("h100")
-    parameters = cost_model.SHAPES["llama-3.1-8b"].parameters
+    parameters = SHAPES["llama-3.1-8b"].parameters
     assert result.estimated
     assert result.parameters == parameters
     assert result.decode_step_s == pytest.approx(2 * parameters / (0.6 * 3.35e12), rel=0.01)
@@ -156,9 +158,9 @@ def test_the_estimated_profile_follows_from_its_stated_peaks() -> None:
 
 def test_the_shape_of_a_model_by_its_name_or_directory(tiny_model) -> None:
     for name in ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"):
-        assert cost_model.shape_of(name).parameters == 8_030_261_248
-    result = cost_model.shape_of(str(tiny_model))
-    assert (result.layers, result.hidden) == (2, 64)
+        assert shape_of(name).parameters == 8_030_261_248
+    result = shape_of(str(tiny_model))
+    assert (result.layers, result.hidden, result.heads, result.kv_heads, result.head_size) == (2, 64, 2, 1, 32)
     assert 3e6 < result.parameters < 4e6
 
 
@@ -200,7 +202,7 @@ def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() 
     rates = cost_model.profile_of("cpu-2-cores")
     assert not rates.estimated
     settings = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
-    shape = cost_model.shape_of(settings.model)
+    shape = shape_of(settings.model)
     result = cost_model.forecast(Scenario(settings, shape, rates, cost_model.split_of(settings), DEMO_TOKENS, cores=2))
     assert result.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
 

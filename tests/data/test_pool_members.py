@@ -64,14 +64,15 @@ def test_the_papers_pool_has_engines_that_hold_its_weights() -> None:
     with pytest.raises(InputError, match="Baichuan2-7B-Chat, Baichuan2-13B-Chat, Orion-14B-Chat would run code"):
         respond.load_pool(Respond())
     pool = respond.load_pool(Respond(allow_code=True))
-    job = Rollouts(actors=8, gpus=1, kv_cache_gb=24)
+    job = Rollouts(actors=8, gpus=1)
     for member in pool:
         if member.model is None:
             continue
         engines = member.engines(job)
         assert engines.actors * engines.gpus == 8
         billions = {"3-4B": 4, "7-9B": 9.3, "12-14B": 14.5, "65-75B": 73}[member.size]
-        assert 2 * billions / engines.tensor_parallel + engines.kv_cache_gb < 0.9 * 80, member.name
+        assert 2 * billions / engines.tensor_parallel < 0.6 * 80, member.name
+        assert engines.kv_cache_gb is None, "what the weights leave"
     [thinking] = [member.api for member in pool if member.name == "o1-mini"]
     assert thinking.reasoning_tokens >= 4096
     named = respond.ResponderModel(name="x", model="a/b", rollouts={"gpus": 4, "actors": 3})

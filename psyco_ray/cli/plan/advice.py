@@ -14,6 +14,7 @@ from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, Profile, Scenario
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
+from psyco_ray.models.shape import shape_of
 from psyco_ray.run import storage
 
 _WORTH_IT = 0.05  # smallest share of an iteration that an advised change saves
@@ -43,8 +44,10 @@ def forecast(
         InputError: the model, device or run is invalid, or the GPUs do not hold the job.
     """
     on_gpu = gpus is not None or job.learners.gpus > 0
+    if gpus is not None:
+        job = _on_gpus(job)
     profile = cost_model.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
-    shape = cost_model.shape_of(model or job.model)
+    shape = shape_of(model or job.model)
     records = _records(finished) if finished else []
     tokens = min(float(job.sampling.max_tokens), cost_model.RESPONSE_TOKENS)
     if sampled := [record["pairs"]["mean_tokens"] for record in records if record["pairs"]["mean_tokens"]]:
@@ -67,6 +70,15 @@ def forecast(
         "training by operations; reward models as large as the policy; no judge calls",
     ]
     return "\n".join([*lines, *([_lessons_from_run(finished, records)] if finished else [])])
+
+
+def _on_gpus(job: Job) -> Job:
+    """The job with every role on GPUs, which have defaults of their own."""
+    settings = job.model_dump(exclude_unset=True)
+    for role in ("rollouts", "scorers", "learners"):
+        if not getattr(job, role).gpus:
+            settings[role] = {**settings.get(role, {}), "gpus": 1.0}
+    return Job.model_validate(settings)
 
 
 def _actors(split: GpuSplit) -> str:

@@ -5,24 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from psyco_ray.cli.plan.cost_model import GpuSplit, ModelShape, Profile, Scenario, forecast, reward_models
+from psyco_ray.cli.plan import memory
+from psyco_ray.cli.plan.cost_model import GpuSplit, Profile, Scenario, forecast
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
-
-_USABLE = 0.9  # share of a GPU's memory that a plan may use
+from psyco_ray.learner.memory import rank_memory
+from psyco_ray.models.shape import ModelShape
+from psyco_ray.rollout import kv_cache
 
 
 def learner_bytes(job: Job, shape: ModelShape, ranks: int, zero_stage: int) -> float:
-    """Bytes of one rank: bfloat16 weights and gradients, float32 weights and both moments, activations, logits."""
-    # bytes per parameter: on every rank, and partitioned over all ranks
-    replicated, partitioned = {0: (16, 0), 1: (4, 12), 2: (2, 14), 3: (0, 16)}[zero_stage]
-    settings = job.learners
-    # checkpointing keeps only each layer's input, else about 34 bytes per hidden unit (Korthikanti et al. 2022)
-    activations = (
-        settings.micro_batch_tokens * shape.layers * shape.hidden * (2 if settings.gradient_checkpointing else 34)
-    )
-    logits = settings.logit_rows * shape.vocabulary * 4 * 2
-    return shape.parameters * (replicated + partitioned / ranks) + activations + logits
+    """Bytes of one rank at the peak of its training; see `learner.memory`."""
+    settings = job.learners.model_copy(update={"zero_stage": zero_stage, "gpus": max(1.0, job.learners.gpus)})
+    return rank_memory(shape, settings, memory.longest_pair(job), ranks).training + memory.CONTEXT_BYTES
 
 
 def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_tokens: float) -> GpuSplit:
@@ -33,16 +28,14 @@ def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_
     Raises:
         InputError: the GPUs do not hold the roles, or the profile is not of a GPU.
     """
-    if profile.kind != "gpu" or profile.memory_gb is None:
-        raise InputError(f"the profile of {profile.device} is not of a GPU; name another with --device")
-    room = profile.memory_gb * 1e9 * _USABLE
-    engine = 2 * shape.parameters + job.rollouts.kv_cache_gb * 2**30
+    room = memory.ROOM * profile.memory_bytes
+    cache = 2**30 * (job.rollouts.kv_cache_gb or 0)
+    engine = kv_cache.weight_bytes(shape, job.rollouts) + kv_cache.working_bytes(shape, job.rollouts) + cache
     each = max(1, math.ceil(job.rollouts.gpus), 2 ** math.ceil(math.log2(engine / room)))
-    models = len(reward_models(job)) + (job.dpo.reference == "base")
-    scorer = 2 * shape.parameters * models
+    scorer = sum(memory.scorer_parts(job, shape).values())
     if scorer > room:
         raise InputError(
-            f"a scorer needs {scorer / 1e9:.0f} GB for {models} models of the size of {shape.name}, and a GPU of "
+            f"a scorer needs {scorer / 1e9:.0f} GB for its reward models and the reference, and a GPU of "
             f"{profile.device} offers {room / 1e9:.0f}; set dpo.reference=previous or name smaller reward models"
         )
     max_ranks = min(gpus - each - 1, job.dpo.optimizer.batch_size)

@@ -38,9 +38,31 @@ def _on_this_machine(model: str) -> Path | None:
     return hub.cached_model(model) if hub.is_id(model) else None
 
 
+def _memory(job: Job) -> str:
+    """What the job takes of its GPUs: of this machine's kind if it has any, else of an H100.
+
+    Raises:
+        InputError: a GPU does not hold its actors.
+    """
+    import torch
+
+    from psyco_ray.cli.plan import cost_model, memory_report
+    from psyco_ray.models.shape import shape_of
+
+    try:
+        shape = shape_of(str(_on_this_machine(job.model) or job.model))
+    except InputError as error:
+        return f"the memory of the GPUs is unknown: {error}"
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        return memory_report.describe(job, shape, gpu.total_memory, gpu.name)
+    profile = cost_model.profile_of("h100")
+    return memory_report.describe(job, shape, profile.memory_bytes, profile.device)
+
+
 def plan(job: Job, options: argparse.Namespace) -> int:
     """Prints the resource plan and the time of an iteration; fails where the cluster cannot hold the job."""
-    from psyco_ray.cli.plan import advice
+    from psyco_ray.cli.plan import advice, memory_report
     from psyco_ray.data import speeches
     from psyco_ray.pool import fit
 
@@ -63,6 +85,8 @@ def plan(job: Job, options: argparse.Namespace) -> int:
     nodes = fit.cluster_nodes()
     phases = {"train-reward": fit.reward_phase(job), "iterate": fit.iterate_phase(job)}
     print(fit.describe(phases, nodes))
+    if memory_report.uses_gpus(job):
+        print(_memory(job))
     for phase, roles in phases.items():
         places = fit.describe_placement(phase, roles, nodes)
         if on_cluster:

@@ -21,7 +21,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import NotNegative, Positive, Section
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job, Prompts
-from psyco_ray.models import loading
+from psyco_ray.models.shape import ModelShape
 
 RESPONSE_TOKENS = 256
 """Mean tokens of a response (about 190 words), unless `sampling.max_tokens` is lower or a run has measured them."""
@@ -65,26 +65,16 @@ class Profile(Section):
     sync_bytes_per_s: Positive
     """Weight bytes sent from the learner to the engines per second."""
 
+    @property
+    def memory_bytes(self) -> float:
+        """Memory of one GPU.
 
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes that determine a model's memory and operations."""
-
-    name: str
-    parameters: int
-    layers: int
-    hidden: int
-    vocabulary: int
-
-
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        ModelShape("llama-3.1-8b", 8_030_261_248, 32, 4096, 128_256),
-        ModelShape("llama-3.2-3b", 3_212_749_824, 28, 3072, 128_256),
-        ModelShape("smollm2-135m", 134_515_008, 30, 576, 49_152),
-    )
-}
+        Raises:
+            InputError: the profile is not of a GPU.
+        """
+        if self.kind != "gpu" or self.memory_gb is None:
+            raise InputError(f"the profile of {self.device} is not of a GPU; name another with --device")
+        return self.memory_gb * 1e9
 
 
 @dataclass(frozen=True)
@@ -131,28 +121,6 @@ def profile_of(device: str) -> Profile:
             f"benchmarks/device_profile.py measures others: name the file that it writes"
         )
     return job_file.load_as(Profile, path)
-
-
-def shape_of(model: str) -> ModelShape:
-    """The shape of a model by its name, or by the ``config.json`` of its directory.
-
-    Raises:
-        InputError: the name is unknown, or config.json is invalid.
-    """
-    name = model.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-instruct")
-    if name in SHAPES:
-        return SHAPES[name]
-    if not (Path(model) / "config.json").is_file():
-        raise InputError(
-            f"the size of model {model!r} is not known; give one of {', '.join(SHAPES)} or a directory with config.json"
-        )
-    import torch
-
-    config = loading.load_config(Path(model))
-    with torch.device("meta"):
-        parameters = loading.causal_class(config).from_config(config, trust_remote_code=False).num_parameters()
-    text = config.get_text_config()
-    return ModelShape(model, parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 
 def split_of(job: Job) -> GpuSplit:
