@@ -39,7 +39,7 @@ class Key:
     """One key of a job.
 
     `path` is dotted, with ``[]`` for the entries of a list; `default` is YAML, or None where the key is required;
-    `is_section` is true where keys below this one follow.
+    `is_section` is true where keys below this one follow; `on_gpus` is the default of a role on GPUs, if it is another.
     """
 
     path: str
@@ -47,12 +47,14 @@ class Key:
     default: str | None
     text: str
     is_section: bool = False
+    on_gpus: str | None = None
 
     def describe(self) -> str:
         """The key in a few lines for a terminal."""
         if self.is_section and self.default == "":
             return f"\n# {self.path}: {self.text}"
         value = "(required)" if self.default is None else f"= {self.default}"
+        value += "" if self.on_gpus is None else f" (on GPUs {self.on_gpus})"
         text = textwrap.fill(self.text, 112, initial_indent="    ", subsequent_indent="    ")
         return f"{self.path} {value}  [{self.type}]\n{text}"
 
@@ -111,7 +113,7 @@ def keys_of(kind: type[Section], values: Section | None = None, prefix: str = ""
             continue
         text = field.description or (_first_line(below) if below else "")
         shown = None if default is _REQUIRED else as_yaml(default)
-        yield Key(path, type_name(field.annotation, field.metadata), shown, text, below is not None)
+        yield Key(path, type_name(field.annotation, field.metadata), shown, text, below is not None, _on_gpus(field))
         if below is not None:
             is_list = any(get_origin(part) in (list, tuple) for part in (field.annotation, *get_args(field.annotation)))
             yield from keys_of(below, None, f"{path}[]." if is_list else f"{path}.")
@@ -150,6 +152,15 @@ def _default(field: FieldInfo) -> Any:
     if field.is_required():
         return _REQUIRED
     return field.get_default(call_default_factory=True, validated_data={})
+
+
+def _on_gpus(field: FieldInfo) -> str | None:
+    if field.default_factory is None:
+        return None
+    on_cpu, on_gpus = (
+        field.get_default(call_default_factory=True, validated_data=settings) for settings in ({}, {"gpus": 1.0})
+    )
+    return None if on_cpu == on_gpus else as_yaml(on_gpus)
 
 
 def as_yaml(value: Any) -> str:

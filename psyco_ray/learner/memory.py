@@ -80,9 +80,10 @@ def value_bytes(settings: Learners) -> int:
 def pass_bytes(shape: ModelShape, settings: Learners, longest: int) -> float:
     """Bytes of a forward and backward pass beside weights and their gradients, at its peak; `longest` as above."""
     value, tokens = value_bytes(settings), settings.micro_batch_tokens
-    layer = tokens * (layer_values(shape) + longest) * value  # each layer has a mask of its own
+    layer = tokens * layer_values(shape) * value
+    mask = tokens * longest * value
     checkpointed = settings.gradient_checkpointing
-    kept = shape.layers * (tokens * shape.hidden * value if checkpointed else layer)
+    kept = mask + shape.layers * (tokens * shape.hidden * value if checkpointed else layer)
     recomputed = layer if checkpointed else 0.0
     embedding = value * shape.vocabulary * shape.hidden
     # a layer's gradients; the output layer's, where it is the embedding, waits for the embedding's until the end

@@ -31,6 +31,29 @@ def test_the_defaults_are_those_of_a_job() -> None:
     assert keys["dpo.optimizer.learning_rate"] == "5.0e-07"
 
 
+def test_defaults_that_follow_the_device_are_printed_for_both(capsys) -> None:
+    assert main(["config", "rollouts"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "rollouts.max_num_seqs = 128 (on GPUs 256)  [integer >= 1]",
+        "rollouts.kv_cache_gb = 1.0 (on GPUs null)  [number > 0 or null]",
+        "rollouts.enforce_eager = true (on GPUs false)",
+        "rollouts.speeches_per_item = 16 (on GPUs 128)",
+        "rollouts.max_model_len = 2048  [",
+    ):
+        assert line in printed
+    on_gpus = Job.model_validate({role: {"gpus": 1} for role in ("rollouts", "scorers", "learners")})
+    assert (on_gpus.rollouts.max_num_seqs, on_gpus.rollouts.kv_cache_gb, on_gpus.rollouts.enforce_eager) == (
+        256,
+        None,
+        False,
+    )
+    assert (on_gpus.scorers.row_tokens, on_gpus.learners.micro_batch_tokens) == (8192, 8192)
+    assert on_gpus.reward.learners == Job().reward.learners
+    with pytest.raises(ValueError, match=r"rollouts.kv_cache_gb null is for engines on GPUs"):
+        job_file.load_as(Job, None, ["rollouts.kv_cache_gb=null"])
+
+
 def test_types_are_in_words_with_their_bounds() -> None:
     types = {key.path: key.type for key in keys_of(Job)} | {key.path: key.type for key in keys_of(DataJob)}
     assert types["data.dev_share"] == "number > 0, < 1"

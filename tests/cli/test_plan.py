@@ -118,12 +118,14 @@ def test_an_allocation_uses_all_gpus_and_fits_their_memory(gpus: int, zero_stage
     result = allocation.allocate(settings, shape, h100, gpus, 256)
     assert result.gpus == gpus
     assert min(result.rollouts, result.scorers, result.learners) >= 1
-    assert allocation.learner_bytes(settings, shape, result.learners, result.zero_stage) <= 80e9
+    assert allocation.learner_bytes(settings, shape, result.learners, result.zero_stage) <= 0.95 * 84.9e9
     seconds = cost_model.forecast(Scenario(settings, shape, h100, result, 256)).seconds
     others = [
         GpuSplit(r, s, gpus - r - s, 1, 3) for r, s in itertools.product(range(1, gpus), repeat=2) if r + s < gpus
     ]
-    fitting = [o for o in others if allocation.learner_bytes(settings, shape, o.learners, result.zero_stage) <= 72e9]
+    fitting = [
+        o for o in others if allocation.learner_bytes(settings, shape, o.learners, result.zero_stage) <= 0.95 * 84.9e9
+    ]
     assert seconds == min(cost_model.forecast(Scenario(settings, shape, h100, other, 256)).seconds for other in fitting)
 
 
@@ -135,14 +137,7 @@ def test_the_learner_gets_the_zero_stage_that_fits() -> None:
     previous = settings.model_copy(update={"dpo": settings.dpo.model_copy(update={"reference": "previous"})})
     result = allocation.allocate(previous, large, h100, 8, 256)
     assert result.zero_stage == 2
-    assert allocation.learner_bytes(settings, large, result.learners, 1) > 72e9
-
-
-def test_learner_memory_by_zero_stage() -> None:
-    settings = job(learners={"micro_batch_tokens": 1, "logit_rows": 1})
-    shape = ModelShape("million", 10**6, 1, 1, 1, 1, 1, 1, 1, False)
-    result = [allocation.learner_bytes(settings, shape, 4, stage) - 42 for stage in (0, 1, 2, 3)]
-    assert result == [16e6, 7e6, 5.5e6, 4e6]
+    assert allocation.learner_bytes(settings, large, result.learners, 1) > 0.95 * 84.9e9
 
 
 def test_the_estimated_profile_follows_from_its_stated_peaks() -> None:
