@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from psyco_ray.config import gpu_sizes
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import mix
 from psyco_ray.data.speech_rows import draw, train_and_dev
@@ -39,8 +38,6 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         _log.info("all iterations are done already")
         return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
-    for sentence in gpu_sizes.too_small(job):
-        _log.warning(sentence)
     check_prompt(job)
     from_file = job.pairs_from == "file"
     offline = mix(job.mixture, job.data, job.seed, unfinished=job.sampling.unfinished) if from_file else None

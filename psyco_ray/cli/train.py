@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.cli.arguments import add_command, add_job
 from psyco_ray.cli.session import RESUME, run_session
+from psyco_ray.config import gpu_sizes
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run import ray_session, storage
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from psyco_ray.run.changes import Changes
     from psyco_ray.run.ledger import Ledger
     from psyco_ray.run.telemetry import Telemetry
+
+
+_log = logging.getLogger(__name__)
 
 
 def add(subparsers: Any) -> None:
@@ -134,6 +139,8 @@ def _in_run(
     from psyco_ray.run.telemetry import Telemetry
     from psyco_ray.training import inputs
 
+    for sentence in gpu_sizes.too_small(job):
+        _log.warning(sentence)
     if job.evaluation.judge is not None:
         Outgoing(job.scrub, job.privacy).allow({"evaluation.judge": job.evaluation.judge})
     ledger = Ledger(job, options.resume)

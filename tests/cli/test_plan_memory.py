@@ -139,6 +139,17 @@ def test_reward_models_have_the_size_of_their_directory_or_name(tiny_model) -> N
     assert memory.reward_model_shape("runs/best/reward", EIGHT) == EIGHT
 
 
+def test_a_run_warns_of_sizes_that_leave_a_gpu_without_work(tmp_path: Path, caplog) -> None:
+    (tmp_path / "LOCK").mkdir()  # the run ends here
+    sizes = "rollouts={gpus: 1, enforce_eager: true, max_num_seqs: 8}", "learners={gpus: 1, micro_batch_tokens: 512}"
+    job = str(JOBS / "demo.yaml")
+    assert main(["iterate", job, f"run_dir={tmp_path}", "scorers.reward_model=a", *sizes]) == errors.INPUT_ERROR
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    assert "rollouts.enforce_eager true decodes without CUDA graphs" in logged
+    assert "rollouts.max_num_seqs 8 decodes few sequences" in logged
+    assert "learners.micro_batch_tokens 512 are few" in logged
+
+
 def test_plan_refuses_and_prints(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     path = tmp_path / "job.yaml"
