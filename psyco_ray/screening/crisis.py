@@ -28,6 +28,8 @@ KINDS = ("self-harm", "violence", "abuse", "eating disorder")
 LANGUAGES = ("en", "es", "de", "fr", "pt", "zh", "ar", "hi", "ru")
 """The languages with a lexicon; English is looked for in texts of all of them."""
 
+_ANY = "any"  # in place of a kind: a frame that makes matches of all kinds harmless
+
 _OTHERS = (
     "others"  # a lexicon of unmistakable phrases of more languages; a text in them is not screened without a match
 )
@@ -35,6 +37,7 @@ _OTHERS = (
 _LATIN = ("en", "es", "de", "fr", "pt")
 _BY_SCRIPT = {"latin": _LATIN, "han": ("zh",), "arabic": ("ar",), "devanagari": ("hi",), "cyrillic": ("ru",)}
 _CHARACTER = re.compile(r"[^\W_]|[.!?;]")
+_SENTENCE_END = re.compile(r"[.!?;]")
 _LEXICON = Path(__file__).with_name("lexicon")
 
 
@@ -109,10 +112,14 @@ class _Lexicon:
     def __init__(self, code: str, settings: dict[str, Any]) -> None:
         names, self._spaced = settings.get("words", {}), settings.get("spaced", True)
         self._phrases = Phrases({kind: _lines(settings[kind]) for kind in KINDS}, names, self._spaced)
-        self._idioms = Phrases({"": _lines(settings.get("idioms", ""))}, names, self._spaced)
+        self._idioms, self._certain = (
+            Phrases({"": _lines(settings.get(part, ""))}, names, self._spaced) for part in ("idioms", "certain")
+        )
+        frames = settings.get("frames", {})
+        self._frames = Phrases({kind: _lines(frames.get(kind, "")) for kind in (*KINDS, _ANY)}, names, self._spaced)
         self._variants = str.maketrans(settings.get("variants", {}))
         words: set[str] = set()
-        for phrases in (self._phrases, self._idioms):
+        for phrases in (self._phrases, self._idioms, self._frames, self._certain):
             words |= phrases.words
             words |= {stem + ending for stem in phrases.stems for ending in settings.get("endings", [""])}
         spellings = {
@@ -121,18 +128,26 @@ class _Lexicon:
         self._speller = Speller(words, spellings, {fold(word) for word in settings.get("real words", "").split()})
 
     def flags(self, text: str) -> list[Flag]:
-        """All places that a phrase matches, but for those in an idiom."""
+        """All places that a phrase matches, but for those in an idiom or in a sentence with a harmless frame."""
         folded = fold(text).translate(self._variants)
         words, counts = self._words(folded)
         joined = " ".join(words) + " " if self._spaced else "".join(words)
         found = self._phrases.find(words, joined)
         if not found:
             return []
+        frames = self._frames.find(words, joined)
         if idioms := self._idioms.find(words, joined):
             for _, start, end in idioms:
                 joined = joined[:start] + re.sub(r"[^ ]", "_", joined[start:end]) + joined[end:]
             words = joined[:-1].split(" ") if self._spaced else words
             found = self._phrases.find(words, joined)
+        if found and frames and not self._certain.find(words, joined):
+            framed = {(kind, _sentence(joined, start)) for kind, start, _ in frames}
+            found = [
+                (kind, start, end)
+                for kind, start, end in found
+                if framed.isdisjoint((hidden, _sentence(joined, start)) for hidden in (kind, _ANY))
+            ]
         spans, places = self._spans(folded, counts), offsets(text, folded)
         flags = []
         for kind, start, end in found:
@@ -168,6 +183,11 @@ class _Lexicon:
         pieces.append((len(folded), len(folded)))
         ends = list(itertools.accumulate(counts))
         return [(pieces[end - count][0], pieces[end - 1][1]) for count, end in zip(counts, ends, strict=True)]
+
+
+def _sentence(joined: str, at: int) -> int:
+    """The number of the sentence in which a place is."""
+    return len(_SENTENCE_END.findall(joined, 0, at))
 
 
 def _lines(block: str) -> list[str]:

@@ -6,6 +6,7 @@ A phrase is written with words and
 - `(kill|hurt my) self`: one of several,
 - `really?`, `(my|own)?`: may be absent; not the first word,
 - `...`: up to three words in between,
+- `!PERSON`, `!(he|she)`: one word at which none of these begins; not the first word,
 - `#`: a number; `(#)` at the beginning of a line, as `# ` begins a comment there,
 - `.`: the end of a sentence,
 - `SELF`: one of the words under that name.
@@ -61,7 +62,6 @@ class Phrases:
         self.words, self.stems = frozenset(parser.words), frozenset(parser.stems)
         self._kinds = list(lines)
         rests = [rest for found in self._starts.values() for rest in found]
-        self._reach = max((rest.reach for rest in rests), default=1)
         self._heads = frozenset(head for rest in rests for head in (*rest.near, *rest.far))
         self._of = functools.lru_cache(maxsize=100_000)(self._word)
         self._start = functools.cache(self._merged)
@@ -87,13 +87,12 @@ class Phrases:
         """Kind, beginning, beginning of the second word and end; per kind the first phrase that begins at a word."""
         starts, matched = zip(*map(self._of, words), (None, self._matched(())), strict=True)
         ends: list[int] = []
-        reach = self._reach
         for at, start in enumerate(starts, 1):
             if start is None:
                 continue
             rests = start.near[matched[at]]
             if (far := start.far) is not None:
-                for following in matched[at : at + reach]:
+                for following in matched[at : at + start.reach]:
                     if more := far[following]:
                         rests = rests + more
             if rests:
@@ -168,6 +167,7 @@ class _Start:
         self.near = _ByWord([(rest, rest.near) for rest in checked], always)
         far = [(rest, rest.far) for rest in checked if rest.far]
         self.far = _ByWord(far, []) if far else None
+        self.reach = max((rest.reach for rest, _ in far), default=0)
 
 
 class _ByWord(dict[_Matched, list[_Rest]]):
@@ -197,11 +197,13 @@ class _Node:
         pattern: of it.
         inner: the alternatives of a group.
         optional: whether it may be absent.
+        unlisted: whether it matches words that cannot be listed.
     """
 
     pattern: str
     inner: Sequence[Sequence[_Node]] | None = None
     optional: bool = False
+    unlisted: bool = False
 
 
 def _pattern(nodes: Sequence[_Node]) -> str:
@@ -219,7 +221,7 @@ def _heads(nodes: Sequence[_Node]) -> tuple[set[str], set[str], int, bool]:
     far: set[str] = set()
     gaps = 0
     for node in nodes:
-        if node.pattern == _GAP_PATTERN:
+        if node.unlisted:
             gaps += 1
             complete = False
         elif node.inner is None:
@@ -266,7 +268,7 @@ class _Parser:
             if item == "|":
                 sequences.append([])
                 continue
-            node = self._group(item) if item == "(" or item in self._names else _Node(self._word(item))
+            node = self._node(item)
             if self._items and self._items[-1] == "?":
                 self._items.pop()
                 node = _Node(f"(?:{node.pattern})?", [[node]], optional=True)
@@ -274,6 +276,14 @@ class _Parser:
         if not all(sequences):
             raise ValueError(f"the phrase {self._line!r} has an empty alternative")
         return sequences
+
+    def _node(self, item: str) -> _Node:
+        if item == _GAP:
+            return _Node(_GAP_PATTERN if self._spaced else r"[^.!?\s]{0,6}", unlisted=True)
+        if item.startswith("!"):
+            listed = self._node(item[1:] or self._items.pop())
+            return _Node(f"(?!{listed.pattern})[^ .]+ ", unlisted=True)
+        return self._group(item) if item == "(" or item in self._names else _Node(self._word(item))
 
     def _group(self, item: str) -> _Node:
         if item == "(":
@@ -294,8 +304,6 @@ class _Parser:
         return [(start, [*more, *rest]) for inner in first.inner for start, more in self._started(inner)]
 
     def _word(self, item: str) -> str:
-        if item == _GAP:
-            return _GAP_PATTERN if self._spaced else r"[^.!?\s]{0,6}"
         word = fold(item)
         if not self._spaced:
             return re.escape(word)

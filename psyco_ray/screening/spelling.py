@@ -98,6 +98,8 @@ class Speller:
         if token[0] in ".!?;:\n":
             return (".",)
         token = token.replace("'", "")
+        if token.isdigit():
+            return (token,)
         if _PLAIN.fullmatch(token):
             return (self._corrected(token),)
         unmasked = self._unmasked(token)

@@ -4,6 +4,7 @@ import pytest
 
 from psyco_ray.screening import crisis, measured
 from psyco_ray.screening.patterns import Phrases
+from psyco_ray.screening.spelling import Speller
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,55 @@ def test_signs_of_danger_are_flagged(text: str, kind: str) -> None:
 )
 def test_figures_of_speech_are_not_flagged(text: str) -> None:
     assert crisis.signs(text) == []
+
+
+@pytest.mark.parametrize(
+    ("harmless", "danger"),
+    [
+        ("This spreadsheet is killing me.", "My husband is killing me."),
+        ("The ball hit me in the face at practice.", "My father hit me in the face."),
+        ("I was hit by a wave of nostalgia.", "I was hit by my stepdad."),
+        ("She pushed me to sign up for the choir.", "She pushed me to the ground."),
+        ("I want this meeting to end.", "I want this pain to end."),
+        ("I'm going to murder that mosquito.", "I'm going to murder that man."),
+        ("I overdosed on crime dramas this week.", "I overdosed on my pills this week."),
+        ("We are not allowed to leave the exam room.", "I am not allowed to leave the house."),
+    ],
+)
+def test_the_subject_and_the_object_decide(harmless: str, danger: str) -> None:
+    assert crisis.signs(harmless) == []
+    assert crisis.signs(danger)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "In the book the father beats his son and it made me cry.",
+        "In the opera she stabs him and jumps off the castle.",
+        "The hero jumps off a bridge in the trailer.",
+        "I have bruises from the climbing wall.",
+        "We stood on the roof and watched the fireworks.",
+        "Fasting until the blood draw at nine.",
+    ],
+)
+@pytest.mark.parametrize("danger", ["I want to die.", "He hit me again.", "I cut myself.", "I make myself throw up."])
+def test_a_harmless_sentence_hides_no_danger_beside_it(harmless: str, danger: str) -> None:
+    assert crisis.signs(harmless) == []
+    assert crisis.signs(f"{harmless} {danger}") == crisis.signs(f"{danger} {harmless}") != []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "After the movie he hit me in the car again.",
+        "While cooking I cut my wrists on purpose.",
+        "I play video games all night so I don't kill myself.",
+        "My coach hits us when we lose the match.",
+        "On the ferry I make myself throw up after dinner.",
+    ],
+)
+def test_a_harmless_frame_hides_no_danger_in_it(text: str) -> None:
+    assert crisis.signs(text)
 
 
 def test_a_wish_to_die_is_no_violence() -> None:
@@ -155,7 +205,7 @@ def test_flags_have_the_places_of_the_text(text: str, flags: list[tuple[str, str
 def test_the_screen_keeps_its_figures_on_the_packaged_phrases() -> None:
     figures = measured.measure()
     # what was measured, with a margin, so that a change is noticed; the bars are in benchmarks/crisis.py
-    bars = {"dev": (0.95, 0.1), "kept": (0.9, 0.2), "unseen": (0.6, 0.25)}
+    bars = {"dev": (0.95, 0.1), "kept": (0.9, 0.1), "unseen": (0.6, 0.2)}
     assert set(bars) == set(measured.PARTS)
     for part, (recall, false_alarms) in bars.items():
         assert figures[part]["recall"] >= recall, part
@@ -181,6 +231,10 @@ def test_the_screen_keeps_its_figures_on_the_packaged_phrases() -> None:
         ("(#) calories", "only 300 calories", "300 calories "),
         ("the end .", "the end . no", "the end . "),
         ("kill*", "a killer", "killer "),
+        ("the !(man|old man) hit me", "the ball hit me", "the ball hit me "),
+        ("the !(man|old man) hit me", "the man hit me", None),
+        ("the ... !(man|old man) hit me", "the big ball hit me", "the big ball hit me "),
+        ("the !ball? hit", "the ball hit", None),
     ],
 )
 def test_phrases_are_found(phrase: str, text: str, found: str | None) -> None:
@@ -194,7 +248,12 @@ def test_phrases_that_begin_with_a_number_are_no_comments(text: str) -> None:
     assert crisis.signs(text) == ["eating disorder"]
 
 
+def test_a_number_is_no_word_in_disguise() -> None:
+    assert Speller({"to", "as"}, {}).words("70") == ("70",)
+    assert Speller({"suicide"}, {}).words("su1c1de") == ("suicide",)
+
+
 def test_a_wrong_phrase_is_named() -> None:
-    for line in ("... die", "want? to die", "want (to", "want to) die", "(a|) die"):
+    for line in ("... die", "!you die", "want? to die", "want (to", "want to) die", "(a|) die"):
         with pytest.raises(ValueError, match="the phrase"):
             Phrases({"self-harm": [line]}, {})
