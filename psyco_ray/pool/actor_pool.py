@@ -33,8 +33,9 @@ import ray
 from ray.exceptions import RayError
 
 from psyco_ray.config.training import Deadlines
+from psyco_ray.pool.polling import POLL_S
 from psyco_ray.pool.slot import PendingUpdate, Slot, State, actor_method, reason_of
-from psyco_ray.pool.supervisor import POLL_S, Supervisor
+from psyco_ray.pool.supervisor import Supervisor
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkStream
 
 A = TypeVar("A")

@@ -16,12 +16,12 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import processes
 from psyco_ray.pool.dispatcher import Dispatcher
+from psyco_ray.pool.polling import POLL_S, Polling
 from psyco_ray.pool.slot import PendingUpdate, Slot, State, Task, reason_of
 from psyco_ray.pool.work import WorkStream
 
 _log = logging.getLogger(__name__)
 
-POLL_S = 0.02
 _QUIET_POLL_S = 0.2  # while only the end of an item can change anything
 _DRAIN_CHECK_S = 2.0  # between checks for draining nodes
 _FETCH_S = 60.0  # for a result that exists, perhaps on another node
@@ -161,7 +161,9 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
+            polling = Polling(self._closed.wait)
             while not self._closed.is_set():
+                polling.start()
                 with self._lock:
                     self._start_and_update()
                     slots = self._slots.values()
@@ -169,11 +171,12 @@ class Supervisor:
                     self._dispatcher.dispatch(more)
                     pending = {ref: (slot, task) for slot in slots for ref, task in slot.pending}
                     starved = self._dispatcher.active and any(self._may_take(slot) for slot in more)
-                ready = _wait(list(pending), POLL_S if starved else _QUIET_POLL_S)
+                ready = polling.ready(list(pending), POLL_S if starved else _QUIET_POLL_S)
                 with self._lock:
                     for ref in ready:
                         self._poll(ref, *pending[ref])
                     self._health_check()
+                polling.rest()
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for the pool
             with self._lock:
                 self._error = error
@@ -339,12 +342,3 @@ class Supervisor:
             ray.kill(slot.actor)
         else:
             self._exiting.add(slot.actor)
-
-
-def _wait(refs: list[Any], timeout_s: float) -> list[Any]:
-    """The ready references, as soon as one is."""
-    if not refs:
-        time.sleep(POLL_S)
-        return []
-    first, _ = ray.wait(refs, timeout=timeout_s)
-    return ray.wait(refs, num_returns=len(refs), timeout=0)[0] if first else []
