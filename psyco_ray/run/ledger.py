@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from psyco_ray.run.types import Group, PromptBatch
 
 _BEFORE_WORK = {"LOCK", "job.yaml", "versions.json", "status.json", "scale.json"}  # exist before the first stage
 _BEFORE_WORK |= {"inputs.json", "telemetry.json", "wandb", "tensorboard"}
+_WRITERS = 2  # threads: a disk is written and waited for beside the stream
+_MOST_STORES = 8  # items that wait for them; the stream waits when there are more
 _TABLES = {"samples": SAMPLES, "scores": SCORES}
 
 
@@ -124,8 +128,9 @@ class Ledger(RunDirectory):
     ) -> Iterator[Group]:
         """Produce the groups of items that are not stored; store an item as soon as all of its groups have arrived.
 
-        Items are read when `produce` takes them and forgotten when they are stored. A crash loses only items in
-        flight. An item with quarantined speeches is stored at the end of the stream.
+        Items are read when `produce` takes them and forgotten when they are stored, by threads beside the stream. All
+        are stored when the stream ends. A crash loses only items in flight. An item with quarantined speeches is stored
+        at the end of the stream.
 
         Args:
             stage: its name.
@@ -144,14 +149,21 @@ class Ledger(RunDirectory):
                 in_flight.update(dict.fromkeys((prompt.speech_id for prompt in item.prompts), (item, {})))
                 yield item
 
-        for group in produce(taken()):
-            item, arrived = in_flight[group.prompt.speech_id]
-            arrived[group.prompt.speech_id] = group
-            if len(arrived) == len(item.prompts):
-                self._store(stage, item, arrived)
-                for prompt in item.prompts:
-                    del in_flight[prompt.speech_id]
-            yield group
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="ledger") as writers:
+            stores: deque[Future[None]] = deque()  # that may be running, in order
+            for group in produce(taken()):
+                item, arrived = in_flight[group.prompt.speech_id]
+                arrived[group.prompt.speech_id] = group
+                if len(arrived) == len(item.prompts):
+                    self._wait()
+                    stores.append(writers.submit(self._store, stage, item, arrived))
+                    for prompt in item.prompts:
+                        del in_flight[prompt.speech_id]
+                while stores and (stores[0].done() or len(stores) > _MOST_STORES):
+                    stores.popleft().result()
+                yield group
+            for store in stores:
+                store.result()
         for key, (item, arrived) in {item.key: (item, arrived) for item, arrived in in_flight.values()}.items():
             absent = {prompt.speech_id for prompt in item.prompts} - arrived.keys()
             assert absent <= quarantined.keys(), f"item {key} is incomplete without a quarantined speech"
@@ -178,7 +190,6 @@ class Ledger(RunDirectory):
         return all(self.path(f"{stage}/{item.key}.{kind}.parquet").exists() for kind in _TABLES)
 
     def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
-        self._wait()
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts if prompt.speech_id in groups]
         for index, (kind, schema) in enumerate(_TABLES.items()):
             table = pa.Table.from_pylist([row for tables in rows for row in tables[index]], schema=schema)

@@ -1,4 +1,5 @@
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from support.groups import ITEMS, SCHEMA, groups_of, job, parts_of, stream
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import DpoConfig, Job, Sampling
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.types import Group, Prompt, PromptBatch
 from psyco_ray.training.control import Control
 
 
@@ -68,6 +71,63 @@ def test_items_are_stored_when_whole_and_not_made_again(tmp_path) -> None:
     assert sorted(found, key=lambda g: g.prompt.speech_id) == expected
     assert list(stream(ledger, rest)) == expected
     assert asked == ["item1"]
+
+
+def batches(count: int) -> list[PromptBatch]:
+    return [PromptBatch(f"many{k}", (Prompt(f"m{k}", (1, k), k),)) for k in range(count)]
+
+
+def produced(items) -> Iterator[Group]:
+    return (group for item in items for group in groups_of(item))
+
+
+def test_items_are_stored_beside_the_stream_which_waits_for_a_slow_disk(tmp_path, monkeypatch) -> None:
+    ledger, waiting, most = Ledger(job(tmp_path), False), [0], [0]
+    stored, free = ledger._store, threading.Event()
+
+    def slowly(stage: str, item: PromptBatch, groups) -> None:
+        free.wait(10)
+        stored(stage, item, groups)
+        waiting[0] -= 1
+
+    monkeypatch.setattr(ledger, "_store", slowly)
+    threading.Timer(1.0, free.set).start()
+    for group in ledger.store_missing("it/samples", batches(40), produced, {}):
+        assert group.version == 3
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+        if waiting[0] == 5:
+            assert not free.is_set(), "the stream goes on while the disk is slow"
+    assert 8 <= most[0] <= 12, "but not without end"
+    assert waiting[0] == 0
+    assert len(list((ledger.root / "it/samples").glob("*.scores.parquet"))) == 40, "all are stored at the end"
+    ledger.close()
+
+
+def test_an_error_of_the_disk_ends_the_stream_and_the_rest_is_made_later(tmp_path, monkeypatch) -> None:
+    ledger = Ledger(job(tmp_path), False)
+    stored = ledger._store
+
+    def fails_at_the_fourth(stage: str, item: PromptBatch, groups) -> None:
+        if item.key == "many3":
+            raise InputError("the disk is full")
+        stored(stage, item, groups)
+
+    monkeypatch.setattr(ledger, "_store", fails_at_the_fourth)
+    with pytest.raises(InputError, match="the disk is full"):
+        list(ledger.store_missing("it/samples", batches(30), produced, {}))
+    monkeypatch.undo()
+    asked: list[str] = []
+
+    def rest(items) -> Iterator[Group]:
+        for item in items:
+            asked.append(item.key)
+            yield from groups_of(item)
+
+    list(ledger.store_missing("it/samples", batches(30), rest, {}))
+    assert "many3" in asked
+    assert not {"many0", "many1", "many2"} & set(asked)
+    ledger.close()
 
 
 def test_a_directory_in_use_is_refused(tmp_path) -> None:

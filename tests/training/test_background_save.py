@@ -101,7 +101,7 @@ def loop(ledger, monkeypatch):
         control=SimpleNamespace(requested={}),
         timeline=orchestrators.Timeline(ledger, dict),
         _trainer=Trainer(events),
-        _pairs=SimpleNamespace(read=lambda _: [None]),
+        _pairs=SimpleNamespace(first=lambda _: None),
         _save=BackgroundSave(),
         _close=lambda: events.append("closed"),
     )
