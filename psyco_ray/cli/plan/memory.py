@@ -140,11 +140,13 @@ def _rank(job: Job, shape: ModelShape, moment: str) -> Parts:
         return _training(shape, job.learners, longest)
     memory = rank_memory(shape, job.learners, longest)
     chunk = max(job.sync.bucket_mb * 2**20, memory.gathered)
-    gathered = {"gathered parameter": 2 * memory.gathered} if job.learners.zero_stage == 3 else {}  # and its copy
+    gathered: Parts = {"gathered parameter": memory.gathered} if job.learners.zero_stage == 3 else {}
+    # vLLM packs a chunk and copies it to the memory that it offers; gathered parameters are collected before
+    chunks = (3 if job.learners.zero_stage == 3 else 2) * chunk
     if not job.colocated:
-        buffers = {"chunks sent": 2 * chunk} if job.transport == "nccl" else {}
+        buffers = {"chunks sent": chunks} if job.transport == "nccl" else {}
         return {"learner states": memory.states, **(gathered | buffers if moment == "sync" else {})}
-    return {"learner weights": memory.weights, **gathered, "chunk sent": chunk} if moment == "sync" else {}
+    return {"learner weights": memory.weights, **gathered, "chunks sent": chunks} if moment == "sync" else {}
 
 
 def _engine(job: Job, shape: ModelShape, moment: str, free: float, memory: float) -> Parts:
@@ -154,7 +156,8 @@ def _engine(job: Job, shape: ModelShape, moment: str, free: float, memory: float
         return graphs  # vLLM keeps them while an engine sleeps
     weights = {"engine weights": kv_cache.weight_bytes(shape, settings), **graphs}
     largest = 2.0 * shape.vocabulary * shape.hidden
-    received = {"chunk received": max(job.sync.bucket_mb * 2**20, largest)} if moment == "sync" else {}
+    chunk = (2 if job.transport == "nccl" else 1) * max(job.sync.bucket_mb * 2**20, largest)
+    received = {"chunk received": chunk} if moment == "sync" else {}
     if job.colocated and moment == "sync":
         return weights | received
     return {
