@@ -28,6 +28,7 @@ _STAGES = {
     "report": "write report.html and the dataset card for the finished stages",
     "build": "all of the above",
 }
+_READ_SOURCES = ("collect", "build")
 
 
 def add(subparsers: Any) -> None:
@@ -39,6 +40,12 @@ def add(subparsers: Any) -> None:
         command = add_command(stages, name, _stage(name), summary, example, job=DataJob)
         add_job(command, "collect.min_chars=80")
         add_max_cost(command)
+        if name in _READ_SOURCES:
+            command.add_argument(
+                "--accept-changes",
+                action="store_true",
+                help="go on though sources have changed: what paid stages hold of rows that are gone is removed",
+            )
     data_check.add(stages)
     command = add_command(
         stages,
@@ -134,7 +141,8 @@ def _stage(name: str) -> Run:
         from psyco_ray.data.dataset import Dataset
         from psyco_ray.run.progress import Progress
 
-        dataset, progress = Dataset(with_max_cost(job, options.max_cost), options.address), Progress()
+        accept = name in _READ_SOURCES and options.accept_changes
+        dataset, progress = Dataset(with_max_cost(job, options.max_cost), options.address, accept), Progress()
         with run_session(dataset, REPEAT):  # a stage connects to Ray itself, if it has work left
             if name in build.STAGES:
                 build.STAGES[name](dataset, progress)

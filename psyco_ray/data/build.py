@@ -14,11 +14,10 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.config.prompts import load_prompt
 from psyco_ray.config.training import Deadlines, Prompts
-from psyco_ray.data import collect as collecting
-from psyco_ray.data import crisis_judge, members, respond, sources, topics
+from psyco_ray.data import crisis_judge, members, respond, topics
 from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
-from psyco_ray.data.client_rows import by_count
+from psyco_ray.data.collect_stage import collect, require_unchanged
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.draws import MemberFailedError
 from psyco_ray.data.generate import Engines
@@ -38,79 +37,29 @@ ENGINE_DEADLINES = Deadlines(start_s=4 * 3600, item_s=4 * 3600)
 _log = logging.getLogger(__name__)
 
 
-def collect(dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """Clean the raw files and split their speeches; again if the files have changed and nothing paid depends on them.
-
-    Raises:
-        InputError: the files have changed, and responses, ratings or topics depend on them.
-    """
-    dataset.begin("collect", "sources", "collect", "scrub", crisis={"enabled": dataset.job.crisis.enabled})
-    if (record := dataset.record("collect")) is not None:
-        changed = _changed_sources(dataset, record)
-        if not changed:
-            _log.info(f"collect: done before, {record['kept']} speeches")
-            return record
-        if paid := dataset.paid_stages():
-            raise InputError(
-                f"{changed} has changed since collect read it, and {', '.join(paid)} in {dataset.root} depend on it; "
-                f"put the old file back, take another run_dir, or remove all of {dataset.root} but "
-                f"{dataset.journal.name} to build it again, with the answers that are paid"
-            )
-        _log.warning(f"{changed} has changed since collect read it; the stages are made again")
-    collecting.check(dataset.job)
-    began = time.time()
-    dataset.connect()
-    digests = {source.name: sources.digests(source) for source in dataset.job.sources}
-    facts = collecting.collect(dataset.job, dataset.root / "collect")
-    if record is not None:  # of the files as they were
-        dataset.discard("crisis", "topics", "respond", "rate", "pair")
-    dropped = collecting.described(facts)
-    _log.info(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
-    if unread := facts["not_screened"]:
-        _log.warning(f"collect: not screened for signs of a crisis, by language: {by_count(unread)}")
-    if facts["scrubbed"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in facts["scrubbed"].items() if kind != "speeches")
-        _log.info(f"collect: replaced in {facts['scrubbed']['speeches']} speeches: {kinds or 'nothing'}")
-    return dataset.finish("collect", began, **facts, digests=digests)
-
-
-def _changed_sources(dataset: Dataset, record: dict[str, Any]) -> str | None:
-    """The first file that has changed since collect read it, in words."""
-    for source in dataset.job.sources:
-        if files := sources.changed(source, record.get("digests", {}).get(source.name, {})):
-            return f"source {source.name}: {files[0]}"
-    return None
-
-
-def _require_unchanged(dataset: Dataset) -> None:
-    """Refuse to build on speeches of files that have changed."""
-    if (record := dataset.record("collect")) is not None and (changed := _changed_sources(dataset, record)):
-        raise InputError(f"{changed} has changed since collect read it; run `psyco-ray data collect` first")
-
-
 def judge_crisis(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Ask `crisis.judge` for signs of a crisis."""
     if dataset.job.crisis.judge is None:
         raise InputError("crisis.judge names no model; collect has flagged the speeches by the lexicons")
-    _require_unchanged(dataset)
+    require_unchanged(dataset)
     return _make(dataset, ["crisis"], progress)
 
 
 def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Label every speech with a fine and a coarse topic."""
-    _require_unchanged(dataset)
+    require_unchanged(dataset)
     return _make(dataset, ["topics"], progress)
 
 
 def sample_responses(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Sample responses to every speech by the models drawn for it."""
-    _require_unchanged(dataset)
+    require_unchanged(dataset)
     return _make(dataset, ["respond"], progress)
 
 
 def rate(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Rate the responses by each principle."""
-    _require_unchanged(dataset)
+    require_unchanged(dataset)
     return _make(dataset, ["rate"], progress)
 
 

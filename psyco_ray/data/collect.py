@@ -11,7 +11,7 @@ import functools
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -95,10 +95,18 @@ def check(job: DataJob) -> None:
         sources.check(source)
 
 
-def collect(job: DataJob, out: Path) -> CollectCounts:
+def collect(
+    job: DataJob, out: Path, digits: int | None = None, before: Callable[[Path], None] | None = None
+) -> CollectCounts:
     """Write the speeches of all sources to ``out/speeches`` (COLLECTED) and dropped rows to ``out/dropped.parquet``.
 
     Speeches are hashed and split by their cleaned (and scrubbed) text. Ray must be running.
+
+    Args:
+        job: the data job.
+        out: the directory of the stage.
+        digits: of the shards' names; None: by the number of speeches.
+        before: is called with the directory of the new speeches before it takes the place of the old one.
 
     Raises:
         InputError: a source cannot be read, the `presidio` extra is missing, or no speech is left.
@@ -119,7 +127,9 @@ def collect(job: DataJob, out: Path) -> CollectCounts:
                 f"no speech is left of {facts['rows']:,} rows ({described(facts)}); look at collect.min_chars "
                 f"{job.collect.min_chars}, collect.max_chars {job.collect.max_chars} and the sources' text columns"
             )
-        _write_speeches(cleaned, kept, job, work / "speeches")
+        _write_speeches(cleaned, kept, job, work / "speeches", digits or shards.digits(len(kept)))
+        if before is not None:
+            before(work / "speeches")
         storage.move_dir(str(work / "speeches"), str(out / "speeches"))
         with writing_in(out):
             (work / "dropped.parquet").replace(out / "dropped.parquet")
@@ -288,11 +298,10 @@ def _count_scrubbed(kinds: pa.ChunkedArray) -> dict[str, int]:
     return {"speeches": speeches, **{kind: counts[kind] for kind in KINDS if kind in counts}}
 
 
-def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory: Path) -> None:
+def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory: Path, digits: int) -> None:
     """Write the kept rows, part by part, each part sorted by speech id."""
     keys = _keys(cleaned)
     kept = kept[np.argsort(keys[kept])]
-    digits = shards.digits(len(kept))
     names, starts = np.unique(keys[kept] >> np.uint64(64 - 4 * digits), return_index=True)
     ends = np.append(starts[1:], len(kept))
     for block in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN_ROWS + 1):

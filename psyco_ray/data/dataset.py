@@ -14,6 +14,7 @@ from psyco_ray.config.prompts import PromptsFile
 from psyco_ray.config.resume import without_transport
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run import records, shards, storage
+from psyco_ray.run.changes import Changes
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.hashing import key_of
 
@@ -37,18 +38,20 @@ class Dataset(RunDirectory):
         >>> dataset.finish("topics", began)
     """
 
-    def __init__(self, job: DataJob, address: str | None = None) -> None:
+    def __init__(self, job: DataJob, address: str | None = None, accept_changes: bool = False) -> None:
         """Open and lock the directory.
 
         Args:
             job: the data job.
             address: of a Ray cluster; None: that of the environment, else a local one.
+            accept_changes: whether paid stages go on although their sources have changed.
 
         Raises:
             InputError: the directory cannot be written or is in use.
         """
         super().__init__(job.run_dir)
         self.job, self._address = job, address
+        self.changes = Changes(accept_changes)
         self._begun: set[str] = set()  # stages of the current command
         self.write_text("job.yaml", job_file.dump(job))
         self.write_json("versions.json", versions())
