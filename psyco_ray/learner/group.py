@@ -297,8 +297,7 @@ class LearnerGroup:
     def _with_recovery(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of an action, which is repeated after each restart of the group."""
         if self._failure is not None:
-            failure, self._failure = self._failure, None
-            self._restart(failure)
+            self._restart(self._failure)
         while True:
             try:
                 return action(*args, **kwargs)
@@ -326,6 +325,7 @@ class LearnerGroup:
 
     def _replace_group(self, world_size: int) -> None:
         """Start a group from the last training state and replay the steps since then."""
+        self._failure = None
         self._group = self._restarts.start_largest(self._start_group, world_size)
         if self._closed:
             self._group.shutdown()

@@ -139,6 +139,14 @@ def test_reward_models_have_the_size_of_their_directory_or_name(tiny_model) -> N
     assert memory.reward_model_shape("runs/best/reward", EIGHT) == EIGHT
 
 
+def test_checkpointing_that_the_memory_does_without_is_named() -> None:
+    job = Job.model_validate({"learners": {"actors": 2, "gpus": 1, "gradient_checkpointing": True}})
+    three = SHAPES["llama-3.2-3b"]
+    warning = "warning: without learners.gradient_checkpointing, which takes a quarter"
+    assert warning in memory_report.describe(job, three, H100, "H100")
+    assert warning not in memory_report.describe(job, three, 60e9, "a GPU"), "it is needed there"
+
+
 def test_a_run_warns_of_sizes_that_leave_a_gpu_without_work(tmp_path: Path, caplog) -> None:
     (tmp_path / "LOCK").mkdir()  # the run ends here
     sizes = "rollouts={gpus: 1, enforce_eager: true, max_num_seqs: 8}", "learners={gpus: 1, micro_batch_tokens: 512}"

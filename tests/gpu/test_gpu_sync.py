@@ -87,8 +87,8 @@ class Pipeline:
         return [value / len(PROBE.chosen_ids) for value in ray.get(calls, timeout=300)]
 
     def memory(self) -> int:
-        """Bytes that worker 0 has allocated on its GPU."""
-        return ray.get(self.learner.workers[0].__ray_call__.remote(lambda _: torch.cuda.memory_allocated()), timeout=60)
+        """Bytes that worker 0 holds on its GPU, freed ones that it keeps included."""
+        return ray.get(self.learner.workers[0].__ray_call__.remote(lambda _: torch.cuda.memory_reserved()), timeout=60)
 
     def close(self) -> None:
         self.rollouts.close()
@@ -181,6 +181,12 @@ def test_one_side_frees_the_gpu_while_the_other_works(local_ray, tiny_model, sta
     assert free_while_training > free_while_sampling, "the engine's cache is larger than a tiny learner"
     pipeline.colocation.to_rollouts()
     assert pipeline.logprobs() == pytest.approx(before, abs=1e-3), "the engine wakes up with its weights"
+    pipeline.colocation.to_learner()
+    list(pipeline.learner.train([pairs(8)], total_steps=1))
+    trained = pipeline.memory()
+    pipeline.colocation.hand_over()
+    record_property("bytes_before_and_after_handover", (trained, pipeline.memory()))
+    assert pipeline.memory() < trained / 2, "only weights are left, when the engine's wake up beside them"
 
 
 @pytest.mark.gpus(2)

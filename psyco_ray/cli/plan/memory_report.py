@@ -41,12 +41,11 @@ def describe(job: Job, shape: ModelShape, gpu_bytes: float, device: str) -> str:
     for use in uses:
         cells = (f"{use.total(m) / 1e9:>9.1f}" if m in use.parts else f"{'-':>9}" for m in MOMENTS)
         rows.append(f"{use.tenants:<{width}}" + "".join(cells))
-    notes = [
+    note = (
         f"calculated for {device}; sizes of reward models are read from their directories or names, else the policy's"
-    ]
-    return "\n".join(
-        [*rows, *notes, *(f"warning: {text}" for text in [*gpu_sizes.too_small(job), *_small_cache(job, shape)])]
     )
+    warnings = [*gpu_sizes.too_small(job), *_small_cache(job, shape), *_needless_recomputing(job, shape, gpu_bytes)]
+    return "\n".join([*rows, note, *(f"warning: {text}" for text in warnings)])
 
 
 def shortage(uses: list[GpuUse], gpu_bytes: float) -> str | None:
@@ -116,6 +115,19 @@ class _Change:
         owner = getattr(job, parent) if parent else job
         changed = owner.model_copy(update={name: getattr(owner, name).model_copy(update=self._values)})
         return job.model_copy(update={parent: changed}) if parent else changed
+
+
+def _needless_recomputing(job: Job, shape: ModelShape, gpu_bytes: float) -> list[str]:
+    """Sentences about gradient checkpointing that the memory does without."""
+    return [
+        f"without {section}.gradient_checkpointing, which takes a quarter of the time of training, the memory is enough"
+        for section, learners in (("learners", job.learners), ("reward.learners", job.reward.learners))
+        if learners.gpus
+        and learners.gradient_checkpointing
+        and not shortage(
+            memory.uses_of(_Change(section, gradient_checkpointing=False)(job), shape, gpu_bytes), gpu_bytes
+        )
+    ]
 
 
 def _small_cache(job: Job, shape: ModelShape) -> list[str]:
