@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.optimizer import Optimizer
+from psyco_ray.models.layout import common_start
 from psyco_ray.run.types import PreferencePair
 
 MicroBatch = list[PreferencePair]
 """Pairs of one forward and backward pass."""
 
 
+Computed = Literal["packed", "shared", "plain"]
+"""How a model computes the pairs of a pass: a prompt once for its responses; also the start that all prompts share
+once; each conversation in a row of its own, as long as the longest."""
+
+
 def plan_step(
-    batch: Sequence[PreferencePair], world_size: int, max_tokens: int, plain: bool = False
+    batch: Sequence[PreferencePair], world_size: int, max_tokens: int, computed: Computed = "packed"
 ) -> list[list[MicroBatch]]:
     """Shard a batch over ranks, each with the same number of passes, longest pairs first.
 
@@ -27,7 +34,7 @@ def plan_step(
         world_size: number of ranks.
         max_tokens: limit of a pass, padding included. A pass exceeds it only if a single pair does, or if there are too
             few pairs for one more pass on every rank.
-        plain: whether each conversation is computed in a row of its own, as long as the longest of the pass.
+        computed: how the model computes a pass.
 
     Returns:
         For every rank its passes, each with at least one pair.
@@ -38,13 +45,15 @@ def plan_step(
     if len(batch) < world_size:
         raise InputError(f"a batch of {len(batch)} pairs cannot be shared by {world_size} ranks")
 
+    shared = common_start([pair.prompt_ids for pair in batch]) if computed == "shared" else 0
+
     def size_of(pair: PreferencePair) -> int:
-        return pair.padded_tokens if plain else pair.tokens
+        return pair.padded_tokens if computed == "plain" else pair.tokens - shared
 
     remaining = sorted(batch, key=lambda e: (-size_of(e), e.key))
     passes: list[list[PreferencePair]] = []
     while remaining:
-        size = max(1, max_tokens // size_of(remaining[0])) * world_size
+        size = max(1, (max_tokens - shared) // size_of(remaining[0])) * world_size
         passes.append(remaining[:size])
         remaining = remaining[size:]
     lacking = world_size - len(passes[-1])

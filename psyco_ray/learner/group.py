@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup
 
 from psyco_ray.config.errors import InputError, NonFiniteError, require_finite
 from psyco_ray.config.resources import Sync
-from psyco_ray.learner.batching import learning_rate, plan_step
+from psyco_ray.learner.batching import learning_rate
 from psyco_ray.learner.flops import mfu, peak_flops
 from psyco_ray.learner.recovery import Batches, ReplayLog, ReplaySegment, RestartPolicy, WeightSendError
 from psyco_ray.learner.spec import OnGpu, WorkerSpec
@@ -254,7 +254,7 @@ class LearnerGroup:
     def _step(self, batch: Sequence[PreferencePair], step: int, total_steps: int) -> StepResult:
         started = time.monotonic()
         rate = learning_rate(self.spec.optimizer, step, total_steps)
-        shards = plan_step(batch, len(self.workers), self.spec.settings.micro_batch_tokens, self._group.plain)
+        shards = self._group.plan(batch)
         mean_chosen_tokens = sum(e.trained_tokens[0] for e in batch) / len(batch)
         sums = self._group.run_sharded(
             LearnerWorker.step,
@@ -279,7 +279,7 @@ class LearnerGroup:
         numbered = [replace(example, key=f"{i:09d}") for i, example in enumerate(examples)]
         # ZeRO-3 workers gather parameters together, so every worker needs a pair
         numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.workers))]
-        shards = plan_step(numbered, len(self.workers), self.spec.settings.micro_batch_tokens, self._group.plain)
+        shards = self._group.plan(numbered)
         results = self._group.run_sharded(LearnerWorker.evaluate, "computing values", self._step_s, shards)
         by_key = {
             example.key: value

@@ -16,10 +16,14 @@ from torch import Tensor
 
 from psyco_ray.config.errors import require_finite
 from psyco_ray.learner.batching import MicroBatch
-from psyco_ray.models.packing import Packed, copied, pack
+from psyco_ray.models.packing import Packed, ResponseLogprobs, ResponseScores, copied
 
 if TYPE_CHECKING:
     from psyco_ray.learner.losses import Metrics, Objective
+
+
+Module = ResponseLogprobs | ResponseScores
+"""A model over packed responses."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,19 @@ class Pass:
     inputs: Tensor  # what the loss needs besides the model's values, [pairs, ...]
 
 
-def _prepared(micro_batches: Sequence[MicroBatch], objective: Objective, device: torch.device) -> Iterator[Pass]:
+def _prepared(
+    micro_batches: Sequence[MicroBatch], objective: Objective, device: torch.device, module: Module
+) -> Iterator[Pass]:
     """Yield each micro-batch on the device, packed when it is asked for."""
     for pairs in micro_batches:
         inputs = torch.tensor(objective.loss_inputs(pairs), dtype=torch.float32)
-        yield Pass(pairs, packed(pairs, device), copied(inputs, device))
+        yield Pass(pairs, packed(pairs, module, device), copied(inputs, device))
 
 
-def packed(pairs: MicroBatch, device: torch.device) -> Packed:
-    """Pack pairs, chosen before rejected, and copy them to the device."""
+def packed(pairs: MicroBatch, module: Module, device: torch.device) -> Packed:
+    """Pack pairs, chosen before rejected, as the model computes them, and copy them to the device."""
     trees = [(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids]) for pair in pairs]
-    return pack(trees, [count for pair in pairs for count in pair.context]).to(device)
+    return module.pack(trees, [count for pair in pairs for count in pair.context], device)
 
 
 def run(
@@ -49,6 +55,7 @@ def run(
     objective: Objective,
     mean_chosen_tokens: float,
     device: torch.device,
+    module: Module,
     forward: Callable[[Packed], Tensor],
     backward: Callable[[Tensor, bool], None],
 ) -> StepValues:
@@ -59,11 +66,12 @@ def run(
         objective: that is minimised.
         mean_chosen_tokens: mean length of a chosen response over the whole batch, in trained tokens.
         device: of the model.
+        module: the model, which packs the pairs.
         forward: computes a value of each response.
         backward: takes the sum of a pass's losses, and whether the pass is the step's last.
     """
     results = StepValues()
-    upcoming = _prepared(micro_batches, objective, device)
+    upcoming = _prepared(micro_batches, objective, device, module)
     following = next(upcoming, None)
     while following is not None:
         current = following

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from psyco_ray.config.errors import require_finite
-from psyco_ray.learner.batching import MicroBatch
+from psyco_ray.learner.batching import Computed, MicroBatch
 from psyco_ray.learner.rendezvous import Address, address_of, listen
 from psyco_ray.learner.spec import OnGpu, WorkerSpec
 from psyco_ray.models.weight_codec import DeltaTracker
@@ -61,7 +61,7 @@ class LearnerWorker:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     @gc_paused()
-    def start(self, address: Address, spec: WorkerSpec, checkpoint: str | None) -> str:
+    def start(self, address: Address, spec: WorkerSpec, checkpoint: str | None) -> tuple[Computed, str]:
         """Join the process group and build the engine.
 
         Args:
@@ -70,7 +70,7 @@ class LearnerWorker:
             checkpoint: directory or URI that `save_state` wrote, to continue from; None: the base model.
 
         Returns:
-            How the model is computed, if a user should know; else an empty text.
+            How the model is computed, and what a user should know of that; else an empty text.
         """
         os.environ.update(
             RANK=str(self.rank),
@@ -95,7 +95,9 @@ class LearnerWorker:
         self._checkpoint = LearnerCheckpoint(built.model, built.engine, built.optimizer, self._zero_stage)
         if checkpoint:
             self._checkpoint.restore(checkpoint)
-        return built.note
+        module = built.engine.module
+        computed: Computed = "plain" if module.plain else "shared" if module.shares_start(self._device) else "packed"
+        return computed, built.note
 
     def step(
         self,
@@ -134,7 +136,8 @@ class LearnerWorker:
             # DeepSpeed averages over ranks; the loss is the mean over the batch's pairs
             self._engine.backward(loss * (self.world_size / batch_size), scale_wrt_gas=False)
 
-        run = passes.run(micro_batches, self._objective, mean_chosen_tokens, self._device, self._engine, backward)
+        where = self._device, self._engine.module
+        run = passes.run(micro_batches, self._objective, mean_chosen_tokens, *where, self._engine, backward)
         sums = run.read(self._objective.head, f"in step {step + 1} of {self._spec.model}", WAY_OUT)
         if self._zero_stage == 0 and self.world_size > 1:
             self._engine.allreduce_gradients(bucket_size=self._reduce_bucket)
@@ -166,7 +169,8 @@ class LearnerWorker:
         from psyco_ray.models.selftest import values_repeat
 
         with torch.no_grad(), values_repeat(self._model):
-            values = [self._engine(passes.packed(pairs, self._device)).view(-1, 2) for pairs in micro_batches]
+            module = self._engine.module
+            values = [self._engine(passes.packed(pairs, module, self._device)).view(-1, 2) for pairs in micro_batches]
             return [(chosen, rejected) for chosen, rejected in torch.cat(values).tolist()]
 
     def reset_optimizer(self) -> None:

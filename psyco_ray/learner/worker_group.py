@@ -10,10 +10,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
+from psyco_ray.learner.batching import Computed, MicroBatch, plan_step
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.pool import placement
 from psyco_ray.pool.slot import actor_method
+from psyco_ray.run.types import PreferencePair
 
 _DEATH_REPORT_S = 5.0  # until Ray knows that a worker died; a collective of its partners fails sooner
 
@@ -76,7 +78,7 @@ class WorkerGroup:
             actor.options(**options(rank)).remote(rank, world_size) for rank in range(world_size)
         ]
         self._locations = [worker.location.remote() for worker in self.workers]
-        self.plain = False  # each conversation in a row of its own, known when the workers are ready
+        self._computed: Computed = "packed"  # known when the workers are ready
         address = self.workers[0].listen.remote()
         self._started = [worker.start.remote(address, spec, checkpoint) for worker in self.workers]
 
@@ -89,9 +91,16 @@ class WorkerGroup:
         Raises:
             WorkerGroupFailedError: a worker was lost or not ready in time.
         """
-        note, *_ = self._gather(self._started, "loading its model", self._spec.deadlines.start_s)
-        self.plain = bool(note)
+        (self._computed, note), *_ = self._gather(self._started, "loading its model", self._spec.deadlines.start_s)
         return note
+
+    def plan(self, batch: Sequence[PreferencePair]) -> list[list[MicroBatch]]:
+        """Shard a batch over the workers, see `plan_step`.
+
+        Raises:
+            InputError: there are fewer pairs than workers.
+        """
+        return plan_step(batch, len(self.workers), self._spec.settings.micro_batch_tokens, self._computed)
 
     def run(
         self,

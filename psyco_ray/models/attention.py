@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,10 +25,10 @@ from transformers import AttentionInterface
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Attention
+from psyco_ray.models import branches
 from psyco_ray.models.layout import Sizes
 
 NAME = "packed"
-BLOCK = 256  # queries of a block on a CPU, which skips the keys behind it
 
 Kernel = Literal["branches", "sdpa", "flex", "varlen"]
 Segments = tuple[Tensor, Tensor, Tensor]
@@ -52,6 +52,7 @@ def attention(
     kernel: Kernel | None = None,
     cells: Tensor | None = None,
     sizes: Sizes | None = None,
+    shared: int = 0,
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -62,13 +63,14 @@ def attention(
         query: shape [1, heads, tokens, head size].
         key: shape [1, key heads, tokens, head size]; fewer heads are shared between queries.
         value: shape [1, key heads, tokens, value size].
-        attention_mask: the `branch_mask`, `row_mask` or `block_mask`, as the kernel needs; None for `varlen`.
+        attention_mask: `branches.mask`, `row_mask` or `block_mask`, as the kernel needs; None for `varlen`.
         scaling: factor of the scores; None: 1 / sqrt(head size).
         softcap: bound of the scores (Gemma 2), by branches only.
         dropout: probability that an attention weight is dropped.
         kernel: see `kernel_of`.
         cells: cell of each token in the flattened rows, shape [tokens].
         sizes: of the packed trees.
+        shared: tokens of the start that all trees share.
         segments: queries and keys of each segment.
         **kwargs: arguments of other attention functions.
 
@@ -84,28 +86,16 @@ def attention(
     assert kwargs.get("s_aux") is None, "a model with attention sinks is not packed"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if kernel == "branches":
-        return _by_branches(query * scaling, key, value, attention_mask, softcap, dropout, sizes), None
+        options = softcap, dropout
+        return branches.attention(query * scaling, key, value, attention_mask, options, sizes, shared), None
     assert softcap is None, "bounded scores are computed by branches"
     if dropout and kernel != "sdpa":
         raise InputError(f"attention: {kernel} has no dropout; choose sdpa, or set optimizer.dropout: false")
     if kernel == "varlen":
-        return _by_segments(query, key, value, segments, sizes, scaling), None
-    rows, _, width, _ = attention_mask.shape
-
-    def in_rows(flat: Tensor) -> Tensor:
-        _, heads, _, size = flat.shape
-        laid_out = flat.new_zeros(rows * width, heads, size).index_copy(0, cells, flat[0].transpose(0, 1))
-        return laid_out.view(rows, width, heads, size).transpose(1, 2)
-
-    queries, keys, values = in_rows(query), in_rows(key), in_rows(value)
+        return _by_segments(query, key, value, segments, _longest(sizes, shared), scaling), None
     if kernel == "flex":
-        output = _flex(queries, keys, values, attention_mask, scaling)
-    else:
-        # torch's memory-efficient kernel takes a mask but no grouped heads; grouped heads would use the slow kernel
-        keys, values = _repeated(keys, queries.shape[1]), _repeated(values, queries.shape[1])
-        mask = attention_mask.to(queries.dtype)
-        output = scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=scaling)
-    return output.transpose(1, 2).flatten(0, 1).index_select(0, cells)[None], None
+        return _by_rows(query, key, value, cells, attention_mask.shape, _flex, (attention_mask, scaling)), None
+    return _by_rows(query, key, value, cells, attention_mask.shape, _sdpa, (attention_mask, dropout, scaling)), None
 
 
 def kernel_of(backend: Attention, config: Any, windows: Iterable[int | None], device: torch.device) -> Kernel:
@@ -138,23 +128,9 @@ def kernel_of(backend: Attention, config: Any, windows: Iterable[int | None], de
     return backend
 
 
-def branch_mask(sizes: Sizes, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return what is added to the scores of all blocks, flattened and concatenated, shape [1, 1, 1, scores].
-
-    Args:
-        sizes: of the packed trees.
-        window: tokens that a token attends to, itself included; None: all before it.
-        dtype: of the scores.
-        device: of the scores.
-    """
-    blocks = []
-    for tree in sizes:
-        for queries, keys in _tree_blocks(tree):
-            distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-            block = torch.zeros(queries, keys, dtype=dtype, device=device)
-            blocks.append(block.masked_fill_(hidden, torch.finfo(dtype).min).flatten())
-    return torch.cat(blocks).view(1, 1, 1, -1)
+def shares_start(kernel: Kernel) -> bool:
+    """Whether a kernel computes the start that all trees share once; rows of trees have no place for it."""
+    return kernel in ("branches", "varlen")
 
 
 @dataclass(frozen=True)
@@ -197,6 +173,34 @@ def block_mask(rows: Rows) -> BlockMask:
     return create_block_mask(seen, count, None, width, width, device=rows.segments.device)
 
 
+def _by_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cells: Tensor,
+    shape: Sequence[int],
+    compute: Callable[..., Tensor],
+    options: tuple[Any, ...],
+) -> Tensor:
+    """Lay tokens out in the rows of a mask of this shape, compute them, and return [1, tokens, heads, size]."""
+    rows, _, width, _ = shape
+
+    def laid_out(flat: Tensor) -> Tensor:
+        _, heads, _, size = flat.shape
+        row = flat.new_zeros(rows * width, heads, size).index_copy(0, cells, flat[0].transpose(0, 1))
+        return row.view(rows, width, heads, size).transpose(1, 2)
+
+    output = compute(laid_out(query), laid_out(key), laid_out(value), *options)
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, cells)[None]
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling: float) -> Tensor:
+    """Attention of rows, [rows, heads, width, size]."""
+    # torch's memory-efficient kernel takes a mask but no grouped heads; grouped heads would use the slow kernel
+    key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
+    return scaled_dot_product_attention(query, key, value, mask.to(query.dtype), dropout, scale=scaling)
+
+
 @functools.cache
 def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
@@ -221,10 +225,19 @@ def _flash_options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen.varlen_attn).parameters)
 
 
-def _by_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, sizes: Sizes, scaling: float) -> Tensor:
-    """Attention of each segment to its prompt and to itself, [1, tokens, heads, size].
+def _longest(sizes: Sizes, shared: int) -> tuple[int, int]:
+    """Return the most queries and the most keys of a segment."""
+    queries = max(shared, *(tokens for tree in sizes for tokens in tree))
+    return queries, shared + max(prompt + max(responses, default=0) for prompt, *responses in sizes)
 
-    A segment's queries are the last of its keys, as the flash kernel's causal mask has it.
+
+def _by_segments(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, longest: tuple[int, int], scaling: float
+) -> Tensor:
+    """Attention of each segment to what is before it and to itself, [1, tokens, heads, size].
+
+    A segment's queries are the last of its keys, as the flash kernel's causal mask has it. `longest` are the most
+    queries and the most keys of a segment.
     """
     from torch.nn.attention import varlen
 
@@ -234,10 +247,8 @@ def _by_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, 
     grouped = "enable_gqa" in _flash_options()
     if not grouped:
         keys, values = _repeated(keys, queries.shape[1]), _repeated(values, queries.shape[1])
-    most_queries = max(tokens for tree in sizes for tokens in tree)
-    most_keys = max(prompt + max(responses, default=0) for prompt, *responses in sizes)
     options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)} | ({"enable_gqa": True} if grouped else {})
-    output = varlen.varlen_attn(queries, keys, values, query_ends, key_ends, most_queries, most_keys, **options)
+    output = varlen.varlen_attn(queries, keys, values, query_ends, key_ends, *longest, **options)
     assert isinstance(output, Tensor), "no other result was asked for"
     return output[None]
 
@@ -245,56 +256,6 @@ def _by_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segments, 
 def _repeated(shared: Tensor, heads: int) -> Tensor:
     """Repeat each key or value head, which are dimension 1, for the query heads that share it."""
     return shared.repeat_interleave(heads // shared.shape[1], 1)
-
-
-def _blocks(prefix: int, own: int) -> Iterator[tuple[int, int]]:
-    """Yield queries and keys of each block of a sequence whose last `own` tokens attend."""
-    for start in range(0, own, BLOCK):
-        stop = min(start + BLOCK, own)
-        yield stop - start, prefix + stop
-
-
-def _tree_blocks(tree: Sequence[int]) -> Iterator[tuple[int, int]]:
-    prompt, *responses = tree
-    yield from _blocks(0, prompt)
-    for own in responses:
-        yield from _blocks(prompt, own)
-
-
-def _by_branches(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: float | None, dropout: float, sizes: Sizes
-) -> Tensor:
-    """Attention of each prompt to itself, and of each response to its prompt and itself, [1, tokens, heads, size]."""
-    lengths = [tokens for tree in sizes for tokens in tree]
-    segments = zip(*(whole[0].split(lengths, dim=1) for whole in (query, key, value)), strict=True)
-    masks = iter(mask.flatten().split([q * k for tree in sizes for q, k in _tree_blocks(tree)]))
-    outputs = []
-    for tree in sizes:
-        prompt: tuple[Tensor, Tensor] | None = None
-        for _ in tree:
-            queries, keys, values = next(segments)
-            if prompt is None:
-                prompt = keys, values
-            else:
-                keys, values = torch.cat((prompt[0], keys), 1), torch.cat((prompt[1], values), 1)
-            blocks = _blocks(keys.shape[1] - queries.shape[1], queries.shape[1])
-            for part, (_, visible) in zip(queries.split(BLOCK, dim=1), blocks, strict=True):
-                outputs.append(_block(part, keys[:, :visible], values[:, :visible], next(masks), softcap, dropout))
-    return torch.cat(outputs, dim=1).transpose(0, 1)[None]
-
-
-def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, softcap: float | None, dropout: float) -> Tensor:
-    """Attention of one block; query heads that share a key head are one matrix product, [heads, queries, size]."""
-    heads, queries, size = query.shape
-    key_heads, keys, _ = key.shape
-    scores = query.reshape(key_heads, heads // key_heads * queries, size) @ key.transpose(1, 2)
-    if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
-    # torch's softmax computes in float32 for every dtype
-    weights = scores.view(heads, queries, keys).add_(mask.view(queries, keys)).softmax(-1)
-    if dropout:
-        weights = torch.dropout(weights, dropout, train=True)
-    return (weights.view(key_heads, -1, keys) @ value).view(heads, queries, -1)
 
 
 AttentionInterface.register(NAME, attention)

@@ -13,8 +13,21 @@ Sizes = Sequence[Sequence[int]]
 """Tokens of each tree's prompt, then of its responses."""
 
 
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many first tokens all prompts share, so that each keeps a token of its own; of one prompt none."""
+    if len(prompts) == 1:
+        return 0
+    ordered = [tuple(prompt) for prompt in prompts]
+    first, last = min(ordered), max(ordered)  # what these two share, all in between share too
+    most = min(map(len, prompts)) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
+
+
 def in_rows(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lay trees out in rows; return `cells`, `segments` and `prompts` of `Packed`."""
+    """Lay trees out in rows; return `cells`, `segments` and `prompts` of `Packed`, which are empty without trees."""
+    if not sizes:
+        none = np.zeros((0, 0), np.int32)
+        return np.zeros(0, np.int64), none, none
     totals = [sum(tree) for tree in sizes]
     places, rows, width = _place(totals)
     segments = np.full((rows, width), -1, np.int32)
@@ -30,18 +43,19 @@ def in_rows(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.concatenate(cells), segments, prompts
 
 
-def in_segments(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give each segment the keys of its prompt and its own; return `keys`, `query_ends` and `key_ends` of `Packed`."""
-    keys: list[np.ndarray] = []
-    end = 0
+def in_segments(sizes: Sizes, shared: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give each segment the keys before it and its own; return `keys`, `query_ends` and `key_ends` of `Packed`."""
+    start = np.arange(shared)
+    keys: list[np.ndarray] = [start] if shared else []
+    end = shared
     for prompt, *responses in sizes:
-        shared = np.arange(end, end + prompt)
-        keys.append(shared)
+        before = np.arange(end, end + prompt)
+        keys.append(np.concatenate((start, before)))
         end += prompt
         for own in responses:
-            keys.append(np.concatenate((shared, np.arange(end, end + own))))
+            keys.append(np.concatenate((start, before, np.arange(end, end + own))))
             end += own
-    queries = [tokens for tree in sizes for tokens in tree]
+    queries = [*([shared] if shared else []), *(tokens for tree in sizes for tokens in tree)]
     return np.concatenate(keys), _ends(queries), _ends([len(own) for own in keys])
 
 

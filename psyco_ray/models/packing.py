@@ -1,7 +1,8 @@
 """Response log-probabilities and scores of packed sequences.
 
 Several prompts, each with several responses, are concatenated without padding; a response attends to its prompt and to
-itself. A prompt is computed once for all its responses, and a result does not depend on its batch mates.
+itself. A prompt is computed once for all its responses, and the start that all prompts share, such as a system prompt
+with examples, once for all. A result does not depend on its batch mates.
 
 Hand-written, with `attention` and `lm_head`: together they train 2.3 times TRL's pairs per second in the project's
 benchmark (benchmarks/learner.py), because TRL pads and computes a prompt again for each response.
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Attention
-from psyco_ray.models import attention, layout
+from psyco_ray.models import attention, branches, layout
 from psyco_ray.models import plain as plain_forward
 from psyco_ray.models.lm_head import chunked_logprobs
 
@@ -31,8 +32,9 @@ Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
 class Packed:
     """Prompts and their responses, concatenated: N tokens, with R responses.
 
-    S response tokens count. A segment is a prompt or a response; segments are numbered in their order. Kernels of a GPU
-    take the tokens in B rows of T cells, or each segment's queries with the K keys of its prompt and its own.
+    S response tokens count. A segment is a prompt or a response, or the start that all prompts share; segments are
+    numbered in their order. Kernels of a GPU take the tokens in B rows of T cells, or each segment's queries with the K
+    keys before it and its own. Rows are empty where a start is shared, which they have no place for.
     """
 
     input_ids: Tensor  # [1, N]
@@ -47,13 +49,14 @@ class Packed:
     targets: Tensor  # [S], their ids
     owner: Tensor  # [S], the response of each, 0 .. R - 1
     last: Tensor  # [R], each response's last token
-    sizes: tuple[tuple[int, ...], ...]  # tokens of each tree's prompt, then of its responses
+    shared: int  # tokens of the start that all prompts share, which is there once; the first of all
+    sizes: tuple[tuple[int, ...], ...]  # tokens of each tree's prompt without that start, then of its responses
     context: tuple[int, ...]  # of each response, its first tokens that do not count
 
     def to(self, device: torch.device) -> Packed:
         """Copy the tensors from the host to a device, without waiting for work that a GPU has."""
         tensors = {key: copied(value, device) for key, value in vars(self).items() if isinstance(value, Tensor)}
-        return Packed(**tensors, sizes=self.sizes, context=self.context)
+        return Packed(**tensors, shared=self.shared, sizes=self.sizes, context=self.context)
 
 
 def copied(tensor: Tensor, device: torch.device) -> Tensor:
@@ -61,7 +64,7 @@ def copied(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
+def pack(trees: Sequence[Tree], context: Sequence[int] = (), share: bool = False) -> Packed:
     """Concatenate prompts and responses, and lay them out in rows about as long as the longest tree.
 
     Attention costs the square of a row's length and the rest of a model does not; so short trees share a row, and
@@ -71,6 +74,8 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
         trees: prompts and their responses.
         context: for each response of all trees, how many of its first tokens do not count in its log-probability: the
             others attend to them. Empty: all count.
+        share: whether tokens that all prompts start with are there once. A system prompt with its examples is often
+            longer than what a client says. Not every kernel can; see `attention.shares_start`.
 
     Example:
         >>> packed = pack([([5, 6, 7], [[8, 9], [10]]), ([5], [[11]])])  # two prompts, three responses
@@ -78,18 +83,19 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
         torch.Size([3])
     """
     assert all(prompt and all(responses) for prompt, responses in trees), "prompts and responses have tokens"
-    branches = [response for _, responses in trees for response in responses]
-    context = tuple(context) or (0,) * len(branches)
-    assert all(0 <= k < len(ids) for k, ids in zip(context, branches, strict=True)), "every response has a token to sum"
-    sizes = tuple((len(prompt), *map(len, responses)) for prompt, responses in trees)
-    ids: list[int] = []
-    positions: list[int] = []
+    answers = [response for _, responses in trees for response in responses]
+    context = tuple(context) or (0,) * len(answers)
+    assert all(0 <= k < len(ids) for k, ids in zip(context, answers, strict=True)), "every response has a token to sum"
+    shared = layout.common_start([prompt for prompt, _ in trees]) if share else 0
+    sizes = tuple((len(prompt) - shared, *map(len, responses)) for prompt, responses in trees)
+    ids = list(trees[0][0][:shared])
+    positions = list(range(shared))
     before: list[int] = []
     owner: list[int] = []
     last: list[int] = []
     for prompt, responses in trees:
-        ids += prompt
-        positions += range(len(prompt))
+        ids += prompt[shared:]
+        positions += range(shared, len(prompt))
         prompt_end = len(ids) - 1
         for response in responses:
             skipped = context[len(last)]
@@ -98,8 +104,8 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
             ids += response
             positions += range(len(prompt), len(prompt) + len(response))
             last.append(len(ids) - 1)
-    cells, segments, prompts = layout.in_rows(sizes)
-    keys, query_ends, key_ends = layout.in_segments(sizes)
+    cells, segments, prompts = layout.in_rows(() if shared else sizes)
+    keys, query_ends, key_ends = layout.in_segments(sizes, shared)
     return Packed(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
@@ -110,9 +116,10 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = ()) -> Packed:
         query_ends=torch.from_numpy(query_ends),
         key_ends=torch.from_numpy(key_ends),
         before=torch.tensor(before),
-        targets=torch.tensor([token for k, ids in zip(context, branches, strict=True) for token in ids[k:]]),
+        targets=torch.tensor([token for k, ids in zip(context, answers, strict=True) for token in ids[k:]]),
         owner=torch.tensor(owner),
         last=torch.tensor(last),
+        shared=shared,
         sizes=sizes,
         context=context,
     )
@@ -140,7 +147,8 @@ def _longest(config: Any) -> int | None:
 def hidden_states(backbone: Any, packed: Packed, backend: Attention) -> Tensor:
     """Return the last hidden states of a decoder body that uses `attention`, by token, shape [N, hidden]."""
     windows = _windows(backbone.config)
-    kernel = attention.kernel_of(backend, backbone.config, windows.values(), packed.cells.device)
+    kernel = attention.kernel_of(backend, backbone.config, windows.values(), packed.input_ids.device)
+    assert not packed.shared or attention.shares_start(kernel), f"{kernel} has no shared start"
     dtype = next(backbone.parameters()).dtype
     masks = {kind: _mask(packed, kernel, window, dtype) for kind, window in windows.items()}
     output = backbone(
@@ -151,6 +159,7 @@ def hidden_states(backbone: Any, packed: Packed, backend: Attention) -> Tensor:
         kernel=kernel,
         cells=packed.cells,
         sizes=packed.sizes,
+        shared=packed.shared,
         segments=(packed.keys, packed.query_ends, packed.key_ends),
     )
     return output.last_hidden_state[0]
@@ -173,7 +182,7 @@ def _mask(packed: Packed, kernel: attention.Kernel, window: int | None, dtype: t
     if kernel == "varlen":
         return None
     if kernel == "branches":
-        return attention.branch_mask(packed.sizes, window, dtype, packed.cells.device)
+        return branches.mask(packed.sizes, packed.shared, window, dtype, packed.input_ids.device)
     positions = packed.position_ids.new_zeros(packed.segments.numel()).index_copy(
         0, packed.cells, packed.position_ids[0]
     )
@@ -200,13 +209,24 @@ class _Responses(nn.Module):
         implementation = plain_forward.attention_name(body_of(self.model)) if plain else attention.NAME
         self.model.set_attn_implementation(implementation)
 
+    def shares_start(self, device: torch.device) -> bool:
+        """Whether tokens that all prompts of a pass start with are computed once; see `pack`."""
+        if self.plain:
+            return False
+        config = body_of(self.model).config
+        return attention.shares_start(attention.kernel_of(self.backend, config, _windows(config).values(), device))
+
+    def pack(self, trees: Sequence[Tree], context: Sequence[int], device: torch.device) -> Packed:
+        """Pack trees as this model computes them, and copy them to its device."""
+        return pack(trees, context, self.shares_start(device)).to(device)
+
     def _check_lengths(self, packed: Packed) -> None:
         """Check that all conversations have the positions that they have alone.
 
         Raises:
             InputError: one is longer than that.
         """
-        tokens = max(prompt + max(own) for prompt, *own in packed.sizes)
+        tokens = packed.shared + max(prompt + max(own) for prompt, *own in packed.sizes)
         if self._longest is not None and tokens > self._longest:
             raise InputError(
                 f"a conversation has {tokens} tokens; beyond {self._longest} {type(self.model).__name__} rescales the "
@@ -226,6 +246,7 @@ class ResponseLogprobs(_Responses):
         """Return log-probabilities in nats, summed over each response's tokens that count, float32, shape [R]."""
         self._check_lengths(packed)
         if self.plain:
+            assert not packed.shared, "each conversation has all of its tokens"
             return plain_forward.response_logprobs(
                 self.model, packed.input_ids, packed.sizes, packed.context, self.logit_rows
             )
@@ -264,6 +285,7 @@ class ResponseScores(_Responses):
         """Return rewards, read at the last token of each response, float32, shape [R]."""
         self._check_lengths(packed)
         if self.plain:
+            assert not packed.shared, "each conversation has all of its tokens"
             return plain_forward.response_scores(self.model, packed.input_ids, packed.sizes, self.token)
         hidden = hidden_states(body_of(self.model), packed, self.backend)
         rows = hidden[packed.last.to(hidden.device)]  # the layers of a large model may be on several GPUs

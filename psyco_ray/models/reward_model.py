@@ -229,13 +229,14 @@ class RewardModel:
         """
         import torch
 
-        from psyco_ray.models.packing import branch, pack
+        from psyco_ray.models.packing import branch
 
         trees = [branch([self._scored_ids(pair["input_ids"]) for pair in group]) for group in groups]
         sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
         scores: list[list[float]] = [[] for _ in groups]
         rows = layout.plan_rows(sizes, self._row_tokens)
-        computed = [self._decoder(pack([trees[index] for index in row]).to(self._device)) for row in rows]
+        packed = (self._decoder.pack([trees[index] for index in row], (), self._device) for row in rows)
+        computed = [self._decoder(batch) for batch in packed]
         values = iter(torch.cat(computed).tolist() if computed else [])
         for index in itertools.chain.from_iterable(rows):
             scores[index] = [next(values) for _ in trees[index][1]]

@@ -19,8 +19,9 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.models import attention
 from psyco_ray.models.packing import Packed, ResponseLogprobs, ResponseScores, Tree, body_of, pack
 
-# tokens of each made-up tree's prompt and of its responses
+# tokens of each made-up tree's prompt and of its responses, and of the start that the prompts share
 _SIZES = ((4, (5, 6)), (3, (6, 3)))
+_START = 3
 # of sliding layers during the test, so that it needs no text longer than the model's own window
 _WINDOW = 4
 # largest relative difference that rounding explains: of a state, and of a log-probability, which averages them
@@ -145,7 +146,7 @@ class _Test:
         kept: list[Tensor] = []
         self.module.set_plain(plain)
         hook = self.body.register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state.detach()))
-        packed = pack(trees)
+        packed = pack(trees, share=self.module.shares_start(self.device))
         try:
             with torch.no_grad():
                 values = self._compute(packed.to(self.device)).float()
@@ -165,7 +166,7 @@ class _Test:
 
 def _packed_spans(packed: Packed) -> list[tuple[int, int]]:
     spans = []
-    end = 0
+    end = packed.shared
     for prompt, *responses in packed.sizes:
         end += prompt
         for own in responses:
@@ -269,8 +270,10 @@ def _trees(model: Any) -> list[Tree]:
         special.update(token for value in named for token in (value if isinstance(value, list) else [value]))
     draw = random.Random(0)
     tokens = [token for token in range(model.config.get_text_config().vocab_size) if token not in special]
+    start = draw.choices(tokens, k=_START)
     return [
-        (draw.choices(tokens, k=prompt), [draw.choices(tokens, k=own) for own in sizes]) for prompt, sizes in _SIZES
+        (start + draw.choices(tokens, k=prompt), [draw.choices(tokens, k=own) for own in sizes])
+        for prompt, sizes in _SIZES
     ]
 
 

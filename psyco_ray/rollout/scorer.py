@@ -198,10 +198,9 @@ class ScorerActor:
         """Log-probability of each response under the reference policy, in nats, summed as `pack` says."""
         import torch
 
-        from psyco_ray.models.packing import pack
-
         assert self._reference is not None, "the scorer has a reference model"
         with torch.inference_mode():
-            values = tuple(self._reference(pack([(prompt, responses)], context).to(self._device)).tolist())
+            packed = self._reference.pack([(prompt, responses)], context, self._device)
+            values = tuple(self._reference(packed).tolist())
         require_finite(values, f"a log-probability of {key} under reference {self._reference_spec}", _WAY_OUT)
         return values

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
-from psyco_ray.models import attention, loading
+from psyco_ray.models import branches, loading
 from psyco_ray.models.packing import ResponseLogprobs, pack
 from psyco_ray.models.shape import SHAPES
 from psyco_ray.models.stop_tokens import stop_tokens
@@ -79,7 +79,7 @@ def test_flops_equal_those_that_torch_counts(tiny_model, training: bool) -> None
             logprobs.sum().backward()
     # torch also counts the masked part of each block of queries
     config = policy.model.config
-    assert max(map(max, PAIRS)) <= attention.BLOCK
+    assert max(map(max, PAIRS)) <= branches.BLOCK
     masked = sum(p * (p - 1) // 2 + sum(r * (r - 1) // 2 for r in responses) for p, *responses in PAIRS)
     masked *= 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     counted = counter.get_total_flops() - (3 if training else 1) * masked

@@ -9,7 +9,7 @@ from psyco_ray.config.training import DpoConfig
 from psyco_ray.learner import passes
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.models import loading, selftest
-from psyco_ray.models.packing import ResponseLogprobs, pack
+from psyco_ray.models.packing import ResponseLogprobs
 from psyco_ray.run.types import PreferencePair
 
 pytestmark = [pytest.mark.slow, pytest.mark.gpus(1)]
@@ -21,14 +21,15 @@ def trees(count: int) -> list:
     def ids(low: int, high: int) -> list[int]:
         return [rng.randrange(3, 40000) for _ in range(rng.randint(low, high))]
 
-    return [(ids(20, 200), [ids(20, 90) for _ in range(rng.randint(2, 4))]) for _ in range(count)]
+    start = ids(40, 40)
+    return [(start + ids(20, 200), [ids(20, 90) for _ in range(rng.randint(2, 4))]) for _ in range(count)]
 
 
 def results(path, backend: str, dtype: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Values, and the gradient of the embedding, which every layer changes."""
     module = ResponseLogprobs(loading.load_causal_lm(path, dtype).to(device), backend=backend)
     assert not selftest.choose(module, backend).plain
-    values = module(pack(trees(6)).to(torch.device(device)))
+    values = module(module.pack(trees(6), (), torch.device(device)))
     (values * torch.linspace(-1, 1, len(values), device=device)).sum().backward()
     return values.detach().cpu(), module.model.get_input_embeddings().weight.grad.float().cpu()
 
@@ -58,7 +59,7 @@ def test_no_pass_of_a_step_waits_for_the_gpu(tiny_model, backend: str) -> None:
     def run() -> passes.StepValues:
         micro_batches = [pairs[i : i + 4] for i in (0, 4)]
         objective = DpoObjective(DpoConfig())
-        return passes.run(micro_batches, objective, 45.0, device, policy, lambda loss, _: loss.backward())
+        return passes.run(micro_batches, objective, 45.0, device, policy, policy, lambda loss, _: loss.backward())
 
     run().read("policy", "", "")  # libraries wait while they start
     torch.cuda.set_sync_debug_mode("error")

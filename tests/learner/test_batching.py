@@ -20,17 +20,31 @@ def plain_tokens(passed: list[PreferencePair]) -> int:
     return 2 * len(passed) * max(len(e.prompt_ids + ids) for e in passed for ids in (e.chosen_ids, e.rejected_ids))
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 4), st.integers(50, 1000), st.booleans())
+def shared_tokens(passed: list[PreferencePair]) -> int:
+    """The start of all prompts is there once."""
+    return START + len(passed) * max(e.tokens - START for e in passed)
+
+
+START = 20
+TOKENS = {"packed": packed_tokens, "plain": plain_tokens, "shared": shared_tokens}
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=40),
+    st.integers(1, 4),
+    st.integers(50, 1000),
+    st.sampled_from(list(TOKENS)),
+)
 def test_a_batch_is_sharded_completely_evenly_and_within_bounds(
-    lengths: list[int], world_size: int, max_tokens: int, plain: bool
+    lengths: list[int], world_size: int, max_tokens: int, computed: str
 ) -> None:
-    tokens = plain_tokens if plain else packed_tokens
-    batch = [PreferencePair(f"{i:02d}", (1,), (1,) * length, (1,)) for i, length in enumerate(lengths)]
+    tokens = TOKENS[computed]
+    batch = [PreferencePair(f"{i:02d}", (2,) * START + (i,), (1,) * n, (1,)) for i, n in enumerate(lengths)]
     if len(batch) < world_size:
         with pytest.raises(ValueError, match="cannot be shared"):
-            plan_step(batch, world_size, max_tokens, plain)
+            plan_step(batch, world_size, max_tokens, computed)
         return
-    shards = plan_step(batch, world_size, max_tokens, plain)
+    shards = plan_step(batch, world_size, max_tokens, computed)
     micro_batches = [micro_batch for shard in shards for micro_batch in shard]
     assert len({len(shard) for shard in shards}) == 1
     assert sorted(e.key for micro_batch in micro_batches for e in micro_batch) == [e.key for e in batch]
@@ -42,6 +56,12 @@ def test_a_batch_is_sharded_completely_evenly_and_within_bounds(
         assert max(map(len, passes)) - min(map(len, passes)) <= 1, "a rank would wait for another"
     longest = [max(tokens([e]) for shard in shards for e in shard[i]) for i in range(len(shards[0]))]
     assert longest == sorted(longest, reverse=True), "pairs of similar length share a pass"
+
+
+def test_a_shared_start_leaves_room_for_more_pairs() -> None:
+    batch = [PreferencePair(f"{i}", (2,) * 198 + (i,) * 80, (1,) * 45, (1,) * 73) for i in range(4)]
+    passes = {computed: len(plan_step(batch, 1, 1000, computed)[0]) for computed in TOKENS}
+    assert passes == {"packed": 2, "plain": 4, "shared": 1}
 
 
 def test_batches_shuffle_every_epoch_and_contain_every_pair() -> None:

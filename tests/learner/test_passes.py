@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from psyco_ray.config.training import DpoConfig
 from psyco_ray.learner import passes
 from psyco_ray.learner.losses import BradleyTerryObjective, DpoObjective
 from psyco_ray.models import loading
-from psyco_ray.models.packing import ResponseLogprobs
+from psyco_ray.models.packing import ResponseLogprobs, pack
 from psyco_ray.run.types import PreferencePair
 
 META = torch.device("meta")  # a tensor there has no data: reading one fails, as waiting for a GPU would cost time
@@ -29,14 +30,15 @@ def pairs(count: int, seed: int = 0) -> list[PreferencePair]:
 def test_the_host_reads_nothing_from_the_device_before_the_end(tiny_model, monkeypatch) -> None:
     """Packing, the model over rows, the loss and the backward pass of two micro-batches, in that order."""
     events: list[str] = []
-    pack = passes.pack
+    policy = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32").to(META), logit_rows=16)
+
+    packed_by = policy.pack
 
     def recorded(*args):
         events.append("pack")
-        return pack(*args)
+        return packed_by(*args)
 
-    monkeypatch.setattr(passes, "pack", recorded)
-    policy = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32").to(META), logit_rows=16)
+    monkeypatch.setattr(policy, "pack", recorded)
 
     def forward(packed) -> torch.Tensor:
         events.append("forward")
@@ -48,7 +50,7 @@ def test_the_host_reads_nothing_from_the_device_before_the_end(tiny_model, monke
 
     objective = DpoObjective(DpoConfig(sft=0.1))
     micro_batches = [pairs(3), pairs(2, seed=1)]
-    run = passes.run(micro_batches, objective, 12.0, META, forward, backward)
+    run = passes.run(micro_batches, objective, 12.0, META, policy, forward, backward)
     assert events == ["pack", "forward", "pack", "backward", "forward", "last backward"]
     assert all(parameter.grad is not None for parameter in policy.model.parameters())
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
@@ -59,10 +61,9 @@ def computed(values: list[list[float]]) -> passes.StepValues:
     """A step whose model has these values."""
     tensors = iter([torch.tensor(one, requires_grad=True) for one in values])
     micro_batches = [pairs(len(one) // 2) for one in values]
-    cpu = torch.device("cpu")
-    return passes.run(
-        micro_batches, BradleyTerryObjective(0.01), 1.0, cpu, lambda _: next(tensors), lambda loss, _: loss.backward()
-    )
+    where = torch.device("cpu"), SimpleNamespace(pack=lambda trees, *_: pack(trees))
+    objective = BradleyTerryObjective(0.01)
+    return passes.run(micro_batches, objective, 1.0, *where, lambda _: next(tensors), lambda loss, _: loss.backward())
 
 
 def test_sums_are_those_of_each_pass() -> None:

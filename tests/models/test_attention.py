@@ -8,19 +8,21 @@ from torch.nn.attention import flex_attention, varlen
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners, Scorers
-from psyco_ray.models import attention, layout, loading
+from psyco_ray.models import attention, branches, layout, loading
 from psyco_ray.models.packing import Packed, ResponseLogprobs, pack
 
 KERNELS = ("branches", "sdpa", "flex", "varlen")
 
 
-def trees(count: int, seed: int = 0) -> list:
+def trees(count: int, seed: int = 0, start: int = 0) -> list:
+    """Trees of up to 90 tokens of a prompt and 70 of a response; their prompts have so many first tokens in common."""
     rng = random.Random(seed)
+    shared = [7] * start
 
     def ids(low: int, high: int) -> list[int]:
         return [rng.randrange(3, 40000) for _ in range(rng.randint(low, high))]
 
-    return [(ids(1, 90), [ids(1, 70) for _ in range(rng.randint(1, 4))]) for _ in range(count)]
+    return [(shared + ids(1, 90), [ids(1, 70) for _ in range(rng.randint(1, 4))]) for _ in range(count)]
 
 
 def flash(query, key, value, query_ends, key_ends, most_queries, most_keys, *, scale, window_size, enable_gqa):
@@ -72,9 +74,44 @@ def test_kernels_have_equal_values_and_gradients(tiny_model, monkeypatch, every_
 def test_a_result_does_not_depend_on_batch_mates(tiny_model, monkeypatch, every_kernel, kernel: str) -> None:
     monkeypatch.setattr(attention, "kernel_of", lambda *_: kernel)
     module = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))
+    batch = trees(5, start=40)
     with torch.no_grad():
-        alone = [module(pack([(prompt, [own])])).item() for prompt, responses in trees(5) for own in responses]
-        assert module(pack(trees(5))).tolist() == pytest.approx(alone, abs=2e-4)
+        alone = [module(pack([(prompt, [own])])).item() for prompt, responses in batch for own in responses]
+        packed = module.pack(batch, (), torch.device("cpu"))
+        assert packed.shared == (40 if kernel in ("branches", "varlen") else 0)
+        assert module(packed).tolist() == pytest.approx(alone, abs=2e-4)
+
+
+@pytest.mark.parametrize("kernel", ["branches", "varlen"])
+@pytest.mark.parametrize("block", [8, 256])
+def test_a_start_that_all_prompts_share_is_computed_once(
+    tiny_model, monkeypatch, every_kernel, kernel: str, block: int
+) -> None:
+    """With the values and gradients of prompts that are computed one by one, context and all."""
+    monkeypatch.setattr(branches, "BLOCK", block)
+    batch = trees(6, start=30)
+    context = [len(own) // 2 for _, responses in batch for own in responses]
+    apart, together = pack(batch, context), pack(batch, context, share=True)
+    assert together.shared == 30
+    assert together.input_ids.shape[1] == apart.input_ids.shape[1] - 5 * 30
+    values, gradients = results(tiny_model, kernel, monkeypatch, together)
+    expected, expected_gradients = results(tiny_model, "branches", monkeypatch, apart)
+    torch.testing.assert_close(values, expected, atol=2e-4, rtol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=2e-4, rtol=2e-3)
+
+
+def test_a_shared_start_leaves_every_prompt_a_token() -> None:
+    assert pack([([5, 6], [[1]]), ([5, 6], [[2]])], share=True).shared == 1
+    assert pack([([5], [[1]]), ([5, 6], [[2]])], share=True).shared == 0
+    assert pack([([5, 6, 7], [[1]])], share=True).shared == 0, "a prompt alone shares nothing"
+    packed = pack([([5, 6, 7], [[1, 2], [3]]), ([5, 6, 8, 9], [[4]])], share=True)
+    assert packed.input_ids.tolist() == [[5, 6, 7, 1, 2, 3, 8, 9, 4]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 2, 3, 4]]
+    assert packed.before.tolist() == [2, 3, 2, 7]
+    assert packed.last.tolist() == [4, 5, 8]
+    assert packed.keys.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 0, 1, 6, 7, 0, 1, 6, 7, 8]
+    assert packed.query_ends.tolist() == [0, 2, 3, 5, 6, 8, 9]
 
 
 def test_rows_and_blocks_hide_the_same(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from psyco_ray.models import attention, loading
+from psyco_ray.models import attention, branches, loading
 from psyco_ray.models.lm_head import chunked_logprobs
 from psyco_ray.models.packing import ResponseLogprobs, ResponseScores, branch, pack
 
@@ -119,7 +119,7 @@ def test_gradients_equal_those_of_plain_forwards(model, packing) -> None:
 
 
 def test_gradients_do_not_depend_on_the_size_of_a_block(model, packing, monkeypatch) -> None:
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(branches, "BLOCK", 4)
     test_gradients_equal_those_of_plain_forwards(model, packing)
 
 
@@ -133,7 +133,7 @@ def test_a_sliding_window_limits_attention_in_rows_and_branches(tiny_model, monk
     batch = trees(4, seed=5)
     plain = [plain_logprob(model, prompt, response) for prompt, responses in batch for response in responses]
     model.set_attn_implementation(attention.NAME)
-    monkeypatch.setattr(attention, "BLOCK", 8)
+    monkeypatch.setattr(branches, "BLOCK", 8)
     for backend in ("auto", "sdpa", "flex"):
         with torch.no_grad():
             values = ResponseLogprobs(model, backend=backend)(pack(batch)).tolist()
