@@ -27,7 +27,8 @@ def plan_step(
 ) -> list[list[MicroBatch]]:
     """Shard a batch over ranks, each with the same number of passes, longest pairs first.
 
-    Pairs of a pass have similar lengths, because its rows are as long as its longest pair.
+    Pairs of a pass have similar lengths, because rows are as long as the longest pair; what computes a shared start
+    needs no rows.
 
     Args:
         batch: pairs of the step.
@@ -50,10 +51,18 @@ def plan_step(
     def size_of(pair: PreferencePair) -> int:
         return pair.padded_tokens if computed == "plain" else pair.tokens - shared
 
+    def tokens_of(pairs: Sequence[PreferencePair]) -> int:
+        """Of the rank with the most."""
+        if computed == "shared":
+            return shared + max(sum(map(size_of, _deal(pairs, world_size, rank))) for rank in range(world_size))
+        return size_of(pairs[0]) * math.ceil(len(pairs) / world_size)
+
     remaining = sorted(batch, key=lambda e: (-size_of(e), e.key))
     passes: list[list[PreferencePair]] = []
     while remaining:
-        size = max(1, (max_tokens - shared) // size_of(remaining[0])) * world_size
+        size = world_size
+        while size < len(remaining) and tokens_of(remaining[: size + world_size]) <= max_tokens:
+            size += world_size
         passes.append(remaining[:size])
         remaining = remaining[size:]
     lacking = world_size - len(passes[-1])

@@ -21,8 +21,8 @@ def plain_tokens(passed: list[PreferencePair]) -> int:
 
 
 def shared_tokens(passed: list[PreferencePair]) -> int:
-    """The start of all prompts is there once."""
-    return START + len(passed) * max(e.tokens - START for e in passed)
+    """The start of all prompts is there once, and no row."""
+    return START + sum(e.tokens - START for e in passed)
 
 
 START = 20
@@ -59,7 +59,7 @@ def test_a_batch_is_sharded_completely_evenly_and_within_bounds(
 
 
 def test_a_shared_start_leaves_room_for_more_pairs() -> None:
-    batch = [PreferencePair(f"{i}", (2,) * 198 + (i,) * 80, (1,) * 45, (1,) * 73) for i in range(4)]
+    batch = [PreferencePair(f"{i}", (2,) * 198 + (i,) * 80, (1,) * 45, (1,) * (68 + 3 * i)) for i in range(4)]
     passes = {computed: len(plan_step(batch, 1, 1000, computed)[0]) for computed in TOKENS}
     assert passes == {"packed": 2, "plain": 4, "shared": 1}
 
