@@ -32,7 +32,7 @@ def config_of(shape: ModelShape) -> LlamaConfig:
 
 def fake(packed: Packed, mode: FakeTensorMode) -> Packed:
     tensors = {k: mode.from_tensor(v) for k, v in vars(packed).items() if isinstance(v, torch.Tensor)}
-    return Packed(**tensors, sizes=packed.sizes, context=packed.context)
+    return Packed(**tensors, shared=packed.shared, sizes=packed.sizes, context=packed.context)
 
 
 def tracked_peak(shape: ModelShape, settings: Learners, pairs: int) -> int:
