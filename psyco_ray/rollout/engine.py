@@ -46,13 +46,14 @@ def engine_options(settings: Rollouts, shared: bool = False, recurrent: bool = F
         shared: whether a learner rank computes on the same GPU while the engine sleeps.
         recurrent: whether the model has layers with a running state.
     """
+    assert settings.kv_cache_gb is not None, "an engine that is about to load has the size of its cache"
     options: dict[str, Any] = {
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "enforce_eager": settings.enforce_eager,
         "tensor_parallel_size": settings.tensor_parallel,
-        "kv_cache_memory_bytes": int((settings.kv_cache_gb or 0) * 2**30),
+        "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
     }
     if settings.block_size or not settings.gpus:
         options["block_size"] = settings.block_size or 32

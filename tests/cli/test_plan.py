@@ -184,6 +184,11 @@ def test_plan_for_gpus_prints_a_split_a_forecast_and_its_most_sensitive_assumpti
     assert "most sensitive to: a quarter more tokens of a response (256)" in printed
 
 
+def test_plan_for_few_gpus_sets_the_sizes_with_which_the_learner_fits(capsys) -> None:
+    assert main(["plan", "--gpus", "8", "--model", "llama-3.1-8b"]) == 0
+    assert "learners.gradient_checkpointing=true" in capsys.readouterr().out
+
+
 def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of this machine, not of a Ray that other tests brought up
     assert main(["plan", str(ROOT / "jobs" / "demo.yaml")]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import replace
@@ -14,7 +15,7 @@ from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, Profile, Scenario
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
-from psyco_ray.models.shape import shape_of
+from psyco_ray.models.shape import ModelShape, shape_of
 from psyco_ray.run import storage
 
 _WORTH_IT = 0.05  # smallest share of an iteration that an advised change saves
@@ -52,15 +53,16 @@ def forecast(
     tokens = min(float(job.sampling.max_tokens), cost_model.RESPONSE_TOKENS)
     if sampled := [record["pairs"]["mean_tokens"] for record in records if record["pairs"]["mean_tokens"]]:
         tokens = sum(sampled) / len(sampled)
-    split = cost_model.split_of(job) if gpus is None else allocation.allocate(job, shape, profile, gpus, tokens)
     cores = cores or len(os.sched_getaffinity(0)) if profile.kind == "cpu" else None
-    scenario = Scenario(job, shape, profile, split, tokens, cores)
+    scenario, sizes = Scenario(job, shape, profile, cost_model.split_of(job), tokens, cores), ""
+    if gpus is not None:
+        scenario, sizes = _fitting(job, shape, profile, gpus, tokens)
     result = cost_model.forecast(scenario)
     assumption, share = cost_model.sensitivity(scenario)
     lines = [
         f"{shape.name}: {shape.parameters / 1e9:.3g} billion parameters, on {profile.device}"
         + (" (ESTIMATED, not measured)" if profile.estimated else f" (measured, {profile.model})"),
-        _actors(split) if gpus is None else _proposal(scenario),
+        _actors(scenario.split) if gpus is None else _proposal(scenario) + sizes,
         _table(result, profile),
         f"{job.iterations} iterations: {_time(job.iterations * result.seconds)}, without starts and reward training",
         f"most sensitive to: a quarter more {assumption} makes an iteration {100 * share:.0f} % longer",
@@ -79,6 +81,34 @@ def _on_gpus(job: Job) -> Job:
         if not getattr(job, role).gpus:
             settings[role] = {**settings.get(role, {}), "gpus": 1.0}
     return Job.model_validate(settings)
+
+
+def _fitting(job: Job, shape: ModelShape, profile: Profile, gpus: int, tokens: float) -> tuple[Scenario, str]:
+    """The job on the best split of the GPUs; where its learner does not fit, with smaller passes or checkpointing.
+
+    Returns:
+        The scenario, and the sizes that it sets.
+
+    Raises:
+        InputError: the GPUs do not hold the job as it is, nor otherwise.
+    """
+
+    def on_best_split(changed: Job) -> Scenario:
+        return Scenario(changed, shape, profile, allocation.allocate(changed, shape, profile, gpus, tokens), tokens)
+
+    try:
+        return on_best_split(job), ""
+    except InputError as error:
+        refused = error
+    fitting = []
+    for sizes in ({"micro_batch_tokens": min(4096, job.learners.micro_batch_tokens)}, {"gradient_checkpointing": True}):
+        with contextlib.suppress(InputError):
+            changed = job.model_copy(update={"learners": job.learners.model_copy(update=sizes)})
+            listed = "".join(f" learners.{key}={json.dumps(value)}" for key, value in sizes.items())
+            fitting.append((on_best_split(changed), listed))
+    if not fitting:
+        raise refused
+    return min(fitting, key=lambda each: cost_model.forecast(each[0]).seconds)
 
 
 def _actors(split: GpuSplit) -> str:
