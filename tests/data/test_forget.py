@@ -17,7 +17,7 @@ from support.logs import messages
 from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
-from psyco_ray.data import forget_tables
+from psyco_ray.data import forget_seen, forget_tables
 from psyco_ray.data.forget_seen import seen
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import Traces
@@ -269,6 +269,18 @@ def test_tables_are_read_in_parts(dataset, tmp_path) -> None:
         table = pq.read_table(dataset / f"{name}.parquet")
         assert table.num_rows == 60 * 2000 + 1
         assert table["speech"][-1].as_py() == STAYS
+
+
+def test_large_texts_are_searched_in_parts_that_overlap(tmp_path, monkeypatch) -> None:
+    traces = Traces()
+    traces.add_text(GONE)
+    monkeypatch.setattr(forget_seen, "_CHUNK", 2**20)
+    for begin in (0, 2**20 - 50, 2 * 2**20 - 5):
+        path = tmp_path / "notes.txt"
+        path.write_text(". " * (begin // 2) + json.dumps(GONE) + ". " * 2**20)
+        assert forget_seen.holds(path, traces)
+    path.write_text(". " * 2**21 + STAYS)
+    assert not forget_seen.holds(path, traces)
 
 
 @pytest.mark.parametrize("priced", [True, False])
