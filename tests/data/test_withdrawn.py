@@ -1,5 +1,6 @@
 """Speeches that leave a dataset after its stages were paid for."""
 
+import contextlib
 import json
 from pathlib import Path
 from unittest.mock import patch
@@ -11,17 +12,22 @@ from support import commands
 from support.data_jobs import asked, rows_of
 from support.raw_speeches import speech
 
+from psyco_ray.config import job_file
+from psyco_ray.config.data import DataJob
+from psyco_ray.config.errors import InputError
 from psyco_ray.data import collect as collecting
-from psyco_ray.data import withdrawn
+from psyco_ray.data import collect_stage, withdrawn
+from psyco_ray.data.dataset import Dataset
 from psyco_ray.data.splits import speech_id
-from psyco_ray.run import shards
-from psyco_ray.run.schemas import COLLECTED, SET_ASIDE, TOPICS
+from psyco_ray.run import shards, storage
+from psyco_ray.run.progress import Progress
+from psyco_ray.run.schemas import COLLECTED, RESPONSES, SET_ASIDE, TOPICS
 
 STAGES = ("collect/speeches", "topics", "respond", "rate")
 
 
 def write_speeches(directory: Path, *numbers: int) -> None:
-    (directory / "notes.jsonl").write_text("".join(json.dumps({"text": speech(n)}) + "\n" for n in numbers))
+    (directory / "notes.jsonl").write_text("".join(json.dumps({"text": speech(n), "n": n}) + "\n" for n in numbers))
 
 
 def write_job(directory: Path, url: str) -> Path:
@@ -74,6 +80,52 @@ def test_stages_keep_what_is_about_speeches_that_are_left(tmp_path) -> None:
     assert [row["speech_id"][:2] for row in rows_of(topics / "set-aside")] == ["c1"]
 
 
+def write_collected(directory: Path, *numbers: int) -> None:
+    rows = [{"speech_id": speech_id(speech(n)), "speech": speech(n), "split": "train"} for n in numbers]
+    shards.write(directory, "0", rows, COLLECTED)
+
+
+def test_paid_stages_lose_rows_only_where_changes_are_accepted(tmp_path) -> None:
+    write_speeches(tmp_path, 1, 2)
+    job = job_file.load_as(DataJob, write_job(tmp_path, "http://127.0.0.1:1/v1"))
+    run = tmp_path / "run"
+
+    def collect(accept: bool) -> dict:
+        def fake(job: DataJob, out: Path, digits: int | None = None, before=None) -> dict:
+            assert (digits, before is None) == ((1, False) if shards.list_shards(run / "respond") else (None, True))
+            numbers = [int(line["n"]) for line in map(json.loads, (tmp_path / "notes.jsonl").read_text().splitlines())]
+            write_collected(out / "new", *numbers)
+            if before is not None:
+                before(out / "new")
+            storage.move_dir(str(out / "new"), str(out / "speeches"))
+            counts = {key: {} for key in ("dropped", "bad_rows", "splits", "not_screened", "scrubbed")}
+            return {"rows": len(numbers), "kept": len(numbers), **counts}
+
+        with contextlib.ExitStack() as held:
+            dataset = held.enter_context(contextlib.closing(Dataset(job, accept_changes=accept)))
+            held.enter_context(patch.object(collecting, "collect", fake))
+            held.enter_context(patch.object(dataset, "connect"))
+            return collect_stage.collect(dataset, Progress())
+
+    assert collect(accept=False)["changes"] == []
+    rows = [{"speech_id": speech_id(speech(n)), "model": "m", "response": "r", "finished": True} for n in (1, 2)]
+    shards.write(run / "respond", "0", rows, RESPONSES)
+    for name in ("respond.json", "rate.json", "pair.json", "report.html", "dataset-card.md", "pairs/train.parquet"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("{}")
+    write_speeches(tmp_path, 2)
+    with pytest.raises(InputError, match=r"respond in .* depend on it; .*go on with the change by --accept-changes"):
+        collect(accept=False)
+    assert ids(run, "respond") == {speech_id(speech(1)), speech_id(speech(2))}
+    [change] = collect(accept=True)["changes"]
+    assert (change["withdrawn"], change["added"]) == (1, 0)
+    assert ids(run, "respond") == {speech_id(speech(2))}
+    left = {path.name for path in run.iterdir()}
+    assert left.isdisjoint({"respond.json", "pair.json", "pairs", "report.html", "dataset-card.md"})
+    assert collect(accept=False)["changes"] == [change], "done before"
+
+
+@pytest.mark.long
 def test_withdrawn_speeches_leave_paid_stages_also_after_a_kill_and_nothing_is_paid_again(
     tmp_path, serve, local_ray
 ) -> None:
