@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.cli.arguments import add_command, add_job
 from psyco_ray.cli.session import RESUME, run_session
-from psyco_ray.config import gpu_sizes
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run import ray_session, storage
@@ -132,6 +131,7 @@ def _in_run(
     work: Callable[[Ledger, Telemetry], None],
     check_pairs: Callable[[Ledger, Changes], None] = lambda ledger, changes: None,
 ) -> int:
+    from psyco_ray.cli.plan import memory_report
     from psyco_ray.data import speech_file
     from psyco_ray.judge.outgoing import Outgoing
     from psyco_ray.run.changes import Changes
@@ -139,7 +139,7 @@ def _in_run(
     from psyco_ray.run.telemetry import Telemetry
     from psyco_ray.training import inputs
 
-    for sentence in gpu_sizes.too_small(job):
+    for sentence in memory_report.warnings(job):
         _log.warning(sentence)
     if job.evaluation.judge is not None:
         Outgoing(job.scrub, job.privacy).allow({"evaluation.judge": job.evaluation.judge})

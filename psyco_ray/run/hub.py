@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.run import storage
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -53,6 +54,13 @@ def cached_model(name: str) -> Path | None:
     hub_id, revision = split_revision(name)
     file = try_to_load_from_cache(hub_id, "tokenizer_config.json", revision=revision)
     return Path(file).parent if isinstance(file, str) else None
+
+
+def on_this_machine(model: str) -> Path | None:
+    """The directory of a model that a job names, if it is here; nothing is downloaded."""
+    if storage.local_path(model).is_dir():
+        return storage.local_path(model)
+    return cached_model(model) if is_id(model) else None
 
 
 def dataset_file(hub_id: str, path: str, revision: str | None = None) -> Path:

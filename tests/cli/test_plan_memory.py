@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from support import job_comments
 from support.paths import JOBS
 
@@ -156,6 +158,18 @@ def test_a_run_warns_of_sizes_that_leave_a_gpu_without_work(tmp_path: Path, capl
     assert "rollouts.enforce_eager true decodes without CUDA graphs" in logged
     assert "rollouts.max_num_seqs 8 decodes few sequences" in logged
     assert "learners.micro_batch_tokens 512 are few" in logged
+
+
+def test_a_run_warns_where_this_machines_gpus_are_too_small(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    properties = SimpleNamespace(total_memory=24e9, name="a small GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    job = Job.model_validate({"model": "llama-3.2-3b", "learners": {"gpus": 1}})
+    [warning] = memory_report.warnings(job)
+    assert "of its 24.0 GB 22.8 may be used; it may run out of memory, and psyco-ray plan names a change" in warning
+    assert memory_report.warnings(Job()) == []
+    properties.total_memory = 200e9
+    assert memory_report.warnings(job) == []
 
 
 def test_plan_refuses_and_prints(tmp_path: Path, capsys, monkeypatch) -> None:

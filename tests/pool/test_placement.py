@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import ray
 from support.paths import SUPPORT
 from support.runs import JOB
 
-from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.resources import Learners, Rollouts
 from psyco_ray.pool import placement
 from psyco_ray.pool.fit import Node
 from psyco_ray.run import storage
@@ -21,6 +22,15 @@ def test_without_labels_actors_may_go_anywhere(local_ray, tmp_path) -> None:
     assert placement.label_selector("rollout") == {}
     assert "label_selector" not in placement.pool_options(Rollouts())
     assert placement.caller_options(tmp_path / "journal") == {}
+
+
+def test_a_rank_whose_memory_an_engine_maps_has_fixed_segments() -> None:
+    settings = Learners(gpus=0.4)
+    assert placement.actor_environment(settings)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    options, _ = placement.learner_options(settings, 1, 1.0, bundles=SimpleNamespace())
+    variables = options(0)["runtime_env"]["env_vars"]
+    assert "PYTORCH_ALLOC_CONF" not in variables
+    assert variables["TORCHDYNAMO_DISABLE"] == "1"
 
 
 def test_callers_go_to_the_nodes_labelled_for_them(local_ray, tmp_path, monkeypatch) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 from psyco_ray.cli.arguments import add_command, add_job
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
-from psyco_ray.run import hub, ray_session, storage
+from psyco_ray.run import hub, ray_session
 
 
 def add(subparsers: Any) -> None:
@@ -31,33 +30,20 @@ def add(subparsers: Any) -> None:
     command.add_argument("--run", dest="finished", metavar="RUN", help="a finished run to learn from")
 
 
-def _on_this_machine(model: str) -> Path | None:
-    """The directory of a model, which a plan does not download."""
-    if storage.local_path(model).is_dir():
-        return storage.local_path(model)
-    return hub.cached_model(model) if hub.is_id(model) else None
-
-
 def _memory(job: Job) -> str:
     """What the job takes of its GPUs: of this machine's kind if it has any, else of an H100.
 
     Raises:
         InputError: a GPU does not hold its actors.
     """
-    import torch
-
     from psyco_ray.cli.plan import cost_model, memory_report
-    from psyco_ray.models.shape import shape_of
 
     try:
-        shape = shape_of(str(_on_this_machine(job.model) or job.model))
+        shape = memory_report.shape_here(job.model)
     except InputError as error:
         return f"the memory of the GPUs is unknown: {error}"
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        return memory_report.describe(job, shape, gpu.total_memory, gpu.name)
-    profile = cost_model.profile_of("h100")
-    return memory_report.describe(job, shape, profile.memory_bytes, profile.device)
+    h100 = cost_model.profile_of("h100")
+    return memory_report.describe(job, shape, *(memory_report.gpu_here() or (h100.memory_bytes, h100.device)))
 
 
 def plan(job: Job, options: argparse.Namespace) -> int:
@@ -74,7 +60,7 @@ def plan(job: Job, options: argparse.Namespace) -> int:
             raise InputError("plan --cluster shows a job's own actors; leave --gpus, --model, --device and --run out")
         print(advice.forecast(job, **choices))
         return 0
-    directory = _on_this_machine(job.model)
+    directory = hub.on_this_machine(job.model)
     if directory is not None:
         speeches.check_prompt(job, directory)
     on_cluster = bool(options.address or os.environ.get("RAY_ADDRESS"))

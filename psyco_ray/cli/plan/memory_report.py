@@ -10,8 +10,9 @@ from psyco_ray.config import gpu_sizes
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Job
-from psyco_ray.models.shape import ModelShape
+from psyco_ray.models.shape import ModelShape, shape_of
 from psyco_ray.rollout import kv_cache
+from psyco_ray.run import hub
 
 _LEAST_TOKENS = 1024  # of a pass that is proposed
 
@@ -19,6 +20,37 @@ _LEAST_TOKENS = 1024  # of a pass that is proposed
 def uses_gpus(job: Job) -> bool:
     """Whether any role computes on GPUs."""
     return any((job.rollouts.gpus, job.scorers.gpus, job.learners.gpus, job.reward.learners.gpus))
+
+
+def shape_here(model: str) -> ModelShape:
+    """The shape of a model that a job names, without a download.
+
+    Raises:
+        InputError: it is not known.
+    """
+    return shape_of(str(hub.on_this_machine(model) or model))
+
+
+def gpu_here() -> tuple[float, str] | None:
+    """Bytes and name of this machine's first GPU; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    gpu = torch.cuda.get_device_properties(0)
+    return gpu.total_memory, gpu.name
+
+
+def warnings(job: Job) -> list[str]:
+    """What a run says before it starts: that this machine's GPUs are too small for it, or its sizes for them."""
+    sentences = gpu_sizes.too_small(job)
+    if not uses_gpus(job) or (gpu := gpu_here()) is None:
+        return sentences
+    try:
+        short = shortage(memory.uses_of(job, shape_here(job.model), gpu[0]), gpu[0])
+    except InputError:  # an unknown size of the model; an engine without room says so itself
+        return sentences
+    return [*sentences, f"{short}; it may run out of memory, and psyco-ray plan names a change"] if short else sentences
 
 
 def describe(job: Job, shape: ModelShape, gpu_bytes: float, device: str) -> str:
@@ -44,8 +76,8 @@ def describe(job: Job, shape: ModelShape, gpu_bytes: float, device: str) -> str:
     note = (
         f"calculated for {device}; sizes of reward models are read from their directories or names, else the policy's"
     )
-    warnings = [*gpu_sizes.too_small(job), *_small_cache(job, shape), *_needless_recomputing(job, shape, gpu_bytes)]
-    return "\n".join([*rows, note, *(f"warning: {text}" for text in warnings)])
+    sentences = [*gpu_sizes.too_small(job), *_small_cache(job, shape), *_needless_recomputing(job, shape, gpu_bytes)]
+    return "\n".join([*rows, note, *(f"warning: {text}" for text in sentences)])
 
 
 def shortage(uses: list[GpuUse], gpu_bytes: float) -> str | None:
