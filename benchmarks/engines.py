@@ -36,7 +36,7 @@ class Bare:
         """
         from vllm import LLM
 
-        from psyco_ray.rollout.engine import engine_options
+        from psyco_ray.rollout.engine_options import engine_options
 
         self.seeded = not defaults  # seeds crash vLLM on a CPU with chunked prefill, its default
         options = engine_options(settings)

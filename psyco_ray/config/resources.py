@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from psyco_ray.config.job_file import Count, NotNegative, Positive, Section
 
-Transport = Literal["object_store", "nccl", "ipc"]
+Transport = Literal["object_store", "nccl", "ipc", "gloo", "shared_memory"]
 Attention = Literal["auto", "sdpa", "flex", "varlen"]
 T = TypeVar("T")
 
@@ -170,7 +170,8 @@ class Sync(Section):
     """Weight transfer from the learner to the rollouts."""
 
     transport: Transport | None = None
-    """null: ipc where engines and ranks share GPUs, else object_store. nccl needs whole GPUs for both."""
+    """null: ipc where engines and ranks share GPUs, else object_store. nccl needs whole GPUs for both. gloo and
+    shared_memory are nccl and ipc for roles on CPUs; shared_memory needs both on one node."""
     deadline_s: Positive = 300.0
     """Seconds that one weight update may take."""
     bucket_mb: Count = 1024
@@ -197,6 +198,11 @@ def check_sharing(colocated: bool, rollouts: Rollouts, learners: Learners, sync:
     """
     if sync.deltas and transport_of(colocated, sync) != "object_store":
         raise ValueError("sync.deltas needs sync.transport object_store; set that, or leave sync.deltas out")
+    if sync.transport in ("gloo", "shared_memory") and (rollouts.gpus or learners.gpus):
+        raise ValueError(
+            f"sync.transport {sync.transport} connects processes on CPUs, not rollouts.gpus {rollouts.gpus:g} and "
+            f"learners.gpus {learners.gpus:g}; leave it out"
+        )
     if not colocated:
         if 0 < learners.gpus < 1:
             raise ValueError(f"learners.gpus is {learners.gpus}; a rank needs whole GPUs, unless it is colocated")

@@ -163,29 +163,27 @@ class LearnerGroup:
         return Weights(version, digest, tuple(refs), size, deltas, delta)
 
     def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> SentWeights:
-        """Send the current weights to rollout actors over NCCL or CUDA IPC, and store them for later actors.
+        """Send the current weights to rollout actors in chunks, and store them for those that miss any.
 
-        An actor that did not receive the weights has another digest. The copy in Ray's object store stays until rank 0
-        ends; this method does not wait for it.
+        The copy in Ray's object store stays until rank 0 ends; this method does not wait for it.
 
         Args:
-            transport: nccl or ipc.
+            transport: nccl, ipc, gloo or shared_memory.
             actors: rollout actors.
             version: of the weights.
             workers: of each actor's engine.
             settings: deadline and size of a chunk.
 
         Raises:
-            WeightSendError: the transfer failed, for example because one of NCCL's partners died.
+            WeightSendError: no actor received the weights.
         """
         chunk_bytes, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
         try:
-            rendezvous = self._group.free_address(self._step_s)
             digest, size, failures = self._group.run(
                 LearnerWorker.send,
                 "sending weights",
                 deadline_s,
-                *(transport, actors, version, workers, rendezvous, chunk_bytes, 0.9 * deadline_s),
+                *(transport, actors, version, workers, chunk_bytes, 0.9 * deadline_s),
             )[0]
         except NonFiniteError:
             raise
@@ -196,6 +194,8 @@ class LearnerGroup:
             self._group.shutdown()  # the other workers still wait in the transfer
             self._failure = failure  # restarted when needed: until then engines may have the weights on shared GPUs
             raise WeightSendError(str(failure)) from error
+        if len(failures) == len(actors):
+            raise WeightSendError(f"no rollout actor received the weights, {failures[0]}")
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
         stored, *_ = [worker.export.remote(chunk_bytes) for worker in self.workers]

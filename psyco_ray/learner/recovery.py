@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class WeightSendError(RuntimeError):
-    """Weights were not sent; the workers, which may hang in the transfer, were killed. The next call restarts them."""
+    """Weights were not sent. Workers that may hang in the transfer were killed; the next call restarts them."""
 
 
 class RestartPolicy:

@@ -1,234 +1,192 @@
-"""The sending end of weight updates over vLLM's own transports, in a learner worker: NCCL, or CUDA IPC within a GPU.
+"""The sending end of weight updates in chunks (see `models.weight_chunks`), in a learner worker.
 
-All ranks take part, because ZeRO-3 gathers parameter by parameter; rank 0 calls the rollout actors. In the NCCL group
-it is rank 0 as well, and every worker of every actor has a later rank. The group exists for one update: an actor that
-joins later takes the weights from the object store, and a dead actor blocks no later update.
-
-Written for vLLM 0.32. vLLM 0.24 has static methods instead of trainer-side engines; what they lack is written below.
+All ranks take part, because ZeRO-3 gathers parameter by parameter; rank 0 calls the rollout actors. A group exists for
+one update: an actor that joins later takes the weights from the object store, and a dead actor blocks no later update.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayError
 
+from psyco_ray.learner import rendezvous
+from psyco_ray.models import weight_chunks, weight_memory
 from psyco_ray.models.weight_checksum import WeightChecksum
+from psyco_ray.models.weight_chunks import TransferError
+from psyco_ray.models.weight_group import TransferGroup
+from psyco_ray.models.weight_memory import SharedMemory
 
 Parameters = Iterator[tuple[str, torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class ParameterInfo:
-    """Name, dtype and shape of a parameter, announced before it is sent."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Size of the whole parameter."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+def summed(parameters: Parameters, checksum: WeightChecksum) -> Parameters:
+    """Add every parameter to a checksum as it passes."""
+    for name, tensor in parameters:
+        checksum.add(name, tensor)
+        yield name, tensor
 
 
-class ParameterSource:
-    """An iterable of whole parameters; vLLM reads it as its `WeightSource`."""
+class Receivers:
+    """Calls rollout actors for one weight update. An actor that fails, or is late, is left out from then on."""
 
-    def __init__(
-        self, metadata: Sequence[ParameterInfo], parameters: Callable[[], Parameters], with_checksum: bool
-    ) -> None:
-        """Wrap the parameters.
-
-        Args:
-            metadata: of each parameter, in order.
-            parameters: starts an iteration over them.
-            with_checksum: add every parameter to `checksum` as it passes.
-        """
-        self._metadata, self._parameters, self._with_checksum = list(metadata), parameters, with_checksum
-        self.checksum = WeightChecksum()
-
-    def metadata(self) -> list[ParameterInfo]:
-        """Return what an iteration yields, in the same order."""
-        return self._metadata
-
-    def __iter__(self) -> Parameters:
-        self.checksum = WeightChecksum()
-        for name, tensor in self._parameters():
-            if self._with_checksum:
-                self.checksum.add(name, tensor)
-            yield name, tensor
-
-
-class ReceiverClient:
-    """Calls rollout actors through the interface of vLLM's trainer side.
-
-    An actor that fails is left out from then on, because the ranks must finish the transfer together.
-    """
-
-    def __init__(self, transport: str, actors: Sequence[Any], version: int, workers: int, deadline_s: float) -> None:
+    def __init__(self, actors: Sequence[Any], deadline_s: float, together: bool) -> None:
         """Start the deadline.
 
         Args:
-            transport: nccl or ipc.
             actors: rollout actors.
-            version: of the weights.
-            workers: of each actor's engine.
             deadline_s: seconds for the whole update.
+            together: none can receive after one has failed; every method raises a TransferError then.
         """
         self.failures: dict[int, str] = {}  # reason by the actor's index
-        self._transport, self._actors = transport, dict(enumerate(actors))
-        self._version, self._workers = version, workers
+        self._actors, self._together = dict(enumerate(actors)), together
+        self._calls: dict[int, ray.ObjectRef] = {}
+        self._step = ""
         self._deadline = time.monotonic() + deadline_s
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connect every actor to rank 0, each of its workers with a rank of its own."""
-        nccl = self._transport == "nccl"
+    def __len__(self) -> int:
+        return len(self._actors)
 
-        def settings(index: int) -> dict[str, Any]:
-            return {**init_info, **({"rank_offset": 1 + index * self._workers} if nccl else {})}
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
 
-        self._call("init_transfer", lambda index, actor: actor.init_transfer.remote(self._transport, settings(index)))
+    def begin(self, step: str, *arguments: Any, numbered: Callable[[int], tuple[Any, ...]] = lambda _: ()) -> None:
+        """Call a method of every actor, after its last call has ended.
 
-    def start_weight_update(self) -> None:
-        """Announce the weights."""
-        self._call("start_update", lambda _, actor: actor.start_update.remote())
+        Args:
+            step: name of the method.
+            *arguments: of the method.
+            numbered: returns further arguments of the actor with an index.
+        """
+        self.end()
+        self._step = step
+        self._calls = {i: getattr(actor, step).remote(*arguments, *numbered(i)) for i, actor in self._actors.items()}
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Make every actor receive a chunk."""
-        self._call("receive_chunk", lambda _, actor: actor.receive_chunk.remote(update_info))
+    def end(self) -> None:
+        """Wait until the last calls have ended."""
+        self._settle(list(self._calls))
 
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """End the update."""
-        self._call("finish_update", lambda _, actor: actor.finish_update.remote(self._version))
+    def watch(self) -> None:
+        """Look at the last calls without waiting."""
+        calls = list(self._calls.values())
+        ended = set(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) if calls else set()
+        self._settle([index for index, call in self._calls.items() if call in ended])
 
-    def _call(self, step: str, remote: Callable[[int, Any], Any]) -> None:
-        calls = {index: remote(index, actor) for index, actor in self._actors.items()}
-        for index, call in calls.items():
+    def fail_all(self, reason: str) -> None:
+        """Leave out all actors."""
+        self.failures |= dict.fromkeys(self._actors, reason)
+        self._actors, self._calls = {}, {}
+
+    def _settle(self, indices: list[int]) -> None:
+        for index in indices:
             try:
-                ray.get(call, timeout=max(0.0, self._deadline - time.monotonic()))
+                ray.get(self._calls.pop(index), timeout=self.left_s)
             except RayError as error:
-                self.failures[index] = f"{step}: {str(error).strip().splitlines()[-1]}"
+                self.failures[index] = f"{self._step}: {str(error).strip().splitlines()[-1]}"
                 del self._actors[index]
+                if self._together:
+                    raise TransferError(f"rollout actor {index} failed, {self.failures[index]}") from error
 
 
 def send(
     transport: str,
-    source: ParameterSource,
-    client: ReceiverClient,
+    parameters: Parameters,
+    sizes: Sequence[int],
+    receivers: Receivers,
+    version: int,
     rank: int,
-    rendezvous: tuple[str, int],
-    world_size: int,
+    workers: int,
     chunk_bytes: int,
 ) -> None:
-    """Send all parameters to the client's actors; every rank calls it.
+    """Send all parameters to the receivers; every rank calls it, and every rank comes to its end.
 
     Args:
-        transport: nccl or ipc.
-        source: the parameters.
-        client: the actors.
+        transport: nccl, ipc, gloo or shared_memory.
+        parameters: whole ones; for nccl and gloo on rank 0 alone, on the others they are only iterated over.
+        sizes: bytes of each parameter.
+        receivers: the actors.
+        version: of the weights.
         rank: of this process; 0 calls the actors.
-        rendezvous: address and free port of rank 0, for NCCL.
-        world_size: members of the NCCL group: rank 0 and all workers.
+        workers: of each actor's engine.
         chunk_bytes: size of a chunk; a larger parameter is a chunk by itself.
     """
-    torch.cuda.synchronize()  # other streams send what was computed on this one
-    largest = max(parameter.bytes for parameter in source.metadata())
-    packing = {"packed": True, "packed_buffer_size_bytes": max(chunk_bytes, largest)}
-    group = {"master_address": rendezvous[0], "master_port": rendezvous[1], "world_size": world_size}
-    try:
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-    except ImportError:
-        _send_0_24(transport, source, client, rank, group, packing)
+    size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
+    if transport not in weight_chunks.GROUPS:
+        _share(transport, parameters, size, receivers, version, rank)
         return
-    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    if not rank:
+        try:
+            _broadcast(transport, parameters, size, receivers, version, workers)
+        except TransferError as error:
+            receivers.fail_all(str(error))
+    for _ in parameters:  # the other ranks gather what is left
+        pass
 
-    info = (
-        NCCLTrainerInitInfo(rank=rank, **group, **packing)
-        if transport == "nccl"
-        else IPCTrainerInitInfo(rank=rank, **packing)
-    )
-    sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+def _broadcast(
+    transport: str, parameters: Parameters, size: int, receivers: Receivers, version: int, workers: int
+) -> None:
+    """Rank 0's part in a group. One failed receiver ends it, because the others would wait for it.
+
+    Raises:
+        TransferError: a receiver failed, or the time is up.
+    """
+    listener = rendezvous.listen(ray.util.get_node_ip_address())
+    address, world_size = rendezvous.address_of(listener), 1 + workers * len(receivers)
+    group = TransferGroup(transport, address, 0, world_size, receivers.left_s, listener)
     try:
-        sender.send_weights()
+
+        def place(index: int) -> tuple[Any, ...]:
+            return ((address, 1 + index * workers, world_size, receivers.left_s),)
+
+        receivers.begin("init_transfer", transport, numbered=place)
+        group.open(receivers.watch)
+        receivers.begin("start_update")
+        buffer = weight_chunks.empty(transport, size)
+        for chunk in weight_chunks.pack(parameters, buffer):  # packs while the receivers load the chunk before
+            receivers.begin("receive_chunk", chunk)
+            group.broadcast(buffer[: chunk.bytes], receivers.watch)
+        receivers.begin("finish_update", version)
+        receivers.end()
+    except TransferError as error:
+        group.abandon(str(error))
+        raise
     finally:
-        sender.shutdown()
+        group.close()
 
 
-def _send_0_24(
-    transport: str,
-    source: ParameterSource,
-    client: ReceiverClient,
-    rank: int,
-    group: dict[str, Any],
-    packing: dict[str, Any],
-) -> None:
-    if transport == "ipc":
-        _send_ipc_0_24(source, client, rank, packing)
-    elif rank:
-        for _ in source:
-            pass
-    else:
-        _send_nccl_0_24(source, client, group, packing)
+def _share(transport: str, parameters: Parameters, size: int, receivers: Receivers, version: int, rank: int) -> None:
+    """Every rank's part in sharing memory: each worker reads what the rank on its own GPU, or node, offers."""
+    memory = SharedMemory(transport, size)
+    try:
+        if not rank:
+            receivers.begin("init_transfer", transport, ())
+            receivers.begin("start_update")
+        for chunk in weight_chunks.pack(parameters, memory.buffer):
+            memory.synchronize()
+            handles = _gathered({weight_memory.place_of(transport): memory.handle})
+            if not rank:
+                receivers.begin("receive_chunk", replace(chunk, handles=handles))
+                receivers.end()
+            _gathered({})  # no rank fills its buffer before all receivers have read theirs
+        if not rank:
+            receivers.begin("finish_update", version)
+            receivers.end()
+    finally:
+        memory.close()
 
 
-def _send_nccl_0_24(
-    source: ParameterSource, client: ReceiverClient, group: dict[str, Any], packing: dict[str, Any]
-) -> None:
-    """Rank 0's part: connects to the workers and sends while they receive."""
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerSendWeightsArgs, NCCLWeightTransferEngine
-
-    update_info = {
-        "names": [parameter.name for parameter in source.metadata()],
-        "dtype_names": [str(parameter.dtype).removeprefix("torch.") for parameter in source.metadata()],
-        "shapes": [list(parameter.shape) for parameter in source.metadata()],
-        **packing,
-    }
-    with ThreadPoolExecutor(1) as background:
-        connected = background.submit(client.init_weight_transfer_engine, group)
-        communicator = NCCLWeightTransferEngine.trainer_init(group)
-        connected.result()
-        client.start_weight_update()
-        received = background.submit(client.update_weights, update_info)
-        arguments = NCCLTrainerSendWeightsArgs(group=communicator, **packing)
-        NCCLWeightTransferEngine.trainer_send_weights(iter(source), arguments)
-        received.result()
-    torch.cuda.synchronize()
-    client.finish_weight_update()
-    communicator.destroy()
-
-
-def _send_ipc_0_24(source: ParameterSource, client: ReceiverClient, rank: int, packing: dict[str, Any]) -> None:
-    """Every rank's part: each worker reads the memory that the rank on its own GPU offers."""
-    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerSendWeightsArgs, IPCWeightTransferEngine
-
-    arguments = IPCTrainerSendWeightsArgs(send_mode=lambda info: client.update_weights(asdict(info)), **packing)
-    if not rank:
-        client.init_weight_transfer_engine({})
-        client.start_weight_update()
-    for chunk in chunks(iter(source), packing["packed_buffer_size_bytes"]):
-        # one call a chunk: within a call, 0.24 offers the same memory again and counts it as returned each time
-        IPCWeightTransferEngine.trainer_send_weights(iter(chunk), arguments)
-    if not rank:
-        client.finish_weight_update()
-
-
-def chunks(parameters: Parameters, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Yield lists of at most `max_bytes` of parameters, copied: the iterator may reuse its memory."""
-    chunk: list[tuple[str, torch.Tensor]] = []
-    filled = 0
-    for name, tensor in parameters:
-        if chunk and filled + tensor.nbytes > max_bytes:
-            yield chunk
-            chunk, filled = [], 0
-        chunk.append((name, tensor.detach().clone()))
-        filled += tensor.nbytes
-    if chunk:
-        yield chunk
+def _gathered(handles: dict[str, Any]) -> dict[str, Any]:
+    """The handles of all ranks; waits for all of them."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return handles
+    of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_ranks, handles)
+    return {place: handle for of_rank in of_ranks for place, handle in of_rank.items()}

@@ -28,7 +28,7 @@ WAY_OUT = "lower the learning rate, or look at that pair and the base model; --r
 class LearnerWorker:
     """One rank of a learner group, a Ray actor around a DeepSpeed engine.
 
-    Every method except `location`, `size`, `listen` and `address` is collective: all ranks call it together, because
+    Every method except `location`, `size` and `listen` is collective: all ranks call it together, because
     ZeRO-3 gathers parameters and every step reduces gradients.
     """
 
@@ -53,12 +53,6 @@ class LearnerWorker:
         """Listen for the ranks of the group, on rank 0 alone; return the address."""
         self._listener = listen(ray.util.get_node_ip_address())
         return address_of(self._listener)
-
-    def address(self) -> Address:
-        """Return the host address of this process and a free port, for the members of a weight transfer."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     @gc_paused()
     def start(self, address: Address, spec: WorkerSpec, checkpoint: str | None) -> tuple[Computed, str]:
@@ -216,23 +210,15 @@ class LearnerWorker:
         return refs, weights, total, delta
 
     def send(
-        self,
-        transport: str,
-        actors: list[Any],
-        version: int,
-        workers: int,
-        rendezvous: Address,
-        chunk_bytes: int,
-        deadline_s: float,
+        self, transport: str, actors: list[Any], version: int, workers: int, chunk_bytes: int, deadline_s: float
     ) -> tuple[str, int, dict[int, str]]:
-        """Send the weights, in the compute dtype, to rollout actors over one of vLLM's transports.
+        """Send the weights, in the compute dtype, to rollout actors in chunks.
 
         Args:
-            transport: nccl or ipc.
+            transport: nccl, ipc, gloo or shared_memory.
             actors: receiving rollout actors; one that fails is left out.
             version: of the weights.
             workers: of each actor's engine.
-            rendezvous: address and free port of rank 0.
             chunk_bytes: size of a chunk; a larger parameter is a chunk by itself.
             deadline_s: seconds for an actor to receive everything.
 
@@ -240,21 +226,20 @@ class LearnerWorker:
             On rank 0: digest of the weights, their bytes, and the reason of each failure by the actor's index.
         """
         from psyco_ray.learner import lora, weight_sender
+        from psyco_ray.models import weight_chunks
+        from psyco_ray.models.weight_checksum import WeightChecksum
         from psyco_ray.models.weight_files import without_data
 
+        in_group = transport in weight_chunks.GROUPS
         stand_ins = without_data((name, tensor) for name, tensor, _ in lora.exported(self._model))
-        metadata = [
-            weight_sender.ParameterInfo(name, tensor.dtype, tuple(tensor.shape))
-            for name, tensor in self._files.converted(stand_ins)
-        ]
-        all_ranks = transport == "ipc"  # each rank serves the engine on its own GPU
-        source = weight_sender.ParameterSource(
-            metadata, lambda: self._full_parameters(all_ranks), with_checksum=not self.rank
-        )
-        client = weight_sender.ReceiverClient(transport, actors, version, workers, deadline_s)
-        world_size = 1 + workers * len(actors)
-        weight_sender.send(transport, source, client, self.rank, rendezvous, world_size, chunk_bytes)
-        return source.checksum.digest(), source.checksum.bytes, client.failures
+        sizes = [tensor.nbytes for _, tensor in self._files.converted(stand_ins)]
+        receivers = weight_sender.Receivers(actors, deadline_s, together=in_group)
+        checksum = WeightChecksum()
+        parameters = self._full_parameters(all_ranks=not in_group)  # else each rank serves the engine on its own GPU
+        if not self.rank:
+            parameters = weight_sender.summed(parameters, checksum)
+        weight_sender.send(transport, parameters, sizes, receivers, version, self.rank, workers, chunk_bytes)
+        return checksum.digest(), checksum.bytes, receivers.failures
 
     def keep_on_gpu(self, kept: OnGpu) -> None:
         """Move what is not kept to the host, or everything back; see `LearnerCheckpoint`."""

@@ -144,11 +144,6 @@ class WorkerGroup:
         ]
         return self._gather(calls, activity, timeout_s)
 
-    def free_address(self, timeout_s: float) -> tuple[str, int]:
-        """Return the host address of rank 0 and a free port there."""
-        [address] = self._gather([self.workers[0].address.remote()], "finding a free port", timeout_s)
-        return address
-
     def locations(self) -> list[tuple[str, str, int]]:
         """Return address and id of each worker's node, and its process id, by rank."""
         return ray.get(self._locations)

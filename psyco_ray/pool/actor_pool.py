@@ -38,6 +38,8 @@ from psyco_ray.pool.slot import PendingUpdate, Slot, State, actor_method, reason
 from psyco_ray.pool.supervisor import Supervisor
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkStream
 
+_ACK_POLL_S = 0.002  # a weight update is not slower for it
+
 A = TypeVar("A")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -191,7 +193,7 @@ class ActorPool(Generic[A]):
                 if self._supervisor.exhausted(update) or (not pending and len(update.errors) >= len(slots)):
                     raise update.error(self.role)
                 self._supervisor.check_capacity()
-            time.sleep(POLL_S)
+            time.sleep(_ACK_POLL_S)
 
     def suspend(self, method: Callable[[A, *Args], object], *args: *Args, deadline_s: float) -> None:
         """Have every actor call a method that frees what it holds; until `resume` none is created or gets work.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import require_finite
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, PromptBatch, SentWeights, Weights, WeightUpdateAck
+
+if TYPE_CHECKING:
+    from psyco_ray.models.weight_chunks import Chunk
 
 
 def actor_environment(settings: Rollouts) -> dict[str, str]:
@@ -99,25 +102,25 @@ class RolloutActor:
             yield group, now - began
             began = now
 
-    def init_transfer(self, transport: str, settings: dict[str, Any]) -> None:
-        """Connect to the learner for one weight update; see `Engine`."""
-        self._engine.init_transfer(transport, settings)
+    def init_transfer(self, transport: str, settings: tuple[Any, ...]) -> None:
+        """Connect to the learner for one weight update; see `EngineWeights`."""
+        self._engine.weights.init_transfer(transport, settings)
 
     def start_update(self) -> None:
         """Start a weight update."""
-        self._engine.start_update()
+        self._engine.weights.start_update()
 
-    def receive_chunk(self, chunk: dict[str, Any]) -> None:
+    def receive_chunk(self, chunk: Chunk) -> None:
         """Receive a chunk of the weights."""
-        self._engine.receive_chunk(chunk)
+        self._engine.weights.receive_chunk(chunk)
 
     def finish_update(self, version: int) -> None:
         """Finish the weight update; `load_weights` must confirm it."""
-        self._engine.finish_update(version)
+        self._engine.weights.finish_update(version)
 
     def sleep(self, keep_weights: bool) -> None:
         """Free the GPU until the next call that needs it."""
-        self._engine.sleep(keep_weights)
+        self._engine.weights.sleep(keep_weights)
 
     def load_weights(self, weights: Weights | SentWeights, probe: PreferencePair) -> WeightUpdateAck:
         """Load weights, or confirm those received in chunks, and compute the log-probabilities of a probe with them.
@@ -136,6 +139,6 @@ class RolloutActor:
             version=self._engine.version,
             digest=weights.digest,  # the engine refuses any other
             bytes=loaded_bytes,
-            logprobs=tuple(self._engine.logprob(probe.prompt_ids + ids[:k], ids[k:]) for ids, k in sides),
+            logprobs=tuple(self._engine.logprobs([(probe.prompt_ids + ids[:k], ids[k:]) for ids, k in sides])),
             seconds=time.perf_counter() - began,
         )

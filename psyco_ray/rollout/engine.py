@@ -1,25 +1,17 @@
 """The vLLM engine of a rollout actor.
 
-Only a process that holds an engine may import this file, because it imports vLLM. Weights arrive over vLLM's native
-weight-transfer API: from Ray's object store (`load_weights`), or over NCCL or CUDA IPC in chunks that the learner sends
-(`init_transfer`, `start_update`, `receive_chunk`, `finish_update`) and `load_weights` confirms by their digest.
+Only a process that holds an engine may import this file, because it imports vLLM.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import ray
 from vllm import LLM, SamplingParams
-from vllm.config import ModelConfig
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -29,66 +21,10 @@ from psyco_ray.config.resources import Rollouts
 from psyco_ray.models import loading
 from psyco_ray.models.stop_tokens import stop_tokens
 from psyco_ray.rollout import kv_cache, weight_receiver
-from psyco_ray.rollout.errors import WeightTransferError
+from psyco_ray.rollout.engine_options import engine_options, model_config
+from psyco_ray.rollout.engine_weights import EngineWeights
 from psyco_ray.rollout.responses import ResponseReader
 from psyco_ray.run.types import Group, Prompt, SentWeights, Weights
-
-_SLEEPING_PARTS = ("weights", "kv_cache")  # vLLM's names of what sleep frees
-_UNCONFIRMED = -1  # version of an engine whose weights are not confirmed; no request has it
-_BATCHED_TOKENS = 4096  # of a step, vLLM's default for a CPU
-
-
-def engine_options(settings: Rollouts, shared: bool = False, recurrent: bool = False) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `LLM`.
-
-    Args:
-        settings: engine size, dtype and parallelism.
-        shared: whether a learner rank computes on the same GPU while the engine sleeps.
-        recurrent: whether the model has layers with a running state.
-    """
-    assert settings.kv_cache_gb is not None, "an engine that is about to load has the size of its cache"
-    options: dict[str, Any] = {
-        "dtype": settings.dtype,
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "enforce_eager": settings.enforce_eager,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
-    }
-    if settings.block_size or not settings.gpus:
-        options["block_size"] = settings.block_size or 32
-    if settings.gpus:
-        # the cache size is fixed above; the utilization is only what vLLM expects to find free at start
-        return options | {"gpu_memory_utilization": 0.01, "enable_sleep_mode": shared}
-    # a seeded request whose prompt is prefilled in chunks makes vLLM rewind its random numbers, which fails on a CPU
-    max_batched_tokens = max(_BATCHED_TOKENS, settings.max_model_len)
-    options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max_batched_tokens}
-    # vLLM caches a running state in chunks only
-    return options | ({"enable_prefix_caching": False} if recurrent else {})
-
-
-def _model_config(model: Path, dtype: str, allow_code: bool) -> ModelConfig:
-    """What vLLM finds in a model.
-
-    Raises:
-        InputError: vLLM's code of the model needs torchvision, which is missing or built for another PyTorch.
-    """
-    try:
-        return EngineArgs(model=str(model), dtype=dtype, trust_remote_code=allow_code).create_model_config()
-    except ValueError as error:
-        if "failed to be inspected" in str(error):  # vLLM logs the cause in a process of its own
-            _require_torchvision(model)
-        raise
-
-
-def _require_torchvision(model: Path) -> None:
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"vLLM cannot load {model}, because its code for models of images and text needs torchvision ({error}); "
-            "install the torchvision that was built for this PyTorch (jobs/README.md, Installing by hand)"
-        ) from error
 
 
 class Engine:
@@ -117,7 +53,7 @@ class Engine:
         Raises:
             InputError: vLLM's code of the model needs torchvision, which is missing or built for another PyTorch.
         """
-        config = _model_config(model, settings.dtype, allow_code)
+        config = model_config(model, settings.dtype, allow_code)
         settings = kv_cache.sized(settings, model, config.hf_text_config, shared)
         recurrent = config.is_hybrid or config.is_attention_free
         gc.freeze()  # vLLM collects garbage five times while it starts; skip everything imported so far
@@ -133,16 +69,14 @@ class Engine:
         self._settings = settings
         self._reader = ResponseReader(self._llm.get_tokenizer())
         self._stops = list(stop_tokens(loading.load_tokenizer(model, allow_code)))
-        self._version = 0
-        self._asleep: set[str] = set()
-        self._received: tuple[int, str] | None = None  # version and digest of weights received in chunks
-        self._delta_base = ""  # digest of the weights that the workers hold for the next delta
+        self.weights = EngineWeights(self._llm)
+        self._waiting: dict[str, Prompt] = {}  # by the request's id; an abandoned `generate` leaves some
         self._requests = 0
 
     @property
     def version(self) -> int:
         """Version of the weights."""
-        return self._version
+        return self.weights.version
 
     def generate(
         self,
@@ -170,9 +104,8 @@ class Engine:
             InputError: on the CPU, the KV cache is too small.
         """
         self._check_kv_cache(prompts, responses, max_tokens)
-        self._wake(*_SLEEPING_PARTS)
-        self._llm.reset_prefix_cache()
-        engine, waiting = self._llm.llm_engine, {}
+        self._start_empty()
+        engine, waiting = self._llm.llm_engine, self._waiting
         for prompt in prompts:
             params = SamplingParams(
                 n=responses,
@@ -194,6 +127,15 @@ class Engine:
                     assert isinstance(output, RequestOutput)
                     yield self._group(waiting.pop(output.request_id), output)
 
+    def _start_empty(self) -> None:
+        """Wake up, abort what an abandoned `generate` has left, and drop all cached prefixes."""
+        self.weights.wake()
+        if self._waiting:
+            self._llm.llm_engine.abort_request(list(self._waiting))
+            self._waiting.clear()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept cached prefixes, which other weights may have computed")
+
     def _check_kv_cache(self, prompts: list[Prompt], responses: int, max_tokens: int) -> None:
         """Refuse requests that could fill the KV cache on a CPU: vLLM's CPU engine dies when it preempts a sequence.
 
@@ -213,102 +155,33 @@ class Engine:
             )
 
     def load_weights(self, weights: Weights | SentWeights) -> int:
-        """Load weights from the object store, or confirm those received in chunks; drops all cached prefixes.
-
-        Returns:
-            Bytes loaded: of all weights, or of a delta.
-
-        Raises:
-            WeightTransferError: other weights arrived; from the object store nothing was loaded then.
-        """
-        if isinstance(weights, SentWeights) and self._received is not None:
-            if self._received != (weights.version, weights.digest):
-                raise WeightTransferError(
-                    f"version {self._received[0]} with digest {self._received[1]} arrived, "
-                    f"version {weights.version} with digest {weights.digest} was sent"
-                )
-            loaded_bytes = weights.bytes
-        else:
-            loaded_bytes = self._load_stored(weights if isinstance(weights, Weights) else _stored(weights))
-        self._received = None
-        self._wake(*_SLEEPING_PARTS)
-        self._llm.reset_prefix_cache()
-        self._version = weights.version
+        """Load or confirm weights and drop all cached prefixes; see `EngineWeights.load`."""
+        loaded_bytes = self.weights.load(weights)
+        self._start_empty()
         return loaded_bytes
 
-    def init_transfer(self, transport: str, settings: dict[str, Any]) -> None:
-        """Connect to the sender over `nccl` or `ipc`; `settings` are those of vLLM's transport."""
-        self._llm.init_weight_transfer_engine({"init_info": {"transport": transport, "settings": settings}})
-
-    def start_update(self) -> None:
-        """Start to receive weights; the engine has no valid version until `load_weights` confirms them."""
-        self._version, self._received = _UNCONFIRMED, (_UNCONFIRMED, "of a part")
-        self._wake("weights")
-        self._llm.start_weight_update()
-
-    def receive_chunk(self, chunk: dict[str, Any]) -> None:
-        """Receive and load a chunk, announced as vLLM's transport does."""
-        self._llm.update_weights({"update_info": {"chunk": chunk}})
-
-    def finish_update(self, version: int) -> None:
-        """Finish the update after the last chunk."""
-        self._finish(version)
-        digests = set(self._llm.llm_engine.collective_rpc("psyco_ray_received_digest"))
-        self._received = version, " and ".join(sorted(digests))  # several if the workers disagree
-
-    def sleep(self, keep_weights: bool) -> None:
-        """Free the GPU until the next call.
+    def logprobs(self, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+        """Log-probabilities of responses under the loaded weights, in nats, each summed over its tokens.
 
         Args:
-            keep_weights: move the weights to the host; else drop them, and new ones must be loaded.
+            texts: token ids of prompt and response.
         """
-        if self._asleep == set(_SLEEPING_PARTS):
-            return
-        self._wake(*_SLEEPING_PARTS)  # vLLM puts no second part to sleep: an update that failed has woken the weights
-        self._llm.sleep(level=1 if keep_weights else 2)
-        self._asleep = set(_SLEEPING_PARTS)
-        if not keep_weights:
-            self._version = _UNCONFIRMED
-
-    def logprob(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> float:
-        """Log-probability of a response under the loaded weights, in nats, summed over its tokens."""
-        self._wake(*_SLEEPING_PARTS)
+        self.weights.wake()
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        tokens = {"prompt_token_ids": [*prompt_ids, *response_ids]}
-        logprobs = self._llm.generate([tokens], params, use_tqdm=False)[0].prompt_logprobs
-        assert logprobs is not None, "vLLM returns the prompt_logprobs of the request"
-        start = len(prompt_ids)
-        return sum(logprobs[start + i][token].logprob for i, token in enumerate(response_ids))
-
-    def _wake(self, *parts: str) -> None:
-        asleep = [part for part in parts if part in self._asleep]
-        if asleep:
-            self._llm.wake_up(asleep)
-            self._asleep -= set(asleep)
-
-    def _load_stored(self, weights: Weights) -> int:
-        self._wake("weights")
-        self._llm.start_weight_update()
-        delta = weights.delta if weights.delta is not None and weights.delta.since == self._delta_base else None
-        # fetched here, because vLLM's workers of several GPUs are no Ray processes; a single worker shares the memory
-        update = {"buckets": ray.get(list(weights.refs))} if delta is None else {"delta": ray.get(delta.ref)}
-        self._delta_base = ""  # stays if the update fails
-        self._llm.update_weights({"update_info": {**update, "digest": weights.digest, "keep": weights.keep}})
-        self._delta_base = weights.digest if weights.keep else ""
-        self._finish(weights.version)
-        return weights.bytes if delta is None else delta.bytes
-
-    def _finish(self, version: int) -> None:
-        # vLLM 0.24 does not record which weights sampled a token
-        versioned = "weight_version" in inspect.signature(self._llm.finish_weight_update).parameters
-        self._llm.finish_weight_update(**({"weight_version": str(version)} if versioned else {}))
+        whole = [{"prompt_token_ids": [*prompt, *response]} for prompt, response in texts]
+        sums = []
+        for (prompt, response), output in zip(texts, self._llm.generate(whole, params, use_tqdm=False), strict=True):
+            logprobs = output.prompt_logprobs
+            assert logprobs is not None, "vLLM returns the prompt_logprobs of the request"
+            sums.append(sum(logprobs[len(prompt) + i][token].logprob for i, token in enumerate(response)))
+        return sums
 
     def _group(self, prompt: Prompt, output: RequestOutput) -> Group:
         responses = []
         for completion in sorted(output.outputs, key=lambda c: c.index):
             versions = {span.version for span in getattr(completion, "weight_versions", None) or []}
-            if self._version and versions - {str(self._version)}:
-                raise RuntimeError(f"a response was sampled by weights {versions}, not by version {self._version}")
+            if self.version and versions - {str(self.version)}:
+                raise RuntimeError(f"a response was sampled by weights {versions}, not by version {self.version}")
             responses.append(
                 replace(
                     self._reader.read(
@@ -317,10 +190,4 @@ class Engine:
                     logprob=completion.cumulative_logprob,
                 )
             )
-        return Group(prompt=prompt, responses=tuple(responses), version=self._version)
-
-
-def _stored(weights: SentWeights) -> Weights:
-    """The same weights in the object store; waits until they are stored."""
-    refs, digest, size = ray.get(weights.stored)
-    return Weights(weights.version, digest, tuple(refs), size)
+        return Group(prompt=prompt, responses=tuple(responses), version=self.version)

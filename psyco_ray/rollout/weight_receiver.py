@@ -1,21 +1,22 @@
 """The receiving end of weight updates inside a vLLM worker.
 
 A worker has one weight-transfer engine for its life. `WeightReceiver` loads the weights that its actor read from Ray's
-object store, and passes chunks over NCCL or CUDA IPC to vLLM's own engines while it computes their checksum.
+object store, or those that the learner sends in chunks (see `models.weight_chunks`) while it computes their checksum.
 
 Written for vLLM 0.32. In 0.24 the worker starts and finishes the reload itself and passes `load_weights` to
-`receive_weights`; its NCCL engine drops its communicator without destroying it.
+`receive_weights`.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.config import set_current_vllm_config
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -25,9 +26,12 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from psyco_ray.models import weight_codec
+from psyco_ray.models import weight_chunks, weight_codec
 from psyco_ray.models.weight_checksum import WeightChecksum
+from psyco_ray.models.weight_chunks import Chunk
 from psyco_ray.models.weight_codec import Bucket, as_tensor, digest
+from psyco_ray.models.weight_group import TransferGroup
+from psyco_ray.models.weight_memory import MemoryReader
 from psyco_ray.rollout import weight_reload
 from psyco_ray.rollout.errors import WeightTransferError
 
@@ -37,43 +41,51 @@ Load = Callable[[Iterable[tuple[str, torch.Tensor]]], Any]
 
 @dataclass
 class TransferInit(WeightTransferInitInfo):
-    """vLLM's transport of the next weights, and the init info of its own engine."""
+    """The transport of the next weights, and where a group meets."""
 
     transport: str
-    settings: dict[str, Any]
+    settings: tuple[Any, ...] = ()  # of a group: address, rank of the engine's first worker, members, seconds
 
 
 @dataclass
 class WeightUpdate(WeightTransferUpdateInfo):
-    """All weights, a delta to the held ones, or a chunk as vLLM's transport announces it."""
+    """All weights, a delta to the held ones, or an announced chunk."""
 
     buckets: list[Bucket] | None = None
     delta: weight_codec.Delta | None = None
     digest: str = ""  # of all weights
     keep: bool = False  # hold them for the next delta
-    chunk: dict[str, Any] | None = None
+    chunk: Chunk | None = None
 
 
 class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
-    """Receives weights from the object store, or through one of vLLM's own engines, created for each update."""
+    """Receives weights from the object store, or in chunks over a transport that each update opens."""
 
     init_info_cls = TransferInit
     update_info_cls = WeightUpdate
 
     def __init__(self, config: WeightTransferConfig, *parts: Any) -> None:
         super().__init__(config, *parts)
-        self._parts = parts
-        self._native: Any = None  # vLLM's own engine
+        self._transport: TransferGroup | MemoryReader | None = None
+        self._reload = contextlib.ExitStack()  # open while chunks are loaded
         self._started, self._checksum, self._problem = False, WeightChecksum(), ""
         self._held: dict[str, tuple[np.ndarray, str]] = {}
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
-        """Connect to the sender; over NCCL all receivers must do so at the same time."""
+        """Connect to the sender; in a group all receivers must do so at the same time.
+
+        Raises:
+            TransferError: not all came in time, or the sender gave up.
+        """
         self.shutdown()
         self._started, self._checksum, self._problem = False, WeightChecksum(), ""
-        config = WeightTransferConfig(backend=init_info.transport)
-        self._native = WeightTransferEngineFactory.create_engine(config, *self._parts)
-        self._native.init_transfer_engine(self._native.parse_init_info(init_info.settings))
+        if init_info.transport not in weight_chunks.GROUPS:
+            self._transport = MemoryReader(init_info.transport)
+            return
+        address, first_rank, members, timeout_s = init_info.settings
+        rank = first_rank + self.parallel_config.rank
+        self._transport = TransferGroup(init_info.transport, address, rank, members, timeout_s)
+        self._transport.open()
 
     def start_weight_update(self) -> None:
         """Do nothing: the first chunk starts the reload."""
@@ -84,34 +96,35 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         Raises:
             WeightTransferError: the weights in the object store are not those that were sent, and nothing was loaded;
                 or parameters got no weights.
+            TransferError: the chunk did not arrive.
         """
         if update_info.chunk is None:
             self._receive_stored(update_info, load_weights)
             return
-        assert self._native is not None, "init_transfer_engine comes first"
-        chunk = self._native.parse_update_info(update_info.chunk)
-        if load_weights is not None:
-            self._native.receive_weights(chunk, load_weights=self._with_checksum(load_weights))
+        assert self._transport is not None, "init_transfer_engine comes first"
+        weights = self._transport.receive(update_info.chunk)
+        if self._problem:  # the others of a group wait until all have received all chunks
             return
-        if not self._started:
-            self._native.start_weight_update()
-            self._started = True
-        self._native.model = _Loader(self._with_checksum(functools.partial(weight_reload.load_weights, self.model)))
+        for name, tensor in weights:
+            self._checksum.add(name, tensor)
         try:
-            self._native.receive_weights(chunk)
-        finally:
-            self._native.model = self.model
+            self._load_chunk(weights, load_weights)
+        except Exception as error:  # noqa: BLE001 - `received_digest` raises it
+            self._problem = f"a chunk could not be loaded, {type(error).__name__}: {error}"
 
     def finish_weight_update(self) -> None:
-        """Finish the reload that vLLM's own engine started."""
-        if self._started and self._native is not None:
-            self._problem = weight_reload.finish(self.model, self._native.finish_weight_update)
+        """Finish the reload that the first chunk started."""
+        if not self._started or self._problem:
+            return
+        self._started = False
+        self._problem = weight_reload.finish(self.model, self._finalize)
+        self._reload.close()
 
     def received_digest(self) -> str:
         """Disconnect; returns the digest of the weights since `init_transfer_engine`.
 
         Raises:
-            WeightTransferError: parameters got no weights.
+            WeightTransferError: parameters got no weights, or a chunk could not be loaded.
         """
         received = self._checksum.digest()
         self.shutdown()
@@ -119,15 +132,30 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
             raise WeightTransferError(self._problem)
         return received
 
+    def abandon(self) -> None:
+        """Forget an update that broke off, and the weights held for a delta."""
+        self._started, self._held = False, {}
+        self._reload.close()
+        self.shutdown()
+
     def shutdown(self) -> None:
         """Disconnect from the sender."""
-        if self._native is None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    def _load_chunk(self, weights: list[tuple[str, torch.Tensor]], load_weights: Load | None) -> None:
+        if load_weights is not None:
+            load_weights(weights)
             return
-        if (group := getattr(self._native, "model_update_group", None)) is not None:
-            group.destroy()
-            self._native.model_update_group = None
-        self._native.shutdown()
-        self._native = None
+        if not self._started:
+            self._reload.enter_context(weight_reload.experts_packed_again(self.model))
+            initialize_layerwise_reload(self.model)
+            self._started = True
+        weight_reload.load_weights(self.model, weights)
+
+    def _finalize(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
 
     @staticmethod
     def trainer_send_weights(*_: Any) -> None:
@@ -158,25 +186,9 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         with weight_reload.experts_packed_again(self.model):
             initialize_layerwise_reload(self.model)
             weight_reload.load_weights(self.model, weights)
-            problem = weight_reload.finish(self.model, lambda: finalize_layerwise_reload(self.model, self.model_config))
+            problem = weight_reload.finish(self.model, self._finalize)
         if problem:
             raise WeightTransferError(problem)
-
-    def _with_checksum(self, load: Load) -> Load:
-        def load_and_add(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-            chunk = list(weights)
-            for name, tensor in chunk:
-                self._checksum.add(name, tensor)
-            return load(chunk)
-
-        return load_and_add
-
-
-@dataclass
-class _Loader:
-    """Stands in for the model, of which vLLM's engines only call `load_weights`."""
-
-    load_weights: Load
 
 
 class WorkerExtension:
@@ -185,6 +197,14 @@ class WorkerExtension:
     def psyco_ray_received_digest(self) -> str:
         """The digest of the weights that arrived in chunks."""
         return self.weight_transfer_engine.received_digest()  # type: ignore[attr-defined]
+
+    def psyco_ray_abandon_update(self: Any) -> None:
+        """End an update that broke off at any step, so that another can begin."""
+        model = self.model_runner.get_model()
+        with torch.device(self.device), set_current_vllm_config(self.vllm_config):
+            self.weight_transfer_engine.abandon()
+            weight_reload.abandon(model, lambda: finalize_layerwise_reload(model, self.model_config))
+        self._weight_update_active = False  # vLLM's mark of an update, which it clears only where a chunk failed
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -209,7 +209,7 @@ class Orchestrator:
             *(actors.learner, actors.rollouts, self.learner_version, self._pairs.first(self.trained), self.job.sync),
             transport=self.job.transport,
             workers=self.job.rollouts.tensor_parallel,
-            colocation=actors.colocation,
+            colocation=actors.colocation if self.job.colocated else None,
         )
         # after a resume the first sync belongs to the next iteration: the last one has been evaluated
         evaluated = self.run_state.evaluation(self.trained) is not None

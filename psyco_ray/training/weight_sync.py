@@ -4,15 +4,17 @@ Invariants:
     - All actors that sample have the same version of the weights, verified by digest.
     - On shared GPUs an engine's weights wake up when every rank has left all but its own weights, and an engine's cache
       when the ranks have left those, too.
-    - Every engine computes with the new weights, verified by the log-probabilities of one pair (the probe). Its second
-      response shares the prompt with the first on the learner, which must not change it.
+    - Every engine computes with the new weights, verified by the log-probabilities of a part of one pair (the probe).
+      Its second response shares the prompt with the first on the learner, which must not change it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from psyco_ray.run.types import PreferencePair, SentWeights, Weights, WeightUpdateAck
     from psyco_ray.training.colocation import ColocationManager
 
+
+_PROBE_TOKENS = 16  # of the prompt and of each response: wrong weights show in the first of them
 
 _log = logging.getLogger(__name__)
 
@@ -55,54 +59,69 @@ def push_weights(
 ) -> SyncReport:
     """Sends the learner's weights to every rollout actor and verifies that they arrived and are in use.
 
-    Over `nccl` and `ipc` idle actors receive them directly. Other actors, and all actors if the transfer fails, take
-    them from the object store. An actor that fails the checks is replaced; an actor that joins later loads the same
-    weights before its first item.
+    Over other transports than `object_store` idle actors receive them directly. Other actors, and those that miss a
+    part, take them from the object store. An actor that fails the checks is replaced; an actor that joins later loads
+    the same weights before its first item.
 
     Args:
         learner: holds the weights.
         rollouts: receive the weights.
         version: of the weights.
-        probe: a prompt with two responses, which the learner and the engines must give the same log-probabilities.
+        probe: a prompt with two responses, to a part of which learner and engines must give the same log-probabilities.
         settings: deadline, bucket size, largest gap.
-        transport: object_store, nccl or ipc.
+        transport: of the job.
         workers: of each actor's engine.
-        colocation: of actors and ranks that share GPUs, with the learner on them; None: they share none.
+        colocation: of actors and ranks that share GPUs, with the learner on them; None: they share none, and the
+            learner computes the probe's log-probabilities while the actors load.
 
     Raises:
         TimeoutError: no actor finished before the deadline.
         RuntimeError: every actor received other weights than were sent, or computes with other weights.
-
-    Example:
-        >>> report = push_weights(learner, rollouts, 1, pairs[0], job.sync)
-        >>> report.gap <= job.sync.max_gap
-        True
     """
-    began = time.monotonic()
-    [expected] = learner.evaluate_pairs([probe])
-    if colocation is not None:
-        colocation.hand_over()
-    weights = _send_or_export(learner, rollouts, version, settings, transport, workers, colocation)
-    if colocation is not None:
-        colocation.to_rollouts()
-    exported = time.monotonic()
-
-    acks = rollouts.broadcast(
-        RolloutActor.load_weights,
-        weights,
-        probe,
-        version=version,
-        check=lambda ack: _mismatch(ack, weights, expected, probe.trained_tokens, settings.max_gap),
-        deadline_s=settings.deadline_s,
-    )
+    began, probe = time.monotonic(), _part(probe)
+    with ThreadPoolExecutor(1, "probe") as background:
+        send = functools.partial(_send_or_export, learner, rollouts, version, settings, transport, workers, colocation)
+        evaluate = functools.partial(background.submit, _values, learner, probe)
+        if colocation is None:
+            weights, expected = send(), evaluate()
+        else:
+            expected = evaluate()
+            expected.result()
+            colocation.hand_over()
+            weights = send()
+            colocation.to_rollouts()
+        exported = time.monotonic()
+        acks = rollouts.broadcast(
+            RolloutActor.load_weights,
+            weights,
+            probe,
+            version=version,
+            check=lambda ack: _mismatch(ack, weights, expected, probe.trained_tokens, settings.max_gap),
+            deadline_s=settings.deadline_s,
+        )
     loaded = time.monotonic()
     size = max(ack.bytes for ack in acks)
-    gap = max(_gap(ack, expected, probe.trained_tokens) for ack in acks)
+    gap = max(_gap(ack, expected.result(), probe.trained_tokens) for ack in acks)
     return SyncReport(version, size, len(acks), exported - began, loaded - exported, gap)
 
 
 Values = tuple[float, ...]
 """Of the probe's two responses."""
+
+
+def _part(pair: PreferencePair) -> PreferencePair:
+    """The end of a pair's prompt with the first trained tokens of its responses, and a few of those before them."""
+    n = _PROBE_TOKENS
+    chosen, rejected = (
+        ids[max(0, k - n) : k + n] for ids, k in zip((pair.chosen_ids, pair.rejected_ids), pair.context, strict=True)
+    )
+    context = min(pair.context[0], n), min(pair.context[1], n)
+    return replace(pair, prompt_ids=pair.prompt_ids[-n:], chosen_ids=chosen, rejected_ids=rejected, context=context)
+
+
+def _values(learner: LearnerGroup, probe: PreferencePair) -> Values:
+    [values] = learner.evaluate_pairs([probe])
+    return values
 
 
 def _gap(ack: WeightUpdateAck, expected: Values, tokens: tuple[int, ...]) -> float:
@@ -112,11 +131,14 @@ def _gap(ack: WeightUpdateAck, expected: Values, tokens: tuple[int, ...]) -> flo
 
 
 def _mismatch(
-    ack: WeightUpdateAck, sent: Weights | SentWeights, expected: Values, tokens: tuple[int, ...], max_gap: float
+    ack: WeightUpdateAck, sent: Weights | SentWeights, values: Future[Values], tokens: tuple[int, ...], max_gap: float
 ) -> str | None:
-    """Why an actor does not have the weights that were sent; None if it has."""
+    """Why an actor does not have the weights that were sent; None if it has, or if the learner has failed."""
     if (ack.version, ack.digest) != (sent.version, sent.digest):
         return f"it took version {ack.version} with digest {ack.digest}, {sent.digest} was sent"
+    if values.exception() is not None:  # no actor's fault; `push_weights` raises it
+        return None
+    expected = values.result()
     if not (gap := _gap(ack, expected, tokens)) <= max_gap:  # a gap of NaN is no match either
         ours, theirs = (" and ".join(f"{value:.3f}" for value in values) for values in (expected, ack.logprobs))
         return (

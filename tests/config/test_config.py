@@ -92,6 +92,7 @@ SHARED = "colocated: true\nrollouts: {actors: 2, gpus: 0.5}\nlearners: {actors: 
         ("rollouts: {gpus: 0.25}\nlearners: {gpus: 1}", [], "object_store"),
         (SHARED, [], "ipc"),
         (SHARED, ["sync.transport=object_store"], "object_store"),
+        ("", ["sync.transport=gloo"], "gloo"),
     ],
 )
 def test_the_default_transport_follows_from_the_placement(
@@ -120,6 +121,8 @@ def test_the_default_transport_follows_from_the_placement(
         ("reward: {learners: {gpus: 0.5}}", [], ["reward.learners.gpus is 0.5", "whole GPUs"]),
         ("sync: {transport: ipc}", [], ["sync.transport ipc", "colocated: true"]),
         ("sync: {transport: nccl}\nlearners: {gpus: 1}", [], ["sync.transport nccl", "rollouts.gpus 0 and"]),
+        ("sync: {transport: gloo}\nlearners: {gpus: 1}", [], ["sync.transport gloo", "learners.gpus 1"]),
+        (SHARED, ["sync.transport=shared_memory"], ["sync.transport shared_memory", "CPUs"]),
         ("sync: {deltas: true, transport: nccl}", [], ["sync.deltas needs sync.transport object_store"]),
         ("colocated: true", [], ["colocated needs rollouts.gpus and learners.gpus", "0.5 each", "not 0 and 0"]),
         (SHARED, ["rollouts.gpus=0.6"], ["at most one", "not 0.6 and 0.5"]),

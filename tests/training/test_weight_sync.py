@@ -75,7 +75,7 @@ def on_all(rollouts: ActorPool, method: str, *args) -> list:
 def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: PreferencePair) -> list[float]:
     expected = learner.evaluate_pairs([probe])[0][0]
     texts = probe.prompt_ids, probe.chosen_ids
-    found = on_all(rollouts, "__ray_call__", lambda actor: actor._engine.logprob(*texts))
+    found = on_all(rollouts, "__ray_call__", lambda actor: actor._engine.logprobs([texts])[0])
     return [abs(value - expected) / len(probe.chosen_ids) for value in found]
 
 
@@ -110,7 +110,7 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
     record_property("gap_before_and_after_nats_per_token", (apart, together))
     print(f"log-probability gap: {apart:.4f} nats a token before the sync, {together:.6f} after")
     assert together < 1e-4
-    assert report.gap == pytest.approx(together)
+    assert report.gap < 1e-4, "of a part of the probe"
     assert report.version == 1
     after = sampled(rollouts, 1)
     assert after != before, "the new weights sample other responses"
@@ -247,6 +247,36 @@ def test_a_delta_is_exact_and_none_where_it_does_not_pay() -> None:
     assert weight_codec.diff([], [new]) is None
     assert weight_codec.diff([{"p0": old["p0"]}], [{"p0": (old["p0"][0], "float16")}]) is None
     assert weight_codec.diff([old], [{name: (array + 1, dtype) for name, (array, dtype) in old.items()}]) is None
+
+
+def miss_a_chunk(actor: RolloutActor) -> None:
+    """Have an actor fail at the next chunk, once."""
+    weights = actor._engine.weights
+    receive = weights.receive_chunk
+
+    def fail(chunk: object) -> None:
+        weights.receive_chunk = receive
+        raise RuntimeError("the chunk is lost")
+
+    weights.receive_chunk = fail
+
+
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+def test_weights_arrive_in_chunks_and_who_misses_one_takes_the_stored_weights(
+    learner, rollouts, transport: str, caplog
+) -> None:
+    probe, workers, actors = pairs(1, seed=7)[0], learner.workers, rollouts.actors
+    settings = Sync(bucket_mb=1, deadline_s=60)
+    for version in (60, 61):
+        list(learner.train([pairs(8, seed=version)], total_steps=1))
+        if version == 61:
+            ray.get(actors[1].__ray_call__.remote(miss_a_chunk), timeout=60)
+        before = gaps(learner, rollouts, probe)
+        report = weight_sync.push_weights(learner, rollouts, version, probe, settings, transport=transport)
+        assert (report.version, report.actors) == (version, 2)
+        assert max(gaps(learner, rollouts, probe)) < 1e-4 < min(before)
+    assert any("the chunk is lost" in record.getMessage() for record in caplog.records)
+    assert (rollouts.actors, learner.workers) == (actors, workers), "nobody was restarted"
 
 
 @pytest.mark.slow

@@ -140,13 +140,13 @@ def _rank(job: Job, shape: ModelShape, moment: str) -> Parts:
         return _training(shape, job.learners, longest)
     memory = rank_memory(shape, job.learners, longest)
     chunk = max(job.sync.bucket_mb * 2**20, memory.gathered)
-    gathered: Parts = {"gathered parameter": memory.gathered} if job.learners.zero_stage == 3 else {}
-    # vLLM packs a chunk and copies it to the memory that it offers; gathered parameters are collected before
-    chunks = (3 if job.learners.zero_stage == 3 else 2) * chunk
+    gathered: Parts = (
+        {"gathered parameter": 2 * memory.gathered} if job.learners.zero_stage == 3 else {}
+    )  # and its copy
     if not job.colocated:
-        buffers = {"chunks sent": chunks} if job.transport == "nccl" else {}
-        return {"learner states": memory.states, **(gathered | buffers if moment == "sync" else {})}
-    return {"learner weights": memory.weights, **gathered, "chunks sent": chunks} if moment == "sync" else {}
+        buffer: Parts = {"chunk sent": chunk} if job.transport == "nccl" else {}
+        return {"learner states": memory.states, **(gathered | buffer if moment == "sync" else {})}
+    return {"learner weights": memory.weights, **gathered, "chunk sent": chunk} if moment == "sync" else {}
 
 
 def _engine(job: Job, shape: ModelShape, moment: str, free: float, memory: float) -> Parts:

@@ -1,0 +1,189 @@
+"""A real engine on the CPU after updates that break off, and after items that are abandoned."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+
+from psyco_ray.config.resources import Rollouts
+from psyco_ray.learner import weight_sender
+from psyco_ray.learner.weight_sender import Receivers, summed
+from psyco_ray.models.weight_checksum import WeightChecksum
+from psyco_ray.models.weight_codec import as_array, digest
+from psyco_ray.pool import placement
+from psyco_ray.rollout.actor import RolloutActor, actor_environment
+from psyco_ray.rollout.errors import WeightTransferError
+from psyco_ray.run.types import PreferencePair, Prompt, SentWeights, Weights
+
+PROMPT, RESPONSE = tuple(range(5, 15)), tuple(range(100, 120))
+PROBE = PreferencePair("probe", PROMPT, RESPONSE, RESPONSE)
+
+
+@pytest.fixture(scope="module")
+def actor(local_ray, tiny_model) -> Iterator:
+    settings = Rollouts(actors=1, cpus=0.5, dtype="float32", max_model_len=256, max_num_seqs=8, kv_cache_gb=0.1)
+    options = placement.pool_options(settings, actor_environment(settings))
+    actor = ray.remote(RolloutActor).options(**options).remote("rollout-0", str(tiny_model), settings, 0)
+    ray.get(actor.ready.remote(), timeout=300)
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def tensors(tiny_model) -> dict[str, torch.Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def stored(tensors: dict[str, torch.Tensor], version: int) -> Weights:
+    bucket = {name: as_array(tensor) for name, tensor in tensors.items()}
+    return Weights(version, digest([bucket]), (ray.put(bucket),), sum(t.nbytes for t in tensors.values()))
+
+
+def sent(weights: Weights) -> SentWeights:
+    """Weights that went out in chunks and were stored too."""
+    return SentWeights(weights.version, "of what was sent", weights.bytes, ray.put((weights.refs, weights.digest, 1)))
+
+
+def load(actor, weights: Weights | SentWeights) -> tuple[float, ...]:
+    ack = ray.get(actor.load_weights.remote(weights, PROBE), timeout=60)
+    assert (ack.version, ack.digest) == (weights.version, weights.digest)
+    return ack.logprobs
+
+
+def break_off(actor, step: str) -> None:
+    """Leave an update as a transfer does that ends at a step."""
+
+    def receive_part(worker) -> None:
+        from psyco_ray.rollout import weight_receiver, weight_reload
+
+        model, receiver = worker.model_runner.model, worker.weight_transfer_engine
+        weight_receiver.initialize_layerwise_reload(model)
+        receiver._started = True
+        rows = {"q_proj": 64} if step == "part of a layer" else {"q_proj": 64, "k_proj": 32, "v_proj": 32}
+        zeros = [(f"model.layers.0.self_attn.{name}.weight", torch.zeros(n, 64)) for name, n in rows.items()]
+        weight_reload.load_weights(model, zeros)
+        if step == "chunk failed":
+            worker._weight_update_active = False
+
+    def run(actor) -> None:
+        actor._engine.weights.start_update()
+        if step != "started":
+            actor._engine._llm.collective_rpc(receive_part)
+
+    ray.get(actor.__ray_call__.remote(run), timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["started", "part of a layer", "a layer", "chunk failed"])
+def test_an_engine_that_missed_a_part_takes_the_stored_weights(actor, tensors, step: str) -> None:
+    expected = load(actor, stored(tensors, 1))
+    changed = {name: tensor * 1.1 for name, tensor in tensors.items()}
+    other = load(actor, stored(changed, 2))
+    assert abs(other[0] - expected[0]) > 1
+    break_off(actor, step)
+    weights = stored(tensors, 3)
+    with pytest.raises(WeightTransferError, match="version -1 with digest of a part arrived, version 3 with digest"):
+        load(actor, sent(weights))
+    assert load(actor, sent(weights)) == expected, "the second call takes the stored weights"
+    break_off(actor, step)
+    assert load(actor, stored(changed, 4)) == other, "stored weights end an update that broke off"
+
+
+def send(actor, transport: str, version: int, tensors: dict[str, torch.Tensor]) -> tuple[SentWeights, dict[int, str]]:
+    """Send weights in chunks; returns what was sent and the failures."""
+    receivers, checksum = Receivers([actor], 60, together=transport == "gloo"), WeightChecksum()
+    sizes = [tensor.nbytes for tensor in tensors.values()]
+    weights = summed(iter(tensors.items()), checksum)
+    weight_sender.send(transport, weights, sizes, receivers, version, 0, 1, 2**20)
+    return SentWeights(version, checksum.digest(), sum(sizes), None), receivers.failures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+def test_an_engine_accepts_chunks_only_with_the_right_digest(actor, tensors, transport: str) -> None:
+    expected = load(actor, stored(tensors, 1))
+    changed = {name: tensor * 1.1 for name, tensor in tensors.items()}
+    other = load(actor, stored(changed, 2))
+    for version, keep in ((3, True), (4, False)):
+        ray.get(actor.sleep.remote(keep), timeout=60)
+        weights, failures = send(actor, transport, version, tensors)
+        assert not failures
+        assert load(actor, weights) == expected
+    damaged = {name: tensor.clone() for name, tensor in changed.items()}
+    next(iter(damaged.values())).view(-1)[3] += 1e-3
+    arrived, failures = send(actor, transport, 5, damaged)
+    assert not failures
+    expected_text = f"version 5 with digest {arrived.digest} arrived, version 5 with digest other was sent"
+    with pytest.raises(WeightTransferError, match=expected_text):
+        load(actor, replace(arrived, digest="other"))
+    weights, _ = send(actor, transport, 5, changed)
+    assert load(actor, weights) == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+def test_an_engine_that_cannot_load_chunks_still_receives_all_and_says_why(actor, tensors, transport: str) -> None:
+    expected = load(actor, stored(tensors, 1))
+    name = "model.layers.1.mlp.down_proj.weight"
+    _, failures = send(actor, transport, 2, {key: tensor for key, tensor in tensors.items() if key != name})
+    assert f"took no weights for {name} from those that were sent" in failures[0], failures
+    _, failures = send(actor, transport, 3, {**tensors, name: tensors[name][:, :-1].contiguous()})
+    assert "finish_update" in failures[0], failures
+    assert "a chunk could not be loaded" in failures[0]
+    assert load(actor, stored(tensors, 4)) == expected
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_leave_an_engine_that_takes_others(actor, tensors) -> None:
+    expected = load(actor, stored(tensors, 1))
+    name = "model.layers.1.mlp.down_proj.weight"
+    with pytest.raises(ray.exceptions.RayTaskError):
+        load(actor, stored({**tensors, name: tensors[name][:, :-1].contiguous()}, 2))
+    assert load(actor, stored(tensors, 3)) == expected
+
+
+@pytest.mark.slow
+def test_an_abandoned_item_leaves_nothing_to_the_next(actor, tensors) -> None:
+    load(actor, stored(tensors, 1))
+
+    def sample(actor, seeds: list[int], stop: bool) -> list:
+        prompts = [Prompt(f"s{seed}", (*range(5, 80), seed), seed) for seed in seeds]
+        groups = actor._engine.generate(prompts, 2, 1.0, 1.0, 8 if not stop else 64)
+        taken = [next(groups)] if stop else list(groups)
+        if stop:
+            actor.abandoned = groups  # as a traceback holds it
+        return [(group.prompt.speech_id, [r.token_ids for r in group.responses]) for group in taken]
+
+    def run(seeds: list[int], stop: bool = False) -> list:
+        return sorted(ray.get(actor.__ray_call__.remote(sample, seeds, stop), timeout=60))
+
+    expected = run([1, 2])
+    run([3, 4, 5, 6, 7, 8, 9, 10], stop=True)
+    assert run([1, 2]) == expected
+    run([3, 4, 5, 6, 7, 8, 9, 10], stop=True)
+    changed = load(actor, stored({name: tensor * 1.1 for name, tensor in tensors.items()}, 2))
+    assert run([1, 2]) != expected
+    assert load(actor, stored({name: tensor * 1.1 for name, tensor in tensors.items()}, 3)) == changed
+
+
+@pytest.mark.slow
+def test_cached_prefixes_that_stay_are_an_error(actor, tensors) -> None:
+    weights = stored(tensors, 1)
+
+    def hold(actor) -> None:  # a request that this engine does not know of
+        from vllm import SamplingParams
+
+        engine = actor._engine._llm.llm_engine
+        engine.add_request("other", {"prompt_token_ids": list(range(5, 80))}, SamplingParams(max_tokens=100))
+        engine.step()
+
+    ray.get(actor.__ray_call__.remote(hold), timeout=60)
+    with pytest.raises(RuntimeError, match="vLLM kept cached prefixes"):
+        load(actor, weights)
+    ray.get(actor.__ray_call__.remote(lambda a: a._engine._llm.llm_engine.abort_request(["other"])), timeout=60)
+    load(actor, weights)
