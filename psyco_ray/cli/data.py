@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "collect": "clean the raw speeches, drop duplicates, split",
-    "crisis": "ask crisis.judge for signs of a crisis in the speeches",
+    "crisis": "let crisis.classifier and crisis.judge look for signs of a crisis in the speeches",
     "topics": "name each speech's topic",
     "respond": "let models of the pool answer",
     "rate": "let a judge rate the responses, principle by principle",
@@ -119,7 +119,6 @@ def report(dataset: Dataset) -> None:
     outputs = reporting.StageOutputs(
         job=dataset.job,
         collected=dataset.record("collect") or {},
-        judged_crisis=records["crisis"],
         spend=spend,
         failed=records["respond"].get("failed", {}),
         licences={source.name: source.licence for source in dataset.job.sources if source.licence},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,10 @@ from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.job_file import Count, Name, NotNegative, Positive, Section, Share
 from psyco_ray.config.privacy import Privacy
 from psyco_ray.config.reading import Reading
-from psyco_ray.config.resources import Rollouts
+from psyco_ray.config.resources import Actors, Rollouts, by_device
+
+CrisisKind = Literal["self-harm", "violence", "abuse", "eating disorder"]
+"""The kinds of signs of a crisis."""
 
 
 class Source(Reading):
@@ -65,11 +68,34 @@ class Scrub(Section):
     """Also replace names of persons and places; needs the `presidio` extra."""
 
 
+class CrisisClassifier(Actors):
+    """A sequence-classification model of transformers that reads the speeches on this cluster, and its resources."""
+
+    role: ClassVar[str | None] = "scorer"
+    model: str
+    """A directory, its URI, or a hub id (owner/name); with weights as safetensors and a fast tokenizer."""
+    revision: str | None = None
+    """Commit of a hub id, which needs one."""
+    labels: dict[str, CrisisKind] = Field(min_length=1)
+    """The model's labels that are signs of a crisis, and the kind of each; its other labels flag nothing."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability of a label from which a speech is flagged. The probabilities of a multi-label model are its sigmoids,
+    those of a single-label model its softmax over all labels."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    """Compute dtype."""
+    row_tokens: Count = Field(default_factory=by_device(2048, 16384))
+    """Tokens of one forward pass. Default: 2048, on GPUs 16384."""
+    allow_code: bool = False
+    """Download and run code from the model's repository, at the commit that `revision` names."""
+
+
 class Crisis(Section):
     """Flags on speeches with signs of self-harm, violence, abuse or eating disorders; triage, never diagnosis."""
 
     enabled: bool = True
     """Flag speeches by the lexicons of nine languages."""
+    classifier: CrisisClassifier | None = None
+    """A local model that looks for signs after `collect`; its flags add to those of the lexicons; null: none."""
     judge: Endpoint | None = None
     """A model that is asked for signs after `collect`; its flags add to those of the lexicons; null: none."""
     asked: Literal["all", "unflagged"] = "all"

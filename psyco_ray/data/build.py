@@ -13,8 +13,9 @@ from psyco_ray.config.data import DataJob
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
 from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.resume import without_transport
 from psyco_ray.config.training import Deadlines, Prompts
-from psyco_ray.data import crisis_judge, members, respond, topics
+from psyco_ray.data import crisis_classifier, crisis_flags, crisis_judge, members, respond, topics
 from psyco_ray.data import pair as pairing
 from psyco_ray.data import rate as rating
 from psyco_ray.data.collect_stage import collect, require_unchanged
@@ -37,12 +38,19 @@ ENGINE_DEADLINES = Deadlines(start_s=4 * 3600, item_s=4 * 3600)
 _log = logging.getLogger(__name__)
 
 
-def judge_crisis(dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """Ask `crisis.judge` for signs of a crisis."""
-    if dataset.job.crisis.judge is None:
-        raise InputError("crisis.judge names no model; collect has flagged the speeches by the lexicons")
+def look_again(dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Let `crisis.classifier` and `crisis.judge` look for signs of a crisis, and merge their flags."""
+    settings = dataset.job.crisis
+    if settings.classifier is None and settings.judge is None:
+        raise InputError(
+            "crisis.classifier and crisis.judge name no model; collect has flagged the speeches by the lexicons"
+        )
     require_unchanged(dataset)
-    return _make(dataset, ["crisis"], progress)
+    record = crisis_classifier.make(dataset, progress) if settings.classifier is not None else {}
+    if settings.judge is not None:
+        record = _make(dataset, ["crisis"], progress)
+    crisis_flags.merge(dataset)
+    return record
 
 
 def label_topics(dataset: Dataset, progress: Progress) -> dict[str, Any]:
@@ -68,6 +76,7 @@ def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     if dataset.record("rate") is None:
         raise InputError(f"run_dir {dataset.root}: pair builds on rate; run `psyco-ray data rate` first")
     began = time.time()
+    crisis_flags.merge(dataset)
     facts = pairing.pair(dataset.root, dataset.job.pair)
     _log.info("pair: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in facts.items()))
     return dataset.finish("pair", began, **facts)
@@ -75,9 +84,14 @@ def pair(dataset: Dataset, progress: Progress) -> dict[str, Any]:
 
 def build(dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Make all stages. Topics, responses and ratings overlap; returns the record of the pairs."""
+    settings = dataset.job.crisis
     dataset.outgoing.check(_endpoints(dataset.job))
+    if settings.classifier is not None and dataset.record("classify") is None:
+        crisis_classifier.check(settings.classifier)
     collect(dataset, progress)
-    judged = ["crisis"] if dataset.job.crisis.judge is not None else []
+    if settings.classifier is not None:
+        crisis_classifier.make(dataset, progress)
+    judged = ["crisis"] if settings.judge is not None else []
     _make(dataset, [*judged, "topics", "respond", "rate"], progress)
     return pair(dataset, progress)
 
@@ -91,7 +105,7 @@ def _endpoints(job: DataJob) -> dict[str, Endpoint]:
 
 STAGES: dict[str, Callable[[Dataset, Progress], dict[str, Any]]] = {
     "collect": collect,
-    "crisis": judge_crisis,
+    "crisis": look_again,
     "topics": label_topics,
     "respond": sample_responses,
     "rate": rate,
@@ -129,23 +143,29 @@ def _hand_on(dataset: Dataset, error: MemberFailedError | EndpointError, stages:
     members.hand_on(dataset, error, responses.tasks)
 
 
+def _is_done(dataset: Dataset, stage: str, *sections: str, **more: Any) -> bool:
+    """Claim a stage's directory for these settings; whether the stage is done."""
+    dataset.begin(stage, *sections, **more)
+    return dataset.record(stage) is not None
+
+
 def _crisis(dataset: Dataset) -> Stage | None:
     settings = dataset.job.crisis
+    assert settings.judge is not None
     prompt = dataset.prompts().entry("crisis", "{client_speech}", "{kinds}")
-    dataset.begin("crisis", "crisis", prompt=key_of(prompt))
-    if dataset.record("crisis") is not None:
+    asked = without_transport(settings.model_dump(mode="json", exclude={"classifier"}))
+    if _is_done(dataset, "crisis", crisis=asked, prompt=key_of(prompt)):
         return None
-    return _of_calls(dataset, "crisis", crisis_judge.CrisisStage(settings, prompt, dataset.root))
+    return _of_calls(dataset, crisis_judge.CrisisStage(settings.judge, settings, prompt, dataset.root))
 
 
 def _topics(dataset: Dataset) -> Stage | None:
     settings = dataset.job.topics
     prompt = dataset.prompts().entry("topic", "{client_speech}", "{topics}")
-    dataset.begin("topics", "topics", prompt=key_of(prompt))
-    if dataset.record("topics") is not None:
+    if _is_done(dataset, "topics", "topics", prompt=key_of(prompt)):
         return None
     if settings.endpoint is not None:
-        return _of_calls(dataset, "topics", topics.TopicStage(settings, prompt, dataset.root))
+        return _of_calls(dataset, topics.TopicStage(settings.endpoint, settings, prompt, dataset.root))
     began = time.time()
     for part in dataset.speeches():
         rows = shards.read(dataset.root / "collect" / "speeches", part)
@@ -167,8 +187,8 @@ def _respond(dataset: Dataset) -> Stage | None:
     sampling = settings.model_dump(include={"per_speech", "temperature", "top_p", "max_tokens"})
     sampling["dtype"] = settings.rollouts.dtype
     weights = {model.name: digest_of_model(str(model.model)) for model in pool if respond.is_directory(model)}
-    dataset.begin("respond", prompt=key_of(prompt), pool=description, weights=weights, seed=job.seed, **sampling)
-    if dataset.record("respond") is not None:
+    drawn = {"pool": description, "weights": weights, "seed": job.seed, **sampling}
+    if _is_done(dataset, "respond", prompt=key_of(prompt), **drawn):
         return None
     tasks = members.response_tasks(dataset, pool, prompt)
     apis = {model.name: model.api for model in pool if model.api is not None}
@@ -189,10 +209,9 @@ def _name(task: respond.ResponseTask) -> str:
 def _rate(dataset: Dataset) -> Stage | None:
     job, prompts = dataset.job, dataset.prompts()
     prompt, principles = rating.load_prompt(prompts, job.respond.per_speech), prompts.principles()
-    dataset.begin("rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed)
-    if dataset.record("rate") is not None:
+    if _is_done(dataset, "rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed):
         return None
-    return _of_calls(dataset, "rate", rating.RateStage(job.rate, job.seed, prompt, principles, dataset.root))
+    return _of_calls(dataset, rating.RateStage(job.rate, job.seed, prompt, principles, dataset.root))
 
 
 _OF_CALLS: dict[str, Callable[[Dataset], Stage | None]] = {
@@ -203,13 +222,10 @@ _OF_CALLS: dict[str, Callable[[Dataset], Stage | None]] = {
 }
 
 
-def _of_calls(dataset: Dataset, name: str, stage: CallStage) -> Stage:
-    calls = _call_run(dataset, name, stage)
+def _of_calls(dataset: Dataset, stage: CallStage) -> Stage:
+    name = stage.out.name
+    calls = CallRun(name, stage, dataset.speeches(), dataset.journal, dataset.outgoing)
     return Stage(name, [calls], partial(_finish_calls, dataset, calls))
-
-
-def _call_run(dataset: Dataset, name: str, stage: CallStage) -> CallRun:
-    return CallRun(name, stage, dataset.speeches(), dataset.journal, dataset.outgoing)
 
 
 def _finish_calls(dataset: Dataset, calls: CallRun, began: float) -> None:
@@ -221,8 +237,7 @@ def _finish_calls(dataset: Dataset, calls: CallRun, began: float) -> None:
         + (f", ${dollars:.2f}" if dollars is not None else "")
     )
     addressed = injections.report(calls.name, _texts(dataset, calls)) if calls.name == "rate" else []
-    facts = crisis_judge.count(dataset.root) if calls.name == "crisis" else {}
-    dataset.finish(calls.name, began, **asdict(stats), cost=dollars, addressed=addressed, **facts)
+    dataset.finish(calls.name, began, **asdict(stats), cost=dollars, addressed=addressed)
 
 
 def _texts(dataset: Dataset, calls: CallRun) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from psyco_ray.config.data import Collect, DataJob
 from psyco_ray.config.errors import InputError
-from psyco_ray.data import containment, duplicates, repeats, sources
+from psyco_ray.data import containment, crisis_flags, duplicates, repeats, sources
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.mapped import take
@@ -41,6 +41,8 @@ _WRITTEN_ROWS = 20_000  # per block that the driver writes
 _BROKEN_ROW = 0  # row number of an error that ends a source
 _BAD_ROWS = 10  # kinds of bad rows in the counts
 _MAX_RAW_FACTOR = 20  # times max_chars: longer raw texts are not cleaned
+
+_SCREENED = ("crisis", "language", "crisis_flags", "screened_by")  # columns of the crisis screen
 
 _RAW = pa.schema(
     [
@@ -65,7 +67,7 @@ _CLEANED = pa.schema(
         ("marks", pa.list_(pa.uint64())),  # of passages
         ("split", pa.string()),
         ("topic", pa.string()),
-        *[COLLECTED.field(name) for name in ("language", "crisis", "crisis_flags")],
+        *[COLLECTED.field(name) for name in _SCREENED],
         ("scrubbed", pa.list_(pa.string())),  # kind of each replacement
     ]
 )
@@ -201,7 +203,7 @@ def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
                 "marks": containment.marks(speech),
                 "split": _split(speech, job.collect),
                 "topic": clean(raw["topic"] or "") or None,
-                **(_screened(speech) if job.crisis.enabled else {}),
+                **(_screened(speech) if job.crisis.enabled else crisis_flags.columns({})),
                 "scrubbed": scrubbed,
             }
     signed = np.zeros((len(rows), duplicates.PERMUTATIONS), dtype=np.uint32)
@@ -235,8 +237,9 @@ def _speech(raw: dict[str, Any], job: DataJob) -> tuple[Scrubbed, str | None, st
 
 def _screened(speech: str) -> dict[str, Any]:
     found = crisis.screen(speech)
-    flags = [{"kind": flag.kind, "start": flag.start, "end": flag.end} for flag in found.flags]
-    return {"language": found.language, "crisis": found.kinds, "crisis_flags": None if found.kinds is None else flags}
+    flags = [crisis_flags.flag(one.kind, crisis_flags.LEXICON, one.start, one.end) for one in found.flags]
+    by_lexicon = {} if found.kinds is None else {crisis_flags.LEXICON: flags}
+    return {"language": found.language, **crisis_flags.columns(by_lexicon)}
 
 
 def _split(speech: str, shares: Collect) -> str:
@@ -307,7 +310,7 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
     for block in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN_ROWS + 1):
         begin = starts[block[0]]
         rows = kept[begin : ends[block[-1]]]
-        table = take(cleaned, rows, ["speech", "split", "source", "row", "topic", "language", "crisis", "crisis_flags"])
+        table = take(cleaned, rows, ["speech", "split", "source", "row", "topic", *_SCREENED])
         columns = {
             "speech_id": [f"{key:016x}" for key in keys[rows].tolist()],
             "speech": table["speech"],
@@ -315,7 +318,7 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
             "source": [job.sources[index].name for index in table["source"].to_pylist()],
             "source_row": table["row"],
             "source_topic": table["topic"],
-            **{name: table[name] for name in ("crisis", "language", "crisis_flags")},
+            **{name: table[name] for name in _SCREENED},
         }
         speeches = pa.table(columns, schema=COLLECTED)
         for n in block:

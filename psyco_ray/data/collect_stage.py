@@ -16,7 +16,7 @@ from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.run.progress import Progress
 
-_DEPENDENT = ("crisis", "topics", "respond", "rate", "pair")  # stages
+_DEPENDENT = ("classify", "crisis", "topics", "respond", "rate", "pair")  # stages
 
 _log = logging.getLogger(__name__)
 

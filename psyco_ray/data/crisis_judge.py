@@ -1,22 +1,15 @@
-"""A second look for signs of a crisis: a model reads speeches, and what it names adds to the flags of the lexicons."""
+"""A second look for signs of a crisis by a model behind an API, which is asked about each speech."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.data import Crisis
-from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.prompts import prompt_messages
-from psyco_ray.judge import outside_texts
+from psyco_ray.data.crisis_flags import JUDGE, flag, lexicon_flags
+from psyco_ray.data.label_stage import LabelStage
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
-from psyco_ray.judge.calls import Call
-from psyco_ray.run import shards
-from psyco_ray.run.schemas import JUDGED_CRISIS
+from psyco_ray.run.schemas import CRISIS_SIGNS
 from psyco_ray.run.types import Row
 from psyco_ray.screening.crisis import KINDS
 
@@ -28,50 +21,23 @@ _ABOUT = {
 }
 
 
-@dataclass(frozen=True)
-class CrisisStage:
+class CrisisStage(LabelStage):
     """One call per speech that is asked about."""
 
-    settings: Crisis
-    prompt: dict[str, str]
-    root: Path  # of the dataset
-    schema = JUDGED_CRISIS
+    name, what, placeholder, schema = "crisis", "crisis", "{kinds}", CRISIS_SIGNS
 
-    @property
-    def endpoint(self) -> Endpoint:
-        """The judge."""
-        assert self.settings.judge is not None
-        return self.settings.judge
+    def asks(self, row: Row) -> bool:
+        """All speeches, or those that the lexicons do not flag or cannot read."""
+        assert isinstance(self.settings, Crisis)
+        return self.settings.asked == "all" or not lexicon_flags(row)
 
-    @property
-    def attempts(self) -> int:
-        """Attempts per question."""
-        return self.settings.attempts
+    def described(self) -> str:
+        """The kinds of signs with what they are about."""
+        return "\n".join(f"- {kind}: {about}" for kind, about in _ABOUT.items())
 
-    @property
-    def out(self) -> Path:
-        """Directory of the stage's parts."""
-        return self.root / "crisis"
-
-    def questions(self, part: str) -> Iterator[Question]:
-        """One question per speech of the part; per unflagged one, if the settings say so."""
-        schema = {
-            "type": "object",
-            "properties": {"kinds": {"type": "array", "items": {"type": "string", "enum": list(KINDS)}}},
-            "required": ["kinds"],
-            "additionalProperties": False,
-        }
-        kinds = "\n".join(f"- {kind}: {about}" for kind, about in _ABOUT.items())
-        prompt = {**self.prompt, "user": self.prompt["user"].replace("{kinds}", kinds)}
-        labels = outside_texts.labels(self.prompt)
-        for row in shards.read(self.root / "collect" / "speeches", part):
-            if self.settings.asked == "unflagged" and row["crisis"]:
-                continue
-            speech = outside_texts.quote([row["speech"]], labels)  # it may order the judge to see nothing
-            messages = speech.ask(prompt_messages(prompt, speech.texts[0]))
-            yield Question(
-                row["speech_id"], "crisis", Call(messages, schema, self.settings.max_tokens, temperature=0.0)
-            )
+    def answer(self) -> dict[str, Any]:
+        """A list of kinds."""
+        return {"kinds": {"type": "array", "items": {"type": "string", "enum": list(KINDS)}}}
 
     def check(self, question: Question, text: str) -> list[str]:
         """The kinds in an answer, in the order of KINDS."""
@@ -83,28 +49,5 @@ class CrisisStage:
 
     def rows(self, question: Question, value: Any, finished: bool) -> list[Row]:
         """The row of an answer."""
-        return [{"speech_id": question.speech_id, "crisis": value, "judge": self.endpoint.model}]
-
-
-def count(root: Path) -> dict[str, Any]:
-    """Speeches by kind and by who flags them.
-
-    Returns:
-        `judge`: flagged by the judge, by kind. `either`: by the lexicons or the judge, by kind. `added`: speeches that
-        only the judge flags. `unread`: speeches that neither the lexicons nor the judge read.
-    """
-    judge, either, added, unread = Counter[str](), Counter[str](), 0, 0
-    for part in shards.list_shards(root / "collect" / "speeches"):
-        named = {row["speech_id"]: row["crisis"] for row in shards.read(root / "crisis", part)}
-        for row in shards.read(root / "collect" / "speeches", part):
-            kinds, flagged = named.get(row["speech_id"]), row["crisis"]
-            judge.update(kinds or ())
-            either.update({*(kinds or ()), *(flagged or ())})
-            added += bool(kinds) and not flagged
-            unread += kinds is None and flagged is None
-    by_kind = {"judge": judge, "either": either}
-    return {
-        **{name: {kind: counts[kind] for kind in KINDS} for name, counts in by_kind.items()},
-        "added": added,
-        "unread": unread,
-    }
+        flags = [flag(kind, JUDGE) for kind in value]
+        return [{"speech_id": question.speech_id, "flags": flags, "scores": None, "model": self.endpoint.model}]

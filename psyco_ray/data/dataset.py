@@ -20,6 +20,7 @@ from psyco_ray.run.hashing import key_of
 
 _BUILDS_ON = {
     "collect": (),
+    "classify": ("collect",),
     "crisis": ("collect",),
     "topics": ("collect",),
     "respond": ("collect",),

@@ -15,7 +15,7 @@ from psyco_ray.config.data import Pairs
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.run import shards, storage
-from psyco_ray.run.schemas import PREFERENCES
+from psyco_ray.run.schemas import COLLECTED, PREFERENCES
 from psyco_ray.run.types import Row
 
 SPLITS = ("train", "dev", "test")
@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         ("topic", pa.string()),
         ("coarse_topic", pa.string()),
         ("split", pa.string()),
+        COLLECTED.field("crisis"),
         ("chosen_finished", pa.bool_()),  # false: cut at the token limit
         ("rejected_finished", pa.bool_()),
     ]
@@ -110,6 +111,7 @@ def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], Counte
                     "topic": topics.get(speech_id, {}).get("topic"),
                     "coarse_topic": topics.get(speech_id, {}).get("coarse_topic"),
                     "split": speech["split"],
+                    "crisis": speech["crisis"],
                     **{f"{side}_finished": model not in unfinished for side, model in sides.items()},
                 }
             )

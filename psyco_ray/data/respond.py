@@ -23,7 +23,7 @@ from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.calls import Call
-from psyco_ray.run import reasoning, shards
+from psyco_ray.run import hub, reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.schemas import RESPONSES, SET_ASIDE
 from psyco_ray.run.types import Row
@@ -58,7 +58,7 @@ class ResponderModel(Section):
             raise ValueError(f"{self.name} needs either model or api")
         if self.template_options and self.model is None:
             raise ValueError(f"{self.name} is behind an API, which renders its prompts; leave template_options out")
-        if self.allow_code and self.model and not is_directory(self) and not _is_commit(self.revision):
+        if self.allow_code and self.model and not is_directory(self) and not hub.is_commit(self.revision):
             raise ValueError(
                 f"{self.name} would run whatever code its repository holds that day; pin its revision, the 40 hex "
                 "digits of a commit that you have read"
@@ -118,10 +118,6 @@ def load_pool(settings: Respond) -> list[ResponderModel]:
 def is_directory(member: ResponderModel) -> bool:
     """Whether the model of a pool's member is a local directory, not a hub id, a packaged name or behind an API."""
     return member.model is not None and Path(member.model).expanduser().is_dir()
-
-
-def _is_commit(revision: str | None) -> bool:
-    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 @dataclass(frozen=True)

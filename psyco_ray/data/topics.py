@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from psyco_ray.config.data import Topics
-from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.prompts import prompt_messages
+from psyco_ray.data.label_stage import LabelStage
 from psyco_ray.files.cells import quoted
-from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.callers import Question
-from psyco_ray.judge.calls import Call
-from psyco_ray.run import shards
 from psyco_ray.run.schemas import TOPICS
 from psyco_ray.run.types import Row
 
@@ -28,50 +22,20 @@ def coarse_of() -> dict[str, str]:
     return {fine: coarse for coarse, topics in _taxonomy().items() for fine in topics}
 
 
-@dataclass(frozen=True)
-class TopicStage:
+class TopicStage(LabelStage):
     """One call per speech."""
 
-    settings: Topics
-    prompt: dict[str, str]
-    root: Path  # of the dataset
-    schema = TOPICS
+    name, what, placeholder, schema = "topics", "topic", "{topics}", TOPICS
 
-    @property
-    def endpoint(self) -> Endpoint:
-        """The labelling model."""
-        assert self.settings.endpoint is not None
-        return self.settings.endpoint
-
-    @property
-    def attempts(self) -> int:
-        """Attempts per question."""
-        return self.settings.attempts
-
-    @property
-    def out(self) -> Path:
-        """Directory of the stage's parts."""
-        return self.root / "topics"
-
-    def questions(self, part: str) -> Iterator[Question]:
-        """One question per speech of the part."""
-        coarse = coarse_of()
-        schema = {
-            "type": "object",
-            "properties": {"topic": {"type": "string", "enum": list(coarse)}},
-            "required": ["topic"],
-            "additionalProperties": False,
-        }
-        descriptions = "\n".join(
+    def described(self) -> str:
+        """All fine topics with what they are about."""
+        return "\n".join(
             f"- {fine}: {texts['about']}" for topics in _taxonomy().values() for fine, texts in topics.items()
         )
-        prompt = {**self.prompt, "user": self.prompt["user"].replace("{topics}", descriptions)}
-        labels = outside_texts.labels(self.prompt)
-        for row in shards.read(self.root / "collect" / "speeches", part):
-            quoted = outside_texts.quote([row["speech"]], labels)
-            messages = quoted.ask(prompt_messages(prompt, quoted.texts[0]))
-            call = Call(messages, schema, self.settings.max_tokens, temperature=0.0)
-            yield Question(row["speech_id"], "topic", call)
+
+    def answer(self) -> dict[str, Any]:
+        """The name of one topic."""
+        return {"topic": {"type": "string", "enum": list(coarse_of())}}
 
     def check(self, question: Question, text: str) -> str:
         """The topic in an answer."""

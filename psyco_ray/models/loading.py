@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 _MODEL_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 
 
-def resolve(model: str, digests: bool = False, revision: str | None = None, allow_code: bool = False) -> Path:
+def resolve(
+    model: str,
+    digests: bool = False,
+    revision: str | None = None,
+    allow_code: bool = False,
+    pickles: bool | None = None,
+) -> Path:
     """Return the local transformers directory of a model.
 
     Args:
         model: packaged name, directory, URI of a directory, or hub id, which ``@revision`` may follow.
         digests: verify every byte of a directory that psyco_ray wrote; otherwise only sizes.
         revision: commit, tag or branch of a hub id; None: its main branch.
-        allow_code: download the code of a hub id too, and weights as pickles where it has no others.
+        allow_code: download the code of a hub id too.
+        pickles: download weights of a hub id as pickles where it has no others; None: as `allow_code`.
 
     Raises:
         InputError: the model is unknown or damaged, or its directory lacks weights, tokenizer or chat template.
@@ -43,7 +50,7 @@ def resolve(model: str, digests: bool = False, revision: str | None = None, allo
             f"model {model!r} is neither a directory, nor a hub id (owner/name, or owner/name@revision), nor one of "
             f"{sorted(packaged.MODELS)}"
         )
-    return _from_hub(model, revision, allow_code)
+    return _from_hub(model, revision, allow_code, allow_code if pickles is None else pickles)
 
 
 def check_dir(path: Path, weights: str = "*.safetensors") -> Path:
@@ -126,15 +133,7 @@ def load_tokenizer(
     Raises:
         InputError: the tokenizer is damaged, has no chat template, or its template does not use an option.
     """
-    if _is_plain(path):  # the class that AutoTokenizer picks, but without importing torch, which takes seconds
-        from transformers import PreTrainedTokenizerFast as Tokenizer
-    else:
-        from transformers import AutoTokenizer as Tokenizer
-    try:
-        tokenizer = Tokenizer.from_pretrained(path, trust_remote_code=allow_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the tokenizer of {path} cannot be loaded: {reason}; copy the model again") from None
+    tokenizer = load_any_tokenizer(path, allow_code)
     if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {path} has no chat template; use an instruction-tuned model "
@@ -142,6 +141,23 @@ def load_tokenizer(
         )
     templates.with_options(tokenizer, template_options or {})
     return tokenizer
+
+
+def load_any_tokenizer(path: Path, allow_code: bool = False) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`, but the tokenizer may have no chat template.
+
+    Raises:
+        InputError: the tokenizer is damaged.
+    """
+    if _is_plain(path):  # the class that AutoTokenizer picks, but without importing torch, which takes seconds
+        from transformers import PreTrainedTokenizerFast as Tokenizer
+    else:
+        from transformers import AutoTokenizer as Tokenizer
+    try:
+        return Tokenizer.from_pretrained(path, trust_remote_code=allow_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the tokenizer of {path} cannot be loaded: {reason}; copy the model again") from None
 
 
 def _is_plain(path: Path) -> bool:
@@ -204,7 +220,7 @@ def load_causal_lm(path: Path, dtype: str, device_map: str | None = None) -> Pre
     return model.eval()
 
 
-def _from_hub(model: str, revision: str | None, allow_code: bool) -> Path:
+def _from_hub(model: str, revision: str | None, allow_code: bool, pickles: bool) -> Path:
     """Return the hub cache's directory of a model, downloaded if it is not there."""
     hub_id, pinned = hub.split_revision(model)
     if revision and pinned:
@@ -216,7 +232,7 @@ def _from_hub(model: str, revision: str | None, allow_code: bool) -> Path:
     path = hub.snapshot(hub_id, patterns, revision)
     if any(path.glob("*.safetensors")):
         return check_dir(path)
-    if not allow_code:
+    if not pickles:
         raise InputError(
             f"the hub's model {hub_id} has no *.safetensors weights; choose a revision or a model that has, or convert "
             "it and give the directory"

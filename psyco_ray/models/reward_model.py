@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models import layout
+from psyco_ray.models.padding import Inputs, logits_of
 from psyco_ray.run import reasoning
 from psyco_ray.run.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Inputs = dict[str, list[int]]
-"""A model's inputs for a conversation with one response: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
 
 
 def new_model(path: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int) -> PreTrainedModel:
@@ -126,7 +124,6 @@ class RewardModel:
                 `logit_token` does not suit it, or its chat template refuses a conversation.
         """
         import torch
-        from transformers import AutoTokenizer
 
         from psyco_ray.models import loading, selftest, templates
         from psyco_ray.models.packing import ResponseScores
@@ -144,9 +141,7 @@ class RewardModel:
         self._device = torch.device("cuda" if settings.gpus else "cpu")
         self._model: Any = model.eval() if spread else model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes a question and an answer
-        self._tokenizer = (
-            loading.load_tokenizer(path) if decodes else AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        )
+        self._tokenizer = loading.load_tokenizer(path) if decodes else loading.load_any_tokenizer(path)
         templates.with_options(self._tokenizer, template_options or {})
         if self._tokenizer.chat_template:
             templates.check(self._tokenizer, templates.TRIAL)
@@ -254,27 +249,9 @@ class RewardModel:
 
     def _score_padded(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
         """Return the scores of each group's responses, computed in padded batches of similar lengths."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
         flat = [pair for group in groups for pair in group]
-        lengths = [len(pair["input_ids"]) for pair in flat]
-        # a model without a pad token takes one conversation at a time
-        budget = 0 if self._pad is None else self._row_tokens
-        scores = [0.0] * len(flat)
-        for row in layout.plan_rows(lengths, budget, padded=True):
-            batch = {
-                name: pad_sequence(
-                    [torch.tensor(flat[index][name]) for index in row],
-                    batch_first=True,
-                    padding_value=self._pad if name == "input_ids" and self._pad is not None else 0,
-                ).to(self._device)
-                for name in flat[row[0]]
-            }
-            for index, score in zip(row, self._model(**batch).logits[:, 0].float().tolist(), strict=True):
-                scores[index] = score
-        values = iter(scores)
-        return [[next(values) for _ in group] for group in groups]
+        logits = iter(logits_of(self._model, flat, self._pad, self._row_tokens, self._device))
+        return [[next(logits)[0] for _ in group] for group in groups]
 
 
 def _load_classifier(name: str, path: Path, dtype: str, device_map: str | None) -> Any:

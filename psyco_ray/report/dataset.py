@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.data import crisis_classifier, crisis_flags
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.data.splits import text_hash
 from psyco_ray.report.render import render
@@ -38,6 +39,7 @@ SPLITS = ("train", "dev", "test")
 _TOPICS_FILE = Path(__file__).parents[1] / "data" / "topics.yaml"
 _PAIR_COLUMNS = [name for name in PREFERENCES.names if not name.endswith("_rating")]
 _SAFETY_COLUMNS = ["chosen_safety_rating", "rejected_safety_rating"]
+_CRISIS_COLUMNS = ["crisis", "crisis_flags", "screened_by", "language"]
 _FINISHED_COLUMNS = ["chosen_finished", "rejected_finished"]
 
 
@@ -50,7 +52,6 @@ class StageOutputs:
     Attributes:
         job: the data job.
         collected: facts that `collect` returned.
-        judged_crisis: facts of the stage `crisis`, such as the speeches that its judge `added`.
         spend: by stage `paid` and `reused` calls, `prompt_tokens`, `completion_tokens` and `dollars` (None: unknown).
         failed: reasons why members of the pool could not answer, by name.
         licences: licences of sources by name.
@@ -64,7 +65,6 @@ class StageOutputs:
 
     job: DataJob
     collected: Mapping[str, Any] = field(default_factory=dict)
-    judged_crisis: Mapping[str, Any] = field(default_factory=dict)
     spend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +88,6 @@ def write_report(outputs: StageOutputs, out: Path) -> dict[str, Any]:
     """
     figures = measure(outputs)
     constants: dict[str, Any] = {"principles": PRINCIPLES, "splits": SPLITS, "columns": _pair_columns()}
-    constants["judged_crisis"] = outputs.judged_crisis
     constants["screen"] = _screen() if outputs.job.crisis.enabled else None
     for template, name in (("dataset.html", "report.html"), ("dataset_card.md.j2", "dataset-card.md")):
         text = render(template, figures, job=outputs.job, licences=outputs.licences, **constants)
@@ -104,6 +103,7 @@ def measure(outputs: StageOutputs) -> dict[str, Any]:
         "name": Path(outputs.job.run_dir).name,
         "collected": outputs.collected or None,
         "speeches": _speeches(outputs.speeches),
+        "crisis": _crisis(outputs.speeches, outputs.job),
         "topics": _topics(outputs.topics),
         "models": _models(outputs.responses, ratings),
         "failed": dict(outputs.failed) or None,
@@ -144,8 +144,32 @@ def _spread(counts: Counter[int]) -> dict[str, float]:
     return spread
 
 
+def _crisis(directories: Sequence[Path], job: DataJob) -> dict[str, Any] | None:
+    """Counts of `crisis_flags.count`, the `names` of the stages in them, and how the card names these `readers`."""
+    counted = crisis_flags.count(_rows(directories, _CRISIS_COLUMNS))
+    if counted is None:
+        return None
+    stages = [_reader(by, job) for by in counted["stages"]]
+    return counted | {"names": [name for name, _ in stages], "readers": [reader for _, reader in stages]}
+
+
+def _reader(by: str, job: DataJob) -> tuple[str, str]:
+    """The name of a stage that looks for signs of a crisis, and what the card says of it."""
+    classifier, judge = job.crisis.classifier, job.crisis.judge
+    if by == crisis_flags.LEXICON:
+        return "lexicons", f"lexicons of phrases in {', '.join(measured.NAMES.values())}"
+    if by == crisis_flags.CLASSIFIER and classifier is not None:
+        name = crisis_classifier.name_of(classifier)
+        at = f" at {classifier.revision}" if classifier.revision else ""
+        labels = ", ".join(f"{label} for {kind}" for label, kind in classifier.labels.items())
+        return name, f"the classifier {name}{at} on this cluster, by the labels {labels} from {classifier.threshold:g}"
+    if by == crisis_flags.JUDGE and judge is not None:
+        return judge.model, f"the judge {judge.model}"
+    return by, f"a {by} that the job no longer names"
+
+
 def _screen() -> dict[str, Any]:
-    """What the crisis screen flags of the packaged phrases."""
+    """What the lexicons flag of the packaged phrases."""
     figures = measured.measure()
     count = sum(cell[1] for kinds in figures["languages"].values() for cell in kinds.values())
     return {**figures, "kinds": [*KINDS, measured.BENIGN], "count": count}

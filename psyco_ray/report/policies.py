@@ -73,8 +73,8 @@ def note(results: Mapping[str, Any]) -> str:
         )
     if results.get("not_screened"):
         sentences.append(
-            f"{results['not_screened']:,} speeches could not be screened for signs of a crisis: their language is "
-            "not one of the screen's."
+            f"{results['not_screened']:,} speeches could not be screened for signs of a crisis: no lexicon reads "
+            "their language, and no model has screened them."
         )
     if any(policy["series"] for policy in results["policies"]):
         sentences.append("The highest win rate of many checkpoints is biased upwards.")

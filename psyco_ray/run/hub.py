@@ -7,6 +7,7 @@ it takes a second.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def split_revision(name: str) -> tuple[str, str | None]:
 def is_id(name: str) -> bool:
     """Whether a name has the form of a hub id, perhaps with a revision."""
     return not name.startswith((".", "/", "~")) and split_revision(name)[0].count("/") == 1
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is the hash of a commit, which never changes, unlike a tag or a branch."""
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def snapshot(hub_id: str, patterns: Sequence[str], revision: str | None = None, kind: str = "model") -> Path:

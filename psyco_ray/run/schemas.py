@@ -103,7 +103,14 @@ COMPARISONS = pa.schema(
 )
 """Preference pairs of any source in one form."""
 
-_FLAG = pa.struct([("kind", pa.string()), ("start", pa.int32()), ("end", pa.int32())])  # offsets of characters
+_FLAG = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("start", pa.int32()),  # offsets of characters; null: of the whole text
+        ("end", pa.int32()),
+        ("by", pa.string()),  # lexicon, classifier or judge
+    ]
+)
 
 COLLECTED = pa.schema(
     [
@@ -114,8 +121,9 @@ COLLECTED = pa.schema(
         ("source_row", pa.int64()),  # row of the file, from 1
         ("source_topic", pa.string()),  # the source's own label
         ("crisis", pa.list_(pa.string())),  # signs that were seen, such as self-harm; null: not screened
-        ("language", pa.string()),  # its ISO 639-1 code, und: unknown; null: not screened
-        ("crisis_flags", pa.list_(_FLAG)),  # what the lexicon saw; null: not screened
+        ("language", pa.string()),  # its ISO 639-1 code, und: unknown; null: the lexicons are off
+        ("crisis_flags", pa.list_(_FLAG)),  # what was seen where, and by whom; null: not screened
+        ("screened_by", pa.list_(pa.string())),  # lexicon, classifier, judge; empty: not screened
     ]
 )
 
@@ -128,13 +136,15 @@ DROPPED = pa.schema(
     ]
 )
 
-JUDGED_CRISIS = pa.schema(
+CRISIS_SIGNS = pa.schema(
     [
         ("speech_id", pa.string()),
-        ("crisis", pa.list_(pa.string())),  # signs that the judge named
-        ("judge", pa.string()),
+        ("flags", pa.list_(_FLAG)),
+        ("scores", pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))),  # highest ones; null: none
+        ("model", pa.string()),
     ]
 )
+"""What a model that reads speeches after `collect` says of those that it has read."""
 
 TOPICS = pa.schema([("speech_id", pa.string()), ("topic", pa.string()), ("coarse_topic", pa.string())])
 

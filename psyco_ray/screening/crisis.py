@@ -13,16 +13,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
+from psyco_ray.config.data import CrisisKind
 from psyco_ray.screening.folding import fold, offsets
 from psyco_ray.screening.languages import UNKNOWN, language_of, script_of, scripts_in
 from psyco_ray.screening.patterns import Phrases
 from psyco_ray.screening.spelling import TOKEN, Speller
 
-KINDS = ("self-harm", "violence", "abuse", "eating disorder")
+KINDS: tuple[str, ...] = get_args(CrisisKind)
 """The kinds that the screen distinguishes."""
 
 LANGUAGES = ("en", "es", "de", "fr", "pt", "zh", "ar", "hi", "ru")

@@ -124,9 +124,10 @@ def test_collect_accounts_for_every_row(raw, tmp_path, local_ray) -> None:
         assert row["source_topic"] == {"first": "work", "second": "home"}[row["source"]]
     assert by_row["first", 4]["crisis"] == ["self-harm"]
     assert by_row["first", 4]["crisis_flags"] == [
-        {"kind": "self-harm", "start": at, "end": at + len("want to die")}
+        {"kind": "self-harm", "start": at, "end": at + len("want to die"), "by": "lexicon"}
         for at in [by_row["first", 4]["speech"].index("want to die")]
     ]
+    assert {(row["crisis"] is None, *row["screened_by"]) for row in kept} <= {(False, "lexicon"), (True,)}
     assert facts["crisis"]["self-harm"] == sum("self-harm" in (row["crisis"] or []) for row in kept)
     assert facts["not_screened"] == Counter(row["language"] for row in kept if row["crisis"] is None)
     assert facts["splits"] == Counter(row["split"] for row in kept)
@@ -199,6 +200,7 @@ def test_collect_with_scrubbing_and_without_crisis_screen(tmp_path, local_ray) -
     assert row["crisis"] is None
     assert facts["crisis"] == facts["not_screened"] == {}
     assert row["language"] is row["crisis_flags"] is None
+    assert row["screened_by"] == []
     assert facts["scrubbed"] == {"speeches": 1, "EMAIL": 1}, "of the kept speech, not of its duplicate"
     assert dropped["reason"] == "exact duplicate", "the texts are the same once they are scrubbed"
     with pytest.raises(ValueError, match=r"no speech is left of 2 rows .*collect\.min_chars 999"):

@@ -52,6 +52,8 @@ def test_the_page_shows_the_counts(full_dataset) -> None:
         ["dev", "1", "0"],
         ["test", "3", "3"],
         ["self-harm", "2"],
+        ["any", "3"],
+        ["not screened: ja", "4"],
         ["Anxiety", "13", "59.1 %", "3,714", "14.0 %"],
         ["Depression", "0", "0.0 %", "2,859", "10.8 %"],
         ["Gardening", "1", "4.5 %", "", ""],
@@ -118,8 +120,10 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         "judge-1",
         "never a diagnosis",
         "Other models took the speeches of gone, which could not answer. 3. A judge",
-        "self-harm 2, abuse 1. **Not screened**",
-        "are 5 speeches (ja 4, und 1): nothing is known of them.",
+        "- lexicons of phrases in English, Spanish, German, French, Portuguese, Chinese, Arabic, Hindi, Russian: read "
+        "19 speeches and flagged 3, of which nobody else flagged 3;",
+        "Together they flag 3 speeches: self-harm 2, violence 0, abuse 1, eating disorder 0. **Not screened** are 5 "
+        "speeches (ja 4, und 1)",
         "promise nothing about any text",
         "| speeches | 20 | 1 | 3 |",
         "| pairs | 17 | 0 | 3 |",
@@ -128,6 +132,7 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         "12.43 % of all speeches are test, 10.00 % of the others dev",
         "| chosen_staging_rating | int64 |",
         "| coarse_topic | string |",
+        "`crisis` lists the signs of a crisis in the speech; null: not screened.",
         'pq.read_table("pairs", filters=[("split", "=", "train")])',
         *map(plain, MODELS),
     ):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from support.hub_server import COMMIT, hub
 
+from psyco_ray.config.data import CrisisClassifier
 from psyco_ray.config.errors import InputError
-from psyco_ray.data import preferences
+from psyco_ray.data import crisis_classifier, preferences
 from psyco_ray.models import loading
 
 
@@ -36,6 +37,14 @@ def test_a_model_is_downloaded_at_its_revision(name, tiny_model) -> None:
     assert path.name == COMMIT
     assert (path / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     assert loading.load_tokenizer(path).chat_template
+
+
+def test_a_classifier_of_speeches_is_downloaded_at_its_commit_without_pickles() -> None:
+    settings = {"labels": {"bad": "abuse"}, "revision": COMMIT}
+    with pytest.raises(InputError, match=rf"{COMMIT} is no classifier: its config.json names LlamaForCausalLM"):
+        crisis_classifier.check(CrisisClassifier(model="owner/whole", **settings))
+    with pytest.raises(InputError, match=r"the hub's model owner/bins has no \*\.safetensors weights; choose"):
+        crisis_classifier.check(CrisisClassifier(model="owner/bins", allow_code=True, **settings))
 
 
 @pytest.mark.parametrize(

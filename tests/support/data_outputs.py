@@ -5,6 +5,7 @@ from pathlib import Path
 from psyco_ray.config import job_file
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.data.crisis_flags import columns, flag
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
 from psyco_ray.run import shards
@@ -18,6 +19,7 @@ TABLES = {
     "pairs": SCHEMA,
     "set_aside": SET_ASIDE,
 }
+SIGNS = [["self-harm"], ["self-harm"], ["abuse"]] + 21 * [[]]
 MODELS = ("kind", "cold", "a <b>long</b> & odd|name")
 COLLECT = {
     "sources": {
@@ -52,9 +54,11 @@ def data_tables() -> dict[str, list[dict]]:
     numbers = range(24)
     speeches = [
         {"speech_id": f"{i:x}{'0' * 15}"[:16], "speech": "word " * (20 + i), "split": "train", "source": "forum"}
-        | {"source_row": i, "source_topic": None, "crisis": []}
+        | {"source_row": i, "source_topic": None, **columns({"lexicon": [flag(k, "lexicon", 0, 4) for k in SIGNS[i]]})}
         for i in numbers
     ]
+    for speech, language in zip(speeches[3:8], ["ja", "ja", "und", "ja", "ja"], strict=True):
+        speech |= {"language": language, **columns({})}
     labels = [("Anxiety", "Core Mental Health Issues")] * 13 + [("Parenting", "Youth and Development")] * 7
     labels += [("Gardening", "Hobbies"), ("Loose", None), (None, None), (None, None)]
     answers = [
