@@ -80,7 +80,10 @@ class Ledger(RunDirectory):
         self.write_json("versions.json", versions())
 
     def wait_before_results(self, wait: Callable[[], None]) -> None:
-        """Call `wait` before each record and each stored item, which may depend on files that are being saved."""
+        """Call `wait` before each record and each stored item, which may depend on files that are being saved.
+
+        Several threads call it. What it raises ends the stage.
+        """
         self._wait = wait
 
     def finish(self, stage: str, began: float, **facts: Any) -> dict[str, Any]:
@@ -155,7 +158,6 @@ class Ledger(RunDirectory):
                 item, arrived = in_flight[group.prompt.speech_id]
                 arrived[group.prompt.speech_id] = group
                 if len(arrived) == len(item.prompts):
-                    self._wait()
                     stores.append(writers.submit(self._store, stage, item, arrived))
                     for prompt in item.prompts:
                         del in_flight[prompt.speech_id]
@@ -190,6 +192,7 @@ class Ledger(RunDirectory):
         return all(self.path(f"{stage}/{item.key}.{kind}.parquet").exists() for kind in _TABLES)
 
     def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
+        self._wait()
         rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts if prompt.speech_id in groups]
         for index, (kind, schema) in enumerate(_TABLES.items()):
             table = pa.Table.from_pylist([row for tables in rows for row in tables[index]], schema=schema)

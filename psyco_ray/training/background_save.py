@@ -20,22 +20,23 @@ class BackgroundSave:
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # of what follows
         self._planned: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def plan(self, work: Callable[[], None]) -> None:
-        """Set what `start` runs; the last save has ended."""
-        assert self._planned is None, "one save at a time"
-        assert self._thread is None, "one save at a time"
+        """Set what `start` runs, when the last save has ended."""
+        self.wait()
         self._planned = work
 
     def start(self) -> None:
         """Begin what is planned; no-op if nothing is."""
-        work, self._planned = self._planned, None
-        if work is not None:
-            self._thread = threading.Thread(target=self._run, args=(work,), name="save", daemon=True)
-            self._thread.start()
+        with self._lock:
+            work, self._planned = self._planned, None
+            if work is not None:
+                self._thread = threading.Thread(target=self._run, args=(work,), name="save", daemon=True)
+                self._thread.start()
 
     def wait(self) -> None:
         """Return when nothing is left to save; starts what is planned. See `join`."""
@@ -43,22 +44,21 @@ class BackgroundSave:
         self.join()
 
     def join(self) -> None:
-        """Return when no save is running; no-op for the save itself.
+        """Return when no save is running, in any thread; no-op for the save itself.
 
         Raises:
-            BaseException: what ended the save, once.
+            BaseException: what ended a save, every time: nothing may be recorded after it.
         """
-        thread = self._thread
+        with self._lock:
+            thread = self._thread
         if thread is None or thread is threading.current_thread():
             return
         thread.join()
-        self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._error is not None:
+            raise self._error
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - raised again by `wait`, in the thread that can act on it
+        except BaseException as error:  # noqa: BLE001 - raised again by `join`, in the threads that can act on it
             self._error = error

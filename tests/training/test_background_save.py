@@ -1,5 +1,6 @@
 """A policy is saved beside what follows it, and nothing that follows is stored before it is on disk."""
 
+import itertools
 import threading
 import time
 from types import SimpleNamespace
@@ -47,16 +48,35 @@ def test_a_result_is_stored_when_the_policy_is_on_disk(ledger, result: str) -> N
     assert not seen[0] & {"evaluate.json", "item0.samples.parquet"}
 
 
-def test_a_save_that_fails_ends_the_run_once() -> None:
+def test_sampling_goes_on_while_the_policy_is_saved(ledger) -> None:
+    """A save takes longer than an item: the engines get their next items meanwhile."""
+    save, seen, finished = BackgroundSave(), [], threading.Event()
+    ledger.wait_before_results(save.wait)
+    save.plan(lambda: slow_save(ledger, seen, finished))
+    save.start()
+    stream = ledger.store_missing("dev", ITEMS, lambda items: (g for item in items for g in groups_of(item)), {})
+    assert len(list(itertools.islice(stream, 5))) == 5, "past the first item"
+    assert not list(ledger.root.rglob("*.parquet"))
+    finished.set()
+    assert len(list(stream)) == 1
+    assert len(list(ledger.root.rglob("*.parquet"))) == 4
+
+
+def test_nothing_is_recorded_after_a_save_that_failed(ledger) -> None:
     save = BackgroundSave()
+    ledger.wait_before_results(save.wait)
 
     def fail() -> None:
         raise OSError("disk full")
 
     save.plan(fail)
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            ledger.finish("evaluate", time.time())
     with pytest.raises(OSError, match="disk full"):
-        save.wait()
-    save.wait()
+        list(ledger.store_missing("dev", ITEMS, lambda items: (g for item in items for g in groups_of(item)), {}))
+    assert ledger.record("evaluate") is None
+    assert not list(ledger.root.rglob("*.parquet"))
 
 
 class Trainer:
