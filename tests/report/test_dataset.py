@@ -12,7 +12,9 @@ from markdown_it import MarkdownIt
 from support.data_outputs import COLLECT, FAILED, JOB, MODELS, SPEND, TABLES, data_tables, stage_outputs
 from support.pages import Page, self_contained
 
+from psyco_ray.config.data import Crisis
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.data.crisis_flags import columns, flag
 from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
 from psyco_ray.report.render import plain
@@ -226,6 +228,43 @@ def test_page_and_card_say_what_was_scrubbed(tmp_path) -> None:
     assert "1,234 speeches were changed." in page.text
     card = (tmp_path / "out" / "dataset-card.md").read_text("utf-8")
     assert "Replaced in 1,234 speeches: NAME 1,200, PHONE 56." in card
+
+
+def test_page_and_card_say_who_screened_and_what_each_flagged(tmp_path) -> None:
+    found = [
+        {"lexicon": ["abuse"], "classifier": ["self-harm"], "judge": ["abuse"]},
+        {"lexicon": [], "classifier": ["self-harm"], "judge": []},
+        {"classifier": []},
+    ]
+    by_stage = [{by: [flag(kind, by) for kind in kinds] for by, kinds in row.items()} for row in found]
+    speeches = [
+        row | {"language": "en", **columns(flags)}
+        for row, flags in zip(data_tables()["speeches"], [*by_stage, {}], strict=False)
+    ]
+    outputs = stage_outputs(tmp_path, ["speeches"], {"speeches": speeches})
+    classifier = {"model": "owner/name", "revision": "a" * 40, "labels": {"bad": "self-harm"}, "threshold": 0.25}
+    crisis = Crisis.model_validate({"classifier": classifier, "judge": {"model": "reader"}})
+    outputs = dataclasses.replace(outputs, job=JOB.model_copy(update={"crisis": crisis}))
+    dataset.write_report(outputs, tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text("utf-8"))
+    for row in (
+        ["sign", "speeches", "lexicons", "owner/name", "reader"],
+        ["self-harm", "2", "0", "2", "0"],
+        ["abuse", "1", "1", "0", "1"],
+        ["any", "2", "1", "2", "1"],
+        ["flagged by nobody else", "", "0", "1", "0"],
+        ["read", "", "2", "3", "2"],
+        ["not screened: en", "1", "", "", ""],
+    ):
+        assert row in page.rows, row
+    card = " ".join((tmp_path / "out" / "dataset-card.md").read_text("utf-8").split())
+    for words in (
+        f"- the classifier owner/name at {'a' * 40} on this cluster, by the labels bad for self-harm from 0.25: read 3 "
+        "speeches and flagged 2, of which nobody else flagged 1; self-harm 2,",
+        "- the judge reader: read 2 speeches and flagged 1, of which nobody else flagged 0;",
+        "Together they flag 2 speeches: self-harm 2, violence 0, abuse 1, eating disorder 0. **Not screened** are 1",
+    ):
+        assert words in card, words
 
 
 HOSTILE = [
