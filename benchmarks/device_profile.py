@@ -39,7 +39,7 @@ from psyco_ray.models import loading, reward_model, saving, templates
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
-from psyco_ray.rollout.scorer import ScorerActor
+from psyco_ray.rollout.scorer import GroupBatch, ScorerActor
 from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch
 from psyco_ray.training import weight_sync
 
@@ -132,8 +132,8 @@ class Bench:
     def measure_scoring(self, rounds: int, groups: list[Group], pairs: list[PreferencePair]) -> dict[str, float]:
         """Returns seconds per token for scores and for reference log-probabilities."""
         work: dict[str, list[Any]] = {
-            "score": [(group, self.messages[group.prompt.speech_id], ("reward",)) for group in groups],
-            "reference": list(pairs),
+            "score": [GroupBatch(((group, self.messages[group.prompt.speech_id]),), ("reward",)) for group in groups],
+            "reference": [[pair] for pair in pairs],
         }
         tokens = {
             "score": sum(len(g.prompt.token_ids) + sum(len(r.token_ids) for r in g.responses) for g in groups),

@@ -18,7 +18,13 @@ from psyco_ray.files import records
 from psyco_ray.models import loading, templates
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
+from psyco_ray.rollout.actor import (
+    RolloutActor,
+    SamplingRequest,
+    actor_environment,
+    actor_options,
+    items_in_flight,
+)
 from psyco_ray.run.types import Prompt, PromptBatch
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -61,13 +67,17 @@ class Bare:
         return sum(len(c.token_ids) for o in outputs for c in o.outputs), seconds
 
 
-def through_actor(pool: ActorPool, items: list[PromptBatch], responses: int, max_tokens: int) -> tuple[int, float]:
+def through_actor(
+    pool: ActorPool, items: list[PromptBatch], responses: int, max_tokens: int, in_flight: int
+) -> tuple[int, float]:
     """Samples through the pool; returns the number of tokens and the seconds."""
     requests = [SamplingRequest(item, 0, responses, 1.0, 1.0, max_tokens) for item in items]
     start = time.perf_counter()
     groups = [
         group
-        for group, _ in pool.stream(RolloutActor.sample, requests, identity=lambda result: result[0].prompt.speech_id)
+        for group, _ in pool.stream(
+            RolloutActor.sample, requests, identity=lambda result: result[0].prompt.speech_id, in_flight=in_flight
+        )
     ]
     seconds = time.perf_counter() - start
     assert len(groups) == sum(len(item.prompts) for item in items), "a group was lost"
@@ -88,7 +98,7 @@ def pool_of(model: str, settings: Rollouts, rooms: Any = None) -> ActorPool:
     actor, shared = ray.remote(RolloutActor), rooms is not None
 
     def create(index: int) -> Any:
-        options = placement.pool_options(settings, actor_environment(settings), rooms, index)
+        options = actor_options(settings, rooms, index)
         return actor.options(**options).remote(f"rollout-{index}", model, settings, 0, shared)
 
     return ActorPool("rollout", create, settings.actors, Deadlines(start_s=LIMIT_S, item_s=LIMIT_S), suspended=shared)
@@ -120,7 +130,9 @@ def alternate(name: str, model: str, settings: Rollouts, work: Workload, *, defa
     items = [PromptBatch(str(i), tuple(prompts[i : i + size])) for i in range(0, len(prompts), size)]
     rates = []
     for number in range(work.rounds + 1):
-        tokens, seconds = through_actor(pool, items, work.responses, work.max_tokens)
+        tokens, seconds = through_actor(
+            pool, items, work.responses, work.max_tokens, items_in_flight(settings, work.responses)
+        )
         bare_tokens, bare_seconds = ray.get(
             bare.generate.remote(prompts, work.responses, work.max_tokens), timeout=LIMIT_S
         )

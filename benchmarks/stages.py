@@ -20,7 +20,7 @@ import random
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from psyco_ray.config.training import Deadlines, Evaluation, Job
 from psyco_ray.models.shape import shape_of
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
-from psyco_ray.rollout.scorer import REFERENCE
+from psyco_ray.rollout.scorer import REFERENCE, GroupBatch
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, PreferencePair, PromptBatch, Response
@@ -101,17 +101,19 @@ class Simulated:
             time.sleep(half / len(prompts))
             yield Group(prompt, tuple(self._responses[: request.responses]), request.version), 2 * half / len(prompts)
 
-    def score(self, item: tuple[Group, Any, tuple[str, ...]]) -> Iterator[tuple[Group, float]]:
-        """Yields the group with scores."""
-        group, _, names = item
-        seconds = self._rates.score * len(group.responses) * len(names)
-        time.sleep(seconds)
-        yield replace(group, scores={name: tuple(map(float, range(len(group.responses)))) for name in names}), seconds
+    def score(self, batch: GroupBatch) -> Iterator[tuple[Group, float]]:
+        """Yields the groups with scores."""
+        seconds = [self._rates.score * len(group.responses) * len(batch.names) for group, _ in batch.groups]
+        time.sleep(sum(seconds))
+        for (group, _), each in zip(batch.groups, seconds, strict=True):
+            values = tuple(map(float, range(len(group.responses))))
+            yield replace(group, scores=dict.fromkeys(batch.names, values)), each
 
-    def reference_logprobs(self, example: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
-        """Yields the pair with log-probabilities."""
-        time.sleep(self._rates.reference)
-        yield replace(example, reference=(-100.0, -100.0)), self._rates.reference
+    def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> Iterator[tuple[PreferencePair, float]]:
+        """Yields the pairs with log-probabilities."""
+        time.sleep(self._rates.reference * len(pairs))
+        for pair in pairs:
+            yield replace(pair, reference=(-100.0, -100.0)), self._rates.reference
 
 
 def measure(count: int) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def streamed(pipeline: SamplingPipeline, rows: list[Any], dev: list[Any], rates:
     """Seconds of an iteration as a run streams it."""
     start = time.perf_counter()
     candidates = (pairs.pair_of(group) for group in pipeline.samples(1, rows, 0))
-    paired = pipeline.reference("simulated", (pair for pair in candidates if pair is not None))
+    paired = pipeline.reference("simulated", ([pair] for pair in candidates if pair is not None))
     assert len(paired) == len(rows), "a pair was lost"
     time.sleep(rates.after)
     assert len(list(pipeline.answers(1, dev, 0))) == len(dev), "an answer was lost"
@@ -166,12 +168,14 @@ def one_after_another(
         sampled = rollouts.stream(Simulated.sample, requests, identity=lambda result: result[0].prompt.speech_id)
         groups = [group for group, _ in sampled]
         moments.append(time.perf_counter())
-        return [group for group, _ in scorers.stream(Simulated.score, [(group, [], models) for group in groups])]
+        batches = [GroupBatch(((group, []),), models) for group in groups]
+        return [group for group, _ in scorers.stream(Simulated.score, batches)]
 
     moments: list[float] = []
     paired = [pair for group in scored("samples", rows, 8) if (pair := pairs.pair_of(group)) is not None]
     moments.append(time.perf_counter())
-    assert len(list(scorers.stream(Simulated.reference_logprobs, paired))) == len(rows), "a pair was lost"
+    referenced = list(scorers.stream(Simulated.reference_logprobs, ([pair] for pair in paired)))
+    assert len(referenced) == len(rows), "a pair was lost"
     moments.append(time.perf_counter())
     time.sleep(rates.after)
     assert len(scored("dev", dev, 1, ("reward", REFERENCE))) == len(dev), "an answer was lost"

@@ -21,10 +21,10 @@ def too_small(job: Job) -> list[str]:
             sentences.append(
                 f"rollouts.max_num_seqs {rollouts.max_num_seqs} decodes few sequences at a time; leave it out, for 256"
             )
-        elif sampled < rollouts.max_num_seqs:
+        elif rollouts.feed == "items" and sampled < rollouts.max_num_seqs:
             sentences.append(
                 f"an item of rollouts.speeches_per_item {rollouts.speeches_per_item} has {sampled} responses and never "
-                f"fills rollouts.max_num_seqs {rollouts.max_num_seqs}; leave both out"
+                f"fills rollouts.max_num_seqs {rollouts.max_num_seqs}; leave rollouts.feed out, for continuous"
             )
     if job.scorers.gpus and job.scorers.row_tokens < _TOKENS:
         sentences.append(

@@ -116,8 +116,11 @@ class Rollouts(PoolConfig):
     """Skip compilation and CUDA graphs: faster start, slower decoding on GPUs. Default: true, on GPUs false."""
     tensor_parallel: Count = 1
     """GPUs of one engine."""
-    speeches_per_item: Count = Field(default_factory=by_device(16, 128))
-    """Speeches of one work item of an engine. Default: 16, on GPUs 128."""
+    speeches_per_item: Count = Field(default_factory=by_device(16, 32))
+    """Speeches of one work item of an engine. Default: 16, on GPUs 32."""
+    feed: Literal["continuous", "items"] = Field(default_factory=by_device("items", "continuous"))
+    """continuous: an engine gets the next items while it samples, so that it does not wait for the longest response;
+    items: one at a time, so that a resumed run samples bitwise the same. Default: items, on GPUs continuous."""
 
     @model_validator(mode="after")
     def _cache_has_a_size(self) -> Self:

@@ -38,6 +38,7 @@ _RUN_KEYS = {
     "sync",
     "data.cpus",
     "checkpoints",
+    "rollouts.feed",
     "dpo.checkpoint_every",
     "reward.checkpoint_every",
     *(f"evaluation.judge.{field}" for field in sorted(TRANSPORT_FIELDS)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models import layout
 from psyco_ray.models.padding import Inputs, logits_of
-from psyco_ray.run import reasoning
+from psyco_ray.models.reward_tokens import RewardTokenizer, Tokenized
 from psyco_ray.run.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
@@ -141,81 +140,39 @@ class RewardModel:
         self._device = torch.device("cuda" if settings.gpus else "cpu")
         self._model: Any = model.eval() if spread else model.eval().to(self._device)
         # a decoder was trained on rendered conversations; an encoder takes a question and an answer
-        self._tokenizer = loading.load_tokenizer(path) if decodes else loading.load_any_tokenizer(path)
-        templates.with_options(self._tokenizer, template_options or {})
-        if self._tokenizer.chat_template:
-            templates.check(self._tokenizer, templates.TRIAL)
+        tokenizer = loading.load_tokenizer(path) if decodes else loading.load_any_tokenizer(path)
+        templates.with_options(tokenizer, template_options or {})
+        if tokenizer.chat_template:
+            templates.check(tokenizer, templates.TRIAL)
         # transformers classifies before trailing pad tokens; a logit is read at the last token, whatever it is
         self._pad = None if logit_token is not None else model.config.get_text_config().pad_token_id
-        self._max_tokens = max_tokens or max_positions(model)
+        self.tokens = RewardTokenizer(tokenizer, max_tokens or max_positions(model))
         self._decoder: Any = None
         self.note = ""  # how the model is computed, if a user should know
         if decodes:
             self._decoder = ResponseScores(self._model, logit_token, settings.attention)
             self.note = selftest.choose(self._decoder, name).note(f"reward model {name}")
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+    def score(self, requests: Sequence[ScoreRequest], tokens: Tokenized | None = None) -> list[ScoreResult]:
         """Score every conversation's responses.
+
+        Args:
+            requests: the conversations.
+            tokens: of the same requests, by this model or one with the same `tokens.key`; None: tokenise them.
 
         Returns:
             In the given order, the raw scores; None where a response leaves no room for its prompt.
         """
         import torch
 
-        from psyco_ray.models.encoding import ResponseTooLongError
-
-        inputs: list[list[Inputs] | None] = []
-        cuts: list[int] = []
-        for request in requests:
-            try:
-                encoded, cut = self._inputs(request)
-                inputs.append(encoded)
-            except ResponseTooLongError:
-                cut = 0
-                inputs.append(None)
-            cuts.append(cut)
-        fitting = [encoded for encoded in inputs if encoded is not None]
+        tokens = tokens or self.tokens.tokenize(requests)
+        fitting = [encoded for encoded in tokens.inputs if encoded is not None]
         with torch.inference_mode():
             scores = iter(self._score_trees(fitting) if self._decoder else self._score_padded(fitting))
         return [
             ScoreResult(request.key, None if encoded is None else tuple(next(scores)), cut)
-            for request, encoded, cut in zip(requests, inputs, cuts, strict=True)
+            for request, encoded, cut in zip(requests, tokens.inputs, tokens.cuts, strict=True)
         ]
-
-    def _inputs(self, request: ScoreRequest) -> tuple[list[Inputs], int]:
-        """Return the model's inputs for each response, and the number of prompt tokens that were cut off."""
-        from psyco_ray.models.encoding import encode
-
-        answers = tuple(reasoning.split(text)[1] for text in request.responses)  # as a client reads them
-        request = replace(request, responses=answers)
-        if not self._tokenizer.chat_template:
-            return self._paired_inputs(request)
-        encoded = encode(
-            self._tokenizer, request.messages, answers, self._max_tokens, request.finished, request.token_ids
-        )
-        conversations = [[*encoded.prompt_ids, *ids] for ids in encoded.response_ids]
-        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in conversations], encoded.cut
-
-    def _paired_inputs(self, request: ScoreRequest) -> tuple[list[Inputs], int]:
-        """As `_inputs`, but without a chat template: a pair of texts, of which the question is cut at its left."""
-        from psyco_ray.models.control_tokens import plain_pair
-        from psyco_ray.models.encoding import ResponseTooLongError
-
-        question = "\n\n".join(message["content"] for message in request.messages)
-        # a sequence's own separators, such as [SEP], cannot come from a text
-        pairs = [plain_pair(self._tokenizer, question, text) for text in request.responses]
-        inputs = [dict(tokenizer(*texts)) for tokenizer, *texts in pairs]
-        excess = max(len(pair["input_ids"]) for pair in inputs) - self._max_tokens if self._max_tokens else 0
-        if excess <= 0:
-            return inputs, 0
-        if excess >= min(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for tokenizer, text, _ in pairs):
-            raise ResponseTooLongError
-        for tokenizer, *_ in pairs:
-            tokenizer.truncation_side = "left"
-        return [
-            dict(tokenizer(*texts, truncation="only_first", max_length=len(pair["input_ids"]) - excess))
-            for (tokenizer, *texts), pair in zip(pairs, inputs, strict=True)
-        ], excess
 
     def _score_trees(self, groups: Sequence[list[Inputs]]) -> list[list[float]]:
         """Return the scores of each group's responses, computed in batches of whole groups.

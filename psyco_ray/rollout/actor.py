@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import require_finite
 from psyco_ray.config.resources import Rollouts
+from psyco_ray.pool import placement
+from psyco_ray.rollout.engine_thread import EngineThread
 from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, PromptBatch, SentWeights, Weights, WeightUpdateAck
 
 if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
     from psyco_ray.models.weight_chunks import Chunk
+
+_FILLED_TIMES = 4  # responses that an engine has at a time, in units of what it decodes at once
+_MOST_ITEMS = 64  # that an engine has at a time, each in a thread that waits for its groups
 
 
 def actor_environment(settings: Rollouts) -> dict[str, str]:
@@ -28,6 +36,23 @@ def actor_environment(settings: Rollouts) -> dict[str, str]:
         # the sampler compiles small helpers on first use even with enforce_eager, 25 s each on a CPU
         variables["TORCHDYNAMO_DISABLE"] = "1"
     return variables
+
+
+def actor_options(settings: Rollouts, bundles: PlacementGroup | None = None, index: int = 0) -> dict[str, Any]:
+    """Ray options of a rollout actor; `bundles` and `index` are those of `placement.pool_options`."""
+    options = placement.pool_options(settings, actor_environment(settings), bundles, index)
+    return {**options, "max_concurrency": _MOST_ITEMS} if settings.feed == "continuous" else options
+
+
+def items_in_flight(settings: Rollouts, responses: int) -> int:
+    """Work items that an engine has at a time, so many that it is full until the last ones, with `responses` each.
+
+    An item's longest response takes several times the mean, and only its end brings the next item.
+    """
+    if settings.feed == "items":
+        return 1
+    sequences = settings.speeches_per_item * responses
+    return min(_MOST_ITEMS, max(2, math.ceil(_FILLED_TIMES * settings.max_num_seqs / sequences)))
 
 
 @dataclass(frozen=True)
@@ -75,52 +100,59 @@ class RolloutActor:
         from psyco_ray.models import loading
         from psyco_ray.rollout.engine import Engine
 
-        self._engine = Engine(loading.resolve(self._model), self._settings, self._seed, shared=self._shared)
+        model = loading.resolve(self._model)
+        self._thread = EngineThread(lambda: Engine(model, self._settings, self._seed, shared=self._shared))
+        self._engine = self._thread.engine
         return self.name
 
     def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
-        """Sample responses; yields each group as it completes, and the seconds since the previous one.
+        """Sample responses; yields each group as it completes, and the seconds since the engine's previous one.
+
+        Several calls at the same time share the engine.
 
         Raises:
             InputError: on the CPU, the KV cache is too small.
             NonFiniteError: a log-probability is not finite.
         """
-        assert self._engine.version == request.version, (
-            f"{self.name} has policy version {self._engine.version}, version {request.version} was asked for"
+        version = self._engine.version
+        assert version == request.version, (
+            f"{self.name} has policy version {version}, version {request.version} was asked for"
         )
-        began = time.perf_counter()
-        prompts = list(request.item.prompts)
-        for group in self._engine.generate(
-            prompts, request.responses, request.temperature, request.top_p, request.max_tokens, request.logprobs
-        ):
+        sampled = self._thread.sample(
+            request.item.prompts,
+            responses=request.responses,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_tokens,
+            logprobs=request.logprobs,
+        )
+        for group, seconds in sampled:
             require_finite(
                 (response.logprob for response in group.responses if response.logprob is not None),
                 f"a log-probability of {group.prompt.speech_id} under version {group.version} of policy {self._model}",
                 "its weights are damaged, or too large for rollouts.dtype; choose another dtype or model",
             )
-            now = time.perf_counter()
-            yield group, now - began
-            began = now
+            yield group, seconds
 
     def init_transfer(self, transport: str, settings: tuple[Any, ...]) -> None:
         """Connect to the learner for one weight update; see `EngineWeights`."""
-        self._engine.weights.init_transfer(transport, settings)
+        self._thread.call(self._engine.weights.init_transfer, transport, settings)
 
     def start_update(self) -> None:
         """Start a weight update."""
-        self._engine.weights.start_update()
+        self._thread.call(self._engine.weights.start_update)
 
     def receive_chunk(self, chunk: Chunk) -> None:
         """Receive a chunk of the weights."""
-        self._engine.weights.receive_chunk(chunk)
+        self._thread.call(self._engine.weights.receive_chunk, chunk)
 
     def finish_update(self, version: int) -> None:
         """Finish the weight update; `load_weights` must confirm it."""
-        self._engine.weights.finish_update(version)
+        self._thread.call(self._engine.weights.finish_update, version)
 
     def sleep(self, keep_weights: bool) -> None:
         """Free the GPU until the next call that needs it."""
-        self._engine.weights.sleep(keep_weights)
+        self._thread.call(self._engine.weights.sleep, keep_weights)
 
     def load_weights(self, weights: Weights | SentWeights, probe: PreferencePair) -> WeightUpdateAck:
         """Load weights, or confirm those received in chunks, and compute the log-probabilities of a probe with them.
@@ -132,13 +164,16 @@ class RolloutActor:
         Raises:
             WeightTransferError: other weights arrived.
         """
-        began = time.perf_counter()
-        loaded_bytes = self._engine.load_weights(weights)
+        return self._thread.call(self._load_weights, weights, probe)
+
+    def _load_weights(self, weights: Weights | SentWeights, probe: PreferencePair) -> WeightUpdateAck:
+        began, engine = time.perf_counter(), self._engine
+        loaded_bytes = engine.load_weights(weights)
         sides = zip((probe.chosen_ids, probe.rejected_ids), probe.context, strict=True)
         return WeightUpdateAck(
-            version=self._engine.version,
+            version=engine.version,
             digest=weights.digest,  # the engine refuses any other
             bytes=loaded_bytes,
-            logprobs=tuple(self._engine.logprobs([(probe.prompt_ids + ids[:k], ids[k:]) for ids, k in sides])),
+            logprobs=tuple(engine.logprobs([(probe.prompt_ids + ids[:k], ids[k:]) for ids, k in sides])),
             seconds=time.perf_counter() - began,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm import LLM, SamplingParams
@@ -25,6 +25,15 @@ from psyco_ray.rollout.engine_options import engine_options, model_config
 from psyco_ray.rollout.engine_weights import EngineWeights
 from psyco_ray.rollout.responses import ResponseReader
 from psyco_ray.run.types import Group, Prompt, SentWeights, Weights
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt that is sampled, or waits for it."""
+
+    prompt: Prompt
+    params: SamplingParams
+    addition: int  # the number of its prompts
 
 
 class Engine:
@@ -70,17 +79,22 @@ class Engine:
         self._reader = ResponseReader(self._llm.get_tokenizer())
         self._stops = list(stop_tokens(loading.load_tokenizer(model, allow_code)))
         self.weights = EngineWeights(self._llm)
-        self._waiting: dict[str, Prompt] = {}  # by the request's id; an abandoned `generate` leaves some
-        self._requests = 0
+        self._open: dict[str, _Asked] = {}  # by vLLM's request
+        self._additions = 0
 
     @property
     def version(self) -> int:
         """Version of the weights."""
         return self.weights.version
 
+    @property
+    def busy(self) -> bool:
+        """Whether added prompts are not sampled yet."""
+        return bool(self._open)
+
     def generate(
         self,
-        prompts: list[Prompt],
+        prompts: Sequence[Prompt],
         responses: int,
         temperature: float,
         top_p: float,
@@ -89,24 +103,46 @@ class Engine:
     ) -> Iterator[Group]:
         """Sample responses and yield each prompt's group when its last response ends, in any order.
 
-        The prefix cache starts empty, so equal prompts and seeds give equal responses. A response ends at the first of
-        the model's stop tokens. Nothing else of a model's generation config changes the sampling.
+        Equal prompts and seeds give equal responses. The arguments and errors are those of `add`.
+        """
+        added = self.add(prompts, responses, temperature, top_p, max_tokens, logprobs)
+        try:
+            while self.busy:
+                yield from (group for _, group in self.step())
+        finally:
+            self.abort(added)
+
+    def add(
+        self,
+        prompts: Sequence[Prompt],
+        responses: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        logprobs: bool = False,
+    ) -> int:
+        """Add prompts, which `step` samples beside those that are there, in the order in which they were added.
+
+        The prefix cache starts empty when no others are there. A response ends at the first of the model's stop tokens.
+        Nothing else of a model's generation config changes the sampling.
 
         Args:
-            prompts: to sample together.
+            prompts: to sample.
             responses: number of responses to each prompt.
             temperature: of sampling.
             top_p: of sampling.
             max_tokens: of a response.
             logprobs: whether responses have their log-probability, at temperature 1 whatever `temperature` is.
 
+        Returns:
+            A number for these prompts.
+
         Raises:
-            InputError: on the CPU, the KV cache is too small.
+            InputError: on the CPU, the KV cache is too small; nothing was added.
         """
-        self._check_kv_cache(prompts, responses, max_tokens)
-        self._start_empty()
-        engine, waiting = self._llm.llm_engine, self._waiting
-        for prompt in prompts:
+        self._additions += 1
+        new = {}
+        for number, prompt in enumerate(prompts):
             params = SamplingParams(
                 n=responses,
                 temperature=temperature,
@@ -117,26 +153,47 @@ class Engine:
                 logprobs=0 if logprobs else None,  # vLLM's raw ones of the sampled tokens, before the temperature
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            self._requests += 1
-            key = str(self._requests)
-            waiting[key] = prompt
-            engine.add_request(key, {"prompt_token_ids": list(prompt.token_ids)}, params)
-        while waiting:
-            for output in engine.step():
-                if output.finished:
-                    assert isinstance(output, RequestOutput)
-                    yield self._group(waiting.pop(output.request_id), output)
+            new[f"{self._additions}-{number}"] = _Asked(prompt, params, self._additions)
+        self._check_kv_cache([*self._open.values(), *new.values()], max_tokens)
+        if not self.busy:
+            self._start_empty()
+        for key, asked in new.items():
+            tokens = {"prompt_token_ids": list(asked.prompt.token_ids)}
+            self._llm.llm_engine.add_request(key, tokens, asked.params)
+            self._open[key] = asked
+        return self._additions
+
+    def step(self) -> list[tuple[int, Group]]:
+        """Sample a token of each running response; returns the groups that are complete, each with its prompts' number.
+
+        Raises:
+            RuntimeError: weights of another version sampled a response.
+        """
+        complete = []
+        for output in self._llm.llm_engine.step():
+            if output.finished:
+                assert isinstance(output, RequestOutput)
+                asked = self._open.pop(output.request_id)
+                complete.append((asked.addition, self._group(asked.prompt, output)))
+        return complete
+
+    def abort(self, addition: int) -> None:
+        """Forget the prompts of a number that are not sampled yet."""
+        left = [key for key, asked in self._open.items() if asked.addition == addition]
+        if left:
+            self._llm.llm_engine.abort_request(left)
+        for key in left:
+            del self._open[key]
 
     def _start_empty(self) -> None:
-        """Wake up, abort what an abandoned `generate` has left, and drop all cached prefixes."""
+        """Wake up, abort what a failed step has left, and drop all cached prefixes."""
         self.weights.wake()
-        if self._waiting:
-            self._llm.llm_engine.abort_request(list(self._waiting))
-            self._waiting.clear()
+        for addition in {asked.addition for asked in self._open.values()}:
+            self.abort(addition)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept cached prefixes, which other weights may have computed")
 
-    def _check_kv_cache(self, prompts: list[Prompt], responses: int, max_tokens: int) -> None:
+    def _check_kv_cache(self, asked: Sequence[_Asked], max_tokens: int) -> None:
         """Refuse requests that could fill the KV cache on a CPU: vLLM's CPU engine dies when it preempts a sequence.
 
         Raises:
@@ -145,8 +202,8 @@ class Engine:
         cache = self._llm.llm_engine.vllm_config.cache_config
         if not current_platform.is_cpu() or cache.num_gpu_blocks is None:
             return
-        longest = max(len(prompt.token_ids) for prompt in prompts) + max_tokens
-        concurrent = min(self._settings.max_num_seqs, len(prompts) * responses)
+        longest = max(len(each.prompt.token_ids) for each in asked) + max_tokens
+        concurrent = min(self._settings.max_num_seqs, sum(each.params.n for each in asked))
         capacity = cache.num_gpu_blocks // -(-longest // cache.block_size)
         if concurrent > capacity:
             raise InputError(

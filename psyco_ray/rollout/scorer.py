@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError, require_finite
 from psyco_ray.config.resources import Scorers
 from psyco_ray.models.reward_model import RewardModel
+from psyco_ray.models.reward_tokens import Tokenized
 from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, ScoreRequest, ScoreResult
+
+if TYPE_CHECKING:
+    from psyco_ray.models.packing import Tree
 
 REFERENCE = "reference"
 """Name of the reference policy among the models that score a group: its scores are log-probabilities in nats."""
 
 _WAY_OUT = "its weights are damaged, or too large for scorers.dtype; copy the model again, or choose float32"
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Groups that are scored together, each with the conversation that it answers, and the models that score them.
+
+    With REFERENCE among them, the log-probabilities under the reference policy are scores too.
+    """
+
+    groups: tuple[tuple[Group, list[dict[str, str]]], ...]
+    names: tuple[str, ...]
+
+    def split(self) -> list[GroupBatch]:
+        """One batch for each group."""
+        return [GroupBatch((group,), self.names) for group in self.groups]
 
 
 class ScorerActor:
@@ -93,37 +112,37 @@ class ScorerActor:
                 self.notes += (choice.note(f"reference {self._reference_spec}"),)
         return self.name
 
-    def score(self, item: tuple[Group, list[dict[str, str]], tuple[str, ...]]) -> Iterator[tuple[Group, float]]:
-        """Score a group's responses.
-
-        Args:
-            item: the group, the conversation that it answers, the names of the reward models to apply; with REFERENCE
-                among them, the log-probabilities under the reference policy are scores too.
+    def score(self, batch: GroupBatch) -> Iterator[tuple[Group, float]]:
+        """Score the responses of a batch of groups.
 
         Yields:
-            The group with its scores, and the seconds taken.
+            Each group with its scores, and its share of the seconds taken.
 
         Raises:
             InputError: a response alone fills a reward model's context.
             NonFiniteError: a score is not finite.
         """
         began = time.perf_counter()
-        group, messages, names = item
-        speech_id = group.prompt.speech_id
-        texts = [response.text for response in group.responses]
-        finished = [response.finished for response in group.responses]
-        sampled = [response.token_ids for response in group.responses]
-        scores = {
-            name: tuple(self.score_texts(name, messages, texts, finished, sampled, key=speech_id))
-            for name in names
-            if name != REFERENCE
-        }
-        if REFERENCE in names:
-            scores[REFERENCE] = self._logprobs(speech_id, group.prompt.token_ids, sampled)
-        yield (
-            Group(group.prompt, group.responses, group.version, {**group.scores, **scores}),
-            time.perf_counter() - began,
-        )
+        groups = [group for group, _ in batch.groups]
+        requests = [
+            ScoreRequest(
+                group.prompt.speech_id,
+                tuple(messages),
+                tuple(response.text for response in group.responses),
+                tuple(response.finished for response in group.responses),
+                tuple(response.token_ids for response in group.responses),
+            )
+            for group, messages in batch.groups
+        ]
+        scores: list[dict[str, tuple[float, ...]]] = [{} for _ in groups]
+        tokens: dict[str, Tokenized] = {}
+        for name in batch.names:
+            values = self._of_groups(groups) if name == REFERENCE else self._values(name, requests, tokens)
+            for of_group, value in zip(scores, values, strict=True):
+                of_group[name] = value
+        seconds = (time.perf_counter() - began) / len(groups)
+        for group, found in zip(groups, scores, strict=True):
+            yield Group(group.prompt, group.responses, group.version, {**group.scores, **found}), seconds
 
     def score_texts(
         self,
@@ -149,13 +168,8 @@ class ScorerActor:
             NonFiniteError: a score is not finite.
         """
         request = ScoreRequest(key, tuple(messages), tuple(responses), tuple(finished), tuple(token_ids))
-        [scored] = self._score(name, [request])
-        if scored.values is None:
-            raise InputError(
-                f"a response alone fills the context of reward model {self._reward_specs[name]}; lower "
-                "sampling.max_tokens or choose another reward model"
-            )
-        return list(scored.values)
+        [values] = self._values(name, [request], {})
+        return list(values)
 
     def score_many(self, item: tuple[str, tuple[ScoreRequest, ...]]) -> Iterator[tuple[list[ScoreResult], float]]:
         """Score the responses to many conversations.
@@ -173,34 +187,77 @@ class ScorerActor:
         scored = self._score(*item)
         yield scored, time.perf_counter() - began
 
-    def reference_logprobs(self, pair: PreferencePair) -> Iterator[tuple[PreferencePair, float]]:
-        """Yields the pair with its reference log-probabilities (nats, over the trained tokens), and the seconds taken.
+    def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> Iterator[tuple[PreferencePair, float]]:
+        """Compute the reference log-probabilities of a batch of pairs (nats, over the trained tokens).
+
+        Yields:
+            Each pair with them, and its share of the seconds taken.
 
         Raises:
             NonFiniteError: a log-probability is not finite.
         """
         began = time.perf_counter()
-        responses = [pair.chosen_ids, pair.rejected_ids]
-        chosen, rejected = self._logprobs(pair.key, pair.prompt_ids, responses, pair.context)
-        yield replace(pair, reference=(chosen, rejected)), time.perf_counter() - began
+        trees = [(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs]
+        values = self._logprobs([pair.key for pair in pairs], trees, [pair.context for pair in pairs])
+        seconds = (time.perf_counter() - began) / len(pairs)
+        for pair, (chosen, rejected) in zip(pairs, values, strict=True):
+            yield replace(pair, reference=(chosen, rejected)), seconds
 
-    def _score(self, name: str, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Finite scores of a reward model."""
-        scored = self._rewards[name].score(requests)
+    def _score(self, name: str, requests: Sequence[ScoreRequest], tokens: Tokenized | None = None) -> list[ScoreResult]:
+        """Finite scores of a reward model; `tokens` are those of a model of the same tokenizer."""
+        model = self._rewards[name]
+        scored = model.score(requests, tokens)
         for result in scored:
             what = f"a score of {result.key} by {name} model {self._reward_specs[name]}"
             require_finite(result.values or (), what, _WAY_OUT)
         return scored
 
+    def _values(
+        self, name: str, requests: Sequence[ScoreRequest], tokens: dict[str, Tokenized]
+    ) -> list[tuple[float, ...]]:
+        """Scores of a reward model; texts are tokenised unless a model of the same tokenizer has left them in `tokens`.
+
+        Raises:
+            InputError: a response alone fills the model's context.
+        """
+        model = self._rewards[name]
+        key = model.tokens.key
+        if key not in tokens:
+            tokens[key] = model.tokens.tokenize(requests)
+        values = []
+        for scored in self._score(name, requests, tokens[key]):
+            if scored.values is None:
+                raise InputError(
+                    f"a response alone fills the context of reward model {self._reward_specs[name]}; lower "
+                    "sampling.max_tokens or choose another reward model"
+                )
+            values.append(scored.values)
+        return values
+
+    def _of_groups(self, groups: Sequence[Group]) -> list[tuple[float, ...]]:
+        """Log-probabilities of groups' responses under the reference policy, in nats."""
+        trees = [(group.prompt.token_ids, [response.token_ids for response in group.responses]) for group in groups]
+        return self._logprobs([group.prompt.speech_id for group in groups], trees)
+
     def _logprobs(
-        self, key: str, prompt: Sequence[int], responses: Sequence[Sequence[int]], context: Sequence[int] = ()
-    ) -> tuple[float, ...]:
-        """Log-probability of each response under the reference policy, in nats, summed as `pack` says."""
+        self, keys: Sequence[str], trees: Sequence[Tree], context: Sequence[Sequence[int]] = ()
+    ) -> list[tuple[float, ...]]:
+        """Log-probability of each response of each tree under the reference policy, in nats, summed as `pack` says."""
         import torch
 
+        from psyco_ray.models.layout import common_start, plan_rows
+
         assert self._reference is not None, "the scorer has a reference model"
-        with torch.inference_mode():
-            packed = self._reference.pack([(prompt, responses)], context, self._device)
-            values = tuple(self._reference(packed).tolist())
-        require_finite(values, f"a log-probability of {key} under reference {self._reference_spec}", _WAY_OUT)
-        return values
+        sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
+        shared = common_start([prompt for prompt, _ in trees]) if self._reference.shares_start(self._device) else 0
+        logprobs: list[tuple[float, ...]] = [()] * len(trees)
+        for row in plan_rows([size - shared for size in sizes], self._settings.row_tokens - shared):
+            skipped = [tokens for index in row for tokens in context[index]] if context else ()
+            with torch.inference_mode():
+                packed = self._reference.pack([trees[index] for index in row], skipped, self._device)
+                values = iter(self._reference(packed).tolist())
+            for index in row:
+                logprobs[index] = tuple(next(values) for _ in trees[index][1])
+                what = f"a log-probability of {keys[index]} under reference {self._reference_spec}"
+                require_finite(logprobs[index], what, _WAY_OUT)
+        return logprobs

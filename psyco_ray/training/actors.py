@@ -15,7 +15,7 @@ from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, actor_environment
+from psyco_ray.rollout.actor import RolloutActor, actor_options
 from psyco_ray.rollout.scorer import ScorerActor
 from psyco_ray.run.timeline import Timeline
 from psyco_ray.training.colocation import ColocationManager
@@ -75,10 +75,9 @@ class RunActors:
 
     def _start_rollouts(self, job: Job, bundles: Any) -> ActorPool[RolloutActor]:
         actor = ray.remote(RolloutActor)
-        environment = actor_environment(job.rollouts)
         return ActorPool(
             "rollout",
-            lambda index: actor.options(**placement.pool_options(job.rollouts, environment, bundles, index)).remote(
+            lambda index: actor.options(**actor_options(job.rollouts, bundles, index)).remote(
                 f"rollout-{index}", job.model, job.rollouts, job.seed, shared=job.colocated
             ),
             job.rollouts.actors,

@@ -23,7 +23,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -259,11 +259,12 @@ class Orchestrator:
             self._learner.load_state(self._state(self.learner_version))
             _log.warning(f"iteration {iteration}: rolled back to iteration {self.learner_version}")
 
-    def _reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
+    def _reference(self, name: str, batches: Iterable[Sequence[PreferencePair]]) -> dict[str, tuple[float, float]]:
         """Log-probabilities of pairs under the reference (base model or learner's policy), by key."""
         if self.job.dpo.reference == "base":
-            return self._pipeline.reference(name, pairs)
-        pairs = list(pairs)
+            return self._pipeline.reference(name, batches)
+        # sorted, because rounding depends on what is computed together
+        pairs = sorted((pair for batch in batches for pair in batch), key=lambda pair: pair.key)
         self.actors.colocation.to_learner(keep_weights=True)
         values = self._learner.evaluate_pairs(pairs)
         return {pair.key: value for pair, value in zip(pairs, values, strict=True)}

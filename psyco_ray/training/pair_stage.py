@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,24 @@ import pyarrow as pa
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder
+from psyco_ray.models.layout import common_start
 from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PAIRS
 from psyco_ray.run.types import Group, PreferencePair, Rows
 from psyco_ray.training import guards, pairs
+from psyco_ray.training.batches import Batches
 
 _log = logging.getLogger(__name__)
 
 _ROWS = 256  # that are Python objects at a time while a table is read
+_SOME_PROMPTS = 16  # that tell what all have in common
 
 Row = dict[str, Any]
-Reference = Callable[[str, Iterable[PreferencePair]], dict[str, tuple[float, float]]]
-"""Maps a stage's name and pairs to log-probabilities under the reference model, by key; may drop quarantined pairs."""
+Reference = Callable[[str, Iterable[Sequence[PreferencePair]]], dict[str, tuple[float, float]]]
+"""Maps a stage's name and batches of pairs to log-probabilities under the reference model, by key; may drop
+quarantined pairs."""
 
 
 class PairStage:
@@ -80,9 +84,10 @@ class PairStage:
                 outcomes.append(guards.Outcome.of(group))
                 yield group
 
-        def formed() -> Iterator[PreferencePair]:
+        def formed() -> Iterator[tuple[PreferencePair, ...]]:
             nonlocal slope
             arrived, min_margin = arriving(), 0.0
+            batches = self._batches((row["speech_id"], row["prompt_ids"]) for row in rows)
             if job.guards.length_debias or job.guards.min_margin:
                 packed = [pickle.dumps(group) for group in arrived]
                 arrived = map(pickle.loads, packed)
@@ -90,19 +95,17 @@ class PairStage:
                 slope = effect.slope if job.guards.length_debias else 0.0
                 min_margin = job.guards.min_margin * effect.deviation
             for group in arrived:
-                if (pair := pairs.pair_of(group, unfinished, slope, min_margin, job.dpo.reasoning)) is not None:
+                pair = pairs.pair_of(group, unfinished, slope, min_margin, job.dpo.reasoning)
+                if pair is not None:
                     formed_rows[pair.key] = pairs.row_of(pair, group)
-                    yield pair
+                yield from batches.add(group.prompt.speech_id, pair, pair.tokens if pair else 0)
+            yield from batches.rest()
 
         reference = self._reference(stage(iteration, "pairs"), formed())
         facts = _facts_of(outcomes, unfinished)
         guards.require_finished(facts["finished_share"], f"iteration {iteration}'s sampled responses", job.sampling)
         if not reference:
-            raise InputError(
-                f"iteration {iteration} has no pair to train on: {job.scorers.reward_model} ranks no "
-                f"{'finished ' if facts['finished_share'] < 1 else ''}response above another"
-                + (" beyond what length explains (guards.length_debias)" if slope else "")
-            )
+            raise self._no_pair(iteration, facts["finished_share"], slope)
         if (silent := facts["unfinished_speeches"]) and unfinished != "allow":
             _log.warning(
                 f"iteration {iteration}: {silent} of {len(outcomes)} speeches make no pair, "
@@ -137,8 +140,10 @@ class PairStage:
             raise InputError(
                 f"iteration {iteration} has no pair to train on: none of {len(rows)} fits rollouts.max_model_len"
             )
+        batches = self._batches((example.key, example.prompt_ids) for example in examples)
         tracked = self._progress.track(examples, f"iteration {iteration}: reference", len(examples))
-        reference = self._reference(stage(iteration, "pairs"), tracked)
+        formed = (batch for example in tracked for batch in batches.add(example.key, example, example.tokens))
+        reference = self._reference(stage(iteration, "pairs"), formed)
         text_by_key = dict(zip(keys, texts.to_pylist(), strict=True))
         kept = [example for example in examples if example.key in reference]
         rows_of_kept = (pairs.offline_row(example, text_by_key[example.key]) for example in kept)
@@ -162,6 +167,29 @@ class PairStage:
 
     def _stored(self, iteration: int) -> pa.Table:
         return records.read_table(self._ledger.path(stage(iteration, "pairs.parquet")))
+
+    def _batches(self, prompts: Iterable[tuple[str, Sequence[int]]]) -> Batches[PreferencePair]:
+        """Batches of pairs with these keys and prompts, which are of one work item of an engine."""
+        keys: list[str] = []
+        some: list[Sequence[int]] = []
+        for key, prompt_ids in prompts:
+            keys.append(key)
+            if len(some) < _SOME_PROMPTS:
+                some.append(prompt_ids)
+        # on a CPU scorers compute once what all prompts of a batch begin with
+        batches = Batches[PreferencePair](
+            self._job.scorers.row_tokens, 0 if self._job.scorers.gpus else common_start(some)
+        )
+        for start in range(0, len(keys), size := self._job.rollouts.speeches_per_item):
+            batches.open(keys[start : start + size])
+        return batches
+
+    def _no_pair(self, iteration: int, finished_share: float, slope: float) -> InputError:
+        return InputError(
+            f"iteration {iteration} has no pair to train on: {self._job.scorers.reward_model} ranks no "
+            f"{'finished ' if finished_share < 1 else ''}response above another"
+            + (" beyond what length explains (guards.length_debias)" if slope else "")
+        )
 
     def _write(self, iteration: int, rows: list[Row]) -> None:
         self._ledger.write_table(stage(iteration, "pairs.parquet"), pa.Table.from_pylist(rows, schema=PAIRS))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages, without_examples
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest
-from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, items_in_flight
+from psyco_ray.rollout.scorer import REFERENCE, GroupBatch, ScorerActor
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch, Row, Rows
+from psyco_ray.training.batches import Batches
 from psyco_ray.training.quarantine import Quarantine
 
-_Scored = tuple[Group, list[dict[str, str]], tuple[str, ...]]  # a scorer's input: group, messages, models
+_Asked = tuple[Group, list[dict[str, str]]]  # a group, and the messages that it answers
+_BATCHES = 2  # that a scorer has at a time: it starts the second while the first's results travel
+_CHARS_PER_TOKEN, _TURN_TOKENS = 4, 6  # English text, and what a chat template adds to a turn
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,15 @@ class SamplingPipeline:
     ::
 
         rows ─▶ items ──stored groups────────────────────────────┐
-                  └─missing items─▶ rollouts ─▶ scorers ─▶ ledger ─▶ groups
+                  └─missing items─▶ rollouts ─▶ batches ─▶ scorers ─▶ ledger ─▶ groups
 
-    Rows are read when an item is formed, a few items before a rollout actor takes it. A group is scored while others
-    are sampled, and yielded while others are scored.
+    Rows are read when an item is formed, a few items before a rollout actor takes it. Groups are scored while others
+    are sampled, and yielded while others are scored. A batch has about `scorers.row_tokens` tokens.
 
     Example:
         >>> pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, ("reward",))
         >>> pairs = (pair_of(group) for group in pipeline.samples(1, rows, version=0))
-        >>> reference = pipeline.reference("iteration-001/pairs", filter(None, pairs))
+        >>> reference = pipeline.reference("iteration-001/pairs", ([pair] for pair in pairs if pair is not None))
     """
 
     def __init__(
@@ -126,15 +130,28 @@ class SamplingPipeline:
         models = (*self._reward_models, REFERENCE) if referenced else self._reward_models
         return self._groups(_Stage(stage(iteration, "dev"), rows, ("dev", 0), sampling, models, training=False))
 
-    def reference(self, name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
-        """Log-probabilities of a stage's pairs under the reference model, by key."""
+    def reference(self, name: str, batches: Iterable[Sequence[PreferencePair]]) -> dict[str, tuple[float, float]]:
+        """Log-probabilities of a stage's pairs under the reference model, by key.
+
+        Args:
+            name: of the stage.
+            batches: of pairs; those of one are computed together.
+        """
         reference: dict[str, tuple[float, float]] = {}
         quarantine = Quarantine(name, self._job.speeches_per_iteration)
+
+        def give_up(batch: Sequence[PreferencePair], reason: str) -> None:
+            for failed in batch:
+                quarantine.add(failed.key, reason)
+
         for pair, seconds in self._scorers.stream(
             ScorerActor.reference_logprobs,
-            pairs,
+            batches,
             name=f"{name}: reference",
-            on_failed=lambda pair, reason: quarantine.add(pair.key, reason),
+            identity=lambda result: result[0].key,
+            split=lambda batch: [[member] for member in batch],
+            on_failed=give_up,
+            in_flight=_BATCHES,
         ):
             assert pair.reference is not None, "the scorer has set it"
             reference[pair.key] = pair.reference
@@ -154,20 +171,29 @@ class SamplingPipeline:
 
     def _sample(
         self, work: _Stage, items: Iterator[PromptBatch], speeches: dict[str, str], quarantine: Quarantine
-    ) -> Iterator[_Scored]:
-        """Sample the items; yields what scorers take, in order of completion."""
+    ) -> Iterator[GroupBatch]:
+        """Sample the items; yields batches for the scorers, each of one item's groups in the order of its prompts."""
+        batches = Batches[_Asked](self._job.scorers.row_tokens)
+        complete: deque[tuple[_Asked, ...]] = deque()
+
+        def requests() -> Iterator[SamplingRequest]:
+            for item in items:
+                batches.open([prompt.speech_id for prompt in item.prompts])
+                yield SamplingRequest(item, **asdict(work.sampling))
 
         def give_up(request: SamplingRequest, reason: str) -> None:
             for prompt in request.item.prompts:
                 quarantine.add(prompt.speech_id, reason)
+                complete.extend(batches.add(prompt.speech_id, None))
 
         for group, seconds in self._rollouts.stream(
             RolloutActor.sample,
-            (SamplingRequest(item, **asdict(work.sampling)) for item in items),
+            requests(),
             name=work.name,
             identity=lambda result: result[0].prompt.speech_id,
             split=SamplingRequest.split,
             on_failed=give_up,
+            in_flight=items_in_flight(self._job.rollouts, work.sampling.responses),
         ):
             assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"
             self._busy_s["rollout"] += seconds
@@ -176,16 +202,30 @@ class SamplingPipeline:
                 rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
             )
             messages = prompt_messages(self._prompt, speeches.pop(group.prompt.speech_id))
-            yield group, messages, work.scored_by
+            # about what a reward model reads, whose tokenizer and prompt may be others than the policy's
+            read = tokens + sum(len(text["content"]) for text in messages) // _CHARS_PER_TOKEN
+            read += _TURN_TOKENS * (len(messages) + len(group.responses))
+            complete.extend(batches.add(group.prompt.speech_id, (group, messages), read))
+            while complete:
+                yield GroupBatch(complete.popleft(), work.scored_by)
+        yield from (GroupBatch(batch, work.scored_by) for batch in complete)
 
-    def _score(self, work: _Stage, sampled: Iterable[_Scored], quarantine: Quarantine) -> Iterator[Group]:
+    def _score(self, work: _Stage, sampled: Iterable[GroupBatch], quarantine: Quarantine) -> Iterator[Group]:
         """Score groups as they are sampled; yields them in order of completion."""
         rolling = self._telemetry.rolling
+
+        def give_up(batch: GroupBatch, reason: str) -> None:
+            for group, _ in batch.groups:
+                quarantine.add(group.prompt.speech_id, reason)
+
         for group, seconds in self._scorers.stream(
             ScorerActor.score,
             sampled,
             name=f"{work.name}: scores",
-            on_failed=lambda scored, reason: quarantine.add(scored[0].prompt.speech_id, reason),
+            identity=lambda result: result[0].prompt.speech_id,
+            split=GroupBatch.split,
+            on_failed=give_up,
+            in_flight=_BATCHES,
         ):
             self._busy_s["scorer"] += seconds
             rolling.add(groups=1)

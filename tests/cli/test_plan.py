@@ -43,7 +43,7 @@ def job(**changes: object) -> Job:
     settings = {
         "speeches_per_iteration": 8,
         "sampling": {"responses": 4, "max_tokens": 16},
-        "rollouts": {"speeches_per_item": 2, "max_num_seqs": 8},
+        "rollouts": {"speeches_per_item": 2, "max_num_seqs": 8, "feed": "items"},
         "evaluation": {"speeches": 2},
         "dpo": {"optimizer": {"batch_size": 4}},
         **changes,
@@ -63,6 +63,30 @@ def test_stages_by_hand() -> None:
     assert result["sync"] == pytest.approx(20)
     answers = 2 * prompt * 0.001 + 16 * 0.5 + 2 * 10 * 0.01
     assert result["evaluate"] == pytest.approx(max(answers, 2 * 2 * (prompt + 10) * 0.002))
+
+
+def test_engines_that_never_drain_by_hand() -> None:
+    settings = job(rollouts={"speeches_per_item": 2, "max_num_seqs": 8, "feed": "continuous"})
+    work = Scenario(settings, SHAPE, profile(), GpuSplit(2, 1, 2), 10)
+    prompt = cost_model.prompt_tokens(settings.prompts)
+    # of each engine: 4 speeches with 4 responses of 10 tokens, 8 at a time; the last ones take up to 16 steps
+    engine = 4 * prompt * 0.001 + (10 + 16) * 0.5 + 16 * 10 * 0.01
+    assert work.sampling(8, 4).slowest == pytest.approx(engine)
+    assert work.sampling(8, 4).total == pytest.approx(2 * engine)
+    assert work.sampling(1, 4).total == pytest.approx(work.sampling(1, 4).slowest), "one speech is of one engine"
+    drained = Scenario(job(), SHAPE, profile(), GpuSplit(2, 1, 2), 10)
+    assert work.sampling(8, 4).slowest < drained.sampling(8, 4).slowest
+
+
+def test_engines_and_ranks_that_share_gpus_work_in_turn_and_hand_over() -> None:
+    settings = job()
+    apart, shared = (
+        cost_model.forecast(Scenario(settings, SHAPE, profile(), GpuSplit(2, 1, 2, colocated=colocated), 10)).stages
+        for colocated in (False, True)
+    )
+    assert GpuSplit(2, 1, 2, colocated=True).gpus == 3
+    assert shared.pop("sync") - apart.pop("sync") == pytest.approx(2 * 16 * 1000 / 2 / 2e10)
+    assert shared == apart
 
 
 def test_a_job_that_evaluates_all_dev_speeches_is_planned_with_the_papers_number() -> None:

@@ -180,7 +180,7 @@ def test_plan_refuses_and_prints(tmp_path: Path, capsys, monkeypatch) -> None:
     assert "needs" in (printed := capsys.readouterr().err)
     assert "at the moment `train`" in printed
     path.write_text(
-        "model: llama-3.1-8b\nrollouts: {gpus: 1, kv_cache_gb: 1, speeches_per_item: 4}\n"
+        "model: llama-3.1-8b\nrollouts: {gpus: 1, kv_cache_gb: 1, speeches_per_item: 4, feed: items}\n"
         "scorers: {gpus: 1, row_tokens: 1024}\n"
     )
     main(["plan", str(path)])

@@ -83,7 +83,10 @@ class Pipeline:
     def logprobs(self) -> list[float]:
         """Log-probability per token of the probe, by each engine."""
         texts = PROBE.prompt_ids, PROBE.chosen_ids
-        calls = [actor.__ray_call__.remote(lambda a: a._engine.logprobs([texts])[0]) for actor in self.rollouts.actors]
+        calls = [
+            actor.__ray_call__.remote(lambda a: a._thread.call(a._engine.logprobs, [texts])[0])
+            for actor in self.rollouts.actors
+        ]
         return [value / len(PROBE.chosen_ids) for value in ray.get(calls, timeout=300)]
 
     def memory(self) -> int:

@@ -8,7 +8,7 @@ from psyco_ray.config.resources import Scorers
 from psyco_ray.models import loading, templates
 from psyco_ray.models.encoding import encode, encode_turn
 from psyco_ray.models.reward_model import RewardModel
-from psyco_ray.rollout.scorer import ScorerActor
+from psyco_ray.rollout.scorer import GroupBatch, ScorerActor
 from psyco_ray.run.types import Group, Prompt, Response, ScoreRequest
 
 ASKED = [{"role": "user", "content": "I cannot sleep and nobody knows why."}]
@@ -79,7 +79,7 @@ def test_a_scorer_scores_the_cut_responses_of_a_group_as_cut(tiny_reward_model) 
     scorer = ScorerActor("scorer-0", {"reward": str(tiny_reward_model)}, None, Scorers(dtype="float32"))
     scorer.ready()
     responses = (Response(CUT, (9,), False), Response(WHOLE, (9,), True))
-    [(scored, _)] = scorer.score((Group(Prompt("s", (1,), 0), responses, 0), ASKED, ("reward",)))
+    [(scored, _)] = scorer.score(GroupBatch(((Group(Prompt("s", (1,), 0), responses, 0), ASKED),), ("reward",)))
     alone = [
         scorer.score_texts("reward", ASKED, [text], [finished])[0] for text, finished in ((CUT, False), (WHOLE, True))
     ]

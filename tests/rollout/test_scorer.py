@@ -1,5 +1,7 @@
 """Scores and log-probabilities of the tokens that a policy sampled."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -11,7 +13,8 @@ from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.models import loading, templates
 from psyco_ray.models.encoding import encode
 from psyco_ray.models.packing import ResponseLogprobs
-from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
+from psyco_ray.models.reward_tokens import RewardTokenizer
+from psyco_ray.rollout.scorer import REFERENCE, GroupBatch, ScorerActor
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
 from psyco_ray.training import pairs
 
@@ -48,7 +51,7 @@ def test_a_reward_model_of_the_policys_vocabulary_scores_the_sampled_tokens(
 ) -> None:
     group = sampled_group(tokenizer, spelled)
     prompt, newline = group.prompt.token_ids, tokenizer("\n", add_special_tokens=False)["input_ids"]
-    [(scored, _)] = scorer.score((group, ASKED, ("reward",)))
+    [(scored, _)] = scorer.score(GroupBatch(((group, ASKED),), ("reward",)))
     model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
     whole = ([*prompt, *spelled, *newline], [*prompt, *spelled[:-1]], [*prompt, *group.responses[2].token_ids])
     with torch.no_grad():
@@ -60,7 +63,7 @@ def test_a_reward_model_of_the_policys_vocabulary_scores_the_sampled_tokens(
 
 def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled, tiny_model) -> None:
     group = sampled_group(tokenizer, spelled)
-    [(scored, _)] = scorer.score((group, ASKED, ("reward", REFERENCE)))
+    [(scored, _)] = scorer.score(GroupBatch(((group, ASKED),), ("reward", REFERENCE)))
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     start = len(group.prompt.token_ids)
     with torch.no_grad():
@@ -79,7 +82,7 @@ def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled,
 
 def test_the_first_step_on_answers_starts_at_the_reference(scorer, tiny_model) -> None:
     pair = PreferencePair("pair", (5, 6, 7), (8, 9, 10, 11), (12, 13, 14), context=(3, 1))
-    [(referenced, _)] = scorer.reference_logprobs(pair)
+    [(referenced, _)] = scorer.reference_logprobs([pair])
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     for ids, k, value in zip((pair.chosen_ids, pair.rejected_ids), pair.context, referenced.reference, strict=True):
         with torch.no_grad():
@@ -96,6 +99,60 @@ def test_the_first_step_on_answers_starts_at_the_reference(scorer, tiny_model) -
     assert inputs[2:] == (1.0, 2.0), "lengths are those of the trained tokens"
     _, metrics = objective(values.view(1, 2), torch.tensor([inputs]), 1.0)
     assert metrics["margin"].abs().item() < 1e-5
+
+
+def test_a_batch_has_the_values_of_each_alone_and_computes_a_common_beginning_once(
+    scorer, tokenizer, spelled, monkeypatch
+) -> None:
+    groups, pairs_ = [], []
+    for number in range(5):
+        system = {"role": "system", "content": "You are a counsellor. " * 20}
+        asked = [system, *ASKED, {"role": "user", "content": f"{number}?"}]
+        prompt = tuple(templates.conversation_ids(tokenizer, asked))
+        group = replace(sampled_group(tokenizer, spelled), prompt=Prompt(f"speech-{number}", prompt, 0))
+        groups.append((group, asked))
+        ids = [response.token_ids for response in group.responses]
+        pairs_.append(PreferencePair(f"pair-{number}", prompt, ids[0], ids[2], context=(number, 1)))
+    computed: list[int] = []
+    forward = scorer._reference.forward
+
+    def counting(packed):
+        computed.append(packed.input_ids.numel())
+        return forward(packed)
+
+    monkeypatch.setattr(scorer._reference, "forward", counting)
+    names = ("reward", REFERENCE)
+    together = [group for group, _ in scorer.score(GroupBatch(tuple(groups), names))]
+    in_one = sum(computed)
+    for (group, asked), found in zip(groups, together, strict=True):
+        [(alone, _)] = scorer.score(GroupBatch(((group, asked),), names))
+        for name in names:
+            assert found.scores[name] == pytest.approx(alone.scores[name], abs=1e-3)
+    assert in_one < 0.6 * (sum(computed) - in_one), "the system message is computed once"
+
+    referenced = [pair for pair, _ in scorer.reference_logprobs(pairs_)]
+    for pair, found in zip(pairs_, referenced, strict=True):
+        [(alone, _)] = scorer.reference_logprobs([pair])
+        assert found.reference == pytest.approx(alone.reference, abs=1e-3)
+
+
+def test_models_of_one_tokenizer_share_the_tokens(tiny_reward_model, tokenizer, spelled, monkeypatch) -> None:
+    names = ("reward", "heldout")
+    actor = ScorerActor("scorer-0", dict.fromkeys(names, str(tiny_reward_model)), None, Scorers(dtype="float32"))
+    actor.ready()
+    tokenized: list[str] = []
+    tokenize = RewardTokenizer.tokenize
+
+    def counting(self, requests):
+        tokenized.append(self.key)
+        return tokenize(self, requests)
+
+    monkeypatch.setattr(RewardTokenizer, "tokenize", counting)
+    [(scored, _)] = actor.score(GroupBatch(((sampled_group(tokenizer, spelled), ASKED),), names))
+    assert len(tokenized) == 1
+    assert scored.scores["reward"] == scored.scores["heldout"]
+    shorter = RewardTokenizer(actor._rewards["reward"].tokens._tokenizer, 17)
+    assert shorter.key != actor._rewards["reward"].tokens.key, "another limit cuts other prompts"
 
 
 @pytest.mark.parametrize("change", ["another vocabulary", "a control token", "reasoning", "beyond the vocabulary"])

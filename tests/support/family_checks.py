@@ -96,7 +96,8 @@ def bound(name: str) -> float:
 def engine_logprob(actor: Any) -> float:
     """The probe's log-probability under the weights that an engine has."""
     arguments = tuple(PROMPT), tuple(RESPONSE)
-    return ray.get(actor.__ray_call__.remote(lambda own, *ids: own._engine.logprobs([ids])[0], *arguments), timeout=120)
+    probe = actor.__ray_call__.remote(lambda own, *ids: own._thread.call(own._engine.logprobs, [ids])[0], *arguments)
+    return ray.get(probe, timeout=120)
 
 
 def synced_logprob(actor: Any, path: Path) -> float:

@@ -1,6 +1,6 @@
 """The PAIRS table of offline pairs: unique keys, dropped pairs, and what is read back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from psyco_ray.run.types import PreferencePair
 from psyco_ray.training.pair_stage import PairStage
 
 
-def reference(name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
+def reference(name: str, batches: Iterable[Sequence[PreferencePair]]) -> dict[str, tuple[float, float]]:
     """A reference that differs from pair to pair."""
-    return {pair.key: (-float(len(pair.chosen_ids)), -1.0) for pair in pairs}
+    return {pair.key: (-float(len(pair.chosen_ids)), -1.0) for batch in batches for pair in batch}
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_pairs_of_two_files_with_the_same_ids_are_all_trained(local_ray, job, le
 def test_a_quarantined_pair_is_left_out(local_ray, job, ledger, tmp_path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(4)]
     table = table_of(job, (tmp_path / "pairs.parquet", rows))
-    stage = PairStage(job, ledger, Progress(), lambda name, pairs: reference(name, list(pairs)[1:]))
+    stage = PairStage(job, ledger, Progress(), lambda name, batches: reference(name, [next(iter(batches))[1:]]))
     assert stage.make_offline(1, np.arange(4), table)["rows"] == 3
     assert len(stage.read(1)) == 3
 

@@ -1,7 +1,7 @@
 """The PAIRS table of sampled groups: unfinished responses, and guards that measure within speeches."""
 
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,8 +15,8 @@ from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
 from psyco_ray.training.pair_stage import PairStage
 
 
-def reference(name: str, pairs: Iterable[PreferencePair]) -> dict[str, tuple[float, float]]:
-    return {pair.key: (-1.0, -2.0) for pair in pairs}
+def reference(name: str, batches: Iterable[Sequence[PreferencePair]]) -> dict[str, tuple[float, float]]:
+    return {pair.key: (-1.0, -2.0) for batch in batches for pair in batch}
 
 
 def group(
@@ -44,7 +44,8 @@ def make(tmp_path):
             guards=guards,
         )
         ledger = Ledger(job, resume=False)
-        rows = [{"speech_id": key} for key in sorted(group.prompt.speech_id for group in groups)]
+        prompts = sorted((group.prompt.speech_id, group.prompt.token_ids) for group in groups)
+        rows = [{"speech_id": key, "prompt_ids": ids} for key, ids in prompts]
         try:
             facts = PairStage(job, ledger, Progress(), reference).make_sampled(1, rows, iter(groups))
             return facts, pq.read_table(ledger.path("iteration-001/pairs.parquet")).to_pylist()
@@ -151,7 +152,7 @@ def test_memory_does_not_hold_the_responses_that_make_no_pair(make, tmp_path, gu
             yield Group(made.prompt, responses, 0, made.scores)
 
     ledger = Ledger(job, resume=False)
-    rows = [{"speech_id": f"s{number:03d}"} for number in range(count)]
+    rows = [{"speech_id": f"s{number:03d}", "prompt_ids": (5, number)} for number in range(count)]
     stage = PairStage(job, ledger, Progress(), reference)
     tracemalloc.start()
     try:

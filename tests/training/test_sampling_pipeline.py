@@ -1,5 +1,6 @@
 """Prompts on their way to the rollout pool."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,15 +38,19 @@ class Rows:
 class InTurn:
     """A pool whose one actor does an item when its results are asked for."""
 
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []  # first tokens of the prompts that were scored together
+
     def stream(self, method, items, **_) -> Iterator:
         for item in items:
             if method.__name__ == "sample":
                 for prompt in item.item.prompts:
                     yield Group(prompt, (Response("yes", (1,), True), Response("no", (2,), True)), item.version), 0.0
             else:
-                group, messages, _ = item
-                assert messages[-1]["content"].endswith(f"speech {group.prompt.token_ids[0]}"), "of its own speech"
-                yield replace(group, scores={"reward": (1.0, 0.0)}), 0.0
+                self.batches.append([group.prompt.token_ids[0] for group, _ in item.groups])
+                for group, messages in item.groups:
+                    assert messages[-1]["content"].endswith(f"speech {group.prompt.token_ids[0]}"), "of its own speech"
+                    yield replace(group, scores={"reward": (1.0, 0.0)}), 0.0
 
 
 def test_rows_are_read_as_the_pool_takes_items(tmp_path) -> None:
@@ -65,6 +70,28 @@ def test_rows_are_read_as_the_pool_takes_items(tmp_path) -> None:
     assert [group.prompt.speech_id for group in ledger_rows] == [f"{n:016x}" for n in range(400)]
     assert all(group.scores == {"reward": (1.0, 0.0)} for group in ledger_rows)
     ledger.close()
+
+
+class Shuffled(InTurn):
+    """A pool whose results come in another order each time."""
+
+    def stream(self, method, items, **options) -> Iterator:
+        found = [result for item in items for result in super(Shuffled, self).stream(method, [item], **options)]
+        random.shuffle(found)
+        yield from found
+
+
+def test_the_batches_of_the_scorers_are_of_one_item_and_the_same_in_every_run(tmp_path) -> None:
+    made = []
+    for number in range(3):
+        settings = job(tmp_path / str(number), rollouts=Rollouts(speeches_per_item=5), scorers=Scorers(row_tokens=150))
+        ledger = Ledger(settings, False)
+        scorers = InTurn()
+        pipeline = SamplingPipeline(settings, ledger, Telemetry(settings, ledger), Shuffled(), scorers, ("reward",))
+        assert len(list(pipeline.samples(1, Rows(12), 0))) == 12
+        ledger.close()
+        made.append(sorted(scorers.batches))
+    assert made[0] == made[1] == made[2] == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9], [10, 11]]
 
 
 class Scored(InTurn):

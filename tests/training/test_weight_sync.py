@@ -18,7 +18,7 @@ from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.models import weight_codec
 from psyco_ray.pool import placement
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment
+from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, actor_environment, actor_options
 from psyco_ray.rollout.errors import WeightTransferError
 from psyco_ray.run.types import DeltaRef, PreferencePair, Prompt, PromptBatch, Weights, WeightUpdateAck
 from psyco_ray.training import weight_sync
@@ -53,13 +53,19 @@ def learner(local_ray, tiny_model):
 
 @pytest.fixture(scope="module")
 def rollouts(local_ray, tiny_model):
-    settings = Rollouts(actors=2, cpus=0.5, dtype="float32", max_model_len=256, max_num_seqs=32, kv_cache_gb=0.1)
+    settings = Rollouts(
+        actors=2,
+        cpus=0.5,
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=32,
+        kv_cache_gb=0.1,
+        feed="continuous",
+    )
     actor = ray.remote(RolloutActor)
     pool = ActorPool(
         "rollout",
-        lambda index: actor.options(**placement.pool_options(settings, actor_environment(settings))).remote(
-            f"rollout-{index}", str(tiny_model), settings, 0
-        ),
+        lambda index: actor.options(**actor_options(settings)).remote(f"rollout-{index}", str(tiny_model), settings, 0),
         settings.actors,
         Deadlines(start_s=300, item_s=120),
     )
@@ -75,7 +81,7 @@ def on_all(rollouts: ActorPool, method: str, *args) -> list:
 def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: PreferencePair) -> list[float]:
     expected = learner.evaluate_pairs([probe])[0][0]
     texts = probe.prompt_ids, probe.chosen_ids
-    found = on_all(rollouts, "__ray_call__", lambda actor: actor._engine.logprobs([texts])[0])
+    found = on_all(rollouts, "__ray_call__", lambda actor: actor._thread.call(actor._engine.logprobs, [texts])[0])
     return [abs(value - expected) / len(probe.chosen_ids) for value in found]
 
 
@@ -96,6 +102,26 @@ def test_more_prompts_than_a_step_takes_are_all_answered(rollouts) -> None:
     asked = SamplingRequest(PromptBatch("item", prompts), 0, 1, 1.0, 1.0, 4)
     stream = rollouts.stream(RolloutActor.sample, [asked], identity=lambda found: found[0].prompt.speech_id)
     assert len({group.prompt.speech_id for group, _ in stream}) == 30
+
+
+def test_items_that_share_an_engine_have_the_responses_of_each_alone(rollouts) -> None:
+    rng = random.Random(1)
+    requests = []
+    for k in range(8):
+        prompts = tuple(Prompt(f"s{k}-{i}", (5, 6, 7 + k, 8 + i), 1000 * k + 10 * i) for i in range(4))
+        requests.append(SamplingRequest(PromptBatch(f"item-{k}", prompts), 0, 4, 1.0, 1.0, rng.randrange(8, 64)))
+
+    def responses(in_flight: int) -> dict[str, list[tuple[int, ...]]]:
+        stream = rollouts.stream(
+            RolloutActor.sample, requests, identity=lambda found: found[0].prompt.speech_id, in_flight=in_flight
+        )
+        found = [group for group, _ in stream]
+        assert len(found) == 32
+        return {group.prompt.speech_id: [r.token_ids for r in group.responses] for group in found}
+
+    alone, together = responses(1), responses(4)
+    same = [a == b for key in alone for a, b in zip(alone[key], together[key], strict=True)]
+    assert sum(same) >= 0.98 * len(same), "the sampled tokens depend on the seed alone, but for rounding"
 
 
 def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, record_property) -> None:

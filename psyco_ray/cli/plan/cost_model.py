@@ -28,6 +28,7 @@ RESPONSE_TOKENS = 256
 DEV_SPEECHES = 2319
 """Held-out speeches of a job that answers all: a tenth of the paper's 23,192 train speeches."""
 SPEECH_CHARS, CHARS_PER_TOKEN, TEMPLATE_TOKENS = 300, 4.0, 10  # a speech; English text; a chat template
+_HOST_BYTES_PER_S = 2.0e10  # between a GPU and pinned host memory, over PCIe
 _PROFILES = files("psyco_ray") / "cli" / "plan" / "profiles"
 
 
@@ -86,11 +87,12 @@ class GpuSplit:
     learners: int
     gpus_per_rollout: int = 1
     zero_stage: int = 2
+    colocated: bool = False  # a rollout and a learner rank on each GPU, in turn
 
     @property
     def gpus(self) -> int:
-        """All GPUs, where no two actors share one."""
-        return self.rollouts * self.gpus_per_rollout + self.scorers + self.learners
+        """All GPUs, where scorers share none."""
+        return self.rollouts * self.gpus_per_rollout + self.scorers + (0 if self.colocated else self.learners)
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def split_of(job: Job) -> GpuSplit:
         job.learners.actors,
         max(1, math.ceil(job.rollouts.gpus)),
         job.learners.zero_stage,
+        job.colocated,
     )
 
 
@@ -167,6 +170,13 @@ class Scenario:
     cores: int | None = None
 
     @property
+    def fed(self) -> bool:
+        """Whether engines get new speeches as slots free up: a plan for GPUs has their default, unless the job says."""
+        rollouts = self.job.rollouts
+        default = self.profile.kind == "gpu" and "feed" not in rollouts.model_fields_set
+        return default or rollouts.feed == "continuous"
+
+    @property
     def scale(self) -> float:
         """Factor from the measured model to this one."""
         return self.shape.parameters / self.profile.parameters
@@ -194,20 +204,36 @@ class Scenario:
         return optimizer.epochs * (passes + steps) * self.scale + reference
 
     def sampling(self, speeches: int, responses: int) -> Sampling:
-        """Seconds of the engines; each takes one work item after the other."""
+        """Seconds of the engines; each takes one work item after the other, or with `feed: continuous` all it gets."""
+        if self.fed:
+            engines = min(self.split.rollouts, speeches)
+            slowest = self._item(math.ceil(speeches / engines), responses)
+            return Sampling(engines * slowest, slowest)
         size = min(self.job.rollouts.speeches_per_item, speeches)
         items = math.ceil(speeches / size)
         total = (items - 1) * self._item(size, responses) + self._item(speeches - (items - 1) * size, responses)
         return Sampling(total, math.ceil(items / self.split.rollouts) * self._item(size, responses))
 
     def _item(self, prompts: int, responses: int) -> float:
-        profile, sequences = self.profile, prompts * responses
-        # an item ends with its longest response, taken as twice the mean
-        longest = min(self.job.sampling.max_tokens, 2 * self.response_tokens)
-        steps = longest * math.ceil(sequences / self.job.rollouts.max_num_seqs) * profile.decode_step_s
+        profile, sequences, mean = self.profile, prompts * responses, self.response_tokens
+        # all end with the longest response, taken as twice the mean
+        longest = min(self.job.sampling.max_tokens, 2 * mean)
+        if self.fed:
+            steps = (sequences / min(sequences, self.job.rollouts.max_num_seqs) - 1) * mean + longest
+        else:
+            steps = longest * math.ceil(sequences / self.job.rollouts.max_num_seqs)
         read = prompts * prompt_tokens(self.job.prompts) * profile.prompt_token_s
         sampled = sequences * self.response_tokens * profile.decode_token_s
-        return (read + steps + sampled) * self.scale / self.split.gpus_per_rollout
+        return (read + steps * profile.decode_step_s + sampled) * self.scale / self.split.gpus_per_rollout
+
+    @property
+    def hand_over(self) -> float:
+        """Seconds in which each GPU of a colocated job goes from engine to rank and back.
+
+        The rank's states move from the host and to it; the engine's weights are dropped and come with the next sync.
+        """
+        states = 16 * self.shape.parameters / self.split.learners
+        return 2 * states / _HOST_BYTES_PER_S if self.split.colocated else 0.0
 
     def scoring(self, speeches: int, responses: int, models: int) -> float:
         """Seconds of one scorer that scores all responses with `models` reward models."""
@@ -237,7 +263,7 @@ def forecast(scenario: Scenario) -> Forecast:
         "sample and score": scenario.overlapped(sampled, scored),
         "train": scenario.training,
         "save": (2 + 4 + moments) * scenario.shape.parameters / profile.save_bytes_per_s,
-        "sync": 2 * scenario.shape.parameters / profile.sync_bytes_per_s,
+        "sync": 2 * scenario.shape.parameters / profile.sync_bytes_per_s + scenario.hand_over,
         "evaluate": scenario.overlapped(answered, judged),
     }
     total = sum(stages.values())

@@ -1,0 +1,101 @@
+"""The thread of an actor that uses its engine, and the calls from other threads."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from psyco_ray.run.types import Group, Prompt
+
+if TYPE_CHECKING:
+    from psyco_ray.rollout.engine import Engine
+
+T = TypeVar("T")
+_Sampled = queue.SimpleQueue[tuple[Group, float] | BaseException]  # groups with seconds, or the error of a step
+
+
+class EngineThread:
+    """Steps an engine as long as it has prompts; calls from other threads run between two steps.
+
+    Prompts that come while others are sampled join them, so that an engine with more than one request never drains. One
+    thread makes all calls, because CUDA streams and PyTorch's modes belong to a thread.
+
+    Example:
+        >>> thread = EngineThread(lambda: Engine(path, settings, seed=0))
+        >>> groups = thread.sample(prompts, responses=8, temperature=1.0, top_p=1.0, max_tokens=64)  # in many threads
+        >>> thread.call(thread.engine.sleep, True)
+    """
+
+    def __init__(self, load: Callable[[], Engine]) -> None:
+        """Load the engine in the new thread."""
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._sampled: dict[int, _Sampled] = {}  # by the engine's number of the prompts
+        self._last_group = 0.0  # time.perf_counter() of the engine's last group
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        self.engine = self.call(load)
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in the engine's thread and return its result."""
+        future: Future[T] = Future()
+        self._calls.put((future, lambda: function(*args)))
+        return future.result()
+
+    def sample(self, prompts: Sequence[Prompt], **sampling: Any) -> Iterator[tuple[Group, float]]:
+        """Sample responses; yields each group as it completes, and the seconds since the engine's previous one.
+
+        Args:
+            prompts: to sample.
+            **sampling: the other arguments of `Engine.add`.
+
+        Raises:
+            InputError: on the CPU, the KV cache is too small.
+        """
+        sampled: _Sampled = queue.SimpleQueue()
+        number = self.call(self._add, prompts, sampling, sampled)
+        try:
+            for _ in prompts:
+                result = sampled.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        finally:
+            self.call(self._remove, number)
+
+    def _add(self, prompts: Sequence[Prompt], sampling: dict[str, Any], sampled: _Sampled) -> int:
+        if not self._sampled:
+            self._last_group = time.perf_counter()
+        number = self.engine.add(prompts, **sampling)
+        self._sampled[number] = sampled
+        return number
+
+    def _remove(self, number: int) -> None:
+        self._sampled.pop(number, None)
+        self.engine.abort(number)
+
+    def _run(self) -> None:
+        while True:
+            if self._sampled and self._calls.empty():
+                self._step()
+                continue
+            future, function = self._calls.get()
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - raised by `call`
+                future.set_exception(error)
+
+    def _step(self) -> None:
+        try:
+            complete = self.engine.step()
+        except BaseException as error:  # noqa: BLE001 - raised by every `sample`
+            for sampled in self._sampled.values():
+                sampled.put(error)
+            self._sampled.clear()
+            return
+        for number, group in complete:
+            now = time.perf_counter()
+            self._sampled[number].put((group, now - self._last_group))
+            self._last_group = now

@@ -1,0 +1,82 @@
+"""Batches of groups or pairs for the scorers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Window(Generic[T]):
+    """Members that may share a batch."""
+
+    missing: deque[str]  # keys in order, without those at the front that have arrived
+    arrived: dict[str, tuple[T, int] | None] = field(default_factory=dict)  # and not in a batch yet
+    batch: list[T] = field(default_factory=list)
+    tokens: int = 0  # of the batch, without those that are common
+
+
+class Batches(Generic[T]):
+    """Forms batches of neighbours in a window, whatever the order in which its members arrive.
+
+    Rounding depends on what is computed together. What is in a batch depends on the members of a window and not on when
+    they arrive, so that a run that is repeated or resumed has the same results.
+
+    Example:
+        >>> batches = Batches[str](tokens=10)
+        >>> batches.open(["a", "b", "c"])
+        >>> batches.add("b", "B", 4), batches.add("a", "A", 5), batches.add("c", "C", 3)
+        ([], [], [('A', 'B'), ('C',)])
+    """
+
+    def __init__(self, tokens: int, common: int = 0) -> None:
+        """Start without windows.
+
+        Args:
+            tokens: of a batch, at most; a larger member has a batch of its own.
+            common: tokens with which all members begin, and which count once in a batch.
+        """
+        self._limit, self._common = tokens, common
+        self._windows: dict[str, _Window[T]] = {}  # by the keys of members that have not arrived
+
+    def open(self, keys: Sequence[str]) -> None:
+        """Open a window with members of these keys, in this order."""
+        self._windows.update(dict.fromkeys(keys, _Window[T](deque(keys))))
+
+    def add(self, key: str, member: T | None, tokens: int = 0) -> list[tuple[T, ...]]:
+        """Add a member, or with None say that there is none of this key; returns the batches that are complete now."""
+        window = self._windows.pop(key)
+        window.arrived[key] = None if member is None else (member, tokens)
+        complete = []
+        while window.missing and window.missing[0] in window.arrived:
+            if (found := window.arrived.pop(window.missing.popleft())) is not None:
+                complete += self._append(window, *found)
+        if not window.missing and window.batch:
+            complete.append(tuple(window.batch))
+        return complete
+
+    def rest(self) -> list[tuple[T, ...]]:
+        """The batches of what has arrived in windows that will not be complete."""
+        complete = []
+        for window in {id(window): window for window in self._windows.values()}.values():
+            for key in window.missing:
+                if (found := window.arrived.pop(key, None)) is not None:
+                    complete += self._append(window, *found)
+            if window.batch:
+                complete.append(tuple(window.batch))
+        self._windows.clear()
+        return complete
+
+    def _append(self, window: _Window[T], member: T, tokens: int) -> list[tuple[T, ...]]:
+        """Append to the window's batch; returns the batch before it if there is no room."""
+        full = []
+        if window.batch and window.tokens + tokens > self._limit:
+            full.append(tuple(window.batch))
+            window.batch, window.tokens = [], 0
+        window.batch.append(member)
+        window.tokens += tokens - self._common
+        return full
