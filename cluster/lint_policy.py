@@ -49,7 +49,10 @@ def autoscaler(cluster: Manifest) -> Violations:
 
 
 def roles(cluster: Manifest) -> Violations:
-    """Either each role has a group labelled for it, or no group has a role label."""
+    """Either each role has a group labelled for it, or no group has a role label.
+
+    Rollouts need none: those of a colocated job are where the learner is; `fits` checks the others.
+    """
     group_roles = [(pods.spec.get("labels") or {}).get(ROLE) for pods in workers(cluster)]
     if not any(group_roles):
         return
@@ -57,7 +60,7 @@ def roles(cluster: Manifest) -> Violations:
         if role not in (*ROLES, CALLER):
             yield f"{pods.field}.labels", f"has {ROLE}: {role}; placement knows {', '.join((*ROLES, CALLER))}"
     for role in ROLES:
-        if role not in group_roles:
+        if role not in (*group_roles, "rollout"):
             yield "workerGroupSpecs", f"has no group labelled {ROLE}: {role}, so its actors would wait forever; add one"
 
 
@@ -249,7 +252,13 @@ def fits(job: Manifest) -> Violations:
         limit = max(count, actors.autoscale.max if isinstance(actors, PoolConfig) and actors.autoscale else 0)
         for bound, needed in (("replicas", count), ("maxReplicas", limit)):
             room = sum(_replicas(g, bound) * _actors_in(g, actors) for g in groups)
-            if room < needed and groups:
+            if not groups and needed:
+                yield (
+                    "rayClusterSpec.workerGroupSpecs",
+                    f"has no group labelled {ROLE}: {role} for {name}; add one, or set colocated: true in the job",
+                )
+                break
+            if room < needed:
                 yield (
                     f"rayClusterSpec.{groups[0].field}.{bound}",
                     f"has room for {room:g} of {needed} {name} ({actors.cpus:g} CPUs, {actors.gpus:g} GPUs each); "
@@ -281,9 +290,13 @@ def _demand(parsed: Command) -> list[tuple[str, str, Actors, int]]:
     demand = [("learner", "reward.learners.actors", job.reward.learners, models * job.reward.learners.actors)]
     demand += [("data", "data.cpus", Actors(cpus=job.data.cpus), 1)]
     if parsed.name != "train-reward":
-        demand += [("rollout", "rollouts.actors", job.rollouts, job.rollouts.actors)]
         demand += [("scorer", "scorers.actors", job.scorers, job.scorers.actors)]
-        demand += [("learner", "learners.actors", job.learners, job.learners.actors)]
+        if job.colocated:  # each GPU has both
+            both = Actors(cpus=job.rollouts.cpus + job.learners.cpus, gpus=job.rollouts.gpus + job.learners.gpus)
+            demand += [("learner", "learners.actors", both, job.learners.actors)]
+        else:
+            demand += [("rollout", "rollouts.actors", job.rollouts, job.rollouts.actors)]
+            demand += [("learner", "learners.actors", job.learners, job.learners.actors)]
     return demand
 
 

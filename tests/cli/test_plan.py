@@ -14,6 +14,7 @@ from psyco_ray.cli.main import main
 from psyco_ray.cli.plan import advice, allocation, cost_model
 from psyco_ray.cli.plan.cost_model import GpuSplit, Profile, Scenario
 from psyco_ray.config import errors, job_file
+from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.models.shape import SHAPES, ModelShape, shape_of
 
@@ -150,7 +151,47 @@ def test_an_allocation_uses_all_gpus_and_fits_their_memory(gpus: int, zero_stage
     fitting = [
         o for o in others if allocation.learner_bytes(settings, shape, o.learners, result.zero_stage) <= 0.95 * 84.9e9
     ]
+    fitting += [GpuSplit(n, gpus - n, n, 1, 3, colocated=True) for n in range(4, gpus)]
     assert seconds == min(cost_model.forecast(Scenario(settings, shape, h100, other, 256)).seconds for other in fitting)
+
+
+def test_engines_and_ranks_share_gpus_only_where_the_job_allows_it() -> None:
+    shape, h100 = SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
+    settings = Job.model_validate(
+        {
+            "rollouts": {"gpus": 1},
+            "scorers": {"gpus": 1},
+            "learners": {"gpus": 1, "zero_stage": 3, "micro_batch_tokens": 4096},
+        }
+    )
+    split = allocation.allocate(settings, shape, h100, 8, 256)
+    assert split.colocated, "no engine waits for training, and no rank for sampling"
+    proposed = allocation.placed(settings, split)
+    assert proposed.colocated
+    assert proposed.rollouts.actors == proposed.learners.actors == 8 - proposed.scorers.actors
+    grows = settings.model_copy(update={"rollouts": Rollouts(gpus=1, autoscale={"min": 1, "max": 9})})
+    assert not allocation.allocate(grows, shape, h100, 8, 256).colocated
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "before_s", "bar_s"),
+    [("psyco-llama3-8b", 8, 995, 600), ("psyco-llama3-3b", 8, 470, 260), ("psyco-llama3-8b-32gpu", 26, 531, 320)],
+)
+def test_the_shipped_jobs_use_the_split_with_the_best_forecast(name, gpus, before_s, bar_s) -> None:
+    settings = job_file.load_as(Job, ROOT / "jobs" / f"{name}.yaml")
+    shape, h100 = shape_of(settings.model), cost_model.profile_of("h100")
+    split = cost_model.split_of(settings)
+    assert split.gpus == gpus
+    work = Scenario(settings, shape, h100, split, 256)
+    result = cost_model.forecast(work)
+    assert result.seconds <= bar_s < before_s
+    scored = (work.scoring(6400, 8, 1) + work.reference) / split.scorers
+    assert scored <= 1.1 * work.sampling(6400, 8).slowest, "scorers keep up with the engines"
+    best = cost_model.forecast(
+        Scenario(settings, shape, h100, allocation.allocate(settings, shape, h100, gpus, 256), 256)
+    )
+    # a cluster whose learner is one machine of 8 GPUs has fewer choices
+    assert result.seconds <= (1.15 if "32gpu" in name else 1.001) * best.seconds
 
 
 def test_the_learner_gets_the_zero_stage_that_fits() -> None:
@@ -204,7 +245,8 @@ def test_plan_for_gpus_prints_a_split_a_forecast_and_its_most_sensitive_assumpti
     assert main(["plan", "--gpus", "32", "--model", "llama-3.1-8b"]) == 0
     printed = capsys.readouterr().out
     assert "ESTIMATED" in printed
-    assert "32 GPUs as rollout : scorer : learner = " in printed
+    assert "32 GPUs as rollout and learner in turn : scorer = " in printed
+    assert "set colocated=true rollouts.actors=" in printed
     assert "most sensitive to: a quarter more tokens of a response (256)" in printed
 
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import DpoConfig
+from psyco_ray.learner import passes
 from psyco_ray.learner.losses import DpoObjective
-from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.models import loading, templates
 from psyco_ray.models.encoding import encode
 from psyco_ray.models.packing import ResponseLogprobs
@@ -90,10 +90,9 @@ def test_the_first_step_on_answers_starts_at_the_reference(scorer, tiny_model) -
         expected = sum(logits[2 + n, ids[n]].item() for n in range(k, len(ids)))
         assert value == pytest.approx(expected, abs=1e-4)
 
-    worker = LearnerWorker(0, 1)
-    worker._device = torch.device("cpu")
     with torch.no_grad():
-        values = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))(worker._pack([referenced]))
+        packed = passes.packed([referenced], torch.device("cpu"))
+        values = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))(packed)
     objective = DpoObjective(DpoConfig(length_normalised=True))
     [inputs] = objective.loss_inputs([referenced])
     assert inputs[2:] == (1.0, 2.0), "lengths are those of the trained tokens"

@@ -119,12 +119,15 @@ def _proposal(scenario: Scenario) -> str:
     """The split in the job's own keys."""
     split, profile = scenario.split, scenario.profile
     memory = allocation.learner_bytes(scenario.job, scenario.shape, split.learners, split.zero_stage) / 1e9
+    names = "rollout and learner in turn : scorer" if split.colocated else "rollout : scorer : learner"
+    engines, ranks = split.rollouts * split.gpus_per_rollout, "" if split.colocated else f" : {split.learners}"
+    keys = " ".join(
+        f"{key}={str(value).lower() if value is True else value}"
+        for key, value in allocation.settings_of(split).items()
+    )
     return (
-        f"{split.gpus} GPUs as rollout : scorer : learner = {split.rollouts * split.gpus_per_rollout} : "
-        f"{split.scorers} : {split.learners}; a learner rank takes {memory:.0f} of {profile.memory_gb:g} GB\n"
-        f"set rollouts.actors={split.rollouts} rollouts.gpus={split.gpus_per_rollout} "
-        f"rollouts.tensor_parallel={split.gpus_per_rollout} scorers.actors={split.scorers} scorers.gpus=1 "
-        f"learners.actors={split.learners} learners.gpus=1 learners.zero_stage={split.zero_stage}"
+        f"{split.gpus} GPUs as {names} = {engines} : {split.scorers}{ranks}; a learner rank takes {memory:.0f} of "
+        f"{profile.memory_gb:g} GB\nset {keys}"
     )
 
 
@@ -239,13 +242,18 @@ def _advise(job: Job, split: GpuSplit, seconds: dict[str, float], busy: dict[str
 
 
 def _balanced(split: GpuSplit, busy: dict[str, float], sampling: float, train: float) -> GpuSplit:
-    """The split of the same GPUs with the shortest iterations."""
+    """The split of the same GPUs with the shortest iterations; roles that share GPUs go on to share them."""
     each = split.gpus_per_rollout
-    splits = [
-        replace(split, rollouts=(split.gpus - scorers - learners) // each, scorers=scorers, learners=learners)
-        for learners in range(1, split.gpus - each)
-        for scorers in range(1, split.gpus - each - learners + 1)
-    ]
+    if split.colocated:
+        splits = [
+            replace(split, rollouts=pairs, scorers=split.gpus - pairs, learners=pairs) for pairs in range(1, split.gpus)
+        ]
+    else:
+        splits = [
+            replace(split, rollouts=(split.gpus - scorers - learners) // each, scorers=scorers, learners=learners)
+            for learners in range(1, split.gpus - each)
+            for scorers in range(1, split.gpus - each - learners + 1)
+        ]
     return min(splits or [split], key=lambda other: _rebalanced_s(split, other, busy, sampling, train))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from psyco_ray.cli.plan import memory
 from psyco_ray.cli.plan.cost_model import GpuSplit, Profile, Scenario, forecast
@@ -23,7 +24,8 @@ def learner_bytes(job: Job, shape: ModelShape, ranks: int, zero_stage: int) -> f
 def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_tokens: float) -> GpuSplit:
     """The split of `gpus` GPUs with the shortest iteration; it uses all of them and every role fits its memory.
 
-    The job's ZeRO stage is kept if the learner fits with it on any number of ranks, else the next stage that fits.
+    Engines and ranks have GPUs of their own, or share them in turn where the job's other settings allow it. The job's
+    ZeRO stage is kept if the learner fits with it on any number of ranks, else the next stage that fits.
 
     Raises:
         InputError: the GPUs do not hold the roles, or the profile is not of a GPU.
@@ -41,7 +43,7 @@ def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_
     max_ranks = min(gpus - each - 1, job.dpo.optimizer.batch_size)
     for stage in range(job.learners.zero_stage, 4):
         fitting = [ranks for ranks in range(1, max_ranks + 1) if learner_bytes(job, shape, ranks, stage) <= room]
-        splits = list(_splits(gpus, each, fitting, stage))
+        splits = [*_apart(gpus, each, fitting, stage), *_in_turn(job, shape, profile, gpus, stage)]
         if splits:
             return min(splits, key=lambda s: forecast(Scenario(job, shape, profile, s, response_tokens)).seconds)
     ranks = max(max_ranks, 1)
@@ -53,10 +55,52 @@ def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_
     )
 
 
-def _splits(gpus: int, each: int, fitting: list[int], stage: int) -> Iterator[GpuSplit]:
-    """All splits that use every GPU."""
+def settings_of(split: GpuSplit) -> dict[str, Any]:
+    """A split in a job's own keys."""
+    share = 0.5 if split.colocated else 1
+    keys: dict[str, Any] = {"colocated": True} if split.colocated else {}
+    return keys | {
+        "rollouts.actors": split.rollouts,
+        "rollouts.gpus": 0.5 if split.colocated else split.gpus_per_rollout,
+        "rollouts.tensor_parallel": split.gpus_per_rollout,
+        "scorers.actors": split.scorers,
+        "scorers.gpus": 1,
+        "learners.actors": split.learners,
+        "learners.gpus": share,
+        "learners.zero_stage": split.zero_stage,
+    }
+
+
+def placed(job: Job, split: GpuSplit) -> Job:
+    """The job with the actors of a split.
+
+    Raises:
+        ValueError: the job's other settings contradict the split.
+    """
+    settings = job.model_dump(exclude_unset=True)
+    for key, value in settings_of(split).items():
+        section, _, name = key.rpartition(".")
+        (settings.setdefault(section, {}) if section else settings)[name] = value
+    return Job.model_validate(settings)
+
+
+def _apart(gpus: int, each: int, fitting: list[int], stage: int) -> Iterator[GpuSplit]:
+    """All splits that use every GPU, without two actors on one."""
     for learners in fitting:
         for scorers in range(1, gpus - learners - each + 1):
             rollouts, unused = divmod(gpus - learners - scorers, each)
             if not unused:
                 yield GpuSplit(rollouts, scorers, learners, each, stage)
+
+
+def _in_turn(job: Job, shape: ModelShape, profile: Profile, gpus: int, stage: int) -> Iterator[GpuSplit]:
+    """All splits that fit with an engine and a rank on each GPU that has no scorer."""
+    for pairs in range(1, min(gpus - 1, job.dpo.optimizer.batch_size) + 1):
+        split = GpuSplit(pairs, gpus - pairs, pairs, 1, stage, colocated=True)
+        try:
+            uses = memory.uses_of(placed(job, split), shape, profile.memory_bytes)
+        except ValueError:  # pools that grow, several GPUs an engine, NCCL, or no room for a KV cache
+            continue
+        shared = [use for use in uses if "rollout" in use.tenants]
+        if all(use.total(use.peak) <= memory.ROOM * profile.memory_bytes for use in shared):
+            yield split
