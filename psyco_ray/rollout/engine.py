@@ -103,8 +103,10 @@ class Engine:
     ) -> Iterator[Group]:
         """Sample responses and yield each prompt's group when its last response ends, in any order.
 
-        Equal prompts and seeds give equal responses. The arguments and errors are those of `add`.
+        Equal prompts and seeds give equal responses: what others have left is aborted. The arguments and errors are
+        those of `add`.
         """
+        self._abort_all()
         added = self.add(prompts, responses, temperature, top_p, max_tokens, logprobs)
         try:
             while self.busy:
@@ -185,11 +187,14 @@ class Engine:
         for key in left:
             del self._open[key]
 
-    def _start_empty(self) -> None:
-        """Wake up, abort what a failed step has left, and drop all cached prefixes."""
-        self.weights.wake()
+    def _abort_all(self) -> None:
         for addition in {asked.addition for asked in self._open.values()}:
             self.abort(addition)
+
+    def _start_empty(self) -> None:
+        """Wake up, abort what is left, and drop all cached prefixes."""
+        self.weights.wake()
+        self._abort_all()
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept cached prefixes, which other weights may have computed")
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psyco_ray.run.types import Group, Prompt
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     from psyco_ray.rollout.engine import Engine
 
 T = TypeVar("T")
-_Sampled = queue.SimpleQueue[tuple[Group, float] | BaseException]  # groups with seconds, or the error of a step
+
+
+@dataclass
+class _Sampled:
+    """What has been sampled of some prompts."""
+
+    left: int  # prompts without a group
+    # groups with seconds, or the error of a step
+    results: queue.SimpleQueue[tuple[Group, float] | BaseException] = field(default_factory=queue.SimpleQueue)
 
 
 class EngineThread:
@@ -33,7 +42,7 @@ class EngineThread:
     def __init__(self, load: Callable[[], Engine]) -> None:
         """Load the engine in the new thread."""
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self._sampled: dict[int, _Sampled] = {}  # by the engine's number of the prompts
+        self._sampled: dict[int, _Sampled] = {}  # unfinished, by the engine's number of the prompts
         self._last_group = 0.0  # time.perf_counter() of the engine's last group
         threading.Thread(target=self._run, name="engine", daemon=True).start()
         self.engine = self.call(load)
@@ -54,11 +63,11 @@ class EngineThread:
         Raises:
             InputError: on the CPU, the KV cache is too small.
         """
-        sampled: _Sampled = queue.SimpleQueue()
+        sampled = _Sampled(len(prompts))
         number = self.call(self._add, prompts, sampling, sampled)
         try:
             for _ in prompts:
-                result = sampled.get()
+                result = sampled.results.get()
                 if isinstance(result, BaseException):
                     raise result
                 yield result
@@ -92,10 +101,14 @@ class EngineThread:
             complete = self.engine.step()
         except BaseException as error:  # noqa: BLE001 - raised by every `sample`
             for sampled in self._sampled.values():
-                sampled.put(error)
+                sampled.results.put(error)
             self._sampled.clear()
             return
         for number, group in complete:
             now = time.perf_counter()
-            self._sampled[number].put((group, now - self._last_group))
+            sampled = self._sampled[number]
+            sampled.results.put((group, now - self._last_group))
             self._last_group = now
+            sampled.left -= 1
+            if not sampled.left:
+                del self._sampled[number]

@@ -90,9 +90,9 @@ def test_the_first_step_on_answers_starts_at_the_reference(scorer, tiny_model) -
         expected = sum(logits[2 + n, ids[n]].item() for n in range(k, len(ids)))
         assert value == pytest.approx(expected, abs=1e-4)
 
+    module = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))
     with torch.no_grad():
-        packed = passes.packed([referenced], torch.device("cpu"))
-        values = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))(packed)
+        values = module(passes.packed([referenced], module, torch.device("cpu")))
     objective = DpoObjective(DpoConfig(length_normalised=True))
     [inputs] = objective.loss_inputs([referenced])
     assert inputs[2:] == (1.0, 2.0), "lengths are those of the trained tokens"
