@@ -60,8 +60,8 @@ def _resolve(settings: CrisisClassifier) -> Path:
         hub_id, revision = hub.split_revision(settings.model)
         if not hub.is_commit(settings.revision or revision):
             raise InputError(
-                f"crisis.classifier.model {hub_id} is on the hub, where it may change; pin crisis.classifier.revision, "
-                "the 40 hex digits of a commit"
+                f"crisis.classifier.model {hub_id} is no directory here; of a hub id pin crisis.classifier.revision, "
+                "the 40 hex digits of a commit, because the hub's files may change"
             )
     return loading.resolve(settings.model, revision=settings.revision, allow_code=settings.allow_code, pickles=False)
 

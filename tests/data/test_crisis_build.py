@@ -101,7 +101,7 @@ def test_a_dataset_is_screened_by_lexicons_classifier_and_judge(tmp_path, serve,
         ({}, "crisis.classifier and crisis.judge name no model; collect has flagged the speeches by the lexicons"),
         (
             {"classifier": {"model": "somewhere/else", "labels": {"bad": "abuse"}}},
-            "crisis.classifier.model somewhere/else is on the hub, where it may change; pin crisis.classifier.revision",
+            "crisis.classifier.model somewhere/else is no directory here; of a hub id pin crisis.classifier.revision",
         ),
     ],
 )

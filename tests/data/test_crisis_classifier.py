@@ -84,7 +84,7 @@ def test_a_part_has_the_same_bytes_in_every_run(tmp_path, model) -> None:
         ({"labels": {"suicide": "self-harm"}}, "names 'suicide', which .* does not have; its labels are neutral, suic"),
         (
             {"model": "somewhere/else"},
-            "else is on the hub, where it may change; pin crisis.classifier.revision, the 40",
+            "else is no directory here; of a hub id pin crisis.classifier.revision, the 40 h",
         ),
         ({"model": "somewhere/else@main"}, "pin crisis.classifier.revision"),
         ({"model": "somewhere/else", "revision": "v1", "allow_code": True}, "pin crisis.classifier.revision"),
