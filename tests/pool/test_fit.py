@@ -85,7 +85,7 @@ def test_a_colocated_pair_takes_one_gpu_and_the_scorer_its_rest() -> None:
         placed(pairs, Node("a", 8, 1))
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("psyco-llama3-3b", 1), ("psyco-llama3-8b", 4)])
+@pytest.mark.parametrize(("name", "gpus"), [("psyco-llama3-3b", 1), ("psyco-llama3-8b", 5)])
 def test_the_colocated_command_in_a_job_file_fits_the_resources_it_names(name: str, gpus: int) -> None:
     path = JOBS / f"{name}.yaml"
     comment = path.read_text().replace("\\\n#", " ")
