@@ -86,11 +86,11 @@ def test_a_colocated_pair_takes_one_gpu_and_the_scorer_its_rest() -> None:
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("psyco-llama3-3b", 1), ("psyco-llama3-8b", 5)])
-def test_the_colocated_command_in_a_job_file_fits_the_resources_it_names(name: str, gpus: int) -> None:
+def test_the_command_for_few_gpus_in_a_job_file_fits_the_resources_it_names(name: str, gpus: int) -> None:
     path = JOBS / f"{name}.yaml"
     comment = path.read_text().replace("\\\n#", " ")
-    [command] = [line for line in comment.splitlines() if "colocated=true" in line]
-    overrides = command[command.index("colocated=true") :].split()
+    [command] = [line for line in comment.splitlines() if "rollouts.actors=" in line]
+    overrides = command[command.index("rollouts.actors=") :].split()
     job = job_file.load_as(Job, path, overrides)
     cpus = int(re.search(rf"`psyco-ray plan`: {gpus} GPUs? and (\d+) CPUs", comment)[1])
     nodes = [Node("n", cpus, gpus)]
