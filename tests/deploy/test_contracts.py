@@ -3,6 +3,7 @@
 The first, the middle and the last version of each range are read, not installed; `-m long` downloads them once.
 """
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -29,12 +30,14 @@ ENGINE_RELOADS = (
     "layerwise (vllm.model_executor.model_loader.reload.layerwise) has no SKIP_LOAD_TENSORS",
 )
 
-# What no syntax tree shows: dictionaries that are passed on as keywords.
-ENGINE = {
-    *("dtype", "max_model_len", "max_num_seqs", "enforce_eager", "tensor_parallel_size", "kv_cache_memory_bytes"),
-    *("block_size", "gpu_memory_utilization", "enable_sleep_mode", "enable_chunked_prefill", "max_num_batched_tokens"),
-    "enable_prefix_caching",
-}
+
+def engine_keywords() -> set[str]:
+    """Keys of the dictionaries in `engine_options`, which is passed to vLLM's `LLM` as keywords."""
+    trees = [ast.parse(path.read_text()) for path in FILES if "def engine_options" in path.read_text()]
+    [function] = [node for node in ast.walk(trees[0]) if getattr(node, "name", "") == "engine_options"]
+    keys = [key for node in ast.walk(function) if isinstance(node, ast.Dict) for key in node.keys]
+    keys += [node.slice for node in ast.walk(function) if isinstance(node, ast.Subscript)]
+    return {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
 
 parsed = cache(Library)
@@ -67,7 +70,8 @@ def hidden_uses(package: str, root: Path) -> list[str]:
         known = set(library.parameters(engine).names)
         variables = set(re.findall(r"VLLM_[A-Z0-9_]+", "\n".join(path.read_text() for path in FILES)))
         defined = (root / "vllm" / "envs.py").read_text()
-        return sorted((ENGINE - known) | {name for name in variables if f'"{name}"' not in defined})
+        assert {"dtype", "block_size", "enable_sleep_mode"} <= engine_keywords()
+        return sorted((engine_keywords() - known) | {name for name in variables if f'"{name}"' not in defined})
     if package == "deepspeed":
         zero = library.member("deepspeed.runtime.zero.config", "DeepSpeedZeroConfig")
         assert zero is not None
