@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LIMIT_S = 480.0  # of all parts
+_CPU_TIMES = 3.0  # the time limit of a part on a CPU
 _SHOWN = 4000  # characters of a failed part's output
 
 ITERATION = """
@@ -84,7 +85,7 @@ def parts(model: str, directory: str, on_gpu: bool, more: Sequence[str] = ()) ->
     job = Path(directory) / "iteration.yaml"
     job.write_text(iteration_job(directory, on_gpu))
     iterate = (python, "-m", "psyco_ray.cli", "iterate", str(job))
-    return [
+    planned = [
         Part("models", (python, script, "--model", model, "--models", directory, "--write"), 90),
         Part("iteration", iterate, 130, f"{directory}/run"),
         Part("tests", tests, 150),
@@ -93,6 +94,7 @@ def parts(model: str, directory: str, on_gpu: bool, more: Sequence[str] = ()) ->
         Part("learner", (*measure, "learner", "--rounds", "3"), 60),
         Part("learner checkpointing", (*measure, "learner", "--rounds", "3", "--checkpointing"), 60),
     ]
+    return planned if on_gpu else [replace(part, limit_s=_CPU_TIMES * part.limit_s) for part in planned]
 
 
 def iteration_job(directory: str, on_gpu: bool) -> str:

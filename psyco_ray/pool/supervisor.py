@@ -167,10 +167,11 @@ class Supervisor:
                 with self._lock:
                     self._start_and_update()
                     slots = self._slots.values()
-                    more = [slot for slot in slots if self._may_take(slot)]
+                    most = self._dispatcher.in_flight
+                    more = [slot for slot in slots if self._may_take(slot, most)]
                     self._dispatcher.dispatch(more)
                     pending = {ref: (slot, task) for slot in slots for ref, task in slot.pending}
-                    starved = self._dispatcher.active and any(self._may_take(slot) for slot in more)
+                    starved = self._dispatcher.active and any(self._may_take(slot, most) for slot in more)
                 ready = polling.ready(list(pending), POLL_S if starved else _QUIET_POLL_S)
                 with self._lock:
                     for ref in ready:
@@ -182,12 +183,12 @@ class Supervisor:
                 self._error = error
                 self._dispatcher.end_all(error)
 
-    def _may_take(self, slot: Slot) -> bool:
-        """Whether an actor may get one more item."""
+    def _may_take(self, slot: Slot, most: int) -> bool:
+        """Whether an actor may get one more item of at most so many."""
         if slot.state not in (State.IDLE, State.BUSY) or slot.updated is not self._update:
             return False
         leaves = self._suspended or slot.retiring or slot.draining
-        return not leaves and not slot.alone and len(slot.tasks) < self._dispatcher.in_flight
+        return not leaves and len(slot.tasks) < most and not slot.alone
 
     def _start_and_update(self) -> None:
         """Start missing actors, send pending updates, dismiss retiring actors."""

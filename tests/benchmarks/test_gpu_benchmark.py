@@ -193,6 +193,7 @@ def test_the_parts_fit_eight_minutes_and_the_iteration_has_a_valid_job(tmp_path)
         assert (job.colocated, job.rollouts.gpus > 0) == (on_gpu, on_gpu)
         assert job.scorers.reward_model == job.scorers.heldout_model == f"{tmp_path}/reward"
         assert [p.name for p in parts if "--checkpointing" in p.command] == ["learner checkpointing"]
+        assert all(part.limit_s <= 150 for part in parts) == on_gpu
     assert gpu_suite.LIMIT_S == 480
 
 
