@@ -86,8 +86,10 @@ class Receivers:
 
     def _settle(self, indices: list[int]) -> None:
         for index in indices:
+            # an actor that hangs leaves the others half of the time
+            timeout_s = self.left_s if self._together else self.left_s / 2
             try:
-                ray.get(self._calls.pop(index), timeout=self.left_s)
+                ray.get(self._calls.pop(index), timeout=timeout_s)
             except RayError as error:
                 self.failures[index] = f"{self._step}: {str(error).strip().splitlines()[-1]}"
                 del self._actors[index]

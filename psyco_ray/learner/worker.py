@@ -296,5 +296,6 @@ class LearnerWorker:
         import torch
 
         if tensor.is_floating_point():
-            total = tensor.sum(dtype=torch.float32).item()
+            # a sum in float32 takes twice as long, and only float16's own range is too small for one
+            total = tensor.sum(dtype=torch.float32 if tensor.dtype is torch.float16 else tensor.dtype).item()
             require_finite([total], f"the sum of weight {name} of {self._spec.model}", WAY_OUT)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from psyco_ray.training.colocation import ColocationManager
 
 
-_PROBE_TOKENS = 16  # of the prompt and of each response: wrong weights show in the first of them
+_PROMPT_TOKENS, _RESPONSE_TOKENS = 8, 16  # of the probe: wrong weights show in the first of them
 
 _log = logging.getLogger(__name__)
 
@@ -111,12 +111,15 @@ Values = tuple[float, ...]
 
 def _part(pair: PreferencePair) -> PreferencePair:
     """The end of a pair's prompt with the first trained tokens of its responses, and a few of those before them."""
-    n = _PROBE_TOKENS
+    before, n = _PROMPT_TOKENS, _RESPONSE_TOKENS
     chosen, rejected = (
-        ids[max(0, k - n) : k + n] for ids, k in zip((pair.chosen_ids, pair.rejected_ids), pair.context, strict=True)
+        ids[max(0, k - before) : k + n]
+        for ids, k in zip((pair.chosen_ids, pair.rejected_ids), pair.context, strict=True)
     )
-    context = min(pair.context[0], n), min(pair.context[1], n)
-    return replace(pair, prompt_ids=pair.prompt_ids[-n:], chosen_ids=chosen, rejected_ids=rejected, context=context)
+    context = min(pair.context[0], before), min(pair.context[1], before)
+    return replace(
+        pair, prompt_ids=pair.prompt_ids[-before:], chosen_ids=chosen, rejected_ids=rejected, context=context
+    )
 
 
 def _values(learner: LearnerGroup, probe: PreferencePair) -> Values:
