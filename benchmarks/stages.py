@@ -3,7 +3,7 @@
 .venv/bin/python benchmarks/stages.py [--speeches 240]
 
 The actors sleep as long as real ones take by `psyco-ray plan` with the paper's settings for Llama-3.1-8B on 8 GPUs of
-the profile `h100` (an estimate), with separate GPUs for each role: this measures the order of work, not speed. Item
+the profile `h100` (an estimate): this measures the order of work, not speed. Item
 times are log-normal with a long tail (sigma 0.5). Pools, streams and files are those of a run. The peer does the same
 work with the same actors; each stage starts after the one before has ended. Training, saving and sync take the same
 time on both sides. `ratio` is our seconds over the peer's.
