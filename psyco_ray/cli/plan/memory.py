@@ -140,9 +140,8 @@ def _rank(job: Job, shape: ModelShape, moment: str) -> Parts:
         return _training(shape, job.learners, longest)
     memory = rank_memory(shape, job.learners, longest)
     chunk = max(job.sync.bucket_mb * 2**20, memory.gathered)
-    gathered: Parts = (
-        {"gathered parameter": 2 * memory.gathered} if job.learners.zero_stage == 3 else {}
-    )  # and its copy
+    whole = 2 * memory.gathered  # and its copy
+    gathered: Parts = {"gathered parameter": whole} if job.learners.zero_stage == 3 else {}
     if not job.colocated:
         buffer: Parts = {"chunk sent": chunk} if job.transport == "nccl" else {}
         return {"learner states": memory.states, **(gathered | buffer if moment == "sync" else {})}
