@@ -17,7 +17,7 @@ _PARTS = re.compile(_WORD)
 _PLAIN = re.compile(r"[^\W\d_]+")
 _RUN = re.compile(r"(.)\1{2,}")
 _LEET = [str.maketrans("013457@$!|", f"o{one}east" + f"as{one}l") for one in "il"]
-_SPELLED = re.compile(r"(?<![^ ])[^ .] [^ .] [^ .](?![^ ])")
+_SPELLED = re.compile(r" [^ .] [^ .] [^ .] ")
 _MASKS = "*#_.-@$!|"
 
 _TYPO_LETTERS = 6  # words from this length may have one typo
@@ -65,7 +65,7 @@ class Speller:
         starts = []
         if not self._split.isdisjoint(pairwise(words)):
             starts = [n for n, split in enumerate(pairwise(words)) if split in self._split]
-        if _SPELLED.search(" ".join(words)):
+        if _SPELLED.search(f" {' '.join(words)} "):
             starts = sorted({*starts, *(n for n, word in enumerate(words) if len(word) == 1)})
         if not starts:
             return words, counts
