@@ -16,7 +16,10 @@ from psyco_ray.screening import crisis
 BENIGN = "benign"
 """In place of a kind: harmless phrases that use the same words."""
 
-PARTS = ("dev", "kept", "unseen")
+WRITTEN_LATER = ("unseen", "fresh")
+"""English phrases that were written after the lexicons, the oldest first; only `fresh` is younger than the frames."""
+
+PARTS = ("dev", "kept", *WRITTEN_LATER)
 """The half whose misses improve the lexicons, the half that only measures, and phrases written after the lexicons."""
 
 NAMES = {
@@ -43,28 +46,29 @@ class Phrase:
         language: its code.
         kind: one of `crisis.KINDS`, or BENIGN.
         text: the phrase.
-        unseen: whether it was written after the lexicons.
+        later: of WRITTEN_LATER, where it was written after the lexicons.
     """
 
     language: str
     kind: str
     text: str
-    unseen: bool = False
+    later: str | None = None
 
     @property
     def part(self) -> str:
         """One of PARTS."""
-        if self.unseen:
-            return "unseen"
-        return ("dev", "kept")[hashlib.sha256(self.text.encode()).digest()[0] % 2]
+        return self.later or ("dev", "kept")[hashlib.sha256(self.text.encode()).digest()[0] % 2]
 
 
 def phrases() -> Iterator[Phrase]:
     """All packaged phrases, by language and kind."""
-    for language, unseen in [*((language, False) for language in crisis.LANGUAGES), ("en", True)]:
-        of_language = yaml.safe_load((_PHRASES / f"{'unseen' if unseen else language}.yaml").read_text("utf-8"))
+    for language, later in [
+        *((language, None) for language in crisis.LANGUAGES),
+        *(("en", part) for part in WRITTEN_LATER),
+    ]:
+        of_language = yaml.safe_load((_PHRASES / f"{later or language}.yaml").read_text("utf-8"))
         for kind in (*crisis.KINDS, BENIGN):
-            yield from (Phrase(language, kind, text, unseen) for text in of_language[kind])
+            yield from (Phrase(language, kind, text, later) for text in of_language[kind])
 
 
 @functools.cache
@@ -72,15 +76,16 @@ def measure() -> dict[str, Any]:
     """Phrases and flagged ones.
 
     Returns:
-        `languages`: by the language's name and by kind, [flagged, phrases]. For each of PARTS the shares of flagged
-        phrases, `recall` of those that state danger and `false_alarms` of harmless ones. A phrase is flagged with any
-        kind.
+        `languages`: by the language's name and by kind, [flagged, phrases]; phrases of WRITTEN_LATER have rows of their
+        own. For each of PARTS the shares of flagged phrases, `recall` of those that state danger and `false_alarms` of
+        harmless ones. A phrase is flagged with any kind.
     """
     languages: dict[str, dict[str, list[int]]] = {}
     parts: dict[tuple[str, bool], list[int]] = {}
     for phrase in phrases():
         flagged = bool(crisis.signs(phrase.text))
-        cell = languages.setdefault(NAMES[phrase.language], {}).setdefault(phrase.kind, [0, 0])
+        row = NAMES[phrase.language] + (f" ({phrase.later})" if phrase.later else "")
+        cell = languages.setdefault(row, {}).setdefault(phrase.kind, [0, 0])
         for counts in (cell, parts.setdefault((phrase.part, phrase.kind == BENIGN), [0, 0])):
             counts[0] += flagged
             counts[1] += 1

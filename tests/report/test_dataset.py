@@ -20,6 +20,7 @@ from psyco_ray.report import dataset
 from psyco_ray.report.render import plain
 from psyco_ray.run import shards
 from psyco_ray.screening.crisis import LANGUAGES
+from psyco_ray.screening.measured import WRITTEN_LATER
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_the_card_states_sources_method_and_limits(full_dataset) -> None:
         for is_row, group in itertools.groupby(body.split("\n"), lambda line: line.startswith("|"))
         if is_row
     ]
-    assert [len(table) for table in tables] == [4, 4, 2 + len(LANGUAGES), 2 + len(SCHEMA)]
+    assert [len(table) for table in tables] == [4, 4, 2 + len(LANGUAGES) + len(WRITTEN_LATER), 2 + len(SCHEMA)]
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table[0]
 
