@@ -60,7 +60,7 @@ def test_stages_by_hand() -> None:
     scorer = 8 * (prompt + 40) * 0.002 + 8 * (prompt + 20) * 0.004
     assert result["sample and score"] == pytest.approx(max(2 * item, scorer))
     assert result["train"] == pytest.approx(8 * (prompt + 20) / 2 * 0.1 + 2 * 3)
-    assert result["save"] == pytest.approx(100)
+    assert result["save"] == pytest.approx(100 - result["evaluate"]), "it goes on beside the evaluation"
     assert result["sync"] == pytest.approx(20)
     answers = 2 * prompt * 0.001 + 16 * 0.5 + 2 * 10 * 0.01
     assert result["evaluate"] == pytest.approx(max(answers, 2 * 2 * (prompt + 10) * 0.002))
@@ -87,6 +87,7 @@ def test_engines_and_ranks_that_share_gpus_work_in_turn_and_hand_over() -> None:
     )
     assert GpuSplit(2, 1, 2, colocated=True).gpus == 3
     assert shared.pop("sync") - apart.pop("sync") == pytest.approx(2 * 16 * 1000 / 2 / 2e10)
+    assert shared.pop("save") - apart.pop("save") == pytest.approx(apart["evaluate"]), "they save before they sample"
     assert shared == apart
 
 

@@ -259,10 +259,13 @@ def forecast(scenario: Scenario) -> Forecast:
         scored += scenario.reference
     answered, judged = scenario.sampling(*held_out), scenario.scoring(*held_out, models=len(reward_models(job)))
     moments = 8 if job.applied_dpo.keep_optimizer else 0  # bytes per parameter
+    save = (2 + 4 + moments) * scenario.shape.parameters / profile.save_bytes_per_s
+    # a policy is saved beside the sampling that follows, unless they have the same GPUs or cores
+    waited = save if split.colocated or scenario.cores else max(0.0, save - scenario.overlapped(answered, judged))
     stages = {
         "sample and score": scenario.overlapped(sampled, scored),
         "train": scenario.training,
-        "save": (2 + 4 + moments) * scenario.shape.parameters / profile.save_bytes_per_s,
+        "save": waited,
         "sync": 2 * scenario.shape.parameters / profile.sync_bytes_per_s + scenario.hand_over,
         "evaluate": scenario.overlapped(answered, judged),
     }
@@ -270,7 +273,7 @@ def forecast(scenario: Scenario) -> Forecast:
     busy = {
         "rollouts": (sampled.total + answered.total) / split.rollouts,
         "scorers": (scored + judged) / split.scorers,
-        "learners": stages["train"] + stages["save"],
+        "learners": stages["train"] + save,
     }
     return Forecast(stages, {role: max(0.0, 1 - seconds / total) for role, seconds in busy.items()})
 
