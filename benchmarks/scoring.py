@@ -1,10 +1,11 @@
 """Scoring as a run does it, in batches, against one group or pair a call: the same scorers, groups and pairs.
 
-.venv/bin/python benchmarks/scoring.py [--speeches 40] [--responses 4] [--max-tokens 96] [--rounds 3]
+.venv/bin/python benchmarks/scoring.py [--speeches 40] [--held-out 80] [--rounds 3]
 
-Two scorers score groups of packaged answers with a reward model of SmolLM2-135M's size, and compute the reference
-log-probabilities of each group's pair, through the pipeline, the pools and the files of a run. The groups are there
-from the start. The sides alternate; the ratio is the median over rounds of the groups/s of both.
+What two scorers do in an iteration of the demo, through the pipeline, the pools and the files of a run: they score
+groups of four packaged answers and compute the reference log-probabilities of each group's pair; then they score an
+answer to each held-out speech with two reward models and the reference. All models are of SmolLM2-135M's size. The
+answers are there from the start. The sides alternate; the ratio is the median over rounds of the groups/s of both.
 """
 
 from __future__ import annotations
@@ -45,20 +46,21 @@ from psyco_ray.training.pair_stage import PairStage
 
 BAR = 1.3
 BATCHES = pipeline._BATCHES
+NAMES = ("reward", "heldout")
 MODEL = "smollm2-135m"
-PROMPTS = Prompts(respond="respond-few-shot")  # the demo's
+PROMPTS, RESPONSES, MAX_TOKENS = Prompts(respond="respond-few-shot"), 4, 96  # the demo's
 
 
 class Sampled:
     """A pool of rollout actors whose answers are there from the start: those of the packaged pairs, cut."""
 
-    def __init__(self, answers: list[str], max_tokens: int) -> None:
+    def __init__(self, answers: list[str]) -> None:
         tokenizer = loading.load_tokenizer(loading.resolve(MODEL))
         rng = random.Random(0)
         self._responses = []
         for answer in answers:
             ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-            ids = ids[: min(max_tokens, round(rng.lognormvariate(4.2, 0.45)))]
+            ids = ids[: min(MAX_TOKENS, round(rng.lognormvariate(4.2, 0.45)))]
             self._responses.append(Response(tokenizer.decode(ids), tuple(ids), True))
 
     def stream(self, method: Any, requests: Iterator[SamplingRequest], **_: Any) -> Iterator[tuple[Group, float]]:
@@ -91,48 +93,53 @@ def scorers_of(settings: Scorers, reward: Path) -> ActorPool[ScorerActor]:
 
     def create(index: int) -> Any:
         options = placement.pool_options(settings)
-        return actor.options(**options).remote(f"scorer-{index}", {"reward": str(reward)}, MODEL, settings)
+        rewards = dict.fromkeys(NAMES, str(reward))
+        return actor.options(**options).remote(f"scorer-{index}", rewards, MODEL, settings)
 
     return ActorPool("scorer", create, settings.actors, Deadlines(start_s=900, item_s=900))
 
 
-def groups_per_s(job: Job, rows: list[Row], rollouts: Sampled, scorers: Any, batches: int) -> float:
+def groups_per_s(
+    job: Job, rows: list[Row], held_out: list[Row], rollouts: Sampled, scorers: Any, batches: int
+) -> float:
     """Scores all groups and computes the reference of their pairs, with so many batches at a scorer."""
     pipeline._BATCHES = batches
     with tempfile.TemporaryDirectory() as directory:
         job = job.model_copy(update={"run_dir": directory})
         ledger = Ledger(job, resume=False)
         try:
-            scoring = pipeline.SamplingPipeline(job, ledger, Telemetry(job, ledger), rollouts, scorers, ("reward",))
+            scoring = pipeline.SamplingPipeline(job, ledger, Telemetry(job, ledger), rollouts, scorers, NAMES)
             stage = PairStage(job, ledger, Progress(), scoring.reference)
             start = time.perf_counter()
             facts = stage.make_sampled(1, rows, scoring.samples(1, rows, 0))
+            answers = list(scoring.answers(1, held_out, 1))
             seconds = time.perf_counter() - start
         finally:
             ledger.close()
     assert facts["rows"] == len(rows), "a pair was lost"
-    return len(rows) / seconds
+    assert len(answers) == len(held_out), "an answer was lost"
+    return (len(rows) + len(held_out)) / seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speeches", type=int, default=40)
-    parser.add_argument("--responses", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--held-out", type=int, default=80)
     parser.add_argument("--row-tokens", type=int, default=Scorers().row_tokens)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     settings = Scorers(actors=2, cpus=0.15, row_tokens=options.row_tokens)
     job = Job(
         prompts=PROMPTS,
-        sampling=Sampling(responses=options.responses, max_tokens=options.max_tokens, unfinished="allow"),
+        sampling=Sampling(responses=RESPONSES, max_tokens=MAX_TOKENS, unfinished="allow"),
         rollouts=Rollouts(speeches_per_item=10),
         scorers=settings,
     )
     one_a_call = job.model_copy(update={"scorers": settings.model_copy(update={"row_tokens": 1})})
-    rows = rows_of(options.speeches)
+    rows = rows_of(options.speeches + options.held_out)
+    held_out = [rows.pop() for _ in range(options.held_out)]
     answers = [row[side] for row in records.read_rows("sample", "pairs") for side in ("chosen", "rejected")]
-    rollouts = Sampled(answers[: options.speeches * options.responses], options.max_tokens)
+    rollouts = Sampled(answers)
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as directory:
         base = loading.resolve(MODEL)
@@ -144,8 +151,8 @@ def main() -> None:
         scorers.wait_ready()
         rates = []
         for number in range(options.rounds + 1):  # the first round warms up
-            ours = groups_per_s(job, rows, rollouts, scorers, BATCHES)
-            peer = groups_per_s(one_a_call, rows, rollouts, scorers, 1)
+            ours = groups_per_s(job, rows, held_out, rollouts, scorers, BATCHES)
+            peer = groups_per_s(one_a_call, rows, held_out, rollouts, scorers, 1)
             rates.append((ours, peer))
             print(f"round {number}: {ours:.2f} groups/s in batches, {peer:.2f} one a call", flush=True)
         scorers.close()
