@@ -59,6 +59,11 @@ class Task:
     ref: Any  # generator of references to its results
     last_result: float  # when it came, or when the items before it were done
 
+    @property
+    def has_more(self) -> bool:
+        """Whether another result, or the end of the results, has come."""
+        return bool(self.ref.next_ready() or self.ref.is_finished())
+
 
 class Slot:
     """A place in a pool; a lost actor is replaced in the same slot."""

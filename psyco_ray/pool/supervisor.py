@@ -211,8 +211,9 @@ class Supervisor:
 
     def _poll(self, ref: Any, slot: Slot, task: Task | None) -> None:
         if task is not None:
-            if task in slot.tasks:  # else the actor was replaced meanwhile
-                self._poll_result(slot, task)
+            more = task in slot.tasks  # else the actor was replaced meanwhile
+            while more:  # all that has come: a look at many calls is rare
+                more = self._poll_result(slot, task) and task.has_more
         elif slot.ref is not ref:
             return
         elif slot.state is State.STARTING:
@@ -271,7 +272,8 @@ class Supervisor:
         if self.exhausted(update):
             self._dispatcher.end_all(update.error(self.role))
 
-    def _poll_result(self, slot: Slot, task: Task) -> None:
+    def _poll_result(self, slot: Slot, task: Task) -> bool:
+        """Deliver the next result of an item; returns whether there may be another."""
         self._on_busy(slot.last_result, time.monotonic())
         stream, work = task.stream, task.work
         try:
@@ -283,6 +285,7 @@ class Supervisor:
             else:
                 self._dispatcher.deliver(stream, work, ray.get(ref, timeout=_FETCH_S))
                 slot.last_result = task.last_result = self._last_healthy = time.monotonic()
+                return True
         except RayTaskError as error:
             if isinstance(error, _ITEM_ERRORS):
                 slot.release(task)
@@ -292,6 +295,7 @@ class Supervisor:
                 self.fail(slot, f"failed at {stream.name}, {reason_of(error)}")
         except RayError as error:
             self.fail(slot, f"died at {stream.name}, {reason_of(error)}")
+        return False
 
     def _health_check(self) -> None:
         """Replace actors past their deadline, look for draining nodes, end the streams if no actor can work."""

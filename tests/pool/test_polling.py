@@ -4,8 +4,12 @@ import time
 
 import pytest
 
-from psyco_ray.pool import polling
+from psyco_ray.config.training import Deadlines
+from psyco_ray.pool import polling, supervisor
 from psyco_ray.pool.polling import Polling
+from psyco_ray.pool.slot import Slot, State, Task
+from psyco_ray.pool.supervisor import Supervisor
+from psyco_ray.pool.work import WorkItem, WorkStream
 
 
 class Looks:
@@ -58,3 +62,41 @@ def test_it_blocks_only_if_nothing_is_ready(monkeypatch) -> None:
     looks.count = 2
     assert loop.ready([5, 6], 0.7) == [5, 6]
     assert looks.timeouts == [0, 0.7, 0]
+
+
+class Results:
+    """The references of an item, of which some have come."""
+
+    def __init__(self, come: list[int], ended: bool) -> None:
+        self.come, self.ended = come, ended
+
+    def __next__(self) -> int:
+        if self.come:
+            return self.come.pop(0)
+        assert self.ended, "it would block"
+        raise StopIteration
+
+    def next_ready(self) -> bool:
+        return bool(self.come)
+
+    def is_finished(self) -> bool:
+        return not self.come and self.ended
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_all_results_that_have_come_are_delivered_in_one_look(monkeypatch, ended) -> None:
+    monkeypatch.setattr(supervisor.ray, "get", lambda ref, timeout: ref)
+    stream = WorkStream(print, [], "work", lambda result: result, lambda item: [item], read_ahead=1)
+    watched = Supervisor("role", lambda _: None, 0, Deadlines(), lambda *_: None, suspended=False)
+    try:
+        work = WorkItem("item")
+        slot = Slot(0)
+        slot.tasks.append(Task(stream, work, Results([1, 2, 3], ended), 0.0))
+        slot.enter(State.BUSY)
+        stream.running.add(work)
+        work.actors, work.began = 1, 1.0
+        watched._poll(None, slot, slot.tasks[0])
+        assert [stream.out.get_nowait() for _ in range(3)] == [1, 2, 3]
+        assert (slot.state, work.finished) == ((State.IDLE, True) if ended else (State.BUSY, False))
+    finally:
+        watched.close()
