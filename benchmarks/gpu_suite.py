@@ -40,8 +40,8 @@ sampling: {{responses: {responses}, max_tokens: {max_tokens}, unfinished: allow}
 dpo: {{optimizer: {{batch_size: 8}}}}
 colocated: {on_gpu}
 rollouts: {{{rollouts}}}
-scorers: {{gpus: {scorer_gpus}, cpus: 0.5, reward_model: {directory}/reward, heldout_model: {directory}/reward}}
-learners: {{gpus: {half}, cpus: 0.5, zero_stage: 2, micro_batch_tokens: {micro}, gradient_checkpointing: true}}
+scorers: {{gpus: {scorer_gpus}, cpus: {cpus}, reward_model: {directory}/reward, heldout_model: {directory}/reward}}
+learners: {{gpus: {half}, cpus: {cpus}, zero_stage: 2, micro_batch_tokens: {micro}, gradient_checkpointing: true}}
 sync: {{max_gap: 1.0}}
 evaluation: {{speeches: 8}}
 """
@@ -100,11 +100,11 @@ def parts(model: str, directory: str, on_gpu: bool, more: Sequence[str] = ()) ->
 def iteration_job(directory: str, on_gpu: bool) -> str:
     """The job file of the part `iteration`, for one GPU or for a CPU."""
     sizes = {"speeches": 32, "responses": 8, "max_tokens": 128, "micro": 4096}
-    rollouts = "gpus: 0.4, cpus: 0.5, kv_cache_gb: 12, max_num_seqs: 256, max_model_len: 1024, enforce_eager: false"
+    rollouts = "gpus: 0.4, cpus: 2, kv_cache_gb: 12, max_num_seqs: 256, max_model_len: 1024, enforce_eager: false"
     if not on_gpu:
         sizes = {"speeches": 12, "responses": 4, "max_tokens": 12, "micro": 512}
-        rollouts = "cpus: 0.5, kv_cache_gb: 0.2, max_num_seqs: 16, max_model_len: 512"
-    places = {"half": 0.4 if on_gpu else 0, "scorer_gpus": 0.2 if on_gpu else 0}
+        rollouts = "cpus: 0.25, kv_cache_gb: 0.2, max_num_seqs: 16, max_model_len: 512"
+    places = {"half": 0.4 if on_gpu else 0, "scorer_gpus": 0.2 if on_gpu else 0, "cpus": 2 if on_gpu else 0.25}
     return ITERATION.format(directory=directory, on_gpu=str(on_gpu).lower(), rollouts=rollouts, **sizes, **places)
 
 
@@ -225,7 +225,7 @@ def rows(outcomes: Sequence[Outcome], device: str, today: str) -> Iterator[str]:
             yield f"| [gpu](#gpu) {name} | {cells} | {device} | {today} |"
         if outcome.problem:
             yield f"| [gpu](#gpu) {outcome.name} | {outcome.problem} | | | | {device} | {today} |"
-        elif not measured:
+        elif not measured and outcome.name != "models":
             text = next((line["summary"] for line in outcome.lines if "summary" in line), "done")
             peak = f", at most {outcome.peak_gb:g} GB" if outcome.peak_gb else ""
             yield f"| [gpu](#gpu) {outcome.name} | {text} in {outcome.seconds:.0f} s{peak} | | | | {device} | {today} |"
