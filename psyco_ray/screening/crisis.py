@@ -29,8 +29,6 @@ KINDS: tuple[str, ...] = get_args(CrisisKind)
 LANGUAGES = ("en", "es", "de", "fr", "pt", "zh", "ar", "hi", "ru")
 """The languages with a lexicon; English is looked for in texts of all of them."""
 
-_ANY = "any"  # in place of a kind: a frame that makes matches of all kinds harmless
-
 _OTHERS = (
     "others"  # a lexicon of unmistakable phrases of more languages; a text in them is not screened without a match
 )
@@ -38,7 +36,6 @@ _OTHERS = (
 _LATIN = ("en", "es", "de", "fr", "pt")
 _BY_SCRIPT = {"latin": _LATIN, "han": ("zh",), "arabic": ("ar",), "devanagari": ("hi",), "cyrillic": ("ru",)}
 _CHARACTER = re.compile(r"[^\W_]|[.!?;]")
-_SENTENCE_END = re.compile(r"[.!?;]")
 _LEXICON = Path(__file__).with_name("lexicon")
 
 
@@ -113,14 +110,14 @@ class _Lexicon:
     def __init__(self, code: str, settings: dict[str, Any]) -> None:
         names, self._spaced = settings.get("words", {}), settings.get("spaced", True)
         self._phrases = Phrases({kind: _lines(settings[kind]) for kind in KINDS}, names, self._spaced)
-        self._idioms, self._certain = (
-            Phrases({"": _lines(settings.get(part, ""))}, names, self._spaced) for part in ("idioms", "certain")
+        self._idioms, self._frames = (
+            Phrases({"": _lines(settings.get(part, ""))}, names, self._spaced) for part in ("idioms", "frames")
         )
-        frames = settings.get("frames", {})
-        self._frames = Phrases({kind: _lines(frames.get(kind, "")) for kind in (*KINDS, _ANY)}, names, self._spaced)
+        first_person = fold(settings.get("first person", "(?!)"))
+        self._first_person = re.compile(f" (?:{first_person}) " if self._spaced else first_person)
         self._variants = str.maketrans(settings.get("variants", {}))
         words: set[str] = set()
-        for phrases in (self._phrases, self._idioms, self._frames, self._certain):
+        for phrases in (self._phrases, self._idioms, self._frames):
             words |= phrases.words
             words |= {stem + ending for stem in phrases.stems for ending in settings.get("endings", [""])}
         spellings = {
@@ -129,7 +126,7 @@ class _Lexicon:
         self._speller = Speller(words, spellings, {fold(word) for word in settings.get("real words", "").split()})
 
     def flags(self, text: str) -> list[Flag]:
-        """All places that a phrase matches, but for those in an idiom or in a sentence with a harmless frame."""
+        """All places that a phrase matches, but for those in an idiom, or of others in a framed sentence."""
         folded = fold(text).translate(self._variants)
         words, counts = self._words(folded)
         joined = " ".join(words) + " " if self._spaced else "".join(words)
@@ -142,13 +139,8 @@ class _Lexicon:
                 joined = joined[:start] + re.sub(r"[^ ]", "_", joined[start:end]) + joined[end:]
             words = joined[:-1].split(" ") if self._spaced else words
             found = self._phrases.find(words, joined)
-        if found and frames and not self._certain.find(words, joined):
-            framed = {(kind, _sentence(joined, start)) for kind, start, _ in frames}
-            found = [
-                (kind, start, end)
-                for kind, start, end in found
-                if framed.isdisjoint((hidden, _sentence(joined, start)) for hidden in (kind, _ANY))
-            ]
+        if frames:
+            found = self._of_the_person(found, joined, [(start, end) for _, start, end in frames])
         spans, places = self._spans(folded, counts), offsets(text, folded)
         flags = []
         for kind, start, end in found:
@@ -157,6 +149,27 @@ class _Lexicon:
                 last -= 1
             flags.append(Flag(kind, places[spans[first][0]], places[spans[last][1] - 1] + 1))
         return flags
+
+    def _of_the_person(
+        self, found: list[tuple[str, int, int]], joined: str, frames: Sequence[tuple[int, int]]
+    ) -> list[tuple[str, int, int]]:
+        """The matches but for those behind a frame in its sentence that no word of the first person is in or before.
+
+        The frame and the word before it do not count: "I read a book" says nothing of the reader.
+        """
+        outside = joined
+        for start, end in frames:
+            start = joined.rfind(" ", 0, max(0, start - 1)) + 1 if self._spaced else start
+            outside = outside[:start] + re.sub(r"[^ .]", "_", outside[start:end]) + outside[end:]
+        first: dict[int, int] = {}
+        for start, _ in frames:
+            first.setdefault(_sentence(joined, start), start)
+        return [
+            (kind, start, end)
+            for kind, start, end in found
+            if first.get(begin := _sentence(joined, start), end) > start
+            or self._first_person.search(" " + outside[begin:end].lstrip())
+        ]
 
     def _numbers(self, joined: str, start: int, end: int) -> tuple[int, int]:
         """The numbers of the first and the last word of a part."""
@@ -187,8 +200,8 @@ class _Lexicon:
 
 
 def _sentence(joined: str, at: int) -> int:
-    """The number of the sentence in which a place is."""
-    return len(_SENTENCE_END.findall(joined, 0, at))
+    """Where the sentence begins in which a place is."""
+    return max(joined.rfind(end, 0, at) for end in ".!?;") + 1
 
 
 def _lines(block: str) -> list[str]:

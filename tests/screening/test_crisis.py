@@ -97,6 +97,13 @@ def test_a_harmless_sentence_hides_no_danger_beside_it(harmless: str, danger: st
         "I play video games all night so I don't kill myself.",
         "My coach hits us when we lose the match.",
         "On the ferry I make myself throw up after dinner.",
+        "Last night after watching a movie I emptied the medicine cabinet.",
+        "In the series we watch it is the same, my stepfather comes to my bed at night.",
+        "I read a book about this last week and I don't want to be here anymore",
+        "He hits our grandmother, just like in a film.",
+        "Ich habe einen Film gesehen und will mich umbringen.",
+        "Nach dem Krimi hat mein Mann mich geschlagen.",
+        "看完电影我想自杀",
     ],
 )
 def test_a_harmless_frame_hides_no_danger_in_it(text: str) -> None:
