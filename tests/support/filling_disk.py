@@ -8,6 +8,8 @@ import io
 import json
 import resource
 import sys
+import time
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -53,7 +55,11 @@ def act(job: str, full_from: str) -> dict:
         made.append(point)
 
     def sampled(items):
+        stored = None
         for item in items:
+            while stored is not None and not stored.exists():  # the ledger writes beside the stream
+                time.sleep(0.01)
+            stored = Path("run/it/samples", f"{item.key}.scores.parquet")
             reach(item.key)
             yield from groups_of(item)
 
