@@ -58,6 +58,8 @@ def test_figures_of_speech_are_not_flagged(text: str) -> None:
     ("harmless", "danger"),
     [
         ("This spreadsheet is killing me.", "My husband is killing me."),
+        ("The humidity here is killing me.", "The loneliness here is killing me."),
+        ("I could murder a cheeseburger.", "I could murder a random stranger."),
         ("The ball hit me in the face at practice.", "My father hit me in the face."),
         ("I was hit by a wave of nostalgia.", "I was hit by my stepdad."),
         ("She pushed me to sign up for the choir.", "She pushed me to the ground."),
