@@ -113,8 +113,7 @@ class _Lexicon:
         self._idioms, self._frames = (
             Phrases({"": _lines(settings.get(part, ""))}, names, self._spaced) for part in ("idioms", "frames")
         )
-        first_person = fold(settings.get("first person", "(?!)"))
-        self._first_person = re.compile(f" (?:{first_person}) " if self._spaced else first_person)
+        self._first_person = re.compile(f" (?:{settings.get('first person', '(?!)')}) ")
         self._variants = str.maketrans(settings.get("variants", {}))
         words: set[str] = set()
         for phrases in (self._phrases, self._idioms, self._frames):
@@ -159,7 +158,7 @@ class _Lexicon:
         """
         outside = joined
         for start, end in frames:
-            start = joined.rfind(" ", 0, max(0, start - 1)) + 1 if self._spaced else start
+            start = joined.rfind(" ", 0, max(0, start - 1)) + 1
             outside = outside[:start] + re.sub(r"[^ .]", "_", outside[start:end]) + outside[end:]
         first: dict[int, int] = {}
         for start, _ in frames:
@@ -201,7 +200,7 @@ class _Lexicon:
 
 def _sentence(joined: str, at: int) -> int:
     """Where the sentence begins in which a place is."""
-    return max(joined.rfind(end, 0, at) for end in ".!?;") + 1
+    return joined.rfind(".", 0, at) + 1
 
 
 def _lines(block: str) -> list[str]:
