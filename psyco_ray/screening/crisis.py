@@ -36,6 +36,7 @@ _OTHERS = (
 _LATIN = ("en", "es", "de", "fr", "pt")
 _BY_SCRIPT = {"latin": _LATIN, "han": ("zh",), "arabic": ("ar",), "devanagari": ("hi",), "cyrillic": ("ru",)}
 _CHARACTER = re.compile(r"[^\W_]|[.!?;]")
+_FRAMED_WORDS = 6  # so many words may be between a frame and a match that it hides
 _LEXICON = Path(__file__).with_name("lexicon")
 
 
@@ -152,7 +153,7 @@ class _Lexicon:
     def _of_the_person(
         self, found: list[tuple[str, int, int]], joined: str, frames: Sequence[tuple[int, int]]
     ) -> list[tuple[str, int, int]]:
-        """The matches but for those behind a frame in its sentence that no word of the first person is in or before.
+        """The matches but for those soon behind a frame in its sentence, no word of the first person in or before them.
 
         The frame and the word before it do not count: "I read a book" says nothing of the reader.
         """
@@ -160,15 +161,15 @@ class _Lexicon:
         for start, end in frames:
             start = joined.rfind(" ", 0, max(0, start - 1)) + 1
             outside = outside[:start] + re.sub(r"[^ .]", "_", outside[start:end]) + outside[end:]
-        first: dict[int, int] = {}
-        for start, _ in frames:
-            first.setdefault(_sentence(joined, start), start)
-        return [
-            (kind, start, end)
-            for kind, start, end in found
-            if first.get(begin := _sentence(joined, start), end) > start
-            or self._first_person.search(" " + outside[begin:end].lstrip())
-        ]
+        kept = []
+        for kind, start, end in found:
+            begin = joined.rfind(".", 0, start) + 1
+            framed = any(
+                begin <= frame[0] <= start and joined.count(" ", frame[1], start) <= _FRAMED_WORDS for frame in frames
+            )
+            if not framed or self._first_person.search(" " + outside[begin:end].lstrip()):
+                kept.append((kind, start, end))
+        return kept
 
     def _numbers(self, joined: str, start: int, end: int) -> tuple[int, int]:
         """The numbers of the first and the last word of a part."""
@@ -196,11 +197,6 @@ class _Lexicon:
         pieces.append((len(folded), len(folded)))
         ends = list(itertools.accumulate(counts))
         return [(pieces[end - count][0], pieces[end - 1][1]) for count, end in zip(counts, ends, strict=True)]
-
-
-def _sentence(joined: str, at: int) -> int:
-    """Where the sentence begins in which a place is."""
-    return joined.rfind(".", 0, at) + 1
 
 
 def _lines(block: str) -> list[str]:

@@ -38,6 +38,7 @@ def servers(serve):
     return start
 
 
+@pytest.mark.long
 def test_topics_members_and_ratings_of_a_build_overlap(tmp_path, servers, local_ray):
     urls = servers("--latency", "0.3")
     job = write_overlapping_job(tmp_path, urls, 40, concurrency=4)
@@ -74,6 +75,7 @@ def test_a_failing_stage_stops_the_others_and_what_is_paid_is_kept(tmp_path, ser
     assert all(asked(url)["paid_twice"] == 0 for url in urls.values())
 
 
+@pytest.mark.long
 def test_the_stages_of_a_build_share_one_budget(tmp_path, servers, local_ray):
     urls = servers("--latency", "0.1")
     job, budget = write_overlapping_job(tmp_path, urls, 40, concurrency=4, price_in=10.0, price_out=30.0), 0.6

@@ -95,6 +95,7 @@ def test_members_of_one_model_with_other_template_options_have_engines_of_their_
     assert [run.model.template_options for run in runs] == [{}, {"enable_thinking": False}]
 
 
+@pytest.mark.long
 def test_refused_members_end_no_stage_and_a_resumed_one_draws_the_same(tmp_path, serve, local_ray) -> None:
     url = serve()
     names = ("kind", "warm", "status-404", "brief", "status-403")

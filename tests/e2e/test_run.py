@@ -76,7 +76,11 @@ def test_a_run_leaves_what_it_promises(undisturbed) -> None:
     dev = {row["speech_id"] for row in speeches if row["split"] == "dev"}
     assert not dev & {p["speech_id"] for p in first + pairs}
     [line] = json.loads((undisturbed / "iteration-002" / "timeline.json").read_text())["parts"]
-    assert [what for what, _, _ in line["driver"]] == ["sample", "train", "save", "sync", "evaluate"]
+    spans = {what: (begin, end) for what, begin, end in line["driver"]}
+    assert len(spans) == len(line["driver"]), "each stage once"
+    save = spans.pop("save")
+    assert list(spans) == ["sample", "train", "sync", "evaluate"]
+    assert save[0] >= spans["train"][1], "the policy is saved beside what follows its training"
     assert line["actors"] == {"rollouts": 2, "scorers": 1, "learners": 1}
     assert all(sum(line["busy"][role]) * line["bin_s"] > 0 for role in line["actors"])
 

@@ -116,6 +116,7 @@ def test_a_models_fingerprint_changes_with_its_weights(tmp_path, tiny_reward_mod
     assert pair_scores.fingerprint(str(copy)) != pair_scores.fingerprint(str(tiny_reward_model))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url, bench_rows, tiny_reward_model):
     job_settings = settings(

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = SUPPORT / "cluster_of_nodes.py"
 
 
+@pytest.mark.long
 def test_work_survives_a_dead_node_and_leaves_a_draining_one() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

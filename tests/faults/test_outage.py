@@ -5,6 +5,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_an_outage_of_a_minute_loses_no_answer_and_pays_none_twice(outage) -> None:
     results, counts, seconds = outage.result(timeout=300)
     print(f"\nrecovery: judge unavailable for 60 s: {seconds:.1f} s, {counts['by_kind']}")

@@ -282,6 +282,7 @@ def test_a_pool_where_nothing_succeeds_gives_up(pool) -> None:
         list(pool.stream(Worker.break_down, range(40), on_failed=lambda *_: None))
 
 
+@pytest.mark.long
 def test_actors_join_and_leave_during_a_stream(local_ray) -> None:
     pool = make_pool(size=1, slow=(0.15, 0.15, 0.15))
     try:

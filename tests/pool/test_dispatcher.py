@@ -11,13 +11,18 @@ from psyco_ray.pool.slot import Slot, State
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkItem, WorkStream
 
 
+def work(item: Any) -> Any:
+    """The method of the actors that a stream calls; its name is what counts."""
+    raise NotImplementedError
+
+
 class Actor:
     """Takes calls without doing them."""
 
-    class print:
+    class work:
         @staticmethod
         def options(**_: Any) -> Any:
-            return Actor.print
+            return Actor.work
 
         @staticmethod
         def remote(item: Any) -> object:
@@ -42,7 +47,7 @@ class FreeSlot(Slot):
 
 
 def stream(items: Iterable[Any], split=lambda item: [item], in_flight: int = 1) -> WorkStream:
-    return WorkStream(print, items, "work", lambda result: result, split, read_ahead=8, in_flight=in_flight)
+    return WorkStream(work, items, "work", lambda result: result, split, read_ahead=8, in_flight=in_flight)
 
 
 def dispatch(dispatcher: Dispatcher, slots: int = 1) -> list[FreeSlot]:
