@@ -49,9 +49,10 @@ from psyco_ray.config.training import Deadlines, Job
 from psyco_ray.pool import processes
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
-from psyco_ray.rollout.scorer import GroupBatch
+from psyco_ray.rollout.scorer import GroupBatch, GroupScores, PairReference
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
+from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
 from psyco_ray.training.pair_stage import PairStage
 from psyco_ray.training.pipeline import SamplingPipeline
@@ -105,7 +106,9 @@ class Instant:
         lengths = [TOKENS - 8 * i for i in range(RESPONSES)]
         self._responses: Any = Pickled(
             tuple(
-                Response("words " * (length * 3 // 4) + str(length), tuple(rng.choices(range(100_000), k=length)), True)
+                Response(
+                    "words " * (length * 3 // 4) + str(length), TokenIds(rng.choices(range(100_000), k=length)), True
+                )
                 for length in lengths
             )
         )
@@ -118,17 +121,18 @@ class Instant:
         for prompt in request.item.prompts:
             yield Group(prompt, self._responses, request.version), 0.001
 
-    async def score(self, batch: GroupBatch) -> AsyncIterator[tuple[Group, float]]:
-        """Yields the groups with scores."""
+    async def score(self, batch: GroupBatch) -> list[GroupScores]:
+        """Returns the scores of the groups."""
+        found = []
         for group, _ in batch.groups:
             scores = random.Random(group.prompt.speech_id).sample(range(100), RESPONSES)
             values = dict.fromkeys(batch.names, tuple(map(float, scores)))
-            yield Group(group.prompt, self._responses, group.version, values), 0.001
+            found.append(GroupScores(group.prompt.speech_id, values, 0.001))
+        return found
 
-    async def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> AsyncIterator[tuple[PreferencePair, float]]:
-        """Yields the pairs with log-probabilities."""
-        for pair in pairs:
-            yield PreferencePair(pair.key, (), (), (), reference=(-100.0, -101.0)), 0.001
+    async def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> list[PairReference]:
+        """Returns the pairs' log-probabilities."""
+        return [PairReference(pair.key, (-100.0, -101.0), 0.001) for pair in pairs]
 
 
 class Speeches:

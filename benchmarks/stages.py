@@ -35,7 +35,7 @@ from psyco_ray.config.training import Deadlines, Evaluation, Job
 from psyco_ray.models.shape import shape_of
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
-from psyco_ray.rollout.scorer import REFERENCE, GroupBatch
+from psyco_ray.rollout.scorer import REFERENCE, GroupBatch, GroupScores, PairReference
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, PreferencePair, PromptBatch, Response
@@ -101,19 +101,23 @@ class Simulated:
             time.sleep(half / len(prompts))
             yield Group(prompt, tuple(self._responses[: request.responses]), request.version), 2 * half / len(prompts)
 
-    def score(self, batch: GroupBatch) -> Iterator[tuple[Group, float]]:
-        """Yields the groups with scores."""
+    def score(self, batch: GroupBatch) -> list[GroupScores]:
+        """Returns the scores of the groups."""
         seconds = [self._rates.score * len(group.responses) * len(batch.names) for group, _ in batch.groups]
         time.sleep(sum(seconds))
-        for (group, _), each in zip(batch.groups, seconds, strict=True):
-            values = tuple(map(float, range(len(group.responses))))
-            yield replace(group, scores=dict.fromkeys(batch.names, values)), each
+        return [
+            GroupScores(
+                group.prompt.speech_id,
+                dict.fromkeys(batch.names, tuple(map(float, range(len(group.responses))))),
+                each,
+            )
+            for (group, _), each in zip(batch.groups, seconds, strict=True)
+        ]
 
-    def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> Iterator[tuple[PreferencePair, float]]:
-        """Yields the pairs with log-probabilities."""
+    def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> list[PairReference]:
+        """Returns the pairs' log-probabilities."""
         time.sleep(self._rates.reference * len(pairs))
-        for pair in pairs:
-            yield replace(pair, reference=(-100.0, -100.0)), self._rates.reference
+        return [PairReference(pair.key, (-100.0, -100.0), self._rates.reference) for pair in pairs]
 
 
 def measure(count: int) -> dict[str, Any]:
@@ -169,7 +173,8 @@ def one_after_another(
         groups = [group for group, _ in sampled]
         moments.append(time.perf_counter())
         batches = [GroupBatch(((group, []),), models) for group in groups]
-        return [group for group, _ in scorers.stream(Simulated.score, batches)]
+        found = {scored.key: scored.scores for scored in scorers.stream(Simulated.score, batches)}
+        return [replace(group, scores=found[group.prompt.speech_id]) for group in groups]
 
     moments: list[float] = []
     paired = [pair for group in scored("samples", rows, 8) if (pair := pairs.pair_of(group)) is not None]

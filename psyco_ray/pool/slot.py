@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
 from ray.exceptions import ActorDiedError
 
 from psyco_ray.pool.processes import Process
 from psyco_ray.pool.work import WorkItem, WorkStream
+
+_FETCH_S = 60.0  # for a result that exists, perhaps on another node
 
 
 class State(enum.Enum):
@@ -56,13 +59,20 @@ class Task:
 
     stream: WorkStream
     work: WorkItem
-    ref: Any  # generator of references to its results
+    ref: Any  # generator of references to its results, or reference to all of them
     last_result: float  # when it came, or when the items before it were done
 
     @property
     def has_more(self) -> bool:
-        """Whether another result, or the end of the results, has come."""
+        """Whether another result of a generator, or the end of the results, has come."""
         return bool(self.ref.next_ready() or self.ref.is_finished())
+
+    def take(self) -> tuple[list[Any], bool]:
+        """The results that come next, and whether the end is still to come; waits for it."""
+        if not self.stream.one_by_one:
+            return ray.get(self.ref, timeout=_FETCH_S), False
+        ref = next(self.ref, None)  # a default, because a StopIteration could come from elsewhere
+        return ([], False) if ref is None else ([ray.get(ref, timeout=_FETCH_S)], True)
 
 
 class Slot:
@@ -104,7 +114,8 @@ class Slot:
         work.actors += 1
         work.began = work.began or now
         stream.running.add(work)
-        ref = actor_method(self.actor, stream.method).options(num_returns="streaming").remote(work.item)
+        call = actor_method(self.actor, stream.method)
+        ref = (call.options(num_returns="streaming") if stream.one_by_one else call).remote(work.item)
         self.tasks.append(Task(stream, work, ref, now))
         if self.state is not State.BUSY:
             self.enter(State.BUSY)

@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 
 _QUIET_POLL_S = 0.2  # while only the end of an item can change anything
 _DRAIN_CHECK_S = 2.0  # between checks for draining nodes
-_FETCH_S = 60.0  # for a result that exists, perhaps on another node
 # Every actor would raise these for the item: the user's input, or a bug. They end the stream, and the actor stays.
 # Any other exception counts as a failure of the actor.
 _ITEM_ERRORS = (InputError, ValueError, AssertionError)
@@ -273,19 +272,19 @@ class Supervisor:
             self._dispatcher.end_all(update.error(self.role))
 
     def _poll_result(self, slot: Slot, task: Task) -> bool:
-        """Deliver the next result of an item; returns whether there may be another."""
+        """Deliver the results of an item that come next; returns whether there may be others."""
         self._on_busy(slot.last_result, time.monotonic())
         stream, work = task.stream, task.work
         try:
-            ref = next(task.ref, None)  # a default, because a StopIteration could come from elsewhere
-            if ref is None:
-                slot.items += 1
-                slot.release(task)
-                stream.finish(work)
-            else:
-                self._dispatcher.deliver(stream, work, ray.get(ref, timeout=_FETCH_S))
+            results, more = task.take()
+            for result in results:
+                self._dispatcher.deliver(stream, work, result)
+            if more:
                 slot.last_result = task.last_result = self._last_healthy = time.monotonic()
                 return True
+            slot.items += 1
+            slot.release(task)
+            stream.finish(work)
         except RayTaskError as error:
             if isinstance(error, _ITEM_ERRORS):
                 slot.release(task)

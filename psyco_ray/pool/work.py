@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import queue
 import statistics
 import threading
@@ -62,7 +63,7 @@ class WorkStream:
         """Start to read the items.
 
         Args:
-            method: generator method of the actor class.
+            method: of the actor class: a generator method, or one that returns a list of results.
             items: the work.
             name: of the work, in messages.
             identity: key of a result, unique within its item.
@@ -71,6 +72,8 @@ class WorkStream:
             in_flight: number of items that an actor has at a time, those of other streams included.
         """
         self.in_flight = in_flight
+        # results of a generator come one after the other, those of another method together
+        self.one_by_one = inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method)
         self.method, self.name, self.identity, self.split = method, name, identity, split
         self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()  # results, FailedItem, at last EndOfStream
         self.closed = threading.Event()

@@ -174,6 +174,6 @@ class RolloutActor:
             version=engine.version,
             digest=weights.digest,  # the engine refuses any other
             bytes=loaded_bytes,
-            logprobs=tuple(engine.logprobs([(probe.prompt_ids + ids[:k], ids[k:]) for ids, k in sides])),
+            logprobs=tuple(engine.logprobs([((*probe.prompt_ids, *ids[:k]), tuple(ids[k:])) for ids, k in sides])),
             seconds=time.perf_counter() - began,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from psyco_ray.run import reasoning
+from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Response
 
 
@@ -44,7 +45,7 @@ class ResponseReader:
         before = reasoning.tokens_before_answer(self._tokenizer, prompt_ids, token_ids) if thoughts else 0
         return Response(
             text=answer,
-            token_ids=tuple(token_ids),
+            token_ids=TokenIds(token_ids),
             finished=stopped and bool(answer.strip()),
             reasoning=thoughts,
             reasoning_tokens=before,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psyco_ray.config.errors import InputError, require_finite
 from psyco_ray.config.resources import Scorers
@@ -37,6 +37,22 @@ class GroupBatch:
     def split(self) -> list[GroupBatch]:
         """One batch for each group."""
         return [GroupBatch((group,), self.names) for group in self.groups]
+
+
+class GroupScores(NamedTuple):
+    """The scores of a group, without the group, which the caller has."""
+
+    key: str  # speech
+    scores: dict[str, tuple[float, ...]]  # by model
+    seconds: float  # share of the seconds that its batch took
+
+
+class PairReference(NamedTuple):
+    """The reference log-probabilities of a pair's chosen and rejected response, in nats over the trained tokens."""
+
+    key: str
+    reference: tuple[float, float]
+    seconds: float  # share of the seconds that its batch took
 
 
 class ScorerActor:
@@ -112,11 +128,8 @@ class ScorerActor:
                 self.notes += (choice.note(f"reference {self._reference_spec}"),)
         return self.name
 
-    def score(self, batch: GroupBatch) -> Iterator[tuple[Group, float]]:
+    def score(self, batch: GroupBatch) -> list[GroupScores]:
         """Score the responses of a batch of groups.
-
-        Yields:
-            Each group with its scores, and its share of the seconds taken.
 
         Raises:
             InputError: a response alone fills a reward model's context.
@@ -141,8 +154,8 @@ class ScorerActor:
             for of_group, value in zip(scores, values, strict=True):
                 of_group[name] = value
         seconds = (time.perf_counter() - began) / len(groups)
-        for group, found in zip(groups, scores, strict=True):
-            yield Group(group.prompt, group.responses, group.version, {**group.scores, **found}), seconds
+        keys = [group.prompt.speech_id for group in groups]
+        return [GroupScores(key, found, seconds) for key, found in zip(keys, scores, strict=True)]
 
     def score_texts(
         self,
@@ -187,11 +200,8 @@ class ScorerActor:
         scored = self._score(*item)
         yield scored, time.perf_counter() - began
 
-    def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> Iterator[tuple[PreferencePair, float]]:
-        """Compute the reference log-probabilities of a batch of pairs (nats, over the trained tokens).
-
-        Yields:
-            Each pair with them, and its share of the seconds taken.
+    def reference_logprobs(self, pairs: Sequence[PreferencePair]) -> list[PairReference]:
+        """Compute the reference log-probabilities of a batch of pairs.
 
         Raises:
             NonFiniteError: a log-probability is not finite.
@@ -200,8 +210,10 @@ class ScorerActor:
         trees = [(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs]
         values = self._logprobs([pair.key for pair in pairs], trees, [pair.context for pair in pairs])
         seconds = (time.perf_counter() - began) / len(pairs)
-        for pair, (chosen, rejected) in zip(pairs, values, strict=True):
-            yield replace(pair, reference=(chosen, rejected)), seconds
+        return [
+            PairReference(pair.key, (chosen, rejected), seconds)
+            for pair, (chosen, rejected) in zip(pairs, values, strict=True)
+        ]
 
     def _score(self, name: str, requests: Sequence[ScoreRequest], tokens: Tokenized | None = None) -> list[ScoreResult]:
         """Finite scores of a reward model; `tokens` are those of a model of the same tokenizer."""

@@ -27,14 +27,14 @@ from psyco_ray.config.resume import may_change
 from psyco_ray.config.training import Job
 from psyco_ray.run import records, storage
 from psyco_ray.run.directory import RunDirectory, versions
-from psyco_ray.run.schemas import SAMPLES, SCORES, group_rows, groups_from_rows
+from psyco_ray.run.schemas import group_tables, groups_from_tables
 from psyco_ray.run.types import Group, PromptBatch
 
 _BEFORE_WORK = {"LOCK", "job.yaml", "versions.json", "status.json", "scale.json"}  # exist before the first stage
 _BEFORE_WORK |= {"inputs.json", "telemetry.json", "wandb", "tensorboard"}
 _WRITERS = 2  # threads: a disk is written and waited for beside the stream
 _MOST_STORES = 8  # items that wait for them; the stream waits when there are more
-_TABLES = {"samples": SAMPLES, "scores": SCORES}
+_TABLES = ("samples", "scores")  # of an item
 
 
 class Ledger(RunDirectory):
@@ -115,12 +115,14 @@ class Ledger(RunDirectory):
 
     def stored_groups(self, stage: str, items: Iterable[PromptBatch]) -> Iterator[Group]:
         """The groups of the items that are stored, in the order of the items."""
+        if not (self.root / stage).is_dir():
+            return  # nothing is stored: the items need not be read
         for item in items:
             if self._stored(stage, item):
                 samples, scores = (
-                    records.read_table(self.path(f"{stage}/{item.key}.{kind}.parquet")).to_pylist() for kind in _TABLES
+                    records.read_table(self.path(f"{stage}/{item.key}.{kind}.parquet")) for kind in _TABLES
                 )
-                yield from groups_from_rows(item, samples, scores)
+                yield from groups_from_tables(item, samples, scores)
 
     def store_missing(
         self,
@@ -182,7 +184,8 @@ class Ledger(RunDirectory):
     def responses(self, stage: str) -> dict[str, list[str]]:
         """Texts of a stage's stored responses by speech id, in sampling order."""
         files = sorted((self.root / stage).glob("*.samples.parquet"))
-        rows = [row for file in files for row in records.read_table(file).to_pylist()]
+        columns = ["speech_id", "index", "response"]
+        rows = [row for file in files for row in records.read_table(file).select(columns).to_pylist()]
         texts: dict[str, list[str]] = {}
         for row in sorted(rows, key=lambda row: row["index"]):
             texts.setdefault(row["speech_id"], []).append(row["response"])
@@ -193,10 +196,9 @@ class Ledger(RunDirectory):
 
     def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
         self._wait()
-        rows = [group_rows(groups[prompt.speech_id]) for prompt in item.prompts if prompt.speech_id in groups]
-        for index, (kind, schema) in enumerate(_TABLES.items()):
-            table = pa.Table.from_pylist([row for tables in rows for row in tables[index]], schema=schema)
-            self.write_table(f"{stage}/{item.key}.{kind}.parquet", table)
+        tables = group_tables([groups[prompt.speech_id] for prompt in item.prompts if prompt.speech_id in groups])
+        for kind in _TABLES:
+            self.write_table(f"{stage}/{item.key}.{kind}.parquet", tables[kind])
 
 
 def _require_same_job(old: Job, new: Job, where: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.run.types import Group, PromptBatch, Response
+from psyco_ray.run.token_ids import TokenIds
+from psyco_ray.run.types import Group, PromptBatch, Response, Row
 
 _IDS = pa.list_(pa.int32())
 
@@ -179,39 +182,42 @@ SET_ASIDE = pa.schema(
 """Calls without a usable answer after all attempts."""
 
 
-def group_rows(group: Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of a group in the SAMPLES and the SCORES table."""
-    samples = [
-        {
-            "speech_id": group.prompt.speech_id,
-            "index": index,
-            "response": response.text,
-            "reasoning": response.reasoning,
-            "reasoning_tokens": response.reasoning_tokens,
-            "token_ids": list(response.token_ids),
-            "finished": response.finished,
-            "logprob": response.logprob,
-            "seed": group.prompt.seed,
-            "policy_version": group.version,
-        }
-        for index, response in enumerate(group.responses)
-    ]
-    scores = [
-        {"speech_id": group.prompt.speech_id, "index": index, "model": model, "score": score}
+def group_tables(groups: Sequence[Group]) -> dict[str, pa.Table]:
+    """The rows of groups in the SAMPLES and the SCORES table, by `samples` and `scores`."""
+    sampled = [(group, index, response) for group in groups for index, response in enumerate(group.responses)]
+    samples = {
+        "speech_id": [group.prompt.speech_id for group, _, _ in sampled],
+        "index": [index for _, index, _ in sampled],
+        "response": [response.text for _, _, response in sampled],
+        "reasoning": [response.reasoning for _, _, response in sampled],
+        "reasoning_tokens": [response.reasoning_tokens for _, _, response in sampled],
+        "token_ids": id_lists([response.token_ids for _, _, response in sampled]),
+        "finished": [response.finished for _, _, response in sampled],
+        "logprob": [response.logprob for _, _, response in sampled],
+        "seed": [group.prompt.seed for group, _, _ in sampled],
+        "policy_version": [group.version for group, _, _ in sampled],
+    }
+    scored = [
+        (group.prompt.speech_id, index, model, score)
+        for group in groups
         for model, values in group.scores.items()
         for index, score in enumerate(values)
     ]
-    return samples, scores
+    scores = {name: [row[place] for row in scored] for place, name in enumerate(SCORES.names)}
+    return {
+        "samples": pa.Table.from_pydict(samples, schema=SAMPLES),
+        "scores": pa.Table.from_pydict(scores, schema=SCORES),
+    }
 
 
-def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[Group]:
-    """The groups of an item from its rows of the SAMPLES and the SCORES table."""
+def groups_from_tables(item: PromptBatch, samples: pa.Table, scores: pa.Table) -> list[Group]:
+    """The groups of an item from its SAMPLES and its SCORES table."""
     responses: dict[str, list[Response]] = {}
     versions: dict[str, int] = {}
-    for row in samples:
+    for row in rows_of(samples):
         response = Response(
             row["response"],
-            tuple(row["token_ids"]),
+            row["token_ids"],
             row["finished"],
             row["logprob"],
             row["reasoning"],
@@ -220,7 +226,7 @@ def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: l
         responses.setdefault(row["speech_id"], []).append(response)
         versions[row["speech_id"]] = row["policy_version"]
     values: dict[str, dict[str, list[float]]] = {}
-    for row in scores:
+    for row in rows_of(scores):
         values.setdefault(row["speech_id"], {}).setdefault(row["model"], []).append(row["score"])
     return [
         Group(
@@ -232,3 +238,28 @@ def groups_from_rows(item: PromptBatch, samples: list[dict[str, Any]], scores: l
         for prompt in item.prompts
         if prompt.speech_id in responses  # absent speeches are in quarantine
     ]
+
+
+def id_lists(lists: Sequence[Sequence[int]]) -> pa.ListArray:
+    """A column of token ids, without a Python number for each that `TokenIds` has."""
+    arrays = [np.asarray(ids, np.int32) for ids in lists]
+    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+    values = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=_IDS)
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """The rows of a table, with lists of int32 as `TokenIds`."""
+    lists = [field.name for field in table.schema if pa.types.is_list(field.type) and pa.types.is_int32(field.type.value_type)]
+    rows: list[Row] = table.drop_columns(lists).to_pylist()
+    for name in lists:
+        found = (ids for chunk in table[name].chunks for ids in _ids_of(chunk))
+        for row, ids in zip(rows, found, strict=True):
+            row[name] = ids
+    return rows
+
+
+def _ids_of(column: pa.ListArray) -> Iterator[TokenIds]:
+    assert not column.null_count, "every row has token ids"
+    values, ends = column.values.to_numpy(), column.offsets.to_numpy().tolist()
+    return (TokenIds(values[start:end]) for start, end in itertools.pairwise(ends))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Response:
     """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     finished: bool
     logprob: float | None = None  # under the policy that sampled it, at temperature 1, nats summed over its tokens
     reasoning: str = ""  # with its tags
@@ -77,9 +77,9 @@ class PreferencePair:
     """
 
     key: str
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
     reference: tuple[float, float] | None = None
     margin: float = 0.0
     context: tuple[int, int] = (0, 0)
@@ -108,7 +108,7 @@ class ScoreRequest:
     messages: tuple[dict[str, str], ...]
     responses: tuple[str, ...]
     finished: tuple[bool, ...] = ()  # whether each response ended by itself; empty: all did
-    token_ids: tuple[tuple[int, ...], ...] = ()  # of each response, as a policy sampled it; empty: unknown
+    token_ids: tuple[Sequence[int], ...] = ()  # of each response, as a policy sampled it; empty: unknown
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from psyco_ray.models.layout import common_start
 from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import PAIRS
+from psyco_ray.run.schemas import PAIRS, rows_of
 from psyco_ray.run.types import Group, PreferencePair, Rows
 from psyco_ray.training import guards, pairs
 from psyco_ray.training.batches import Batches
 
 _log = logging.getLogger(__name__)
 
-_ROWS = 256  # that are Python objects at a time while a table is read
+_NOT_TRAINED = {"chosen", "rejected"}  # columns whose texts are read as token ids
 _SOME_PROMPTS = 16  # that tell what all have in common
 
 Row = dict[str, Any]
@@ -49,12 +49,12 @@ class PairStage:
 
     def read(self, iteration: int) -> list[PreferencePair]:
         """The stored pairs of an iteration."""
-        parts = self._stored(iteration).to_batches(max_chunksize=_ROWS)
-        return [pairs.example_of(row) for part in parts for row in part.to_pylist()]
+        return [pairs.example_of(row) for row in rows_of(self._stored(iteration))]
 
     def first(self, iteration: int) -> PreferencePair:
         """The first stored pair of an iteration."""
-        return pairs.example_of(self._stored(iteration).slice(0, 1).to_pylist()[0])
+        [row] = rows_of(self._stored(iteration).slice(0, 1))
+        return pairs.example_of(row)
 
     def make_sampled(self, iteration: int, rows: Rows, stream: Iterable[Group]) -> Row:
         """Forms a pair of the best and the worst response of each group, adds the reference, and stores the pairs.
@@ -166,7 +166,8 @@ class PairStage:
         }
 
     def _stored(self, iteration: int) -> pa.Table:
-        return records.read_table(self._ledger.path(stage(iteration, "pairs.parquet")))
+        table = records.read_table(self._ledger.path(stage(iteration, "pairs.parquet")))
+        return table.select([name for name in table.column_names if name not in _NOT_TRAINED])
 
     def _batches(self, prompts: Iterable[tuple[str, Sequence[int]]]) -> Batches[PreferencePair]:
         """Batches of pairs with these keys and prompts, which are of one work item of an engine."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, PreferencePair
 
 
@@ -69,18 +70,17 @@ def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:
     """
     sides: dict[str, Any] = {
         "speech_id": pair.key,
-        "prompt_ids": np.array(pair.prompt_ids, np.int32),
+        "prompt_ids": np.asarray(pair.prompt_ids, np.int32),
         "policy_version": group.version,
     }
-    by_ids = {r.token_ids: i for i, r in reversed(list(enumerate(group.responses)))}
     for side, ids, context in (
         ("chosen", pair.chosen_ids, pair.context[0]),
         ("rejected", pair.rejected_ids, pair.context[1]),
     ):
-        index = by_ids[ids]
+        index = next(index for index, response in enumerate(group.responses) if response.token_ids == ids)
         sides |= {
             side: group.responses[index].text,
-            f"{side}_ids": np.array(ids, np.int32),
+            f"{side}_ids": np.asarray(ids, np.int32),
             f"{side}_context": context,
             f"{side}_score": group.scores["reward"][index],
             f"{side}_finished": group.responses[index].finished,
@@ -113,9 +113,9 @@ def example_of(row: Mapping[str, Any]) -> PreferencePair:
     """The pair of a row of the PAIRS table."""
     return PreferencePair(
         key=row["speech_id"],
-        prompt_ids=tuple(row["prompt_ids"]),
-        chosen_ids=tuple(row["chosen_ids"]),
-        rejected_ids=tuple(row["rejected_ids"]),
+        prompt_ids=TokenIds(row["prompt_ids"]),
+        chosen_ids=TokenIds(row["chosen_ids"]),
+        rejected_ids=TokenIds(row["rejected_ids"]),
         reference=(row["chosen_reference"], row["rejected_reference"]),
         context=(row.get("chosen_context") or 0, row.get("rejected_context") or 0),  # older tables have none
     )

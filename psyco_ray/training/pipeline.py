@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages, without_examples
 from psyco_ray.config.training import Job
@@ -144,18 +144,17 @@ class SamplingPipeline:
             for failed in batch:
                 quarantine.add(failed.key, reason)
 
-        for pair, seconds in self._scorers.stream(
+        for pair in self._scorers.stream(
             ScorerActor.reference_logprobs,
             batches,
             name=f"{name}: reference",
-            identity=lambda result: result[0].key,
+            identity=lambda pair: pair.key,
             split=lambda batch: [[member] for member in batch],
             on_failed=give_up,
             in_flight=_BATCHES,
         ):
-            assert pair.reference is not None, "the scorer has set it"
             reference[pair.key] = pair.reference
-            self._busy_s["scorer"] += seconds
+            self._busy_s["scorer"] += pair.seconds
         return reference
 
     def _groups(self, work: _Stage) -> Iterator[Group]:
@@ -213,21 +212,29 @@ class SamplingPipeline:
     def _score(self, work: _Stage, sampled: Iterable[GroupBatch], quarantine: Quarantine) -> Iterator[Group]:
         """Score groups as they are sampled; yields them in order of completion."""
         rolling = self._telemetry.rolling
+        unscored: dict[str, Group] = {}  # that the scorers have, by speech: only their scores come back
+
+        def batches() -> Iterator[GroupBatch]:
+            for batch in sampled:
+                unscored.update((group.prompt.speech_id, group) for group, _ in batch.groups)
+                yield batch
 
         def give_up(batch: GroupBatch, reason: str) -> None:
             for group, _ in batch.groups:
                 quarantine.add(group.prompt.speech_id, reason)
+                del unscored[group.prompt.speech_id]
 
-        for group, seconds in self._scorers.stream(
+        for scored in self._scorers.stream(
             ScorerActor.score,
-            sampled,
+            batches(),
             name=f"{work.name}: scores",
-            identity=lambda result: result[0].prompt.speech_id,
+            identity=lambda scored: scored.key,
             split=GroupBatch.split,
             on_failed=give_up,
             in_flight=_BATCHES,
         ):
-            self._busy_s["scorer"] += seconds
+            group = replace(unscored.pop(scored.key), scores=scored.scores)
+            self._busy_s["scorer"] += scored.seconds
             rolling.add(groups=1)
             if work.training:
                 rolling.add(sampled=1, reward_sum=sum(group.scores["reward"]) / len(group.responses))

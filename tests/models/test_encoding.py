@@ -79,7 +79,7 @@ def test_a_scorer_scores_the_cut_responses_of_a_group_as_cut(tiny_reward_model) 
     scorer = ScorerActor("scorer-0", {"reward": str(tiny_reward_model)}, None, Scorers(dtype="float32"))
     scorer.ready()
     responses = (Response(CUT, (9,), False), Response(WHOLE, (9,), True))
-    [(scored, _)] = scorer.score(GroupBatch(((Group(Prompt("s", (1,), 0), responses, 0), ASKED),), ("reward",)))
+    [scored] = scorer.score(GroupBatch(((Group(Prompt("s", (1,), 0), responses, 0), ASKED),), ("reward",)))
     alone = [
         scorer.score_texts("reward", ASKED, [text], [finished])[0] for text, finished in ((CUT, False), (WHOLE, True))
     ]

@@ -58,12 +58,12 @@ def test_scores_and_log_probabilities_of_nan_name_model_and_speech(tiny_reward_m
             model.model.norm.weight[0] = torch.nan
     group = Group(Prompt("speech-7", (1,), 0), tuple(Response(a, (9,), True) for a in RESPONSES), 4)
     with pytest.raises(NonFiniteError, match=f"a score of speech-7 by heldout model {reward} is nan; its weights are"):
-        list(actor.score(GroupBatch(((group, MESSAGES),), ("heldout",))))
+        actor.score(GroupBatch(((group, MESSAGES),), ("heldout",)))
     under = rf"under reference {reference} is nan"
     with pytest.raises(NonFiniteError, match=f"a log-probability of speech-7 {under}"):
-        list(actor.score(GroupBatch(((group, MESSAGES),), ("reference",))))
+        actor.score(GroupBatch(((group, MESSAGES),), ("reference",)))
     with pytest.raises(NonFiniteError, match=f"a log-probability of pair-1 {under}"):
-        list(actor.reference_logprobs([PreferencePair("pair-1", (5,), (6,), (7,))]))
+        actor.reference_logprobs([PreferencePair("pair-1", (5,), (6,), (7,))])
     request = ScoreRequest("row-2", tuple(MESSAGES), tuple(RESPONSES))
     with pytest.raises(NonFiniteError, match="a score of row-2 by heldout model"):
         list(actor.score_many(("heldout", (request,))))
@@ -71,10 +71,10 @@ def test_scores_and_log_probabilities_of_nan_name_model_and_speech(tiny_reward_m
 
 def test_a_group_scores_as_each_response_alone(scorer) -> None:
     group = Group(Prompt("s", (1,), 0), tuple(Response(a, (9,), True) for a in RESPONSES), 4)
-    [(scored, seconds)] = scorer.score(GroupBatch(((group, MESSAGES),), ("reward",)))
+    [scored] = scorer.score(GroupBatch(((group, MESSAGES),), ("reward",)))
     assert scored.scores["reward"] == pytest.approx(scorer.score_texts("reward", MESSAGES, RESPONSES), abs=1e-5)
-    assert scored.version == 4
-    assert seconds > 0
+    assert scored.key == "s"
+    assert scored.seconds > 0
     alone = [scorer.score_texts("reward", MESSAGES, [answer])[0] for answer in RESPONSES]
     assert scored.scores["reward"] == pytest.approx(alone, abs=1e-5)
     assert len({round(s, 3) for s in alone}) == 3
@@ -119,7 +119,7 @@ def test_vllm_gives_the_same_scores(local_ray, scorer, tiny_reward_model, texts)
 def test_reference_logprobs_equal_those_of_the_model(scorer, tiny_model) -> None:
 
     example = PreferencePair("p", (5, 6, 7), (8, 9), (10, 11, 12))
-    [(with_reference, _)] = scorer.reference_logprobs([example])
+    [with_reference] = scorer.reference_logprobs([example])
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     for ids, value in zip((example.chosen_ids, example.rejected_ids), with_reference.reference, strict=True):
         with torch.no_grad():

@@ -35,6 +35,13 @@ class Worker:
     def once(self, item: tuple[int, int, int]):
         yield item[:2]
 
+    def twice(self, item: int) -> list[tuple[int, int]]:
+        if item == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item < 0:
+            raise ValueError("the item is invalid")
+        return [(item, part) for part in range(2)]
+
     def reject(self, error: type[Exception]):
         yield 1
         raise error("the item is invalid")
@@ -103,6 +110,21 @@ def test_every_result_comes_once(pool) -> None:
     results = list(thrice(pool, range(20)))
     assert sorted(r[:2] for r in results) == [(item, part) for item in range(20) for part in range(3)]
     assert {r[2] for r in results} == {0, 1}
+
+
+def test_results_of_a_list_come_together_by_one_call(pool) -> None:
+    given_up: list[int] = []
+    results = pool.stream(
+        Worker.twice,
+        [*range(10, 20)],
+        identity=lambda result: result[1],
+        on_failed=lambda item, _: given_up.append(item),
+        in_flight=2,
+    )
+    assert sorted(results) == [(item, part) for item in range(10, 20) if item != 13 for part in range(2)]
+    assert given_up == [13]
+    with pytest.raises(ValueError, match="the item is invalid"):
+        list(pool.stream(Worker.twice, [-1]))
 
 
 def test_what_actors_say_about_their_models_is_logged_once(pool, caplog) -> None:

@@ -10,7 +10,7 @@ from psyco_ray.data.respond import ApiStage
 from psyco_ray.judge.ask import UnreadableAnswerError
 from psyco_ray.models.encoding import encode_turn
 from psyco_ray.rollout.responses import ResponseReader
-from psyco_ray.run.schemas import group_rows, groups_from_rows
+from psyco_ray.run.schemas import group_tables, groups_from_tables
 from psyco_ray.run.types import Group, Prompt, PromptBatch
 from psyco_ray.training import guards, pairs
 
@@ -92,8 +92,7 @@ def test_lengths_are_those_of_answers_and_samples_keep_both_texts(tokenizer) -> 
     assert guards.length_effect([guards.Outcome.of(group)], "exclude").slope > 0, (
         "the longer answer has the higher reward"
     )
-    samples, scores = group_rows(group)
-    assert groups_from_rows(PromptBatch("k", (group.prompt,)), samples, scores) == [group]
+    assert groups_from_tables(PromptBatch("k", (group.prompt,)), **group_tables([group])) == [group]
 
 
 def test_an_api_model_answers_without_its_reasoning() -> None:

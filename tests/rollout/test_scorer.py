@@ -51,7 +51,7 @@ def test_a_reward_model_of_the_policys_vocabulary_scores_the_sampled_tokens(
 ) -> None:
     group = sampled_group(tokenizer, spelled)
     prompt, newline = group.prompt.token_ids, tokenizer("\n", add_special_tokens=False)["input_ids"]
-    [(scored, _)] = scorer.score(GroupBatch(((group, ASKED),), ("reward",)))
+    [scored] = scorer.score(GroupBatch(((group, ASKED),), ("reward",)))
     model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
     whole = ([*prompt, *spelled, *newline], [*prompt, *spelled[:-1]], [*prompt, *group.responses[2].token_ids])
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_a_reward_model_of_the_policys_vocabulary_scores_the_sampled_tokens(
 
 def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled, tiny_model) -> None:
     group = sampled_group(tokenizer, spelled)
-    [(scored, _)] = scorer.score(GroupBatch(((group, ASKED),), ("reward", REFERENCE)))
+    [scored] = scorer.score(GroupBatch(((group, ASKED),), ("reward", REFERENCE)))
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     start = len(group.prompt.token_ids)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled,
     assert scored.scores[REFERENCE][0] == pytest.approx(expected, abs=1e-3)
 
     pair = PreferencePair("speech", group.prompt.token_ids, spelled, group.responses[2].token_ids)
-    trained = pairs.example_of(pairs.with_reference(pairs.row_of(pair, scored), (-1.0, -2.0)))
+    trained = pairs.example_of(pairs.with_reference(pairs.row_of(pair, replace(group, scores=scored.scores)), (-1.0, -2.0)))
     assert (trained.prompt_ids, trained.chosen_ids, trained.rejected_ids) == (
         group.prompt.token_ids,
         spelled,
@@ -82,7 +82,7 @@ def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled,
 
 def test_the_first_step_on_answers_starts_at_the_reference(scorer, tiny_model) -> None:
     pair = PreferencePair("pair", (5, 6, 7), (8, 9, 10, 11), (12, 13, 14), context=(3, 1))
-    [(referenced, _)] = scorer.reference_logprobs([pair])
+    [referenced] = scorer.reference_logprobs([pair])
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     for ids, k, value in zip((pair.chosen_ids, pair.rejected_ids), pair.context, referenced.reference, strict=True):
         with torch.no_grad():
@@ -90,11 +90,12 @@ def test_the_first_step_on_answers_starts_at_the_reference(scorer, tiny_model) -
         expected = sum(logits[2 + n, ids[n]].item() for n in range(k, len(ids)))
         assert value == pytest.approx(expected, abs=1e-4)
 
+    trained = replace(pair, reference=referenced.reference)
     module = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))
     with torch.no_grad():
-        values = module(passes.packed([referenced], module, torch.device("cpu")))
+        values = module(passes.packed([trained], module, torch.device("cpu")))
     objective = DpoObjective(DpoConfig(length_normalised=True))
-    [inputs] = objective.loss_inputs([referenced])
+    [inputs] = objective.loss_inputs([trained])
     assert inputs[2:] == (1.0, 2.0), "lengths are those of the trained tokens"
     _, metrics = objective(values.view(1, 2), torch.tensor([inputs]), 1.0)
     assert metrics["margin"].abs().item() < 1e-5
@@ -121,17 +122,17 @@ def test_a_batch_has_the_values_of_each_alone_and_computes_a_common_beginning_on
 
     monkeypatch.setattr(scorer._reference, "forward", counting)
     names = ("reward", REFERENCE)
-    together = [group for group, _ in scorer.score(GroupBatch(tuple(groups), names))]
+    together = scorer.score(GroupBatch(tuple(groups), names))
     in_one = sum(computed)
     for (group, asked), found in zip(groups, together, strict=True):
-        [(alone, _)] = scorer.score(GroupBatch(((group, asked),), names))
+        [alone] = scorer.score(GroupBatch(((group, asked),), names))
         for name in names:
             assert found.scores[name] == pytest.approx(alone.scores[name], abs=1e-3)
     assert in_one < 0.6 * (sum(computed) - in_one), "the system message is computed once"
 
-    referenced = [pair for pair, _ in scorer.reference_logprobs(pairs_)]
+    referenced = scorer.reference_logprobs(pairs_)
     for pair, found in zip(pairs_, referenced, strict=True):
-        [(alone, _)] = scorer.reference_logprobs([pair])
+        [alone] = scorer.reference_logprobs([pair])
         assert found.reference == pytest.approx(alone.reference, abs=1e-3)
 
 
@@ -147,7 +148,7 @@ def test_models_of_one_tokenizer_share_the_tokens(tiny_reward_model, tokenizer, 
         return tokenize(self, requests)
 
     monkeypatch.setattr(RewardTokenizer, "tokenize", counting)
-    [(scored, _)] = actor.score(GroupBatch(((sampled_group(tokenizer, spelled), ASKED),), names))
+    [scored] = actor.score(GroupBatch(((sampled_group(tokenizer, spelled), ASKED),), names))
     assert len(tokenized) == 1
     assert scored.scores["reward"] == scored.scores["heldout"]
     shorter = RewardTokenizer(actor._rewards["reward"].tokens._tokenizer, 17)

@@ -1,10 +1,8 @@
 """A planted fault: a reward model that likes nothing but length, and a judge that does not."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
-from psyco_ray.rollout.scorer import REFERENCE, ScorerActor
-from psyco_ray.run.types import Group
+from psyco_ray.rollout.scorer import REFERENCE, GroupScores, ScorerActor
 
 
 class LengthScorer(ScorerActor):
@@ -13,10 +11,12 @@ class LengthScorer(ScorerActor):
     def __init__(self, name, rewards, reference, settings) -> None:
         super().__init__(name, {}, reference, settings)
 
-    def score(self, batch) -> Iterator[tuple[Group, float]]:
+    def score(self, batch) -> list[GroupScores]:
         referenced = replace(batch, names=tuple(name for name in batch.names if name == REFERENCE))
-        for group, seconds in super().score(referenced):
+        found = []
+        for (group, _), scored in zip(batch.groups, super().score(referenced), strict=True):
             lengths = [float(len(response.token_ids)) for response in group.responses]
             given = {"reward": tuple(lengths), "heldout": tuple(-0.1 * n for n in lengths)}
-            scores = group.scores | {name: given[name] for name in batch.names if name != REFERENCE}
-            yield Group(group.prompt, group.responses, group.version, scores), seconds
+            scores = scored.scores | {name: given[name] for name in batch.names if name != REFERENCE}
+            found.append(scored._replace(scores=scores))
+        return found
