@@ -63,6 +63,7 @@ MEDIAN_S, SIGMA = 10.0, 0.5
 LONG_SHARE, LONGER, SHORT_S = 0.05, 8.0, 1.0
 DEADLINES = Deadlines(start_s=600, item_s=600)
 RESPONSES, TOKENS, PROMPT_TOKENS = 8, 1024, 200  # of a speech for `scale-groups`
+ROW_TOKENS = 8192  # of a scorer on GPUs
 GROUPS_PER_S, LARGEST_GB = 1000.0, 4.0
 
 
@@ -229,7 +230,7 @@ def iterate(actors: int, iterations: int, speeches: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, memory_watched() as memory:
         job = Job(
             run_dir=f"{directory}/run",
-            scorers=Scorers(reward_model="simulated"),
+            scorers=Scorers(reward_model="simulated", row_tokens=ROW_TOKENS),
             rollouts=Rollouts(speeches_per_item=GROUPS),
         )
         ledger = Ledger(job, resume=False)

@@ -250,7 +250,11 @@ def id_lists(lists: Sequence[Sequence[int]]) -> pa.ListArray:
 
 def rows_of(table: pa.Table) -> list[Row]:
     """The rows of a table, with lists of int32 as `TokenIds`."""
-    lists = [field.name for field in table.schema if pa.types.is_list(field.type) and pa.types.is_int32(field.type.value_type)]
+    lists = [
+        field.name
+        for field in table.schema
+        if pa.types.is_list(field.type) and pa.types.is_int32(field.type.value_type)
+    ]
     rows: list[Row] = table.drop_columns(lists).to_pylist()
     for name in lists:
         found = (ids for chunk in table[name].chunks for ids in _ids_of(chunk))

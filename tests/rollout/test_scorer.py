@@ -72,7 +72,9 @@ def test_reference_and_pairs_keep_the_sampled_tokens(scorer, tokenizer, spelled,
     assert scored.scores[REFERENCE][0] == pytest.approx(expected, abs=1e-3)
 
     pair = PreferencePair("speech", group.prompt.token_ids, spelled, group.responses[2].token_ids)
-    trained = pairs.example_of(pairs.with_reference(pairs.row_of(pair, replace(group, scores=scored.scores)), (-1.0, -2.0)))
+    trained = pairs.example_of(
+        pairs.with_reference(pairs.row_of(pair, replace(group, scores=scored.scores)), (-1.0, -2.0))
+    )
     assert (trained.prompt_ids, trained.chosen_ids, trained.rejected_ids) == (
         group.prompt.token_ids,
         spelled,
