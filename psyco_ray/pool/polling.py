@@ -40,13 +40,13 @@ class Polling:
 
     def ready(self, refs: list[Any], timeout_s: float) -> list[Any]:
         """The references that are ready, or the next one to be ready if none is; the look ends."""
-        if not refs:
-            self._looked_s = 0.0
-            self._sleep(POLL_S)
-            return []
-        found, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        found = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
         self._looked_s = time.thread_time() - self._began
-        return found or ray.wait(refs, timeout=timeout_s)[0]
+        if not refs:
+            self._sleep(POLL_S)
+        elif not found:
+            found = ray.wait(refs, timeout=timeout_s)[0]
+        return found
 
     def rest(self) -> None:
         """Rest in proportion to the time of the look."""
