@@ -7,20 +7,22 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 
 from psyco_ray.config.errors import require_finite
 from psyco_ray.learner.batching import Computed, MicroBatch
 from psyco_ray.learner.rendezvous import Address, address_of, listen
 from psyco_ray.learner.spec import OnGpu, WorkerSpec
-from psyco_ray.models.weight_codec import DeltaTracker
+from psyco_ray.models import weight_codec
+from psyco_ray.models.weight_codec import Bucket, DeltaTracker
 from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import DeltaRef
 
 if TYPE_CHECKING:
     import torch
+
+_STORED_BYTES = 64 * 2**20  # of weights that are stored while the next ones are gathered
 
 WAY_OUT = "lower the learning rate, or look at that pair and the base model; --resume continues from the last state"
 
@@ -175,39 +177,19 @@ class LearnerWorker:
         """Put the weights into Ray's object store in the compute dtype; ranks other than 0 return nothing.
 
         Args:
-            bucket_bytes: size limit of a bucket; a larger parameter is a bucket by itself.
+            bucket_bytes: size limit of a bucket, of 64 MiB if that is less; a larger parameter is a bucket by itself.
             deltas: also store the difference from the last export with this option.
 
         Returns:
             References to buckets of ``{name: (array, dtype)}``, their digest, their bytes, and the delta if it is small
             enough to pay.
         """
-        from psyco_ray.models.weight_codec import Bucket, as_array, digest
-
         refs: list[ray.ObjectRef] = []
-        buckets: list[Bucket] = []
-        bucket: dict[str, tuple[np.ndarray, str]] = {}
-        total = filled = 0
-
-        def store() -> None:
-            refs.append(ray.put(bucket))
-            buckets.append(ray.get(refs[-1]))
-
-        for name, tensor in self._full_parameters():
-            if self.rank:
-                continue
-            array, dtype = as_array(tensor.cpu())
-            if bucket and filled + array.nbytes > bucket_bytes:
-                store()
-                bucket, filled = {}, 0
-            bucket[name] = (array, dtype)
-            filled += array.nbytes
-            total += array.nbytes
-        if bucket:
-            store()
-        weights = digest(buckets)
+        weights = weight_codec.digest(weight_codec.stored(self._buckets(bucket_bytes), refs))
+        buckets = ray.get(refs)
+        size = sum(array.nbytes for bucket in buckets for array, _ in bucket.values())
         delta = self._deltas.update(weights, buckets) if deltas and not self.rank else None
-        return refs, weights, total, delta
+        return refs, weights, size, delta
 
     def send(
         self, transport: str, actors: list[Any], version: int, workers: int, chunk_bytes: int, deadline_s: float
@@ -260,6 +242,12 @@ class LearnerWorker:
     def load_state(self, target: str) -> None:
         """Restore a training state that `save_state` wrote."""
         self._checkpoint.restore(target)
+
+    def _buckets(self, bucket_bytes: int) -> Iterator[Bucket]:
+        """Yield all weights in buckets of at most this size; none on ranks other than 0, which only take part."""
+        own = ((name, tensor) for name, tensor in self._full_parameters() if not self.rank)
+        arrays = ((name, weight_codec.as_array(tensor.cpu())) for name, tensor in own)
+        return weight_codec.in_buckets(arrays, min(bucket_bytes, _STORED_BYTES))
 
     def _full_parameters(self, all_ranks: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every parameter and persistent buffer, whole, in the compute dtype, as the base's files have them.

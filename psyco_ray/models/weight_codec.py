@@ -8,7 +8,8 @@ learning few bfloat16 weights change (0.3 % in a step at 5e-7), so a delta is ch
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +58,36 @@ def digest(buckets: Iterable[Bucket]) -> str:
         for name, (array, dtype) in bucket.items()
     )
     return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+
+
+def in_buckets(parameters: Iterable[tuple[str, tuple[np.ndarray, str]]], size_limit: int) -> Iterator[Bucket]:
+    """Yield parameters in buckets of at most so many bytes; a larger parameter is a bucket by itself."""
+    bucket: dict[str, tuple[np.ndarray, str]] = {}
+    filled = 0
+    for name, (array, dtype) in parameters:
+        if bucket and filled + array.nbytes > size_limit:
+            yield bucket
+            bucket, filled = {}, 0
+        bucket[name] = (array, dtype)
+        filled += array.nbytes
+    if bucket:
+        yield bucket
+
+
+def stored(buckets: Iterable[Bucket], refs: list[ray.ObjectRef]) -> Iterator[Bucket]:
+    """Yield buckets and put each into Ray's object store meanwhile, while the next one is made.
+
+    Args:
+        buckets: must not change afterwards.
+        refs: takes a reference to each, in order.
+    """
+    with ThreadPoolExecutor(1, "store") as storing:
+        last: list[Future[ray.ObjectRef]] = []  # one at a time, so that memory holds two buckets at most
+        for bucket in buckets:
+            refs += [future.result() for future in last]
+            last = [storing.submit(ray.put, bucket)]
+            yield bucket
+        refs += [future.result() for future in last]
 
 
 class DeltaTracker:

@@ -88,7 +88,9 @@ class Supervisor:
     def set_update(self, update: PendingUpdate) -> None:
         """Send an update to every actor before its next item, and to every new actor before its first."""
         with self._lock:
+            self.check()
             self._update = update
+            self._start_and_update()  # without the thread, which looks at an idle pool every `POLL_S`
 
     def exhausted(self, update: PendingUpdate) -> bool:
         """Whether no actor applied an update, however often actors were replaced."""
@@ -110,9 +112,7 @@ class Supervisor:
         with self._lock:
             for index in range(size):
                 self._slots.setdefault(index, Slot(index)).retiring = False
-            for index, slot in list(self._slots.items()):
-                if index < size:
-                    continue
+            for slot in [slot for slot in self._slots.values() if slot.index >= size]:
                 slot.retiring = True
                 if slot.state not in (State.BUSY, State.IDLE):
                     self._dismiss(slot)

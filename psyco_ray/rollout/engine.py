@@ -229,7 +229,7 @@ class Engine:
             texts: token ids of prompt and response.
         """
         self.weights.wake()
-        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
         whole = [{"prompt_token_ids": [*prompt, *response]} for prompt, response in texts]
         sums = []
         for (prompt, response), output in zip(texts, self._llm.generate(whole, params, use_tqdm=False), strict=True):

@@ -7,7 +7,7 @@ import pytest
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import polling, supervisor
 from psyco_ray.pool.polling import Polling
-from psyco_ray.pool.slot import Slot, State, Task
+from psyco_ray.pool.slot import PendingUpdate, Slot, State, Task
 from psyco_ray.pool.supervisor import Supervisor
 from psyco_ray.pool.work import WorkItem, WorkStream
 
@@ -102,5 +102,33 @@ def test_all_results_that_have_come_are_delivered_in_one_look(monkeypatch, ended
         watched._poll(None, slot, slot.tasks[0])
         assert [stream.out.get_nowait() for _ in range(3)] == [1, 2, 3]
         assert (slot.state, work.finished) == ((State.IDLE, True) if ended else (State.BUSY, False))
+    finally:
+        watched.close()
+
+
+class UpdatedActor:
+    """Stands in for an actor's handle."""
+
+    def __init__(self) -> None:
+        self.load = self
+        self.calls: list[tuple] = []
+
+    def remote(self, *args: object) -> str:
+        self.calls.append(args)
+        return "reply"
+
+
+def test_idle_actors_get_an_update_without_waiting_for_the_thread() -> None:
+    def load(actor: object, version: int) -> None: ...
+
+    watched = Supervisor("role", lambda _: None, 0, Deadlines(), lambda *_: None, suspended=False)
+    try:
+        with watched.locked():  # keeps the thread out
+            slot = watched._slots[0] = Slot(0)
+            slot.actor = UpdatedActor()
+            slot.enter(State.IDLE)
+            watched.set_update(PendingUpdate(load, (1,), 1, lambda _: None, 60))
+            assert (slot.state, slot.actor.calls) == (State.UPDATING, [(1,)])
+            del watched._slots[0]
     finally:
         watched.close()
