@@ -122,6 +122,7 @@ class SimulatedActor(RolloutActor):
     def ready(self) -> str:
         """Starts the engine's thread."""
         self._thread = EngineThread(SimulatedEngine)  # type: ignore[arg-type]
+        self._engine = self._thread.engine
         return self.name
 
 

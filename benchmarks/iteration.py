@@ -232,8 +232,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measures the demo's iteration on both sides."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "reward"
-        # the scripts rank cut responses like the others
+        # the scripts rank cut responses like the others, and a round of TRL knows no schedule over a run
         ours_alike = [f"run_dir={directory}/run", f"scorers.reward_model={path}", "sampling.unfinished=allow"]
+        ours_alike += ["dpo.optimizer.schedule=constant", "dpo.schedule_over=iteration"]
         overrides = [*ours_alike, *options.overrides]
         job = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml", overrides)
         base = loading.resolve(job.model)
