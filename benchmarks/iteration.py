@@ -118,11 +118,11 @@ def scripts(job: Job, reward_model: str, draws: Draws, options: argparse.Namespa
             settings["conversations"] = [prompt_messages(prompt, row["speech"]) for row in rows]
             settings["trained"] = f"{directory}/policy-{number}"
             Path(directory, "settings.json").write_text(json.dumps(settings))
-            before, start, parts = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), []
+            before, began, parts = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), []
             for stage in STAGES:
                 start, work = run_script(stage, f"{directory}/settings.json", environment_of(stage, job, options))
                 parts.append(f"{stage}: start {start:.1f} s, work {work:.1f} s")
-            wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+            wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             pair_count = len(Path(settings["pairs"]).read_text().splitlines())
             iterations.append(Iteration(len(rows), pair_count, wall, cpu))
