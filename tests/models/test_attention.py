@@ -60,6 +60,7 @@ def results(path, kernel: str, monkeypatch, packed: Packed) -> tuple[torch.Tenso
     return values.detach(), {name: parameter.grad for name, parameter in module.model.named_parameters()}
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("kernel", KERNELS[1:])
 def test_kernels_have_equal_values_and_gradients(tiny_model, monkeypatch, every_kernel, kernel: str) -> None:
     packed = pack(trees(6))
