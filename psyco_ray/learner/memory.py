@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from psyco_ray.config.resources import Learners
-from psyco_ray.models.shape import ModelShape
+from psyco_ray.models.shape import ModelShape, value_bytes
 
 REDUCE_BUCKET = 200_000_000  # gradient elements in one reduction on GPUs
 LIVE_PARAMETERS = 500_000_000  # of other ranks that ZeRO-3 has gathered at a time
@@ -52,7 +52,7 @@ def rank_memory(shape: ModelShape, settings: Learners, longest: int, ranks: int 
         ranks: number of ranks; None: `settings.actors`.
     """
     ranks = ranks or settings.actors
-    value = value_bytes(settings)
+    value = value_bytes(settings.dtype)
     gradient = 4 if accumulates_float32(settings) else value
     own = shape.parameters / ranks  # parameters whose optimizer states are here
     weights = value * (shape.parameters if settings.zero_stage < 3 else own)
@@ -72,14 +72,9 @@ def rank_memory(shape: ModelShape, settings: Learners, longest: int, ranks: int 
     return RankMemory(states, weights, largest, training)
 
 
-def value_bytes(settings: Learners) -> int:
-    """Bytes of a value in the compute dtype."""
-    return 2 if settings.dtype == "bfloat16" else 4
-
-
 def pass_bytes(shape: ModelShape, settings: Learners, longest: int) -> float:
     """Bytes of a forward and backward pass beside weights and their gradients, at its peak; `longest` as above."""
-    value, tokens = value_bytes(settings), settings.micro_batch_tokens
+    value, tokens = value_bytes(settings.dtype), settings.micro_batch_tokens
     layer = tokens * layer_values(shape) * value
     mask = tokens * longest * value
     checkpointed = settings.gradient_checkpointing
@@ -105,6 +100,6 @@ def layer_values(shape: ModelShape) -> float:
 
 def head_bytes(shape: ModelShape, settings: Learners) -> float:
     """Bytes of the output layer: logits in the compute dtype and in float32, the weight's gradient, the last norm."""
-    value = value_bytes(settings)
+    value = value_bytes(settings.dtype)
     logits = min(settings.logit_rows, settings.micro_batch_tokens) * shape.vocabulary * (value + 4)
     return logits + value * shape.hidden * (shape.vocabulary + 5 * settings.micro_batch_tokens)

@@ -78,3 +78,8 @@ def shape_in(text: Any, name: str, parameters: int) -> ModelShape:
         head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
         tied=bool(getattr(text, "tie_word_embeddings", False)),
     )
+
+
+def value_bytes(dtype: str) -> int:
+    """Bytes of a value of a compute dtype: float32, or one of 16 bits."""
+    return 4 if dtype == "float32" else 2

@@ -99,7 +99,6 @@ class Engine:
         temperature: float,
         top_p: float,
         max_tokens: int,
-        logprobs: bool = False,
     ) -> Iterator[Group]:
         """Sample responses and yield each prompt's group when its last response ends, in any order.
 
@@ -107,7 +106,7 @@ class Engine:
         those of `add`.
         """
         self._abort_all()
-        added = self.add(prompts, responses, temperature, top_p, max_tokens, logprobs)
+        added = self.add(prompts, responses, temperature, top_p, max_tokens)
         try:
             while self.busy:
                 yield from (group for _, group in self.step())

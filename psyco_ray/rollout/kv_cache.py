@@ -13,7 +13,7 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
-from psyco_ray.models.shape import ModelShape, shape_in
+from psyco_ray.models.shape import ModelShape, shape_in, value_bytes
 
 SPARE_SHARE = 0.1  # of an engine's part of a GPU, left for what is not calculated
 _BATCHED_TOKENS = 16384  # of a prefill step, vLLM's default on a GPU
@@ -53,7 +53,7 @@ def sized(settings: Rollouts, model: Path, text_config: Any, shared: bool) -> Ro
 
 def weight_bytes(shape: ModelShape, settings: Rollouts) -> float:
     """Bytes of the weights on each GPU of an engine."""
-    return shape.parameters * (4 if settings.dtype == "float32" else 2) / settings.tensor_parallel
+    return shape.parameters * value_bytes(settings.dtype) / settings.tensor_parallel
 
 
 def graph_bytes(settings: Rollouts) -> float:
@@ -63,7 +63,7 @@ def graph_bytes(settings: Rollouts) -> float:
 
 def working_bytes(shape: ModelShape, settings: Rollouts) -> float:
     """Bytes on each GPU of an engine beside weights, cache and graphs: activations of a prefill step, and logits."""
-    value = 4 if settings.dtype == "float32" else 2
+    value = value_bytes(settings.dtype)
     tokens = max(_BATCHED_TOKENS, settings.max_model_len)
     layer = 3 * shape.intermediate / settings.tensor_parallel + 6 * shape.hidden
     # logits in the compute dtype, in float32, and their log-softmax
@@ -73,11 +73,7 @@ def working_bytes(shape: ModelShape, settings: Rollouts) -> float:
 
 def token_bytes(shape: ModelShape, settings: Rollouts) -> float:
     """Bytes of a token in the cache, on each GPU of an engine."""
-    return (
-        shape.kv_token_values
-        * (4 if settings.dtype == "float32" else 2)
-        / min(settings.tensor_parallel, shape.kv_heads)
-    )
+    return shape.kv_token_values * value_bytes(settings.dtype) / min(settings.tensor_parallel, shape.kv_heads)
 
 
 def cache_bytes(shape: ModelShape, settings: Rollouts, free: float, total: float, shared: bool = False) -> float:

@@ -15,7 +15,7 @@ from psyco_ray.cli.plan.cost_model import reward_models
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Job
 from psyco_ray.learner.memory import rank_memory
-from psyco_ray.models.shape import SHAPES, ModelShape, shape_of
+from psyco_ray.models.shape import SHAPES, ModelShape, shape_of, value_bytes
 from psyco_ray.rollout import kv_cache
 
 MOMENTS = ("train", "sync", "sample")
@@ -177,7 +177,7 @@ def scorer_parts(job: Job, shape: ModelShape) -> Parts:
     shapes = [reward_model_shape(name, shape) for name in reward_models(job)]
     if job.dpo.reference == "base":
         shapes.append(shape)
-    value = 4 if job.scorers.dtype == "float32" else 2
+    value = value_bytes(job.scorers.dtype)
     widest = max(shapes, key=lambda each: each.hidden)
     layer = job.scorers.row_tokens * (3 * widest.intermediate + 10 * widest.hidden) * value
     logits = _LOGIT_ROWS * shape.vocabulary * (value + 4) if job.dpo.reference == "base" else 0
