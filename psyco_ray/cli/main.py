@@ -43,7 +43,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
             options.overrides += rest
         if hasattr(options, "address") and not (options.address or os.environ.get("RAY_ADDRESS")):
             ray_session.prepare_local()
-        return options.run(job, options)
+        with preemption.unmasked():
+            return options.run(job, options)
     except preemption.Preempted:
         _say("stopped")
         return RESUMABLE

@@ -46,7 +46,8 @@ def run_session(directory: RunDirectory, continues: str) -> Iterator[None]:
 
     try:
         try:
-            yield
+            with preemption.unmasked():
+                yield
         finally:
             ray.shutdown()
     except preemption.Preempted:

@@ -83,7 +83,7 @@ def submit(job: Job, options: argparse.Namespace) -> int:
         client, job_id = _send(line, options.address, staging, variables, options.driver_cpus)
     print(f"submitted as {job_id}; use that name with ray job logs --follow, status and stop", flush=True)
     try:
-        with _client_errors(options.address):
+        with preemption.unmasked(), _client_errors(options.address):
             return _follow(client, job_id) if options.follow else 0
     except preemption.Preempted:  # RESUMABLE would say that the job was stopped
         print(f"psyco-ray: job {job_id} goes on; its log is shown no longer", file=sys.stderr)

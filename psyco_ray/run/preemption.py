@@ -73,6 +73,27 @@ def deferred() -> Iterator[None]:
     check()
 
 
+@contextlib.contextmanager
+def unmasked() -> Iterator[None]:
+    """A context that a stop leaves as `Preempted`, where C code has made it the cause of another error.
+
+    A signal handler runs inside C calls too. ``ray.wait`` then returns a result with an exception set, which Python
+    turns into a SystemError.
+
+    Raises:
+        Preempted: in place of an error that it has caused.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__  # not __context__: an error of the stop itself, such as a full disk, is its own
+        while cause is not None and not isinstance(cause, Preempted):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise Preempted from error
+
+
 def requested() -> bool:
     """Whether a signal has asked for a stop."""
     return _requested_at is not None

@@ -59,8 +59,9 @@ def train_reward(jobs: dict[str, Job], ledger: Ledger, telemetry: Telemetry) -> 
             mixture = mix(reward.mixture, job.data, job.seed, reward.half, reward.dev_pairs, job.sampling.unfinished)
             trainers.append(RewardTrainer(name, job, mixture, ledger, telemetry))
         running = [pool.submit(trainer.run) for trainer in trainers]
-        for future in concurrent.futures.as_completed(running):
-            future.result()
+        with preemption.unmasked():
+            for future in concurrent.futures.as_completed(running):
+                future.result()
     except preemption.Preempted:
         preemption.settle()  # each trainer writes its state
         raise

@@ -111,6 +111,39 @@ def test_every_command_ends_like_a_run(work, arguments, hint, tmp_path, monkeypa
     assert found.stderr.startswith(f"psyco-ray: stopped{hint}")
 
 
+def met_in_c_code(*_: object) -> None:
+    """As Python does where C code returns a result although a signal handler has raised."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except preemption.Preempted as stop:
+        raise SystemError("<cyfunction CoreWorker.wait> returned a result with an exception set") from stop
+
+
+@pytest.mark.parametrize(
+    ("work", "command", "hint"),
+    [
+        ("evaluate.policies.evaluate", ["evaluate-policy", "evaluate-policy-laptop.yaml"], "; answers are kept"),
+        ("cli.plan.command.plan", ["plan", "demo.yaml"], "\n"),
+    ],
+)
+def test_a_signal_in_c_code_is_a_stop(work, command, hint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(f"psyco_ray.{work}", met_in_c_code)
+    found = here(command[0], JOBS / command[1], f"run_dir={tmp_path / 'run'}")
+    assert found.returncode == 75
+    assert found.stderr.startswith(f"psyco-ray: stopped{hint}")
+
+
+def test_an_error_of_the_stop_itself_is_no_stop() -> None:
+    def stopped() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"), preemption.stop_on_signals(), preemption.unmasked():
+        stopped()
+
+
 def test_a_signal_that_ends_ray_too_is_a_stop(tmp_path, monkeypatch) -> None:
     def evaluate(*_: object) -> None:
         with preemption.deferred():
