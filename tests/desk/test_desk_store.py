@@ -39,7 +39,7 @@ def test_other_directories_and_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "desk", create=True)
-    with pytest.raises(RuntimeError), store.transaction() as db:
-        db.execute("INSERT INTO logins VALUES('a', 'b', 1)")
-        raise RuntimeError
+    row = ("name", "address", 1.0)
+    with pytest.raises(sqlite3.IntegrityError), store.transaction() as db:
+        db.executemany("INSERT INTO logins VALUES(?, ?, ?)", [row, (None, *row[1:])])
     assert store.read().execute("SELECT count(*) FROM logins").fetchone()[0] == 0
