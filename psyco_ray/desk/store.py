@@ -209,7 +209,11 @@ class Store:
 def item_of(row: sqlite3.Row) -> Item:
     """The item in a row of `items`."""
     return Item(
-        *(row[name] for name in ("id", "kind", "source", "speech_id", "speech")),
+        id=row["id"],
+        kind=row["kind"],
+        source=row["source"],
+        speech_id=row["speech_id"],
+        speech=row["speech"],
         responses=tuple(json.loads(row["responses"])),
         crisis=tuple(json.loads(row["crisis"])),
         facts=json.loads(row["facts"]),
