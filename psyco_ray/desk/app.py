@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from psyco_ray.desk import pages, queue, routes_account, routes_lead, routes_review, routes_work, security
+from psyco_ray.desk import overview, pages, queue, routes_account, routes_lead, routes_review, routes_work, security
 from psyco_ray.desk.store import Store
 
 STATIC = Path(__file__).parent / "static"
@@ -39,9 +39,9 @@ def create_app(store: Store, hosts: Sequence[str], secure: bool) -> FastAPI:
     app.state.store = store
     app.state.secure = secure
     app.state.templates = pages.templates()
-    for routes in (routes_account.router, routes_work.router, routes_review.router):
+    app.state.figures = overview.Figures(store)
+    for routes in (routes_account.router, routes_work.router, routes_review.router, routes_lead.router):
         app.include_router(routes)
-    app.include_router(routes_lead.router(app.state.templates))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_api_route("/healthz", _healthy)
     app.add_exception_handler(security.NotLoggedInError, _to_login)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from psyco_ray.config.prompts import PRINCIPLES, PromptsFile
 from psyco_ray.desk import security
+from psyco_ray.report import render as report
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+_FILTERS = ("decimal", "decimal_interval", "percent", "percent_interval", "thousands")
 
 
 def templates() -> Jinja2Templates:
@@ -26,6 +30,7 @@ def templates() -> Jinja2Templates:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {name: getattr(report, name) for name in _FILTERS} | {"moment": moment}
     return Jinja2Templates(env=environment, context_processors=[_context])
 
 
@@ -38,6 +43,16 @@ def render(request: Request, name: str, values: Mapping[str, Any] | None = None,
 def wants_json(request: Request) -> bool:
     """Whether a script asks, not a person's browser."""
     return "application/json" in request.headers.get("accept", "")
+
+
+def moment(seconds: float) -> str:
+    """A time as a page shows it, in UTC.
+
+    Example:
+        >>> moment(0)
+        '1970-01-01 00:00'
+    """
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
 
 
 @cache
