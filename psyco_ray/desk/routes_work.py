@@ -268,4 +268,4 @@ def _choices(kind: str, responses: int, ties: bool) -> dict[str, Any]:
 
 
 def _choice(value: str, title: str, *keys: str) -> dict[str, Any]:
-    return {"value": value, "title": title, "keys": keys}
+    return {"value": value, "title": title, "by": keys}

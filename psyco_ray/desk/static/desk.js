@@ -72,7 +72,7 @@ class Saver {
       if (login) await renew(this.form).catch(() => {});
     }
     const time = new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-    this.say(this.complete ? `Saved ${time}. Enter goes on.` : `Saved ${time}, not complete yet.`);
+    this.say(this.complete ? `Saved ${time}, complete.` : `Saved ${time}, not complete yet.`);
     return true;
   }
 
@@ -157,7 +157,7 @@ function draw(place, pieces) {
     const name = document.createElement("span");
     name.className = "hidden-text";
     name.textContent = kind === "insert" ? "added: " : "removed: ";
-    element.append(name, text);
+    element.append(name, text.replaceAll("\n", "¶\n"));
     return element;
   }));
 }
