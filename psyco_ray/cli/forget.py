@@ -23,7 +23,7 @@ def add(subparsers: Any) -> None:
         subparsers,
         "forget",
         forget,
-        "remove a client from runs, datasets, evaluations, exports and caches",
+        "remove a client from runs, datasets, evaluations, desks, exports and caches",
         "psyco-ray forget runs/data runs/psyco-3b --text-file withdrawn.txt",
     )
     command.add_argument("directories", nargs="+", metavar="RUN", help="a run directory, or one of exports")
@@ -43,6 +43,7 @@ def forget(_: None, options: argparse.Namespace) -> int:
     from psyco_ray.data import forget as forgetting
     from psyco_ray.data.forget_seen import seen
     from psyco_ray.data.traces import Traces
+    from psyco_ray.desk import forget as desks
     from psyco_ray.run import storage
     from psyco_ray.run.directory import RunDirectory
     from psyco_ray.run.remote import is_remote
@@ -64,11 +65,13 @@ def forget(_: None, options: argparse.Namespace) -> int:
         roots = [directory.root for directory in directories]
         roots += [cache for cache in [storage.cache_dir()] if cache.is_dir()]
         for root in roots:
+            desks.learn(root, traces)
             forgetting.learn(root, traces)
         targets = {str(directory.root): directory.run_dir for directory in directories}
         outcomes = {str(root): seen(root, traces, targets.get(str(root))) for root in roots}
         said = Traces(set(traces.ids), dict(traces.needles))
         for root in roots:
+            desks.remove(root, traces, said, outcomes[str(root)])
             forgetting.remove_rows(root, traces, said, outcomes[str(root)])
         for root in roots:
             forgetting.remove_words(root, traces, said, outcomes[str(root)])

@@ -8,14 +8,14 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from psyco_ray.cli import compare, config, data, evaluate, experts, forget, init, sample, status, submit, train
+from psyco_ray.cli import compare, config, data, desk, evaluate, experts, forget, init, sample, status, submit, train
 from psyco_ray.cli.plan import command as plan
 from psyco_ray.cli.session import StoppedError, unwrapped
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import INPUT_ERROR, RESUMABLE, InputError
 from psyco_ray.run import disk_errors, logs, preemption, ray_session
 
-_COMMANDS = (train, plan, init, config, submit, status, sample, data, evaluate, compare, experts, forget)
+_COMMANDS = (train, plan, init, config, submit, status, sample, data, evaluate, compare, experts, desk, forget)
 
 
 def main(arguments: list[str] | None = None) -> int:

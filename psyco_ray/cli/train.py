@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
+import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psyco_ray.cli.arguments import add_command, add_job
@@ -12,6 +16,7 @@ from psyco_ray.cli.session import RESUME, run_session
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run import ray_session, storage
+from psyco_ray.run.remote import is_remote
 from psyco_ray.run.startup import gc_paused
 
 if TYPE_CHECKING:
@@ -96,8 +101,18 @@ def demo(job: Job, options: argparse.Namespace) -> int:
         train({name: _with(job, "reward", half=half) for half, name in names.items()}, ledger, telemetry)
         paths = {half: ledger.place(name) for half, name in names.items()}
         _iterate(_with(job, "scorers", reward_model=paths["a"], heldout_model=paths["b"]), ledger, telemetry)
+        if not is_remote(job.run_dir):
+            print(f"to review its answers in a browser: {_desk_command(job.run_dir)}")
 
     return _in_run(job, options, work, lambda ledger, changes: _check_reward_pairs(job, ledger, "reward-a", changes))
+
+
+def _desk_command(run_dir: str) -> str:
+    """The command line that serves a run's answers at a desk beside it."""
+    called = Path(sys.argv[0])  # as this command was called, where a shell would not find it by its name
+    program = sys.argv[0] if called.name == "psyco-ray" and shutil.which("psyco-ray") is None else "psyco-ray"
+    directory = str(storage.local_path(run_dir))
+    return shlex.join([program, "desk", "serve", f"{directory.rstrip('/')}-desk", "--from", directory])
 
 
 def _check_reward_pairs(job: Job, ledger: Ledger, name: str, changes: Changes) -> None:

@@ -68,7 +68,7 @@ def check(name: str, changes: Changes, digest: str | None = None) -> None:
     if digest is not None and name != "sample" and not name.startswith(HUB) and not locate(name)[0].exists():
         _log.warning(f"pairs file {name} is gone; the run goes on where it does not read it again")
         return
-    file = _opened(name)
+    file = opened(name)
     shape_of(name, file)
     if digest is not None and name != "sample" and digest != file.digest():
         changes.found(f"pairs file {name} has changed since this run read it")
@@ -88,7 +88,7 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
         InputError: the file is invalid, has no known format, has a column that changes the question and is not read,
             names an unknown split, says neither true nor false whether a response is finished, or has no usable pair.
     """
-    file = _opened(name)
+    file = opened(name)
     shape = shape_of(name, file)
     kept: list[pa.Table] = []
     batch: list[Row] = []
@@ -117,7 +117,12 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
     return Comparisons(usable, dict(left_out.most_common()), file.digest())
 
 
-def _opened(name: str) -> RecordFile:
+def opened(name: str) -> RecordFile:
+    """The rows of a file that is named as in `read`.
+
+    Raises:
+        InputError: the file cannot be opened or downloaded.
+    """
     return open_records(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
 
 

@@ -2,8 +2,8 @@
 
 The responses are the fields that share a name and differ in a number or letter at its end (`response-1`, `response-2`;
 `answer_a`, `answer_b`; `left`, `right`). The prompt is the field of a usual name, or the only other one. All submitted
-answers of the annotators count: their mean rank, else their choices, else their mean rating decides, and the best
-response is paired with the worst one.
+answers of the annotators count, of a question `overall` alone where there is one: their mean rank, else their choices,
+else their mean rating decides, and the best response is paired with the worst one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _PROMPTS = ("prompt", "instruction", "question", "query", "input", "conversation
 _ANSWER_KEYS = {"value", "status"}  # of an answer in the columns of Argilla 1
 _FLAT = ".responses"  # ends the columns of answers of Argilla 2
 _PLACES = {"left": 0, "first": 0, "right": 1, "second": 1}
+_OVERALL = ("overall", "overall preference")  # beside such a question others are about single aspects
 _TIES = ("tie", "both", "equal", "neither", "none", "same")
 _MINIMAL = ("annotation_id", "annotator", "lead_time")  # columns of Label Studio's flat exports
 
@@ -53,10 +54,10 @@ def _nested_answers(responses: Any) -> Iterator[tuple[str, Any]]:
     """Question and answer: of a list of annotators (Argilla 1), or of a dict of questions (Argilla 2)."""
     if isinstance(responses, dict):
         for question, answers in responses.items():
-            yield from ((question, answer.get("value")) for answer in _dicts(answers) if _is_submitted(answer))
-    for annotator in _dicts(responses):
+            yield from ((question, answer.get("value")) for answer in dicts(answers) if is_submitted(answer))
+    for annotator in dicts(responses):
         values = annotator.get("values")
-        if _is_submitted(annotator) and isinstance(values, dict):
+        if is_submitted(annotator) and isinstance(values, dict):
             yield from ((name, value.get("value")) for name, value in values.items() if isinstance(value, dict))
 
 
@@ -68,11 +69,11 @@ def _flat_answers(cells: Row) -> Iterator[tuple[str, Any]]:
             yield from (
                 (name.removesuffix(_FLAT), answer)
                 for answer, status in zip(value, states, strict=False)
-                if _is_submitted({"status": status})
+                if is_submitted({"status": status})
             )
         elif _is_answers(value):
-            answers = _dicts(_objects(value) if isinstance(value, dict) else value)
-            yield from ((name, answer.get("value")) for answer in answers if _is_submitted(answer))
+            answers = dicts(_objects(value) if isinstance(value, dict) else value)
+            yield from ((name, answer.get("value")) for answer in answers if is_submitted(answer))
 
 
 def is_label_studio(cells: Row) -> bool:
@@ -84,17 +85,17 @@ def is_label_studio(cells: Row) -> bool:
 def label_studio(cells: Row) -> list[Row]:
     """The pair of a task of Label Studio; annotations that were skipped do not count."""
     if not isinstance(cells.get("data"), dict):
-        return _pair(cells, [(name, _unwrapped(value)) for name, value in cells.items()], strict=False)
+        return _pair(cells, [(name, unwrapped(value)) for name, value in cells.items()], strict=False)
     answers = []
-    for annotation in _dicts(cells.get("annotations") or cells.get("completions")):
+    for annotation in dicts(cells.get("annotations") or cells.get("completions")):
         if not annotation.get("was_cancelled"):
-            for result in _dicts(annotation.get("result")):
+            for result in dicts(annotation.get("result")):
                 question = result.get("to_name") if result.get("type") == "rating" else result.get("from_name")
-                answers.append((str(question), _unwrapped(result.get("value"))))
+                answers.append((str(question), unwrapped(result.get("value"))))
     return _pair(cells["data"], answers)
 
 
-def _unwrapped(value: Any) -> Any:
+def unwrapped(value: Any) -> Any:
     """What an annotator chose: `{"selected": "left"}`, `{"choices": ["Response 1"]}`, `{"rating": 4}`, or itself."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
@@ -118,16 +119,28 @@ def _pair(fields: Mapping[str, Any], answers: Iterable[tuple[str, Any]], strict:
     names = responses_of(fields)
     if len(names) < 2:
         raise UnusablePairError("no two fields whose names differ in a number or letter at the end")
-    prompt = _prompt_of([name for name in fields if name not in names], strict)
+    prompt = prompt_of([name for name in fields if name not in names], strict)
     if field := filled(fields, UNREAD - {prompt}):
         raise UnusablePairError(f"a field {field} beside the prompt, which is not read")
-    ballots = [ballot for question, value in answers if (ballot := _ballot(question, value, names))]
-    if not ballots:
+    counted = ballots_of(answers, names)
+    if not counted:
         raise UnusablePairError("no answer that compares the responses")
-    kind = min(kind for kind, _ in ballots)
-    counted = [ballot for own, ballot in ballots if own == kind]
     chosen, rejected = extremes([(fields[name], _mean(name, counted)) for name in names])
     return [answered(fields[prompt], chosen, rejected, system_of(fields))]
+
+
+def ballots_of(answers: Iterable[tuple[str, Any]], names: list[str]) -> list[Ballot]:
+    """The scores of responses in the answers that count.
+
+    Args:
+        answers: questions and what annotators answered.
+        names: fields of the responses.
+    """
+    cast = [(question, ballot) for question, value in answers if (ballot := _ballot(question, value, names))]
+    overall = [ballot for question, ballot in cast if re.sub(r"[\W_]+", " ", question.casefold()).strip() in _OVERALL]
+    ballots = overall or [ballot for _, ballot in cast]
+    kind = min((kind for kind, _ in ballots), default=0)
+    return [ballot for own, ballot in ballots if own == kind]
 
 
 def responses_of(fields: Mapping[str, Any]) -> list[str]:
@@ -142,7 +155,16 @@ def responses_of(fields: Mapping[str, Any]) -> list[str]:
     return [largest[ending] for ending in sorted(largest, key=lambda ending: (len(ending), ending))]
 
 
-def _prompt_of(names: list[str], strict: bool) -> str:
+def prompt_of(names: list[str], strict: bool = True) -> str:
+    """The field of the prompt.
+
+    Args:
+        names: of the fields that hold no response.
+        strict: whether these are texts alone, so that the only one is the prompt.
+
+    Raises:
+        UnusablePairError: no field is known to be it.
+    """
     usual = [name for candidate in _PROMPTS for name in names if name.casefold() == candidate]
     if usual:
         return usual[0]
@@ -217,7 +239,8 @@ def _is_answers(value: Any) -> bool:
     return isinstance(first, dict) and first.keys() >= _ANSWER_KEYS
 
 
-def _is_submitted(answer: Mapping[str, Any]) -> bool:
+def is_submitted(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer of Argilla counts: no draft, and not discarded."""
     return answer.get("status") in (None, "submitted")
 
 
@@ -227,5 +250,6 @@ def _objects(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(lists, values, strict=True)) for values in zip(*columns, strict=False)]
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
+def dicts(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; of another value none."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
