@@ -1,4 +1,4 @@
-"""Argilla's records: the directory that its ``Dataset.from_disk`` reads, and what ``to_disk`` and older versions write."""
+"""Argilla's records: the directory that its ``Dataset.from_disk`` reads, and what its exports hold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(out: Path, kind: str, entries: Sequence[Entry], settings: Desk) -> Pat
         settings: of the desk.
     """
     responses = max(len(entry.responses) for entry in entries)
-    asked = questions.questions(kind, settings, responses)
+    asked = questions.form_of(kind, settings, responses)
     dataset = {"name": f"desk-{kind}", "status": "ready", "allow_extra_metadata": True}
     storage.write_text(out / RECORDS, json.dumps([_record(kind, entry) for entry in entries], indent=1) + "\n")
     storage.write_text(out / ".argilla" / "settings.json", json.dumps(_settings(asked, responses), indent=1) + "\n")
@@ -74,9 +74,7 @@ def _record(kind: str, one: Entry) -> dict[str, Any]:
     answers: dict[str, list[dict[str, Any]]] = {}
     for vote in one.votes:
         for question, value in questions.values_of(kind, vote.answer).items():
-            answers.setdefault(question, []).append(
-                {"value": value, "user_id": vote.annotator, "status": "submitted"}
-            )
+            answers.setdefault(question, []).append({"value": value, "user_id": vote.annotator, "status": "submitted"})
     return {
         "id": one.item_id,
         "fields": {_PROMPT: one.speech} | {f"response-{n}": text for n, text in enumerate(one.responses, start=1)},
@@ -102,7 +100,12 @@ def _settings(asked: Sequence[questions.Question], responses: int) -> dict[str, 
             for question in asked
         ],
         "fields": [
-            {"name": name, "title": name.capitalize(), "required": True, "settings": {"type": "text", "use_markdown": False}}
+            {
+                "name": name,
+                "title": name.capitalize(),
+                "required": True,
+                "settings": {"type": "text", "use_markdown": False},
+            }
             for name in fields
         ],
         "vectors": [],

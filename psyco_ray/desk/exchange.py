@@ -1,8 +1,8 @@
 """Items and judgements to and from other annotation tools.
 
-A tool shows the responses of a pair in an order that a hash of the item decides, so it is as blind as the desk. People are
-ids without names on both ways. What comes back finds its item by the id and the texts; an item that the desk does not
-know is added.
+A tool shows the responses of a pair in an order that a hash of the item decides, so it is as blind as the desk. People
+are ids without names on both ways. What comes back finds its item by the id and the texts; an item that the desk does
+not know is added.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def read(store: Store, path: Path, tool: str) -> str:
     left_out: Counter[str] = Counter()
     votes: list[tuple[Item, Vote, bool]] = []
     records = 0
-    for records, cells in enumerate(_rows(reader.file_of(path)), start=1):
+    for cells in _rows(reader.file_of(path)):
+        records += 1
         try:
             entry = reader.entry(cells)
             item, swapped = _item_of(entry, items, path.name)

@@ -44,8 +44,8 @@ def learn(root: Path, traces: Traces) -> None:
 def remove(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
     """Remove a client's items with all that people said of them; no byte of these stays in the database's files.
 
-    Words of the client in comments and reasons about other items are masked. The audit keeps its lines without the items'
-    ids, and gets one that counts what was removed.
+    Words of the client in comments and reasons about other items are masked. The audit keeps its lines without the
+    items' ids, and gets one that counts what was removed.
 
     Args:
         root: directory of a desk; others are left as they are.

@@ -29,7 +29,7 @@ def write(out: Path, kind: str, entries: Sequence[Entry], settings: Desk) -> Pat
         settings: of the desk.
     """
     responses = max(len(entry.responses) for entry in entries)
-    asked = questions.questions(kind, settings, responses)
+    asked = questions.form_of(kind, settings, responses)
     tasks = [_task(number, kind, entry, asked) for number, entry in enumerate(entries, start=1)]
     storage.write_text(out / "tasks.json", json.dumps(tasks, indent=1) + "\n")
     storage.write_text(out / "config.xml", _config(asked, responses))
@@ -61,7 +61,9 @@ def entry(cells: Mapping[str, Any]) -> Entry:
         if answer is not None:
             seconds = annotation.get("lead_time")
             votes.append(
-                Vote(_annotator(annotation, number), answer, float(seconds) if isinstance(seconds, int | float) else 0.0)
+                Vote(
+                    _annotator(annotation, number), answer, float(seconds) if isinstance(seconds, int | float) else 0.0
+                )
             )
     return Entry(
         item_id=data.get("item") if isinstance(data.get("item"), str) else None,
@@ -74,7 +76,13 @@ def entry(cells: Mapping[str, Any]) -> Entry:
 
 
 def _task(number: int, kind: str, one: Entry, asked: Sequence[questions.Question]) -> dict[str, Any]:
-    data = {"item": one.item_id, "kind": kind, "split": one.split, "crisis": ", ".join(one.crisis), "speech": one.speech}
+    data = {
+        "item": one.item_id,
+        "kind": kind,
+        "split": one.split,
+        "crisis": ", ".join(one.crisis),
+        "speech": one.speech,
+    }
     by_name = {question.name: question for question in asked}
     annotations = [
         {
@@ -83,7 +91,9 @@ def _task(number: int, kind: str, one: Entry, asked: Sequence[questions.Question
             "ground_truth": False,
             "lead_time": vote.seconds,
             "result": [
-                _result(by_name[name], value) for name, value in questions.values_of(kind, vote.answer).items() if name in by_name
+                _result(by_name[name], value)
+                for name, value in questions.values_of(kind, vote.answer).items()
+                if name in by_name
             ],
         }
         for vote in one.votes

@@ -35,7 +35,7 @@ class Question:
     about: int | None = None
 
 
-def questions(kind: str, settings: Desk, responses: int) -> list[Question]:
+def form_of(kind: str, settings: Desk, responses: int) -> list[Question]:
     """The form of a kind of item.
 
     Args:
@@ -44,7 +44,11 @@ def questions(kind: str, settings: Desk, responses: int) -> list[Question]:
         responses: of an item.
     """
     if kind == "draft":
-        first = [Question("decision", "choice", DECISIONS, required=True), Question("edit", "text"), Question("reasons", "text")]
+        first = [
+            Question("decision", "choice", DECISIONS, required=True),
+            Question("edit", "text"),
+            Question("reasons", "text"),
+        ]
     elif kind == "scores":
         numbers = range(1, responses + 1)
         first = [Question(f"{name}-{n}", "rating", required=True, about=n) for n in numbers for name in PRINCIPLES]
@@ -100,7 +104,12 @@ def answer_of(kind: str, values: Sequence[tuple[str, Any]], names: list[str]) ->
     if overall is None:
         return None
     principles = dict(_principles(values, names))
-    return {"overall": overall, "principles": principles, "confidence": _points(by_question.get("confidence")), **comment}
+    return {
+        "overall": overall,
+        "principles": principles,
+        "confidence": _points(by_question.get("confidence")),
+        **comment,
+    }
 
 
 def _principles(values: Sequence[tuple[str, Any]], names: list[str]) -> Iterator[tuple[str, int]]:

@@ -126,12 +126,19 @@ def opened(directory: Path, seed: int | None, overlap: str | None) -> Store:
     given = {"seed": seed, "overlap": yaml.safe_load(overlap) if overlap else None}
     changed = {name: value for name, value in given.items() if value is not None}
     settings = job_file.parse(Desk, before.model_dump(mode="json") | changed, "the command line")
-    if settings.seed != before.seed and (directory / "desk.db").exists():
-        if Store.open(directory).read().execute("SELECT 1 FROM assignments").fetchone():
-            raise InputError(f"desk {directory} has the seed {before.seed}, by which people have their items; leave out --seed")
+    if settings.seed != before.seed and _has_begun(directory):
+        raise InputError(
+            f"desk {directory} has the seed {before.seed}, by which people have their items; leave out --seed"
+        )
     if settings != before or not file.exists():
         storage.write_text(file, job_file.dump(settings))
     return Store.open(directory, create=True)
+
+
+def _has_begun(directory: Path) -> bool:
+    """Whether somebody has an item."""
+    exists = (directory / "desk.db").exists()
+    return exists and Store.open(directory).read().execute("SELECT 1 FROM assignments").fetchone() is not None
 
 
 def serve(store: Store, listening: Listening) -> None:
@@ -160,7 +167,6 @@ def serve(store: Store, listening: Listening) -> None:
             ssl_certfile=listening.tls_cert,
             ssl_keyfile=listening.tls_key,
             timeout_graceful_shutdown=_CLOSE_S,
-            lifespan="off",
         )
         server = _Server(config, store, url)
         with preemption.deferred():
@@ -206,7 +212,9 @@ def _bound(listening: Listening) -> Iterator[socket.socket]:
         )[0]
         bound = socket.socket(family, kind, protocol)
     except (OSError, OverflowError) as error:
-        raise InputError(f"--host {listening.host} --port {listening.port} is no address: {error}; give another") from None
+        raise InputError(
+            f"--host {listening.host} --port {listening.port} is no address: {error}; give another"
+        ) from None
     with bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -214,7 +222,7 @@ def _bound(listening: Listening) -> Iterator[socket.socket]:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"the desk cannot listen on {listening.host}, port {listening.port}: {reason}; choose another --port or "
-                "--host"
+                f"the desk cannot listen on {listening.host}, port {listening.port}: {reason}; choose another --port "
+                "or --host"
             ) from None
         yield bound

@@ -43,7 +43,9 @@ def candidates(source: str) -> Iterator[Candidate]:
                 labels={"overall": 1} | _principle_labels(row),
                 labels_by="the file",
                 ratings=ratings,
-                models=[own.get(f"{side}_model") for side in _SIDES] if any(own.get(f"{s}_model") for s in _SIDES) else None,
+                models=[own.get(f"{side}_model") for side in _SIDES]
+                if any(own.get(f"{s}_model") for s in _SIDES)
+                else None,
                 finished=None if row["chosen_finished"] is None else [row["chosen_finished"], row["rejected_finished"]],
                 topic=own.get("topic"),
                 coarse_topic=row["topic"],

@@ -52,11 +52,13 @@ def candidates(path: Path, split: str, pairs: bool) -> Iterator[Candidate]:
     job = run_files.read_settings(root)
     iteration = run_files.best_of(root)["iteration"] if named is None else named
     columns = ["speech_id", "speech", "topic"]
-    speeches = {row["speech_id"]: row for row in records.read_table(root / "speeches.parquet", _AGAIN, columns).to_pylist()}
+    speeches = {
+        row["speech_id"]: row for row in records.read_table(root / "speeches.parquet", _AGAIN, columns).to_pylist()
+    }
     if pairs and iteration == 0:
         raise InputError(
-            f"the policy of {path} is its base model, so there are no two models to compare; name another iteration, such "
-            f"as {root / 'iteration-001'}"
+            f"the policy of {path} is its base model, so there are no two models to compare; name another iteration, "
+            f"such as {root / 'iteration-001'}"
         )
     answers = _held_out if split == "dev" else _trained_on
     shared = {"run": root.name, "split": split}
@@ -81,7 +83,9 @@ _Answers = Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]
 def _held_out(root: Path, job: Mapping[str, Any], iteration: int, pairs: bool) -> _Answers:
     ours = _answers(root, iteration)
     record = run_files.read_object(root / f"{stage(iteration, 'evaluate')}.json")
-    theirs, base = ({}, {}) if not pairs else (_answers(root, 0), run_files.read_object(root / f"{stage(0, 'evaluate')}.json"))
+    theirs, base = (
+        ({}, {}) if not pairs else (_answers(root, 0), run_files.read_object(root / f"{stage(0, 'evaluate')}.json"))
+    )
     for key, own in sorted(ours.items()):
         rows = [own] if not pairs else [own, theirs[key]] if key in theirs else []
         texts = tuple(row["response"].strip() for row in rows)
@@ -122,7 +126,9 @@ def _labels(record: Mapping[str, Any], base: Mapping[str, Any], key: str) -> dic
 def _trained_on(root: Path, job: Mapping[str, Any], iteration: int, pairs: bool) -> _Answers:
     path = root / f"{stage(max(iteration, 1), 'pairs')}.parquet"
     if not path.exists():
-        raise InputError(f"{path} does not exist, so iteration {iteration} has no pairs; name an iteration that has trained")
+        raise InputError(
+            f"{path} does not exist, so iteration {iteration} has no pairs; name an iteration that has trained"
+        )
     columns = ["speech_id", "chosen", "rejected", "chosen_finished", "rejected_finished", "policy_version"]
     for row in records.read_table(path, _AGAIN, columns).to_pylist():
         texts = tuple(row[side].strip() for side in ("chosen", "rejected"))[: 2 if pairs else 1]

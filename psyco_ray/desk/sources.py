@@ -2,10 +2,10 @@
 
 The `facts` of an item are never shown before it is judged:
 
-- `labels`: what a judge or a dataset says, 1 for the first response, -1 for the second, 0 for neither, by `overall` and
-  principle; `labels_by`: who says so.
-- `ratings`: 1 to 5 by principle, of each response; `models`: what wrote each response; `finished`: whether each ended by
-  itself.
+- `labels`: what a judge or a dataset says, by `overall` and principle: 1 for the first response, -1 for the second, 0
+  for neither; `labels_by`: who says so.
+- `ratings`: 1 to 5 by principle, of each response; `models`: what wrote each response; `finished`: whether each ended
+  by itself.
 - `split` (train, dev or test), `topic`, `coarse_topic`, `pair_id`, `run`, `iteration`, `policy`, `variant`, `screened`.
 - `form` and `asked` of a pair whose question is no client speech, as in COMPARISONS.
 """
@@ -144,7 +144,9 @@ def _candidates(kind: str, source: str, task: Task, split: Split) -> Iterator[Ca
         yield from source_runs.candidates(storage.local_path(source), split, pairs=task != "drafts")
         return
     if task == "drafts":
-        raise InputError(f"{source} is no training run, and drafts are a run's answers; name one, or choose another --task")
+        raise InputError(
+            f"{source} is no training run, and drafts are a run's answers; name one, or choose another --task"
+        )
     if kind == "evaluation":
         yield from source_evaluations.candidates(storage.local_path(source))
     else:
@@ -152,6 +154,6 @@ def _candidates(kind: str, source: str, task: Task, split: Split) -> Iterator[Ca
 
 
 def _drawn(candidates: list[Candidate], request: Request) -> list[Candidate]:
-    """Those of one comparison that are asked about, by a hash of seed and texts: pairs and scores have the same ones."""
+    """Those of one comparison that are asked about, by a hash of texts: pairs and scores have the same ones."""
     order = sorted(candidates, key=lambda one: key_of(request.seed, "draw", fold(one.speech), list(one.responses)))
     return order[: request.count]

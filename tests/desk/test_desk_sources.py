@@ -69,7 +69,13 @@ def test_an_evaluation_gives_pairs_and_scores_of_the_same_answers(tmp_path) -> N
     every = read(str(tmp_path / "ev"), Request("pairs"))
     assert len(every) == 10  # equal answers are left out
     labels = {(item.speech, item.facts["variant"]): item.facts.get("labels") for item in every}
-    assert [labels[text, "free"] for text in DEV[:5]] == [{"overall": 1}, {"overall": -1}, {"overall": 0}, None, {"overall": 1}]
+    assert [labels[text, "free"] for text in DEV[:5]] == [
+        {"overall": 1},
+        {"overall": -1},
+        {"overall": 0},
+        None,
+        {"overall": 1},
+    ]
     first = next(item for item in every if item.speech == DEV[1])
     assert first.responses[0].startswith("Ours")
     assert first.facts["verdicts"] == {"gpt": -1, "other": 1}
@@ -90,8 +96,12 @@ def test_a_file_of_pairs_gives_pairs_with_what_it_says_of_them() -> None:
 
 
 def test_other_formats_of_pairs_keep_their_question(tmp_path) -> None:
-    turns = [{"role": "user", "content": "I cannot sleep."}, {"role": "assistant", "content": "Since when?"}, {"role": "user", "content": "Since May."}]  # fmt: skip
-    rows = [{"prompt": turns, "chosen": "What happened in May?", "rejected": "Sleep more."}, {"prompt": "Alone again.", "chosen": "a b", "rejected": "c d"}]  # fmt: skip
+    said = ["I cannot sleep.", "Since when?", "Since May."]
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), said, strict=True)]
+    rows = [
+        {"prompt": turns, "chosen": "What happened in May?", "rejected": "Sleep more."},
+        {"prompt": "Alone again.", "chosen": "a b", "rejected": "c d"},
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     items = {item.responses[0]: item for item in read(str(tmp_path / "pairs.jsonl"), Request())}
     talk = items["What happened in May?"]
@@ -102,16 +112,17 @@ def test_other_formats_of_pairs_keep_their_question(tmp_path) -> None:
 
 def test_a_dataset_flags_with_its_columns_and_other_files_with_the_lexicons(tmp_path) -> None:
     (tmp_path / "data" / "pairs").mkdir(parents=True)
-    said = {"a quiet text that no lexicon flags, about a garden": ["abuse"], CRISIS: [], "Nobody has read this one, it is about tea": None}  # fmt: skip
+    quiet, unread = "a quiet text that no lexicon flags, about a garden", "Nobody has read this one, it is about tea"
+    said = {quiet: ["abuse"], CRISIS: [], unread: None}
+    plain = {"question": CRISIS, "chosen": "good one", "rejected": "bad one"}
     rows = [
-        {"ID": "1", "prefID": str(n), "question": text, "chosen": "good one", "rejected": "bad one", "split": "train", "crisis": signs}  # fmt: skip
-        for n, (text, signs) in enumerate(said.items())
+        plain | {"ID": "1", "prefID": str(number), "question": text, "split": "train", "crisis": signs}
+        for number, (text, signs) in enumerate(said.items())
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=pair.SCHEMA), tmp_path / "data" / "pairs" / "train.parquet")
     items = by_speech(read(str(tmp_path / "data"), Request()))
     assert [items[text].crisis for text in said] == [("abuse",), (), ()]
-    plain = [{"question": CRISIS, "chosen": "good one", "rejected": "bad one"}]
-    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
+    (tmp_path / "plain.jsonl").write_text(json.dumps(plain) + "\n")
     assert read(str(tmp_path / "plain.jsonl"), Request())[0].crisis == ("self-harm",)
 
 

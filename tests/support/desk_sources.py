@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from support.raw_speeches import speech
 
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.policies import ANSWERED, JUDGED
 from psyco_ray.run.schemas import PAIRS, SAMPLES, SPEECHES
+from support.raw_speeches import speech
 
 DEV = [speech(number) for number in range(6)]
 TRAIN = [speech(number) for number in range(6, 10)]
@@ -33,27 +33,38 @@ def answer(text: str, iteration: int) -> str:
 
 def training_run(root: Path, dev: list[str] = DEV, speeches: str = "sample", best: int | None = 2) -> Path:
     """A run of two iterations."""
-    rows = [{"speech_id": speech_id(t), "speech": t, "split": s, "topic": "Sleep"} for s, ts in (("dev", dev), ("train", TRAIN)) for t in ts]  # fmt: skip
+    rows = [
+        {"speech_id": speech_id(text), "speech": text, "split": split, "topic": "Sleep"}
+        for split, texts in (("dev", dev), ("train", TRAIN))
+        for text in texts
+    ]
     table(root / "speeches.parquet", rows, SPEECHES)
     job = {"model": "base-1b", "seed": 0, "iterations": 2, "data": {"speeches": speeches}}
     (root / "job.yaml").write_text(yaml.safe_dump(job))
     for iteration in (0, 1, 2):
+        directory = root / f"iteration-{iteration:03d}"
         for place, texts in enumerate((dev[:3], dev[3:])):
             samples = [
-                {"speech_id": speech_id(t), "index": i, "response": f"{answer(t, iteration)} {i}", "finished": True, "policy_version": iteration}  # fmt: skip
-                for t in texts
-                for i in (0, 1)
+                {"speech_id": speech_id(text), "index": index, "response": f"{answer(text, iteration)} {index}"}
+                | {"finished": True, "policy_version": iteration}
+                for text in texts
+                for index in (0, 1)
             ]
-            table(root / f"iteration-{iteration:03d}" / "dev" / f"{place}.samples.parquet", samples, SAMPLES)
-        scores = {speech_id(t): [float(iteration if n else -iteration)] for n, t in enumerate(dev)}
-        judge = {"outcomes": {speech_id(dev[1]): 0.5, speech_id(dev[2]): 0.0}} if iteration else None
-        write_json(root / f"iteration-{iteration:03d}" / "evaluate.json", {"heldout": {"scores": scores}, "judge": judge})
+            table(directory / "dev" / f"{place}.samples.parquet", samples, SAMPLES)
+        scores = {speech_id(text): [float(iteration if n else -iteration)] for n, text in enumerate(dev)}
+        outcomes = {speech_id(dev[1]): 0.5, speech_id(dev[2]): 0.0}
+        judge = {"outcomes": outcomes} if iteration else None
+        write_json(directory / "evaluate.json", {"heldout": {"scores": scores}, "judge": judge})
         if iteration:
             pairs = [
-                {"speech_id": speech_id(t), "chosen": f"{answer(t, iteration)} good", "rejected": f"{answer(t, iteration)} bad", "policy_version": iteration - 1}  # fmt: skip
-                for t in TRAIN
+                {"speech_id": speech_id(text), "policy_version": iteration - 1}
+                | {
+                    side: f"{answer(text, iteration)} {kind}"
+                    for side, kind in (("chosen", "good"), ("rejected", "bad"))
+                }
+                for text in TRAIN
             ]
-            table(root / f"iteration-{iteration:03d}" / "pairs.parquet", pairs, PAIRS)
+            table(directory / "pairs.parquet", pairs, PAIRS)
     if best is not None:
         write_json(root / "summary.json", {"best": {"iteration": best, "steps": 9, "by": "mean reward"}})
     return root
@@ -61,7 +72,11 @@ def training_run(root: Path, dev: list[str] = DEV, speeches: str = "sample", bes
 
 def policy_evaluation(root: Path, speeches: str = "sample") -> Path:
     """An evaluation of one policy under two variants, with two judges."""
-    rows = [{"speech_id": speech_id(t), "speech": t, "topic": "Social Issues", "response": f"Theirs: {answer(t, 0)}", "finished": True} for t in DEV]  # fmt: skip
+    rows = [
+        {"speech_id": speech_id(text), "speech": text, "topic": "Social Issues", "finished": True}
+        | {"response": f"Theirs: {answer(text, 0)}"}
+        for text in DEV
+    ]
     table(root / "responses" / "GPT-4o" / "responses.parquet", rows, ANSWERED)
     for variant in ("free", "matched"):
         ours = [{**row, "response": f"Ours, {variant}: {row['response']}"} for row in rows]
@@ -71,6 +86,7 @@ def policy_evaluation(root: Path, speeches: str = "sample") -> Path:
             judged = [{"key": row["speech_id"], "better": better} for row, better in zip(rows, choices, strict=True)]
             table(root / "judged" / judge / "dpo" / f"{variant}.parquet", judged, JUDGED)
     policy = {"name": "dpo", "run": "runs/p", "iteration": 4, "variants": {"free": {}, "matched": {}}}
-    write_json(root / "evaluation.json", {"policies": [policy], "opponent": "GPT-4o", "judges": ["gpt", "other"], "split": "test"})
+    about = {"policies": [policy], "opponent": "GPT-4o", "judges": ["gpt", "other"], "split": "test"}
+    write_json(root / "evaluation.json", about)
     (root / "job.yaml").write_text(yaml.safe_dump({"speeches": {"file": speeches}}))
     return root
