@@ -61,6 +61,17 @@ CREATE TABLE audit(
 """
 
 
+_WAYS_OUT = {
+    sqlite3.SQLITE_FULL: "make room",
+    sqlite3.SQLITE_IOERR: "check the disk",
+    sqlite3.SQLITE_READONLY: "make the directory writable",
+    sqlite3.SQLITE_CANTOPEN: "make the directory writable",
+    sqlite3.SQLITE_BUSY: "end the other program that writes to it",
+    sqlite3.SQLITE_CORRUPT: "restore it from a copy",
+    sqlite3.SQLITE_NOTADB: "name another directory",
+}
+
+
 @dataclass(frozen=True)
 class Item:
     """One thing to judge.
@@ -84,10 +95,6 @@ class Item:
     responses: tuple[str, ...]
     crisis: tuple[str, ...]
     facts: Mapping[str, Any]
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly."""
 
 
 class Store:
@@ -152,20 +159,42 @@ class Store:
     def read(self) -> sqlite3.Connection:
         """The connection of this thread, to read with; rows are `sqlite3.Row`."""
         if not hasattr(self._threads, "db"):
-            db = sqlite3.connect(self.directory / "desk.db", timeout=5, isolation_level=None, factory=_Connection)
+            self._threads.db = self._connect()
+        db: sqlite3.Connection = self._threads.db
+        return db
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._explained():
+            db = sqlite3.connect(self.directory / "desk.db", isolation_level=None)
             db.row_factory = sqlite3.Row
             for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 db.execute(f"PRAGMA {pragma}")
-            self._threads.db = db
-        db = self._threads.db
-        assert isinstance(db, sqlite3.Connection)
+            mode = db.execute("PRAGMA journal_mode").fetchone()[0]
+        if mode != "wal":
+            raise InputError(f"{self.directory} is on a file system without shared memory; name one on a local disk")
         return db
 
     @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A context in which what the file or its disk refuses is an `InputError`."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            way_out = _WAYS_OUT.get(getattr(error, "sqlite_errorcode", -1) & 0xFF)
+            if way_out is None:
+                raise
+            raise InputError(f"{self.directory / 'desk.db'}: {error}; {way_out}, then go on") from error
+
+    @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A context whose writes are durable together when it ends, or undone when it raises."""
+        """A context whose writes are durable together when it ends, or undone when it raises.
+
+        Raises:
+            InputError: the disk is full or broken, or another process has written for seconds.
+        """
         db = self.read()
-        with self._writing:
+        assert not db.in_transaction, "transactions are not nested"
+        with self._writing, self._explained():  # SQLite's own wait for a writer would let some threads wait for long
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db

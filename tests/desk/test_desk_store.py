@@ -25,7 +25,7 @@ def test_a_new_desk_is_private_and_opens_again(tmp_path: Path) -> None:
     assert again.item("p2") == pair(2, ("suicide",))
     assert again.item("none") is None
     assert stat.S_IMODE((tmp_path / "desk").stat().st_mode) == 0o700
-    for path in (tmp_path / "desk").iterdir():
+    for path in (tmp_path / "desk").glob("desk.*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
