@@ -24,7 +24,6 @@ from psyco_ray.judge.calls import Call
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
-from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
 
 ORDERS = ("first", "second")
@@ -97,11 +96,11 @@ class RankStage:
 
 
 class PairwiseRanker:
-    """A generative model's choices on the pairs of a test.
+    """A generative model's choices on the pairs of a test, once its `calls` are done.
 
     Example:
         >>> ranker = PairwiseRanker(job, job.models[0], "test", table.to_pylist(), root)
-        >>> dollars = ranker.ask(max_cost=5.0, progress=Progress())
+        >>> dollars = ranker.calls.execute(max_cost=5.0, progress=Progress())
         >>> first_right, second_right = ranker.choices()
     """
 
@@ -146,33 +145,25 @@ class PairwiseRanker:
             out=root / "ranks" / model.name / test / key_of(settings, keys, *outgoing.key(model.endpoint)),
         )
         parts = shards.write_by_id(stage.pairs, [by_key[key] for key in keys], "pair", RANKED)
-        self._calls = CallRun(f"{model.name} on {test}", stage, parts, root / "journal", outgoing)
+        self.calls = CallRun(f"{model.name} on {test}", stage, parts, root / "journal", outgoing)
         texts = ((pair["pair"], pair[side]) for pair in by_key.values() for side in ("asked", "chosen", "rejected"))
         injections.report(f"{model.name} on {test}", texts)
-        if self._calls.missing():  # reported now, not after hours of other work
+        if self.calls.missing():  # reported now, not after hours of other work
             outgoing.check({f"the ranker {model.name}": model.endpoint})
-
-    def ask(self, max_cost: float | None, progress: Progress) -> float:
-        """Ask all questions without an answer; returns the cost in US dollars.
-
-        Raises:
-            BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
-        """
-        return self._calls.execute(max_cost, progress)
 
     def choices(self) -> tuple[list[bool | None], list[bool | None]]:
         """Whether the chosen response was picked where it came first, and where it came second; None: unreadable."""
         right = {
             (row["pair"], row["order"]): row["right"]
-            for part in self._calls.parts
-            for row in shards.read(self._calls.stage.out, part)
+            for part in self.calls.parts
+            for row in shards.read(self.calls.stage.out, part)
         }
         first, second = ([right.get((key, order)) for key in self._keys] for order in ORDERS)
         return first, second
 
     def usage(self) -> dict[str, Any]:
         """Counts and cost of all calls, whenever they were sent; see `CallRun.usage`."""
-        return self._calls.usage()
+        return self.calls.usage()
 
 
 def load_prompt(prompts: PromptsFile, entry: str) -> dict[str, str]:

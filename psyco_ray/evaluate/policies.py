@@ -20,6 +20,7 @@ from psyco_ray.evaluate.matchups import Matchup
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
 from psyco_ray.evaluate.verdicts import JudgeSetup, ResponsePair, Verdicts, load_judge_prompt
+from psyco_ray.judge.call_run import execute_together
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.pool import fit
 from psyco_ray.run.directory import RunDirectory, write_table
@@ -68,9 +69,8 @@ def evaluate(
     evaluation.write_responses(job.opponent.name, answered, opponent_responses)
     policies = evaluation.policies
     met = [m for policy in policies for m in evaluation.matchups(policy.name, answered, opponent_responses)]
-    for judge in job.judges:
-        for matchup in met:
-            evaluation.judge(judge.name, matchup, answered)
+    for matchup in met:  # one after the other: two policies may have given the same answer, which is judged once
+        evaluation.judge(matchup, answered)
     facts = matchups.results(job, policies, met, answered, opponent_responses, len(speeches) - len(answered))
     _warn_of_unfinished(job, facts)
     directory.write_json("evaluation.json", facts)
@@ -159,15 +159,16 @@ class PolicyEvaluation:
             met.append(Matchup(policy, variant, responses, self._verdicts(policy, variant, pairs)))
         return met
 
-    def judge(self, judge: str, matchup: Matchup, answered: Sequence[Row]) -> None:
-        """Ask a judge about a matchup and write the outcomes."""
-        matchup.verdicts[judge].ask(self._job.max_cost, self._progress)
-        rows = [
-            {"key": row["speech_id"], "better": _BETTER[outcome], "outcome": outcome}
-            for row, outcome in zip(answered, matchup.outcomes(judge, answered), strict=True)
-        ]
-        path = self._directory.path(f"judged/{judge}/{matchup.policy}/{matchup.variant}.parquet")
-        write_table(path, pa.Table.from_pylist(rows, schema=JUDGED))
+    def judge(self, matchup: Matchup, answered: Sequence[Row]) -> None:
+        """Ask all judges about a matchup, at the same time, and write the outcomes."""
+        execute_together([of.calls for of in matchup.verdicts.values()], self._job.max_cost, self._progress)
+        for judge in matchup.verdicts:
+            rows = [
+                {"key": row["speech_id"], "better": _BETTER[outcome], "outcome": outcome}
+                for row, outcome in zip(answered, matchup.outcomes(judge, answered), strict=True)
+            ]
+            path = self._directory.path(f"judged/{judge}/{matchup.policy}/{matchup.variant}.parquet")
+            write_table(path, pa.Table.from_pylist(rows, schema=JUDGED))
 
     def write_responses(self, place: str, answered: Sequence[Row], responses: Mapping[str, Row]) -> None:
         """Write a model's responses to ``responses/<place>``, where `experts.export` reads them too."""

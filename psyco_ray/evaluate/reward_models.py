@@ -15,6 +15,7 @@ from psyco_ray.evaluate import metrics, pair_scores, rewardbench
 from psyco_ray.evaluate.pair_scores import PairScores
 from psyco_ray.evaluate.pair_sets import TestPairs, load, load_bench
 from psyco_ray.evaluate.pairwise_ranker import PairwiseRanker
+from psyco_ray.judge.call_run import execute_together
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.progress import Progress
 
@@ -102,13 +103,11 @@ def _evaluate_rankers(
     rankers: Mapping[str, Mapping[str, PairwiseRanker]],
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Ask every ranker about the pairs; returns its metrics by name and test."""
-    measured: dict[str, dict[str, Any]] = {}
-    for name, by_test in rankers.items():
-        for ranker in by_test.values():
-            ranker.ask(job.max_cost, progress)
-        measured[name] = _measure_ranker(job, pairs, by_test)
-    return measured
+    """Ask all rankers about the pairs, at the same time; returns their metrics by name and test."""
+    for test in pairs:  # one after the other: a pair may be in several
+        asked = [by_test[test].calls for by_test in rankers.values() if test in by_test]
+        execute_together(asked, job.max_cost, progress)
+    return {name: _measure_ranker(job, pairs, by_test) for name, by_test in rankers.items()}
 
 
 def _measure(

@@ -112,11 +112,11 @@ class VerdictStage:
 
 
 class Verdicts:
-    """A judge's verdicts on pairs of responses.
+    """A judge's verdicts on pairs of responses, once its `calls` are done.
 
     Example:
         >>> verdicts = Verdicts(pairs, JudgeSetup(endpoint, Judging(order="strict"), outgoing), root, "judge on policy")
-        >>> dollars = verdicts.ask(max_cost=5.0, progress=Progress())
+        >>> dollars = verdicts.calls.execute(max_cost=5.0, progress=Progress())
         >>> verdicts.outcomes()["policy:3f"]
         0.5
     """
@@ -148,24 +148,16 @@ class Verdicts:
         stage = VerdictStage(setup, prompt, principles, pairs=root / "pairs" / texts, out=root / "verdicts" / key)
         rows.sort(key=lambda row: (row["speech_id"], row["key"]))
         parts = shards.write_by_id(stage.pairs, rows, "speech_id", COMPARED)  # parts as in the journal
-        self._calls = CallRun(name, stage, parts, root / "journal", setup.outgoing)
+        self.calls = CallRun(name, stage, parts, root / "journal", setup.outgoing)
         injections.report(
             name, ((str(row["speech_id"]), str(row[side])) for row in rows for side in ("speech", "ours", "theirs"))
         )
 
-    def ask(self, max_cost: float | None, progress: Progress) -> float:
-        """Ask all questions without an answer; returns the cost in US dollars (0 without prices).
-
-        Raises:
-            BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`.
-        """
-        return self._calls.execute(max_cost, progress)
-
     def readable(self) -> dict[str, list[Row]]:
         """The readable verdicts on each pair, as rows of VERDICTS, by the pair's key."""
         by_key: dict[str, list[Row]] = {key: [] for key in self._keys}
-        for part in self._calls.parts:
-            for row in shards.read(self._calls.stage.out, part):
+        for part in self.calls.parts:
+            for row in shards.read(self.calls.stage.out, part):
                 by_key[row["key"]].append(row)
         return by_key
 
@@ -175,7 +167,7 @@ class Verdicts:
 
     def usage(self) -> dict[str, Any]:
         """Counts and cost of all calls, whenever they were sent; see `CallRun.usage`."""
-        return self._calls.usage()
+        return self.calls.usage()
 
 
 def judge(
@@ -205,7 +197,7 @@ def judge(
         InputError: the prompts file is invalid, or the server refuses the key or the model.
     """
     verdicts = Verdicts(pairs, setup, root, name)
-    verdicts.ask(max_cost, progress)
+    verdicts.calls.execute(max_cost, progress)
     return verdicts.outcomes()
 
 

@@ -75,11 +75,7 @@ class CallRun:
             UnavailableError: the server failed repeatedly.
             InputError: a price is missing, or the server refuses the key, the model or a batch.
         """
-        together = CallsTogether([self], max_cost)
-        together.announce()
-        together.open()
-        together.ready(self.name, self.missing())
-        return together.run(progress)
+        return execute_together([self], max_cost, progress)
 
     def stats(self) -> CallStats:
         """Counts of all parts, whenever they were done; every part must be done."""
@@ -272,3 +268,25 @@ class CallsTogether:
             stream.ready(index, self._missing[run.name])
         except Exception as error:  # noqa: BLE001 - raised by `run`
             stream.stop(error)
+
+
+def execute_together(runs: Sequence[CallRun], max_cost: float | None, progress: Progress) -> float:
+    """Do the missing parts of several stages at the same time. Ray must be running if there are any.
+
+    Args:
+        runs: the stages; their names and models differ, because a question in two of them would be paid for twice.
+        max_cost: limit on the cost of all calls, in US dollars; None: no limit.
+        progress: receives finished parts and dollars.
+
+    Returns:
+        The cost in US dollars; 0 without prices or missing parts.
+
+    Raises:
+        BudgetExceededError, UnavailableError, InputError: as `CallRun.execute`; the first one of all stages.
+    """
+    together = CallsTogether(runs, max_cost)
+    together.announce()
+    together.open()
+    for run in runs:
+        together.ready(run.name, run.missing())
+    return together.run(progress)

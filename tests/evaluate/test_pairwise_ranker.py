@@ -82,8 +82,8 @@ def test_every_pair_is_asked_about_in_both_orders(tmp_path, bench_rows):
     ):
         rows = of.table.to_pylist()
         ranker = pairwise_ranker.PairwiseRanker(job, job.models[0], name, rows, tmp_path)
-        stage = ranker._calls.stage
-        questions = [question for part in ranker._calls.parts for question in stage.questions(part)]
+        stage = ranker.calls.stage
+        questions = [question for part in ranker.calls.parts for question in stage.questions(part)]
         assert len(questions) == 2 * len(rows)
         by_speech = operator.attrgetter("speech_id")
         by_pair = itertools.groupby(sorted(questions, key=by_speech), key=by_speech)
@@ -119,10 +119,10 @@ def test_a_ranker_works_with_a_prompt_of_the_papers_form(tmp_path, url, local_ra
     logged = messages()
     ranker = pairwise_ranker.PairwiseRanker(job, job.models[0], "dev", rows, tmp_path / "run")
     assert any("no {principles}" in line for line in logged)
-    question = next(question for part in ranker._calls.parts for question in ranker._calls.stage.questions(part))
+    question = next(question for part in ranker.calls.parts for question in ranker.calls.stage.questions(part))
     [message] = question.call.messages
     assert without_marks(message["content"]).startswith("Which of these two")
     assert message["content"].endswith(pairwise_ranker.FORM_LAST)
     assert "{" not in message["content"]
-    ranker.ask(None, Progress())
+    ranker.calls.execute(None, Progress())
     assert all(choice in (True, False) for choices in ranker.choices() for choice in choices)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from psyco_ray.cli.main import main
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PACKAGED
 from psyco_ray.evaluate import policies as evaluating
+from psyco_ray.judge import call_run
 from psyco_ray.report import policies as report
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress
@@ -157,7 +159,13 @@ def test_policies_meet_their_opponent_and_nothing_is_done_twice(local_ray, tmp_p
         ],
     )
     before = counts(url)["served"]
-    results = run(job_settings)
+    with patch.object(call_run, "AnswerStream", wraps=call_run.AnswerStream) as opened:
+        results = run(job_settings)
+    together = [[stage.name for stage in call.args[0]] for call in opened.call_args_list]
+    assert together == [
+        [f"{judge} on tiny iteration 0, {variant}" for judge in ("first", "second", "mumbler")]
+        for variant in ("free", "matched")
+    ], "all judges at the same time"
     root = tmp_path / "run"
     assert json.loads((root / "evaluation.json").read_text()) == results
     base, policy, named = results["policies"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Prompts
 from psyco_ray.evaluate import pair_scores
 from psyco_ray.files import records
+from psyco_ray.judge import call_run
 
 PROMPT = load_prompt(Prompts())
 
@@ -130,7 +132,10 @@ def test_models_side_by_side_and_nothing_is_done_twice(local_ray, tmp_path, url,
         rewardbench={"rows": str(bench_rows)},
     )
     before = counts(url)["served"]
-    results = run(job_settings)
+    with patch.object(call_run, "AnswerStream", wraps=call_run.AnswerStream) as opened:
+        results = run(job_settings)
+    together = [[stage.name for stage in call.args[0]] for call in opened.call_args_list]
+    assert together == [[f"{name} on {test}" for name in ("judge", "mumbler")] for test in ("dev", "rewardbench")]
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == results
     assert [model["name"] for model in results["models"]] == ["judge", "mine", "mumbler"]
     [about] = results["tests"]

@@ -51,7 +51,7 @@ def test_a_verdict_counts_for_the_response_that_was_shown_there(order, tmp_path)
         assert f"Response A: {pair[first]}\n" in text
         assert f"Response B: {pair[second]}\n" in text
         for letter, side in (("A", first), ("B", second)):
-            [row] = judged._calls.stage.rows(question, (letter, "why"), True)
+            [row] = judged.calls.stage.rows(question, (letter, "why"), True)
             assert (row["ours"], row["ours_first"], row["rationale"]) == (side == "ours", ours_first, "why")
     shown_first = sum(
         f"Response A: {by_key[question.what]['ours']}\n" in without_marks(question.call.messages[-1]["content"])

@@ -65,18 +65,18 @@ def write_verdicts(root: Path, pairs: list[dict], **judging) -> verdicts.Verdict
 
 
 def questions(judged: verdicts.Verdicts) -> list:
-    return [question for part in judged._calls.parts for question in judged._calls.stage.questions(part)]
+    return [question for part in judged.calls.parts for question in judged.calls.stage.questions(part)]
 
 
 def decided(root: Path, pairs: list[dict], chosen: dict[str, list[tuple[bool, bool]]], **judging) -> verdicts.Verdicts:
     """Verdicts as a judge would have left them: for each key, whether ours was first and whether it was chosen."""
     judged = write_verdicts(root, pairs, **judging)
-    for part in judged._calls.parts:
+    for part in judged.calls.parts:
         rows = [
             {"key": row["key"], "ours_first": first, "ours": ours, "rationale": f"because of {ODD}"}
-            for row in shards.read(judged._calls.stage.pairs, part)
+            for row in shards.read(judged.calls.stage.pairs, part)
             for first, ours in chosen.get(row["key"], [])
         ]
         facts = dict.fromkeys(("units", "set_aside", "paid", "reused", "prompt_tokens", "completion_tokens"), 1)
-        shards.write(judged._calls.stage.out, part, rows, verdicts.VERDICTS, facts=facts)
+        shards.write(judged.calls.stage.out, part, rows, verdicts.VERDICTS, facts=facts)
     return judged
