@@ -25,14 +25,20 @@ hypothesis.settings.load_profile("shared-machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Actors that a test file defines are pickled by value: workers cannot import the file."""
+    """Actors that a test file defines are pickled by value, because workers cannot import the file.
+
+    Files that start Ray come first: processes that share the files then end together, on short ones.
+    """
     for module in {item.module for item in items if isinstance(item, pytest.Function)}:
         ray.cloudpickle.register_pickle_by_value(module)
+    lengthy = {item.path for item in items if "local_ray" in item.fixturenames or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in lengthy)
 
 
 @pytest.fixture(autouse=True)
 def ray_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command sets token and addresses for its own Ray in the environment; the tests' Ray must not see them."""
+    """A command sets token and addresses for its own Ray, and ends it; the tests' Ray must not notice either."""
+    monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)

@@ -3,6 +3,7 @@
 # bash tests/run.sh [pytest arguments]     e.g. bash tests/run.sh tests/config -k unknown
 # Tests marked long take minutes each (repeated kills, whole runs, comparisons with TRL, a real judge) and run with -m long,
 # or together with all others with -m "". Run the long tests of what you change.
+# Without arguments two processes share the test files, each with its own Ray: a test waits half of its time for others.
 # One of them reads the allowed versions of vLLM, DeepSpeed and Ray from their wheels, once, into ~/.cache/psyco-ray/wheels
 # (PSYCO_RAY_WHEELS names another directory; 400 MB are downloaded at a time, 170 MB stay).
 # The layout of report pages is measured where Chromium is installed (apt-get install chromium).
@@ -18,4 +19,8 @@ trap 'echo "psyco_ray tests took $((SECONDS / 60)) min $((SECONDS % 60)) s"' EXI
 .venv/bin/ruff check --quiet .
 .venv/bin/lint-imports --no-cache >"$VENV/imports.log" || { tail -n +15 "$VENV/imports.log"; fail "an import breaks the layers in pyproject.toml"; }
 .venv/bin/mypy --no-error-summary
+if [ $# -eq 0 ]; then
+    export OMP_NUM_THREADS=1 # two processes with two threads each would wait for each other
+    set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder
+fi
 .venv/bin/python -m pytest "$@"

@@ -110,7 +110,6 @@ def test_a_run_stopped_by_its_judge_exits_75(tmp_path, capsys, monkeypatch) -> N
     monkeypatch.setattr("psyco_ray.run.ray_session.connect", lambda _: None)
     monkeypatch.setattr(train, "_iterate", away)
     monkeypatch.setattr("psyco_ray.training.inputs.check", lambda *_: None)
-    monkeypatch.setattr("ray.shutdown", lambda: None)
     assert main(["iterate", write_job(tmp_path, "scorers: {reward_model: a/b}\n")]) == 75
     message = capsys.readouterr().err.strip()
     assert message == "psyco-ray: judge: no answer for 600 s; the same command with --resume continues from here"

@@ -209,7 +209,8 @@ def head(tmp_path_factory, tiny_model, tiny_reward_model) -> Iterator[Head]:
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
     names += ("metrics-export-port", "ray-client-server-port", "node-manager-port", "object-manager-port")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    # workers of a lower priority than those of tests beside this one would wait for minutes
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_worker_niceness"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={temporary}"]

@@ -102,7 +102,7 @@ def test_input_errors_come_before_ray(tmp_path, capsys, content, source, message
     ):
         arguments = [str(write_content(tmp_path / "training.yaml", "{}")) if a == "-" else str(a) for a in arguments]
         started = AssertionError("Ray starts")
-        with patch("ray.shutdown"), patch("ray.init", side_effect=started):
+        with patch("ray.init", side_effect=started):
             assert main(arguments) == 2
         assert message.format(**names) in capsys.readouterr().err
 
@@ -113,7 +113,7 @@ def test_input_errors_come_before_ray(tmp_path, capsys, content, source, message
 def test_errors_of_pair_files_come_before_ray(tmp_path, capsys, command, key) -> None:
     file = write_content(tmp_path / "pairs.csv", "prompt,better,worse\na,b,c\n")
     job = write_content(tmp_path / "job.yaml", "{scorers: {reward_model: x/y}}")
-    with patch("ray.shutdown"), patch("ray.init", side_effect=AssertionError("Ray starts")):
+    with patch("ray.init", side_effect=AssertionError("Ray starts")):
         assert main([command, str(job), f"run_dir={tmp_path / 'run'}", f"{key}={file}"]) == 2
     assert f"pairs file {file} has the columns prompt, better, worse; accepted are" in capsys.readouterr().err
 

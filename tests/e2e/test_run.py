@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from support.commands import ended, here
 from support.pages import self_contained
-from support.processes import children_of
+from support.processes import children_of, no_segment_left, segments
 from support.runs import JOB, finish, start
 from support.trackers import tensorboard_scalars, wandb_sessions
 
@@ -138,10 +138,6 @@ def test_a_client_of_a_finished_run_can_be_forgotten(undisturbed, tmp_path, monk
     self_contained((run / "report.html").read_text())
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
-
-
 def still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     return psutil.wait_procs(processes, timeout=seconds)[1]
 
@@ -161,7 +157,7 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
     job, run, log = make_job("disturbed")
     settings = ("dpo.checkpoint_every=3", "checkpoints.keep_last=1", "checkpoints.keep_best=false")
     settings += ("telemetry.wandb_project=psyco", "telemetry.tensorboard=true")
-    before = shared_memory()
+    before = segments()
     training = run / "iteration-001" / "training" / "progress.json"
     for how, moment, there in (
         (signal.SIGTERM, "sampling", lambda: any(run.glob("iteration-001/samples/*.scores.parquet"))),
@@ -189,7 +185,7 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
             assert ours[-1].startswith("psyco-ray: stopped; the same command with --resume")
             assert training.exists() == (moment == "training")
         assert not still_there(children, 20), "a process was left behind"
-        assert not shared_memory() - before
+        assert no_segment_left(before)
         assert not (run / "iteration-002" / "train.json").exists(), "it came too late to show anything"
     finish(job, log, *settings)
     assert log.read_text().count(" steps are done") == len({*moments} - {"sampling"}), (

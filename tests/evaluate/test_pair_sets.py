@@ -79,7 +79,7 @@ def test_errors_of_pair_files_come_before_ray(tmp_path, capsys, key):
     section, _, field = key.rpartition(".")
     (settings["tests"][0] if section == "tests.0" else settings[section])[field] = str(tmp_path / "bad.csv")
     (tmp_path / "job.yaml").write_text(json.dumps(settings))
-    with patch("ray.shutdown"), patch("ray.init", side_effect=AssertionError("Ray starts")):
+    with patch("ray.init", side_effect=AssertionError("Ray starts")):
         assert main(["evaluate-reward", str(tmp_path / "job.yaml")]) == 2
     assert "bad.csv has the columns prompt, better, worse, subset; accepted are" in capsys.readouterr().err
 

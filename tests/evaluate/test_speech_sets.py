@@ -129,7 +129,7 @@ def test_errors_of_files_come_before_ray(tmp_path, capsys, speeches, responses, 
     job["opponent"]["responses"] = str(tmp_path / "responses.csv")
     job["privacy"] = {"send_unscrubbed": True}
     (tmp_path / "job.yaml").write_text(json.dumps(job))
-    with patch("ray.shutdown"), patch("ray.init", side_effect=AssertionError("Ray starts")):
+    with patch("ray.init", side_effect=AssertionError("Ray starts")):
         assert main(["evaluate-policy", str(tmp_path / "job.yaml")]) == 2
     assert message in capsys.readouterr().err
 

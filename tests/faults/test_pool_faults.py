@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
-from support.processes import alive, all_ended, eventually
+from support.processes import alive, all_ended, eventually, no_segment_left, segments
 
 from psyco_ray import driver
 from psyco_ray.cli import status
@@ -119,7 +119,7 @@ def test_a_run_with_faults_gives_the_same_pairs_and_weights(
     calm_run, captured, tiny_model, tiny_reward_model, tmp_path, monkeypatch, iterations
 ) -> None:
     undisturbed = calm_run(iterations)
-    before = set(os.listdir("/dev/shm"))
+    before = segments()
     faults = {  # (iteration, stream, number of the item) -> signal; a stage has 8 items of rollouts, 16 of scorers
         (1, "samples", 1): signal.SIGSTOP,
         (1, "samples: scores", 1): signal.SIGKILL,
@@ -186,7 +186,7 @@ def test_a_run_with_faults_gives_the_same_pairs_and_weights(
     )
     assert all(torch.equal(ours[name], value) for name, value in calm.items())
     assert all_ended(pids), "a process was left behind"
-    assert set(os.listdir("/dev/shm")) <= before
+    assert no_segment_left(before)
     assert json.loads((root / "status.json").read_text())["state"] == "ended"
 
 

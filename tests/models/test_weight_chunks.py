@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.processes import mapped_segments
 
 from psyco_ray.learner import rendezvous
 from psyco_ray.models import weight_chunks
@@ -261,13 +262,12 @@ time.sleep(60)
 
 
 def test_memory_of_another_process_is_mapped_and_goes_with_the_process() -> None:
-    before = set(os.listdir("/dev/shm"))
     process = subprocess.Popen([sys.executable, "-c", MEMORY], stdout=subprocess.PIPE, text=True)
     try:
         path, size = process.stdout.readline().split()
         mapped = map_memory("shared_memory", (path, int(size)))
         assert mapped.tolist() == [9] * 2**20
-        assert set(os.listdir("/dev/shm")) <= before
+        assert not mapped_segments(process.pid), "its memory has no name that could stay"
     finally:
         process.kill()
         process.wait()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def alive(pid: int) -> bool:
@@ -49,3 +53,30 @@ def kill_tree(pid: int) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     return psutil.wait_procs(processes, timeout=10)[1]
+
+
+def mapped_segments(pid: int) -> set[str]:
+    """Names of the files of shared memory that a process maps."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:  # it has ended, or is another user's
+        return set()
+    return {line.rpartition("/")[2] for line in lines if f" {SHARED_MEMORY}/" in line}
+
+
+def segments() -> set[str]:
+    """Names of all files of shared memory."""
+    return {path.name for path in SHARED_MEMORY.iterdir()}
+
+
+def no_segment_left(before: set[str]) -> bool:
+    """Whether in time there is no shared memory but that of `before` and what runs beside this process and its own."""
+
+    def left() -> set[str]:
+        new = segments() - before
+        if not new:
+            return new
+        ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+        return new.difference(*(mapped_segments(pid) for pid in psutil.pids() if pid not in ours))
+
+    return eventually(lambda: not left(), within_s=5)
