@@ -104,8 +104,14 @@ def _package_files(root: Path) -> list[Path]:
 
 
 def _data_files(root: Path, key: str, name: str | None) -> list[Path]:
-    if name is None or name in ("sample", "default") or name.startswith("hub:") or _elsewhere(name):
+    from psyco_ray.data import pair_files
+
+    if name is None or name in ("sample", "default") or name.startswith(pair_files.HUB):
         return []
+    if _elsewhere(name.removeprefix(pair_files.DESK)):
+        return []
+    if name.startswith(pair_files.DESK):  # its export alone: accounts and judgements stay here
+        name = str(pair_files.desk_export(name, root))
     path = _required(root, key, name)
     held = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     return [_inside(file, root) for file in held]

@@ -70,7 +70,7 @@ class Test(Section):
     name: Name
     """Name in tables and directories."""
     pairs: str
-    """A file, `sample` (the packaged pairs), or hub:owner/name/path/to/file (owner/name@revision pins it)."""
+    """A file, `sample` (the packaged pairs), desk:DIR, or hub:owner/name/path/to/file (owner/name@revision pins it)."""
     split: Split = "test"
     """Split of the pairs to test on."""
     by_hash: bool = False

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ _ENCODED = pa.schema(
     [
         ("pair_id", pa.string()),
         ("gap", pa.float32()),
+        ("weight", pa.float32()),
         ("prompt_ids", pa.list_(pa.int32())),  # null: a response exceeds the limit
         ("chosen_ids", pa.list_(pa.int32())),
         ("rejected_ids", pa.list_(pa.int32())),
@@ -54,6 +55,7 @@ class PartOrigin(TypedDict):
     left_out: dict[str, int]  # unusable rows by reason
     leaks: leakage.Leaks
     seed: list[int]
+    weight: NotRequired[float]  # mean of the drawn pairs, of a file that gives weights
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def mix(
                 "seed": [seed, number],
             }
         )
+        if train["weight"].null_count < train.num_rows:
+            origins[-1]["weight"] = pc.mean(pc.fill_null(train["weight"], 1.0)).as_py()
     if not (mixed := pa.concat_tables(drawn)).num_rows:
         files = ", ".join(part["pairs"] for part in origins)
         raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
@@ -259,6 +263,7 @@ class Encoder:
             rejected_ids=tuple(row["rejected_ids"]),
             margin=self._margin * (row["gap"] or 0.0),
             context=tuple(row["context"]),
+            weight=1.0 if row["weight"] is None else row["weight"],
         )
 
 
@@ -282,7 +287,7 @@ def _encode_rows(table: pa.Table, job: Job, max_tokens: int, for_policy: bool) -
     tokenizer = speeches.shared_tokenizer(job.model, (*job.template_options.items(),))
     rows: list[dict[str, Any]] = []
     for pair in table.to_pylist():
-        row = {"pair_id": pair["pair_id"], "gap": pair["gap"], "problem": None}
+        row = {name: pair[name] for name in ("pair_id", "gap", "weight")} | {"problem": None}
         rows.append(row)
         conversation = preferences.conversation(pair["form"], pair["asked"], prompt)
         try:

@@ -10,10 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
+from psyco_ray.data import pair_files
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.pairs import SYSTEM, number
@@ -21,13 +24,10 @@ from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.splits import is_dev, text_hash
 from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.parquet import SPLITS
-from psyco_ray.files.records import Record, RecordFile, locate, open_records
-from psyco_ray.run import hub
+from psyco_ray.files.records import Record, RecordFile
 from psyco_ray.run.changes import Changes
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Row
-
-HUB = "hub:"
 
 _SCORES = (
     ("score_chosen", "score_rejected"),
@@ -40,6 +40,7 @@ _IDS = ("prefID", "pair_id", "id")
 _PROBE = 100  # rows that a format is recognised by
 _BATCH_ROWS = 4096
 _FINISHED = ("chosen_finished", "rejected_finished")  # optional columns
+_LEAST_WEIGHT = float(np.finfo(np.float32).tiny)  # a smaller one is 0 in float32
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 _log = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ def check(name: str, changes: Changes, digest: str | None = None) -> None:
     Raises:
         InputError: the file cannot be read or has no known format, or it has changed since it was read.
     """
-    if digest is not None and name != "sample" and not name.startswith(HUB) and not locate(name)[0].exists():
+    if digest is not None and pair_files.is_gone(name):
         _log.warning(f"pairs file {name} is gone; the run goes on where it does not read it again")
         return
-    file = opened(name)
+    file = pair_files.opened(name)
     shape_of(name, file)
     if digest is not None and name != "sample" and digest != file.digest():
         changes.found(f"pairs file {name} has changed since this run read it")
@@ -79,16 +80,17 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
 
     Args:
         name: a file of any kind that `files.records` reads, a directory of Parquet files, `sample` (the packaged
-            ones), or a file of a hub dataset as ``hub:owner/name/path/to/file``, or
-            ``hub:owner/name@revision/path/to/file``.
+            ones), a file of a hub dataset as ``hub:owner/name/path/to/file``, or
+            ``hub:owner/name@revision/path/to/file``, or what a desk has exported as ``desk:DIR``.
         dev_share: share of the pairs held out by a hash of the prompt, if the file has no `split` column.
         by_hash: split by that hash even if it has one.
 
     Raises:
         InputError: the file is invalid, has no known format, has a column that changes the question and is not read,
-            names an unknown split, says neither true nor false whether a response is finished, or has no usable pair.
+            names an unknown split, says neither true nor false whether a response is finished, has a weight that is not
+            above 0 and at most 1, or has no usable pair.
     """
-    file = opened(name)
+    file = pair_files.opened(name)
     shape = shape_of(name, file)
     kept: list[pa.Table] = []
     batch: list[Row] = []
@@ -112,18 +114,11 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
         _log.warning(f"{found}; {left_out.total()} of {rows} {unit} are left out ({reasons})")
     else:
         _log.info(found)
+    if weighted := pc.sum(pc.less(usable["weight"], 1)).as_py():
+        _log.info(f"pairs file {name}: {weighted} pairs have a weight below 1, by which their loss is multiplied")
     if not usable.num_rows:
         raise InputError(f"pairs file {name} has no usable pair ({reasons}); it is read as {shape.name}")
     return Comparisons(usable, dict(left_out.most_common()), file.digest())
-
-
-def opened(name: str) -> RecordFile:
-    """The rows of a file that is named as in `read`.
-
-    Raises:
-        InputError: the file cannot be opened or downloaded.
-    """
-    return open_records(_from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else name, "pairs")
 
 
 def shape_of(name: str, file: RecordFile) -> Shape:
@@ -187,7 +182,7 @@ def _pairs(name: str, record: Record, number: int, shape: Shape, split: Any, dev
 
     Raises:
         UnusablePairError: the row has no usable pair.
-        InputError: it has a column that is not read, or an invalid split or mark of finished responses.
+        InputError: it has a column that is not read, or an invalid split, weight or mark of finished responses.
     """
     cells = record.cells
     assert cells is not None
@@ -205,6 +200,7 @@ def _pairs(name: str, record: Record, number: int, shape: Shape, split: Any, dev
         "item": pair_id if len(pairs) > 1 else None,
         **{column: _finished(name, record.number, column, cells.get(column)) for column in _FINISHED},
         **_gaps(cells),
+        "weight": _weight(name, record.number, cells.get("weight")),
     }
     return [
         {
@@ -266,6 +262,18 @@ def _finished(name: str, row: int, column: str, value: Any) -> bool | None:
     raise InputError(f"pairs file {name}: row {row}: {column} is neither true, false nor empty; correct it")
 
 
+def _weight(name: str, row: int, value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    weight = None if isinstance(value, bool) else number(value)
+    if weight is None or not _LEAST_WEIGHT <= weight <= 1:
+        raise InputError(
+            f"pairs file {name}: row {row}: weight is not a number above 0 and at most 1; correct it, leave it empty "
+            "for 1, or rename the column if it means something else"
+        )
+    return weight
+
+
 def _question(row: Row) -> str:
     """What a pair asks, without a system message: the same question under two of them is in one split."""
     if row["form"] != "messages":
@@ -293,12 +301,3 @@ def _split(name: str, row: int, split: Any, asked: str, dev_share: float) -> str
     if not isinstance(split, str) or split not in SPLITS:
         raise InputError(f"pairs file {name}: row {row} has the split {quoted(split)}; known are {', '.join(SPLITS)}")
     return SPLITS[split]
-
-
-def _from_hub(path: str) -> str:
-    """Local path of a file of a hub dataset; downloaded unless cached."""
-    if path.count("/") < 2:
-        raise InputError(f"pairs {HUB}{path} is not of the form {HUB}owner/name/path/to/file")
-    owner, dataset, file = path.split("/", 2)
-    name, revision = hub.split_revision(dataset)
-    return str(hub.dataset_file(f"{owner}/{name}", file, revision))

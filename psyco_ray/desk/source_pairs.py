@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.data import preferences
+from psyco_ray.data import pair_files, preferences
 from psyco_ray.data.shapes.pairs import number
 from psyco_ray.data.splits import speech_id
 from psyco_ray.desk.candidates import Candidate, flagged, known_facts
@@ -58,7 +58,7 @@ def candidates(source: str) -> Iterator[Candidate]:
 
 def file_of(source: str) -> str:
     """The file or directory of pairs that a source names: a dataset of `data build` has them in `pairs`."""
-    if source == "sample" or source.startswith(preferences.HUB):
+    if source == "sample" or source.startswith(pair_files.HUB):
         return source
     path = storage.local_path(source)
     return str(path / "pairs") if (path / "pairs").is_dir() else source
@@ -79,9 +79,9 @@ def _principle_labels(row: Row) -> dict[str, int]:
 
 def _more(name: str) -> Mapping[str, Row]:
     """The cells of the released columns that pairs are read without, by the pair's id."""
-    if name.startswith(preferences.HUB):
+    if name.startswith(pair_files.HUB):
         return {}
-    file = preferences.opened(name)
+    file = pair_files.opened(name)
     if "prefID" not in file.columns:
         return {}
     columns = ["prefID", "topic", *(f"{side}_model" for side in _SIDES)]

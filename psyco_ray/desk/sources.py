@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.data.preferences import HUB
+from psyco_ray.data.pair_files import HUB
 from psyco_ray.data.splits import fold, speech_id
 from psyco_ray.desk import source_evaluations, source_pairs, source_runs
 from psyco_ray.desk.candidates import Candidate

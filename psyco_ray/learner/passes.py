@@ -33,6 +33,7 @@ class Pass:
     pairs: MicroBatch
     packed: Packed
     inputs: Tensor  # what the loss needs besides the model's values, [pairs, ...]
+    weights: Tensor  # of the pairs in the loss, [pairs]
 
 
 def _prepared(
@@ -41,7 +42,8 @@ def _prepared(
     """Yield each micro-batch on the device, packed when it is asked for."""
     for pairs in micro_batches:
         inputs = torch.tensor(objective.loss_inputs(pairs), dtype=torch.float32)
-        yield Pass(pairs, packed(pairs, module, device), copied(inputs, device))
+        weights = torch.tensor([pair.weight for pair in pairs], dtype=torch.float32)
+        yield Pass(pairs, packed(pairs, module, device), copied(inputs, device), copied(weights, device))
 
 
 def packed(pairs: MicroBatch, module: Module, device: torch.device) -> Packed:
@@ -61,6 +63,8 @@ def run(
 ) -> StepValues:
     """Run the passes of a step; nothing here waits for a GPU.
 
+    A pair's loss is multiplied by its weight, which leaves the bits of a pair of weight 1; metrics are not.
+
     Args:
         micro_batches: pairs of each pass.
         objective: that is minimised.
@@ -78,6 +82,7 @@ def run(
         values = forward(current.packed).view(-1, 2)
         following = next(upcoming, None)  # packed while a GPU computes this one
         losses, metrics = objective(values, current.inputs, mean_chosen_tokens)
+        losses = current.weights * losses
         results.add(current.pairs, values, losses, metrics)
         backward(losses.sum(), following is None)
     return results
@@ -100,8 +105,8 @@ class StepValues:
         Args:
             pairs: of the pass.
             values: of the model, float32, shape [pairs, 2].
-            losses: float32, shape [pairs].
-            metrics: by name, each float32, shape [pairs].
+            losses: weighted, float32, shape [pairs].
+            metrics: by name, not weighted, each float32, shape [pairs].
         """
         self._names = ["loss", *metrics]
         sums = torch.stack([losses.sum(), *(metric.sum() for metric in metrics.values())])

@@ -71,6 +71,9 @@ PAIRS = pa.schema(
     ]
 )
 
+WEIGHTED_PAIRS = PAIRS.append(pa.field("weight", pa.float32()))
+"""PAIRS of a file that gives weights to pairs."""
+
 _SIDES = [f"{side}_{principle}_rating" for side in ("chosen", "rejected") for principle in PRINCIPLES]
 
 PREFERENCES = pa.schema(
@@ -102,6 +105,7 @@ COMPARISONS = pa.schema(
         ("item", pa.string()),  # the row of several chosen and rejected responses that the pair is of; null: its own
         ("gap", pa.float32()),  # of the mean ratings, chosen less rejected; null: not rated
         *[(f"{principle}_gap", pa.float32()) for principle in PRINCIPLES],
+        ("weight", pa.float32()),  # of the pair in the loss, above 0 and at most 1; null: 1
     ]
 )
 """Preference pairs of any source in one form."""

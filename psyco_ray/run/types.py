@@ -73,7 +73,7 @@ class PreferencePair:
     `reference` holds the log-probabilities of chosen and rejected under the reference model (nats, summed over the
     response's trained tokens); a reward model needs none. `margin` is the least difference of the two rewards. The
     policy is not trained on the first `context` tokens of chosen and rejected, a thinking model's reasoning; the tokens
-    after them attend to them.
+    after them attend to them. The pair's loss is multiplied by `weight`, above 0 and at most 1.
     """
 
     key: str
@@ -83,6 +83,7 @@ class PreferencePair:
     reference: tuple[float, float] | None = None
     margin: float = 0.0
     context: tuple[int, int] = (0, 0)
+    weight: float = 1.0
 
     @property
     def trained_tokens(self) -> tuple[int, int]:
@@ -168,7 +169,7 @@ class StepResult:
 
     step: int
     steps: int
-    loss: float  # nats per pair
+    loss: float  # nats per pair, each pair's multiplied by its weight
     learning_rate: float
     grad_norm: float | None  # before clipping; None if DeepSpeed does not report it
     metrics: dict[str, float]

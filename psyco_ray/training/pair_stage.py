@@ -17,7 +17,7 @@ from psyco_ray.models.layout import common_start
 from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import PAIRS, rows_of
+from psyco_ray.run.schemas import PAIRS, WEIGHTED_PAIRS, rows_of
 from psyco_ray.run.types import Group, PreferencePair, Rows
 from psyco_ray.training import guards, pairs
 from psyco_ray.training.batches import Batches
@@ -193,7 +193,9 @@ class PairStage:
         )
 
     def _write(self, iteration: int, rows: list[Row]) -> None:
-        self._ledger.write_table(stage(iteration, "pairs.parquet"), pa.Table.from_pylist(rows, schema=PAIRS))
+        weighted = any(row.get("weight", 1.0) != 1 for row in rows)
+        table = pa.Table.from_pylist(rows, schema=WEIGHTED_PAIRS if weighted else PAIRS)
+        self._ledger.write_table(stage(iteration, "pairs.parquet"), table)
 
 
 def _facts_of(outcomes: Iterable[guards.Outcome], unfinished: str) -> Row:

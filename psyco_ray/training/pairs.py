@@ -94,7 +94,7 @@ def with_reference(row: dict[str, Any], reference: tuple[float, float]) -> dict[
 
 
 def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair from a file as a row of the PAIRS table without its reference."""
+    """A pair from a file as a row of the WEIGHTED_PAIRS table without its reference."""
     return {
         "speech_id": pair.key,
         "prompt_ids": list(pair.prompt_ids),
@@ -106,6 +106,7 @@ def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any
         "rejected_context": pair.context[1],
         "chosen_finished": texts["chosen_finished"],
         "rejected_finished": texts["rejected_finished"],
+        "weight": pair.weight,
     }
 
 
@@ -118,4 +119,5 @@ def example_of(row: Mapping[str, Any]) -> PreferencePair:
         rejected_ids=TokenIds(row["rejected_ids"]),
         reference=(row["chosen_reference"], row["rejected_reference"]),
         context=(row.get("chosen_context") or 0, row.get("rejected_context") or 0),  # older tables have none
+        weight=row.get("weight", 1.0),
     )

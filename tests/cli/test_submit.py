@@ -91,10 +91,18 @@ def test_only_the_package_the_job_and_what_it_names_are_uploaded(here, capsys) -
     (here / ".gitignore").write_text("data/\n")
     private = ("raw/notes.csv", "out/speeches.parquet", "id_rsa", ".netrc", "credentials.json", "secrets.yaml", ".env")
     private += ("psyco_ray/notes.csv", "runs/one/samples.parquet", "model/training_args.bin", "data/other.csv")
+    private += (
+        "desk/desk.db",
+        "desk/desk.db-wal",
+        "desk/desk.yaml",
+        "desk/export/drafts.jsonl",
+        "desk/export/record.json",
+    )
     named = (
         "data/speeches.csv",
         "pairs/train.parquet",
         "pairs/sub/b.parquet",
+        "desk/export/pairs.parquet",
         "model/config.json",
         "model/a.safetensors",
     )
@@ -103,7 +111,9 @@ def test_only_the_package_the_job_and_what_it_names_are_uploaded(here, capsys) -
         (here / name).parent.mkdir(exist_ok=True, parents=True)
         (here / name).write_text("something")
     keys = ["data.speeches=data/speeches.csv", "data.pairs=pairs", "scorers.reward_model=model", "prompts.file=default"]
-    job = load_as(Job, "job.yaml", [*keys, "mixture=[{pairs: sample}, {pairs: 'hub:a/b/c'}, {pairs: /shared/x.csv}]"])
+    parts = "{pairs: sample}, {pairs: 'hub:a/b/c'}, {pairs: /shared/x.csv}, {pairs: 'desk:/shared/desk'}"
+    keys.append(f"mixture=[{parts}, {{pairs: 'desk:desk'}}]")
+    job = load_as(Job, "job.yaml", keys)
     found = upload.files_of(job, Path("job.yaml"), here)
     assert {str(path) for path in found} == {*named, *package, "job.yaml"}
     with upload.staged(found, here) as staging:
@@ -144,6 +154,10 @@ def test_inputs_that_cannot_be_uploaded_are_named_before_anything_is_sent(here, 
     mixture = "reward.mixture=[{pairs: ../beside.csv}]"
     assert "reward.mixture.0.pairs ../beside.csv lies outside" in refused(capsys, *nobody, mixture)
     assert "data.pairs nowhere.csv does not exist in" in refused(capsys, *nobody, "data.pairs=nowhere.csv")
+    (here / "desk").mkdir()
+    assert "desk desk has no export yet; run psyco-ray desk export desk" in refused(
+        capsys, *nobody, "data.pairs=desk:desk"
+    )
     elsewhere = ("data.pairs=/shared/pairs.csv", "scorers.reward_model=owner/name@v1")
     assert "no Ray dashboard answers" in refused(capsys, *nobody, *elsewhere)
 

@@ -13,8 +13,10 @@ from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.config.training import Data, Job, Part, Reward
 from psyco_ray.data import mixture, preferences
 from psyco_ray.models import encoding, templates
+from psyco_ray.run.changes import Changes
 from psyco_ray.run.schemas import COMPARISONS
 
+REFUSE = Changes(accept=False)
 ASKED = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "I cannot sleep."}]
 
 
@@ -290,3 +292,56 @@ def test_ratings_become_margins(local_ray, tiny_model) -> None:
     job = Job(model=str(tiny_model), reward=Reward(margin=0.5))
     examples = mixture.Encoder(job).examples(table)
     assert [e.margin for e in examples] == pytest.approx([0.5 * gap for gap in table["gap"].to_pylist()])
+
+
+def test_a_file_may_give_a_weight_to_each_pair(tmp_path, caplog) -> None:
+    rows = [{**row, "weight": weight} for row, weight in zip(plain(4), (1, 0.25, None, "0.5"), strict=True)]
+    with caplog.at_level("INFO"):
+        table = preferences.read(write(tmp_path / "pairs.jsonl", rows)).table
+    assert table["weight"].to_pylist() == [1.0, 0.25, None, 0.5]
+    assert "2 pairs have a weight below 1" in caplog.text
+    assert preferences.read(write(tmp_path / "plain.jsonl", plain(2))).table["weight"].to_pylist() == [None, None]
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected,weight\na,b,c,0.75\nd,e,f,\n")
+    assert preferences.read(str(tmp_path / "pairs.csv")).table["weight"].to_pylist() == [0.75, None]
+
+
+@pytest.mark.parametrize("weight", [0, -0.5, 1.01, "much", True, [0.5], 1e-60])
+def test_a_weight_out_of_range_is_refused(tmp_path, weight) -> None:
+    file = write(tmp_path / "pairs.jsonl", [*plain(1, weight=1.0), *plain(1, weight=weight)])
+    with pytest.raises(InputError, match=r"pairs\.jsonl: row 2: weight is not a number above 0 and at most 1; correct"):
+        preferences.read(file)
+
+
+def test_a_desk_stands_for_the_pairs_that_it_has_exported(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^pairs desk:study: the directory study does not exist"):
+        preferences.read("desk:study")
+    Path("study").mkdir()
+    with pytest.raises(InputError, match=r"^desk study has no export yet; run psyco-ray desk export study$"):
+        mixture.check(of({"pairs": "desk:study"}), Data(), [], REFUSE)
+    with pytest.raises(InputError, match=r"^pairs desk: names no desk; give desk:DIR"):
+        preferences.read("desk:")
+    Path("study/export").mkdir()
+    rows = [
+        {**row, "weight": 0.5, "split": split} for row, split in zip(plain(3), ("train", "train", "dev"), strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), "study/export/pairs.parquet")
+    for name in ("desk:study", f"desk:{tmp_path}/study"):
+        mixed = mixture.mix(of({"pairs": name}), Data(), seed=0)
+        assert (mixed.train["weight"].to_pylist(), mixed.dev["chosen"].to_pylist()) == ([0.5, 0.5], ["yes 2"])
+        assert mixed.parts[0]["pairs"] == name
+    mixture.check(of({"pairs": "desk:study"}), Data(), mixed.parts, REFUSE)
+
+
+def test_an_export_that_changed_after_a_run_read_it_is_refused(tmp_path, caplog) -> None:
+    export, parts = tmp_path / "export" / "pairs.parquet", of({"pairs": f"desk:{tmp_path}"})
+    export.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(plain(3, split="train")), export)
+    read = mixture.mix(parts, Data(), seed=0).parts
+    mixture.check(parts, Data(), read, REFUSE)
+    pq.write_table(pa.Table.from_pylist(plain(4, split="train")), export)
+    with pytest.raises(InputError, match=r"pairs file desk:.* has changed since this run read it"):
+        mixture.check(parts, Data(), read, REFUSE)
+    export.unlink()
+    mixture.check(parts, Data(), read, REFUSE)
+    assert "is gone; the run goes on where it does not read it again" in caplog.text

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +76,42 @@ def test_sums_are_those_of_each_pass() -> None:
         for name, metric in {"loss": losses, **metrics}.items():
             expected[name] += metric.sum().item()
     assert sums == expected
+
+
+VALUES = [[0.3, 1.7], [-1.1, 0.4], [0.9, 0.2]]
+WEIGHTED = [replace(pair, weight=weight) for pair, weight in zip(pairs(3), (1.0, 0.25, 0.5), strict=True)]
+OBJECTIVES = [BradleyTerryObjective(0.01), DpoObjective(DpoConfig(sft=0.1)), DpoObjective(DpoConfig(loss="hinge"))]
+
+
+def one_pass(objective, batch: list[PreferencePair]) -> tuple[dict[str, float], torch.Tensor]:
+    """The sums of a pass over these values, and their gradient."""
+    values = torch.tensor(VALUES, requires_grad=True)
+    where = torch.device("cpu"), SimpleNamespace(pack=lambda trees, *_: pack(trees))
+    run = passes.run([batch], objective, 12.0, *where, lambda _: values, lambda loss, _: loss.backward())
+    assert values.grad is not None
+    return run.read("reward", "", ""), values.grad
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_pairs_without_weights_have_the_same_bits_as_the_loss_itself(objective) -> None:
+    values, batch = torch.tensor(VALUES, requires_grad=True), pairs(3)
+    losses, metrics = objective(values, torch.tensor(objective.loss_inputs(batch)), 12.0)
+    losses.sum().backward()
+    sums, gradient = one_pass(objective, batch)
+    assert values.grad is not None
+    assert gradient.numpy().tobytes() == values.grad.numpy().tobytes()
+    assert sums == {name: metric.sum().item() for name, metric in {"loss": losses, **metrics}.items()}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_weight_scales_the_loss_and_the_gradient_of_its_pair_and_no_metric(objective) -> None:
+    plain, gradient = one_pass(objective, pairs(3))
+    sums, weighted_gradient = one_pass(objective, WEIGHTED)
+    weights = torch.tensor([pair.weight for pair in WEIGHTED])
+    losses, _ = objective(torch.tensor(VALUES), torch.tensor(objective.loss_inputs(WEIGHTED)), 12.0)
+    assert sums["loss"] == pytest.approx((weights * losses).sum().item())
+    assert torch.equal(weighted_gradient, weights[:, None] * gradient)
+    assert {**sums, "loss": 0.0} == {**plain, "loss": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from psyco_ray.config.training import DpoConfig, Job, Part, Prompts
 from psyco_ray.data import mixture
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.progress import Progress
+from psyco_ray.run.schemas import PAIRS
 from psyco_ray.run.types import PreferencePair
 from psyco_ray.training.pair_stage import PairStage
 
@@ -64,6 +65,21 @@ def test_pairs_of_two_files_with_the_same_ids_are_all_trained(local_ray, job, le
     for row, pair in zip(stored, pairs, strict=True):
         assert row["chosen"].split()[:2] == [*row["rejected"].split()[:1], "yes"]
         assert row["chosen_reference"] == -len(pair.chosen_ids), "the reference is that of its own pair"
+
+
+def test_weights_of_a_file_reach_the_stored_pairs(local_ray, job, ledger, tmp_path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no", "split": "train"} for i in range(3)]
+    weighted = [{**row, "weight": weight} for row, weight in zip(rows, (0.25, 1.0, None), strict=True)]
+    stage = PairStage(job, ledger, Progress(), reference)
+    stage.make_offline(1, np.arange(3), table_of(job, (tmp_path / "weighted.parquet", weighted)))
+    stored = pq.read_table(ledger.path("iteration-001/pairs.parquet"))
+    assert {row["chosen"]: row["weight"] for row in stored.to_pylist()} == {"yes 0": 0.25, "yes 1": 1.0, "yes 2": 1.0}
+    assert [pair.weight for pair in stage.read(1)] == stored["weight"].to_pylist()
+    stage.make_offline(2, np.arange(3), table_of(job, (tmp_path / "plain.parquet", rows)))
+    assert pq.read_schema(ledger.path("iteration-002/pairs.parquet")).equals(PAIRS), (
+        "its bytes are those without weights"
+    )
+    assert [pair.weight for pair in stage.read(2)] == [1.0] * 3
 
 
 def test_a_quarantined_pair_is_left_out(local_ray, job, ledger, tmp_path) -> None:
