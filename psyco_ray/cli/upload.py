@@ -14,7 +14,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 
 PACKAGE = "psyco_ray"
-PACKAGE_ENDINGS = {".py", ".yaml", ".jsonl", ".txt", ".html", ".j2"}
+PACKAGE_ENDINGS = {".py", ".yaml", ".jsonl", ".txt", ".html", ".j2", ".css", ".js", ".svg"}
 _MODEL_ENDINGS = {".safetensors", ".json", ".model", ".txt", ".jinja"}  # of weights, configs, tokenizers and templates
 _MIB = 2**20
 _ZIP_HEADERS = 76  # bytes for each file, and twice its name
