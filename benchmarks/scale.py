@@ -3,8 +3,9 @@
 .venv/bin/python benchmarks/scale.py [--actors 16 64 256 1024] [--items 6] [--iterations 16]
 
 A process holds 256 engines, so that two cores simulate 1,024. Item times are log-normal with a long tail (sigma 0.5:
-one item in a hundred takes more than three medians). An item's groups arrive evenly over its time and have the size of
-real ones. Each number of actors runs in a process with its own Ray, over the pool of a run. Six lines:
+one item in a hundred takes more than three medians). An item's groups end evenly over its time, have the size of real
+ones, and travel together as those of engines on GPUs do. Each number of actors runs in a process with its own Ray, over
+the pool of a run. Six lines:
 
 - `scale-busy`: share of the time from the start of the stage to the dispatch of the last item that engines work, at the
   largest number of actors, against 1.
@@ -14,8 +15,9 @@ real ones. Each number of actors runs in a process with its own Ray, over the po
   eight times longer than the others; an item takes as long as its longest response.
 - `scale-slow`: seconds of an iteration with 16 actors, one of them ten times slower, against the least possible time.
 - `scale-groups`: groups per second of the driver's CPU time, from prompts to stored pairs: the stages of a run over the
-  largest number of actors whose engines take no time, 6,400 speeches an iteration, 8 responses of 1,024 tokens. The
-  peer is 1,000 groups/s, about what 1,000 GPUs make with an 8B model.
+  largest number of actors whose engines take no time, 6,400 speeches an iteration, 8 responses of 1,024 tokens, with
+  the sizes of calls and results of a job on GPUs. The peer is 1,000 groups/s, about what 1,000 GPUs make with an 8B
+  model.
 - `scale-memory`: the driver's largest memory (GB) in these iterations, against 4.
 """
 
@@ -26,6 +28,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import math
 import os
 import pickle
 import random
@@ -49,6 +52,7 @@ from psyco_ray.config.training import Deadlines, Job
 from psyco_ray.pool import processes
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import SamplingRequest
+from psyco_ray.rollout.engine_thread import HELD_S
 from psyco_ray.rollout.scorer import GroupBatch, GroupScores, PairReference
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.telemetry import Telemetry
@@ -63,7 +67,7 @@ MEDIAN_S, SIGMA = 10.0, 0.5
 LONG_SHARE, LONGER, SHORT_S = 0.05, 8.0, 1.0
 DEADLINES = Deadlines(start_s=600, item_s=600)
 RESPONSES, TOKENS, PROMPT_TOKENS = 8, 1024, 200  # of a speech for `scale-groups`
-ROW_TOKENS = 8192  # of a scorer on GPUs
+TOGETHER = Rollouts(gpus=1).groups_together
 GROUPS_PER_S, LARGEST_GB = 1000.0, 4.0
 
 
@@ -79,13 +83,22 @@ class Engines:
     def ready(self) -> None:
         """Nothing to load."""
 
-    async def sample(self, item: tuple[int, list[float]]) -> AsyncIterator[tuple[Group, float]]:
-        """Yields the groups of an item at their times, each with the start time of the item."""
+    async def sample(self, item: tuple[int, list[float]]) -> AsyncIterator[list[tuple[Group, float]]]:
+        """Yields the groups of an item, each with the start time of the item, together as an engine on GPUs does."""
         number, ends = item
         start = time.monotonic()
+        held: list[tuple[Group, float]] = []
+        until = math.inf
         for index, end in enumerate(ends):
-            await asyncio.sleep(max(0.0, start + self._slowness * end - time.monotonic()))
-            yield Group(Prompt(f"{number}-{index}", (1, 2, 3), index), self._responses, 0), start
+            moment = start + self._slowness * end
+            if moment > until:
+                await asyncio.sleep(max(0.0, until - time.monotonic()))
+                yield held
+                held, until = [], math.inf
+            await asyncio.sleep(max(0.0, moment - time.monotonic()))
+            held.append((Group(Prompt(f"{number}-{index}", (1, 2, 3), index), self._responses, 0), start))
+            until = min(until, moment + HELD_S)
+        yield held
 
 
 class Pickled:
@@ -117,10 +130,12 @@ class Instant:
     def ready(self) -> None:
         """Nothing to load."""
 
-    async def sample(self, request: SamplingRequest) -> AsyncIterator[tuple[Group, float]]:
-        """Yields a group for each prompt."""
-        for prompt in request.item.prompts:
-            yield Group(prompt, self._responses, request.version), 0.001
+    async def sample(self, request: SamplingRequest) -> AsyncIterator[list[tuple[Group, float]]]:
+        """Yields a group for each prompt, those of a result together."""
+        prompts = request.item.prompts
+        for start in range(0, len(prompts), TOGETHER):
+            found = [Group(prompt, self._responses, request.version) for prompt in prompts[start : start + TOGETHER]]
+            yield [(group, 0.001) for group in found]
 
     async def score(self, batch: GroupBatch) -> list[GroupScores]:
         """Returns the scores of the groups."""
@@ -230,8 +245,8 @@ def iterate(actors: int, iterations: int, speeches: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, memory_watched() as memory:
         job = Job(
             run_dir=f"{directory}/run",
-            scorers=Scorers(reward_model="simulated", row_tokens=ROW_TOKENS),
-            rollouts=Rollouts(speeches_per_item=GROUPS),
+            scorers=Scorers(reward_model="simulated", gpus=1),
+            rollouts=Rollouts(gpus=1, speeches_per_item=GROUPS),
         )
         ledger = Ledger(job, resume=False)
         telemetry = Telemetry(job, ledger)

@@ -108,7 +108,7 @@ class ActorPool(Generic[A]):
 
     def stream(
         self,
-        method: Callable[[A, Item], Iterable[Result]],
+        method: Callable[[A, Item], Iterable[list[Result]] | Iterable[Result]],
         items: Iterable[Item],
         *,
         name: str = "work",
@@ -122,8 +122,8 @@ class ActorPool(Generic[A]):
         Several streams may run at the same time; they share the actors. `items` may be another stream.
 
         Args:
-            method: of the actor class. The results of a generator method come as it yields them; one that returns a
-                list costs a single call of Ray, and its results come together.
+            method: of the actor class. The results of a generator method come as it yields them, one at a time or in
+                lists, each list as one object of Ray; one that returns a list costs a single call of Ray.
             items: the work.
             name: of the work, in messages.
             identity: key of a result, unique within its item; needed where an item has more than one result.
@@ -133,7 +133,7 @@ class ActorPool(Generic[A]):
                 one after the other, or together if it was created with that `max_concurrency`.
 
         Yields:
-            What `method` yields, or the members of the lists that it returns.
+            What `method` yields, or the members of the lists that it yields or returns.
 
         Raises:
             InputError, ValueError, AssertionError: as the method raised it.

@@ -46,10 +46,17 @@ class Dispatcher:
         for stream in [s for s in self._streams if s.closed.is_set() or s.done]:
             stream.out.put(EndOfStream(None))
             self._streams.remove(stream)
-        for items in range(self.in_flight):
-            for slot in slots:
-                if len(slot.tasks) == items and not slot.alone and not self._give(slot, items):
+        most = self.in_flight
+        by_items: list[list[Slot]] = [[] for _ in range(most + 1)]
+        for slot in slots:
+            if len(slot.tasks) < most and not slot.alone:
+                by_items[len(slot.tasks)].append(slot)
+        for items in range(most):
+            for slot in by_items[items]:
+                if not self._give(slot, items):
                     return  # no work for this actor, none for the others
+                if not slot.alone:
+                    by_items[items + 1].append(slot)
 
     def _give(self, slot: Slot, items: int) -> bool:
         """Give an actor that has `items` one more; false if there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,10 @@ class Task:
         if not self.stream.one_by_one:
             return ray.get(self.ref, timeout=_FETCH_S), False
         ref = next(self.ref, None)  # a default, because a StopIteration could come from elsewhere
-        return ([], False) if ref is None else ([ray.get(ref, timeout=_FETCH_S)], True)
+        if ref is None:
+            return [], False
+        found = ray.get(ref, timeout=_FETCH_S)
+        return (found if isinstance(found, list) else [found]), True
 
 
 class Slot:
@@ -155,11 +158,6 @@ class Slot:
         """Whether the actor has an item that must not share it."""
         return any(task.work.alone for task in self.tasks)
 
-    @property
-    def pending(self) -> list[tuple[Any, Task | None]]:
-        """The references that the slot waits for, with their items."""
-        return [(task.ref, task) for task in self.tasks] or ([] if self.ref is None else [(self.ref, None)])
-
     def __str__(self) -> str:
         return f"actor {self.index}" + (f" on {self.process.host}" if self.process else "")
 
@@ -181,6 +179,17 @@ class Slot:
             "there_s": ready_s,  # since it was first ready
             "idle_share": round(1 - busy_s / ready_s, 3) if ready_s else 0,
         }
+
+
+def pending_of(slots: Iterable[Slot]) -> dict[Any, tuple[Slot, Task | None]]:
+    """The references that slots wait for, with their items."""
+    pending: dict[Any, tuple[Slot, Task | None]] = {}
+    for slot in slots:
+        for task in slot.tasks:
+            pending[task.ref] = slot, task
+        if not slot.tasks and slot.ref is not None:
+            pending[slot.ref] = slot, None
+    return pending
 
 
 def actor_method(actor: Any, method: Callable[..., Any]) -> Any:

@@ -17,7 +17,7 @@ from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import processes
 from psyco_ray.pool.dispatcher import Dispatcher
 from psyco_ray.pool.polling import POLL_S, Polling
-from psyco_ray.pool.slot import PendingUpdate, Slot, State, Task, reason_of
+from psyco_ray.pool.slot import PendingUpdate, Slot, State, Task, pending_of, reason_of
 from psyco_ray.pool.work import WorkStream
 
 _log = logging.getLogger(__name__)
@@ -165,11 +165,10 @@ class Supervisor:
                 polling.start()
                 with self._lock:
                     self._start_and_update()
-                    slots = self._slots.values()
                     most = self._dispatcher.in_flight
-                    more = [slot for slot in slots if self._may_take(slot, most)]
+                    more = [slot for slot in self._slots.values() if self._may_take(slot, most)]
                     self._dispatcher.dispatch(more)
-                    pending = {ref: (slot, task) for slot in slots for ref, task in slot.pending}
+                    pending = pending_of(self._slots.values())
                     starved = self._dispatcher.active and any(self._may_take(slot, most) for slot in more)
                 ready = polling.ready(list(pending), POLL_S if starved else _QUIET_POLL_S)
                 with self._lock:
@@ -184,15 +183,19 @@ class Supervisor:
 
     def _may_take(self, slot: Slot, most: int) -> bool:
         """Whether an actor may get one more item of at most so many."""
+        if len(slot.tasks) >= most:
+            return False
         if slot.state not in (State.IDLE, State.BUSY) or slot.updated is not self._update:
             return False
         leaves = self._suspended or slot.retiring or slot.draining
-        return not leaves and len(slot.tasks) < most and not slot.alone
+        return not leaves and not slot.alone
 
     def _start_and_update(self) -> None:
         """Start missing actors, send pending updates, dismiss retiring actors."""
         now = time.monotonic()
         for slot in list(self._slots.values()):
+            if slot.state is State.BUSY:
+                continue
             if slot.retiring and slot.state in (State.IDLE, State.ABSENT):
                 self._dismiss(slot)
             elif slot.draining and slot.state is State.IDLE:

@@ -105,10 +105,10 @@ class RolloutActor:
         self._engine = self._thread.engine
         return self.name
 
-    def sample(self, request: SamplingRequest) -> Iterator[tuple[Group, float]]:
-        """Sample responses; yields each group as it completes, and the seconds since the engine's previous one.
+    def sample(self, request: SamplingRequest) -> Iterator[list[tuple[Group, float]]]:
+        """Sample responses; yields groups as they complete, each with the seconds since the engine's previous one.
 
-        Several calls at the same time share the engine.
+        Several calls at the same time share the engine. On GPUs groups travel together, see `EngineThread.sample`.
 
         Raises:
             InputError: on the CPU, the KV cache is too small.
@@ -120,19 +120,22 @@ class RolloutActor:
         )
         sampled = self._thread.sample(
             request.item.prompts,
+            self._settings.groups_together,
             responses=request.responses,
             temperature=request.temperature,
             top_p=request.top_p,
             max_tokens=request.max_tokens,
             logprobs=request.logprobs,
         )
-        for group, seconds in sampled:
-            require_finite(
-                (response.logprob for response in group.responses if response.logprob is not None),
-                f"a log-probability of {group.prompt.speech_id} under version {group.version} of policy {self._model}",
-                "its weights are damaged, or too large for rollouts.dtype; choose another dtype or model",
-            )
-            yield group, seconds
+        for groups in sampled:
+            for group, _ in groups:
+                require_finite(
+                    (response.logprob for response in group.responses if response.logprob is not None),
+                    f"a log-probability of {group.prompt.speech_id} under version {group.version} of policy "
+                    f"{self._model}",
+                    "its weights are damaged, or too large for rollouts.dtype; choose another dtype or model",
+                )
+            yield groups
 
     def init_transfer(self, transport: str, settings: tuple[Any, ...]) -> None:
         """Connect to the learner for one weight update; see `EngineWeights`."""

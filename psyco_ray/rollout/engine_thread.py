@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+HELD_S = 5.0  # that a group waits at most for those that travel with it
+
 
 @dataclass
 class _Sampled:
@@ -25,6 +27,21 @@ class _Sampled:
     left: int  # prompts without a group
     # groups with seconds, or the error of a step
     results: queue.SimpleQueue[tuple[Group, float] | BaseException] = field(default_factory=queue.SimpleQueue)
+
+    def take(self, most: int) -> list[tuple[Group, float]]:
+        """Wait for the next group, and a while for those after it; raises the error of a step."""
+        found: list[tuple[Group, float]] = []
+        until = None
+        while len(found) < most:
+            try:
+                result = self.results.get(timeout=until and max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if isinstance(result, BaseException):
+                raise result
+            found.append(result)
+            until = until or time.monotonic() + HELD_S
+        return found
 
 
 class EngineThread:
@@ -35,7 +52,8 @@ class EngineThread:
 
     Example:
         >>> thread = EngineThread(lambda: Engine(path, settings, seed=0))
-        >>> groups = thread.sample(prompts, responses=8, temperature=1.0, top_p=1.0, max_tokens=64)  # in many threads
+        >>> for groups in thread.sample(prompts, responses=8, temperature=1.0, top_p=1.0, max_tokens=64):
+        ...     print(len(groups))
         >>> thread.call(thread.engine.sleep, True)
     """
 
@@ -53,11 +71,14 @@ class EngineThread:
         self._calls.put((future, lambda: function(*args)))
         return future.result()
 
-    def sample(self, prompts: Sequence[Prompt], **sampling: Any) -> Iterator[tuple[Group, float]]:
-        """Sample responses; yields each group as it completes, and the seconds since the engine's previous one.
+    def sample(
+        self, prompts: Sequence[Prompt], together: int = 1, **sampling: Any
+    ) -> Iterator[list[tuple[Group, float]]]:
+        """Sample responses; yields groups as they complete, each with the seconds since the engine's previous one.
 
         Args:
             prompts: to sample.
+            together: groups of a list, at most; it is shorter where the next group takes longer than five seconds.
             **sampling: the other arguments of `Engine.add`.
 
         Raises:
@@ -66,11 +87,11 @@ class EngineThread:
         sampled = _Sampled(len(prompts))
         number = self.call(self._add, prompts, sampling, sampled)
         try:
-            for _ in prompts:
-                result = sampled.results.get()
-                if isinstance(result, BaseException):
-                    raise result
-                yield result
+            left = len(prompts)
+            while left:
+                found = sampled.take(min(left, together))
+                left -= len(found)
+                yield found
         finally:
             self.call(self._remove, number)
 

@@ -149,9 +149,9 @@ class RunDirectory:
         storage.write_file(self.path(name), lambda file: file.write(text.encode()))
         self.push(name)
 
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Writes a Parquet file atomically."""
-        write_table(self.path(name), table)
+    def write_table(self, name: str, table: pa.Table, **options: Any) -> None:
+        """Writes a Parquet file atomically; the options are those of `pyarrow.parquet.write_table`."""
+        write_table(self.path(name), table, **options)
         self.push(name)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -177,9 +177,9 @@ def require_durable(run_dir: str) -> None:
         )
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a Parquet file atomically."""
-    storage.write_file(path, lambda file: pq.write_table(table, file))
+def write_table(path: Path, table: pa.Table, **options: Any) -> None:
+    """Writes a Parquet file atomically; the options are those of `pyarrow.parquet.write_table`."""
+    storage.write_file(path, lambda file: pq.write_table(table, file, **options))
 
 
 def versions() -> dict[str, str]:

@@ -246,9 +246,8 @@ def groups_from_tables(item: PromptBatch, samples: pa.Table, scores: pa.Table) -
 
 def id_lists(lists: Sequence[Sequence[int]]) -> pa.ListArray:
     """A column of token ids, without a Python number for each that `TokenIds` has."""
-    arrays = [np.asarray(ids, np.int32) for ids in lists]
-    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
-    values = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+    offsets = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+    values = np.frombuffer(b"".join(TokenIds(ids).tobytes() for ids in lists), np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=_IDS)
 
 

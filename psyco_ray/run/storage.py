@@ -43,8 +43,10 @@ def private_dir(path: Path) -> Path:
     Raises:
         InputError: the directory cannot be created.
     """
-    missing = [path, *path.parents]
     with writing_in(path):
+        if path.is_dir():
+            return path
+        missing = [path, *path.parents]
         for directory in reversed(missing[: next(n for n, one in enumerate(missing) if one.exists())]):
             directory.mkdir(mode=0o700, exist_ok=True)
             manifests.fsync(directory.parent)

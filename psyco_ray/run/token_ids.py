@@ -68,6 +68,10 @@ class TokenIds(Sequence[int]):
     def __reduce__(self) -> Any:
         return _of_bytes, (self._bytes,)
 
+    def tobytes(self) -> bytes:
+        """The ids as integers of 32 bits."""
+        return self._bytes
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(np.frombuffer(self._bytes, np.int32), dtype, copy=copy)
 

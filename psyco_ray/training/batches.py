@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from psyco_ray.config.resources import Scorers
+
 T = TypeVar("T")
+
+
+def tokens_of_call(scorers: Scorers) -> int:
+    """Tokens of a batch for one call of a scorer, at most: a row on CPUs, on GPUs several rows."""
+    return scorers.row_tokens * scorers.groups_together
 
 
 @dataclass

@@ -20,7 +20,7 @@ from psyco_ray.run.progress import Progress
 from psyco_ray.run.schemas import PAIRS, WEIGHTED_PAIRS, rows_of
 from psyco_ray.run.types import Group, PreferencePair, Rows
 from psyco_ray.training import guards, pairs
-from psyco_ray.training.batches import Batches
+from psyco_ray.training.batches import Batches, tokens_of_call
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class PairStage:
                 some.append(prompt_ids)
         # on a CPU scorers compute once what all prompts of a batch begin with
         batches = Batches[PreferencePair](
-            self._job.scorers.row_tokens, 0 if self._job.scorers.gpus else common_start(some)
+            tokens_of_call(self._job.scorers), 0 if self._job.scorers.gpus else common_start(some)
         )
         for start in range(0, len(keys), size := self._job.rollouts.speeches_per_item):
             batches.open(keys[start : start + size])

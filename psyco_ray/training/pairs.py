@@ -55,12 +55,18 @@ def pair_of(
     if not penalised[worst] and (margin <= 0 or margin < min_margin):
         return None
     chosen, rejected = responses[best], responses[worst]
-    if chosen.text.split() == rejected.text.split():
+    if _same_words(chosen.text, rejected.text):
         return None
     context = (0, 0) if trained == "all" else (chosen.reasoning_tokens, rejected.reasoning_tokens)
     return PreferencePair(
         group.prompt.speech_id, group.prompt.token_ids, chosen.token_ids, rejected.token_ids, context=context
     )
+
+
+def _same_words(a: str, b: str) -> bool:
+    """Whether texts differ in white space alone; nearly all differ in their first or last words."""
+    ends = a.split(maxsplit=1)[:1] == b.split(maxsplit=1)[:1] and a.rsplit(maxsplit=1)[-1:] == b.rsplit(maxsplit=1)[-1:]
+    return ends and a.split() == b.split()
 
 
 def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:

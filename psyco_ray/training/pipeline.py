@@ -16,7 +16,7 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, PreferencePair, Prompt, PromptBatch, Row, Rows
-from psyco_ray.training.batches import Batches
+from psyco_ray.training.batches import Batches, tokens_of_call
 from psyco_ray.training.quarantine import Quarantine
 
 _Asked = tuple[Group, list[dict[str, str]]]  # a group, and the messages that it answers
@@ -57,7 +57,7 @@ class SamplingPipeline:
                   └─missing items─▶ rollouts ─▶ batches ─▶ scorers ─▶ ledger ─▶ groups
 
     Rows are read when an item is formed, a few items before a rollout actor takes it. Groups are scored while others
-    are sampled, and yielded while others are scored. A batch has about `scorers.row_tokens` tokens.
+    are sampled, and yielded while others are scored. A batch has as many tokens as `tokens_of_call` says.
 
     Example:
         >>> pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, ("reward",))
@@ -172,7 +172,7 @@ class SamplingPipeline:
         self, work: _Stage, items: Iterator[PromptBatch], speeches: dict[str, str], quarantine: Quarantine
     ) -> Iterator[GroupBatch]:
         """Sample the items; yields batches for the scorers, each of one item's groups in the order of its prompts."""
-        batches = Batches[_Asked](self._job.scorers.row_tokens)
+        batches = Batches[_Asked](tokens_of_call(self._job.scorers))
         complete: deque[tuple[_Asked, ...]] = deque()
 
         def requests() -> Iterator[SamplingRequest]:
@@ -185,7 +185,7 @@ class SamplingPipeline:
                 quarantine.add(prompt.speech_id, reason)
                 complete.extend(batches.add(prompt.speech_id, None))
 
-        for group, seconds in self._rollouts.stream(
+        sampled: Iterator[tuple[Group, float]] = self._rollouts.stream(
             RolloutActor.sample,
             requests(),
             name=work.name,
@@ -193,7 +193,8 @@ class SamplingPipeline:
             split=SamplingRequest.split,
             on_failed=give_up,
             in_flight=items_in_flight(self._job.rollouts, work.sampling.responses),
-        ):
+        )
+        for group, seconds in sampled:
             assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"
             self._busy_s["rollout"] += seconds
             tokens = sum(len(response.token_ids) for response in group.responses)

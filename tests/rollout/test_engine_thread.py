@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from psyco_ray.rollout import engine_thread
 from psyco_ray.rollout.engine_thread import EngineThread
 from psyco_ray.run.types import Group, Prompt, Response
 
@@ -60,7 +61,7 @@ def sample_all(thread: EngineThread, requests: list[list[Prompt]]) -> list[list[
 
     def read(index: int) -> None:
         try:
-            found[index] = [group.prompt.speech_id for group, _ in thread.sample(requests[index])]
+            found[index] = [group.prompt.speech_id for [(group, _)] in thread.sample(requests[index])]
         except RuntimeError as error:
             found[index] = error
 
@@ -111,7 +112,7 @@ def test_seconds_of_groups_add_up_to_the_engines_time() -> None:
     began = time.perf_counter()
     both: list[float] = []
     readers = [
-        threading.Thread(target=lambda: both.extend(seconds for _, seconds in thread.sample(request(20, 40, 60))))
+        threading.Thread(target=lambda: both.extend(seconds for [(_, seconds)] in thread.sample(request(20, 40, 60))))
         for _ in range(2)
     ]
     for reader in readers:
@@ -132,7 +133,20 @@ def test_an_invalid_request_leaves_the_others_alone() -> None:
     thread = EngineThread(Small)
     thread.engine.go.set()
     groups = thread.sample(request(5, 6))
-    first = next(groups)
+    [first] = next(groups)
     with pytest.raises(ValueError, match="the KV cache is too small"):
         list(thread.sample(request(1, 2, 3)))
-    assert [first[0].prompt.speech_id, *(group.prompt.speech_id for group, _ in groups)] == ["speech-0-5", "speech-1-6"]
+    assert [first[0].prompt.speech_id, *(group.prompt.speech_id for [(group, _)] in groups)] == [
+        "speech-0-5",
+        "speech-1-6",
+    ]
+
+
+def test_groups_travel_together_unless_the_next_one_takes_long(monkeypatch) -> None:
+    thread = EngineThread(StepEngine)
+    thread.engine.go.set()
+    assert [len(groups) for groups in thread.sample(request(*range(1, 11)), 4)] == [4, 4, 2]
+    monkeypatch.setattr(engine_thread, "HELD_S", 0.05)
+    groups = thread.sample(request(1, 2, 10_000), 8)
+    assert [group.prompt.speech_id for group, _ in next(groups)] == ["speech-0-1", "speech-1-2"]
+    groups.close()

@@ -25,7 +25,7 @@ def test_a_log_probability_that_is_not_finite_names_speech_and_policy(value) -> 
     engine = SimpleNamespace(version=4, add=lambda *_, **__: 1, step=step, abort=lambda _: None)
     actor._engine, actor._thread = engine, EngineThread(lambda: engine)
     request = SamplingRequest(PromptBatch("item", (PROMPT,)), 4, 2, 1.0, 1.0, 16)
-    [(group, _)] = actor.sample(request)
+    [[(group, _)]] = actor.sample(request)
     assert [response.logprob for response in group.responses] == values
     values.append(value)
     message = (

@@ -117,7 +117,8 @@ def unstopped(actor: Any, path: Path, version: int) -> str:
     # vLLM samples the responses to a prompt with consecutive seeds
     item = PromptBatch("stops", tuple(Prompt(f"s{seed}", tuple(PROMPT), seed) for seed in range(0, 400, 100)))
     request = SamplingRequest(item, version, 8, 1.0, 1.0, 32)
-    sampled = [group for group, _ in map(ray.get, actor.sample.options(num_returns="streaming").remote(request))]
+    found = map(ray.get, actor.sample.options(num_returns="streaming").remote(request))
+    sampled = [group for groups in found for group, _ in groups]
     responses = [response.token_ids for group in sampled for response in group.responses]
     if any(stops & set(ids[:-1]) for ids in responses):
         return "goes on after a stop token"
