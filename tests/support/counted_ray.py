@@ -1,10 +1,12 @@
 """A stand-in for Ray whose actors work when they are called, and which counts calls and fetched results."""
 
+import pickle
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from psyco_ray.pool import actor_pool, polling, processes, slot, supervisor
 
@@ -54,6 +56,11 @@ class CountedRay:
         """Nothing runs."""
 
 
+def sent(value: Any) -> Any:
+    """What arrives in another process."""
+    return pickle.loads(cloudpickle.dumps(value))
+
+
 class CountedActor:
     """Stands in for the handle of an actor."""
 
@@ -68,10 +75,10 @@ class CountedActor:
 
         def call(*args: Any) -> Ref:
             self._counted.calls += 1
-            return Ref(method(*args))
+            return Ref(method(*sent(args)))
 
         def stream(*args: Any) -> Results:
             self._counted.calls += 1
-            return Results(list(method(*args)))
+            return Results(list(method(*sent(args))))
 
         return SimpleNamespace(remote=call, options=lambda num_returns: SimpleNamespace(remote=stream))
