@@ -15,6 +15,7 @@ IMPLIED = {
     "httpx": "openai",
     "markupsafe": "jinja2",
     "spacy": "presidio-analyzer",
+    "starlette": "fastapi",
     "tokenizers": "transformers",
     "yaml": "pyyaml",
 }
