@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import lint_desk
 import lint_launcher
 import lint_operator
 import lint_policy
@@ -48,7 +49,8 @@ def check(manifests: list[Manifest], file: str) -> list[Finding]:
         name = f"{manifest.get('kind', 'ray up')}/{(manifest.get('metadata') or manifest).get('name', '')}"
         if "cluster_name" in manifest:
             name = f"ray up/{manifest['cluster_name']}"
-        findings += [Finding(file, name, *violation) for violation in _check_manifest(manifest, all_pods, policies)]
+        found = [*_check_manifest(manifest, all_pods, policies), *_check_desk(manifest, manifests)]
+        findings += [Finding(file, name, *violation) for violation in found]
     return findings
 
 
@@ -73,6 +75,19 @@ def _check_manifest(manifest: Manifest, all_pods: list[Pods], policies: list[Man
             yield from lint_policy.secret(manifest)
 
 
+def _check_desk(manifest: Manifest, manifests: list[Manifest]) -> Iterator[tuple[str, str]]:
+    match manifest.get("kind"):
+        case "Deployment" if not _has_containers(manifest):
+            yield "spec.template.spec.containers", "is empty; the first container is the desk"
+        case "Deployment":
+            for rule in lint_desk.RULES:
+                yield from rule(manifest, manifests)
+            for pod_rule in lint_policy.PODS:
+                yield from pod_rule(lint_desk.pods_of(manifest))
+        case "Ingress":
+            yield from lint_desk.encrypted(manifest)
+
+
 def _check_cluster(cluster: Manifest, prefix: str) -> Violations:
     empty = list(lint_operator.containers(cluster))
     yield from _at(prefix, iter(empty))
@@ -94,8 +109,10 @@ def _check_job(job: Manifest) -> Violations:
 
 
 def _pods(manifest: Manifest) -> list[Pods]:
-    """The pods that a Ray cluster or job starts."""
+    """The pods that a Ray cluster, a Ray job or a deployment starts."""
     spec = manifest["spec"]
+    if manifest["kind"] == "Deployment":
+        return [lint_desk.pods_of(manifest)]
     if manifest["kind"] == "RayCluster":
         return nodes(spec)
     submitter = [lint_policy.submitter(spec)] if spec.get("submitterPodTemplate") else []
@@ -103,8 +120,10 @@ def _pods(manifest: Manifest) -> list[Pods]:
 
 
 def _has_containers(manifest: Manifest) -> bool:
-    """Whether this is a Ray cluster or job and each of its pods has a container."""
-    return manifest.get("kind") in ("RayCluster", "RayJob") and all(p.pod.get("containers") for p in _pods(manifest))
+    """Whether this starts pods and each of them has a container."""
+    return manifest.get("kind") in ("RayCluster", "RayJob", "Deployment") and all(
+        p.pod.get("containers") for p in _pods(manifest)
+    )
 
 
 def _at(prefix: str, violations: Violations) -> Violations:

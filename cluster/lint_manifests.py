@@ -1,4 +1,4 @@
-"""Reads manifests from files and kustomize directories, and finds the pods of a Ray cluster in them."""
+"""Reads manifests from files and kustomize directories, and finds the pods in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KNOWN = {"apiVersion", "kind", "namespace", "resources", "patches", "replacemen
 class Pods:
     """The pods of one group, and the field of the manifest that describes them."""
 
-    name: str  # of the worker group, or `head` or `submitter`
+    name: str  # of the worker group, or `head`, `submitter` or `deployment`
     field: str
     spec: Manifest  # of the group
     template: str = "template"
@@ -55,7 +55,9 @@ class Pods:
     @property
     def labels(self) -> Manifest:
         """The pods' labels, with those that the operator adds."""
-        node = {"head": {"ray.io/node-type": "head"}, "submitter": {}}.get(self.name, {"ray.io/node-type": "worker"})
+        node = {"head": {"ray.io/node-type": "head"}, "submitter": {}, "deployment": {}}.get(
+            self.name, {"ray.io/node-type": "worker"}
+        )
         return {**(self.metadata.get("labels") or {}), **(self.spec.get("labels") or {}), **node}
 
     def has(self, resource: str) -> float:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
-from psyco_ray.desk import judgements, overview, pages, people, queue, security
+from psyco_ray.desk import audit, export, judgements, overview, pages, people, queue, security
 from psyco_ray.desk.judgements import InvalidAnswerError
 from psyco_ray.desk.store import Item, Store
 from psyco_ray.run.hashing import key_of
@@ -18,6 +19,9 @@ router = APIRouter()
 
 Form = Annotated[Mapping[str, str], Depends(security.form)]
 Lead = Annotated[people.Person, Depends(security.require_role("lead"))]
+
+EXPORTED = ("pairs.parquet", "judgements.csv", "drafts.jsonl", "record.json")
+"""Files of an export that a lead can load down."""
 
 AUDIT_LINES = 200
 """Lines of the audit log on its page, the newest first."""
@@ -35,7 +39,7 @@ def overview_page(request: Request, person: Lead) -> Response:
         "figures": request.app.state.figures.current(),
         "aspects": ("overall", *PRINCIPLES),
         "open_disagreements": len(overview.disagreements(store)),
-        "exported": [],
+        "exported": [name for name in EXPORTED if (store.directory / export.DIRECTORY / name).is_file()],
     }
     return pages.render(request, "lead.html", values)
 
@@ -125,6 +129,28 @@ def adjudicate(request: Request, person: Lead, item_id: str, form: Form) -> Resp
         return _adjudication(request, found, str(error))
     left = overview.disagreements(store)
     return RedirectResponse(f"/lead/disagreements/{left[0].item.id}" if left else "/lead/disagreements", 303)
+
+
+@router.post("/lead/export")
+def write_export(request: Request, person: Lead) -> Response:
+    """Writes the export anew."""
+    store = _store(request)
+    try:
+        export.export(store)
+    except InputError as error:
+        raise HTTPException(409, str(error)) from None
+    with store.transaction() as db:
+        audit.record(db, person.id, "export")
+    return RedirectResponse("/lead#export", 303)
+
+
+@router.get("/lead/export/{name}")
+def exported(request: Request, person: Lead, name: str) -> Response:
+    """A file of the export."""
+    path = _store(request).directory / export.DIRECTORY / name
+    if name not in EXPORTED or not path.is_file():
+        raise HTTPException(404)
+    return FileResponse(path, filename=name, content_disposition_type="attachment")
 
 
 @router.get("/privacy")

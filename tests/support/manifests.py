@@ -9,7 +9,8 @@ from support.paths import ROOT
 CLUSTER = ROOT / "cluster"
 SHAPES = ("kind-cpu", "1-node-8gpu", "multi-node")
 OVERLAYS = [CLUSTER / "k8s/overlays" / name / job for name in SHAPES for job in ("", "job")]
-DIRECTORIES = [*OVERLAYS, CLUSTER / "k8s/monitoring"]
+DESK = CLUSTER / "k8s/desk"
+DIRECTORIES = [*OVERLAYS, CLUSTER / "k8s/monitoring", DESK]
 FILES = [*DIRECTORIES, CLUSTER / "k8s/object-store.yaml"]
 LAUNCHERS = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]
 
