@@ -43,6 +43,26 @@ def add(subparsers: Any) -> None:
     _add_directory(command)
     command.add_argument("file", type=Path, help="JSON of the tool, or a directory of Argilla's to_disk")
     command.add_argument("--format", choices=_formats(), required=True, help="the tool")
+    _add_suggest(steps)
+
+
+def _add_suggest(steps: Any) -> None:
+    command = add_command(
+        steps,
+        "suggest",
+        suggest,
+        "add the pairs that reward models disagree on or are unsure of, for the next judgements",
+        "psyco-ray desk suggest runs/demo-desk --from pairs.parquet --reward runs/a/reward runs/b/reward --count 50",
+    )
+    _add_directory(command)
+    command.add_argument(
+        "--from", required=True, dest="source", metavar="SOURCE", help="pairs, as serve takes them; those of a run too"
+    )
+    command.add_argument(
+        "--reward", nargs="+", required=True, metavar="MODEL", help="reward models: directories or hub ids"
+    )
+    command.add_argument("--count", type=int, required=True, help="pairs to add")
+    command.add_argument("--seed", type=int, default=0, help="decides between pairs that tell as much (default: 0)")
 
 
 def _add_serve(steps: Any, example: str) -> None:
@@ -141,6 +161,15 @@ def import_(_: None, options: argparse.Namespace) -> int:
     from psyco_ray.desk import exchange
 
     print(exchange.read(_store(options.directory), options.file, options.format))
+    return 0
+
+
+def suggest(_: None, options: argparse.Namespace) -> int:
+    """Adds the pairs to ask about next."""
+    from psyco_ray.desk.suggest import suggest as add_pairs
+
+    done = add_pairs(_store(options.directory), options.source, options.reward, options.count, options.seed)
+    print(f"{options.directory}: {done.added} pairs are added, of {done.of} that could be asked about")
     return 0
 
 
