@@ -175,7 +175,7 @@ class Bench:
         before = self.meter.cpu_seconds(both)
         report = weight_sync.push_weights(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
         cpu_seconds = [b - a for a, b in zip(before, self.meter.cpu_seconds(both), strict=True)]
-        # the learner exports first, then the engines load
+        # learner and engines work at the same time, but may share cores
         sync_s = max(cpu_seconds[: len(ranks)]) + max(cpu_seconds[len(ranks) :])
         sync_s = report.export_s + report.load_s if self.meter.on_gpu else sync_s
         print(f"saving {save_s:.2f} + {state_s:.2f} s, sync {sync_s:.2f} s", flush=True)

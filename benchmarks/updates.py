@@ -113,9 +113,9 @@ class Pair:
         self.colocation.to_learner()
         step()
         self.colocation.pop_seconds()
-        probe = random_pairs(SHORT, 0)[0]
+        probe, shared = random_pairs(SHORT, 0)[0], self.colocation if self.job.colocated else None
         report = weight_sync.push_weights(
-            self.group, self.pool, version, probe, self.job.sync, transport=transport, colocation=self.colocation
+            self.group, self.pool, version, probe, self.job.sync, transport=transport, colocation=shared
         )
         handovers = self.colocation.pop_seconds()
         [copy_s] = ray.get([worker.__ray_call__.remote(copy_seconds, report.bytes) for worker in self.group.workers])

@@ -168,7 +168,7 @@ class LearnerGroup:
         The copy in Ray's object store stays until rank 0 ends; this method does not wait for it.
 
         Args:
-            transport: nccl, ipc, gloo or shared_memory.
+            transport: nccl, ipc, gloo, shared_memory or object_store.
             actors: rollout actors.
             version: of the weights.
             workers: of each actor's engine.
@@ -179,7 +179,7 @@ class LearnerGroup:
         """
         chunk_bytes, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
         try:
-            digest, size, failures = self._group.run(
+            digest, size, failures, stored = self._group.run(
                 LearnerWorker.send,
                 "sending weights",
                 deadline_s,
@@ -198,7 +198,8 @@ class LearnerGroup:
             raise WeightSendError(f"no rollout actor received the weights, {failures[0]}")
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
-        stored, *_ = [worker.export.remote(chunk_bytes) for worker in self.workers]
+        if stored is None:
+            stored, *_ = [worker.export.remote(chunk_bytes) for worker in self.workers]
         return SentWeights(version, digest, size, stored)
 
     def save_model(self, target: str | Path) -> None:

@@ -16,13 +16,15 @@ import torch
 from ray.exceptions import RayError
 
 from psyco_ray.learner import rendezvous
-from psyco_ray.models import weight_chunks, weight_memory
+from psyco_ray.models import weight_chunks, weight_codec, weight_memory
 from psyco_ray.models.weight_checksum import WeightChecksum
-from psyco_ray.models.weight_chunks import TransferError
+from psyco_ray.models.weight_chunks import StoredChunk, TransferError
 from psyco_ray.models.weight_group import TransferGroup
 from psyco_ray.models.weight_memory import SharedMemory
 
 Parameters = Iterator[tuple[str, torch.Tensor]]
+
+STORED_BYTES = 64 * 2**20  # of weights that are stored while the next ones are gathered, or those before are loaded
 
 
 def summed(parameters: Parameters, checksum: WeightChecksum) -> Parameters:
@@ -106,30 +108,51 @@ def send(
     rank: int,
     workers: int,
     chunk_bytes: int,
-) -> None:
+) -> list[ray.ObjectRef]:
     """Send all parameters to the receivers; every rank calls it, and every rank comes to its end.
 
     Args:
-        transport: nccl, ipc, gloo or shared_memory.
-        parameters: whole ones; for nccl and gloo on rank 0 alone, on the others they are only iterated over.
+        transport: nccl, ipc, gloo, shared_memory or object_store.
+        parameters: whole ones; for ipc and shared_memory on every rank, else on rank 0 alone, and the others only
+            iterate over them. For object_store on the CPU.
         sizes: bytes of each parameter.
         receivers: the actors.
         version: of the weights.
         rank: of this process; 0 calls the actors.
         workers: of each actor's engine.
         chunk_bytes: size of a chunk; a larger parameter is a chunk by itself.
+
+    Returns:
+        On rank 0: references to the chunks in the object store, if the transport is that.
     """
     size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
-    if transport not in weight_chunks.GROUPS:
+    stored: list[ray.ObjectRef] = []
+    if transport in weight_chunks.SHARED:
         _share(transport, parameters, size, receivers, version, rank)
-        return
-    if not rank:
+    elif not rank and transport in weight_chunks.GROUPS:
         try:
             _broadcast(transport, parameters, size, receivers, version, workers)
         except TransferError as error:
             receivers.fail_all(str(error))
+    elif not rank:
+        stored = _store(parameters, receivers, version, min(chunk_bytes, STORED_BYTES))
     for _ in parameters:  # the other ranks gather what is left
         pass
+    return stored
+
+
+def _store(parameters: Parameters, receivers: Receivers, version: int, bucket_bytes: int) -> list[ray.ObjectRef]:
+    """Rank 0's part in the object store: a chunk is stored while the receivers load the one before."""
+    stored: list[ray.ObjectRef] = []
+    receivers.begin("init_transfer", "object_store", ())
+    receivers.begin("start_update")
+    arrays = ((name, weight_codec.as_array(tensor)) for name, tensor in parameters)
+    for bucket in weight_codec.in_buckets(arrays, bucket_bytes):
+        stored.append(ray.put(bucket))
+        receivers.begin("receive_chunk", StoredChunk(stored[-1]))
+    receivers.begin("finish_update", version)
+    receivers.end()
+    return stored
 
 
 def _broadcast(

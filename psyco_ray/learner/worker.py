@@ -22,8 +22,6 @@ from psyco_ray.run.types import DeltaRef
 if TYPE_CHECKING:
     import torch
 
-_STORED_BYTES = 64 * 2**20  # of weights that are stored while the next ones are gathered
-
 WAY_OUT = "lower the learning rate, or look at that pair and the base model; --resume continues from the last state"
 
 
@@ -193,11 +191,11 @@ class LearnerWorker:
 
     def send(
         self, transport: str, actors: list[Any], version: int, workers: int, chunk_bytes: int, deadline_s: float
-    ) -> tuple[str, int, dict[int, str]]:
+    ) -> tuple[str, int, dict[int, str], ray.ObjectRef | None]:
         """Send the weights, in the compute dtype, to rollout actors in chunks.
 
         Args:
-            transport: nccl, ipc, gloo or shared_memory.
+            transport: nccl, ipc, gloo, shared_memory or object_store.
             actors: receiving rollout actors; one that fails is left out.
             version: of the weights.
             workers: of each actor's engine.
@@ -205,23 +203,28 @@ class LearnerWorker:
             deadline_s: seconds for an actor to receive everything.
 
         Returns:
-            On rank 0: digest of the weights, their bytes, and the reason of each failure by the actor's index.
+            On rank 0: digest of the weights, their bytes, the reason of each failure by the actor's index, and a
+            reference to what `export` returns, if the weights went through the object store.
         """
         from psyco_ray.learner import lora, weight_sender
         from psyco_ray.models import weight_chunks
         from psyco_ray.models.weight_checksum import WeightChecksum
         from psyco_ray.models.weight_files import without_data
 
-        in_group = transport in weight_chunks.GROUPS
         stand_ins = without_data((name, tensor) for name, tensor, _ in lora.exported(self._model))
         sizes = [tensor.nbytes for _, tensor in self._files.converted(stand_ins)]
-        receivers = weight_sender.Receivers(actors, deadline_s, together=in_group)
+        receivers = weight_sender.Receivers(actors, deadline_s, together=transport in weight_chunks.GROUPS)
         checksum = WeightChecksum()
-        parameters = self._full_parameters(all_ranks=not in_group)  # else each rank serves the engine on its own GPU
+        # each rank shares memory with the engine on its own GPU
+        parameters = self._full_parameters(all_ranks=transport in weight_chunks.SHARED)
         if not self.rank:
+            if transport == "object_store":
+                parameters = ((name, tensor.cpu()) for name, tensor in parameters)
             parameters = weight_sender.summed(parameters, checksum)
-        weight_sender.send(transport, parameters, sizes, receivers, version, self.rank, workers, chunk_bytes)
-        return checksum.digest(), checksum.bytes, receivers.failures
+        where = receivers, version, self.rank, workers, chunk_bytes
+        refs = weight_sender.send(transport, parameters, sizes, *where)
+        digest, size = checksum.digest(), checksum.bytes
+        return digest, size, receivers.failures, ray.put((refs, digest, size, None)) if refs else None
 
     def keep_on_gpu(self, kept: OnGpu) -> None:
         """Move what is not kept to the host, or everything back; see `LearnerCheckpoint`."""
@@ -245,9 +248,11 @@ class LearnerWorker:
 
     def _buckets(self, bucket_bytes: int) -> Iterator[Bucket]:
         """Yield all weights in buckets of at most this size; none on ranks other than 0, which only take part."""
+        from psyco_ray.learner.weight_sender import STORED_BYTES
+
         own = ((name, tensor) for name, tensor in self._full_parameters() if not self.rank)
         arrays = ((name, weight_codec.as_array(tensor.cpu())) for name, tensor in own)
-        return weight_codec.in_buckets(arrays, min(bucket_bytes, _STORED_BYTES))
+        return weight_codec.in_buckets(arrays, min(bucket_bytes, STORED_BYTES))
 
     def _full_parameters(self, all_ranks: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield every parameter and persistent buffer, whole, in the compute dtype, as the base's files have them.

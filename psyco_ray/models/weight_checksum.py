@@ -1,11 +1,15 @@
-"""A digest of weights that is computed on their device, without a copy to the host."""
+"""A digest of weights that is computed on their device, without a copy to the host.
+
+On a CPU it is that of `weight_codec`, which takes a fraction of the time there.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import xxhash
+
+from psyco_ray.models import weight_codec
 
 CHUNK = 2**22  # elements at a time, widened to 8 bytes each
 _POSITION_WEIGHT = 0x9E3779B97F4A7C15 - 2**64  # odd, so that products with powers of two never vanish
@@ -32,7 +36,7 @@ def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class WeightChecksum:
-    """Names, dtypes, shapes and fingerprints of parameters, in any order.
+    """Names, dtypes, shapes and bits of parameters, in any order.
 
     It detects truncated, mixed-up and damaged transfers, not an adversary.
 
@@ -45,12 +49,16 @@ class WeightChecksum:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._parameters: list[tuple[str, torch.Tensor]] = []  # description, fingerprint
+        self._lines: list[str] = []  # of parameters on the CPU
+        self._parameters: list[tuple[str, torch.Tensor]] = []  # others: description, fingerprint
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Add a parameter; no device sync."""
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self._parameters.append((f"{name} {dtype} {tuple(tensor.shape)}", fingerprint(tensor)))
+        if tensor.device.type == "cpu":
+            self._lines.append(weight_codec.digest_line(name, *weight_codec.as_array(tensor)))
+        else:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self._parameters.append((f"{name} {dtype} {tuple(tensor.shape)}", fingerprint(tensor)))
         self.bytes += math.prod(tensor.shape) * tensor.element_size()
 
     def digest(self) -> str:
@@ -58,7 +66,5 @@ class WeightChecksum:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # parameters may have been added on several streams
         sums = torch.stack([pair for _, pair in self._parameters]).tolist() if self._parameters else []
-        lines = sorted(
-            f"{text} {first} {second}" for (text, _), (first, second) in zip(self._parameters, sums, strict=True)
-        )
-        return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+        lines = [f"{text} {first} {second}" for (text, _), (first, second) in zip(self._parameters, sums, strict=True)]
+        return weight_codec.digest_of([*self._lines, *lines])

@@ -1,14 +1,16 @@
-"""How weights travel from the learner's ranks to the workers of rollout engines without Ray's object store: in chunks.
+"""How weights travel from the learner's ranks to the workers of rollout engines: in chunks.
 
-A chunk is a list of whole tensors in one buffer. The sender announces each in a call to every receiver
-(`learner.weight_sender`, `rollout.weight_receiver`). Its bytes go one of two ways, each on GPUs and on CPUs:
+The sender announces each chunk in a call to every receiver, which loads it while the next one is made
+(`learner.weight_sender`, `rollout.weight_receiver`). Its bytes go one of three ways, on GPUs and on CPUs:
 
-    ===============  ========================================  =====================================
-    way              a group of rank 0 and all workers         memory that a rank shares on its node
-    class            `weight_group.TransferGroup`              `weight_memory.SharedMemory`
-    on GPUs          nccl                                      ipc
-    on CPUs          gloo                                      shared_memory
-    ===============  ========================================  =====================================
+    ===============  ========================================  =====================================  ==================
+    way              a group of rank 0 and all workers         memory that a rank shares on its node  Ray's object store
+    class            `weight_group.TransferGroup`              `weight_memory.SharedMemory`           `StoredChunk`
+    on GPUs          nccl                                      ipc                                    object_store
+    on CPUs          gloo                                      shared_memory                          object_store
+    ===============  ========================================  =====================================  ==================
+
+A group and shared memory have a buffer, in which a chunk's tensors are whole and lie one behind the other.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ Tensors = Iterable[tuple[str, torch.Tensor]]
 
 GROUPS = ("nccl", "gloo")
 """The transports that broadcast in a group."""
+
+SHARED = ("ipc", "shared_memory")
+"""The transports by memory that ranks share."""
 
 _DEVICES = {"nccl": "cuda", "ipc": "cuda", "gloo": "cpu", "shared_memory": "cpu"}
 _ALIGNMENT = 16  # bytes, of a tensor in a buffer
@@ -41,6 +46,13 @@ class Chunk:
     shapes: tuple[tuple[int, ...], ...]
     bytes: int  # of the buffer
     handles: Mapping[str, Any] = field(default_factory=dict)  # of shared memory, by place
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """A bucket of tensors in Ray's object store."""
+
+    ref: Any  # reference to a `weight_codec.Bucket`
 
 
 def buffer_bytes(sizes: Iterable[int], chunk_bytes: int) -> int:

@@ -52,12 +52,17 @@ def digest(buckets: Iterable[Bucket]) -> str:
 
     It detects truncated, mixed-up and damaged transfers, not an adversary.
     """
-    lines = sorted(
-        f"{name} {dtype} {array.shape} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)}"
-        for bucket in buckets
-        for name, (array, dtype) in bucket.items()
-    )
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+    return digest_of(digest_line(name, *packed) for bucket in buckets for name, packed in bucket.items())
+
+
+def digest_line(name: str, array: np.ndarray, dtype: str) -> str:
+    """Return what a digest depends on of a parameter."""
+    return f"{name} {dtype} {array.shape} {xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)}"
+
+
+def digest_of(lines: Iterable[str]) -> str:
+    """Return the digest of parameters' lines."""
+    return xxhash.xxh3_128_hexdigest("\n".join(sorted(lines)).encode())
 
 
 def in_buckets(parameters: Iterable[tuple[str, tuple[np.ndarray, str]]], size_limit: int) -> Iterator[Bucket]:

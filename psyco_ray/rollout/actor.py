@@ -19,7 +19,7 @@ from psyco_ray.run.types import Group, PreferencePair, PromptBatch, SentWeights,
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-    from psyco_ray.models.weight_chunks import Chunk
+    from psyco_ray.models.weight_chunks import Chunk, StoredChunk
 
 _FILLED_TIMES = 4  # responses that an engine has at a time, in units of what it decodes at once
 _MOST_ITEMS = 64  # that an engine has at a time, each in a thread that waits for its groups
@@ -145,7 +145,7 @@ class RolloutActor:
         """Start a weight update."""
         self._thread.call(self._engine.weights.start_update)
 
-    def receive_chunk(self, chunk: Chunk) -> None:
+    def receive_chunk(self, chunk: Chunk | StoredChunk) -> None:
         """Receive a chunk of the weights."""
         self._thread.call(self._engine.weights.receive_chunk, chunk)
 

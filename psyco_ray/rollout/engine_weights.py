@@ -1,8 +1,8 @@
 """The weights of a vLLM engine: how it gets new ones, and where they are while it sleeps.
 
-Weights arrive over vLLM's native weight-transfer API: from Ray's object store (`load`), or in chunks that the learner
-sends (`init_transfer`, `start_update`, `receive_chunk`, `finish_update`) and `load` confirms by their digest. An update
-that breaks off at any step leaves an engine that can load the stored weights.
+Weights arrive over vLLM's native weight-transfer API: in chunks that the learner sends (`init_transfer`,
+`start_update`, `receive_chunk`, `finish_update`) and `load` confirms by their digest, or all at once from Ray's object
+store (`load`). An update that breaks off at any step leaves an engine that can load the stored weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from psyco_ray.models.weight_chunks import Chunk
+from psyco_ray.models.weight_chunks import Chunk, StoredChunk
 from psyco_ray.rollout.errors import WeightTransferError
 from psyco_ray.run.types import SentWeights, Weights
 
@@ -72,9 +72,11 @@ class EngineWeights:
         self._received = (_UNCONFIRMED, "of a part")
         self._begin()
 
-    def receive_chunk(self, chunk: Chunk) -> None:
+    def receive_chunk(self, chunk: Chunk | StoredChunk) -> None:
         """Receive and load an announced chunk."""
-        self._llm.update_weights({"update_info": {"chunk": chunk}})
+        # fetched here, because vLLM's workers of several GPUs are no Ray processes; a single worker shares the memory
+        update = {"bucket": ray.get(chunk.ref)} if isinstance(chunk, StoredChunk) else {"chunk": chunk}
+        self._llm.update_weights({"update_info": update})
 
     def finish_update(self, version: int) -> None:
         """Finish the update after the last chunk."""
@@ -106,7 +108,6 @@ class EngineWeights:
 
     def _load_stored(self, weights: Weights) -> int:
         delta = weights.delta if weights.delta is not None and weights.delta.since == self._delta_base else None
-        # fetched here, because vLLM's workers of several GPUs are no Ray processes; a single worker shares the memory
         update = {"buckets": ray.get(list(weights.refs))} if delta is None else {"delta": ray.get(delta.ref)}
         self._begin()
         self._delta_base = ""  # stays if the update fails

@@ -49,12 +49,13 @@ class TransferInit(WeightTransferInitInfo):
 
 @dataclass
 class WeightUpdate(WeightTransferUpdateInfo):
-    """All weights, a delta to the held ones, or an announced chunk."""
+    """All weights, a delta to the held ones, a bucket of the weights, or an announced chunk in a buffer."""
 
     buckets: list[Bucket] | None = None
     delta: weight_codec.Delta | None = None
     digest: str = ""  # of all weights
     keep: bool = False  # hold them for the next delta
+    bucket: Bucket | None = None
     chunk: Chunk | None = None
 
 
@@ -79,8 +80,9 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         """
         self.shutdown()
         self._started, self._checksum, self._problem = False, WeightChecksum(), ""
-        if init_info.transport not in weight_chunks.GROUPS:
+        if init_info.transport in weight_chunks.SHARED:
             self._transport = MemoryReader(init_info.transport)
+        if init_info.transport not in weight_chunks.GROUPS:
             return
         address, first_rank, members, timeout_s = init_info.settings
         rank = first_rank + self.parallel_config.rank
@@ -91,18 +93,21 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         """Do nothing: the first chunk starts the reload."""
 
     def receive_weights(self, update_info: WeightUpdate, load_weights: Load | None = None) -> None:
-        """Load all weights of the object store, or receive a chunk.
+        """Load all weights of the object store, or a chunk.
 
         Raises:
             WeightTransferError: the weights in the object store are not those that were sent, and nothing was loaded;
                 or parameters got no weights.
             TransferError: the chunk did not arrive.
         """
-        if update_info.chunk is None:
+        if update_info.bucket is not None:
+            weights = [(name, as_tensor(*packed)) for name, packed in update_info.bucket.items()]
+        elif update_info.chunk is not None:
+            assert self._transport is not None, "init_transfer_engine comes first"
+            weights = self._transport.receive(update_info.chunk)
+        else:
             self._receive_stored(update_info, load_weights)
             return
-        assert self._transport is not None, "init_transfer_engine comes first"
-        weights = self._transport.receive(update_info.chunk)
         if self._problem:  # the others of a group wait until all have received all chunks
             return
         for name, tensor in weights:

@@ -40,7 +40,7 @@ def finish(model: Any, finish_reload: Callable[[], None]) -> str:
     """Finish a reload; returns which parameters got no weights since it started and keep the old ones, if any did."""
     missing = _without_weights(model)
     finish_reload()
-    _repack_tied_heads(model)
+    _refresh_tied_heads(model)
     if not missing:
         _reloaded.add(model)
         return ""
@@ -62,7 +62,7 @@ def abandon(model: Any, finish_reload: Callable[[], None]) -> None:
             info.loaded_weights.clear()
             info.load_numel = 0
     finish_reload()
-    _repack_tied_heads(model)
+    _refresh_tied_heads(model)
 
 
 @contextlib.contextmanager
@@ -149,12 +149,15 @@ def _without_weights(model: Any) -> list[str]:
     return [name for name, parameter in waiting if parameter not in kept]
 
 
-def _repack_tied_heads(model: Any) -> None:
-    """Repack tied output layers: vLLM's CPU build keeps a packed copy that a reload leaves stale."""
+def _refresh_tied_heads(model: Any) -> None:
+    """Have tied output layers compute with the embedding's packed weights.
+
+    vLLM's CPU build packs both apart, and a reload packs the embedding alone.
+    """
     if not current_platform.is_cpu():
         return
     layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    embeddings = {id(layer.weight) for layer in layers if not isinstance(layer, ParallelLMHead)}
+    embeddings = {id(layer.weight): layer for layer in layers if not isinstance(layer, ParallelLMHead)}
     for layer in layers:
         if isinstance(layer, ParallelLMHead) and id(layer.weight) in embeddings:
-            layer.quant_method.process_weights_after_loading(layer)
+            layer.cpu_linear = embeddings[id(layer.weight)].cpu_linear

@@ -149,7 +149,7 @@ class SentWeights:
     version: int
     digest: str  # by `WeightChecksum`
     bytes: int
-    stored: Any  # for other actors: reference to digest, references and size of the same weights in Ray's object store
+    stored: Any  # for other actors: reference to references, digest and size of the same weights in Ray's object store
 
 
 @dataclass(frozen=True)

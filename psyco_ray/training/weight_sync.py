@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from psyco_ray.training.colocation import ColocationManager
 
 
-_PROMPT_TOKENS, _RESPONSE_TOKENS = 8, 16  # of the probe: wrong weights show in the first of them
+_PROMPT_TOKENS, _RESPONSE_TOKENS = 4, 8  # of the probe: wrong weights show in the first of them
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class SyncReport:
     version: int
     bytes: int  # received by an actor, at most: all weights or a delta
     actors: int  # that have the weights
-    export_s: float  # gathering on the learner, and sending or storing
-    load_s: float  # until the last actor has loaded and verified the weights
+    export_s: float  # gathering on the learner, and sending with the engines' loading, or storing
+    load_s: float  # from then until the last actor has loaded and verified the weights
     gap: float  # largest difference of the probe's log-probability between learner and engines, nats per token
 
 
@@ -59,9 +59,9 @@ def push_weights(
 ) -> SyncReport:
     """Sends the learner's weights to every rollout actor and verifies that they arrived and are in use.
 
-    Over other transports than `object_store` idle actors receive them directly. Other actors, and those that miss a
-    part, take them from the object store. An actor that fails the checks is replaced; an actor that joins later loads
-    the same weights before its first item.
+    Idle actors load chunk after chunk while the learner sends. Other actors, and those that miss a chunk, take all
+    weights from the object store; so do all with deltas, and over `object_store` on shared GPUs. An actor that fails
+    the checks is replaced; an actor that joins later loads the same weights before its first item.
 
     Args:
         learner: holds the weights.
@@ -163,8 +163,8 @@ def _send_or_export(
     """The weights as sent to idle actors and stored for the others, or only stored."""
     from psyco_ray.learner.recovery import WeightSendError
 
-    idle = rollouts.idle if transport != "object_store" else []
-    if idle:
+    in_chunks = transport != "object_store" or (colocation is None and not settings.deltas)
+    if idle := rollouts.idle if in_chunks else []:
         try:
             return learner.send(transport, idle, version, workers, settings)
         except WeightSendError as error:

@@ -154,22 +154,29 @@ def test_a_run_with_faults_gives_the_same_pairs_and_weights(
 
     monkeypatch.setattr(Slot, "assign", assigning)
     monkeypatch.setattr(WorkStream, "deliver", delivering)
-    export = group.LearnerGroup.export
+    send, export = group.LearnerGroup.send, group.LearnerGroup.export
     sent: list[int] = []
     damaged = (
         {2, 4} if iterations == 4 else set()
     )  # an actor that gets damaged weights twice is replaced, which takes long
 
-    def damaging(self, version: int, *options):
-        weights = export(self, version, *options)
+    def damaging(self, transport: str, actors: list, version: int, *options):
+        weights = send(self, transport, actors, version, *options)
         sent.append(version)
         if version in damaged and sent.count(version) == 1:
-            bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(weights.refs[0]).items()}
+            refs, *of_weights = ray.get(weights.stored)
+            bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(refs[0]).items()}
             np.asarray(next(iter(bucket.values()))[0]).reshape(-1)[3] ^= 1
-            return replace(weights, refs=(ray.put(bucket), *weights.refs[1:]))
+            # what the actors have received is not what was sent, nor is what is stored
+            return replace(weights, digest="", stored=ray.put(([ray.put(bucket), *refs[1:]], *of_weights)))
         return weights
 
-    monkeypatch.setattr(group.LearnerGroup, "export", damaging)
+    def exporting(self, version: int, *options):  # no actor is idle while all of them are replaced
+        sent.append(version)
+        return export(self, version, *options)
+
+    monkeypatch.setattr(group.LearnerGroup, "send", damaging)
+    monkeypatch.setattr(group.LearnerGroup, "export", exporting)
     root = run(job(tmp_path / "run", tiny_model, tiny_reward_model, iterations=iterations))
     assert delivered
     assert not faults, "each fault happened"

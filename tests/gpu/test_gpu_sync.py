@@ -77,7 +77,7 @@ class Pipeline:
             PROBE,
             self.job.sync,
             transport=self.job.transport,
-            colocation=self.colocation,
+            colocation=self.colocation if self.job.colocated else None,
         )
 
     def logprobs(self) -> list[float]:

@@ -104,7 +104,7 @@ def send(actor, transport: str, version: int, tensors: dict[str, torch.Tensor]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory", "object_store"])
 def test_an_engine_accepts_chunks_only_with_the_right_digest(actor, tensors, transport: str) -> None:
     expected = load(actor, stored(tensors, 1))
     changed = {name: tensor * 1.1 for name, tensor in tensors.items()}
@@ -126,7 +126,7 @@ def test_an_engine_accepts_chunks_only_with_the_right_digest(actor, tensors, tra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory", "object_store"])
 def test_an_engine_that_cannot_load_chunks_still_receives_all_and_says_why(actor, tensors, transport: str) -> None:
     expected = load(actor, stored(tensors, 1))
     name = "model.layers.1.mlp.down_proj.weight"
@@ -136,6 +136,19 @@ def test_an_engine_that_cannot_load_chunks_still_receives_all_and_says_why(actor
     assert "finish_update" in failures[0], failures
     assert "a chunk could not be loaded" in failures[0]
     assert load(actor, stored(tensors, 4)) == expected
+
+
+@pytest.mark.slow
+def test_a_tied_head_computes_with_the_packed_weights_of_the_embedding(actor, tensors) -> None:
+    load(actor, stored(tensors, 1))
+
+    def packed(worker) -> bool:
+        model = worker.model_runner.model
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        return model.lm_head.cpu_linear is model.model.embed_tokens.cpu_linear
+
+    [shared] = ray.get(actor.__ray_call__.remote(lambda own: own._engine._llm.collective_rpc(packed)), timeout=60)
+    assert shared, "a second packed copy takes its memory and the time of packing"
 
 
 @pytest.mark.slow

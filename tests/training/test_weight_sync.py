@@ -287,7 +287,7 @@ def miss_a_chunk(actor: RolloutActor) -> None:
     weights.receive_chunk = fail
 
 
-@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory", "object_store"])
 def test_weights_arrive_in_chunks_and_who_misses_one_takes_the_stored_weights(
     learner, rollouts, transport: str, caplog
 ) -> None:
@@ -325,6 +325,14 @@ class Taking:
         self.how, self.chosen = how, chosen
 
     def ready(self) -> None: ...
+
+    def init_transfer(self, transport, settings) -> None: ...
+
+    def start_update(self) -> None: ...
+
+    def receive_chunk(self, chunk) -> None: ...
+
+    def finish_update(self, version) -> None: ...
 
     def load_weights(self, weights, probe) -> WeightUpdateAck:
         if self.how == "slow":
