@@ -115,7 +115,7 @@ def send(
         transport: nccl, ipc, gloo, shared_memory or object_store.
         parameters: whole ones; for ipc and shared_memory on every rank, else on rank 0 alone, and the others only
             iterate over them. For object_store on the CPU.
-        sizes: bytes of each parameter.
+        sizes: bytes of each parameter; object_store needs none.
         receivers: the actors.
         version: of the weights.
         rank: of this process; 0 calls the actors.
@@ -125,11 +125,12 @@ def send(
     Returns:
         On rank 0: references to the chunks in the object store, if the transport is that.
     """
-    size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
     stored: list[ray.ObjectRef] = []
     if transport in weight_chunks.SHARED:
+        size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
         _share(transport, parameters, size, receivers, version, rank)
     elif not rank and transport in weight_chunks.GROUPS:
+        size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
         try:
             _broadcast(transport, parameters, size, receivers, version, workers)
         except TransferError as error:

@@ -211,8 +211,10 @@ class LearnerWorker:
         from psyco_ray.models.weight_checksum import WeightChecksum
         from psyco_ray.models.weight_files import without_data
 
-        stand_ins = without_data((name, tensor) for name, tensor, _ in lora.exported(self._model))
-        sizes = [tensor.nbytes for _, tensor in self._files.converted(stand_ins)]
+        sizes = []
+        if transport != "object_store":
+            stand_ins = without_data((name, tensor) for name, tensor, _ in lora.exported(self._model))
+            sizes = [tensor.nbytes for _, tensor in self._files.converted(stand_ins)]
         receivers = weight_sender.Receivers(actors, deadline_s, together=transport in weight_chunks.GROUPS)
         checksum = WeightChecksum()
         # each rank shares memory with the engine on its own GPU
