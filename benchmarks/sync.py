@@ -5,12 +5,12 @@
 .venv/bin/python benchmarks/sync.py --deltas [--rates 5e-6]
 
 Seconds from the end of an optimizer step until every rollout actor has the weights and has shown that it computes with
-them: export, digests, loading and the probe. The peer is vLLM's own reload (`reload_weights`) of the same tensors by
-the same actors, when the tensors lie in the memory of their node already. Medians over rounds without the first;
-`ratio` is ours over the peer's. With --changed the learner trains on short pairs and the share of weights is printed
-whose bfloat16 value differs from the start; nothing is compared. With --deltas the rollouts are on an emulated second
-node and load only the weights that each step changed (`sync.deltas`); the peer sends all weights after the same steps,
-and `ratio` is that of the bytes.
+them: export, digests, loading, which goes on meanwhile, and the probe. The peer is vLLM's own reload (`reload_weights`)
+of the same tensors by the same actors, when the tensors lie in the memory of their node already. Medians over rounds
+without the first; `ratio` is ours over the peer's. With --changed the learner trains on short pairs and the share of
+weights is printed whose bfloat16 value differs from the start; nothing is compared. With --deltas the rollouts are on
+an emulated second node and load only the weights that each step changed (`sync.deltas`); the peer sends all weights
+after the same steps, and `ratio` is that of the bytes.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def compare_reload(options: argparse.Namespace) -> dict[str, Any]:
         )
         print(
             f"version {version}: {pushed:.3f} s for {report.bytes / 2**20:.0f} MiB to {report.actors} actor(s): "
-            f"export {report.export_s:.3f}, load {report.load_s:.3f}; reload {max(reloads):.3f} s; "
+            f"sent and loaded {report.export_s:.3f}, checked {report.load_s:.3f}; reload {max(reloads):.3f} s; "
             f"first token {time.perf_counter() - start:.3f} s; gap {report.gap:.4f} nats per token",
             flush=True,
         )
