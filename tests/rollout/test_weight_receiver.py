@@ -148,6 +148,7 @@ def send(transport: str, actors: list, deadline_s: float = 20.0) -> Receivers:
 @pytest.mark.parametrize("transport", ["gloo", "shared_memory", "object_store"])
 def test_every_actor_receives_all_weights_in_chunks(start, transport: str) -> None:
     actors = [start(), start()]
+    ray.get([actor.received.remote() for actor in actors])  # they have started
     assert not send(transport, actors).failures
     assert not send(transport, actors).failures, "a second update needs no new actors"
     for index, (_, calls) in enumerate(ray.get([actor.received.remote() for actor in actors])):

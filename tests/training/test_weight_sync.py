@@ -353,14 +353,14 @@ class Taking:
     ],
 )
 def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error, told) -> None:
-    actor = ray.remote(Taking).options(num_cpus=0)
+    actor, settings = ray.remote(Taking).options(num_cpus=0), Sync(max_gap=0.02, deadline_s=2 if how == "slow" else 60)
     probe = pairs(1, seed=7)[0]
     [(chosen, _)] = learner.evaluate_pairs([probe])
     pool = ActorPool("rollout", lambda _: actor.remote(how, chosen), 2, Deadlines(start_s=60, item_s=30))
     try:
         pool.wait_ready()
         with pytest.raises(error, match=f"no rollout actor took version 5: .*{told}"):
-            weight_sync.push_weights(learner, pool, 5, probe, Sync(max_gap=0.02, deadline_s=2))
+            weight_sync.push_weights(learner, pool, 5, probe, settings)
     finally:
         pool.close()
 
