@@ -21,7 +21,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.splits import is_dev
-from psyco_ray.desk import argilla, audit, judgements, label_studio, sources
+from psyco_ray.desk import answers, argilla, audit, judgements, label_studio, sources
 from psyco_ray.desk.candidates import Candidate
 from psyco_ray.desk.entries import Entry, Vote
 from psyco_ray.desk.store import Item, Store, to_json
@@ -93,10 +93,10 @@ def read(store: Store, path: Path, tool: str) -> str:
     ours = {_public_id(store, person): person for person in _judges(store)}
     judged: Counter[str] = Counter()
     for item, vote, swapped in votes:
-        answer = judgements.unswapped(dict(vote.answer), swapped) if item.kind != "draft" else dict(vote.answer)
+        answer = answers.cleaned(answers.unswapped(dict(vote.answer), swapped))
         try:
-            complete = judgements.validate(item.kind, answer, store.settings)
-        except judgements.InvalidAnswerError as reason:
+            complete = answers.validate(item.kind, answer, store.settings)
+        except answers.InvalidAnswerError as reason:
             left_out[f"an answer: {reason}"] += 1
             continue
         complete = complete or (item.kind == "pair" and "overall" in answer)  # tools may ask for less
@@ -182,11 +182,10 @@ def _item_of(entry: Entry, items: Mapping[str, Item], name: str) -> tuple[Item, 
 
 def _shown(store: Store, item: Item, judged: list[judgements.Judgement], names: Mapping[int, str]) -> Entry:
     """An item as a tool shows it: with the sides of a hash."""
-    swapped = item.kind == "pair" and int(key_of(store.settings.seed, "exchange", item.id), 16) % 2 == 1
-    swapped = swapped or (item.kind == "scores" and len(item.responses) == 2 and int(item.id, 16) % 2 == 1)
+    swapped = len(item.responses) == 2 and int(key_of(store.settings.seed, "exchange", item.id), 16) % 2 == 1
     order = item.responses[::-1] if swapped else item.responses
     votes = tuple(
-        Vote(names[one.person_id], judgements.unswapped(dict(one.answer), swapped), one.seconds) for one in judged
+        Vote(names[one.person_id], answers.unswapped(dict(one.answer), swapped), one.seconds) for one in judged
     )
     return Entry(item.id, item.kind, item.speech, order, votes, item.facts.get("split"), item.crisis)
 

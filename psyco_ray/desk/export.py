@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
@@ -25,6 +24,7 @@ from psyco_ray.desk.store import Item, Store
 from psyco_ray.evaluate.expert_csv import write_table
 from psyco_ray.run import manifests, storage
 from psyco_ray.run.directory import versions
+from psyco_ray.run.directory import write_table as write_parquet
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
 
@@ -95,7 +95,7 @@ def export(store: Store) -> dict[str, Any]:
     counts |= Counter(judgements=len(judged), annotators=len(names), adjudicated=len(adjudicated))
     with storage.atomic_dir(store.directory / DIRECTORY) as out:
         if rows:
-            pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), out / PAIRS)
+            write_parquet(out / PAIRS, pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA))
         sheet = [_sheet_row(items[one.item_id], names[one.person_id], one) for one in judged]
         sheet += [_sheet_row(items[key], "adjudication", None, answer) for key, answer in sorted(adjudicated.items())]
         write_table(out / "judgements.csv", _COLUMNS, sheet)
@@ -249,7 +249,7 @@ def _sheet_row(
         "split": item.facts.get("split"),
         "annotator": annotator,
         "overall": _SHOWN.get(answer.get("overall", 9)),
-        **{f"{name} preference": _SHOWN[choice] for name, choice in (answer.get("principles") or {}).items()},
+        **{f"{name} preference": _SHOWN.get(choice) for name, choice in (answer.get("principles") or {}).items()},
         "confidence": answer.get("confidence"),
         "decision": answer.get("decision"),
         "reasons": "; ".join(answer.get("reasons") or []),
