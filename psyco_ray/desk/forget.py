@@ -12,6 +12,7 @@ from psyco_ray.data.forget_seen import Outcome
 from psyco_ray.data.traces import Traces
 from psyco_ray.desk import audit
 from psyco_ray.desk.store import Store
+from psyco_ray.run import manifests, records, storage
 
 DATABASE = "desk.db"
 
@@ -82,6 +83,8 @@ def remove(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
         _rewrite(store.read())
         outcome.rows += len(gone) + removed
         outcome.files.append(DATABASE)
+    for directory in sorted(root.glob("export-*/")):
+        _remove_records(root, directory, traces, outcome)
 
 
 def _about(store: Store, traces: Traces) -> Iterator[sqlite3.Row]:
@@ -113,6 +116,20 @@ def _without(value: object, traces: Traces) -> object:
     if isinstance(value, dict):
         return {key: _without(inner, traces) for key, inner in value.items()}
     return [_without(inner, traces) for inner in value] if isinstance(value, list) else value
+
+
+def _remove_records(root: Path, directory: Path, traces: Traces, outcome: Outcome) -> None:
+    """Remove the client's records, whole, from what was written for other tools."""
+    for path in sorted(directory.rglob("*.json")):
+        entries = records.read_json(path, "remove it, and export again", object)
+        if not isinstance(entries, list):
+            continue
+        kept = [entry for entry in entries if not traces.within(entry)]
+        if len(kept) < len(entries):
+            storage.write_text(path, json.dumps(kept, indent=1) + "\n")
+            outcome.rows += len(entries) - len(kept)
+            outcome.files.append(str(path.relative_to(root)))
+            manifests.seal(directory)
 
 
 def _rewrite(db: sqlite3.Connection) -> None:

@@ -80,7 +80,7 @@ def test_the_other_clients_and_the_audit_stay(desk) -> None:
     store = Store.open(desk.directory)
     assert [(one.id, one.speech) for one in store.items()] == [(ITEMS[2].id, STAYS)]
     [left] = judgements.latest(store)
-    assert left.answer["comment"] == "As before: [forgotten] Not this one."
+    assert left.answer["comment"] == "As before: [forgotten]. Not this one."
     assert left.answer["overall"] == 1
     audit = store.read().execute("SELECT * FROM audit ORDER BY id").fetchall()
     assert len(audit) == lines + 1
