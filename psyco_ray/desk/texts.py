@@ -6,11 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import groupby
+
+from rapidfuzz.distance import LCSseq
 
 SAME_WORDS = 4
 """Equal runs of fewer words are not marked; they are chance."""
+
+MOST_TOKENS = 8000
+"""Longer texts differ as a whole: the time and memory of a comparison grow with the product of the lengths."""
 
 ANCHOR_SHARE = 0.4
 """Two parts stand in line if this share of the shorter one's words is equal."""
@@ -59,14 +63,12 @@ def side_by_side(left: str, right: str) -> list[tuple[Cell, Cell]]:
     words = [[word for paragraph in side for sentence in paragraph for word in sentence] for side in sides]
     parts = [_parts(side, by_sentence) for side in sides]
     bare = [[_bare(word) for word in side] for side in words]
-    blocks = SequenceMatcher(None, bare[0], bare[1], autojunk=False)
     same: list[set[int]] = [set(), set()]
-    pairs = []
-    for a, b, size in blocks.get_matching_blocks():
-        pairs += [(a + step, b + step) for step in range(size)]
-        if size >= SAME_WORDS:
-            same[0].update(range(a, a + size))
-            same[1].update(range(b, b + size))
+    for kind, a, to_a, b, to_b in _opcodes(*bare):
+        if kind == "equal" and to_a - a >= SAME_WORDS:
+            same[0].update(range(a, to_a))
+            same[1].update(range(b, to_b))
+    pairs = list(zip(*map(sorted, same), strict=True))
     rows = _rows(parts[0], parts[1], _anchors(parts[0], parts[1], pairs))
     return [(_cell(one, words[0], same[0]), _cell(other, words[1], same[1])) for one, other in rows]
 
@@ -130,13 +132,29 @@ def difference(draft: str, edit: str) -> list[Piece]:
     The `equal` and `delete` pieces put together are the draft, the `equal` and `insert` pieces the edit.
     """
     before, after = (re.findall(r"\s+|\S+", text) for text in (draft, edit))
-    many = max(len(before), len(after)) > 2000  # without junk the time grows with the square of the length
     pieces: list[Piece] = []
-    for kind, a, to_a, b, to_b in SequenceMatcher(None, before, after, autojunk=many).get_opcodes():
-        if kind == "equal":
-            pieces.append(Piece("".join(before[a:to_a]), "equal"))
-            continue
-        for text, name in (("".join(before[a:to_a]), "delete"), ("".join(after[b:to_b]), "insert")):
-            if text:
-                pieces.append(Piece(text, name))
+    for is_equal, run in groupby(_opcodes(before, after), key=lambda opcode: _is_equal(opcode, before)):
+        opcodes = list(run)
+        (_, a, _, b, _), (_, _, to_a, _, to_b) = opcodes[0], opcodes[-1]
+        old, new = "".join(before[a:to_a]), "".join(after[b:to_b])
+        changes = [Piece(old, "equal")] if is_equal else [Piece(old, "delete"), Piece(new, "insert")]
+        pieces += [piece for piece in changes if piece.text]
     return pieces
+
+
+Opcode = tuple[str, int, int, int, int]
+
+
+def _opcodes(before: Sequence[str], after: Sequence[str]) -> list[Opcode]:
+    """How one sequence becomes the other, as `difflib` says it; difflib itself takes minutes for repeating texts."""
+    if max(len(before), len(after)) > MOST_TOKENS:
+        equal = before == after
+        return [("equal" if equal else "replace", 0, len(before), 0, len(after))]
+    opcodes = LCSseq.opcodes(before, after)
+    return [(each.tag, each.src_start, each.src_end, each.dest_start, each.dest_end) for each in opcodes]
+
+
+def _is_equal(opcode: Opcode, before: Sequence[str]) -> bool:
+    """Whether a stretch is shown as unchanged; a space between two changes is part of the change."""
+    kind, start, end, *_ = opcode
+    return kind == "equal" and not "".join(before[start:end]).isspace()
