@@ -40,6 +40,12 @@ def render(request: Request, name: str, values: Mapping[str, Any] | None = None,
     return made.TemplateResponse(request, name, dict(values or {}), status)
 
 
+def sentence(error: Exception) -> str:
+    """The message of an error as a page says it."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def wants_json(request: Request) -> bool:
     """Whether a script asks, not a person's browser."""
     return "application/json" in request.headers.get("accept", "")

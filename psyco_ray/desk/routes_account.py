@@ -28,7 +28,7 @@ def log_in(request: Request, form: Form) -> Response:
     try:
         person = people.log_in(request.app.state.store, name, form.get("passphrase", ""), security.address(request))
     except people.RefusedError as error:
-        return _page(request, "login.html", 429 if error.limited else 401, sentence=str(error), name=name)
+        return _page(request, "login.html", 429 if error.limited else 401, sentence=pages.sentence(error), name=name)
     return _welcome(request, person)
 
 
@@ -58,7 +58,7 @@ def join(request: Request, token: str, form: Form) -> Response:
     try:
         person = people.join(request.app.state.store, token, name, passphrase)
     except people.RefusedError as error:
-        return _page(request, "join.html", 400, token=token, name=name, sentence=str(error))
+        return _page(request, "join.html", 400, token=token, name=name, sentence=pages.sentence(error))
     return _welcome(request, person)
 
 

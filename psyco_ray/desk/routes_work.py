@@ -11,13 +11,7 @@ from typing import Annotated, Any, NoReturn
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from psyco_ray.desk import approvals, audit, forms, judgements, pages, people, queue, security, texts
-
-LONGEST = 4000
-"""Characters of a comment."""
-
-LONGEST_EDIT = 20_000
-"""Characters of an edited draft; comparing longer ones would take seconds."""
+from psyco_ray.desk import answers, approvals, audit, forms, judgements, pages, people, queue, security, texts
 
 NAMES = {"pair": "Pair", "scores": "Scores", "draft": "Draft"}
 
@@ -62,7 +56,6 @@ async def submitted(request: Request) -> Submitted:
             values |= {"answer": None}
         else:
             values = json.loads(await request.body(), parse_constant=_no_number)
-            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
             if values["answer"] is None:
                 raise ValueError
         version, seconds = int(values["base_version"]), float(values["seconds"])
@@ -156,7 +149,6 @@ def save(request: Request, person: Someone, item_id: str, given: Annotated[Submi
     answer = given.answer_to(assigned)
     as_json = given.answer is not None or pages.wants_json(request)
     try:
-        _check_length(answer)
         stored = judgements.unswapped(answer, assigned.sides)
         version = judgements.save(store, person, item_id, stored, given.base_version, given.seconds)
         complete = judgements.validate(assigned.item.kind, stored, store.settings)
@@ -169,13 +161,6 @@ def save(request: Request, person: Someone, item_id: str, given: Annotated[Submi
     if as_json:
         return JSONResponse({"version": version, "complete": complete})
     return RedirectResponse("/work" if complete else f"/items/{item_id}?incomplete=1", 303)
-
-
-def _check_length(answer: Any) -> None:
-    limits = {"comment": LONGEST, "edit": LONGEST_EDIT}
-    for name, longest in limits.items() if isinstance(answer, dict) else ():
-        if isinstance(answer.get(name), str) and len(answer[name]) > longest:
-            raise judgements.InvalidAnswerError(f"the {name} is longer than {longest} characters")
 
 
 @router.post("/items/{item_id}/undo")
@@ -197,7 +182,7 @@ def difference(
     """What an edit changes in its draft, for a script: pairs of kind and text."""
     assigned = queue.assigned(request.app.state.store, person, item_id)
     edit = form.get("edit", "")
-    if assigned.item.kind != "draft" or len(edit) > LONGEST_EDIT:
+    if assigned.item.kind != "draft" or len(edit) > answers.LONGEST_EDIT:
         raise HTTPException(400)
     pieces = texts.difference(assigned.item.responses[0], edit)
     return JSONResponse({"pieces": [(piece.kind, piece.text) for piece in pieces]})
@@ -222,11 +207,11 @@ def _item_page(
         "rows": rows,
         "marks": any(piece.kind == "same" for row in rows for cell in row for each in cell for piece in each),
         "names": NAMES,
-        "longest": LONGEST,
+        "longest": answers.LONGEST_COMMENT,
         **_choices(item.kind, len(shown), store.settings.ties),
     }
     if item.kind == "draft":
-        values["longest_edit"] = LONGEST_EDIT
+        values["longest_edit"] = answers.LONGEST_EDIT
         values["pieces"] = texts.difference(shown[0], filled["edit"] or shown[0])
     return pages.render(request, f"{item.kind}.html", values, status)
 

@@ -47,7 +47,7 @@ class Visitor(httpx.Client):
         self.csrf = ""
         if store and person:
             session = people.open_session(store, person)
-            self.cookies.set("desk", session.token)
+            self.cookies.set("desk", session.token, domain="127.0.0.1")
             self.csrf = session.csrf
 
     def read(self, path: str, status: int = 200) -> str:
@@ -58,9 +58,11 @@ class Visitor(httpx.Client):
             self.csrf = found[1]
         return response.text
 
-    def send(self, path: str, **fields: str | list[str]) -> httpx.Response:
+    def submit(self, path: str, **fields: str | list[str]) -> httpx.Response:
         """Send a form of the page."""
-        return self.post(path, data={"csrf": self.csrf, **{name.replace("__", "."): value for name, value in fields.items()}})
+        return self.post(
+            path, data={"csrf": self.csrf, **{name.replace("__", "."): value for name, value in fields.items()}}
+        )
 
     def save(self, item: str, answer: object, base_version: int = 0, seconds: float = 1.0) -> httpx.Response:
         """Save an answer as a script does."""
