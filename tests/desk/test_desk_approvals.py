@@ -1,8 +1,11 @@
 """Which texts may be used: those that a second person approved exactly as they are."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.desks import add_person, draft_answer, draft_item, new_desk, pair_answer, pair_item
 
 from psyco_ray.desk import approvals, judgements, queue
@@ -143,3 +146,46 @@ def test_flagged_drafts_wait_first_and_other_items_cannot_be_decided(tmp_path: P
     for item_id in ("p9", "none"):
         with pytest.raises(ConflictError):
             approvals.decide(store, reviewer, item_id, DRAFT, True, "")
+
+
+TEXTS = (DRAFT, "One.", "Two.")
+STEP = st.tuples(st.integers(0, 3), st.sampled_from(["propose", "reject", "approve", "refuse"]), st.sampled_from(TEXTS))
+
+
+@given(steps=st.lists(STEP, max_size=14), approve_own=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_whatever_people_do_only_approved_proposals_may_be_used(
+    steps: list[tuple[int, str, str]], approve_own: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        store = new_desk(Path(directory) / "desk", [draft_item(0, text=DRAFT)], approve_own=approve_own)
+        crew = [add_person(store, role) for role in ("annotator", "reviewer", "reviewer", "lead")]
+        with store.transaction() as db:  # more people than the queue gives a draft to
+            db.executemany("INSERT INTO assignments VALUES('d0', ?, 0, 0, 0, NULL)", [(one.id,) for one in crew[:3]])
+        proposed: dict[int, str | None] = {}
+        decided: dict[tuple[int, str], bool] = {}
+        for number, action, text in steps:
+            person = crew[number]
+            if action in ("propose", "reject") and person.role != "lead":
+                answer = ("reject", None, "no") if action == "reject" else ("edit", text)
+                propose(store, person, *(("approve",) if action == "propose" and text == DRAFT else answer))
+                proposed[person.id] = text if action == "propose" else None
+            elif action in ("approve", "refuse"):
+                try:
+                    approvals.decide(store, person, "d0", text, action == "approve", "why")
+                    decided[person.id, text] = action == "approve"
+                except (NotAllowedError, ConflictError):
+                    pass
+
+        def usable(text: str) -> bool:
+            by = {person for person, one in proposed.items() if one == text}
+            about = {person: yes for (person, one), yes in decided.items() if one == text}
+            others = about if text == DRAFT or approve_own else [person for person in about if by != {person}]
+            return bool(by and others) and all(about.values()) and not (text == DRAFT and None in proposed.values())
+
+        assert sorted(texts(store)) == sorted(text for text in TEXTS if usable(text))
+        assert not any(person == crew[0].id for person, _ in decided), "an annotator decides nothing"
+        for reviewer in crew[1:]:
+            for waiting in approvals.waiting(store, reviewer):
+                approvals.decide(store, reviewer, "d0", waiting.text, True, "")
+                assert waiting.text in texts(store)

@@ -20,7 +20,7 @@ PASSPHRASE = "four quiet words here"
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Store:
+def desk(tmp_path: Path, quick_hashes: None) -> Store:
     return new_desk(tmp_path / "desk")
 
 
@@ -118,8 +118,8 @@ def test_half_a_character_in_a_request_is_only_wrong(desk: Store) -> None:
     assert people.invited(desk, "\ud800") is None
 
 
-def test_an_unknown_name_takes_as_long_as_a_known_one(desk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(people, "LOGINS_PER_NAME", 100)
+def test_an_unknown_name_takes_as_long_as_a_known_one(tmp_path: Path) -> None:
+    desk = new_desk(tmp_path / "desk")
     join(desk, "annotator", "Anna")
 
     def seconds(name: str) -> float:
@@ -257,7 +257,7 @@ def test_a_session_expires_and_says_when_it_was_seen(desk: Store, monkeypatch: p
     assert desk.read().execute("SELECT count(*) FROM sessions").fetchone()[0] == 1
 
 
-def test_a_closed_account_is_out_and_its_unfinished_item_goes_on(tmp_path: Path) -> None:
+def test_a_closed_account_is_out_and_its_unfinished_item_goes_on(tmp_path: Path, quick_hashes: None) -> None:
     store = new_desk(tmp_path / "desk", [pair_item(0)], overlap=1)
     lead, other = add_person(store, "lead"), add_person(store)
     anna = join(store, "annotator", "Anna")
