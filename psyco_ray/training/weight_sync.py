@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 # of the probe: wrong weights show in the first of them; with fewer tokens bfloat16's rounding comes near `sync.max_gap`
-_PROMPT_TOKENS, _RESPONSE_TOKENS = 4, 16
+_PROMPT_TOKENS, _RESPONSE_TOKENS = 8, 16
 
 _log = logging.getLogger(__name__)
 

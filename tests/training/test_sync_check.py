@@ -50,7 +50,7 @@ def test_an_engine_whose_probe_is_far_off_or_not_finite_does_not_have_the_weight
 def test_the_probe_of_an_update_is_a_part_of_a_pair() -> None:
     pair = PreferencePair("pair-0", tuple(range(500)), tuple(range(600, 900)), (7, 8, 9), context=(100, 1))
     part = weight_sync._part(pair)
-    assert part.prompt_ids == tuple(range(496, 500))
-    assert (part.chosen_ids, part.rejected_ids) == (tuple(range(696, 716)), (7, 8, 9))
+    assert part.prompt_ids == tuple(range(492, 500))
+    assert (part.chosen_ids, part.rejected_ids) == (tuple(range(692, 716)), (7, 8, 9))
     assert part.trained_tokens == (16, 2), "what stands before the trained tokens is not counted"
     assert weight_sync._part(PROBE) == PROBE
