@@ -32,6 +32,7 @@ _PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 """Who may name a client's address in X-Forwarded-For: machines of private networks. Its first entries are the client's
 own words."""
 
+_LAST_PORT = 65535
 _CLOSE_S = 5  # until open connections are cut at a stop
 
 
@@ -72,6 +73,8 @@ class Listening:
             InputError: the host is not this machine's and nothing protects the way, nothing names the desk, or the
                 certificate and its key cannot be loaded.
         """
+        if not 0 <= self.port <= _LAST_PORT:
+            raise InputError(f"--port {self.port} is no port; give one from 1 to {_LAST_PORT}, or 0 for a free one")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("TLS needs both --tls-cert and --tls-key; give the PEM files of a certificate and its key")
         if not self._is_loopback() and not self.secure:
