@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.cli.arguments import add_command, add_group
 from psyco_ray.config.errors import InputError
+from psyco_ray.run import storage
+from psyco_ray.run.remote import is_remote
 
 if TYPE_CHECKING:
     from psyco_ray.desk.store import Store
@@ -67,7 +69,7 @@ def _add_suggest(steps: Any) -> None:
 
 def _add_serve(steps: Any, example: str) -> None:
     command = add_command(steps, "serve", serve, "serve a desk, on this machine alone by default", example)
-    command.add_argument("directory", type=Path, metavar="DESK_DIR", help="of the desk; made at the first start")
+    command.add_argument("directory", type=_local, metavar="DESK_DIR", help="of the desk; made at the first start")
     command.add_argument(
         "--from",
         nargs="+",
@@ -112,9 +114,9 @@ def serve(_: None, options: argparse.Namespace) -> int:
         store = opened(options.directory, options.seed, options.overlap)
         request = sources.Request(options.task, options.count, store.settings.seed, options.split)
         for source in options.sources:
-            added = store.add_items(sources.read(source, request))
+            added = store.add_items(sources.read(source, request, store.ids()))
             print(f"{source}: {added} new items")
-        if not store.items():
+        if not store.ids():
             raise InputError(f"desk {options.directory} has no items; name their source with --from")
         serve(store, listening)
     finally:
@@ -180,7 +182,14 @@ def _store(directory: Path) -> Store:
 
 
 def _add_directory(command: argparse.ArgumentParser) -> None:
-    command.add_argument("directory", type=Path, metavar="DESK_DIR", help="of the desk")
+    command.add_argument("directory", type=_local, metavar="DESK_DIR", help="of the desk")
+
+
+def _local(text: str) -> Path:
+    """The path of a desk's directory."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is remote; a desk needs a directory on a disk of this machine")
+    return storage.local_path(text)
 
 
 def _formats() -> tuple[str, ...]:

@@ -24,10 +24,12 @@ from psyco_ray.data.splits import is_dev
 from psyco_ray.desk import answers, argilla, audit, judgements, label_studio, sources
 from psyco_ray.desk.candidates import Candidate
 from psyco_ray.desk.entries import Entry, Vote
+from psyco_ray.desk.export import LOCK
 from psyco_ray.desk.store import Item, Store, to_json
 from psyco_ray.files.records import open_records
 from psyco_ray.run import storage
 from psyco_ray.run.hashing import key_of
+from psyco_ray.run.locks import locked
 
 FORMATS: dict[str, ModuleType] = {"argilla": argilla, "label-studio": label_studio}
 
@@ -55,7 +57,7 @@ def write(store: Store, tool: str) -> str:
         entry = _shown(store, item, by_item.get(item.id, []), names)
         by_kind.setdefault(item.kind, []).append(entry)
     target = store.directory / f"export-{tool}"
-    with storage.atomic_dir(target) as out:
+    with locked(store.directory / LOCK), storage.atomic_dir(target) as out:
         for kind, entries in sorted(by_kind.items()):
             FORMATS[tool].write(out / kind, kind, entries, store.settings)
     counts = ", ".join(f"{len(entries)} of kind {kind}" for kind, entries in sorted(by_kind.items()))

@@ -26,9 +26,13 @@ from psyco_ray.run import manifests, storage
 from psyco_ray.run.directory import versions
 from psyco_ray.run.directory import write_table as write_parquet
 from psyco_ray.run.hashing import key_of
+from psyco_ray.run.locks import locked
 from psyco_ray.run.types import Row
 
 DIRECTORY = "export"
+LOCK = ".export.lock"
+"""File that one writer of exports locks at a time."""
+
 PAIRS = "pairs.parquet"
 
 PAIRS_SCHEMA = pa.schema(
@@ -81,6 +85,11 @@ def export(store: Store) -> dict[str, Any]:
     Raises:
         InputError: the files cannot be written.
     """
+    with locked(store.directory / LOCK):
+        return _export(store)
+
+
+def _export(store: Store) -> dict[str, Any]:
     items = {item.id: item for item in store.items()}
     judged = judgements.latest(store)
     adjudicated = {

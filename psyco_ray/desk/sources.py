@@ -13,7 +13,7 @@ The `facts` of an item are never shown before it is judged:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -57,8 +57,8 @@ class Request:
     split: Split = "dev"
 
 
-def read(source: str, request: Request) -> list[Item]:
-    """The items of a source, in an order that the seed decides.
+def read(source: str, request: Request, known: Container[str] = ()) -> list[Item]:
+    """The new items of a source, in an order that the seed decides.
 
     The id of an item depends on its kind and texts alone, so a source that is read again adds nothing, wherever it is.
 
@@ -66,6 +66,7 @@ def read(source: str, request: Request) -> list[Item]:
         source: the directory of a training run or of one of its iterations, of a policy evaluation, or of a dataset of
             `data build`; or a file of pairs as `data.preferences` takes it.
         request: what is wanted of it.
+        known: ids of items that are left out: the screening for a crisis takes the time.
 
     Raises:
         InputError: the source is none of these, is damaged or unfinished, or has nothing for the task.
@@ -75,6 +76,7 @@ def read(source: str, request: Request) -> list[Item]:
     kind = kind_of(source)
     tasks = (request.task,) if request.task else _USUAL[kind]
     found: list[Item] = []
+    wanted = 0
     for task in tasks:
         comparisons: dict[str, dict[str, Candidate]] = {}
         for candidate in _candidates(kind, source, task, request.split):
@@ -84,11 +86,14 @@ def read(source: str, request: Request) -> list[Item]:
             drawn = _drawn(list(by_id.values()), request)
             if request.count is not None and len(drawn) < request.count:
                 _log.warning(f"{name} has {len(drawn)} items for {task}, fewer than --count {request.count}")
-            found += [item_of(candidate, _KINDS[task]) for candidate in drawn]
-    if not found:
+            wanted += len(drawn)
+            new = [one for one in drawn if item_id(_KINDS[task], one.speech, one.responses) not in known]
+            found += [item_of(candidate, _KINDS[task]) for candidate in new]
+    if not wanted:
         raise InputError(f"{source} has nothing for the task {' or '.join(tasks)}; choose another source or --task")
     unscreened = sum(not item.facts["screened"] for item in found)
-    _log.info(f"{source}: {len(found)} items, {sum(bool(item.crisis) for item in found)} with signs of a crisis")
+    flagged = sum(bool(item.crisis) for item in found)
+    _log.info(f"{source}: {len(found)} new of {wanted} items, {flagged} with signs of a crisis")
     if unscreened:
         _log.warning(f"{source}: nobody has screened {unscreened} speeches for a crisis: no lexicon has their language")
     return found

@@ -229,6 +229,10 @@ class Store:
             item_of(row) for row in self.read().execute(f"SELECT * FROM items {where[0]} ORDER BY position", where[1])
         ]
 
+    def ids(self) -> set[str]:
+        """The ids of all items."""
+        return {row["id"] for row in self.read().execute("SELECT id FROM items")}
+
     def item(self, item_id: str) -> Item | None:
         """The item with an id."""
         row = self.read().execute("SELECT * FROM items WHERE id=?", (item_id,)).fetchone()

@@ -1,10 +1,12 @@
 """The server of a desk as users start it: a real process over HTTP and TLS."""
 
+import argparse
 import contextlib
 import datetime
 import ipaddress
 import json
 import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -21,15 +23,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from psyco_ray.cli.main import main
+from psyco_ray.cli import train
+from psyco_ray.cli.main import build_parser, main
 from psyco_ray.config.errors import INPUT_ERROR, RESUMABLE, InputError
+from psyco_ray.config.training import Job
 from psyco_ray.desk.serve import Listening, opened
 from psyco_ray.desk.store import Store
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed")
 AND_TELL = f"""
 import sys
-from psyco_ray.cli.main import main
+from psyco_ray.cli import train
+from psyco_ray.cli.main import build_parser, main
 code = main(sys.argv[1:])
 print("heavy:", [name for name in {HEAVY} if name in sys.modules])
 sys.exit(code)
@@ -169,6 +174,9 @@ def test_a_desk_without_items_names_the_way_to_some(tmp_path, capsys) -> None:
     for command in (["invite"], ["export"], ["export", "--format", "argilla"]):
         assert main(["desk", command[0], str(tmp_path / "none"), *command[1:]]) == INPUT_ERROR
     assert "is no desk" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["desk", "serve", "s3://bucket/desk", "--from", "sample"])
+    assert "s3://bucket/desk is remote" in capsys.readouterr().err
 
 
 def test_the_seed_is_fixed_once_somebody_has_an_item(tmp_path) -> None:
@@ -203,6 +211,25 @@ def test_the_seed_is_fixed_once_somebody_has_an_item(tmp_path) -> None:
 def test_names_and_address(listening, hosts, url) -> None:
     assert sorted(listening.hosts()) == sorted(hosts)
     assert listening.url(9) == url
+
+
+def test_the_demo_ends_with_the_line_that_opens_its_answers(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(train, "_in_run", lambda job, options, work, check: work(FakeLedger(), None) or 0)
+    monkeypatch.setattr(train, "_iterate", lambda job, ledger, telemetry: print("report: …"))
+    monkeypatch.setattr("psyco_ray.training.reward_trainer.train_reward", lambda jobs, ledger, telemetry: None)
+    monkeypatch.setattr(sys, "argv", ["psyco-ray"])
+    run = tmp_path / "my runs" / "demo"
+    assert train.demo(Job(run_dir=str(run)), argparse.Namespace()) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    command = shlex.split(line.partition(": ")[2])
+    assert command == ["psyco-ray", "desk", "serve", f"{run}-desk", "--from", str(run)]
+    parsed = build_parser().parse_args(command[1:])
+    assert (parsed.directory, parsed.sources) == (Path(f"{run}-desk"), [str(run)])
+
+
+class FakeLedger:
+    def place(self, name: str) -> str:
+        return name
 
 
 def test_commands_exchange_with_other_tools(tmp_path, capsys) -> None:

@@ -145,6 +145,7 @@ def test_the_same_source_twice_adds_nothing(tmp_path) -> None:
     assert store.add_items(read(str(run), Request())) == 6
     run.rename(tmp_path / "moved")
     assert store.add_items(read(str(tmp_path / "moved"), Request())) == 0
+    assert read(str(tmp_path / "moved"), Request(), store.ids()) == []  # nor is it screened again
     assert store.add_items(read("sample", Request(count=5))) == 5
     assert store.add_items(read("sample", Request(count=8))) == 3  # a larger draw holds the smaller one
 
