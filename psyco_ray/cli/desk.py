@@ -132,7 +132,7 @@ def invite(_: None, options: argparse.Namespace) -> int:
     store = _store(options.directory)
     token = people.invite(store, options.role, None)
     url = options.directory / URL
-    place = url.read_text().strip() if url.exists() else ""
+    place = url.read_text(encoding="utf-8").strip() if url.exists() else "the desk's address, then "
     hours = store.settings.invitation_hours
     print(f"invitation of one {options.role}, valid for {hours:g} hours: {place}/join/{token}")
     return 0

@@ -82,8 +82,11 @@ class Listening:
                 f"--host {self.host} would send clients' words and passphrases over the network in the clear; give "
                 "--tls-cert and --tls-key, or --behind-proxy if a proxy on the way ends TLS"
             )
-        if not self.hosts():
-            raise InputError(f"--host {self.host} names no host; give the name that people use with --host-name")
+        if not self.names and (self.behind_proxy or self.host in _ANY):
+            raise InputError(
+                f"{'--behind-proxy' if self.behind_proxy else f'--host {self.host}'} does not say by which name people "
+                "reach the desk, and it answers to no other; give that name with --host-name"
+            )
         if self.tls_cert is not None:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key)
@@ -102,7 +105,7 @@ class Listening:
         """
         name = next(iter(self.names), None) or (self.host if self.host not in _ANY else "localhost")
         place = f"[{name}]" if ":" in name else name
-        if self.behind_proxy and self.names:
+        if self.behind_proxy:
             return f"https://{place}"  # the proxy's own port
         return f"{'https' if self.tls_cert else 'http'}://{place}:{port}"
 

@@ -149,8 +149,9 @@ def certificate(directory: Path) -> tuple[Path, Path]:
     ("arguments", "says"),
     [
         (["--host", "0.0.0.0"], "over the network in the clear; give --tls-cert"),
-        (["--host", "0.0.0.0", "--behind-proxy"], "give the name that people use with --host-name"),
-        (["--host", "192.0.2.7", "--behind-proxy"], "cannot listen on 192.0.2.7"),
+        (["--host", "0.0.0.0", "--behind-proxy"], "give that name with --host-name"),
+        (["--behind-proxy"], "give that name with --host-name"),
+        (["--host", "192.0.2.7", "--behind-proxy", "--host-name", "desk.org"], "cannot listen on 192.0.2.7"),
         (["--host", "no such host"], "in the clear"),
         (["--tls-cert", "cert.pem"], "needs both --tls-cert and --tls-key"),
         (["--tls-cert", "none.pem", "--tls-key", "none.pem"], "cannot be loaded"),
