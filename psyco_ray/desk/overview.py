@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from psyco_ray.desk import judgements, people, queue, rater_agreement
+from psyco_ray.desk import judgements, people, queue
 from psyco_ray.desk.judgements import Judgement
 from psyco_ray.desk.store import Item, Store
 
@@ -52,6 +52,8 @@ def figures(store: Store) -> dict[str, Any]:
         labelled the pairs, see `rater_agreement.with_labels`. `with_ratings`: of scores with the judge's, see there.
         `drift` and `sides`: of pairs, see `rater_agreement.drift` and `positions`. People are named.
     """
+    from psyco_ray.desk import rater_agreement  # loads statsmodels for seconds, and only a lead needs it
+
     names = {person.id: person.name for person in people.everyone(store, active=False)}
     seed = store.settings.seed
     pairs, scores = (judgements.latest(store, kind) for kind in ("pair", "scores"))
