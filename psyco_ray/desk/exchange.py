@@ -48,10 +48,10 @@ def write(store: Store, tool: str) -> str:
     Raises:
         InputError: the files cannot be written.
     """
-    names = {person: _public_id(store, person) for person in _judges(store)}
     by_item: dict[str, list[judgements.Judgement]] = {}
     for one in judgements.latest(store):
         by_item.setdefault(one.item_id, []).append(one)
+    names = {person: _public_id(store, person) for person in _judges(store)}  # after: somebody may join meanwhile
     by_kind: dict[str, list[Entry]] = {}
     for item in store.items():
         entry = _shown(store, item, by_item.get(item.id, []), names)

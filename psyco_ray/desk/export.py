@@ -90,13 +90,13 @@ def export(store: Store) -> dict[str, Any]:
 
 
 def _export(store: Store) -> dict[str, Any]:
-    items = {item.id: item for item in store.items()}
     judged = judgements.latest(store)
     adjudicated = {
         row["item_id"]: json.loads(row["answer"])
         for row in store.read().execute("SELECT item_id, answer FROM adjudications")
     }
     approved = approvals.approved(store)
+    items = {item.id: item for item in store.items()}  # last: people may judge new ones meanwhile
     counts: Counter[str] = Counter({f"{kind}_items": 0 for kind in ("pair", "scores", "draft")})
     counts.update(f"{item.kind}_items" for item in items.values())
     rows = [*_compared(items, judged, adjudicated, counts), *_edited(approved, counts)]
