@@ -230,6 +230,7 @@ def _require_lead(by: Person | None, what: str) -> None:
 
 def _new_invitation(store: Store, db: sqlite3.Connection, role: str, by: Person | None, person_id: int | None) -> str:
     token, now = secrets.token_urlsafe(32), time.time()
+    db.execute("DELETE FROM invitations WHERE expires_at<=?", (now,))
     db.execute(
         "INSERT INTO invitations VALUES(?,?,?,?,?,NULL,?)",
         (_digest(token), role, by.id if by else None, now, now + store.settings.invitation_hours * 3600, person_id),

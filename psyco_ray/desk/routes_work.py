@@ -151,7 +151,7 @@ def save(request: Request, person: Someone, item_id: str, given: Annotated[Submi
     try:
         stored = judgements.unswapped(answer, assigned.sides)
         version = judgements.save(store, person, item_id, stored, given.base_version, given.seconds)
-        complete = judgements.validate(assigned.item.kind, stored, store.settings)
+        complete = queue.assigned(store, person, item_id).complete
     except (judgements.InvalidAnswerError, judgements.ConflictError) as error:
         status = 409 if isinstance(error, judgements.ConflictError) else 422
         sentence = f"Not saved: {error}."

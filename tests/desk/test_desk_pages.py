@@ -168,6 +168,16 @@ def test_an_edit_is_compared_proposed_and_approved_by_somebody_else(fresh) -> No
     assert [(each.text, each.edited) for each in approvals.approved(store)] == [("I see you.\nGo on.", True)]
 
 
+def test_an_edit_without_a_change_is_saved_and_incomplete(fresh) -> None:
+    fresh[0].add_items([desks.draft_item(0, text="I hear you.\nGo on.")])
+    with visitor(fresh)[0] as anna:
+        anna.read("/work")
+        answer = desks.draft_answer("edit", "I hear you.\r\nGo on. ")
+        assert anna.save("d0", answer).json() == {"version": 1, "complete": False}
+        answer["edit"] = "I see you."
+        assert anna.save("d0", answer, base_version=1).json() == {"version": 2, "complete": True}
+
+
 def test_a_rejection_needs_a_reason(fresh) -> None:
     store, _ = fresh
     store.add_items([desks.draft_item(0)])

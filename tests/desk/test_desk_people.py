@@ -67,6 +67,8 @@ def test_an_invitation_expires(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="has expired"):
         people.join(store, token, "Anna", PASSPHRASE)
     assert people.everyone(store) == []
+    people.invite(store, "lead", None)
+    assert store.read().execute("SELECT count(*) FROM invitations").fetchone()[0] == 1
 
 
 def test_only_leads_invite(desk: Store) -> None:
