@@ -202,6 +202,7 @@ def _item_page(
         "version": assigned.version,
         "complete": assigned.complete,
         "counts": queue.counts(store, person),
+        "seconds": _seconds(request, person, item.id),
         "sentence": sentence,
         "answer": filled,
         "rows": rows,
@@ -214,6 +215,13 @@ def _item_page(
         values["longest_edit"] = answers.LONGEST_EDIT
         values["pieces"] = texts.difference(shown[0], filled["edit"] or shown[0])
     return pages.render(request, f"{item.kind}.html", values, status)
+
+
+def _seconds(request: Request, person: people.Person, item_id: str) -> float:
+    """What the person has spent on an item so far."""
+    asked = "SELECT seconds FROM judgements WHERE item_id = ? AND person_id = ? ORDER BY version DESC LIMIT 1"
+    row = request.app.state.store.read().execute(asked, (item_id, person.id)).fetchone()
+    return row["seconds"] if row else 0.0
 
 
 def _choices(kind: str, responses: int, ties: bool) -> dict[str, Any]:

@@ -105,8 +105,8 @@ class Questions {
     question?.classList.remove("missing");
   }
 
-  open(required = false) {
-    return this.all.find((each) => !find("input:checked", each) && (!required || "required" in each.dataset));
+  open() {
+    return this.all.find((each) => !find("input:checked", each));
   }
 
   focus(question) {
@@ -121,6 +121,8 @@ class Questions {
     if (!choice) return false;
     choice.checked = true;
     choice.dispatchEvent(new Event("change", { bubbles: true }));
+    const text = find({ edit: "#edit", reject: "[name=reasons]" }[choice.value] || "#none");
+    if (text) return text.focus(), true;
     const after = this.all.slice(this.all.indexOf(this.current) + 1);
     this.focus(after.find((each) => !find("input:checked", each)) || this.open() || this.current);
     return true;
@@ -229,7 +231,7 @@ function start(form) {
       saver.now().then((saved) => {
         if (!saved) return;
         if (saver.complete) return location.assign("/work");
-        const missing = questions.open(true);
+        const missing = questions.open();
         saver.say("Not complete yet: an answer is missing.", true);
         questions.focus(missing);
         missing?.classList.add("missing");
