@@ -54,8 +54,8 @@ HEADERS = {
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/login", "/join/")
 """Forms that people without a session send; their CSRF token is a cookie of its own."""
-UNGUARDED_PATHS = ("/static/", "/healthz")
-"""Neither a session nor, for probes by address, a host is looked at."""
+PROBE = "/healthz"
+"""Asked by address, so that no host is looked at, and without a session."""
 
 
 class NotLoggedInError(Exception):
@@ -83,7 +83,7 @@ class Shield:
             await self.app(scope, receive, send)
             return
         send = self._with_headers(scope, send)
-        if not scope["path"].startswith(UNGUARDED_PATHS) and not self._serves(Headers(scope=scope)):
+        if scope["path"] != PROBE and not self._serves(Headers(scope=scope)):
             await PlainTextResponse("This desk does not answer to that host name.", 421)(scope, receive, send)
             return
         try:
@@ -176,7 +176,7 @@ async def guard(request: Request) -> None:
         HTTPException: 403, the request comes from another site or its token is missing or wrong.
     """
     request.state.session = None
-    if request.url.path.startswith(UNGUARDED_PATHS):
+    if request.url.path == PROBE:
         return
     token = request.cookies.get(cookie_name(request))
     if token:
