@@ -56,6 +56,11 @@ def window(browser, url: str, store=None, person=None) -> "playwright.Page":
     return page
 
 
+def ready(page) -> None:
+    """Wait for an item's page whose script has started."""
+    page.wait_for_selector("[data-opens=pause]")
+
+
 def check(page, name: str) -> list[str]:
     """What axe-core finds of a page in both colour schemes at all widths, and what makes it scroll sideways."""
     from axe_playwright_python.sync_playwright import Axe
@@ -92,6 +97,7 @@ def test_pages_are_accessible_on_screens_of_all_sizes(desk, browser) -> None:
     page.goto("/work")
     found += check(page, "warning")
     page.click("main button")
+    ready(page)
     for key, dialog in (("?", "help"), ("p", "principles"), ("b", "pause")):
         page.keyboard.press(key)
         page.wait_for_selector(f"#{dialog}[open]")
@@ -101,6 +107,7 @@ def test_pages_are_accessible_on_screens_of_all_sizes(desk, browser) -> None:
     while "/items/" in page.url:
         item = page.url.rsplit("/", 1)[1]
         kinds.add(item[0])
+        ready(page)
         page.keyboard.press("2")
         playwright.expect(page.locator("#state")).to_contain_text("Saved")
         if item == "d0":
@@ -125,7 +132,7 @@ def test_a_pair_by_keys_alone_survives_a_server_that_goes_away(desk, browser) ->
     page.keyboard.press("Tab")
     page.locator("main button").focus()
     page.keyboard.press("Enter")
-    page.wait_for_selector("#answer")
+    ready(page)
     page.keyboard.press("Enter")
     state = page.locator("#state")
     playwright.expect(state).to_contain_text("Not complete yet")
@@ -151,7 +158,7 @@ def test_a_pair_by_keys_alone_survives_a_server_that_goes_away(desk, browser) ->
     page.wait_for_url(lambda address: not address.endswith(item))
     page.keyboard.press("u")
     page.wait_for_url(f"**/items/{item}")
-    page.wait_for_selector("#answer")
+    ready(page)
     page.keyboard.press("a")
     assert page.evaluate("document.activeElement.name") == "principle.empathy"
     page.keyboard.press("ArrowLeft")
@@ -173,6 +180,7 @@ def test_an_answer_is_saved_after_a_new_login_in_another_tab(desk, browser) -> N
         judgements.save(store, anna, queue.next_item(store, anna).item.id, desks.pair_answer(), 0, 1.0)
     before = len(judgements.latest(store, complete=False))
     page.goto("/work")
+    ready(page)
     with store.transaction() as db:
         db.execute("DELETE FROM sessions")
     page.keyboard.press("2")
@@ -187,6 +195,7 @@ def test_single_keys_can_be_turned_off_and_a_pause_hides_the_texts(desk, browser
     page = window(browser, url, store, anna)
     page.goto("/work")
     page.click("main button")
+    ready(page)
     page.click("#open-help")
     page.uncheck("#keys-on")
     page.keyboard.press("Escape")
