@@ -232,7 +232,7 @@ function start(form) {
         if (!saved) return;
         if (saver.complete) return location.assign("/work");
         const missing = questions.open();
-        saver.say("Not complete yet: an answer is missing.", true);
+        saver.say(`Not complete yet: ${missing ? "an answer" : "a change of the text or a reason"} is missing.`, true);
         questions.focus(missing);
         missing?.classList.add("missing");
       });
