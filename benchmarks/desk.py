@@ -28,6 +28,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import psutil
 
 from psyco_ray.config import job_file
 from psyco_ray.config.desk import Desk
@@ -77,9 +78,7 @@ class Seen:
     """What the annotators saw, all together."""
 
     latencies: list[float] = field(default_factory=list)  # seconds of each save
-    acknowledged: dict[tuple[str, int], list[dict[str, Any]]] = field(
-        default_factory=dict
-    )  # as shown, by item and person
+    acknowledged: dict[tuple[str, int], list[Any]] = field(default_factory=dict)  # as shown, by item and person
     owners: dict[str, int] = field(default_factory=dict)
     again: int = 0
     cut: int = 0
@@ -91,16 +90,18 @@ def measure(load: Load, directory: Path) -> dict[str, Any]:
     """Run the load on a new desk and read its store.
 
     Returns:
-        `saves`, `rate` (saves a second), `p50` and `p95` in milliseconds, numbers of saves sent `again` and `cut`, of
-        foreign items `refused`, and `faults`, sentences about what was lost, doubled or shown to the wrong person.
+        `saves`, `rate` (saves a second), `p50` and `p95` in milliseconds, `cpu` seconds of the server, numbers of saves
+        sent `again` and `cut`, of foreign items `refused`, and `faults`, sentences about what was lost, doubled or
+        shown to the wrong person.
     """
     store, sessions = prepare(directory, load)
-    with serving(directory) as url:
+    with serving(directory) as (url, server):
         seen, seconds = asyncio.run(_work(url, sessions, load))
+        cpu = sum(psutil.Process(server).cpu_times()[:2])
     faults = [*seen.faults, *check(store, seen)]
     saves = len(seen.latencies)
     p50, p95 = (round(1000 * float(np.quantile(seen.latencies, share)), 1) for share in (0.5, 0.95))
-    numbers = {"again": seen.again, "cut": seen.cut, "refused": seen.refused}
+    numbers = {"cpu": round(cpu, 1), "again": seen.again, "cut": seen.cut, "refused": seen.refused}
     return {"saves": saves, "rate": round(saves / seconds, 1), "p50": p50, "p95": p95, **numbers, "faults": faults}
 
 
@@ -125,15 +126,15 @@ def prepare(directory: Path, load: Load) -> tuple[Store, list[people.Session]]:
 
 
 @contextlib.contextmanager
-def serving(directory: Path) -> Iterator[str]:
-    """A server process of a desk; its address."""
+def serving(directory: Path) -> Iterator[tuple[str, int]]:
+    """A server process of a desk: its address and its process id."""
     command = [sys.executable, "-m", "psyco_ray.cli", "desk", "serve", str(directory), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             line = next((line for line in server.stdout if line.startswith("desk: ")), None)
             assert line is not None, "the server did not start"
-            yield line.split()[1]
+            yield line.split()[1], server.pid
         finally:
             server.kill()
 

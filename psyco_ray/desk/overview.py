@@ -61,7 +61,7 @@ def figures(store: Store) -> dict[str, Any]:
     labels: dict[str, dict[str, Any]] = defaultdict(dict)
     for judgement in pairs:
         if given := facts[judgement.item_id].get("labels"):
-            labels[facts[judgement.item_id].get("labels_by", "the labels")][judgement.item_id] = given
+            labels[facts[judgement.item_id].get("labels_by", "the source")][judgement.item_id] = given
     rows = store.read().execute("SELECT item_id, person_id, sides FROM assignments")
     swapped = {(row["item_id"], row["person_id"]): bool(row["sides"]) for row in rows}
     by_labeller = {by: rater_agreement.with_labels(pairs, given, seed) for by, given in sorted(labels.items())}

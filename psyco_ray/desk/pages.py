@@ -27,6 +27,7 @@ def templates() -> Jinja2Templates:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,  # the templates of a running server are those of its code, whatever is installed meanwhile
         trim_blocks=True,
         lstrip_blocks=True,
     )

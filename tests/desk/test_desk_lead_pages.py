@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from support.browser import chromium
 from support.desk_server import Visitor, serving
 from support.desks import add_person, answer_all, new_desk, pair_answer, pair_item, scores_answer, scores_item
 
@@ -108,3 +109,28 @@ def test_the_export_is_written_and_only_its_files_can_be_loaded(study) -> None:
     for name in ("desk.db", "..%2Fdesk.db", "%2e%2e/desk.yaml", "none.csv"):
         assert lead.get(f"/lead/export/{name}").status_code == 404
     assert "export" in lead.read("/lead/audit")
+
+
+def test_the_pages_are_accessible_and_fit_a_phone(study, tmp_path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright; bash tests/run.sh installs it")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    _, lead = study
+    lead.submit("/lead/export")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        for scheme, width in (("light", 390), ("dark", 1280)):
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+            context.add_cookies([{"name": "desk", "value": lead.cookies["desk"], "url": str(lead.base_url)}])
+            page = context.new_page()
+            errors = []
+            page.on(
+                "console", lambda message, errors=errors: errors.append(message) if message.type == "error" else None
+            )
+            for path in PAGES:
+                page.goto(str(lead.base_url.join(path)))
+                page.screenshot(path=tmp_path / f"{path.replace('/', '-')}-{scheme}-{width}.png", full_page=True)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+                found = axe.Axe().run(page).response["violations"]
+                assert [(path, one["id"], one["nodes"][0]["html"]) for one in found] == []
+            assert [error.text for error in errors] == []
+        browser.close()

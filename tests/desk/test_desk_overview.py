@@ -38,7 +38,7 @@ def test_the_figures_follow_the_data_and_are_computed_once_for_each_state(tmp_pa
     assert counted == [1]
     assert found["between"]["pair"] == rater_agreement.between(judgements.latest(store, "pair"), "pair", seed=0)
     assert found["between"]["pair"]["overall"]["percent"]["value"] == 4 / 6
-    assert found["with_labels"]["the labels"]["people"]["Ben"]["overall"]["equal"] == 4
+    assert found["with_labels"]["the source"]["people"]["Ben"]["overall"]["equal"] == 4
     assert list(found["drift"]) == list(found["sides"]) == ["Ana", "Ben"]
     judgements.undo(store, ben, "p0")
     assert figures.current()["between"]["pair"]["overall"]["items"] == 5

@@ -33,6 +33,14 @@ class DeskProcess:
         self.url = self._said(r"^desk: (\S+)$")
         self._port = self.url.rsplit(":", 1)[1]
 
+    def __enter__(self) -> DeskProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no server behind."""
+        if self.process.poll() is None:
+            self.kill()
+
     def invitation(self) -> str:
         """The link of the lead's invitation, which a desk without a lead prints after its address."""
         return self._said(r"invitation of the lead.*: (http\S+)$")
