@@ -141,11 +141,17 @@ def mix(
         )
         if train["weight"].null_count < train.num_rows:
             origins[-1]["weight"] = pc.mean(pc.fill_null(train["weight"], 1.0)).as_py()
-    if not (mixed := pa.concat_tables(drawn)).num_rows:
-        files = ", ".join(part["pairs"] for part in origins)
-        raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
     dev = _by_text(pa.concat_tables([_of_split(table, "dev") for table in tables]))
-    return Mixture(mixed, dev.slice(0, dev_pairs), origins)
+    return Mixture(_joined(drawn, parts), dev.slice(0, dev_pairs), origins)
+
+
+def _joined(drawn: Sequence[pa.Table], parts: Sequence[Part]) -> pa.Table:
+    """The pairs that are drawn from all parts."""
+    joined = pa.concat_tables(drawn)
+    if not joined.num_rows:
+        files = ", ".join(part.pairs for part in parts)
+        raise InputError(f"pairs file {files} leaves no pair to train on; look at data.dev_share and the mixture")
+    return joined
 
 
 def _held_out(parts: Sequence[Part], comparisons: Sequence[preferences.Comparisons], data: Data) -> leakage.HeldOut:

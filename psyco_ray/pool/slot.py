@@ -111,6 +111,13 @@ class Slot:
             self._ready_since = now
         self.state, self.since, self.last_result, self.ref = state, now, now, ref
 
+    def vacate(self, state: State, ref: Any) -> None:
+        """Give up the actor; `ref` is what the slot waits for."""
+        self.restarts += 1
+        self.actor = self.process = self.update = self.updated = None
+        self.rejections = 0
+        self.enter(state, ref)
+
     def assign(self, stream: WorkStream, work: WorkItem) -> None:
         """Dispatch an item to the actor, which is idle or has others."""
         now = time.monotonic()

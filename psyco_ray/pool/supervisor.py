@@ -141,7 +141,7 @@ class Supervisor:
         _log.warning(f"{self._last_reason}; it is replaced" + ("; its work goes to others" if released else ""))
         ray.kill(slot.actor)
         cleanup = processes.end_remotely(slot.process) if slot.process else None
-        self._vacate(slot, State.ENDING if cleanup is not None else State.ABSENT, cleanup)
+        slot.vacate(State.ENDING if cleanup is not None else State.ABSENT, cleanup)
 
     def close(self) -> None:
         """End the thread, the streams and all actors; idle actors may exit by themselves."""
@@ -335,13 +335,7 @@ class Supervisor:
         if slot.retiring:
             del self._slots[slot.index]
         else:
-            self._vacate(slot, State.ABSENT, None)
-
-    def _vacate(self, slot: Slot, state: State, ref: Any) -> None:
-        slot.restarts += 1
-        slot.actor = slot.process = slot.update = slot.updated = None
-        slot.rejections = 0
-        slot.enter(state, ref)
+            slot.vacate(State.ABSENT, None)
 
     def _exit(self, slot: Slot) -> None:
         """Let an actor exit by itself; one that is still starting could not answer."""
