@@ -126,6 +126,35 @@ def test_an_own_edit_needs_a_second_person(tmp_path: Path) -> None:
         assert texts(store) == ["Mine."]
 
 
+def also(store: Store, person: Person) -> None:
+    """Give a draft that somebody has to one more person."""
+    with store.transaction() as db:
+        db.execute("INSERT INTO assignments VALUES('d0', ?, 0, 0, 0, NULL)", (person.id,))
+
+
+def test_one_who_rejects_a_draft_outweighs_those_who_propose_it(desk: tuple[Store, Person, Person]) -> None:
+    store, anna, reviewer = desk
+    propose(store, anna, "approve")
+    approvals.decide(store, reviewer, "d0", DRAFT, True, "")
+    also(store, reviewer)
+    propose(store, reviewer, "reject", None, "unsafe")
+    assert texts(store) == []
+    propose(store, anna, "edit", "Better.")
+    approvals.decide(store, reviewer, "d0", "Better.", True, "")
+    assert texts(store) == ["Better."]
+
+
+def test_an_approval_ends_when_its_text_becomes_the_approvers_own_edit(desk: tuple[Store, Person, Person]) -> None:
+    store, anna, reviewer = desk
+    propose(store, anna, "edit", "Better.")
+    approvals.decide(store, reviewer, "d0", "Better.", True, "")
+    also(store, reviewer)
+    propose(store, reviewer, "edit", "Better.")
+    assert texts(store) == ["Better."]  # two propose it
+    propose(store, anna, "approve")
+    assert texts(store) == []
+
+
 def test_an_incomplete_decision_proposes_nothing(desk: tuple[Store, Person, Person]) -> None:
     store, anna, reviewer = desk
     propose(store, anna, "edit", DRAFT)

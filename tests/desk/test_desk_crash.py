@@ -29,6 +29,8 @@ def work(person):
             with output:
                 print(got.item.id, person.id, version, confidence, flush=True)
 
+print("ready", flush=True)
+sys.stdin.readline()
 crew = people.everyone(store)[int(sys.argv[2])::int(sys.argv[3])]
 threads = [threading.Thread(target=work, args=(person,)) for person in crew]
 [thread.start() for thread in threads]
@@ -37,8 +39,18 @@ threads = [threading.Thread(target=work, args=(person,)) for person in crew]
 
 
 def start(store: Store, first: int = 0, step: int = 1) -> subprocess.Popen[str]:
+    """A process that waits for a line and then saves as every `step`-th person from the `first` on."""
     arguments = [sys.executable, "-c", SAVE, str(store.directory), str(first), str(step)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def test_what_was_acknowledged_before_a_kill_is_there_once(tmp_path: Path) -> None:
@@ -48,6 +60,7 @@ def test_what_was_acknowledged_before_a_kill_is_there_once(tmp_path: Path) -> No
     acknowledged: dict[tuple[str, int, int], str] = {}
     for kill_after in (1, 37, 90, 150):
         process = start(store)
+        go(process)
         assert process.stdout is not None
         for number, line in enumerate(process.stdout):
             item_id, person_id, version, confidence = line.split()
@@ -76,6 +89,8 @@ def test_two_processes_share_no_item(tmp_path: Path) -> None:
     store = new_desk(tmp_path / "desk", [pair_item(number) for number in range(30)], overlap=1, principles=False)
     crew = [add_person(store) for _ in range(4)]
     processes = [start(store, first, 2) for first in (0, 1)]
+    for process in processes:
+        go(process)
     for process in processes:
         process.communicate(timeout=120)
         assert process.returncode == 0
