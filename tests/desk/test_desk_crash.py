@@ -27,7 +27,8 @@ def work(person):
             version = queue.assigned(store, person, got.item.id).version
             version = judgements.save(store, person, got.item.id, answer, version, 1.0)
             with output:
-                print(got.item.id, person.id, version, confidence, flush=True)
+                sys.stdout.write(f"{got.item.id} {person.id} {version} {confidence}\\n")  # whole, or not at all
+                sys.stdout.flush()
 
 print("ready", flush=True)
 sys.stdin.readline()
