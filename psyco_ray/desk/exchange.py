@@ -135,7 +135,8 @@ def _add(db: sqlite3.Connection, person: int, item: Item, answer: dict[str, Any]
     now = time.time()
     db.execute(
         "INSERT INTO assignments(item_id, person_id, sides, position, assigned_at) VALUES(?, ?, 0, "
-        "(SELECT coalesce(max(position), -1) + 1 FROM assignments WHERE person_id = ?), ?) ON CONFLICT DO NOTHING",
+        "(SELECT coalesce(max(position), -1) + 1 FROM assignments WHERE person_id = ?), ?) "
+        "ON CONFLICT DO UPDATE SET released_at = NULL",
         (*key, person, now),
     )
     version = db.execute(

@@ -102,6 +102,20 @@ def test_a_judgement_made_elsewhere_is_added_in_the_desks_terms(desk, tool) -> N
     assert (row["name"], row["active"], row["role"]) == (f"{tool}-{'u-7' if tool == 'argilla' else 7}", 0, "annotator")
 
 
+def test_an_item_that_was_given_back_counts_again_once_it_is_judged_elsewhere(desk) -> None:
+    exchange.write(desk, "argilla")
+    path = desk.directory / "export-argilla" / "pair" / FILES["argilla"]
+    entry = json.loads(path.read_text())[0]
+    entry["responses"] = {"overall": [{"value": "response-1", "user_id": "u-7", "status": "submitted"}]}
+    path.write_text(json.dumps([entry]))
+    exchange.read(desk, path, "argilla")
+    with desk.transaction() as db:
+        db.execute("DELETE FROM judgements WHERE person_id = 3")
+        db.execute("UPDATE assignments SET released_at = 1 WHERE person_id = 3")
+    exchange.read(desk, path, "argilla")
+    assert desk.read().execute("SELECT released_at FROM assignments WHERE person_id = 3").fetchall()[0][0] is None
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_an_export_is_blind_nameless_and_read_as_pairs(desk, tool) -> None:
     exchange.write(desk, tool)
