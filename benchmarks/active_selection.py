@@ -61,7 +61,7 @@ def of_model(pairs: Sequence[dict[str, Any]]) -> Floats:
         batch = order[start : start + BATCH]
         padded = tokenizer.pad({"input_ids": [ids[text] for text in batch]}, padding_side="right", return_tensors="pt")
         with torch.inference_mode():
-            states = model(**padded).last_hidden_state
+            states = model(**padded, use_cache=False).last_hidden_state
         features[batch] = states[range(len(batch)), padded["attention_mask"].sum(1) - 1].numpy()
     chosen, rejected = np.split(features, 2)
     return chosen - rejected
