@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 BF16_FLOPS = {
     "B200": 2250e12,
@@ -39,3 +40,12 @@ def mfu(tokens_per_s: float, parameters: int, trained: int, peak: float) -> floa
         Share of the peak, 0 to 1.
     """
     return tokens_per_s * (4 * parameters + 2 * trained) / peak
+
+
+def mfu_of_ranks(tokens_per_s: float, sizes: Sequence[tuple[int, int, str | None]]) -> float | None:
+    """As `mfu`, from each rank's parameters, trained parameters and GPU; None if a peak is unknown."""
+    peaks = [peak_flops(gpu) for _, _, gpu in sizes]
+    if None in peaks:
+        return None
+    parameters, trained, _ = sizes[0]
+    return mfu(tokens_per_s, parameters, trained, sum(peak for peak in peaks if peak is not None))

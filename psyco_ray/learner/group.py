@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,11 +22,11 @@ from ray.util.placement_group import PlacementGroup
 from psyco_ray.config.errors import InputError, NonFiniteError, require_finite
 from psyco_ray.config.resources import Sync
 from psyco_ray.learner.batching import learning_rate
-from psyco_ray.learner.flops import mfu, peak_flops
+from psyco_ray.learner.flops import mfu_of_ranks
 from psyco_ray.learner.recovery import Batches, ReplayLog, ReplaySegment, RestartPolicy, WeightSendError
 from psyco_ray.learner.spec import OnGpu, WorkerSpec
 from psyco_ray.learner.worker import WAY_OUT, LearnerWorker
-from psyco_ray.learner.worker_group import OnBusy, WorkerGroup, WorkerGroupFailedError, ignore_busy
+from psyco_ray.learner.worker_group import OnBusy, WorkerGroup, WorkerGroupFailedError, ignore_busy, values_of
 from psyco_ray.pool import placement
 from psyco_ray.pool.slot import reason_of
 from psyco_ray.run import preemption, storage
@@ -145,10 +144,8 @@ class LearnerGroup:
         """
         values: list[tuple[float, float]] = []
         while part := examples[len(values) : len(values) + _EVALUATED_TOGETHER * len(self.workers)]:
-            values += self._with_recovery(self._evaluate, part)
-        for example, pair in zip(examples, values, strict=True):
-            require_finite(pair, f"a {self.spec.objective.head} value of pair {example.key}", WAY_OUT)
-        return values
+            values += self._with_recovery(self._evaluate, part)[: len(part)]
+        return self._finite(examples, values)
 
     def export(self, version: int, bucket_mb: int, deltas: bool = False) -> Weights:
         """Put the current weights into Ray's object store, where they stay until rank 0 ends.
@@ -162,7 +159,15 @@ class LearnerGroup:
         refs, digest, size, delta = buckets[0]
         return Weights(version, digest, tuple(refs), size, deltas, delta)
 
-    def send(self, transport: str, actors: list[Any], version: int, workers: int, settings: Sync) -> SentWeights:
+    def send(
+        self,
+        transport: str,
+        actors: list[Any],
+        version: int,
+        workers: int,
+        settings: Sync,
+        probe: PreferencePair | None = None,
+    ) -> SentWeights:
         """Send the current weights to rollout actors in chunks, and store them for those that miss any.
 
         The copy in Ray's object store stays until rank 0 ends; this method does not wait for it.
@@ -173,18 +178,18 @@ class LearnerGroup:
             version: of the weights.
             workers: of each actor's engine.
             settings: deadline and size of a chunk.
+            probe: a pair whose values are computed while the actors load; None: no values.
 
         Raises:
+            NonFiniteError: a weight, or a value of the probe.
             WeightSendError: no actor received the weights.
         """
         chunk_bytes, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
+        arguments = transport, actors, version, workers, chunk_bytes, 0.9 * deadline_s
+        probes = [] if probe is None else [probe]
+        shards = self._group.plan_values(probes)
         try:
-            digest, size, failures, stored = self._group.run(
-                LearnerWorker.send,
-                "sending weights",
-                deadline_s,
-                *(transport, actors, version, workers, chunk_bytes, 0.9 * deadline_s),
-            )[0]
+            sent = self._group.run_sharded(LearnerWorker.send, "sending weights", deadline_s, shards, *arguments)
         except NonFiniteError:
             raise
         except (WorkerGroupFailedError, RayTaskError) as error:
@@ -194,13 +199,15 @@ class LearnerGroup:
             self._group.shutdown()  # the other workers still wait in the transfer
             self._failure = failure  # restarted when needed: until then engines may have the weights on shared GPUs
             raise WeightSendError(str(failure)) from error
+        digest, size, failures, stored, _ = sent[0]
         if len(failures) == len(actors):
             raise WeightSendError(f"no rollout actor received the weights, {failures[0]}")
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
         if stored is None:
             stored, *_ = [worker.export.remote(chunk_bytes) for worker in self.workers]
-        return SentWeights(version, digest, size, stored)
+        values = self._finite(probes, values_of(shards, [part[-1] for part in sent]))
+        return SentWeights(version, digest, size, stored, *values)
 
     def save_model(self, target: str | Path) -> None:
         """Write a model directory that transformers and vLLM load, to a path on rank 0's node or a URI."""
@@ -245,12 +252,7 @@ class LearnerGroup:
 
     def mfu(self, tokens_per_s: float) -> float | None:
         """Return the model FLOPs utilisation at a speed in trained tokens a second; None if the peak is unknown."""
-        sizes = self._run(LearnerWorker.size, "reporting its size")
-        peaks = [peak_flops(gpu) for _, _, gpu in sizes]
-        if None in peaks:
-            return None
-        parameters, trained, _ = sizes[0]
-        return mfu(tokens_per_s, parameters, trained, sum(peak for peak in peaks if peak is not None))
+        return mfu_of_ranks(tokens_per_s, self._run(LearnerWorker.size, "reporting its size"))
 
     def _step(self, batch: Sequence[PreferencePair], step: int, total_steps: int) -> StepResult:
         started = time.monotonic()
@@ -277,17 +279,16 @@ class LearnerGroup:
         )
 
     def _evaluate(self, examples: Sequence[PreferencePair]) -> list[tuple[float, float]]:
-        numbered = [replace(example, key=f"{i:09d}") for i, example in enumerate(examples)]
-        # ZeRO-3 workers gather parameters together, so every worker needs a pair
-        numbered += [replace(examples[-1], key=f"{i:09d}") for i in range(len(examples), len(self.workers))]
-        shards = self._group.plan(numbered)
+        shards = self._group.plan_values(examples)
         results = self._group.run_sharded(LearnerWorker.evaluate, "computing values", self._step_s, shards)
-        by_key = {
-            example.key: value
-            for shard, values in zip(shards, results, strict=True)
-            for example, value in zip((e for micro_batch in shard for e in micro_batch), values, strict=True)
-        }
-        return [by_key[f"{i:09d}"] for i in range(len(examples))]
+        return values_of(shards, results)
+
+    def _finite(
+        self, examples: Sequence[PreferencePair], values: list[tuple[float, float]]
+    ) -> list[tuple[float, float]]:
+        for example, pair in zip(examples, values, strict=False):  # `plan_values` may have added some
+            require_finite(pair, f"a {self.spec.objective.head} value of pair {example.key}", WAY_OUT)
+        return values[: len(examples)]
 
     def _run(
         self, method: Callable[Concatenate[LearnerWorker, P], T], activity: str, *args: P.args, **kwargs: P.kwargs

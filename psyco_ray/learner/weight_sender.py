@@ -25,6 +25,7 @@ from psyco_ray.models.weight_memory import SharedMemory
 Parameters = Iterator[tuple[str, torch.Tensor]]
 
 STORED_BYTES = 64 * 2**20  # of weights that are stored while the next ones are gathered, or those before are loaded
+_FIRST_BYTES = 8 * 2**20  # of the first chunk, for which all engines wait
 
 
 def summed(parameters: Parameters, checksum: WeightChecksum) -> Parameters:
@@ -47,7 +48,7 @@ class Receivers:
         """
         self.failures: dict[int, str] = {}  # reason by the actor's index
         self._actors, self._together = dict(enumerate(actors)), together
-        self._calls: dict[int, ray.ObjectRef] = {}
+        self._calls: dict[int, list[ray.ObjectRef]] = {}
         self._step = ""
         self._deadline = time.monotonic() + deadline_s
 
@@ -60,7 +61,7 @@ class Receivers:
         return max(0.0, self._deadline - time.monotonic())
 
     def begin(self, step: str, *arguments: Any, numbered: Callable[[int], tuple[Any, ...]] = lambda _: ()) -> None:
-        """Call a method of every actor, after its last call has ended.
+        """Call a method of every actor, after its last calls have ended.
 
         Args:
             step: name of the method.
@@ -69,7 +70,12 @@ class Receivers:
         """
         self.end()
         self._step = step
-        self._calls = {i: getattr(actor, step).remote(*arguments, *numbered(i)) for i, actor in self._actors.items()}
+        self._calls = {i: [getattr(actor, step).remote(*arguments, *numbered(i))] for i, actor in self._actors.items()}
+
+    def add(self, argument: Any) -> None:
+        """Repeat the last step with another argument, without waiting; an actor may take such calls in any order."""
+        for index, actor in self._actors.items():
+            self._calls[index].append(getattr(actor, self._step).remote(argument))
 
     def end(self) -> None:
         """Wait until the last calls have ended."""
@@ -77,9 +83,9 @@ class Receivers:
 
     def watch(self) -> None:
         """Look at the last calls without waiting."""
-        calls = list(self._calls.values())
+        calls = [call for of_actor in self._calls.values() for call in of_actor]
         ended = set(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) if calls else set()
-        self._settle([index for index, call in self._calls.items() if call in ended])
+        self._settle([index for index, of_actor in self._calls.items() if ended.issuperset(of_actor)])
 
     def fail_all(self, reason: str) -> None:
         """Leave out all actors."""
@@ -90,9 +96,12 @@ class Receivers:
         for index in indices:
             # an actor that hangs leaves the others half of the time
             timeout_s = self.left_s if self._together else self.left_s / 2
+            calls = self._calls.pop(index)
             try:
-                ray.get(self._calls.pop(index), timeout=timeout_s)
+                ray.get(calls, timeout=timeout_s)
             except RayError as error:
+                # nothing of this update may reach an engine that takes the stored weights
+                ray.wait(calls, num_returns=len(calls), timeout=self.left_s / 2)
                 self.failures[index] = f"{self._step}: {str(error).strip().splitlines()[-1]}"
                 del self._actors[index]
                 if self._together:
@@ -108,6 +117,7 @@ def send(
     rank: int,
     workers: int,
     chunk_bytes: int,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> list[ray.ObjectRef]:
     """Send all parameters to the receivers; every rank calls it, and every rank comes to its end.
 
@@ -121,6 +131,7 @@ def send(
         rank: of this process; 0 calls the actors.
         workers: of each actor's engine.
         chunk_bytes: size of a chunk; a larger parameter is a chunk by itself.
+        meanwhile: called on every rank while the receivers load what is left, and again, where it must do nothing.
 
     Returns:
         On rank 0: references to the chunks in the object store, if the transport is that.
@@ -128,36 +139,54 @@ def send(
     stored: list[ray.ObjectRef] = []
     if transport in weight_chunks.SHARED:
         size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
-        _share(transport, parameters, size, receivers, version, rank)
+        _share(transport, parameters, size, receivers, version, rank, meanwhile)
     elif not rank and transport in weight_chunks.GROUPS:
         size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
         try:
-            _broadcast(transport, parameters, size, receivers, version, workers)
+            _broadcast(transport, parameters, size, receivers, version, workers, meanwhile)
         except TransferError as error:
             receivers.fail_all(str(error))
     elif not rank:
-        stored = _store(parameters, receivers, version, min(chunk_bytes, STORED_BYTES))
+        stored = _store(parameters, receivers, version, min(chunk_bytes, STORED_BYTES), meanwhile)
     for _ in parameters:  # the other ranks gather what is left
         pass
+    meanwhile()  # a transfer may have failed on rank 0 alone
     return stored
 
 
-def _store(parameters: Parameters, receivers: Receivers, version: int, bucket_bytes: int) -> list[ray.ObjectRef]:
-    """Rank 0's part in the object store: a chunk is stored while the receivers load the one before."""
+def _store(
+    parameters: Parameters,
+    receivers: Receivers,
+    version: int,
+    bucket_bytes: int,
+    meanwhile: Callable[[], object],
+) -> list[ray.ObjectRef]:
+    """Rank 0's part in the object store: it stores chunks while the receivers load those before."""
     stored: list[ray.ObjectRef] = []
     receivers.begin("init_transfer", "object_store", ())
     receivers.begin("start_update")
     arrays = ((name, weight_codec.as_array(tensor)) for name, tensor in parameters)
-    for bucket in weight_codec.in_buckets(arrays, bucket_bytes):
+    for bucket in weight_codec.in_buckets(arrays, bucket_bytes, _FIRST_BYTES):
         stored.append(ray.put(bucket))
-        receivers.begin("receive_chunk", StoredChunk(stored[-1]))
+        chunk = StoredChunk(stored[-1])
+        if len(stored) == 1:
+            receivers.begin("receive_chunk", chunk)
+        else:
+            receivers.add(chunk)
+    meanwhile()
     receivers.begin("finish_update", version)
     receivers.end()
     return stored
 
 
 def _broadcast(
-    transport: str, parameters: Parameters, size: int, receivers: Receivers, version: int, workers: int
+    transport: str,
+    parameters: Parameters,
+    size: int,
+    receivers: Receivers,
+    version: int,
+    workers: int,
+    meanwhile: Callable[[], object],
 ) -> None:
     """Rank 0's part in a group. One failed receiver ends it, because the others would wait for it.
 
@@ -179,6 +208,7 @@ def _broadcast(
         for chunk in weight_chunks.pack(parameters, buffer):  # packs while the receivers load the chunk before
             receivers.begin("receive_chunk", chunk)
             group.broadcast(buffer[: chunk.bytes], receivers.watch)
+        meanwhile()
         receivers.begin("finish_update", version)
         receivers.end()
     except TransferError as error:
@@ -188,7 +218,15 @@ def _broadcast(
         group.close()
 
 
-def _share(transport: str, parameters: Parameters, size: int, receivers: Receivers, version: int, rank: int) -> None:
+def _share(
+    transport: str,
+    parameters: Parameters,
+    size: int,
+    receivers: Receivers,
+    version: int,
+    rank: int,
+    meanwhile: Callable[[], object],
+) -> None:
     """Every rank's part in sharing memory: each worker reads what the rank on its own GPU, or node, offers."""
     memory = SharedMemory(transport, size)
     try:
@@ -204,6 +242,8 @@ def _share(transport: str, parameters: Parameters, size: int, receivers: Receive
             _gathered({})  # no rank fills its buffer before all receivers have read theirs
         if not rank:
             receivers.begin("finish_update", version)
+        meanwhile()
+        if not rank:
             receivers.end()
     finally:
         memory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Iterator
@@ -190,11 +191,19 @@ class LearnerWorker:
         return refs, weights, size, delta
 
     def send(
-        self, transport: str, actors: list[Any], version: int, workers: int, chunk_bytes: int, deadline_s: float
-    ) -> tuple[str, int, dict[int, str], ray.ObjectRef | None]:
+        self,
+        probe: list[MicroBatch],
+        transport: str,
+        actors: list[Any],
+        version: int,
+        workers: int,
+        chunk_bytes: int,
+        deadline_s: float,
+    ) -> tuple[str, int, dict[int, str], ray.ObjectRef | None, list[tuple[float, float]]]:
         """Send the weights, in the compute dtype, to rollout actors in chunks.
 
         Args:
+            probe: pairs whose values this rank computes while the actors load the last chunks; of all ranks or none.
             transport: nccl, ipc, gloo, shared_memory or object_store.
             actors: receiving rollout actors; one that fails is left out.
             version: of the weights.
@@ -204,7 +213,8 @@ class LearnerWorker:
 
         Returns:
             On rank 0: digest of the weights, their bytes, the reason of each failure by the actor's index, and a
-            reference to what `export` returns, if the weights went through the object store.
+            reference to what `export` returns, if the weights went through the object store. On every rank: the
+            values of its probe.
         """
         from psyco_ray.learner import lora, weight_sender
         from psyco_ray.models import weight_chunks
@@ -223,10 +233,11 @@ class LearnerWorker:
             if transport == "object_store":
                 parameters = ((name, tensor.cpu()) for name, tensor in parameters)
             parameters = weight_sender.summed(parameters, checksum)
+        values = functools.cache(lambda: self.evaluate(probe) if probe else [])
         where = receivers, version, self.rank, workers, chunk_bytes
-        refs = weight_sender.send(transport, parameters, sizes, *where)
+        refs = weight_sender.send(transport, parameters, sizes, *where, meanwhile=values)
         digest, size = checksum.digest(), checksum.bytes
-        return digest, size, receivers.failures, ray.put((refs, digest, size, None)) if refs else None
+        return digest, size, receivers.failures, ray.put((refs, digest, size, None)) if refs else None, values()
 
     def keep_on_gpu(self, kept: OnGpu) -> None:
         """Move what is not kept to the host, or everything back; see `LearnerCheckpoint`."""
@@ -275,7 +286,9 @@ class LearnerWorker:
 
         from psyco_ray.learner import lora
 
-        for name, tensor, layer in lora.exported(self._model):
+        embedding = self._model.get_input_embeddings().weight
+        # the largest of many models comes last: engines load layers meanwhile, and wait for the first chunk alone
+        for name, tensor, layer in sorted(lora.exported(self._model), key=lambda item: item[1] is embedding):
             gathered = [tensor, *(lora.adapters(layer) if layer is not None else [])]
             with deepspeed.zero.GatheredParameters(gathered, enabled=self._zero_stage == 3):
                 whole = tensor.data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
@@ -32,6 +33,18 @@ def ignore_busy(started: float, ended: float) -> None:
 
 class WorkerGroupFailedError(RuntimeError):
     """A worker died, hung or lost its partners: this group cannot continue, a new one can."""
+
+
+def values_of(
+    shards: Sequence[Sequence[MicroBatch]], results: Sequence[Sequence[tuple[float, float]]]
+) -> list[tuple[float, float]]:
+    """Values that the workers computed, in the order of `plan_values`, with those of the pairs that it added last."""
+    by_key = {
+        example.key: value
+        for shard, values in zip(shards, results, strict=True)
+        for example, value in zip((e for micro_batch in shard for e in micro_batch), values, strict=True)
+    }
+    return [by_key[key] for key in sorted(by_key)]
 
 
 class WorkerGroup:
@@ -101,6 +114,14 @@ class WorkerGroup:
             InputError: there are fewer pairs than workers.
         """
         return plan_step(batch, len(self.workers), self._spec.settings.micro_batch_tokens, self._computed)
+
+    def plan_values(self, examples: Sequence[PreferencePair]) -> list[list[MicroBatch]]:
+        """Shard examples over the workers for `values_of`; where there are any, every worker has one."""
+        if not examples:
+            return [[] for _ in self.workers]
+        # ZeRO-3 workers gather parameters together, so every worker needs a pair
+        padded = [*examples, *[examples[-1]] * (len(self.workers) - len(examples))]
+        return self.plan([replace(example, key=f"{i:09d}") for i, example in enumerate(padded)])
 
     def run(
         self,

@@ -1,7 +1,8 @@
 """How weights travel from the learner's ranks to the workers of rollout engines: in chunks.
 
-The sender announces each chunk in a call to every receiver, which loads it while the next one is made
-(`learner.weight_sender`, `rollout.weight_receiver`). Its bytes go one of three ways, on GPUs and on CPUs:
+The sender announces each chunk in a call to every receiver, which loads it while the next one is made; over the object
+store, where no buffer is filled again, while all others are made (`learner.weight_sender`, `rollout.weight_receiver`).
+Its bytes go one of three ways, on GPUs and on CPUs:
 
     ===============  ========================================  =====================================  ==================
     way              a group of rank 0 and all workers         memory that a rank shares on its node  Ray's object store

@@ -65,14 +65,23 @@ def digest_of(lines: Iterable[str]) -> str:
     return xxhash.xxh3_128_hexdigest("\n".join(sorted(lines)).encode())
 
 
-def in_buckets(parameters: Iterable[tuple[str, tuple[np.ndarray, str]]], size_limit: int) -> Iterator[Bucket]:
-    """Yield parameters in buckets of at most so many bytes; a larger parameter is a bucket by itself."""
+def in_buckets(
+    parameters: Iterable[tuple[str, tuple[np.ndarray, str]]], size_limit: int, first_limit: int | None = None
+) -> Iterator[Bucket]:
+    """Yield parameters in buckets of at most so many bytes; a larger parameter is a bucket by itself.
+
+    Args:
+        parameters: names and arrays.
+        size_limit: bytes.
+        first_limit: of the first bucket, bytes; each one after it may have twice as many as that before. None: all have
+            the same limit.
+    """
     bucket: dict[str, tuple[np.ndarray, str]] = {}
-    filled = 0
+    filled, limit = 0, min(size_limit, first_limit or size_limit)
     for name, (array, dtype) in parameters:
-        if bucket and filled + array.nbytes > size_limit:
+        if bucket and filled + array.nbytes > limit:
             yield bucket
-            bucket, filled = {}, 0
+            bucket, filled, limit = {}, 0, min(size_limit, 2 * limit)
         bucket[name] = (array, dtype)
         filled += array.nbytes
     if bucket:

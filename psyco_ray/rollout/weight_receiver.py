@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         self._reload = contextlib.ExitStack()  # open while chunks are loaded
         self._started, self._checksum, self._problem = False, WeightChecksum(), ""
         self._held: dict[str, tuple[np.ndarray, str]] = {}
+        self._summing = ThreadPoolExecutor(1, "checksum")  # of weights in the host's memory, while they are loaded
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
         """Connect to the sender; in a group all receivers must do so at the same time.
@@ -110,12 +112,20 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
             return
         if self._problem:  # the others of a group wait until all have received all chunks
             return
-        for name, tensor in weights:
-            self._checksum.add(name, tensor)
+        on_host = weights[0][1].device.type == "cpu"
+        summed = [self._summing.submit(self._add, weights)] if on_host else []
+        if not on_host:
+            self._add(weights)
         try:
             self._load_chunk(weights, load_weights)
         except Exception as error:  # noqa: BLE001 - `received_digest` raises it
             self._problem = f"a chunk could not be loaded, {type(error).__name__}: {error}"
+        for added in summed:
+            added.result()
+
+    def _add(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in weights:
+            self._checksum.add(name, tensor)
 
     def finish_weight_update(self) -> None:
         """Finish the reload that the first chunk started."""

@@ -18,6 +18,12 @@ def test_a_bucket_holds_what_fits_or_one_larger_parameter() -> None:
     assert list(weight_codec.in_buckets([], 14)) == []
 
 
+def test_buckets_double_from_the_first_to_the_limit() -> None:
+    parameters = [(f"p{i}", (np.full(5, i, np.int16), "bfloat16")) for i in range(12)]  # of 10 bytes
+    assert [len(bucket) for bucket in weight_codec.in_buckets(parameters, 45, 10)] == [1, 2, 4, 4, 1]
+    assert [len(bucket) for bucket in weight_codec.in_buckets(parameters, 45, 100)] == [4, 4, 4]
+
+
 def test_a_bucket_is_stored_while_the_next_one_is_made(monkeypatch) -> None:
     made, puts = threading.Event(), []
 

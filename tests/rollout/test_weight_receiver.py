@@ -96,6 +96,8 @@ class Receiver:
 
     def receive_chunk(self, chunk: Chunk | StoredChunk) -> None:
         self.maybe_fail("receive_chunk", now=bool(self.found))  # the second chunk
+        if self.how == "slow":
+            time.sleep(0.5)
         if isinstance(chunk, StoredChunk):
             received = [(name, weight_codec.as_tensor(*packed)) for name, packed in ray.get(chunk.ref).items()]
         else:
@@ -154,6 +156,21 @@ def test_every_actor_receives_all_weights_in_chunks(start, transport: str) -> No
     for index, (_, calls) in enumerate(ray.get([actor.received.remote() for actor in actors])):
         steps = [1 + index] if transport == "gloo" else []
         assert calls == 2 * [*steps, 2, 1, 1, "version 3"]
+
+
+def test_weights_are_stored_and_the_probe_is_computed_while_a_slow_actor_loads_its_first_chunk(start) -> None:
+    actor, called, weights = start("", "slow"), [], parameters()
+    ray.get(actor.received.remote())
+    began, receivers = time.monotonic(), Receivers([actor], 20, together=False)
+    sizes = [tensor.nbytes for _, tensor in weights]
+
+    def meanwhile() -> None:
+        called.append(time.monotonic() - began)
+
+    weight_sender.send("object_store", iter(weights), sizes, receivers, 3, 0, 1, 170, meanwhile)
+    assert called[0] < 0.5, "the sender waits for no chunk"
+    assert time.monotonic() - began > 1.5, "three chunks"
+    assert ray.get(actor.received.remote()) == (digest(weights), [2, 1, 1, "version 3"])
 
 
 @pytest.mark.parametrize(
