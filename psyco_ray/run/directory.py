@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,14 @@ class RunDirectory:
         """Writes a Parquet file atomically; the options are those of `pyarrow.parquet.write_table`."""
         write_table(self.path(name), table, **options)
         self.push(name)
+
+    def write_tables(self, tables: Mapping[str, pa.Table], **options: Any) -> None:
+        """Writes Parquet files of one directory, all of which are on the disk before the first has its name."""
+        with storage.atomic_files([self.path(name) for name in tables]) as files:
+            for table, file in zip(tables.values(), files, strict=True):
+                pq.write_table(table, file, **options)
+        for name in tables:
+            self.push(name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file atomically."""

@@ -35,8 +35,8 @@ _BEFORE_WORK |= {"inputs.json", "telemetry.json", "wandb", "tensorboard"}
 _WRITERS = 2  # threads: a disk is written and waited for beside the stream
 _MOST_STORES = 8  # items that wait for them; the stream waits when there are more
 _TABLES = ("samples", "scores")  # of an item
-# compressing responses would take most of the driver's time per group
-_TABLE_OPTIONS: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+PLAIN: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""Options of Parquet for responses: compressing them would take most of the driver's time per group."""
 
 
 class Ledger(RunDirectory):
@@ -199,8 +199,7 @@ class Ledger(RunDirectory):
     def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
         self._wait()
         tables = group_tables([groups[prompt.speech_id] for prompt in item.prompts if prompt.speech_id in groups])
-        for kind in _TABLES:
-            self.write_table(f"{stage}/{item.key}.{kind}.parquet", tables[kind], **_TABLE_OPTIONS)
+        self.write_tables({f"{stage}/{item.key}.{kind}.parquet": tables[kind] for kind in _TABLES}, **PLAIN)
 
 
 def _require_same_job(old: Job, new: Job, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, PromptBatch, Response, Row
 
 _IDS = pa.list_(pa.int32())
+_PART_ROWS = 4096  # of a column at a time: its token ids and its texts have offsets of 32 bits
 
 SPEECHES = pa.schema(
     [
@@ -249,6 +251,20 @@ def id_lists(lists: Sequence[Sequence[int]]) -> pa.ListArray:
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int32)
     values = np.frombuffer(b"".join(TokenIds(ids).tobytes() for ids in lists), np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=_IDS)
+
+
+def table_of(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as a table, without a Python number for each token id; an absent value is null, absent token ids no."""
+    parts = (rows[start : start + _PART_ROWS] for start in range(0, len(rows), _PART_ROWS))
+    columns = ({field.name: _column(part, field) for field in schema} for part in parts)
+    tables = [pa.Table.from_pydict(of_part, schema=schema) for of_part in columns]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _column(rows: Sequence[Row], field: pa.Field) -> Any:
+    if field.type == _IDS:
+        return id_lists([row[field.name] for row in rows])
+    return [row.get(field.name) for row in rows]
 
 
 def rows_of(table: pa.Table) -> list[Row]:

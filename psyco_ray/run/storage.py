@@ -12,8 +12,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
@@ -199,17 +199,39 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: the file cannot be written, for example because the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
-    with writing_in(path.parent, path.name):
+    with atomic_files([path]) as [file]:
+        yield file
+
+
+@contextmanager
+def atomic_files(paths: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
+    """A context that yields open local files of one directory; at its end each is complete and on disk, or absent.
+
+    None has its name before all are on disk. The names become durable together, at the cost of one.
+
+    Raises:
+        InputError: a file cannot be written, for example because the disk is full.
+    """
+    directory = paths[0].parent
+    assert all(path.parent == directory for path in paths), "the files are in one directory"
+    # two processes may write the same file
+    partials = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
+    with writing_in(directory, ", ".join(path.name for path in paths)):
         try:
-            with open(partial, "wb", opener=_privately) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            manifests.fsync(path.parent)
+            with ExitStack() as opened:
+                files: list[IO[bytes]] = [
+                    opened.enter_context(open(partial, "wb", opener=_privately)) for partial in partials
+                ]
+                yield files
+                for file in files:
+                    file.flush()
+                    os.fsync(file.fileno())
+            for partial, path in zip(partials, paths, strict=True):
+                os.replace(partial, path)
+            manifests.fsync(directory)
         finally:
-            partial.unlink(missing_ok=True)
+            for partial in partials:
+                partial.unlink(missing_ok=True)
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.data.mixture import Encoder
 from psyco_ray.models.layout import common_start
 from psyco_ray.run import records
-from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.ledger import PLAIN, Ledger, stage
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import PAIRS, WEIGHTED_PAIRS, rows_of
+from psyco_ray.run.schemas import PAIRS, WEIGHTED_PAIRS, rows_of, table_of
 from psyco_ray.run.types import Group, PreferencePair, Rows
 from psyco_ray.training import guards, pairs
 from psyco_ray.training.batches import Batches, tokens_of_call
@@ -166,8 +167,10 @@ class PairStage:
         }
 
     def _stored(self, iteration: int) -> pa.Table:
-        table = records.read_table(self._ledger.path(stage(iteration, "pairs.parquet")))
-        return table.select([name for name in table.column_names if name not in _NOT_TRAINED])
+        path = self._ledger.path(stage(iteration, "pairs.parquet"))
+        with records.ParquetReading(path):
+            names = pq.read_schema(path).names
+        return records.read_table(path, columns=[name for name in names if name not in _NOT_TRAINED])
 
     def _batches(self, prompts: Iterable[tuple[str, Sequence[int]]]) -> Batches[PreferencePair]:
         """Batches of pairs with these keys and prompts, which are of one work item of an engine."""
@@ -194,8 +197,8 @@ class PairStage:
 
     def _write(self, iteration: int, rows: list[Row]) -> None:
         weighted = any(row.get("weight", 1.0) != 1 for row in rows)
-        table = pa.Table.from_pylist(rows, schema=WEIGHTED_PAIRS if weighted else PAIRS)
-        self._ledger.write_table(stage(iteration, "pairs.parquet"), table)
+        table = table_of(rows, WEIGHTED_PAIRS if weighted else PAIRS)
+        self._ledger.write_table(stage(iteration, "pairs.parquet"), table, **PLAIN)
 
 
 def _facts_of(outcomes: Iterable[guards.Outcome], unfinished: str) -> Row:

@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -79,6 +81,47 @@ def batches(count: int) -> list[PromptBatch]:
 
 def produced(items) -> Iterator[Group]:
     return (group for item in items for group in groups_of(item))
+
+
+def test_no_file_of_an_item_has_its_name_before_all_are_on_the_disk(tmp_path, monkeypatch) -> None:
+    ledger, done = Ledger(job(tmp_path), False), list[tuple[str, str]]()
+    ledger.path("it/samples/any")  # the directory is made first
+    sync, replace = os.fsync, os.replace
+
+    def synced(file: int) -> None:
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{file}")).name))
+        sync(file)
+
+    def replaced(source: Path, target: Path) -> None:
+        done.append(("name", target.name))
+        replace(source, target)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", replaced)
+    list(ledger.store_missing("it/samples", batches(1), produced, {}))
+    monkeypatch.undo()
+    [key] = {file.name.split(".")[0] for file in (ledger.root / "it/samples").iterdir()}
+    names = [f"{key}.samples.parquet", f"{key}.scores.parquet"]
+    synced_files = [("sync", f".{name}.{os.getpid()}.partial") for name in names]
+    assert done == [*synced_files, *(("name", name) for name in names), ("sync", "samples")], "one sync for both names"
+    ledger.close()
+
+
+def test_a_disk_that_fails_at_the_second_file_of_an_item_leaves_neither(tmp_path, monkeypatch) -> None:
+    ledger, synced = Ledger(job(tmp_path), False), []
+    ledger.path("it/samples/any")
+
+    def fails(file: int) -> None:
+        synced.append(file)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.fsync", fails)
+    with pytest.raises(InputError, match=r"scores.parquet.*make room"):
+        list(ledger.store_missing("it/samples", batches(1), produced, {}))
+    monkeypatch.undo()
+    assert not list((ledger.root / "it/samples").iterdir())
+    ledger.close()
 
 
 def test_items_are_stored_beside_the_stream_which_waits_for_a_slow_disk(tmp_path, monkeypatch) -> None:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from psyco_ray.run.schemas import SAMPLES, SCORES, group_tables, groups_from_tables, rows_of
+from psyco_ray.run import schemas
+from psyco_ray.run.schemas import SAMPLES, SCORES, group_tables, groups_from_tables, rows_of, table_of
 from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, Prompt, PromptBatch, Response
 
@@ -100,3 +101,12 @@ def test_rows_of_a_part_of_a_table_have_their_own_ids() -> None:
     assert rows_of(table.slice(1, 1)) == [{"a": 2, "ids": (2, 3)}]
     both = pa.concat_tables([table, table.slice(2)])
     assert [row["ids"] for row in rows_of(both)] == [(1,), (2, 3), (4,), (4,)]
+
+
+def test_a_table_of_rows_has_their_values_in_parts(monkeypatch) -> None:
+    monkeypatch.setattr(schemas, "_PART_ROWS", 2)
+    rows = [{"speech_id": f"s{n}", "token_ids": TokenIds([n, *IDS]), "finished": n > 1} for n in range(5)]
+    table = table_of(rows, SAMPLES)
+    assert table.equals(pa.Table.from_pylist(rows, schema=SAMPLES))
+    assert table["token_ids"].num_chunks == 3
+    assert table_of([], SAMPLES).equals(SAMPLES.empty_table())

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,9 +10,12 @@ import pytest
 from support.logs import messages
 
 from psyco_ray.config.training import Job
+from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.progress import Progress
+from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
+from psyco_ray.training import pairs
 from psyco_ray.training.pair_stage import PairStage
 
 
@@ -162,3 +166,22 @@ def test_memory_does_not_hold_the_responses_that_make_no_pair(make, tmp_path, gu
         tracemalloc.stop()
         ledger.close()
     assert peak / count < limit * 1000
+
+
+def test_the_ids_of_a_pair_are_not_copied_and_its_texts_not_read_for_training(tmp_path, monkeypatch) -> None:
+    job = Job(run_dir=str(tmp_path / "run"), scorers={"reward_model": "a/b"})
+    of_speech = group(1, [3, 4], [0, 1])
+    kept = replace(of_speech, responses=tuple(replace(r, token_ids=TokenIds(r.token_ids)) for r in of_speech.responses))
+    pair = pairs.pair_of(kept)
+    assert pairs.row_of(pair, kept)["chosen_ids"].tobytes() is kept.responses[1].token_ids.tobytes()
+    ledger, read = Ledger(job, resume=False), []
+    stage = PairStage(job, ledger, Progress(), reference)
+    stage.make_sampled(1, [{"speech_id": "s001", "prompt_ids": (5, 1)}], iter([kept]))
+    columns_of = records.read_table
+    monkeypatch.setattr(
+        records, "read_table", lambda path, columns: read.append(columns) or columns_of(path, columns=columns)
+    )
+    assert stage.read(1) == [replace(pair, reference=(-1.0, -2.0))]
+    assert "chosen_ids" in read[0]
+    assert not {"chosen", "rejected"} & set(read[0])
+    ledger.close()
