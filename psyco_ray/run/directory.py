@@ -156,10 +156,12 @@ class RunDirectory:
         self.push(name)
 
     def write_tables(self, tables: Mapping[str, pa.Table], **options: Any) -> None:
-        """Writes Parquet files of one directory, all of which are on the disk before the first has its name."""
+        """Writes small Parquet files of one directory, all of which are on the disk before the first has its name."""
         with storage.atomic_files([self.path(name) for name in tables]) as files:
             for table, file in zip(tables.values(), files, strict=True):
-                pq.write_table(table, file, **options)
+                whole = pa.BufferOutputStream()  # Arrow calls Python for each piece that it writes to a Python file
+                pq.write_table(table, whole, **options)
+                file.write(whole.getvalue())
         for name in tables:
             self.push(name)
 

@@ -30,11 +30,11 @@ class TokenIds(Sequence[int]):
         Raises:
             OverflowError: an id has more than 32 bits.
         """
-        if isinstance(ids, TokenIds):
-            self._bytes: bytes = ids._bytes
-        elif isinstance(ids, np.ndarray):
+        if isinstance(ids, np.ndarray):
             assert ids.dtype == np.int32, f"token ids are int32, not {ids.dtype}"
-            self._bytes = ids.tobytes()
+            self._bytes: bytes = ids.tobytes()
+        elif isinstance(ids, TokenIds):
+            self._bytes = ids._bytes
         else:
             self._bytes = array("i", ids).tobytes()
 

@@ -5,8 +5,10 @@ The paper's recipe only reports them; with ``guards.roll_back`` an alarm returns
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -86,9 +88,12 @@ def length_effect(outcomes: Iterable[Outcome], unfinished: str) -> LengthEffect:
             if finished or unfinished == "allow"
         ]
         if len(counted) > 1:
-            deviations = np.array(counted, float) - np.mean(counted, axis=0)
-            lengths += deviations[:, 0].tolist()
-            rewards += deviations[:, 1].tolist()
+            # of a dozen numbers, which arrays take longer for
+            mean_tokens, mean_reward = (
+                reduce(operator.add, values) / len(counted) for values in zip(*counted, strict=True)
+            )
+            lengths += [tokens - mean_tokens for tokens, _ in counted]
+            rewards += [reward - mean_reward for _, reward in counted]
             freedom += len(counted) - 1
     if not any(rewards):
         return LengthEffect(0.0, 0.0, 0.0)
