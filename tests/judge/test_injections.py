@@ -101,7 +101,7 @@ def asked(tmp_path_factory) -> list[str]:
     stages = [
         (TopicStage(endpoint, Topics(endpoint=endpoint), prompts.entry("topic"), root), ["0"]),
         (RateStage(Rate(endpoint=endpoint), 0, load_prompt(prompts, 2), prompts.principles(), root), ["0"]),
-        (judged._calls.stage, judged._calls.parts),
+        (judged.calls.stage, judged.calls.parts),
     ]
     for stage, parts in stages:
         for part in parts:

@@ -61,11 +61,11 @@ def test_a_judge_elsewhere_gets_scrubbed_texts(enabled, tmp_path) -> None:
     terms = Outgoing(ScrubSent(enabled=enabled), Privacy(send_unscrubbed=not enabled))
     pair = verdicts.ResponsePair(key="one", speech=SPEECH, ours="Hello jane.roe@example.org", theirs="I hear you.")
     asked = verdicts.Verdicts([pair], verdicts.JudgeSetup(FAR, Judging(), terms), tmp_path)
-    stage = asked._calls.stage
-    sent = json.dumps([question.call.messages for part in asked._calls.parts for question in stage.questions(part)])
+    stage = asked.calls.stage
+    sent = json.dumps([question.call.messages for part in asked.calls.parts for question in stage.questions(part)])
     assert ("jane.roe" in sent) != enabled
     other = verdicts.Verdicts([pair], verdicts.JudgeSetup(HERE, Judging(), terms), tmp_path)
-    assert (other._calls.stage.out == stage.out) != enabled, "verdicts on other texts are other verdicts"
+    assert (other.calls.stage.out == stage.out) != enabled, "verdicts on other texts are other verdicts"
 
 
 def written(directory: Path, **job: object) -> str:
@@ -105,5 +105,5 @@ def test_the_log_says_to_whom_how_many_and_in_which_form(tmp_path, caplog) -> No
     ]
     terms = Outgoing(ScrubSent(enabled=True), Privacy())
     asked = verdicts.Verdicts(pairs, verdicts.JudgeSetup(FAR, Judging(order="strict"), terms), tmp_path)
-    CallsTogether([asked._calls], None).announce()
+    CallsTogether([asked.calls], None).announce()
     assert "sends about 9 speeches to api.example.com, scrubbed; about 18 calls to judge" in caplog.text
