@@ -101,7 +101,7 @@ def _export(store: Store) -> dict[str, Any]:
     counts.update(f"{item.kind}_items" for item in items.values())
     rows = [*_compared(items, judged, adjudicated, counts), *_edited(approved, counts)]
     names = _annotators(judged)
-    counts |= Counter(judgements=len(judged), annotators=len(names), adjudicated=len(adjudicated))
+    counts.update(judgements=len(judged), annotators=len(names), adjudicated=len(adjudicated))  # `|=` drops zeros
     with storage.atomic_dir(store.directory / DIRECTORY) as out:
         if rows:
             write_parquet(out / PAIRS, pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA))

@@ -19,6 +19,7 @@ from support.desks import (
     scores_item,
 )
 
+from psyco_ray.cli.main import main
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data import preferences
@@ -194,3 +195,9 @@ def test_without_a_decision_there_are_no_pairs(tmp_path) -> None:
     assert export(store)["counts"]["pair_items"] == 1
     with pytest.raises(InputError, match="has no export yet"):
         pairs_of(store.directory)
+
+
+def test_a_desk_that_nobody_has_used_is_exported(tmp_path, capsys) -> None:
+    new_desk(tmp_path / "desk", [pair_item(0)])
+    assert main(["desk", "export", str(tmp_path / "desk")]) == 0
+    assert "0 pairs, 0 pairs of edits, 0 approved drafts, 0 judgements of 0 people" in capsys.readouterr().out
