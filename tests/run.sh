@@ -15,7 +15,7 @@ cd "$ROOT"
 echo "psyco_ray tests: linter, import layers, types, then pytest without the tests marked long; under 20 minutes on 2 cores once installed"
 prepare_environment dev
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
-    { [ "$(id -u)" = 0 ] && timeout 300 apt-get update -q && timeout 300 apt-get install -qy chromium; } >"$VENV/chromium.log" 2>&1 \
+    { [ "$(id -u)" = 0 ] && timeout 60 apt-get update -q && timeout 180 apt-get install -qy chromium; } >"$VENV/chromium.log" 2>&1 \
         || echo "no Chromium: the tests of pages in a browser are skipped; install it with apt-get install chromium"
 fi
 SECONDS=0
