@@ -63,7 +63,7 @@ def waiting(store: Store, person: Person) -> list[Waiting]:
     open_ones = [
         proposal
         for proposal in _proposals(store)
-        if (proposal.item.id, _digest(proposal.text)) not in decided and not _is_own(store, proposal, person.id)
+        if (proposal.item.id, digest(proposal.text)) not in decided and not _is_own(store, proposal, person.id)
     ]
     return sorted(open_ones, key=lambda proposal: not proposal.item.crisis)
 
@@ -99,9 +99,9 @@ def decide(store: Store, person: Person, item_id: str, text: str, approved: bool
             raise NotAllowedError("this edit is yours; a second person decides about it")
         db.execute(
             "INSERT OR REPLACE INTO approvals VALUES(?,?,?,?,?,?,?)",
-            (item_id, person.id, _digest(text), text, int(approved), reason, time.time()),
+            (item_id, person.id, digest(text), text, int(approved), reason, time.time()),
         )
-        audit.record(db, person.id, "approve" if approved else "refuse", item_id, f"text={_digest(text)[:16]}")
+        audit.record(db, person.id, "approve" if approved else "refuse", item_id, f"text={digest(text)[:16]}")
 
 
 def approved(store: Store) -> list[Approved]:
@@ -109,7 +109,7 @@ def approved(store: Store) -> list[Approved]:
     decisions = _decisions(store)
     usable = []
     for proposal in _proposals(store):
-        about = decisions.get((proposal.item.id, _digest(proposal.text)), {})
+        about = decisions.get((proposal.item.id, digest(proposal.text)), {})
         by = tuple(person for person in about if not _is_own(store, proposal, person))
         if by and all(about.values()):
             usable.append(Approved(proposal.item, proposal.text, proposal.edited, by))
@@ -162,5 +162,6 @@ def _is_own(store: Store, proposal: Waiting, person_id: int) -> bool:
     return proposal.edited and proposal.by == (person_id,) and not store.settings.approve_own
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Names a text, so that a decision is about no other."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,7 +11,7 @@ from psyco_ray.config.desk import Desk
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import annotated
 from psyco_ray.desk import questions
-from psyco_ray.desk.entries import Entry, Vote
+from psyco_ray.desk.entries import Entry, Vote, texts_of
 from psyco_ray.run import storage
 
 RECORDS = "records.json"
@@ -51,9 +51,8 @@ def entry(cells: Mapping[str, Any]) -> Entry:
     fields = cells.get("fields")
     if not isinstance(fields, dict):
         raise UnusablePairError("no record of Argilla with fields")
-    names = annotated.responses_of(fields)
+    names, speech, responses = texts_of(fields)
     metadata = cells["metadata"] if isinstance(cells.get("metadata"), dict) else {}
-    prompt = annotated.prompt_of([name for name in fields if name not in names])
     kind = metadata.get("kind") or "pair"
     votes = []
     for annotator, values in _by_annotator(cells.get("responses")).items():
@@ -63,8 +62,8 @@ def entry(cells: Mapping[str, Any]) -> Entry:
     return Entry(
         item_id=identity if isinstance(identity, str) else None,
         kind=kind,
-        speech=str(fields[prompt]).strip(),
-        responses=tuple(str(fields[name]).strip() for name in names),
+        speech=speech,
+        responses=responses,
         votes=tuple(votes),
         split=metadata.get("split"),
     )

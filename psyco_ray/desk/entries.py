@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from psyco_ray.data.shapes import annotated
+
 
 @dataclass(frozen=True)
 class Vote:
@@ -27,3 +29,14 @@ class Entry:
     votes: tuple[Vote, ...] = ()
     split: str | None = None
     crisis: tuple[str, ...] = ()
+
+
+def texts_of(texts: Mapping[str, Any]) -> tuple[list[str], str, tuple[str, ...]]:
+    """The names of the responses in a tool's texts, the speech, and the responses.
+
+    Raises:
+        UnusablePairError: they are not a prompt and responses.
+    """
+    names = annotated.responses_of(texts)
+    prompt = annotated.prompt_of([name for name in texts if name not in names])
+    return names, str(texts[prompt]).strip(), tuple(str(texts[name]).strip() for name in names)

@@ -12,7 +12,7 @@ from psyco_ray.config.desk import Desk
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import annotated
 from psyco_ray.desk import questions
-from psyco_ray.desk.entries import Entry, Vote
+from psyco_ray.desk.entries import Entry, Vote, texts_of
 from psyco_ray.run import storage
 
 _SIDES = {"response-1": "left", "response-2": "right"}
@@ -51,8 +51,7 @@ def entry(cells: Mapping[str, Any]) -> Entry:
     if not isinstance(data, dict):
         raise UnusablePairError("no task of Label Studio with data")
     texts = {name: value for name, value in data.items() if name not in ("item", "kind", "split", "crisis")}
-    names = annotated.responses_of(texts)
-    prompt = annotated.prompt_of([name for name in texts if name not in names])
+    names, speech, responses = texts_of(texts)
     kind, votes = data.get("kind") or "pair", []
     for number, annotation in enumerate(annotated.dicts(cells.get("annotations") or cells.get("completions"))):
         if annotation.get("was_cancelled"):
@@ -68,8 +67,8 @@ def entry(cells: Mapping[str, Any]) -> Entry:
     return Entry(
         item_id=data.get("item") if isinstance(data.get("item"), str) else None,
         kind=kind,
-        speech=str(texts[prompt]).strip(),
-        responses=tuple(str(texts[name]).strip() for name in names),
+        speech=speech,
+        responses=responses,
         votes=tuple(votes),
         split=data.get("split"),
     )

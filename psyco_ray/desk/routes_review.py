@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -30,7 +29,7 @@ def decide(
     """Approve or refuse the text that the page has shown."""
     store = request.app.state.store
     shown = [each for each in approvals.waiting(store, person) if each.item.id == item_id]
-    text = next((each.text for each in shown if digest(each.text) == form.get("text")), None)
+    text = next((each.text for each in shown if approvals.digest(each.text) == form.get("text")), None)
     if text is None or form.get("decision") not in ("approve", "refuse"):
         return _page(request, person, "This text is no longer proposed. Here is what waits now.", 409)
     try:
@@ -42,11 +41,6 @@ def decide(
     return RedirectResponse("/review", 303)
 
 
-def digest(text: str) -> str:
-    """Names the text that a page shows, so that a decision is about no other."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _page(request: Request, person: people.Person, sentence: str, status: int) -> Response:
     waiting = approvals.waiting(request.app.state.store, person)
     first = waiting[0] if waiting else None
@@ -56,7 +50,7 @@ def _page(request: Request, person: people.Person, sentence: str, status: int) -
         "waiting": len(waiting),
         "first": first,
         "item": first.item if first else None,
-        "text": digest(first.text) if first else "",
+        "text": approvals.digest(first.text) if first else "",
         "pieces": texts.difference(first.item.responses[0], first.text) if first else [],
         "reasons": [REASONS.get(reason, reason) for reason in first.reasons] if first else [],
         "sentence": sentence,
