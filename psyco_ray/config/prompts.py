@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config import job_file
+from psyco_ray.config.contexts import THERAPIST, Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Prompts
 
@@ -122,12 +123,23 @@ def load_prompt(prompts: Prompts) -> dict[str, Any]:
 
 
 def prompt_messages(prompt: Mapping[str, Any], speech: str) -> Messages:
-    """The conversation that asks for a response to a speech: system text, examples and the speech."""
+    """The conversation that asks for a response to a context: system text, examples and the context's turns.
+
+    The client's first turn stands in the prompt's `user` text, so that the prompts of a conversation's turns begin
+    alike. Later ones stand in its `later` text, or alone.
+
+    Args:
+        prompt: an entry of a prompts file.
+        speech: the text of a context.
+    """
     system = [{"role": "system", "content": prompt["system"]}] if prompt.get("system") else []
     turns: Messages = []
     for example in prompt.get("examples") or ():
-        turns += [_user_turn(prompt, example["client"]), {"role": "assistant", "content": example["response"]}]
-    return [*system, *turns, _user_turn(prompt, speech)]
+        turns += [_user_turn(prompt, example["client"]), {"role": THERAPIST, "content": example["response"]}]
+    first, *others = Context.of(speech).messages
+    later = {"user": prompt.get("later", "{client_speech}")}
+    said = (turn if turn["role"] == THERAPIST else _user_turn(later, turn["content"]) for turn in others)
+    return [*system, *turns, _user_turn(prompt, first["content"]), *said]
 
 
 def _user_turn(prompt: Mapping[str, Any], speech: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.files.cells import quoted
 
@@ -22,8 +23,11 @@ def text_hash(purpose: str, text: str) -> str:
 
 
 def unit(purpose: str, text: str) -> float:
-    """A number in [0, 1) by the hash of a text: stable when data is added."""
-    return int(text_hash(purpose, text)[:13], 16) / 16**13
+    """A number in [0, 1) by the hash of a text: stable when data is added.
+
+    Of a conversation the client's first turn is hashed, so that all contexts of one conversation get the same number.
+    """
+    return int(text_hash(purpose, Context.of(text).opening)[:13], 16) / 16**13
 
 
 def speech_id(text: str) -> str:
