@@ -15,6 +15,8 @@ CLIENT, THERAPIST = "user", "assistant"
 
 _START = f'{{"messages": [{{"role": "{CLIENT}", "content": '  # of a conversation's text
 _SPEAKERS = {CLIENT: "Client", THERAPIST: "Therapist"}
+LABELS = tuple(f"{speaker}:" for speaker in _SPEAKERS.values())
+"""What the turns of a transcript begin with."""
 
 
 class ContextError(ValueError):
@@ -42,10 +44,19 @@ class Context:
 
     @classmethod
     def of(cls, text: str) -> Context:
-        """The context that a text stands for."""
+        """The context that a text stands for: a conversation in its stored form, else a speech."""
+        return cls.stored(text) or cls((text,))
+
+    @classmethod
+    def stored(cls, text: str) -> Context | None:
+        """The context whose stored form as messages a text is; None: it is another text."""
         if not text.startswith(_START):
-            return cls((text,))
-        return cls(tuple(message["content"] for message in json.loads(text)["messages"]))
+            return None
+        try:
+            value = json.loads(text)
+            return cls.from_messages(value["messages"]) if value.keys() == {"messages"} else None
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # a text of another form
+            return None
 
     @classmethod
     def from_messages(cls, messages: Sequence[dict[str, str]]) -> Context:
@@ -113,6 +124,17 @@ class Context:
         if not self.is_conversation:
             return self.turns[0]
         return "\n\n".join(f"{_SPEAKERS[message['role']]}: {message['content']}" for message in self.messages)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where each turn's words begin in the transcript."""
+        if not self.is_conversation:
+            return (0,)
+        places, end = [], -2
+        for message in self.messages:
+            places.append(end + 2 + len(_SPEAKERS[message["role"]]) + 2)
+            end = places[-1] + len(message["content"])
+        return tuple(places)
 
     def answered(self, response: str, reply: str) -> Context:
         """The context after a response and the client's reply to it."""

@@ -30,6 +30,29 @@ def test_a_conversation_is_read_as_it_was_written():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        SLEEP.text[:-3],
+        SLEEP.text.replace('"role": "assistant"', '"role": "user"'),
+        SLEEP.text.replace('"content": "My', '"said": "My'),
+    ],
+)
+def test_a_text_that_only_begins_as_a_conversation(text):
+    assert Context.of(text).turns == (text,)
+
+
+def test_a_conversation_with_escapes_of_its_own_is_read():
+    context = Context.of("Ich schlafe schlecht. \u263a").answered("Warum?", "Arbeit.")
+    assert Context.of(json.dumps({"messages": context.messages})) == context
+
+
+def test_the_turns_in_a_transcript():
+    for context in (SLEEP, Context.of("I cannot sleep.")):
+        ends = [context.transcript[place:] for place in context.places]
+        assert all(end.startswith(turn) for end, turn in zip(ends, context.turns, strict=True))
+
+
+@pytest.mark.parametrize(
     ("roles", "reason"),
     [
         ("", "no messages"),
