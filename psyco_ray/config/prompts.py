@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,25 @@ class PromptsFile:
                 raise InputError(
                     f"prompts file {self.path}: example {number} of {name} needs the texts client and response"
                 )
+
+    def lists(self, name: str, keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The lists of texts of an entry, by key.
+
+        Args:
+            name: the entry.
+            keys: of the lists that it must have.
+
+        Raises:
+            InputError: the entry or a list is missing, or a list has no text or something else.
+        """
+        entry = self._texts.get(name)
+        lists = {key: entry.get(key) if isinstance(entry, dict) else None for key in keys}
+        for key, texts in lists.items():
+            if not (
+                isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)
+            ):
+                raise InputError(f"prompts file {self.path}: {name} needs {key}, a list of texts")
+        return {key: tuple(texts or ()) for key, texts in lists.items()}
 
     def principles(self) -> dict[str, dict[str, str]]:
         """`title` and `text` of every principle, by name.

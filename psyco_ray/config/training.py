@@ -25,6 +25,7 @@ from psyco_ray.config.resources import (
     check_sharing,
     transport_of,
 )
+from psyco_ray.config.simulate import Simulate
 
 
 class Data(Reading):
@@ -240,6 +241,8 @@ class Job(Section):
     """Files of offline pairs for the policy; empty: all of data.pairs."""
     prompts: Prompts = Prompts()
     sampling: Sampling = Sampling()
+    simulate: Simulate | None = None
+    """Dialogues with simulated clients; null: the policy answers each speech once."""
     dpo: DpoConfig = DpoConfig()
     reward: Reward = Reward()
     rollouts: Rollouts = Rollouts()

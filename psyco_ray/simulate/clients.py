@@ -1,0 +1,133 @@
+"""What a model is asked to play a client, and the client's turn in its answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from psyco_ray.config.contexts import THERAPIST, Context
+from psyco_ray.config.errors import InputError
+from psyco_ray.config.prompts import Messages, PromptsFile, fill
+from psyco_ray.run.hashing import key_of
+from psyco_ray.simulate.profiles import TRAITS, Profile
+
+_OPENING = "user"  # the entry's text before the client's first turn
+_CLIENT = r"(?:the\s+)?(?:client|patient|me)"
+_OTHERS = r"(?:the\s+)?(?:psycho)?(?:therapist|counsell?or|psychologist|assistant|user|you)"
+_MARKS = r"[*_#\s]*"  # of Markdown around a label
+_OWN_LABEL = re.compile(rf"^{_MARKS}{_CLIENT}{_MARKS}:{_MARKS}", re.IGNORECASE | re.MULTILINE)
+_OTHER_LABEL = re.compile(rf"^{_MARKS}{_OTHERS}{_MARKS}:", re.IGNORECASE | re.MULTILINE)
+_END = re.compile(
+    r"\[\s*(?:the\s+)?(?:end|leaves)\b[^\]\n]*\]|[\[(<*]\s*(?:the\s+)?(?:session\s+ends?|ends?\s+(?:of\s+)?(?:the\s+)?session|"
+    r"(?:client\s+)?leaves)\b[^\n\])>*]*[\])>*]",
+    re.IGNORECASE,
+)
+_QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“"}
+_SENTENCE = re.compile(r"[.!?…。！？][\"”»)]*(?=\s|$)")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's turn."""
+
+    text: str
+    ended: bool  # the client leaves: no turn follows, and the text may be empty
+
+
+def load_client_prompt(file: str, entry: str) -> dict[str, Any]:
+    """The prompt that asks for a client's turn.
+
+    Args:
+        file: a prompts file, or `default`.
+        entry: its name there.
+
+    Raises:
+        InputError: the entry is missing; without examples, a placeholder of the profile is missing; or an example has
+            no `reply`.
+    """
+    prompts = PromptsFile(file)
+    prompt = prompts.entry(entry)
+    if not isinstance(prompt, dict) or not isinstance(prompt.get(_OPENING), str) or not prompt[_OPENING].strip():
+        raise InputError(
+            f"prompts file {prompts.path}: {entry} has no user text, which stands before the client's turns"
+        )
+    examples = prompt.get("examples") or []
+    for number, example in enumerate(examples, start=1):
+        if not (isinstance(example.get("reply"), str) and example["reply"].strip()):
+            raise InputError(f"prompts file {prompts.path}: example {number} of {entry} needs the text reply")
+    texts = f"{prompt.get('system') or ''}\n{prompt[_OPENING]}"
+    for placeholder in (f"{{{trait}}}" for trait in TRAITS):
+        if placeholder not in texts and not examples:
+            raise InputError(f"prompts file {prompts.path}: the texts of {entry} do not contain {placeholder}")
+    return prompt
+
+
+def client_messages(prompt: Mapping[str, Any], profile: Profile, context: Context, response: str) -> Messages:
+    """The conversation that asks for a client's next turn. The roles are turned round: the client is the assistant.
+
+    Args:
+        prompt: of `load_client_prompt`.
+        profile: of the client.
+        context: before the response.
+        response: the therapist's, which the client reacts to.
+    """
+    values = {f"{{{name}}}": text for name, text in asdict(profile).items()}
+    system = [{"role": "system", "content": fill(prompt["system"], values)}] if prompt.get("system") else []
+    opening = fill(prompt[_OPENING], values)
+    examples: list[str] = []
+    for example in prompt.get("examples") or ():
+        examples += [opening, example["client"], example["response"], example["reply"]]
+    spoken = [*examples, opening, *context.turns, response]
+    return [*system, *({"role": ("user", THERAPIST)[place % 2], "content": said} for place, said in enumerate(spoken))]
+
+
+def reply_of(text: str, finished: bool = True) -> Reply:
+    """The client's turn in a model's answer.
+
+    Labels and quotation marks around it are left out, and what the model says for the therapist. A sentence that was
+    cut is left out if another one precedes it. A client who says nothing leaves.
+
+    Args:
+        text: the answer, without reasoning.
+        finished: whether it was not cut at the token limit.
+
+    Example:
+        >>> reply_of('Client: "I do not know."\\n\\nTherapist: What do you feel?')
+        Reply(text='I do not know.', ended=False)
+        >>> reply_of("This leads nowhere. [END]")
+        Reply(text='This leads nowhere.', ended=True)
+    """
+    if label := _OWN_LABEL.match(text.lstrip()):
+        text = text.lstrip()[label.end() :]
+    for other in (_OTHER_LABEL, _OWN_LABEL):  # a model that goes on writes the next turns too
+        if found := other.search(text):
+            text, finished = text[: found.start()], True
+    ended = _END.search(text)
+    if ended:
+        text, finished = text[: ended.start()], True
+    if not finished and (ends := [match.end() for match in _SENTENCE.finditer(text)]):
+        text = text[: ends[-1]]
+    text = _unquoted(text.strip())
+    return Reply(text, ended is not None or not text)
+
+
+def reply_seed(seed: int, dialogue: str, turn: int) -> int:
+    """The seed of a client's turn.
+
+    Args:
+        seed: of the job.
+        dialogue: its id, of speech and response.
+        turn: of the policy, which the client reacts to.
+    """
+    return int(key_of(seed, "client", turn, dialogue), 16) % 2**31
+
+
+def _unquoted(text: str) -> str:
+    """A text without the quotation marks around the whole of it."""
+    closing = _QUOTES.get(text[:1])
+    inner = text[1:-1]
+    if closing is not None and text[1:].endswith(closing) and closing not in inner and text[0] not in inner:
+        return inner.strip()
+    return text
