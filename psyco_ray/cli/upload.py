@@ -105,8 +105,9 @@ def _package_files(root: Path) -> list[Path]:
 
 def _data_files(root: Path, key: str, name: str | None) -> list[Path]:
     from psyco_ray.data import pair_files
+    from psyco_ray.files.records import SAMPLES
 
-    if name is None or name in ("sample", "default") or name.startswith(pair_files.HUB):
+    if name is None or name in (*SAMPLES, "default") or name.startswith(pair_files.HUB):
         return []
     if _elsewhere(name.removeprefix(pair_files.DESK)):
         return []

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from psyco_ray.config.contexts import CLIENT, THERAPIST, Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
-from psyco_ray.data import speakers
+from psyco_ray.data import speakers, turns
+from psyco_ray.data.client_cells import CellReader, ClientText
 from psyco_ray.data.roles import role_of
 from psyco_ray.files import records
-from psyco_ray.files.cells import CellError, kind_of, text_of
+from psyco_ray.files.cells import CellError, text_of
+
+COLUMNS = ("question", "speech", "text", *speakers.LIST_KEYS)
+"""Columns of a speech or a conversation that commands know."""
 
 _PROBE = 1000  # rows in which speakers are looked for
 MOST_SPEAKERS = 20
@@ -37,17 +41,19 @@ class Keys:
 
 
 class ClientRow(NamedTuple):
-    """A row of a file.
+    """A speech or a context of a file.
 
     Attributes:
-        number: from 1.
-        text: the client's words, uncleaned; None: the row has none, or `problem` or `skipped` says why they are not
-            read.
+        number: of the row, from 1; of a dialogue over several rows, of the client's first one.
+        text: the speech or the context, uncleaned; None: the row has none, or `problem` or `skipped` says why they are
+            not read.
         topic: the row's own topic.
         split: the row's `split`, as text.
         problem: why the row cannot be read, without its content.
         skipped: whether the job's `where` or `dialogue` leaves the row out.
         more: other cells that the caller asked for, as the file has them.
+        dialogue: whether `text` is a whole dialogue, of which contexts are to be made.
+        opening: the client's first turn in the dialogue that the context is a part of; None: it is the context's own.
     """
 
     number: int
@@ -57,6 +63,8 @@ class ClientRow(NamedTuple):
     problem: str | None = None
     skipped: bool = False
     more: Mapping[str, Any] = _NOTHING
+    dialogue: bool = False
+    opening: str | None = None
 
 
 class ClientFile:
@@ -82,7 +90,8 @@ class ClientFile:
         Args:
             name: the path, or `sample`.
             what: the kind of file, for messages.
-            columns: accepted columns of the client's words; the first non-empty one of a row is read.
+            columns: accepted columns of the client's words; the first non-empty one of a row is read. Names of lists
+                of messages at the end count if the file has none of the others.
             keys: of the job.
             reading: which rows are the client's.
             topic: accepted columns of the topic.
@@ -93,14 +102,15 @@ class ClientFile:
                 choose among.
         """
         self.file = records.open_records(name, what, reading.encoding)
-        self.column = self.file.column(columns, keys.text)
-        self._columns, self._topic = columns, topic
+        self._columns = self._of_file(columns)
+        self.column = self.file.column(self._columns, keys.text)
+        self._topic = topic
         for column in (*reading.where, *filter(None, [reading.dialogue])):
             self.file.column([column], keys.where)
         self._reading, self._keys = reading, keys
+        self._contexts = reading.conversations == "contexts"
         self._where = {column: {_folded(value) for value in values} for column, values in reading.where.items()}
-        self._strip = [re.compile(pattern) for pattern in reading.strip]
-        self._openings = [re.compile(rf"\s*{pattern}", re.IGNORECASE | re.DOTALL) for pattern in openings]
+        self._cells = CellReader(reading, openings)
         self._speaker = self._speaker_column()
 
     def check(self) -> None:
@@ -122,7 +132,7 @@ class ClientFile:
         raise InputError(f"{self._name}: no row is chosen by {self._keys.where}; {have}")
 
     def rows(self, columns: Sequence[str] = ()) -> Iterator[ClientRow]:
-        """All rows of the file, in their order.
+        """All rows of the file, in their order; with `conversations: contexts` a row at each of the client's turns.
 
         Args:
             columns: whose cells `more` of a row holds.
@@ -130,29 +140,101 @@ class ClientFile:
         Raises:
             InputError: the file is damaged; the rows before the damage are yielded.
         """
-        more = [*self._where, self._reading.dialogue, self._speaker, "split", *self._topic, *columns]
-        heard: set[str] = set()  # dialogues whose first turn was read
+        for row in self.dialogues(columns):
+            if row.text is None or not row.dialogue:
+                yield row
+                continue
+            dialogue = Context.of(row.text)
+            for context in turns.contexts(dialogue, self._reading.max_turns, self._reading.max_context_chars):
+                yield row._replace(text=context.text, dialogue=False, opening=dialogue.opening)
+
+    def dialogues(self, columns: Sequence[str] = ()) -> Iterator[ClientRow]:
+        """As `rows`, with one row for each dialogue."""
         by = self._reading.dialogue
-        for record in self.file.read([*self._columns, *filter(None, more)]):
-            dialogue = _plain((record.cells or {}).get(by)) if by else None
-            row = ClientRow(record.number, skipped=True) if dialogue in heard else self.row(record, columns)
-            if dialogue is not None and row.text:
-                heard.add(dialogue)
-            yield row
+        more = [*self._where, by, self._speaker, "split", *self._topic, *columns]
+        found = self.file.read([*self._columns, *filter(None, more)])
+        if by is None:
+            yield from (self.row(record, columns) for record in found)
+        elif self._contexts:
+            yield from self._gathered(found, by, columns)
+        else:
+            yield from self._first_turns(found, by, columns)
 
     def row(self, record: records.Record, columns: Sequence[str] = ()) -> ClientRow:
-        """A record of the file as `rows` yields it, if no other row of its dialogue was read before."""
+        """A record of the file as `dialogues` yields it, if its dialogue is in no other row."""
         cells = record.cells
         if cells is None:
             return ClientRow(record.number, problem=record.problem)
         if self._where and not self.chosen(cells):
             return ClientRow(record.number, skipped=True)
         try:
-            text = self._text(cells)
+            read = self._read(cells)
         except speakers.UnknownSpeakerError as error:
             return ClientRow(record.number, problem=str(error))
+        return self._row(record.number, cells, read, columns)
+
+    def _row(self, number: int, cells: Mapping[str, Any], read: ClientText | None, columns: Sequence[str]) -> ClientRow:
+        """A row with its text, which may be a whole dialogue."""
+        text, is_dialogue = read or (None, False)
         others = {name: cells.get(name) for name in columns} if columns else _NOTHING
-        return ClientRow(record.number, text, self._topic_of(cells), _plain(cells.get("split")), more=others)
+        split = _plain(cells.get("split"))
+        return ClientRow(number, text, self._topic_of(cells), split, more=others, dialogue=is_dialogue)
+
+    def _first_turns(self, found: Iterable[records.Record], by: str, columns: Sequence[str]) -> Iterator[ClientRow]:
+        """All rows, of which the client's first one of each dialogue is read."""
+        heard: set[str] = set()  # dialogues whose first turn was read
+        for record in found:
+            dialogue = _plain((record.cells or {}).get(by))
+            row = ClientRow(record.number, skipped=True) if dialogue in heard else self.row(record, columns)
+            if dialogue is not None and row.text:
+                heard.add(dialogue)
+            yield row
+
+    def _gathered(self, found: Iterable[records.Record], by: str, columns: Sequence[str]) -> Iterator[ClientRow]:
+        """One row for each dialogue over several rows, and those that cannot be read."""
+        keys = (_plain((record.cells or {}).get(by)) for record in self.file.read([by]) if record.cells is not None)
+        scattered = turns.scattered(keys)
+        current: turns.Gathered | None = None
+        bad: str | None = None  # why the rows before cannot be read, which may be of the current dialogue
+        for record in found:
+            if record.cells is None:
+                bad = record.problem
+                yield ClientRow(record.number, problem=record.problem)
+                continue
+            key = _plain(record.cells.get(by))
+            if current is not None and key != current.key:
+                yield self._of_gathered(current, scattered, columns)
+                current = None
+            if key is None:
+                yield ClientRow(record.number, problem=f"{by}, which names the dialogue, is empty")
+                continue
+            if current is None:
+                current, bad = turns.Gathered(key, record.number), None
+            role = CLIENT if self.chosen(record.cells) else THERAPIST
+            try:
+                current.add(record, role, self._utterance(record.cells), bad)
+            except speakers.UnknownSpeakerError as error:
+                current.add(record, role, None, str(error))
+        if current is not None:
+            yield self._of_gathered(current, scattered, columns)
+
+    def _of_gathered(self, found: turns.Gathered, scattered: Collection[str], columns: Sequence[str]) -> ClientRow:
+        if found.key in scattered:
+            by = self._reading.dialogue
+            return ClientRow(found.number, problem=f"a dialogue whose rows are not together; sort the file by {by}")
+        if found.problem is not None:
+            return ClientRow(found.number, problem=found.problem)
+        if found.cells is None:
+            return ClientRow(found.number, skipped=True)
+        dialogue = turns.dialogue_of(found.said)
+        return self._row(found.number, found.cells, dialogue and ClientText(dialogue.text, True), columns)
+
+    def _of_file(self, columns: Sequence[str]) -> Sequence[str]:
+        """The columns before the lists of messages at the end, or those lists if the file has no other."""
+        end = max((place for place, name in enumerate(columns, 1) if name not in speakers.LIST_KEYS), default=0)
+        texts, lists = columns[:end], columns[end:]
+        have = self.file.columns
+        return texts if any(name in have for name in texts) or not any(name in have for name in lists) else lists
 
     @property
     def _name(self) -> str:
@@ -191,7 +273,7 @@ class ClientFile:
         """Whether `where` chooses a row."""
         return all(_folded(_plain(cells.get(column)) or "") in values for column, values in self._where.items())
 
-    def _text(self, cells: Mapping[str, Any]) -> str | None:
+    def _read(self, cells: Mapping[str, Any]) -> ClientText | None:
         """The client's words; None if every column is empty.
 
         Raises:
@@ -199,34 +281,15 @@ class ClientFile:
         """
         if self._speaker and role_of(_plain(cells.get(self._speaker))) in ("assistant", "system"):
             raise speakers.UnknownSpeakerError(f"{self._speaker} names another speaker than the client")
-        for column in self._columns:
-            if text := self._words(cells.get(column), column):
-                return text
-        return None
+        return next(filter(None, (self._cells.read(cells.get(column), column) for column in self._columns)), None)
 
-    def _words(self, value: Any, column: str) -> str:
-        try:
-            if value is None or isinstance(value, str | bytes):
-                text = text_of(value)
-            elif isinstance(value, list | dict):
-                text = text_of(speakers.first_turn(value))
-            else:
-                raise CellError(kind_of(value))
-        except CellError as error:
-            raise speakers.UnknownSpeakerError(f"{column} is {error}, not text") from None
-        except speakers.UnknownSpeakerError as error:
-            raise speakers.UnknownSpeakerError(f"{column} is {error}") from None
-        for pattern in self._strip:
-            text = pattern.sub("", text)
-        if text and not isinstance(value, list | dict) and not text.isspace():
-            try:
-                text = speakers.client_words(text)
-            except speakers.UnknownSpeakerError as error:
-                raise speakers.UnknownSpeakerError(f"{column} is {error}") from None
-        for pattern in self._openings:
-            if match := pattern.match(text):
-                text = text[match.end() :]
-        return text.strip()
+    def _utterance(self, cells: Mapping[str, Any]) -> str | None:
+        """What a row of a dialogue over several rows says.
+
+        Raises:
+            UnknownSpeakerError: its cell is not text.
+        """
+        return next(filter(None, (self._cells.utterance(cells.get(column), column) for column in self._columns)), None)
 
     def _topic_of(self, cells: Mapping[str, Any]) -> str | None:
         for column in self._topic:

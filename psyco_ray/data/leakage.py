@@ -21,6 +21,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
 from psyco_ray.data import containment, duplicates
 from psyco_ray.data.splits import speech_id
+from psyco_ray.data.turns import client_words
 
 NEAR = Collect().near_duplicates
 """Similarity from which two questions are near duplicates: the one that datasets are built with."""
@@ -45,9 +46,9 @@ class Known:
     """Held-out questions and what finding near duplicates of them needs."""
 
     origin: Mapping[str, str]  # of each question, by its id
-    texts: Sequence[str]  # those that are long enough for near duplicates
-    signatures: np.ndarray  # of the texts
-    marks: Sequence[np.ndarray]  # of each text, for `containment`
+    texts: Sequence[str]  # those in which the client says enough for near duplicates
+    signatures: np.ndarray  # of the client's words in the texts
+    marks: Sequence[np.ndarray]  # of the client's words in each text, for `containment`
 
 
 class Leaks(TypedDict):
@@ -130,6 +131,8 @@ def enforce(leaky: Sequence[str], data: Data) -> None:
 def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, tuple[str, str]]:
     """The rows whose question is held out: by row `exact`, `near` or `contained`, and the held-out question's origin.
 
+    Contexts are compared by what the client says in them: one that goes on from a held-out one holds it.
+
     Args:
         asked: the questions of the rows.
         held_out: the held-out questions.
@@ -141,9 +144,10 @@ def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, t
         for text in texts:
             if (key := speech_id(text)) not in origin:
                 origin[key] = name
-                known += [text] * (len(text) >= min_chars)
-    marks = [containment.marks(text) for text in known]
-    return find_known(asked, Known(origin, known, duplicates.signatures(known), marks), min_chars)
+                known += [text] * (len(client_words(text)) >= min_chars)
+    words = list(map(client_words, known))
+    marks = list(map(containment.marks, words))
+    return find_known(asked, Known(origin, known, duplicates.signatures(words), marks), min_chars)
 
 
 def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, tuple[str, str]]:
@@ -151,16 +155,19 @@ def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, 
     origin = known.origin
     keys = [speech_id(text) for text in asked]
     found = {row: ("exact", origin[key]) for row, key in enumerate(keys) if key in origin}
-    others = {key: text for key, text in zip(keys, asked, strict=True) if key not in origin and len(text) >= min_chars}
-    others_keys, others_texts, first = list(others), list(others.values()), len(known.texts)
-    signed = np.concatenate([known.signatures, duplicates.signatures(others_texts)])
-    near = duplicates.resembling(
-        signed, first, lambda row: known.texts[row] if row < first else others_texts[row - first], NEAR
-    )
+    others = {key: client_words(text) for key, text in zip(keys, asked, strict=True) if key not in origin}
+    others = {key: words for key, words in others.items() if len(words) >= min_chars}
+    others_keys, others_words, first = list(others), list(others.values()), len(known.texts)
+    signed = np.concatenate([known.signatures, duplicates.signatures(others_words)])
+
+    def words_of(row: int) -> str:
+        return client_words(known.texts[row]) if row < first else others_words[row - first]
+
+    near = duplicates.resembling(signed, first, words_of, NEAR)
     holding = containment.holders(
         known.marks,
-        [containment.marks(text) for text in others_texts],
-        lambda mate, row: containment.share_of(known.texts[mate], others_texts[row]),
+        [containment.marks(words) for words in others_words],
+        lambda mate, row: containment.share_of(words_of(mate), others_words[row]),
     )
     alike = {others_keys[row]: ("contained", mate) for row, mate in holding.items()}
     alike |= {others_keys[row - first]: ("near", mate) for row, mate in near.items()}

@@ -156,7 +156,7 @@ def _joined(drawn: Sequence[pa.Table], parts: Sequence[Part]) -> pa.Table:
 
 def _held_out(parts: Sequence[Part], comparisons: Sequence[preferences.Comparisons], data: Data) -> leakage.HeldOut:
     """The questions that must not be trained on, by where they come from."""
-    held_out = dict(speeches.held_out(data))
+    held_out = dict(held_out.read(data))
     for part, read in zip(parts, comparisons, strict=True):
         for split in ("test", "dev"):
             held_out[f"the {split} split of pairs file {part.pairs}"] = leakage.questions(_of_split(read.table, split))

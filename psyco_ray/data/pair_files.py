@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from psyco_ray.config.errors import InputError
-from psyco_ray.files.records import RecordFile, locate, open_records
+from psyco_ray.files.records import SAMPLES, RecordFile, locate, open_records
 from psyco_ray.run import hub
 
 HUB = "hub:"
@@ -32,7 +32,7 @@ def opened(name: str) -> RecordFile:
 
 def is_gone(name: str) -> bool:
     """Whether a file or export that was there is not on this disk any more."""
-    if name == "sample" or name.startswith(HUB):
+    if name in SAMPLES or name.startswith(HUB):
         return False
     return not (_export_of(name) if name.startswith(DESK) else locate(name)[0]).exists()
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from psyco_ray.config.contexts import CLIENT, THERAPIST
 from psyco_ray.data.chat_marks import Mark, inline_labels, is_speaker, line_labels, may_have_marks, token_marks
 from psyco_ray.data.roles import OPENING, role_of, strong
 
@@ -68,6 +69,34 @@ def first_turn(messages: Any) -> str:
     raise UnknownSpeakerError(f"a list without a message of the client{found}")
 
 
+def turns(messages: Any) -> list[tuple[str, str]]:
+    """Role and words of all messages of the client and the therapist, in their order.
+
+    Args:
+        messages: as `first_turn` takes them.
+
+    Raises:
+        UnknownSpeakerError: the speaker of a message is unknown, or none is the client's.
+    """
+    if isinstance(messages, Mapping):
+        inner = next((messages[key] for key in LIST_KEYS if isinstance(messages.get(key), list)), [messages])
+        if inner == [messages] and not _said(messages):
+            raise UnknownSpeakerError("an object without a message of the client")
+        return turns(inner)
+    if len(messages) == 1 and isinstance(messages[0], str):
+        return [(CLIENT, messages[0])]
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise UnknownSpeakerError("a list of values that name no speaker")
+    said = [(name, text) for message in messages for name, text in _said(message)]
+    roles = [role_of(name) for name, _ in said]
+    found = f"; its speakers are {listed(dict(said))}" if said else ""
+    if any(role is None and text for role, (_, text) in zip(roles, said, strict=True)):
+        raise UnknownSpeakerError(f"a list with a message of an unknown speaker{found}")
+    if not any(role == CLIENT and text for role, (_, text) in zip(roles, said, strict=True)):
+        raise UnknownSpeakerError(f"a list without a message of the client{found}")
+    return [(role, text) for role, (_, text) in zip(roles, said, strict=True) if role in (CLIENT, THERAPIST)]
+
+
 def _said(message: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Speakers and texts of a message."""
     name = next((message[key] for key in ROLE_KEYS if isinstance(message.get(key), str)), None)
@@ -95,22 +124,46 @@ def client_words(text: str) -> str:
     """
     if (messages := parsed_list(text)) is not None:
         return first_turn(messages).strip()
-    text = text.lstrip()
-    if not may_have_marks(text):
-        return text.rstrip()
-    if (begin := _BEGIN.match(text)) is not None:
-        text = text[begin.end() :]
-    tokens = token_marks(text)
-    if any(mark.role != "end" for mark in tokens):
-        turn = _client_turn(text, tokens)
-    elif tokens:
-        turn = client_words(text[: tokens[0].start])
+    text, marks = _layout(text)
+    if marks and all(mark.role == "end" for mark in marks):
+        turn = client_words(text[: marks[0].start])
     else:
-        labels = _labels(text)
-        turn = _client_turn(text, labels) if labels else text
+        turn = _client_turn(text, marks) if marks else text
     if _SPECIAL.search(turn):
         raise UnknownSpeakerError("a conversation in an unknown layout")
     return turn.strip()
+
+
+def conversation(text: str) -> list[tuple[str, str]]:
+    """Role and words of all turns of the client and the therapist; a text without a layout is one turn of the client.
+
+    Raises:
+        UnknownSpeakerError: it is a conversation in an unknown layout, with an unknown speaker or without the client.
+    """
+    if (messages := parsed_list(text)) is not None:
+        return turns(messages)
+    text, marks = _layout(text)
+    if marks and all(mark.role == "end" for mark in marks):
+        said = conversation(text[: marks[0].start])
+    else:
+        said = _all_turns(text, marks) if marks else [(CLIENT, text)]
+    if any(_SPECIAL.search(words) for _, words in said):
+        raise UnknownSpeakerError("a conversation in an unknown layout")
+    return said
+
+
+def _layout(text: str) -> tuple[str, list[Mark]]:
+    """A text without what begins it, and the markers or labels of a conversation in it; none: it is no conversation.
+
+    Raises:
+        UnknownSpeakerError: the labels are those of unknown speakers, or no label is the client's.
+    """
+    text = text.lstrip()
+    if not may_have_marks(text):
+        return text, []
+    if (begin := _BEGIN.match(text)) is not None:
+        text = text[begin.end() :]
+    return text, token_marks(text) or _labels(text)
 
 
 def parsed_list(text: str) -> Any:
@@ -132,19 +185,50 @@ def parsed_list(text: str) -> Any:
 
 def _client_turn(text: str, marks: list[Mark]) -> str:
     """What the client says before anybody else does; an Alpaca input is the client's, its instruction is not."""
-    ends = [*(mark.start for mark in marks[1:]), len(text)]
-    turns: list[tuple[str, str]] = []
-    for mark, end in zip(marks, ends, strict=True):
-        said = _END.sub("", text[mark.end : end].strip().removeprefix(":").strip())
-        if mark.role == "user" and said:
-            turns.append((mark.name, said))
-        elif turns and mark.role == "assistant":
+    said: list[tuple[str, str]] = []
+    for mark, words in _marked(text, marks):
+        if mark.role == CLIENT and words:
+            said.append((mark.name, words))
+        elif said and mark.role == THERAPIST:
             break
-        if turns and mark.name != "instruction" and mark.role == "user":
+        if said and mark.name != "instruction" and mark.role == CLIENT:
             break
-    if not turns:
+    if not said:
         raise UnknownSpeakerError("a conversation without a turn of the client")
-    return next((said for name, said in turns if name == "input"), turns[0][1])
+    return next((words for name, words in said if name == "input"), said[0][1])
+
+
+def _all_turns(text: str, marks: list[Mark]) -> list[tuple[str, str]]:
+    """Role and words of each turn; an Alpaca input is the client's, the instruction before it is not.
+
+    Raises:
+        UnknownSpeakerError: a marker names an unknown speaker, or no turn is the client's.
+    """
+    said: list[tuple[Mark, str]] = []
+    for mark, words in _marked(text, marks):
+        if not words or mark.role in ("end", "system") or (mark.role is None and mark.heading):
+            continue
+        if mark.role is None or _hidden_speakers(words):
+            raise UnknownSpeakerError("a conversation with an unknown speaker")
+        if mark.name == "input" and said and said[-1][0].name == "instruction":
+            said.pop()
+        said.append((mark, words))
+    if not any(mark.role == CLIENT for mark, _ in said):
+        raise UnknownSpeakerError("a conversation without a turn of the client")
+    return [(mark.role or "", words) for mark, words in said]
+
+
+def _marked(text: str, marks: list[Mark]) -> Iterator[tuple[Mark, str]]:
+    """Each mark and the words up to the next one."""
+    ends = [*(mark.start for mark in marks[1:]), len(text)]
+    for mark, end in zip(marks, ends, strict=True):
+        yield mark, _END.sub("", text[mark.end : end].strip().removeprefix(":").strip())
+
+
+def _hidden_speakers(words: str) -> bool:
+    """Whether labels such as `Anna:` within a turn are another speaker's: one of them comes twice."""
+    names = [mark.name for mark in line_labels(words) if mark.role is None and not mark.heading]
+    return any(is_speaker(name) and names.count(name) > 1 for name in names)
 
 
 def _labels(text: str) -> list[Mark]:

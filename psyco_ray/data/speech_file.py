@@ -10,20 +10,20 @@ import pyarrow as pa
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
-from psyco_ray.data.client_rows import ClientFile, ClientRow, Keys
+from psyco_ray.data.client_rows import COLUMNS, ClientFile, ClientRow, Keys
 from psyco_ray.data.splits import split_of
 from psyco_ray.files import parquet
-from psyco_ray.files.records import digest_of, locate
+from psyco_ray.files.records import SAMPLES, digest_of, locate
 from psyco_ray.run.changes import Changes
 from psyco_ray.run.types import Row
 
-_COLUMNS = ("question", "speech", "text")
 _ROWS = 4096  # of a table
 
 READ = pa.schema(
     [
         ("row", pa.int64()),  # of the file, from 1; 0: the file cannot be read
         *[(name, pa.string()) for name in ("speech", "topic", "split")],
+        ("opening", pa.string()),  # of the dialogue that a context is a part of; null: it is the context's own
         ("left_out", pa.string()),  # why the row has no speech
         ("problem", pa.string()),  # a message for the user
     ]
@@ -38,7 +38,7 @@ def open_file(data: Data) -> ClientFile:
     Raises:
         InputError: it cannot be read, has no column of speeches, or names speakers without `data.where`.
     """
-    columns = [data.speech_column] if data.speech_column else _COLUMNS
+    columns = [data.speech_column] if data.speech_column else COLUMNS
     return ClientFile(data.speeches, "speeches", columns, Keys("data.speech_column", "data.where"), data)
 
 
@@ -59,7 +59,7 @@ def check(data: Data, record: Row | None, changes: Changes) -> bool:
     if record is None:
         open_file(data).check()
         return False
-    if data.speeches == "sample":
+    if data.speeches in SAMPLES:
         return False
     if not locate(data.speeches)[0].exists():
         _log.warning(f"speeches file {data.speeches} is gone; the run has its speeches and goes on")
@@ -99,7 +99,7 @@ def speech_and_split(row: Row, data: Data) -> tuple[str, str]:
     if row["problem"] is not None:
         raise InputError(row["problem"])
     try:
-        return row["speech"], split_of(row, row["speech"], data.dev_share)
+        return row["speech"], split_of(row, row["opening"] or row["speech"], data.dev_share)
     except InputError as error:
         # named by number, never by a client's words
         raise InputError(f"{data.speeches}: row {row['row']}: {error}") from None
@@ -107,4 +107,11 @@ def speech_and_split(row: Row, data: Data) -> tuple[str, str]:
 
 def _row(row: ClientRow, column: str) -> Row:
     reason = row.problem or ("outside data.where" if row.skipped else None if row.text else f"with an empty {column}")
-    return {"row": row.number, "speech": row.text, "topic": row.topic, "split": row.split, "left_out": reason}
+    return {
+        "row": row.number,
+        "speech": row.text,
+        "topic": row.topic,
+        "split": row.split,
+        "opening": row.opening,
+        "left_out": reason,
+    }

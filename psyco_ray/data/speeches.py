@@ -23,12 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Data, Job
-from psyco_ray.data import containment, duplicates, leakage, speech_file
+from psyco_ray.data import fitting, held_out, leakage, speech_file
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.splits import speech_id
+from psyco_ray.data.turns import client_words
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Row
@@ -48,22 +50,13 @@ _CLEANED = pa.schema(
         ("split", pa.string()),
         ("topic", pa.string()),
         ("row", pa.int64()),  # of the file, from 1; 0: the file cannot be read
+        ("shortened", pa.bool_()),  # whether oldest exchanges were left out to make room for a response
         ("problem", pa.string()),  # a message for the user
         ("left_out", pa.string()),  # why rows have no speech
         ("rows", pa.int64()),  # their number
     ]
 )
-_RENDERED = ("speech_id", "speech", "split", "topic", "leak", "origin", "left_out", "rows")
-_HELD_OUT = pa.schema(
-    [
-        ("speech_id", pa.string()),
-        ("speech", pa.string()),
-        ("split", pa.string()),
-        ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),
-        ("marks", pa.list_(pa.uint64())),
-    ]
-)
-
+_RENDERED = ("speech_id", "speech", "split", "topic", "leak", "origin", "shortened", "left_out", "rows")
 _log = logging.getLogger(__name__)
 
 
@@ -87,24 +80,9 @@ def prepare(job: Job) -> tuple[Iterator[pa.Table], Row]:
     return _stream(job, facts), facts
 
 
-def held_out(data: Data) -> leakage.HeldOut:
-    """The test and dev speeches of `data.speeches`, of any length, which evaluations answer, by origin.
-
-    Raises:
-        InputError: the file or a column is invalid.
-    """
-    texts: dict[str, list[str]] = {"test": [], "dev": []}
-    for table in speech_file.read(data):
-        for row in table.to_pylist():
-            if row["left_out"] is None:
-                text, split = speech_file.speech_and_split(row, data)
-                if split in texts:
-                    texts[split].append(text)
-    return {_origin(split, data): found for split, found in texts.items()}
-
-
 def _stream(job: Job, facts: Row) -> Iterator[pa.Table]:
     data, splits, found, left_out = job.data, Counter[str](), Counter[tuple[str, str]](), Counter[str]()
+    shortened = 0
     file = speech_file.open_file(data)
     facts["digest"] = file.file.digest()
     last = pa.array([""])
@@ -129,11 +107,17 @@ def _stream(job: Job, facts: Row) -> Iterator[pa.Table]:
         found.update(zip(leaking["leak"].to_pylist(), leaking["origin"].to_pylist(), strict=True))
         usable = table if data.leakage == "allow" else table.filter(table["leak"].is_null())
         splits.update(usable["split"].to_pylist())
+        shortened += pc.sum(usable["shortened"]).as_py() or 0
         if usable.num_rows:
             yield usable.select(SPEECHES.names).cast(SPEECHES).combine_chunks()
     facts["left_out"] = dict((+left_out).most_common())
     if facts["left_out"]:
         _log.info(f"speeches file {data.speeches}: left out {by_count(facts['left_out'])}")
+    if shortened:
+        _log.info(
+            f"speeches file {data.speeches}: {shortened:,} of {splits.total():,} contexts lose their oldest exchanges, "
+            f"as {fitting.room(job):,} tokens fit (rollouts.max_model_len less sampling.max_tokens)"
+        )
     facts["leaks"] = leakage.leaks_of(found, data)
     total = splits["train"] + (found.total() if data.leakage != "allow" else 0)
     leakage.enforce(leakage.sentences(f"speeches file {data.speeches}", total, "speeches", facts["leaks"]), data)
@@ -156,15 +140,15 @@ def _rendered(job: Job, size: int) -> Any:
     """
     data = job.data
     blocks = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": 1}
-    held_out = _read_dataset(data).map_batches(functools.partial(_held_out, data=data), **blocks)
-    cleaned = _read_dataset(data).map_batches(functools.partial(_clean, data=data), **blocks)
+    known = _read_dataset(data).map_batches(functools.partial(held_out.signed, data=data), **blocks)
+    cleaned = _read_dataset(data).map_batches(functools.partial(_clean, job=job), **blocks)
     # ids are hashes: equal ranges of them are ranges of equal size
     ranges = min(_MAX_RANGES, size // _RANGE_BYTES + 1)
     boundaries = [_PREFIXES * number // ranges for number in range(1, ranges)]
     ordered = cleaned.sort(
         ["prefix", "speech_id", "split", "row"], [False, False, True, False], boundaries=boundaries or None
     )
-    check = functools.partial(_check, data=data, held_out=held_out.to_arrow_refs())
+    check = functools.partial(_check, data=data, held_out_speeches=known.to_arrow_refs())
     return ordered.map_batches(check, **blocks).map_batches(functools.partial(_render, job=job), **blocks)
 
 
@@ -188,8 +172,12 @@ def _read_dataset(data: Data) -> Any:
     return dataset.map_batches(read, num_cpus=0, label_selector=here)
 
 
-def _clean(batch: pa.Table, data: Data) -> pa.Table:
-    """The training and dev speeches within the length limits, with ids, and the numbers of other rows."""
+def _clean(batch: pa.Table, job: Job) -> pa.Table:
+    """The training and dev speeches within the length limits, with ids, and the numbers of other rows.
+
+    Conversations whose prompt leaves no room for a response lose their oldest exchanges.
+    """
+    data = job.data
     rows: list[Row] = []
     left_out = Counter[str]()
     for row in batch.to_pylist():
@@ -204,8 +192,10 @@ def _clean(batch: pa.Table, data: Data) -> pa.Table:
         if (reason := _outside(text, split, data)) is not None:
             left_out[reason] += 1
             continue
-        key = speech_id(text)
-        rows.append({**row, "prefix": int(key[:4], 16), "speech_id": key, "speech": text, "split": split})
+        fits = _fitted(text, job)
+        key = speech_id(fits)
+        known = {"prefix": int(key[:4], 16), "speech_id": key, "speech": fits, "split": split}
+        rows.append({**row, **known, "shortened": fits != text})
     for reason, count in left_out.items():
         rows.append({"prefix": 0, "speech_id": "", "split": "", "row": 0, "left_out": reason, "rows": count})
     return pa.Table.from_pylist(rows, schema=_CLEANED)
@@ -215,72 +205,39 @@ def _outside(text: str, split: str, data: Data) -> str | None:
     """Why a speech is not trained on; None: it is."""
     if split == "test":
         return "of the test split"
-    if len(text) < data.min_chars:
+    if len(client_words(text)) < data.min_chars:
         return f"shorter than data.min_chars {data.min_chars}"
-    return f"longer than data.max_chars {data.max_chars}" if len(text) > data.max_chars else None
+    longest = max(map(len, Context.of(text).client_turns))
+    return f"longer than data.max_chars {data.max_chars}" if longest > data.max_chars else None
 
 
-def _held_out(batch: pa.Table, data: Data) -> pa.Table:
-    """The held-out speeches of any length, with what finds near duplicates of them."""
-    rows: list[Row] = []
-    for row in batch.to_pylist():
-        if row["left_out"] is not None:
-            continue
-        try:
-            text, split = speech_file.speech_and_split(row, data)
-        except InputError:  # raised for the training speeches
-            continue
-        if split != "train":
-            marks = containment.marks(text)
-            rows.append({"speech_id": speech_id(text), "speech": text, "split": split, "marks": marks})
-    signed = duplicates.signatures([row["speech"] for row in rows])
-    for row, signature in zip(rows, signed, strict=True):
-        row["signature"] = signature.tobytes()
-    return pa.Table.from_pylist(rows, schema=_HELD_OUT)
+def _fitted(text: str, job: Job) -> str:
+    """A context that leaves room for a response; a speech as it is."""
+    if not Context.of(text).is_conversation:
+        return text
+    tokenizer = shared_tokenizer(job.model, (*job.template_options.items(),))
+    return fitting.fitted(text, tokenizer, load_prompt(job.prompts), fitting.room(job))
 
 
-def _check(batch: pa.Table, data: Data, held_out: Sequence[Any]) -> pa.Table:
+def _check(batch: pa.Table, data: Data, held_out_speeches: Sequence[Any]) -> pa.Table:
     """Add kind and origin of the leaks of training speeches.
 
     Args:
         batch: of the CLEANED schema.
         data: the shortest length of a near duplicate.
-        held_out: object references to tables of held-out speeches.
+        held_out_speeches: object references to tables of held-out speeches.
     """
     import ray
 
     if not batch.num_rows:  # Ray's empty block has no columns
         batch = _CLEANED.empty_table()
     train = np.flatnonzero(pc.equal(batch["split"], "train"))
-    known = _known(pa.concat_tables([_HELD_OUT.empty_table(), *filter(len, ray.get(list(held_out)))]), data)
+    known = held_out.known(filter(len, ray.get(list(held_out_speeches))), data)
     kinds, origins = np.full((2, batch.num_rows), None, dtype=object)
     for row, leak in leakage.find_known(batch["speech"].take(train).to_pylist(), known, data.min_chars).items():
         kinds[train[row]], origins[train[row]] = leak
     leaks = {"leak": pa.array(kinds, pa.string()), "origin": pa.array(origins, pa.string())}
     return pa.table({**{name: batch[name] for name in _CLEANED.names}, **leaks})
-
-
-def _known(held_out: pa.Table, data: Data) -> leakage.Known:
-    """The held-out speeches of a table; one of both splits counts as one of the test split."""
-    held_out = held_out.sort_by([("split", "descending")])
-    origin: dict[str, str] = {}
-    first: list[int] = []
-    for row, (key, split) in enumerate(
-        zip(*(held_out[name].to_pylist() for name in ("speech_id", "split")), strict=True)
-    ):
-        if key not in origin:
-            origin[key] = _origin(split, data)
-            first.append(row)
-    held_out = held_out.take(pa.array(first, pa.int64()))
-    held_out = held_out.filter(pc.greater_equal(pc.utf8_length(held_out["speech"]), data.min_chars))
-    signed = held_out["signature"].combine_chunks()
-    signatures = np.frombuffer(signed.buffers()[1], np.uint32).reshape(-1, duplicates.PERMUTATIONS)
-    marks = [row.values.to_numpy() for row in held_out["marks"]]
-    return leakage.Known(origin, held_out["speech"].to_pylist(), signatures[signed.offset :][: len(signed)], marks)
-
-
-def _origin(split: str, data: Data) -> str:
-    return f"the {split} split of speeches file {data.speeches}"
 
 
 @functools.lru_cache(maxsize=1)
@@ -309,7 +266,10 @@ def check_prompt(job: Job, directory: Path | None = None) -> None:
         tokenizer = shared_tokenizer(job.model, (*options.items(),))
     else:
         tokenizer = loading.load_tokenizer(directory, template_options=options)
-    templates.check(tokenizer, prompt_messages(load_prompt(job.prompts), "I cannot sleep."))
+    context = Context.of("I cannot sleep.")
+    if job.data.conversations == "contexts":
+        context = context.answered("Since when?", "Since May.")
+    templates.check(tokenizer, prompt_messages(load_prompt(job.prompts), context.text))
 
 
 def _render(batch: pa.Table, job: Job) -> pa.Table:
@@ -317,7 +277,7 @@ def _render(batch: pa.Table, job: Job) -> pa.Table:
     from psyco_ray.models import templates
 
     prompt, tokenizer = load_prompt(job.prompts), shared_tokenizer(job.model, (*job.template_options.items(),))
-    room = job.rollouts.max_model_len - job.sampling.max_tokens
+    room = fitting.room(job)
     rendered: list[list[int] | None] = []
     problems: list[str | None] = []
     for row in batch.to_pylist():

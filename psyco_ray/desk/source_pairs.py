@@ -11,6 +11,7 @@ from psyco_ray.data import pair_files, preferences
 from psyco_ray.data.shapes.pairs import number
 from psyco_ray.data.splits import speech_id
 from psyco_ray.desk.candidates import Candidate, flagged, known_facts
+from psyco_ray.files.records import SAMPLES
 from psyco_ray.run import storage
 from psyco_ray.run.types import Row
 
@@ -58,7 +59,7 @@ def candidates(source: str) -> Iterator[Candidate]:
 
 def file_of(source: str) -> str:
     """The file or directory of pairs that a source names: a dataset of `data build` has them in `pairs`."""
-    if source == "sample" or source.startswith(pair_files.HUB):
+    if source in SAMPLES or source.startswith(pair_files.HUB):
         return source
     path = storage.local_path(source)
     return str(path / "pairs") if (path / "pairs").is_dir() else source

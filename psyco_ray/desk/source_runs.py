@@ -10,6 +10,7 @@ from typing import Any
 from psyco_ray.config.errors import InputError
 from psyco_ray.desk.candidates import Candidate, flagged, known_facts
 from psyco_ray.evaluate import run_files
+from psyco_ray.files.records import SAMPLES
 from psyco_ray.run import records
 from psyco_ray.run.ledger import stage
 
@@ -149,4 +150,4 @@ def _model(job: Mapping[str, Any], iteration: int) -> str:
 
 def _speeches_file(job: Mapping[str, Any]) -> str | None:
     name = (job.get("data") or {}).get("speeches")
-    return name if isinstance(name, str) and name != "sample" else None
+    return name if isinstance(name, str) and name not in SAMPLES else None

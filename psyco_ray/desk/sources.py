@@ -23,6 +23,7 @@ from psyco_ray.data.splits import fold, speech_id
 from psyco_ray.desk import source_evaluations, source_pairs, source_runs
 from psyco_ray.desk.candidates import Candidate
 from psyco_ray.desk.store import Item
+from psyco_ray.files.records import SAMPLES
 from psyco_ray.run import records, storage
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.remote import is_remote
@@ -108,7 +109,7 @@ def kind_of(source: str) -> str:
     if is_remote(source):
         raise InputError(f"{source} is remote; copy it to this machine, and name the copy")
     path = storage.local_path(source)
-    if source == "sample" or source.startswith(HUB) or not path.is_dir():
+    if source in SAMPLES or source.startswith(HUB) or not path.is_dir():
         return "pairs"
     if source_runs.run_of(path) is not None:
         return "run"

@@ -11,7 +11,7 @@ from typing import Any
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Speeches
 from psyco_ray.data import topics
-from psyco_ray.data.client_rows import ClientFile, Keys, by_count
+from psyco_ray.data.client_rows import COLUMNS, ClientFile, Keys, by_count
 from psyco_ray.data.speakers import UnknownSpeakerError, client_words, first_turn
 from psyco_ray.data.splits import fold, speech_id, split_of
 from psyco_ray.files.cells import CellError, quoted, text_of
@@ -61,7 +61,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
             left_out["outside speeches.where" if row.skipped else row.problem or f"with an empty {file.column}"] += 1
             continue
         try:
-            split = split_of({"split": row.split}, row.text, settings.dev_share)
+            split = split_of({"split": row.split}, row.opening or row.text, settings.dev_share)
         except InputError as error:
             raise InputError(f"{source}: row {row.number}: {error}") from None
         key = speech_id(row.text)
@@ -116,7 +116,7 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
 
 
 def _opened(settings: Speeches) -> ClientFile:
-    columns = [settings.speech_column] if settings.speech_column else _SPEECH_COLUMNS
+    columns = [settings.speech_column] if settings.speech_column else COLUMNS
     keys = Keys("speeches.speech_column", "speeches.where")
     return ClientFile(settings.file, "speeches", columns, keys, settings, topic=("coarse_topic", "topic"))
 

@@ -23,8 +23,11 @@ from psyco_ray.files import delimited, json_rows, packed, parquet, sheets
 from psyco_ray.files.table import FileError, Table, is_data, shown
 from psyco_ray.run.manifests import add_bytes_of
 
-SAMPLE = Path(str(package_files("psyco_ray") / "data" / "sample" / "pairs.jsonl"))
+_PACKAGED = Path(str(package_files("psyco_ray") / "data" / "sample"))
+SAMPLE = _PACKAGED / "pairs.jsonl"
 """368 pairs on 294 synthetic speeches, in the released dataset's columns; 74 of the rejected responses are cut."""
+SAMPLES = {"sample": SAMPLE, "sample-conversations": _PACKAGED / "conversations.jsonl"}
+"""Packaged files by the name that stands for each: pairs on synthetic speeches, and synthetic conversations."""
 
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
 """Endings of names, in any case; .gz or .zip may follow. Parquet and Excel files are known by their content."""
@@ -131,11 +134,11 @@ def digest_of(name: str | Path, what: str) -> str:
 
 
 def open_records(name: str | Path, what: str, encoding: str | None = None, pad: bool = False) -> RecordFile:
-    """Open a CSV, JSON, Parquet or Excel file, also compressed, a directory of Parquet files, or the packaged `sample`.
+    """Open a CSV, JSON, Parquet or Excel file, also compressed, a directory of Parquet files, or a packaged one.
 
     Args:
-        name: the path, or `sample`. After a # it names one of several sheets, lists, or files of a zip file, and after
-            ``#encoding=`` the encoding of a text file.
+        name: the path, or a name of `SAMPLES`. After a # it names one of several sheets, lists, or files of a zip file,
+            and after ``#encoding=`` the encoding of a text file.
         what: the kind of table, for messages.
         encoding: of a text file, where it is not UTF-8 and has no byte-order mark; one in the name comes first.
         pad: rows of a CSV file may be shorter than the header, as spreadsheets drop blank cells at the end. Otherwise
@@ -188,8 +191,8 @@ def locate(name: str | Path) -> tuple[Path, str | None]:
 
 def _parts(name: str | Path) -> tuple[Path, str | None, str | None]:
     """The path, the part and the encoding that a name gives."""
-    if str(name) == "sample":
-        return SAMPLE, None, None
+    if str(name) in SAMPLES:
+        return SAMPLES[str(name)], None, None
     if Path(name).exists():
         return Path(name), None, None
     rest, mark, encoding = str(name).rpartition(_ENCODING)

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import yaml
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import CrisisKind
 from psyco_ray.screening.folding import fold, offsets
 from psyco_ray.screening.languages import UNKNOWN, language_of, script_of, scripts_in
@@ -75,11 +76,19 @@ def screen(text: str) -> Screened:
     """The signs of a crisis in a text; favours recall over precision.
 
     A text is screened with the lexicon of its language and the English one. One too short for its language to be known
-    is screened with all lexicons of its script.
+    is screened with all lexicons of its script. Of a conversation every turn of the client is screened, and the places
+    are those in its transcript.
     """
-    language, _ = language_of(text)
-    own, screened = _lexicons(language, text)
-    flags = {flag for code in own for flag in _lexicon(code).flags(text)}
+    context = Context.of(text)
+    spoken = "\n".join(context.client_turns)
+    language, _ = language_of(spoken)
+    own, screened = _lexicons(language, spoken)
+    flags = {
+        Flag(flag.kind, place + flag.start, place + flag.end)
+        for place, turn in zip(context.places[::2], context.client_turns, strict=True)
+        for code in own
+        for flag in _lexicon(code).flags(turn)
+    }
     ordered = tuple(sorted(flags, key=lambda flag: (KINDS.index(flag.kind), flag.start, flag.end)))
     kinds = tuple(kind for kind in KINDS if any(flag.kind == kind for flag in ordered))
     return Screened(language, ordered, kinds if kinds or screened else None)

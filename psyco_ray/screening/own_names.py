@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -183,17 +183,27 @@ _Accepts = Callable[[str, re.Match[str], _Word, int], bool]
 """Whether the word that follows a pattern's match is a name; the number is where the whole name ends."""
 
 
-def own_names(text: str) -> Iterator[Span]:
-    """Names that the writer gives, and each further place of such a name."""
-    given = set()
-    for span in _given(text):
-        yield span
+def own_names(text: str, others: Collection[str] = ()) -> Iterator[Span]:
+    """Names that the writer gives, and each further place of such a name or of the others."""
+    spans = list(_given(text))
+    yield from spans
+    for name in sorted(_first_names(text, spans).union(others)):
+        yield from (Span(*match.span(), "NAME") for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text))
+
+
+def first_names(text: str) -> set[str]:
+    """The first names that a writer gives and that stand for a person wherever they are repeated."""
+    return _first_names(text, _given(text))
+
+
+def _first_names(text: str, spans: Iterable[Span]) -> set[str]:
+    names = set()
+    for span in spans:
         first = text[span.start : span.end].split()[0]
         word = _Word(first, 0, len(first))
         if len(first) > 2 and (word.known or (word.capital and not word.ambiguous and not word.adjective)):
-            given.add(first)
-    for name in given:
-        yield from (Span(*match.span(), "NAME") for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text))
+            names.add(first)
+    return names
 
 
 def _given(text: str) -> Iterator[Span]:

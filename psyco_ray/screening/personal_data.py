@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.screening.contacts import emails, links
 from psyco_ray.screening.handles import handles
 from psyco_ray.screening.identity_numbers import cards_and_accounts, devices, identity_numbers
-from psyco_ray.screening.own_names import own_names
+from psyco_ray.screening.own_names import first_names, own_names
 from psyco_ray.screening.phones import phones
 from psyco_ray.screening.places import addresses, birth_dates
 from psyco_ray.screening.spans import Span, normalised
@@ -59,14 +60,23 @@ def scrub(text: str, presidio: bool = False) -> Scrubbed:
     """Replace personal data by its kind in brackets, such as [EMAIL] or [NAME]. Idempotent.
 
     Args:
-        text: a cleaned speech.
+        text: a cleaned speech, or a context in its stored form: a name that is given in one turn is replaced in all.
         presidio: also replace persons and places ([NAME], [PLACE]) that Presidio finds.
 
     Raises:
         InputError: the `presidio` extra is missing.
     """
+    context = Context.of(text)
+    if not context.is_conversation:
+        return _scrub(text, presidio)
+    names = set[str]().union(*(first_names(normalised(turn)) for turn in context.turns))
+    scrubbed = [_scrub(turn, presidio, names) for turn in context.turns]
+    return Scrubbed(Context(tuple(one.text for one in scrubbed)).text, [kind for one in scrubbed for kind in one.kinds])
+
+
+def _scrub(text: str, presidio: bool, names: Collection[str] = ()) -> Scrubbed:
     kinds: list[str] = []
-    while spans := personal_data(text):  # what is replaced may separate what was joined
+    while spans := personal_data(text, names):  # what is replaced may separate what was joined
         text = _replaced(text, spans)
         kinds += [span.kind for span in spans]
     if presidio and (spans := _entities(text)):
@@ -75,24 +85,29 @@ def scrub(text: str, presidio: bool = False) -> Scrubbed:
     return Scrubbed(text, kinds)
 
 
-def personal_data(text: str) -> list[Span]:
-    """The places of personal data in a text, in their order; of two that overlap, the one of the first finder."""
+def personal_data(text: str, names: Collection[str] = ()) -> list[Span]:
+    """The places of personal data in a text, in their order; of two that overlap, the one of the first finder.
+
+    Args:
+        text: a speech or one turn.
+        names: first names that are personal data wherever they are.
+    """
     readable, spans = normalised(text), list[Span]()
-    for finder in _finders(readable):
+    for finder in _finders(readable, names):
         for span in finder(readable):
             if all(span.end <= other.start or span.start >= other.end for other in spans):
                 spans.append(span)
     return sorted(spans)
 
 
-def _finders(text: str) -> Iterator[_Finder]:
+def _finders(text: str, names: Collection[str]) -> Iterator[_Finder]:
     yield from (emails, links, handles, devices)
     if _DIGIT.search(text):
         yield birth_dates
         if _MANY_DIGITS.search(text):
             yield from (cards_and_accounts, identity_numbers, phones)
         yield addresses
-    yield own_names
+    yield functools.partial(own_names, others=names)
 
 
 def _replaced(text: str, spans: list[Span]) -> str:
