@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, without_examples
 from psyco_ray.config.training import Data, Job, Part
-from psyco_ray.data import leakage, preferences, speeches, splits
+from psyco_ray.data import held_out, leakage, preferences, speeches, splits
 from psyco_ray.models import loading
 from psyco_ray.run import reasoning
 from psyco_ray.run.changes import Changes
@@ -156,11 +156,11 @@ def _joined(drawn: Sequence[pa.Table], parts: Sequence[Part]) -> pa.Table:
 
 def _held_out(parts: Sequence[Part], comparisons: Sequence[preferences.Comparisons], data: Data) -> leakage.HeldOut:
     """The questions that must not be trained on, by where they come from."""
-    held_out = dict(held_out.read(data))
+    questions = dict(held_out.read(data))
     for part, read in zip(parts, comparisons, strict=True):
         for split in ("test", "dev"):
-            held_out[f"the {split} split of pairs file {part.pairs}"] = leakage.questions(_of_split(read.table, split))
-    return held_out
+            questions[f"the {split} split of pairs file {part.pairs}"] = leakage.questions(_of_split(read.table, split))
+    return questions
 
 
 def _with_finished_chosen(read: preferences.Comparisons, part: Part) -> preferences.Comparisons:
