@@ -54,7 +54,7 @@ class CellReader:
                 text = _text(value)
                 if (stored := Context.stored(text)) is not None:
                     context = turns.changed(stored, lambda turn: self._unopened(self._stripped(turn)))
-                    return context and ClientText(context.text)
+                    return None if context is None else ClientText(context.text)
                 text = self._stripped(text)
                 if text and not text.isspace():
                     if self._contexts:
@@ -76,7 +76,7 @@ class CellReader:
         """A dialogue of roles and words."""
         plain = ((role, self._unopened(self._stripped(text_of(words)))) for role, words in said)
         dialogue = turns.dialogue_of(plain)
-        return dialogue and ClientText(dialogue.text, True)
+        return None if dialogue is None else ClientText(dialogue.text, True)
 
     def _stripped(self, text: str) -> str:
         for pattern in self._strip:

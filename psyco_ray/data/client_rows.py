@@ -227,7 +227,8 @@ class ClientFile:
         if found.cells is None:
             return ClientRow(found.number, skipped=True)
         dialogue = turns.dialogue_of(found.said)
-        return self._row(found.number, found.cells, dialogue and ClientText(dialogue.text, True), columns)
+        text = None if dialogue is None else ClientText(dialogue.text, dialogue=True)
+        return self._row(found.number, found.cells, text, columns)
 
     def _of_file(self, columns: Sequence[str]) -> Sequence[str]:
         """The columns before the lists of messages at the end, or those lists if the file has no other."""
