@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,40 @@ PACKAGED = Path(__file__).with_name("prompts.yaml")
 PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
 """The principles that judges rate by, in the released dataset's order (paper §3.2); keys in a prompts file."""
 
+SPEECH, CONVERSATION = "{client_speech}", "{conversation}"
+"""Placeholders of a speech, and of a conversation's transcript."""
+
 Messages = list[dict[str, str]]
 """A conversation; each message has ``role`` and ``content``."""
+
+
+@dataclass(frozen=True)
+class ContextEntry:
+    """The entry that asks about a speech, and the one that asks the same about a conversation.
+
+    Example:
+        >>> entry = PromptsFile("default").context_entry("judge", True, "{response_a}", "{response_b}")
+        >>> entry.of("I cannot sleep.") is entry.speech
+        True
+    """
+
+    speech: dict[str, Any]
+    conversation: dict[str, Any] | None  # None: nothing is asked about conversations
+
+    def of(self, speech: str) -> dict[str, Any]:
+        """The entry that asks about a context, given as its text."""
+        if not Context.of(speech).is_conversation:
+            return self.speech
+        assert self.conversation is not None, "a context is a conversation, and its entry was not loaded"
+        return self.conversation
+
+    def placeholder(self, speech: str) -> str:
+        """What stands in that entry for the context: SPEECH or CONVERSATION."""
+        return CONVERSATION if Context.of(speech).is_conversation else SPEECH
+
+    def key(self) -> list[dict[str, Any]]:
+        """What answers depend on: the entries in use."""
+        return [self.speech] if self.conversation is None else [self.speech, self.conversation]
 
 
 class PromptsFile:
@@ -70,6 +103,22 @@ class PromptsFile:
                 raise InputError(f"prompts file {self.path}: the user text of {name} does not contain {placeholder}")
         self._check_examples(name, entry)
         return entry
+
+    def context_entry(self, name: str, conversations: bool, *placeholders: str) -> ContextEntry:
+        """The entry `name`, which asks about speeches, and its like for conversations, `name`-conversation.
+
+        Args:
+            name: of the entry for speeches.
+            conversations: whether any context is a conversation; without, the second entry may be missing.
+            placeholders: of both, beside SPEECH in the one and CONVERSATION in the other.
+
+        Raises:
+            InputError: an entry or a placeholder is missing.
+        """
+        speech = self.entry(name, SPEECH, *placeholders)
+        return ContextEntry(
+            speech, self.entry(f"{name}-conversation", CONVERSATION, *placeholders) if conversations else None
+        )
 
     def _check_examples(self, name: str, entry: Any) -> None:
         examples = entry.get("examples") if isinstance(entry, dict) else None

@@ -1,4 +1,4 @@
-"""Responses of one model to the speeches of an evaluation, on vLLM engines or over its API.
+"""Responses of one model to the contexts of an evaluation, on vLLM engines or over its API.
 
 They are stored in parts, in a directory named by a hash of the model's files, the sampling settings and the prompts, so
 that an interrupted run answers only what is missing.
@@ -12,9 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
-from psyco_ray.config.prompts import fill
+from psyco_ray.config.prompts import SPEECH, fill
+from psyco_ray.config.resources import Rollouts
 from psyco_ray.data.generate import LocalModel, ModelFailedError
 from psyco_ray.data.generate import generate as generate_responses
 from psyco_ray.data.respond import ApiStage, ResponseSampling, ResponseTask
@@ -46,16 +48,16 @@ def write_task(
         name: of the model.
         variant: of the prompt.
         prompt: the entry of the prompts file.
-        values: by speech id, the values of the prompt's placeholders.
+        values: by speech id, the values of the prompt's placeholders; that of SPEECH is the text of a context.
         fingerprint: what else decides the responses: `fingerprint` with engine settings, or the API's model.
         root: the run directory.
     """
-    rows = [{"speech_id": key, "speech": fill(prompt["user"], values[key])} for key in sorted(values)]
+    rows = [{"speech_id": key, "speech": _filled(prompt, values[key])} for key in sorted(values)]
     texts = key_of(prompt.get("system"), rows)
     questions = root / "questions" / texts
     shards.write_by_id(questions, rows, "speech_id", _QUESTIONS)
     sampling = ResponseSampling(
-        prompt={**prompt, "user": "{client_speech}"},  # the whole text, with all placeholders filled
+        prompt={**prompt, "user": SPEECH, "later": SPEECH},  # all placeholders are filled
         temperature=job.sampling.temperature,
         top_p=1.0,
         max_tokens=job.sampling.max_tokens,
@@ -63,6 +65,15 @@ def write_task(
     )
     key = key_of(list(fingerprint), job.sampling.model_dump(), job.seed, texts)
     return ResponseTask(name, sampling, questions, root / "answers" / name / variant / key)
+
+
+def _filled(prompt: Mapping[str, str], values: Mapping[str, str]) -> str:
+    """A context with the prompt's words around its client's turns, as `prompt_messages` puts them there."""
+    first, *others = Context.of(values[SPEECH]).turns
+    asked = [fill(prompt["user"], {**values, SPEECH: first})]
+    for place, turn in enumerate(others):
+        asked.append(fill(prompt.get("later", SPEECH), {**values, SPEECH: turn}) if place % 2 else turn)
+    return Context(tuple(asked)).text
 
 
 def read(task: ResponseTask) -> dict[str, Row]:
@@ -76,7 +87,12 @@ def set_aside(task: ResponseTask) -> list[Row]:
 
 
 def generate(
-    job: PolicyEvaluationJob, name: str, model: Checkpoint, tasks: Sequence[ResponseTask], progress: Progress
+    job: PolicyEvaluationJob,
+    name: str,
+    model: Checkpoint,
+    tasks: Sequence[ResponseTask],
+    progress: Progress,
+    rollouts: Rollouts | None = None,
 ) -> None:
     """Let a model answer what is missing, on engines that load it once.
 
@@ -86,17 +102,20 @@ def generate(
         model: what the engines load.
         tasks: all that it answers.
         progress: receives finished work.
+        rollouts: the engines; None: the job's.
     """
-    local = LocalModel(model.path, job.rollouts, job.seed, template_options=model.template_options)
+    local = LocalModel(model.path, rollouts or job.rollouts, job.seed, template_options=model.template_options)
     try:
         generate_responses(local, tasks, job.deadlines, progress, f"{name} answers")
     except ModelFailedError as error:
         raise (error.__cause__ or error) from None
 
 
-def calls(endpoint: Endpoint, task: ResponseTask, journal: Path, outgoing: Outgoing) -> CallRun:
-    """The calls by which a model behind an API answers what is missing."""
-    return CallRun(f"{task.name} answers", ApiStage(endpoint, task), task.parts(), journal, outgoing)
+def calls(
+    endpoint: Endpoint, task: ResponseTask, journal: Path, outgoing: Outgoing, name: str | None = None
+) -> CallRun:
+    """The calls by which a model behind an API, called `name` or as the task, answers what is missing."""
+    return CallRun(f"{name or task.name} answers", ApiStage(endpoint, task), task.parts(), journal, outgoing)
 
 
 def fingerprint(model: Checkpoint) -> str:

@@ -1,6 +1,6 @@
 """Statistics and sample cases of the matchups between policies and their opponent (paper table 3).
 
-A matchup is a policy's responses to all speeches under one variant, with every judge's verdicts on them.
+A matchup is a policy's responses to all contexts under one variant, with every judge's verdicts on them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.evaluate import agreement, winrates
 from psyco_ray.evaluate.checkpoints import Candidate
@@ -89,8 +90,9 @@ def results(
         of no run), the `series` of checkpoints that it belongs to, and its `variants` with their `_statistics`. By
         variant `mcnemar` of two policies (`_tested`). `agreement` of the first judge with the others. `speeches`,
         `crisis_speeches`, `not_screened`, `opponent_silent`, `opponent_finished_share` (null for a file), the settings.
+        If a context is a conversation, also the number of `conversations` that all are from.
     """
-    main = job.judges[0].name
+    main, clusters = job.judges[0].name, conversations(answered)
     return {
         "name": Path(job.run_dir).name,
         "seed": job.seed,
@@ -100,6 +102,7 @@ def results(
         "order": job.judging.order,
         "split": job.speeches.split,
         "speeches": len(answered),
+        **({} if clusters is None else {"conversations": len({*clusters})}),
         "crisis_speeches": sum(bool(row["crisis"]) for row in answered),
         "not_screened": sum(row["crisis"] is None for row in answered),
         "opponent_silent": silent,
@@ -128,11 +131,19 @@ def results(
     }
 
 
+def conversations(answered: Sequence[Row]) -> list[str] | None:
+    """The conversation of each context, by the client's first turn; None if all contexts are single speeches."""
+    contexts = [Context.of(row["speech"]) for row in answered]
+    return [context.opening for context in contexts] if any(c.is_conversation for c in contexts) else None
+
+
 def _mcnemar(
     policies: Sequence[Candidate], matchups: Sequence[Matchup], judge: str, answered: Sequence[Row]
 ) -> list[dict[str, Any]]:
+    clusters = conversations(answered)
     return [
-        {"a": a.policy, "b": b.policy} | winrates.mcnemar(a.outcomes(judge, answered), b.outcomes(judge, answered))
+        {"a": a.policy, "b": b.policy}
+        | winrates.mcnemar(a.outcomes(judge, answered), b.outcomes(judge, answered), clusters)
         for a, b in _tested(policies, matchups)
     ]
 
@@ -170,36 +181,87 @@ def _statistics(
         `mean_words`, `opponent_mean_words` and `length_ratio`. The numbers of speeches `unanswered` and of responses
         `cut` at max_tokens, and the `finished_share` of the speeches that are neither. `by_judge`: the `overall` win
         rate, `first_chosen` (share of readable verdicts for the response shown first) and the usage `spent`.
+        If a context is a conversation, `turns`: win rate and lengths by the turn of the response (`_by_turn`).
     """
-    outcomes = matchup.outcomes(job.judges[0].name, answered)
-    topics = winrates.by_topic(outcomes, [row["topic"] for row in answered], job.seed)
+    outcomes, clusters = matchup.outcomes(job.judges[0].name, answered), conversations(answered)
+    topics = winrates.by_topic(outcomes, [row["topic"] for row in answered], job.seed, clusters)
     overall = topics.pop(winrates.OVERALL)
-    crisis = [outcome for outcome, row in zip(outcomes, answered, strict=True) if row["crisis"]]
-    compared = [
-        (outcome, words(matchup.responses[key]["response"]), words(opponent_responses[key]["response"]))
-        for outcome, key in zip(outcomes, (row["speech_id"] for row in answered), strict=True)
-        if key in matchup.responses
-    ]
-    judged, ours, theirs = (list(column) for column in zip(*compared, strict=True))
+    signs = [bool(row["crisis"]) for row in answered]
     cut = sum(not row["finished"] for row in matchup.responses.values())
+    compared = [row["speech_id"] for row in answered if row["speech_id"] in matchup.responses]
+    lengths = _lengths(matchup, outcomes, answered, opponent_responses)
     return {
         "overall": overall,
-        "lc": winrates.length_controlled(judged, [a - b for _, a, b in compared]),
+        "lc": lengths.pop("lc"),
         "topics": topics,
-        "crisis": winrates.win_rate(crisis, job.seed) if crisis else None,
-        **winrates.length_facts(ours, theirs),
+        "crisis": _subset(outcomes, clusters, signs, job.seed) if any(signs) else None,
+        **lengths,
         "unanswered": len(answered) - len(compared),
         "cut": cut,
         "finished_share": (len(compared) - cut) / len(answered),
+        **({} if clusters is None else {"turns": _by_turn(job.seed, matchup, outcomes, answered, opponent_responses)}),
         "by_judge": {
             name: {
-                "overall": winrates.win_rate(matchup.outcomes(name, answered), job.seed),
+                "overall": winrates.win_rate(matchup.outcomes(name, answered), job.seed, clusters),
                 "first_chosen": _first_chosen(verdicts),
                 "spent": verdicts.usage(),
             }
             for name, verdicts in matchup.verdicts.items()
         },
     }
+
+
+def _subset(
+    outcomes: Sequence[winrates.Outcome], clusters: Sequence[str] | None, kept: Sequence[bool], seed: int
+) -> winrates.WinRate:
+    """The win rate on some of the contexts."""
+    of = None if clusters is None else winrates.selected(clusters, kept)
+    return winrates.win_rate(winrates.selected(outcomes, kept), seed, of)
+
+
+def _lengths(
+    matchup: Matchup,
+    outcomes: Sequence[winrates.Outcome],
+    answered: Sequence[Row],
+    opponent_responses: Mapping[str, Row],
+) -> dict[str, Any]:
+    """`lc` and `winrates.length_facts` over the contexts with a response; empty without any."""
+    kept = [row["speech_id"] in matchup.responses for row in answered]
+    keys = [row["speech_id"] for row in winrates.selected(answered, kept)]
+    if not keys:
+        return {}
+    clusters = conversations(answered)
+    ours, theirs = (
+        [words(responses[key]["response"]) for key in keys] for responses in (matchup.responses, opponent_responses)
+    )
+    controlled = winrates.length_controlled(
+        winrates.selected(outcomes, kept),
+        [a - b for a, b in zip(ours, theirs, strict=True)],
+        None if clusters is None else winrates.selected(clusters, kept),
+    )
+    return {"lc": controlled, **winrates.length_facts(ours, theirs)}
+
+
+def _by_turn(
+    seed: int,
+    matchup: Matchup,
+    outcomes: Sequence[winrates.Outcome],
+    answered: Sequence[Row],
+    opponent_responses: Mapping[str, Row],
+) -> dict[str, dict[str, Any]]:
+    """`overall`, `lc` and lengths of the responses that are a therapist's first, second, ... turn.
+
+    A turn without any response of the policy has no lengths.
+    """
+    titles = [winrates.turn_title(Context.of(row["speech"]).turn) for row in answered]
+    clusters = conversations(answered)
+    measures = {}
+    for title in sorted({*titles}):
+        kept = [of == title for of in titles]
+        measures[title] = {"overall": _subset(outcomes, clusters, kept, seed)} | _lengths(
+            matchup, winrates.selected(outcomes, kept), winrates.selected(answered, kept), opponent_responses
+        )
+    return measures
 
 
 def _finished_share(responses: Sequence[Row]) -> float | None:
@@ -234,7 +296,8 @@ def cases(
     readable = {(m.policy, m.variant, judge): v.readable() for m in matchups for judge, v in m.verdicts.items()}
     return [
         {
-            "speech": row["speech"],
+            "speech": Context.of(row["speech"]).transcript,
+            "turn": Context.of(row["speech"]).turn,
             "topic": row["topic"],
             "opponent": {
                 "response": opponent_responses[row["speech_id"]]["response"],

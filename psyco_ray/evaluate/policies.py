@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from psyco_ray.config.contexts import Context
+from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import PromptsFile
@@ -63,7 +65,8 @@ def evaluate(
     """
     directory.claim(job)
     speeches = load_speeches(job.speeches, job.seed)
-    evaluation = PolicyEvaluation(job, directory, progress)
+    conversations = any(Context.of(row["speech"]).is_conversation for row in speeches)
+    evaluation = PolicyEvaluation(job, directory, progress, conversations)
     opponent_responses = evaluation.opponent_responses(speeches)
     answered = [row for row in speeches if row["speech_id"] in opponent_responses]
     evaluation.write_responses(job.opponent.name, answered, opponent_responses)
@@ -93,16 +96,18 @@ class PolicyEvaluation:
     """The steps of an evaluation, and the cost of its calls so far.
 
     Example:
-        >>> evaluation = PolicyEvaluation(job, directory, Progress())
+        >>> evaluation = PolicyEvaluation(job, directory, Progress(), conversations=False)
         >>> responses = evaluation.opponent_responses(speeches)
         >>> matchups = evaluation.matchups("dpo", speeches, responses)
     """
 
-    def __init__(self, job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress) -> None:
+    def __init__(
+        self, job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress, conversations: bool
+    ) -> None:
         """Check prompts, models, keys and resources before hours of work."""
         self._job, self._directory, self._progress = job, directory, progress
         self._prompts = {variant: _prompt(job, variant) for variant in ("free", *job.variants)}
-        load_judge_prompt(job.prompts.file)
+        load_judge_prompt(job.prompts.file, conversations)
         self.policies = checkpoints.candidates(job.policies)
         local = {policy.name: policy.checkpoint for policy in self.policies}
         if job.opponent.model is not None:
@@ -129,7 +134,7 @@ class PolicyEvaluation:
             return {key: {"response": text, "finished": None} for key, text in texts.items()}
         endpoint = opponent.endpoint
         sent = {
-            row["speech_id"]: row["speech"] if endpoint is None else self._outgoing.text(endpoint, row["speech"])
+            row["speech_id"]: row["speech"] if endpoint is None else self._sent(endpoint, row["speech"])
             for row in speeches
         }
         task = self._task(opponent.name, "free", {key: {"{client_speech}": text} for key, text in sent.items()})
@@ -175,6 +180,10 @@ class PolicyEvaluation:
         rows = [{**row, **responses[row["speech_id"]]} for row in answered if row["speech_id"] in responses]
         path = self._directory.path(f"responses/{place}/responses.parquet")
         write_table(path, pa.Table.from_pylist(rows, schema=ANSWERED))
+
+    def _sent(self, endpoint: Endpoint, speech: str) -> str:
+        """A context as it is sent to an API."""
+        return Context.of(speech).map(lambda turn: self._outgoing.text(endpoint, turn)).text
 
     def _task(self, name: str, variant: Variant, values: Mapping[str, Mapping[str, str]]) -> ResponseTask:
         job = self._job

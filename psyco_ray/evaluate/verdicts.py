@@ -1,4 +1,4 @@
-"""Pairwise verdicts of an LLM judge that sees all seven principles (paper §4.2).
+"""Pairwise verdicts of an LLM judge that sees all seven principles (paper §4.2), on responses or on whole dialogues.
 
 Calls go through the journal, so an answer is paid for once, even if another command, or another checkpoint with the
 same response to the same speech, asks again.
@@ -7,15 +7,16 @@ same response to the same speech, asks again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.endpoint import Endpoint, Judging, Order
-from psyco_ray.config.prompts import PromptsFile, filled_messages
+from psyco_ray.config.prompts import ContextEntry, PromptsFile, filled_messages
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate.winrates import Outcome, strict
 from psyco_ray.files.cells import quoted
@@ -30,9 +31,11 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
 
-ENTRY = "judge"
-PLACEHOLDERS = ("{principles}", "{client_speech}", "{response_a}", "{response_b}")
-"""The entry of the prompts file and its placeholders."""
+ENTRY, DIALOGUES = "judge", "judge-dialogue"
+"""Entries of the prompts file: the better of two responses to a context, and of two dialogues with one opening."""
+
+_PRINCIPLES = "{principles}"
+_SIDES = {ENTRY: ("{response_a}", "{response_b}"), DIALOGUES: ("{dialogue_a}", "{dialogue_b}")}
 
 COMPARED = pa.schema([(name, pa.string()) for name in ("key", "speech_id", "speech", "ours", "theirs")])
 VERDICTS = pa.schema(
@@ -46,10 +49,10 @@ VERDICTS = pa.schema(
 
 
 class ResponsePair(TypedDict):
-    """Two responses to one speech."""
+    """Two responses to one context, or two dialogues after one opening, as transcripts."""
 
     key: str  # unique among the pairs
-    speech: str
+    speech: str  # the text of the context, or the opening
     ours: str
     theirs: str
 
@@ -70,7 +73,8 @@ class VerdictStage:
     """One call per pair, or two in strict order."""
 
     setup: JudgeSetup
-    prompt: Mapping[str, str]
+    prompt: ContextEntry
+    sides: tuple[str, str]  # placeholders of what is compared
     principles: str
     pairs: Path  # directory of COMPARED
     out: Path
@@ -89,14 +93,18 @@ class VerdictStage:
     def questions(self, part: str) -> Iterator[Question]:
         """A question for each pair and order; a pair with a `certain` outcome needs none."""
         judging, seed = self.setup.judging, self.setup.seed
-        schema, labels = verdict_schema(judging.rationale_chars), outside_texts.labels(self.prompt)
+        schema, endpoint = verdict_schema(judging.rationale_chars), self.endpoint
         for row in shards.read(self.pairs, part):
+            prompt = self.prompt.of(row["speech"])
+            labels = outside_texts.labels(prompt)
+            placeholders = (_PRINCIPLES, self.prompt.placeholder(row["speech"]), *self.sides)
             for ours_first in orders(judging.order, seed, row):
                 a, b = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
-                sent = [self.setup.outgoing.text(self.endpoint, text) for text in (row["speech"], a, b)]
+                speech = outside_texts.shown(row["speech"], lambda text: self.setup.outgoing.text(endpoint, text))
+                sent = [speech, *(self.setup.outgoing.text(endpoint, text) for text in (a, b))]
                 quoted = outside_texts.quote(sent, labels)
-                values = dict(zip(PLACEHOLDERS, (self.principles, *quoted.texts), strict=True))
-                messages = quoted.ask(filled_messages(self.prompt, values))
+                values = dict(zip(placeholders, (self.principles, *quoted.texts), strict=True))
+                messages = quoted.ask(filled_messages(prompt, values))
                 call = Call(messages, schema, judging.max_tokens, temperature=0.0)
                 yield Question(row["speech_id"], row["key"], call, {"ours_first": ours_first})
 
@@ -121,7 +129,14 @@ class Verdicts:
         0.5
     """
 
-    def __init__(self, pairs: Sequence[ResponsePair], setup: JudgeSetup, root: Path, name: str = "verdicts") -> None:
+    def __init__(
+        self,
+        pairs: Sequence[ResponsePair],
+        setup: JudgeSetup,
+        root: Path,
+        name: str = "verdicts",
+        entry: str = ENTRY,
+    ) -> None:
         """Write the pairs; nothing is asked yet.
 
         Args:
@@ -129,6 +144,7 @@ class Verdicts:
             setup: the judge.
             root: directory of the verdicts and of the journal of paid answers; runs may share it.
             name: on the progress line and in messages.
+            entry: of the prompts file: ENTRY or DIALOGUES.
 
         Raises:
             InputError: the prompts file lacks an entry or a placeholder.
@@ -137,20 +153,29 @@ class Verdicts:
         assert len(set(self._keys)) == len(self._keys), "two pairs have the same key"
         self._strict = setup.judging.order == "strict"
         self._certain = {pair["key"]: outcome for pair in pairs if (outcome := certain(pair)) is not None}
-        prompt, principles = load_judge_prompt(setup.prompts)
+        conversations = any(Context.of(pair["speech"]).is_conversation for pair in pairs)
+        prompt, principles = load_judge_prompt(setup.prompts, conversations, entry)
         rows = [{**pair, "speech_id": speech_id(pair["speech"])} for pair in pairs]
         texts = key_of(sorted([row[column] for column in COMPARED.names] for row in rows))
         endpoint = setup.endpoint
         key = key_of(
-            [endpoint.model, endpoint.structured, setup.judging.model_dump(), setup.seed, prompt, principles, texts],
+            [
+                *(endpoint.model, endpoint.structured, setup.judging.model_dump(), setup.seed),
+                *(*prompt.key(), principles, texts),
+            ],
             *setup.outgoing.key(endpoint),
         )
-        stage = VerdictStage(setup, prompt, principles, pairs=root / "pairs" / texts, out=root / "verdicts" / key)
+        stage = VerdictStage(setup, prompt, _SIDES[entry], principles, root / "pairs" / texts, root / "verdicts" / key)
         rows.sort(key=lambda row: (row["speech_id"], row["key"]))
         parts = shards.write_by_id(stage.pairs, rows, "speech_id", COMPARED)  # parts as in the journal
         self.calls = CallRun(name, stage, parts, root / "journal", setup.outgoing)
         injections.report(
-            name, ((str(row["speech_id"]), str(row[side])) for row in rows for side in ("speech", "ours", "theirs"))
+            name,
+            (
+                (str(row["speech_id"]), text)
+                for row in rows
+                for text in (Context.of(str(row["speech"])).transcript, str(row["ours"]), str(row["theirs"]))
+            ),
         )
 
     def readable(self) -> dict[str, list[Row]]:
@@ -241,14 +266,19 @@ def read_verdict(text: str) -> tuple[str, str]:
     return match[1].upper(), str(answer.get("rationale", "")) if isinstance(answer, dict) else ""
 
 
-def load_judge_prompt(file: str) -> tuple[dict[str, str], str]:
+def load_judge_prompt(file: str, conversations: bool = False, entry: str = ENTRY) -> tuple[ContextEntry, str]:
     """The judge's prompt, and titles and texts of the seven principles.
+
+    Args:
+        file: a prompts file, or `default`.
+        conversations: whether a context is a conversation, about which an entry of its own asks.
+        entry: ENTRY or DIALOGUES; the opening of dialogues is a speech.
 
     Raises:
         InputError: an entry or a placeholder is missing.
     """
     prompts = PromptsFile(file)
-    return prompts.entry(ENTRY, *PLACEHOLDERS), prompts.principles_text()
+    return prompts.context_entry(entry, conversations, _PRINCIPLES, *_SIDES[entry]), prompts.principles_text()
 
 
 def _outcome(rows: Sequence[Row], both_orders: bool) -> Outcome:

@@ -1,14 +1,15 @@
 """Win rates over the test speeches, with length control and significance (paper §4.2, table 3).
 
-An outcome belongs to one speech: 1 our response won, 0 the opponent's won, 0.5 a tie, None an unreadable verdict. A
-forced choice has no ties unless it is made in both orders (`strict`).
+An outcome belongs to one context: 1 our response won, 0 the opponent's won, 0.5 a tie, None an unreadable verdict. A
+forced choice has no ties unless it is made in both orders (`strict`). Contexts of one conversation are no independent
+observations: intervals and tests take whole conversations where they are given as `clusters`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Hashable, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,9 @@ TOPICS = {
 
 OVERALL = "Overall"
 NO_TOPIC = "No topic"
+
+LAST_TURN = 4
+"""From this turn on, the turns of conversations are counted together."""
 
 _Floats = NDArray[np.float64]
 
@@ -78,12 +82,13 @@ class LengthFacts(TypedDict):
     length_ratio: float
 
 
-def win_rate(outcomes: Sequence[Outcome], seed: int) -> WinRate:
+def win_rate(outcomes: Sequence[Outcome], seed: int, clusters: Sequence[Hashable] | None = None) -> WinRate:
     """The win rate over all speeches: a tie is half a win, an unreadable verdict a loss.
 
     Args:
         outcomes: one per speech.
         seed: of the bootstrap.
+        clusters: the conversation of each; None: all are independent.
 
     Raises:
         InputError: there are no outcomes.
@@ -91,13 +96,14 @@ def win_rate(outcomes: Sequence[Outcome], seed: int) -> WinRate:
     if not outcomes:
         raise InputError("there is no outcome to take a win rate of")
     points = _points(outcomes)
+    clusters = range(len(points)) if clusters is None else clusters
     wins, ties = int((points == 1).sum()), int((points == 0.5).sum())
     unreadable = sum(outcome is None for outcome in outcomes)
     decided = len(points) - ties - unreadable
     return {
         "rate": float(points.mean()),
-        "wilson95": list(stats.wilson(float(points.sum()), len(points))),
-        "bootstrap95": list(stats.bootstrap_mean(points.tolist(), seed)),
+        "wilson95": list(stats.clustered_wilson(points.tolist(), clusters)),
+        "bootstrap95": list(stats.clustered_mean(points.tolist(), clusters, seed)),
         "speeches": len(points),
         "wins": wins,
         "ties": ties,
@@ -106,27 +112,50 @@ def win_rate(outcomes: Sequence[Outcome], seed: int) -> WinRate:
     }
 
 
-def by_topic(outcomes: Sequence[Outcome], topics: Sequence[str | None], seed: int) -> dict[str, WinRate]:
+def by_topic(
+    outcomes: Sequence[Outcome],
+    topics: Sequence[str | None],
+    seed: int,
+    clusters: Sequence[Hashable] | None = None,
+) -> dict[str, WinRate]:
     """The win rate of every coarse topic that occurs, in the order and with the titles of table 3, and overall.
 
     Args:
         outcomes: one per speech.
         topics: the coarse topic of each speech, as its full name or title; None: no topic.
         seed: of the bootstrap.
+        clusters: as in `win_rate`.
 
     Returns:
         `win_rate` by title: the eight topics, other topics by name, NO_TOPIC, and last OVERALL.
     """
     titles = [NO_TOPIC if topic is None else TOPICS.get(topic, topic) for topic in topics]
-    by_title: dict[str, list[Outcome]] = {}
-    for title, outcome in zip(titles, outcomes, strict=True):
-        by_title.setdefault(title, []).append(outcome)
-    others = sorted(by_title.keys() - {*TOPICS.values(), NO_TOPIC})
-    order = [title for title in (*TOPICS.values(), *others, NO_TOPIC) if title in by_title]
-    return {title: win_rate(by_title[title], seed) for title in order} | {OVERALL: win_rate(outcomes, seed)}
+    others = sorted({*titles} - {*TOPICS.values(), NO_TOPIC})
+    order = [title for title in (*TOPICS.values(), *others, NO_TOPIC) if title in titles]
+    rates = {
+        title: win_rate(
+            selected(outcomes, [of == title for of in titles]),
+            seed,
+            None if clusters is None else selected(clusters, [of == title for of in titles]),
+        )
+        for title in order
+    }
+    return rates | {OVERALL: win_rate(outcomes, seed, clusters)}
 
 
-def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float]) -> LengthControlled:
+def selected(values: Sequence[Any], kept: Sequence[bool]) -> list[Any]:
+    """The values that are kept."""
+    return [value for value, keep in zip(values, kept, strict=True) if keep]
+
+
+def turn_title(turn: int) -> str:
+    """The group of a turn in tables: 1, 2, 3, and 4+ for all later ones."""
+    return f"{LAST_TURN}+" if turn >= LAST_TURN else str(turn)
+
+
+def length_controlled(
+    outcomes: Sequence[Outcome], differences: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> LengthControlled:
     """The win rate expected for responses of equal length.
 
     A logistic regression explains the outcome by a constant and by tanh(d / s), where d is our number of words minus
@@ -140,6 +169,7 @@ def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float])
     Args:
         outcomes: one per speech; None is a loss.
         differences: words of our response minus words of theirs, one per speech.
+        clusters: as in `win_rate`; the interval's covariance is then that of clusters.
 
     Raises:
         InputError: there are no outcomes.
@@ -150,12 +180,17 @@ def length_controlled(outcomes: Sequence[Outcome], differences: Sequence[float])
     scaled = length_covariate(differences)
     design = np.column_stack([np.ones(len(won)), *([] if np.ptp(scaled) < 1e-9 else [scaled])])
     separable = _separable(won, design)
+    groups = _numbered(clusters or ())
     if separable:
         prior = np.eye(design.shape[1])  # one row per coefficient, each with the outcome of a tie
         design, won = np.vstack([design, prior]), np.append(won, np.full(len(prior), 0.5))
+        groups += [*range(len(groups), len(won))]
+    options: dict[str, Any] = {}
+    if len({*groups}) > 1 and clusters is not None and len({*clusters}) < len(clusters):
+        options = {"cov_type": "cluster", "cov_kwds": {"groups": np.array(groups)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PerfectSeparationWarning)  # the prior leaves a finite fit
-        fit = Logit(won, design).fit(disp=False, tol=1e-10)
+        fit = Logit(won, design).fit(disp=False, tol=1e-10, **options)
     assert fit.mle_retvals["converged"], "the regression did not converge"
     return {
         "rate": float(expit(fit.params[0])),
@@ -172,14 +207,19 @@ def length_covariate(differences: Sequence[float]) -> _Floats:
     return np.tanh(words / scale) if scale > 0 else words
 
 
-def mcnemar(ours_a: Sequence[Outcome], ours_b: Sequence[Outcome]) -> McNemar:
+def mcnemar(
+    ours_a: Sequence[Outcome], ours_b: Sequence[Outcome], clusters: Sequence[Hashable] | None = None
+) -> McNemar:
     """McNemar's exact two-sided test of two models against the same opponent; with ties, the sign test.
 
     Args:
         ours_a: outcomes of one model; None is a loss.
         ours_b: outcomes of the other model on the same speeches.
+        clusters: as in `win_rate`; then conversations are counted, by the sum over their contexts.
     """
     gaps = _points(ours_a) - _points(ours_b)
+    if clusters is not None:
+        gaps = np.bincount(_numbered(clusters), weights=gaps)
     a_only, b_only = int((gaps > 0).sum()), int((gaps < 0).sum())
     p = float(mcnemar_test([[0, a_only], [b_only, 0]], exact=True).pvalue)
     return {"a_only": a_only, "b_only": b_only, "p": p}
@@ -209,6 +249,12 @@ def length_facts(ours: Sequence[int], theirs: Sequence[int]) -> LengthFacts:
     """
     our_mean, their_mean = float(np.mean(ours)), float(np.mean(theirs))
     return {"mean_words": our_mean, "opponent_mean_words": their_mean, "length_ratio": our_mean / their_mean}
+
+
+def _numbered(clusters: Sequence[Hashable]) -> list[int]:
+    """The clusters as numbers from 0, in the order in which they occur."""
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    return [numbers[cluster] for cluster in clusters]
 
 
 def _points(outcomes: Sequence[Outcome]) -> _Floats:

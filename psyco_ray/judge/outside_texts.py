@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from psyco_ray.config.contexts import LABELS, Context
 from psyco_ray.models.control_tokens import break_markers
 
 _LABEL = re.compile(r"^[^\S\n]*([^{}\n]*\w:)[^\S\n]*\{\w+\}", re.MULTILINE)
@@ -31,6 +32,19 @@ def as_data(text: str, labels: Iterable[str] = ()) -> str:
     if names := "|".join(re.escape(label.removesuffix(":")) for label in labels):
         text = re.sub(rf"^(\s*(?:{names})):", r"\1 :", text, flags=re.MULTILINE | re.IGNORECASE)
     return break_markers(text)
+
+
+def shown(speech: str, change: Callable[[str], str] = str) -> str:
+    """A context as a judge reads it: a speech, or a transcript in which no turn can pass for another one.
+
+    Args:
+        speech: the text of the context.
+        change: what every turn goes through, such as `Outgoing.text`.
+    """
+    context = Context.of(speech)
+    if not context.is_conversation:
+        return change(speech)
+    return context.map(lambda turn: as_data(change(turn), LABELS)).transcript
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,33 @@ def win_rates(curves: Mapping[str, Sequence[Mapping[str, Any]]], opponent: str, 
     return svg(figure, f"Win rate against {opponent} by optimizer step, {setting}. {ends}.")
 
 
+def by_turn(curves: Mapping[str, Sequence[Mapping[str, Any]]], opponent: str, what: str) -> str:
+    """Win rates against an opponent by turn of a conversation.
+
+    Args:
+        curves: by name; points with the title of the `turn`, `rate` and `wilson95`.
+        opponent: its name.
+        what: the setting of speeches, or dialogues.
+    """
+    figure, axes = new()
+    titles = list(dict.fromkeys(point["turn"] for points in curves.values() for point in points))
+    for number, points in enumerate(curves.values()):
+        rates = [100 * point["rate"] for point in points]
+        intervals = [tuple(100 * bound for bound in point["wilson95"]) for point in points]
+        places = [titles.index(point["turn"]) for point in points]
+        curve(axes, places, rates, intervals, number)
+    axes.set_xticks(range(len(titles)), titles)
+    axes.set_xlim(-0.4, len(titles) - 0.6)
+    axes.set_xlabel("turn")
+    axes.set_ylabel(literal(f"win rate against {opponent} (%)", 40))
+    axes.axhline(50, color=MUTED, linewidth=0.8, linestyle="--")
+    described = "; ".join(
+        f"{name}: " + ", ".join(f"turn {point['turn']} {100 * point['rate']:.1f}" for point in points)
+        for name, points in curves.items()
+    )
+    return svg(figure, f"Win rate against {opponent} by turn, {what}, in per cent. {described}.")
+
+
 def literal(text: str, length: int) -> str:
     """Text that matplotlib draws as it is, shortened to `length` characters."""
     return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")

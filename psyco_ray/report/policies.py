@@ -7,24 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
-from psyco_ray.report import figures
+from psyco_ray.report import dialogues, figures
 from psyco_ray.report.policy_tables import SETTINGS, by_topic, by_variant, layout
 from psyco_ray.report.render import percent, plain, render
+from psyco_ray.report.tables import Table
 from psyco_ray.run import storage
 
 
-def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], out: Path) -> None:
+def write_report(
+    results: Mapping[str, Any],
+    cases: Sequence[Mapping[str, Any]],
+    out: Path,
+    conversed: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Write ``report.html`` and ``tables.md``.
 
     Args:
-        results: of `evaluate.matchups.results`.
+        results: of `evaluate.matchups.results`, perhaps with `dialogues` of `evaluate.dialogue_matchups.results`.
         cases: of `evaluate.matchups.cases`.
         out: directory for both files.
+        conversed: of `evaluate.dialogue_matchups.cases`.
     """
     page = render(
         "policies.html",
         results,
-        tables=layout(results),
+        tables=_tables(results),
+        turns=dialogues.by_turn_figures(results),
+        curve_names=[policy["name"] for policy in results["policies"]],
+        conversations=results.get("conversations"),
+        dialogue_note=dialogues.note(results["dialogues"]) if "dialogues" in results else "",
+        conversed=conversed,
         note=note(results),
         warnings=warnings(results),
         best=_best(results),
@@ -42,15 +54,20 @@ def write_report(results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]],
 
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    tables = [f"## {plain(table.title)}\n\n{table.markdown()}" for table in layout(results)]
+    tables = [f"## {plain(table.title)}\n\n{table.markdown()}" for table in _tables(results)]
     return "\n\n".join([plain(note(results)), *[f"**Warning:** {plain(w)}" for w in warnings(results)], *tables]) + "\n"
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    first, *others = layout(results)
+    return [first, *dialogues.tables(results), *others]
 
 
 def note(results: Mapping[str, Any]) -> str:
     """How the figures of the tables came about."""
     sentences = [
-        f"Win rates in per cent against {results['opponent']} on {results['speeches']:,} speeches of the split "
-        f"{results['split']}, by the judge {results['judges'][0]}.",
+        f"Win rates in per cent against {results['opponent']} on {answered(results)} of the split {results['split']}, "
+        f"by the judge {results['judges'][0]}.",
         "Every pair was shown in both orders; a tie counts as half a win."
         if results["order"] == "strict"
         else "Every pair was shown once, in an order that the seed drew for its speech, the same for all models.",
@@ -58,6 +75,10 @@ def note(results: Mapping[str, Any]) -> str:
         "limit is judged as it is.",
         "Rows marked (paper) are the paper's, with GPT-4o as opponent and judge on its own 3,291 test speeches.",
     ]
+    if "conversations" in results:
+        sentences.append(
+            "Intervals and tests treat the contexts of a conversation as dependent: they are those of conversations."
+        )
     if results["opponent_finished_share"] is not None:
         sentences.append(
             f"{percent(results['opponent_finished_share'])} % of {results['opponent']}'s responses are finished."
@@ -79,6 +100,13 @@ def note(results: Mapping[str, Any]) -> str:
     if any(policy["series"] for policy in results["policies"]):
         sentences.append("The highest win rate of many checkpoints is biased upwards.")
     return " ".join(sentences)
+
+
+def answered(results: Mapping[str, Any]) -> str:
+    """What was answered: speeches, or contexts of conversations."""
+    if "conversations" not in results:
+        return f"{results['speeches']:,} speeches"
+    return f"{results['speeches']:,} contexts of {results['conversations']:,} conversations"
 
 
 def warnings(results: Mapping[str, Any]) -> list[str]:

@@ -15,8 +15,10 @@ SETTINGS = {"free": "w/o Length Constraint", "matched": "w/ Length Constraint"}
 CRISIS = "Speeches with signs of a crisis"
 """Title of the rows and the table of these speeches."""
 
+TEXT_COLUMNS = ("Model", "Setting", "Judge", "Judges", "Other model")
+"""Columns of words."""
+
 _SMALL_P = 0.001
-_TEXT_COLUMNS = ("Model", "Setting", "Judge", "Judges", "Other model")
 
 
 def layout(results: Mapping[str, Any]) -> list[Table]:
@@ -59,7 +61,7 @@ def _table3(results: Mapping[str, Any]) -> Table:
             rows.append(Row(cells, "paper"))
     title = f"Table 3: win rates (%) against {results['opponent']}"
     below = "Speeches without one of these topics count in the overall rate only; all topics are listed below."
-    return Table(title, ["Model", *titles, winrates.OVERALL], rows, _TEXT_COLUMNS, below)
+    return Table(title, ["Model", *titles, winrates.OVERALL], rows, TEXT_COLUMNS, below)
 
 
 def _intervals(results: Mapping[str, Any]) -> Table:
@@ -77,7 +79,7 @@ def _intervals(results: Mapping[str, Any]) -> Table:
         ]
         for name, variant, measures in by_variant(results)
     ]
-    return of_rows("Intervals", columns, rows, _TEXT_COLUMNS)
+    return of_rows("Intervals", columns, rows, TEXT_COLUMNS)
 
 
 def _crisis(results: Mapping[str, Any]) -> Table:
@@ -87,7 +89,7 @@ def _crisis(results: Mapping[str, Any]) -> Table:
         for name, variant, measures in by_variant(results)
         if measures["crisis"]
     ]
-    return of_rows(CRISIS, columns, rows, _TEXT_COLUMNS)
+    return of_rows(CRISIS, columns, rows, TEXT_COLUMNS)
 
 
 def _checkpoints(results: Mapping[str, Any]) -> Table:
@@ -97,7 +99,7 @@ def _checkpoints(results: Mapping[str, Any]) -> Table:
         for policy in results["policies"]
         if policy["run"] is not None
     ]
-    return of_rows("Checkpoints", ("Model", "Run", "Iteration", "Optimizer steps"), rows, (*_TEXT_COLUMNS, "Run"))
+    return of_rows("Checkpoints", ("Model", "Run", "Iteration", "Optimizer steps"), rows, (*TEXT_COLUMNS, "Run"))
 
 
 def _rate_cells(rate: Mapping[str, Any]) -> list[str]:
@@ -135,7 +137,7 @@ def _lengths(results: Mapping[str, Any]) -> Table:
         ]
         for name, variant, measures in by_variant(results)
     ]
-    return of_rows("Lengths and missing data", columns, rows, _TEXT_COLUMNS)
+    return of_rows("Lengths and missing data", columns, rows, TEXT_COLUMNS)
 
 
 def _judges(results: Mapping[str, Any]) -> Table:
@@ -165,7 +167,7 @@ def _judges(results: Mapping[str, Any]) -> Table:
         for name, variant, measures in by_variant(results)
         for judge, judged in measures["by_judge"].items()
     ]
-    return of_rows("Judges", columns, rows, _TEXT_COLUMNS)
+    return of_rows("Judges", columns, rows, TEXT_COLUMNS)
 
 
 def _mcnemar(results: Mapping[str, Any]) -> Table:
@@ -182,7 +184,7 @@ def _mcnemar(results: Mapping[str, Any]) -> Table:
         for variant, tests in results["mcnemar"].items()
         for test in tests
     ]
-    return of_rows("Models against each other, on the same speeches", columns, rows, _TEXT_COLUMNS)
+    return of_rows("Models against each other, on the same speeches", columns, rows, TEXT_COLUMNS)
 
 
 def _agreement(results: Mapping[str, Any]) -> Table:
@@ -200,7 +202,7 @@ def _agreement(results: Mapping[str, Any]) -> Table:
         ]
         for measures in results["agreement"]
     ]
-    return of_rows("Agreement between judges", columns, rows, _TEXT_COLUMNS)
+    return of_rows("Agreement between judges", columns, rows, TEXT_COLUMNS)
 
 
 def by_topic(results: Mapping[str, Any]) -> list[Table]:
