@@ -20,6 +20,8 @@ TITLES = {"policy": "Iterative DPO", "base": "One round of online DPO", "file": 
 
 _STAGES = ("sample", "train", "save", "sync", "evaluate")
 
+_CONVERSATION = {"repetition": "Repeats", "question_only": "Asks", "sycophancy": "Agrees"}  # monitors' titles
+
 Evaluations = Sequence[Mapping[str, Any]]  # records of the stage evaluate, the base model's first
 
 
@@ -42,6 +44,11 @@ def write_report(job: Job, ledger: Ledger, summary: Mapping[str, Any]) -> None:
         responses=job.evaluation.responses,
         temperature=f"{job.evaluation.temperature:g}",
         alarms_veto=job.guards.roll_back,
+        conversation_monitors={
+            name: title
+            for name, title in _CONVERSATION.items()
+            if any(name in evaluation.get("monitors", {}) for evaluation in evaluations)
+        },
         models={key: title for key, title in MODEL_TITLES.items() if key in evaluations[0]},
         evaluations=evaluations,
         reward_figure=_reward_figure(evaluations),

@@ -18,12 +18,14 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.guards import Guards
 from psyco_ray.config.training import Sampling
 from psyco_ray.run.types import Group
+from psyco_ray.training import conversation_guards
 
 _LEAST_ERROR = 1e-6  # of a mean fall; without it, equal falls on all speeches would be infinite
 _LEAST_FINISHED = 0.5  # share of a stage's answers; with less, its figures are those of cut answers
 
 Facts = Mapping[str, Any]
-"""An evaluation's record: `mean_tokens`, `distinct_2`, perhaps `kl`, and of each reward model its `scores`."""
+"""An evaluation's record: `mean_tokens`, `distinct_2`, perhaps `kl` and `conversation`, and of each reward model its
+`scores`."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def monitors(now: Facts, base: Facts, best: Facts, length_share: float | None) -
         `length_ratio` and `distinct_ratio` (against the base model), `length_share` (R² of reward and length among
         responses to the same speech), `fall` of the held-out reward below its best, in standard errors, `reward_gap`
         (how much further the training reward rose than the held-out one, in standard deviations of the base model's),
-        and `kl` (as `now` has it).
+        and `kl` (as `now` has it). Of conversations also `conversation_guards.rises`.
     """
     values = {
         "length_ratio": now["mean_tokens"] / max(base["mean_tokens"], 1.0),  # reasoning that never ends has no answer
@@ -165,7 +167,9 @@ def monitors(now: Facts, base: Facts, best: Facts, length_share: float | None) -
             spread = np.std(_scores(base, model))
             rises[model] = gain(now, base, model).mean() / spread if spread else 0.0
         values["reward_gap"] = float(rises["reward"] - rises["heldout"])
-    return {**values, "kl": now["kl"]} if "kl" in now else values
+    if "kl" in now:
+        values["kl"] = now["kl"]
+    return values | conversation_guards.rises(now, base)
 
 
 def alarms(values: Mapping[str, float], guards: Guards) -> list[str]:
@@ -188,6 +192,7 @@ def alarms(values: Mapping[str, float], guards: Guards) -> list[str]:
             "the training reward rose {:.1f} deviations more than the held-out one",
         ),
         ("kl", 1, guards.max_kl, "the policy is {:.0f} nats a response away from the base model"),
+        *conversation_guards.checks(guards),
     )
     return [
         text.format(values[name])

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.data import trained_pairs
@@ -16,7 +17,7 @@ from psyco_ray.run import storage
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group
-from psyco_ray.training import guards
+from psyco_ray.training import conversation_guards, guards
 from psyco_ray.training.run_state import RunState
 
 _log = logging.getLogger(__name__)
@@ -31,15 +32,22 @@ class HeldoutEvaluation:
 
     Example:
         >>> heldout = HeldoutEvaluation(job, ledger, run_state, progress)
-        >>> measures = heldout.measure(1, groups)
+        >>> measures = heldout.measure(1, groups, speeches)
         >>> ledger.finish(stage(1, "evaluate"), began, **measures, **heldout.check_guards(1, measures))
     """
 
     def __init__(self, job: Job, ledger: Ledger, run_state: RunState, progress: Progress) -> None:
         self._job, self._ledger, self._run_state, self._progress = job, ledger, run_state, progress
 
-    def measure(self, iteration: int, groups: Mapping[str, Group]) -> Record:
+    def measure(self, iteration: int, groups: Mapping[str, Group], speeches: Mapping[str, str]) -> Record:
         """Lengths, variety and rewards of an iteration's responses; see `measure`.
+
+        If a context is a conversation, also `conversation`; see `conversation_guards.measure`.
+
+        Args:
+            iteration: 0 is the base model.
+            groups: its scored responses by speech id.
+            speeches: texts of the contexts by speech id.
 
         Raises:
             InputError: more than half of the base model's responses are unfinished, so those to train on will be too.
@@ -47,6 +55,11 @@ class HeldoutEvaluation:
         base = self._run_state.evaluation(0)
         assert (base is None) == (iteration == 0), "the base model is evaluated first"
         measures = measure(groups, base, self._job.seed)
+        contexts = {key: Context.of(speeches[key]) for key in sorted(groups)}
+        if any(context.is_conversation for context in contexts.values()):
+            measures["conversation"] = conversation_guards.measure(
+                (context, response.text) for key, context in contexts.items() for response in groups[key].responses
+            )
         if base is None:
             answers = "the base model's answers to the held-out speeches"
             guards.require_finished(measures["finished_share"], answers, self._job.sampling)

@@ -237,15 +237,16 @@ class Orchestrator:
             scored = self._pipeline.answers(iteration, rows, self.rollout_version)
             tracked = self.telemetry.track(scored, f"iteration {iteration}: held-out speeches", total)
             groups = {group.prompt.speech_id: group for group in tracked}
+        speeches = {row["speech_id"]: row["speech"] for row in rows}
         facts: Row = {
             "version": self.rollout_version,
-            **self._heldout.measure(iteration, groups),
+            **self._heldout.measure(iteration, groups, speeches),
             "quarantined": self.ledger.quarantined(stage(iteration, "dev")),
             "busy": self._pipeline.pop_busy_seconds(),
         }
         if iteration and self.job.evaluation.judge is not None:
             with self.timeline.span(iteration, "judge"):
-                facts["judge"] = self._heldout.judge(groups, {row["speech_id"]: row["speech"] for row in rows})
+                facts["judge"] = self._heldout.judge(groups, speeches)
         facts |= self._heldout.check_guards(iteration, facts)
         self.ledger.finish(stage(iteration, "evaluate"), began, **facts)
         self.run_state.remove_checkpoints(iteration)

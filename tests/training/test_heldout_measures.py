@@ -10,6 +10,8 @@ from psyco_ray.training import heldout
 from psyco_ray.training.heldout import HeldoutEvaluation
 from psyco_ray.training.run_state import RunState
 
+SPEECHES = {f"s{number}": f"I cannot sleep for {number} nights." for number in range(10)}
+
 
 def group(speech: str, texts: list[str], finished: list[bool], logprobs: list[float], **scores: list[float]) -> Group:
     responses = tuple(
@@ -62,18 +64,18 @@ def test_a_base_model_whose_answers_are_mostly_cut_stops_the_run_before_it_sampl
     evaluation, ledger = run("exclude")
     message = r"^60% of the base model's answers to the held-out speeches were cut at sampling\.max_tokens 32"
     with pytest.raises(ValueError, match=message):
-        evaluation.measure(0, answers(4))
+        evaluation.measure(0, answers(4), SPEECHES)
     ledger.close()
     evaluation, ledger = run("allow")
-    assert evaluation.measure(0, answers(0))["finished_share"] == 0.0
+    assert evaluation.measure(0, answers(0), SPEECHES)["finished_share"] == 0.0
     ledger.close()
 
 
 def test_the_alarm_rings_where_the_share_of_finished_answers_falls(run) -> None:
     evaluation, ledger = run("penalise")
-    ledger.finish(stage(0, "evaluate"), 0.0, **evaluation.measure(0, answers(10)))
+    ledger.finish(stage(0, "evaluate"), 0.0, **evaluation.measure(0, answers(10), SPEECHES))
     ledger.finish(stage(1, "pairs"), 0.0, length_share=0.1)
-    measures = evaluation.measure(1, answers(3))  # a trained policy's answers stop nothing
+    measures = evaluation.measure(1, answers(3), SPEECHES)  # a trained policy's answers stop nothing
     assert evaluation.check_guards(1, measures)["alarms"] == ["only 30% of the answers are finished"]
-    assert evaluation.check_guards(1, evaluation.measure(1, answers(8)))["alarms"] == []
+    assert evaluation.check_guards(1, evaluation.measure(1, answers(8), SPEECHES))["alarms"] == []
     ledger.close()
