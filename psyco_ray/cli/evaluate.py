@@ -87,7 +87,8 @@ def evaluate_policy(job: PolicyEvaluationJob, options: argparse.Namespace) -> in
     with run_session(directory, REPEAT):
         speech_sets.check(job)
         ray_session.connect(options.address)
-        report.write_report(*evaluate(job, directory, Progress()), directory.root)
+        facts, cases, conversed = evaluate(job, directory, Progress())
+        report.write_report(facts, cases, directory.root, conversed)
         _print_tables(directory)
     return 0
 

@@ -11,6 +11,7 @@ from psyco_ray.config.job_file import Count, Name, NotNegative, NotNegativeCount
 from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.config.reading import Reading
 from psyco_ray.config.resources import Rollouts, check_engine
+from psyco_ray.config.simulate import Simulation
 from psyco_ray.config.training import Deadlines, Prompts
 
 Variant = Literal["free", "matched"]
@@ -95,6 +96,14 @@ class Decoding(Section):
     """Sampling temperature; 0: greedy (paper §4.2)."""
 
 
+class Dialogues(Simulation):
+    """Dialogues of the policies and the opponent with the same simulated clients, from the first turn of each speech or
+    conversation on. The first judge compares them, in both orders whatever `judging.order` is."""
+
+    consistency: bool = False
+    """Ask the first judge of every dialogue whether the model contradicts itself or forgets what the client said."""
+
+
 class PolicyEvaluationJob(Section):
     """Win rates of policies against one opponent (paper table 3)."""
 
@@ -112,6 +121,8 @@ class PolicyEvaluationJob(Section):
     judges: list[Judge] = Field(min_length=1)
     """The first one decides, the others are compared with it."""
     judging: Judging = Judging()
+    simulate: Dialogues | None = None
+    """Dialogues with simulated clients; null: none."""
     sampling: Decoding = Decoding()
     rollouts: Rollouts = Rollouts()
     scrub: ScrubSent = ScrubSent()
@@ -139,6 +150,8 @@ class PolicyEvaluationJob(Section):
                     "answers; name another model"
                 )
         check_engine(self.rollouts, self.sampling.max_tokens)
+        if self.simulate is not None:
+            self._check_dialogues(self.simulate)
         for name, endpoint in self.endpoints().items():
             if endpoint.via == "batch":
                 raise ValueError(f"{name} has via: batch, but evaluations need single calls; leave via out")
@@ -148,8 +161,19 @@ class PolicyEvaluationJob(Section):
                 )
         return self
 
+    def _check_dialogues(self, simulate: Dialogues) -> None:
+        if self.opponent.responses is not None:
+            raise ValueError(
+                f"the opponent {self.opponent.name} is a file, which cannot talk with simulated clients; name an "
+                "endpoint or a model, or leave simulate out"
+            )
+        if simulate.client.max_cost is not None:
+            raise ValueError("max_cost of the job covers all calls; leave simulate.client.max_cost out")
+
     def endpoints(self) -> dict[str, Endpoint]:
-        """The APIs of opponent and judges, by their roles and names."""
+        """The APIs of opponent, judges and simulated clients, by their roles and names."""
         endpoints = {f"the opponent {self.opponent.name}": self.opponent.endpoint}
+        if self.simulate is not None:
+            endpoints["the simulated client"] = self.simulate.client.endpoint
         endpoints |= {f"the judge {judge.name}": judge.endpoint for judge in self.judges}
         return {name: endpoint for name, endpoint in endpoints.items() if endpoint is not None}

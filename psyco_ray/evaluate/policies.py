@@ -1,5 +1,7 @@
 """Policies against one opponent: win rates by topic, with and without its length, as judges see them (paper §4.2).
 
+With `simulate` the policies and the opponent also talk with simulated clients, and whole dialogues are compared.
+
 Responses and verdicts are made once and stored; statistics are recomputed on every run.
 """
 
@@ -15,13 +17,15 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
-from psyco_ray.config.prompts import PromptsFile
+from psyco_ray.config.prompts import SPEECH, PromptsFile
 from psyco_ray.data.respond import ResponseTask
-from psyco_ray.evaluate import answers, checkpoints, matchups
+from psyco_ray.evaluate import answers, checkpoints, dialogue_matchups, dialogues, matchups
+from psyco_ray.evaluate.consistency import Consistency
+from psyco_ray.evaluate.dialogue_matchups import DialogueMatchup, Side
 from psyco_ray.evaluate.matchups import Matchup
 from psyco_ray.evaluate.speech_sets import load_responses, load_speeches
 from psyco_ray.evaluate.stats import MIN_FINISHED_SHARE
-from psyco_ray.evaluate.verdicts import JudgeSetup, ResponsePair, Verdicts, load_judge_prompt
+from psyco_ray.evaluate.verdicts import DIALOGUES, JudgeSetup, ResponsePair, Verdicts, load_judge_prompt
 from psyco_ray.judge.call_run import execute_together
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.pool import fit
@@ -47,7 +51,7 @@ _BETTER = {1.0: "ours", 0.5: "tie", 0.0: "theirs", None: None}
 
 def evaluate(
     job: PolicyEvaluationJob, directory: RunDirectory, progress: Progress
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """Make missing responses and verdicts, compute the statistics, and write ``evaluation.json``.
 
     Args:
@@ -56,7 +60,8 @@ def evaluate(
         progress: receives finished work.
 
     Returns:
-        The contents of ``evaluation.json``, see `matchups.results`, and the sample cases of a report.
+        The contents of ``evaluation.json``, see `matchups.results` and `dialogue_matchups.results`, and the sample
+        cases of a report: speeches, and dialogues.
 
     Raises:
         InputError: a file, a model or the directory is invalid; reported before the first question where possible.
@@ -76,8 +81,11 @@ def evaluate(
         evaluation.judge(matchup, answered)
     facts = matchups.results(job, policies, met, answered, opponent_responses, len(speeches) - len(answered))
     _warn_of_unfinished(job, facts)
+    conversed: list[dict[str, Any]] = []
+    if job.simulate is not None:
+        facts["dialogues"], conversed = evaluation.converse(answered)
     directory.write_json("evaluation.json", facts)
-    return facts, matchups.cases(job, met, answered, opponent_responses)
+    return facts, matchups.cases(job, met, answered, opponent_responses), conversed
 
 
 def _warn_of_unfinished(job: PolicyEvaluationJob, facts: Mapping[str, Any]) -> None:
@@ -125,6 +133,13 @@ class PolicyEvaluation:
         self._outgoing = Outgoing(job.scrub, job.privacy)
         self._outgoing.check(job.endpoints())
         fit.check("evaluation", [fit.Role.from_config("responder", job.rollouts)], fit.cluster_nodes())
+        self._clients: dialogues.Clients | None = None
+        if job.simulate is not None:
+            load_judge_prompt(job.prompts.file, entry=DIALOGUES)
+            self._clients = dialogues.Clients(job, directory.root, self._outgoing, progress)
+            role = fit.Role.from_config("client", job.simulate.client.rollouts)
+            if job.simulate.client.model is not None:
+                fit.check("simulated clients", [role], fit.cluster_nodes())
 
     def opponent_responses(self, speeches: Sequence[Row]) -> dict[str, Row]:
         """The opponent's `response` by speech id, and whether it is `finished` (None in a file)."""
@@ -132,24 +147,14 @@ class PolicyEvaluation:
         if opponent.responses is not None:
             texts = load_responses(opponent.responses, speeches)
             return {key: {"response": text, "finished": None} for key, text in texts.items()}
-        endpoint = opponent.endpoint
-        sent = {
-            row["speech_id"]: row["speech"] if endpoint is None else self._sent(endpoint, row["speech"])
-            for row in speeches
-        }
-        task = self._task(opponent.name, "free", {key: {"{client_speech}": text} for key, text in sent.items()})
-        if endpoint is not None:
-            calls = answers.calls(endpoint, task, self._directory.root / "journal", self._outgoing)
-            calls.execute(self._job.max_cost, self._progress)
-        else:
-            answers.generate(self._job, opponent.name, self._local[opponent.name], [task], self._progress)
-        return self._read(opponent.name, task)
+        contexts = {row["speech_id"]: row["speech"] for row in speeches}
+        return self._read(opponent.name, self._answer(opponent.name, contexts))
 
     def matchups(self, policy: str, answered: Sequence[Row], opponent_responses: Mapping[str, Row]) -> list[Matchup]:
         """A policy's matchups under every variant; engines load the policy once for all of them."""
         values = {
             row["speech_id"]: {
-                "{client_speech}": row["speech"],
+                SPEECH: row["speech"],
                 "{words}": str(matchups.words(opponent_responses[row["speech_id"]]["response"])),
             }
             for row in answered
@@ -175,11 +180,64 @@ class PolicyEvaluation:
             path = self._directory.path(f"judged/{judge}/{matchup.policy}/{matchup.variant}.parquet")
             write_table(path, pa.Table.from_pylist(rows, schema=JUDGED))
 
+    def converse(self, answered: Sequence[Row]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Let all models talk with the simulated clients, and have the first judge compare the dialogues.
+
+        Returns:
+            `dialogue_matchups.results` and `dialogue_matchups.cases`.
+        """
+        job, root, clients = self._job, self._directory.root, self._clients
+        assert job.simulate is not None, "the job has simulated clients"
+        assert clients is not None, "they were loaded"
+        began = dialogue_matchups.openings(answered)
+        names = [*(policy.name for policy in self.policies), job.opponent.name]
+        told = dialogues.converse(
+            names,
+            {key: row["opening"] for key, row in began.items()},
+            job.simulate.turns,
+            lambda name, contexts: answers.read(self._answer(name, contexts)),
+            clients,
+        )
+        for name, of in told.items():
+            rows = dialogues.table(name, of, job.simulate.client.name, clients.state)
+            write_table(self._directory.path(f"dialogues/{name}.parquet"), rows)
+        strict = job.judging.model_copy(update={"order": "strict"})
+        setup = JudgeSetup(job.judges[0].endpoint, strict, self._outgoing, job.prompts.file, job.seed)
+        sides = {}
+        for name, of in told.items():
+            checked = None
+            if job.simulate.consistency:
+                texts = dialogue_matchups.transcripts(of, setup)
+                checked = Consistency(texts, setup, root, f"consistency of {name}")
+                checked.calls.execute(job.max_cost, self._progress)
+            sides[name] = Side(name, of, checked)
+        met = [
+            DialogueMatchup(policy.name, told[policy.name], told[job.opponent.name], setup, root)
+            for policy in self.policies
+        ]
+        for matchup in met:
+            matchup.judge(job.max_cost, self._progress)
+        facts = dialogue_matchups.results(job, met, sides, clients.state)
+        return facts, dialogue_matchups.cases(job, met, began)
+
     def write_responses(self, place: str, answered: Sequence[Row], responses: Mapping[str, Row]) -> None:
         """Write a model's responses to ``responses/<place>``, where `experts.export` reads them too."""
         rows = [{**row, **responses[row["speech_id"]]} for row in answered if row["speech_id"] in responses]
         path = self._directory.path(f"responses/{place}/responses.parquet")
         write_table(path, pa.Table.from_pylist(rows, schema=ANSWERED))
+
+    def _answer(self, name: str, contexts: Mapping[str, str]) -> ResponseTask:
+        """Let a policy or the opponent answer contexts freely, by id; the opponent is no file."""
+        if name in self._local:
+            task = self._task(name, "free", {key: {SPEECH: text} for key, text in contexts.items()})
+            answers.generate(self._job, name, self._local[name], [task], self._progress)
+            return task
+        endpoint = self._job.opponent.endpoint
+        assert endpoint is not None, "a model that is not local has an API"
+        task = self._task(name, "free", {key: {SPEECH: self._sent(endpoint, text)} for key, text in contexts.items()})
+        calls = answers.calls(endpoint, task, self._directory.root / "journal", self._outgoing)
+        calls.execute(self._job.max_cost, self._progress)
+        return task
 
     def _sent(self, endpoint: Endpoint, speech: str) -> str:
         """A context as it is sent to an API."""

@@ -41,8 +41,8 @@ def slow_url(serve):
 def run(job_settings: dict) -> dict:
     directory = RunDirectory(job_settings["run_dir"])
     try:
-        results, cases = evaluating.evaluate(parsed(job_settings), directory, Progress())
-        report.write_report(results, cases, directory.root)
+        results, cases, conversed = evaluating.evaluate(parsed(job_settings), directory, Progress())
+        report.write_report(results, cases, directory.root, conversed)
         return results
     finally:
         directory.close()
@@ -91,12 +91,16 @@ def test_the_packaged_prompts_have_every_placeholder_once():
     texts = yaml.safe_load(PACKAGED.read_text())
     expected = {
         "judge": {"principles", "client_speech", "response_a", "response_b"},
+        "judge-conversation": {"principles", "conversation", "response_a", "response_b"},
+        "judge-dialogue": {"principles", "client_speech", "dialogue_a", "dialogue_b"},
+        "consistency": {"dialogue"},
         "respond-matched": {"client_speech", "words"},
         "respond-small-matched": {"client_speech", "words"},
     }
     for name, placeholders in expected.items():
-        result = [field for text in texts[name].values() for _, field, _, _ in string.Formatter().parse(text) if field]
-        assert sorted(result) == sorted(placeholders)
+        for text in (texts[name]["user"], texts[name].get("later")):
+            result = [field for _, field, _, _ in string.Formatter().parse(text or "") if field]
+            assert sorted(result) == (sorted(placeholders) if text else [])
     assert texts["judge"]["user"].splitlines()[-1].startswith("- better: ")
 
 

@@ -7,7 +7,14 @@ import pytest
 from support.browser import layout_problems
 from support.data_outputs import COLLECT, SPEND, TABLES, stage_outputs
 from support.pages import Page, self_contained
-from support.report_records import annotation_results, compared_runs, expert_results, policy_results, training_run
+from support.report_records import (
+    annotation_results,
+    compared_runs,
+    dialogue_cases,
+    expert_results,
+    policy_results,
+    training_run,
+)
 from support.reward_results import ODD, reward_results
 
 from psyco_ray.report import annotation, compare_runs, dataset, experts, figures, policies, reward_models
@@ -40,7 +47,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
     dataset.write_report(outputs, root / "dataset")
     annotation.write_report(annotation_results(), root / "annotation")
     experts.write_report(expert_results(), root / "experts")
-    policies.write_report(*policy_results(), root / "policies")
+    policies.write_report(*policy_results(), root / "policies", dialogue_cases())
     reward_models.write_report(reward_results(40), root / "reward models")
     texts = {name: (root / name / "report.html").read_text("utf-8") for name in NAMES[1:]}
     return {"training run": training_page(root / "run")[0], **texts}
@@ -54,7 +61,8 @@ def test_pages_are_self_contained_and_structured(pages, name) -> None:
     basis = re.search(r'</h1>\s*<p class="basis">(.*?)</p>', pages[name], re.DOTALL)
     assert basis is not None, "the basis follows the heading"
     assert re.search(
-        r"\d (held-out client speeches|client speeches|pairs|preference pairs)", " ".join(basis[1].split())
+        r"\d (held-out client speeches|client speeches|conversations|pairs|preference pairs)",
+        " ".join(basis[1].split()),
     )
     assert not re.search(r"#[0-9a-f]{6}\b", "".join(re.findall(r"<svg.*?</svg>", pages[name], re.DOTALL)))
 

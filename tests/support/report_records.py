@@ -142,9 +142,55 @@ def policy_results() -> tuple[dict, list[dict]]:
         },
         {"policy": names[1], "variant": "matched", "response": None, "words": 0, "cut": False, "verdicts": []},
     ]
+    results |= {"conversations": 900, "dialogues": dialogue_results(names, rate)}
+    for measures in variants.values():
+        turn = {"overall": rate, "lc": measures["lc"], "mean_words": 41.5, "opponent_mean_words": 40.0}
+        measures["turns"] = {"1": turn, "2": turn, "3": turn, "4+": {"overall": rate}}
     opponent = {"response": "Thank you. " * 30, "words": 60}
-    case = {"topic": "Social Issues", "speech": "I cannot sleep. " * 20, "opponent": opponent, "answers": answers}
+    case = {"topic": "Social Issues", "speech": "I cannot sleep. " * 20, "turn": 1}
+    case |= {"opponent": opponent, "answers": answers}
     return results, [case]
+
+
+def dialogue_results(names: tuple[str, ...], rate: dict) -> dict:
+    """What `evaluate.dialogue_matchups.results` returns of two policies."""
+    share = {"share": 0.12, "wilson95": [0.1, 0.14]}
+    side = {
+        "dropped": {"1": share, "2": share},
+        "unanswered": 1,
+        "unreplied": 0,
+        "mean_words": {"1": 61.0, "2": 58.5, "3": 57.0},
+        "repetition": {"responses": 1800, "share": 0.04, "ci95": [0.03, 0.05], "mean_overlap": 0.1},
+        "consistency": {"dialogues": 900, "unreadable": 2, "contradiction": share, "forgotten": share},
+    }
+    turns = {"1": rate, "2": rate, "3": rate}
+    met = {**side, "at_turn": turns, "whole": rate, "crisis": rate, "spent": {"calls": 8, "dollars": None}}
+    return {
+        "client": "Qwen/Qwen2.5-7B-Instruct",
+        "client_state": "3f2a",
+        "turns": 3,
+        "openings": 900,
+        "judge": "gpt-4o",
+        "crisis_dialogues": 40,
+        "not_screened": 0,
+        "policies": [{**met, "name": name} for name in names],
+        "opponent": {**side, "name": "GPT-4o ($)", "consistency": None},
+    }
+
+
+def dialogue_cases() -> list[dict]:
+    """What `evaluate.dialogue_matchups.cases` returns of one opening and one policy."""
+    turn = {"over": False, "response": "I hear you. " * 20, "words": 60, "reply": f"Yes, {ODD}. " * 9, "ended": False}
+    left = {**turn, "reply": "", "ended": True}
+    silent = {**turn, "response": None, "words": 0, "reply": ""}
+    turns = [
+        {"ours": turn, "theirs": turn},
+        {"ours": left, "theirs": turn},
+        {"ours": {"over": True}, "theirs": silent},
+    ]
+    verdict = {"judge": "gpt-4o", "ours": False, "ours_first": True, "rationale": f"because of {ODD}"}
+    met = {"policy": "Llama3-8B + DPO-Iter, the third seed", "turns": turns, "same": False, "verdicts": [verdict]}
+    return [{"topic": "Social Issues", "opening": "I cannot sleep. " * 20, "met": [met]}]
 
 
 def annotation_results() -> dict:
