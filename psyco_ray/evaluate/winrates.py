@@ -219,7 +219,7 @@ def mcnemar(
     """
     gaps = _points(ours_a) - _points(ours_b)
     if clusters is not None:
-        gaps = np.bincount(_numbered(clusters), weights=gaps)
+        gaps = np.bincount(_numbered(clusters), weights=gaps).astype(np.float64)
     a_only, b_only = int((gaps > 0).sum()), int((gaps < 0).sum())
     p = float(mcnemar_test([[0, a_only], [b_only, 0]], exact=True).pvalue)
     return {"a_only": a_only, "b_only": b_only, "p": p}

@@ -39,7 +39,7 @@ def note(dialogues: Mapping[str, Any]) -> str:
     if signs:
         sentences.append(
             f"A screen of all turns of the clients, simulated ones included, found signs of a crisis for {signs:,} "
-            "openings, in the dialogue of a policy or of the opponent, many of them harmless; their win rates have "
+            f"of {dialogues['openings']:,} openings, in the dialogue of a policy or of the opponent, many of them harmless; their win rates have "
             "rows of their own."
         )
     return " ".join(sentences)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from psyco_ray.simulate.clients import Reply
 from support.pages import self_contained
 from support.policy_evaluation import ENGINE, SAMPLE, counts, local, parsed, settings
 from support.quoted import without_marks
@@ -27,6 +26,7 @@ from psyco_ray.report import policies as report
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress
+from psyco_ray.simulate.clients import Reply
 
 CLIENT = {"endpoint": local("http://127.0.0.1:1", "client")}
 OPENING = "I cannot sleep since May."
@@ -49,7 +49,8 @@ def setup_of(**judging) -> verdicts.JudgeSetup:
 
 def job_of(root: Path, **changes):
     opponent = {"name": "other", "endpoint": local("http://127.0.0.1:1", "talker")}
-    return parsed(settings(root, opponent=opponent, **{"simulate": {"client": CLIENT, "turns": 3}, **changes}))
+    defaults = {"opponent": opponent, "simulate": {"client": CLIENT, "turns": 3}}
+    return parsed(settings(root, **{**defaults, **changes}))
 
 
 @pytest.mark.parametrize(
@@ -367,8 +368,8 @@ def test_the_page_shows_dialogues_side_by_side(results, met, tmp_path):
     for words in (
         "played by client with the same profiles and seeds", "Dialogues: clients who leave",
         "judge prefers the dialogue of mine, shown first: because of turn None",
-        "A tie: both dialogues are identical.", "No response; the dialogue ends.", "other: the dialogue is over.",
-        "The client leaves.", "Tell me more about that night please, now.", "signs of a crisis for 1 openings",
+        "A tie: both dialogues are identical.", "No response; the dialogue ends.", "mine: the dialogue is over.",
+        "The client leaves.", "Tell me more about that night please, now.", "signs of a crisis for 1 of 5 openings",
     ):  # fmt: skip
         assert words in flat, words
     assert ["mine", "whole dialogue", "4", "50.0", "15.0 to 85.0", "0"] in page.rows
