@@ -38,9 +38,9 @@ def note(dialogues: Mapping[str, Any]) -> str:
     signs = dialogues["crisis_dialogues"]
     if signs:
         sentences.append(
-            f"A screen of all turns of the clients, simulated ones included, found signs of a crisis for {signs:,} "
-            f"of {dialogues['openings']:,} openings, in the dialogue of a policy or of the opponent, many of them harmless; their win rates have "
-            "rows of their own."
+            "A screen of all turns of the clients, simulated ones included, found signs of a crisis for "
+            f"{signs:,} of {dialogues['openings']:,} openings, in the dialogue of a policy or of the opponent, many of "
+            "them harmless; their win rates have rows of their own."
         )
     return " ".join(sentences)
 
