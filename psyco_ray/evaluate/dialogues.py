@@ -6,7 +6,7 @@ that an interrupted command goes on where it was.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +16,16 @@ import pyarrow as pa
 from psyco_ray.config.contexts import LABELS, Context
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.config.prompts import Messages, PromptsFile
-from psyco_ray.data.respond import EMPTY, ResponseSampling, ResponseTask
 from psyco_ray.evaluate import answers, checkpoints
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.models import loading, templates
-from psyco_ray.run import shards
-from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
-from psyco_ray.simulate.clients import Reply, client_messages, load_client_prompt, reply_of, reply_seed
-from psyco_ray.simulate.profiles import Profile, ProfileLists
+from psyco_ray.simulate import replies
+from psyco_ray.simulate.clients import Reply, client_messages, load_client_prompt
+from psyco_ray.simulate.profiles import ProfileLists
+from psyco_ray.simulate.replies import ReplyTask
 
 LEAVES, NO_RESPONSE = "[The client leaves.]", "[No response.]"
 """How a transcript says that a dialogue ended early."""
@@ -44,7 +43,7 @@ DIALOGUES = pa.schema(
 )
 """``dialogues/<model>.parquet``: all dialogues of a policy or of the opponent, a row for each turn."""
 
-_QUESTIONS = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,21 +135,6 @@ class Dialogue:
         return "\n\n".join(lines)
 
 
-@dataclass(frozen=True)
-class ClientTask(ResponseTask):
-    """The replies of simulated clients to one turn of a model; the `speech` of a row is a JSON text of all messages."""
-
-    turn: int = 0
-
-    def messages(self, speech: str) -> Messages:
-        """The conversation that asks for a reply."""
-        return json.loads(speech)
-
-    def seed_of(self, speech_id: str) -> int:
-        """The seed of a reply: that of the opening and the turn, whoever the client talks with."""
-        return reply_seed(self.sampling.seed, speech_id, self.turn)
-
-
 class Clients:
     """The simulated clients of an evaluation.
 
@@ -196,64 +180,44 @@ class Clients:
         Raises:
             BudgetExceededError, UnavailableError, InputError: as all calls.
         """
-        tasks = {
-            name: self._task(turn, {key: dialogue for key, dialogue in of.items() if dialogue.waiting})
-            for name, of in dialogues.items()
-        }
-        self._ask(turn, [task for task in tasks.values() if task is not None])
-        return {name: self._after(tasks[name], of) for name, of in dialogues.items()}
+        tasks = {name: self._task(turn, of) for name, of in dialogues.items()}
+        self._ask(turn, [*tasks.values()])
+        after = {}
+        for name, of in dialogues.items():
+            said, failed = replies.read(tasks[name])
+            for reason in list(failed.values())[:1]:
+                _log.warning(
+                    f"{name}: {len(failed)} dialogues end without a client's reply; the first reason: {reason}"
+                )
+            after[name] = {key: d.replied(said.get(key)) if d.waiting else d for key, d in of.items()}
+        return after
 
     def _messages(self, key: str, dialogue: Dialogue) -> Messages:
-        """What asks for a client's next turn; of the texts, what is sent to an API has gone through `Outgoing`."""
-        profile: Profile = self._lists.draw(self._job.seed, key, Context.of(dialogue.opening))
+        """What asks for a client's next turn, as it is sent."""
+        profile = self._lists.draw(self._job.seed, key, Context.of(dialogue.opening))
         response = dialogue.exchanges[-1].response
         assert response is not None, "the client has the turn"
         messages = client_messages(self._prompt, profile, dialogue.context, response)
-        if (endpoint := self._settings.endpoint) is None:
-            return messages
-        return [
-            {**said, "content": outside_texts.as_data(self._outgoing.text(endpoint, said["content"]))}
-            for said in messages
-        ]
+        return messages if self._model is not None else replies.for_api(messages, self._settings, self._outgoing)
 
-    def _task(self, turn: int, waiting: Mapping[str, Dialogue]) -> ClientTask | None:
-        if not waiting:
-            return None
-        rows = [
-            {"speech_id": key, "speech": json.dumps(self._messages(key, dialogue), ensure_ascii=False)}
-            for key, dialogue in sorted(waiting.items())
-        ]
-        texts, settings = key_of(rows), self._settings
-        questions = self._root / "questions" / texts
-        shards.write_by_id(questions, rows, "speech_id", _QUESTIONS)
-        sampling = ResponseSampling({}, settings.temperature, 1.0, settings.max_tokens, self._job.seed)
+    def _task(self, turn: int, dialogues: Mapping[str, Dialogue]) -> ReplyTask:
+        """What the waiting clients are asked. Of all models the same client has the same seed."""
+        asked = {key: self._messages(key, dialogue) for key, dialogue in dialogues.items() if dialogue.waiting}
+        settings = self._settings
         engine = [] if self._model is None else [settings.rollouts.dtype, settings.rollouts.max_model_len]
-        key = key_of(self.state, *engine, settings.temperature, settings.max_tokens, self._job.seed, turn, texts)
-        return ClientTask("client", sampling, questions, self._root / "replies" / key, turn=turn)
+        return replies.write_task(settings, self._job.seed, turn, asked, [self.state, *engine], self._root)
 
-    def _ask(self, turn: int, tasks: Sequence[ClientTask]) -> None:
+    def _ask(self, turn: int, tasks: Sequence[ReplyTask]) -> None:
         """Let the client's model reply: on engines that load it once, or over its API, to one model at a time."""
-        job, settings, what = self._job, self._settings, f"clients, turn {turn}"
+        job, what = self._job, f"clients, turn {turn}"
         distinct = {task.out: task for task in tasks}  # two models may have said the same
         if self._model is not None:
-            answers.generate(job, what, self._model, [*distinct.values()], self._progress, settings.rollouts)
+            answers.generate(job, what, self._model, [*distinct.values()], self._progress, self._settings.rollouts)
             return
-        assert settings.endpoint is not None, "a client without a model has an API"
-        for task in distinct.values():
-            calls = answers.calls(settings.endpoint, task, self._root / "journal", self._outgoing, what)
+        assert self._settings.endpoint is not None, "a client without a model has an API"
+        for task in distinct.values():  # in the journal of all calls, which max_cost is about
+            calls = answers.calls(self._settings.endpoint, task, self._root / "journal", self._outgoing, what)
             calls.execute(job.max_cost, self._progress)
-
-    def _after(self, task: ClientTask | None, dialogues: Mapping[str, Dialogue]) -> dict[str, Dialogue]:
-        if task is None:
-            return dict(dialogues)
-        said = {key: reply_of(row["response"], row["finished"]) for key, row in answers.read(task).items()}
-        for row in answers.set_aside(task):
-            if row["reason"].startswith(EMPTY):
-                said[row["speech_id"]] = reply_of("")
-        return {
-            key: dialogue.replied(said.get(key)) if dialogue.waiting else dialogue
-            for key, dialogue in dialogues.items()
-        }
 
 
 Respond = Callable[[str, Mapping[str, str]], Mapping[str, Row]]

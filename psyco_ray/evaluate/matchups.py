@@ -123,10 +123,7 @@ def results(
             for variant in job.variants
         },
         "agreement": [
-            {"judges": [main, judge.name], "policy": matchup.policy, "variant": matchup.variant}
-            | _agreement(matchup, main, judge.name, job.seed)
-            for judge in job.judges[1:]
-            for matchup in matchups
+            _agreement(matchup, main, judge.name, job.seed) for judge in job.judges[1:] for matchup in matchups
         ],
     }
 
@@ -280,6 +277,9 @@ def _agreement(matchup: Matchup, main: str, other: str, seed: int) -> dict[str, 
     first, second = (matchup.verdicts[judge].outcomes() for judge in (main, other))
     ratings = np.array([(first[key], second[key]) for key in first], dtype=float).reshape(-1, 2)
     return {
+        "judges": [main, other],
+        "policy": matchup.policy,
+        "variant": matchup.variant,
         "percent": asdict(agreement.percent(ratings, seed)),
         "kappa": asdict(agreement.cohen_kappa(ratings, seed=seed)),
     }
