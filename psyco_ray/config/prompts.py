@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class ContextEntry:
     def placeholder(self, speech: str) -> str:
         """What stands in that entry for the context: SPEECH or CONVERSATION."""
         return CONVERSATION if Context.of(speech).is_conversation else SPEECH
+
+    def map(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> ContextEntry:
+        """The entries with both changed."""
+        return ContextEntry(change(self.speech), self.conversation and change(self.conversation))
 
     def key(self) -> list[dict[str, Any]]:
         """What answers depend on: the entries in use."""

@@ -36,8 +36,8 @@ class Data(Reading):
     speech_column: str | None = None
     """Column of the speeches; null: the first of question, speech, text."""
     pairs: str = "sample"
-    """Preference pairs, in the released dataset's columns or another format: a file, a directory, `sample`, or desk:DIR
-    (what `psyco-ray desk export DIR` wrote)."""
+    """Preference pairs, in the released dataset's columns or another format: a file, a directory, `sample`,
+    `sample-conversations`, or desk:DIR (what `psyco-ray desk export DIR` wrote)."""
     min_chars: Count = 100
     """Shortest speech, characters (paper §3.1)."""
     max_chars: Count = 1000

@@ -12,7 +12,7 @@ from typing import Any
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import EndpointError, InputError
-from psyco_ray.config.prompts import load_prompt
+from psyco_ray.config.prompts import ContextEntry, load_prompt
 from psyco_ray.config.resume import without_transport
 from psyco_ray.config.training import Deadlines, Prompts
 from psyco_ray.data import crisis_classifier, crisis_flags, crisis_judge, members, respond, topics
@@ -149,20 +149,24 @@ def _is_done(dataset: Dataset, stage: str, *sections: str, **more: Any) -> bool:
     return dataset.record(stage) is not None
 
 
+def _entry(dataset: Dataset, name: str, placeholder: str) -> ContextEntry:
+    return dataset.prompts().context_entry(name, dataset.has_conversations(), placeholder)
+
+
 def _crisis(dataset: Dataset) -> Stage | None:
     settings = dataset.job.crisis
     assert settings.judge is not None
-    prompt = dataset.prompts().entry("crisis", "{client_speech}", "{kinds}")
+    prompt = _entry(dataset, "crisis", "{kinds}")
     asked = without_transport(settings.model_dump(mode="json", exclude={"classifier"}))
-    if _is_done(dataset, "crisis", crisis=asked, prompt=key_of(prompt)):
+    if _is_done(dataset, "crisis", crisis=asked, prompt=key_of(*prompt.key())):
         return None
     return _of_calls(dataset, crisis_judge.CrisisStage(settings.judge, settings, prompt, dataset.root))
 
 
 def _topics(dataset: Dataset) -> Stage | None:
     settings = dataset.job.topics
-    prompt = dataset.prompts().entry("topic", "{client_speech}", "{topics}")
-    if _is_done(dataset, "topics", "topics", prompt=key_of(prompt)):
+    prompt = _entry(dataset, "topic", "{topics}")
+    if _is_done(dataset, "topics", "topics", prompt=key_of(*prompt.key())):
         return None
     if settings.endpoint is not None:
         return _of_calls(dataset, topics.TopicStage(settings.endpoint, settings, prompt, dataset.root))
@@ -208,8 +212,10 @@ def _name(task: respond.ResponseTask) -> str:
 
 def _rate(dataset: Dataset) -> Stage | None:
     job, prompts = dataset.job, dataset.prompts()
-    prompt, principles = rating.load_prompt(prompts, job.respond.per_speech), prompts.principles()
-    if _is_done(dataset, "rate", "rate", prompt=key_of(prompt), principles=key_of(principles), seed=job.seed):
+    prompt = rating.load_prompt(prompts, job.respond.per_speech, dataset.has_conversations())
+    principles = prompts.principles()
+    key = key_of(*prompt.key())
+    if _is_done(dataset, "rate", "rate", prompt=key, principles=key_of(principles), seed=job.seed):
         return None
     return _of_calls(dataset, rating.RateStage(job.rate, job.seed, prompt, principles, dataset.root))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import CrisisClassifier
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Deadlines
@@ -97,12 +99,18 @@ class ClassifierActor:
     def classify(self, part: str) -> Iterator[str]:
         """Write the flags of a part; yields its name.
 
+        Of a conversation each of the client's turns is classified, as a text of its own.
+
         A part is classified as a whole, so that its batches, and with them the last bits of its scores, are the same
         in every run.
         """
         rows = shards.read(self._root / "collect" / "speeches", part)
-        windows = self._model.classify([row["speech"] for row in rows])
-        found = [self._row(row, read) for row, read in zip(rows, windows, strict=True)]
+        contexts = [Context.of(row["speech"]) for row in rows]
+        windows = iter(self._model.classify([turn for context in contexts for turn in context.client_turns]))
+        found = [
+            self._row(row, [window for start in context.places[::2] for window in _moved(next(windows), start)])
+            for row, context in zip(rows, contexts, strict=True)
+        ]
         shards.write(self._root / DIRECTORIES[CLASSIFIER], part, found, CRISIS_SIGNS)
         yield part
 
@@ -118,6 +126,11 @@ class ClassifierActor:
         flags.sort(key=lambda one: (KINDS.index(one["kind"]), one["start"]))
         scores = [{"label": name, "score": score} for name, score in highest.items()]
         return {"speech_id": row["speech_id"], "flags": flags, "scores": scores, "model": self._name}
+
+
+def _moved(windows: Sequence[text_classifier.Window], start: int) -> list[text_classifier.Window]:
+    """The windows of a turn by their places in the transcript, where it begins at `start`."""
+    return [replace(window, start=window.start + start, end=window.end + start) for window in windows]
 
 
 def name_of(settings: CrisisClassifier) -> str:

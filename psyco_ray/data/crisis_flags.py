@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def flag(kind: str, by: str, start: int | None = None, end: int | None = None) -> Row:
-    """A flag: a kind of KINDS, the stage, and the place in characters; None: the whole text."""
+    """A flag: a kind of KINDS, the stage, and the place in characters of the transcript; None: all."""
     return {"kind": kind, "start": start, "end": end, "by": by}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config import job_file
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.privacy import ScrubSent
@@ -126,6 +127,16 @@ class Dataset(RunDirectory):
     def speeches(self) -> list[str]:
         """The parts of the collected speeches."""
         return shards.list_shards(self.root / "collect" / "speeches")
+
+    def has_conversations(self) -> bool:
+        """Whether a collected context is a conversation, whose questions have entries of their own."""
+        return any(
+            Context.of(text).is_conversation
+            for part in self.speeches()
+            for text in records.read_table(self.path(f"collect/speeches/{part}.parquet"), columns=["speech"])[
+                "speech"
+            ].to_pylist()
+        )
 
     def prompts(self) -> PromptsFile:
         """The job's prompts.

@@ -73,6 +73,9 @@ def known(tables: Iterable[pa.Table], data: Data) -> leakage.Known:
             origin[key] = _origin(split, data)
             first.append(row)
     held_out = held_out.take(pa.array(first, pa.int64()))
+    for text, split in zip(*(held_out[name].to_pylist() for name in ("speech", "split")), strict=True):
+        for key in leakage.keys(text, data.min_chars):
+            origin.setdefault(key, _origin(split, data))
     long = [len(client_words(text)) >= data.min_chars for text in held_out["speech"].to_pylist()]
     held_out = held_out.filter(pa.array(long, pa.bool_()))
     signed = held_out["signature"].combine_chunks()

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from psyco_ray.config.data import Crisis, Topics
 from psyco_ray.config.endpoint import Endpoint
-from psyco_ray.config.prompts import prompt_messages
+from psyco_ray.config.prompts import SPEECH, ContextEntry, prompt_messages
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.callers import Question
 from psyco_ray.judge.calls import Call
@@ -31,7 +31,7 @@ class LabelStage:
 
     endpoint: Endpoint
     settings: Crisis | Topics
-    prompt: dict[str, str]
+    prompt: ContextEntry
     root: Path  # of the dataset
 
     @property
@@ -52,13 +52,15 @@ class LabelStage:
             "required": list(properties),
             "additionalProperties": False,
         }
-        prompt = {**self.prompt, "user": self.prompt["user"].replace(self.placeholder, self.described())}
-        labels = outside_texts.labels(self.prompt)
+        described = self.described()
         for row in shards.read(self.root / "collect" / "speeches", part):
             if not self.asks(row):
                 continue
-            speech = outside_texts.quote([row["speech"]], labels)  # it may order the model to answer otherwise
-            messages = speech.ask(prompt_messages(prompt, speech.texts[0]))
+            entry, asked = self.prompt.of(row["speech"]), self.prompt.placeholder(row["speech"])
+            user = entry["user"].replace(self.placeholder, described).replace(asked, SPEECH)
+            speech = outside_texts.shown(row["speech"])
+            quoted = outside_texts.quote([speech], outside_texts.labels(entry))  # it may order another answer
+            messages = quoted.ask(prompt_messages({**entry, "user": user}, quoted.texts[0]))
             call = Call(messages, schema, self.settings.max_tokens, temperature=0.0)
             yield Question(row["speech_id"], self.what, call)
 

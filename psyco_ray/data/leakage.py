@@ -6,6 +6,7 @@ duplicates across splits; this check covers files from elsewhere, and several fi
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import TypedDict
 import numpy as np
 import pyarrow as pa
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import Collect
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
@@ -45,7 +47,7 @@ class TrainingSet:
 class Known:
     """Held-out questions and what finding near duplicates of them needs."""
 
-    origin: Mapping[str, str]  # of each question, by its id
+    origin: Mapping[str, str]  # of each question, by its `keys`
     texts: Sequence[str]  # those in which the client says enough for near duplicates
     signatures: np.ndarray  # of the client's words in the texts
     marks: Sequence[np.ndarray]  # of the client's words in each text, for `containment`
@@ -69,6 +71,18 @@ def questions(table: pa.Table) -> list[str]:
         else asked
         for form, asked in zip(table["form"].to_pylist(), table["asked"].to_pylist(), strict=True)
     ]
+
+
+def keys(text: str, min_chars: int) -> list[str]:
+    """The ids by which a question is found again: its own, and of a conversation that of its beginning.
+
+    The beginning are the client's first turns that have `min_chars` characters together, because many conversations
+    begin with a greeting. It is the same at all later turns of a conversation.
+    """
+    context = Context.of(text)
+    begun = itertools.accumulate(context.client_turns, "{}\n{}".format) if context.is_conversation else ()
+    beginning = next((said for said in begun if len(said) >= min_chars), None)
+    return [speech_id(text)] if beginning is None else [speech_id(text), speech_id(beginning)]
 
 
 def settle(training: Sequence[TrainingSet], held_out: HeldOut, data: Data) -> list[tuple[list[int], Leaks]]:
@@ -131,7 +145,8 @@ def enforce(leaky: Sequence[str], data: Data) -> None:
 def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, tuple[str, str]]:
     """The rows whose question is held out: by row `exact`, `near` or `contained`, and the held-out question's origin.
 
-    Contexts are compared by what the client says in them: one that goes on from a held-out one holds it.
+    Contexts are compared by what the client says in them: one that goes on from a held-out one holds it. Contexts of one
+    conversation, at any turns, are found by its beginning.
 
     Args:
         asked: the questions of the rows.
@@ -142,9 +157,10 @@ def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, t
     known: list[str] = []
     for name, texts in held_out.items():
         for text in texts:
-            if (key := speech_id(text)) not in origin:
-                origin[key] = name
-                known += [text] * (len(client_words(text)) >= min_chars)
+            own, *beginning = keys(text, min_chars)
+            known += [text] * (own not in origin and len(client_words(text)) >= min_chars)
+            for key in (own, *beginning):
+                origin.setdefault(key, name)
     words = list(map(client_words, known))
     marks = list(map(containment.marks, words))
     return find_known(asked, Known(origin, known, duplicates.signatures(words), marks), min_chars)
@@ -153,9 +169,10 @@ def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, t
 def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, tuple[str, str]]:
     """As `find`, with held-out questions whose signatures exist."""
     origin = known.origin
-    keys = [speech_id(text) for text in asked]
-    found = {row: ("exact", origin[key]) for row, key in enumerate(keys) if key in origin}
-    others = {key: client_words(text) for key, text in zip(keys, asked, strict=True) if key not in origin}
+    ids = [keys(text, min_chars) for text in asked]
+    exact = [next((origin[key] for key in own if key in origin), None) for own in ids]
+    found = {row: ("exact", name) for row, name in enumerate(exact) if name is not None}
+    others = {own[0]: client_words(text) for own, text, name in zip(ids, asked, exact, strict=True) if name is None}
     others = {key: words for key, words in others.items() if len(words) >= min_chars}
     others_keys, others_words, first = list(others), list(others.values()), len(known.texts)
     signed = np.concatenate([known.signatures, duplicates.signatures(others_words)])
@@ -171,7 +188,7 @@ def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, 
     )
     alike = {others_keys[row]: ("contained", mate) for row, mate in holding.items()}
     alike |= {others_keys[row - first]: ("near", mate) for row, mate in near.items()}
-    for row, key in enumerate(keys):
+    for row, (key, *_) in enumerate(ids):
         if key in alike:
             kind, mate = alike[key]
             found[row] = (kind, origin[speech_id(known.texts[mate])])

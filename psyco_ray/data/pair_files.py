@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
-from psyco_ray.files.records import SAMPLES, RecordFile, locate, open_records
+from psyco_ray.files.records import SAMPLES, RecordFile, digest_of, locate, open_records
+from psyco_ray.files.table import Cells, Table
 from psyco_ray.run import hub
+from psyco_ray.run.hashing import key_of
 
 HUB = "hub:"
 DESK = "desk:"
+CONVERSATIONS = "sample-conversations"
 EXPORT = Path("export") / "pairs.parquet"
 """The pairs of a desk, as `psyco-ray desk export` writes them into its directory."""
 
@@ -23,11 +28,51 @@ def opened(name: str) -> RecordFile:
     Raises:
         InputError: the file is missing, damaged or of an unknown kind, or the desk has no export.
     """
+    if name == CONVERSATIONS:
+        return _SampleConversations()
     if name.startswith(HUB):
         return open_records(_from_hub(name.removeprefix(HUB)), "pairs")
     if name.startswith(DESK):
         return open_records(desk_export(name), "pairs")
     return open_records(name, "pairs")
+
+
+class _SampleConversations(RecordFile):
+    """The packaged pairs whose questions are contexts of the packaged conversations."""
+
+    def __init__(self) -> None:
+        path = SAMPLES[CONVERSATIONS]
+        super().__init__(path, "pairs", _ConversationPairs(path))
+
+    def digest(self) -> str:
+        return key_of(super().digest(), digest_of(_pairs_beside(self.path), "pairs"))
+
+
+class _ConversationPairs(Table):
+    """Joins a file of conversations and a file of pairs of responses to them."""
+
+    kind, columns = "JSON", ["pair_id", "question", "chosen", "rejected", "topic"]
+
+    def __init__(self, conversations: Path) -> None:
+        self._conversations = conversations
+
+    def rows(self, columns: Collection[str] | None) -> Iterator[Cells]:
+        said = {row.cells["id"]: row.cells for row in open_records(self._conversations, "speeches") if row.cells}
+        for number, row in enumerate(open_records(_pairs_beside(self._conversations), "pairs"), start=1):
+            assert row.cells is not None
+            conversation, turn = said[row.cells["conversation"]], row.cells["turn"]
+            cells = {
+                "pair_id": f"{conversation['id']}-{turn}-{number}",
+                "question": Context.from_messages(conversation["messages"][: 2 * turn - 1]).text,
+                "chosen": row.cells["chosen"],
+                "rejected": row.cells["rejected"],
+                "topic": conversation["topic"],
+            }
+            yield cells if columns is None else {name: cells[name] for name in columns if name in cells}
+
+
+def _pairs_beside(conversations: Path) -> Path:
+    return conversations.with_name("conversation-pairs.jsonl")
 
 
 def is_gone(name: str) -> bool:

@@ -24,7 +24,7 @@ from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.splits import is_dev, text_hash
 from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.parquet import SPLITS
-from psyco_ray.files.records import Record, RecordFile
+from psyco_ray.files.records import SAMPLES, Record, RecordFile
 from psyco_ray.run.changes import Changes
 from psyco_ray.run.schemas import COMPARISONS
 from psyco_ray.run.types import Row
@@ -71,7 +71,7 @@ def check(name: str, changes: Changes, digest: str | None = None) -> None:
         return
     file = pair_files.opened(name)
     shape_of(name, file)
-    if digest is not None and name != "sample" and digest != file.digest():
+    if digest is not None and name not in SAMPLES and digest != file.digest():
         changes.found(f"pairs file {name} has changed since this run read it")
 
 
@@ -79,8 +79,8 @@ def read(name: str, dev_share: float = 0.1, by_hash: bool = False) -> Comparison
     """Read preference pairs, and log the format, the pairs, and the rows that are left out by reason.
 
     Args:
-        name: a file of any kind that `files.records` reads, a directory of Parquet files, `sample` (the packaged
-            ones), a file of a hub dataset as ``hub:owner/name/path/to/file``, or
+        name: a file of any kind that `files.records` reads, a directory of Parquet files, `sample` or
+            `sample-conversations` (the packaged ones), a file of a hub dataset as ``hub:owner/name/path/to/file``, or
             ``hub:owner/name@revision/path/to/file``, or what a desk has exported as ``desk:DIR``.
         dev_share: share of the pairs held out by a hash of the prompt, if the file has no `split` column.
         by_hash: split by that hash even if it has one.

@@ -13,7 +13,7 @@ from typing import Any
 from psyco_ray.config.data import Rate
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.prompts import PRINCIPLES, PromptsFile, filled_messages, whole_text
+from psyco_ray.config.prompts import PRINCIPLES, ContextEntry, PromptsFile, filled_messages, whole_text
 from psyco_ray.files.cells import quoted
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
@@ -44,7 +44,7 @@ class RateStage:
 
     settings: Rate
     seed: int  # of the orders in which responses are shown
-    prompt: dict[str, str]
+    prompt: ContextEntry
     principles: dict[str, dict[str, str]]  # by name: title and text
     root: Path  # of the dataset
     schema = RATINGS
@@ -90,15 +90,16 @@ class RateStage:
         return rating_rows(question.speech_id, question.what, question.about["order"], self.endpoint.model, value)
 
     def _messages(self, name: str, speech: str, responses: Sequence[str]) -> tuple[dict[str, str], ...]:
-        principle = self.principles[name]
-        labels = [*outside_texts.labels(self.prompt), *(f"Response {i}:" for i in range(1, len(responses) + 1))]
-        quoted = outside_texts.quote([speech, *responses], labels)
-        speech, *responses = quoted.texts
+        principle, prompt = self.principles[name], self.prompt.of(speech)
+        asked = self.prompt.placeholder(speech)
+        labels = [*outside_texts.labels(prompt), *(f"Response {i}:" for i in range(1, len(responses) + 1))]
+        quoted = outside_texts.quote(outside_texts.shown_with(speech, responses), labels)
+        context, *responses = quoted.texts
         values = {
             "{principle}": f"{principle['title']}\n{principle['text']}",
-            "{client_speech}": speech,
+            asked: context,
             "{responses}": "\n".join(f"Response {i}: {text}" for i, text in enumerate(responses, start=1)),
-            **dict.fromkeys(_numbered(self.prompt["user"]), NO_RESPONSE),
+            **dict.fromkeys(_numbered(prompt["user"]), NO_RESPONSE),
             **{f"{{response_{i}}}": text for i, text in enumerate(responses, start=1)},
             "{keys}": "\n".join(
                 f"- response_{i}_rating: an integer from 1 to 5 for response {i}\n"
@@ -106,20 +107,26 @@ class RateStage:
                 for i in range(1, len(responses) + 1)
             ),
         }
-        return quoted.ask(filled_messages(self.prompt, values))
+        return quoted.ask(filled_messages(prompt, values))
 
 
-def load_prompt(prompts: PromptsFile, per_speech: int) -> dict[str, str]:
-    """The `rate` entry of a prompts file, with principle and keys added where its text has no place for them.
+def load_prompt(prompts: PromptsFile, per_speech: int, conversations: bool = False) -> ContextEntry:
+    """The `rate` entries of a prompts file, with principle and keys added where a text has no place for them.
 
     Args:
         prompts: the file.
         per_speech: responses of a speech.
+        conversations: whether conversations are rated too.
 
     Raises:
-        InputError: the entry lacks ``{client_speech}``, or both ``{responses}`` and one placeholder per response.
+        InputError: an entry lacks its placeholder of the context, or both ``{responses}`` and one placeholder per
+            response.
     """
-    prompt = prompts.entry("rate", "{client_speech}")
+    found = prompts.context_entry("rate", conversations)
+    return found.map(lambda prompt: _completed(prompt, prompts, per_speech))
+
+
+def _completed(prompt: dict[str, Any], prompts: PromptsFile, per_speech: int) -> dict[str, Any]:
     text = prompt["user"]
     numbered = _numbered(text)
     if "{responses}" not in text and numbered != [f"{{response_{i}}}" for i in range(1, per_speech + 1)]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from psyco_ray.config import job_file
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import Respond
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
@@ -198,8 +199,9 @@ class ApiStage:
         """One question per speech of the task."""
         task, sampling = self.task, self.task.sampling
         for row in task.rows(part):
+            context = Context.of(row["speech"]).map(outside_texts.as_data)
             call = Call(
-                tuple(task.messages(outside_texts.as_data(row["speech"]))),
+                tuple(task.messages(context.text)),
                 None,
                 sampling.max_tokens,
                 temperature=sampling.temperature,

@@ -12,9 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.evaluate_reward import REWARDBENCH, EvaluateRewardJob, ModelUnderTest
-from psyco_ray.config.prompts import PromptsFile, filled_messages, whole_text
+from psyco_ray.config.prompts import ContextEntry, PromptsFile, filled_messages, whole_text
 from psyco_ray.files.cells import quoted
 from psyco_ray.judge import injections, outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
@@ -63,7 +64,7 @@ class RankStage:
     endpoint: Endpoint
     attempts: int
     max_tokens: int
-    prompt: dict[str, str]
+    prompt: ContextEntry
     principles: str
     outgoing: Outgoing
     pairs: Path  # directory of RANKED
@@ -88,11 +89,12 @@ class RankStage:
         return [{"pair": question.speech_id, "order": question.what, "right": right}]
 
     def _messages(self, *texts: str) -> tuple[dict[str, str], ...]:
-        labels = outside_texts.labels(self.prompt)
-        quoted = outside_texts.quote([self.outgoing.text(self.endpoint, text) for text in texts], labels)
+        asked, *responses = (self.outgoing.text(self.endpoint, text) for text in texts)
+        prompt = self.prompt.of(asked)
+        quoted = outside_texts.quote(outside_texts.shown_with(asked, responses), outside_texts.labels(prompt))
         context, first, second = quoted.texts
         values = {"{client_speech}": context, "{conversation}": context, "{principles}": self.principles}
-        return quoted.ask(filled_messages(self.prompt, values | {"{response_1}": first, "{response_2}": second}))
+        return quoted.ask(filled_messages(prompt, values | {"{response_1}": first, "{response_2}": second}))
 
 
 class PairwiseRanker:
@@ -130,10 +132,16 @@ class PairwiseRanker:
         keys = sorted(by_key)
         prompts, counselling = PromptsFile(job.prompts.file), test != REWARDBENCH
         entry = "rank" if counselling else "rank-general"
-        prompt = load_prompt(prompts, entry)
+        prompt = load_prompt(prompts, entry, any(Context.of(pair["asked"]).is_conversation for pair in pairs))
         principles = prompts.principles_text() if counselling else ""
         outgoing = Outgoing(job.scrub, job.privacy)
-        settings = [model.endpoint.model, model.endpoint.structured, job.ranking.model_dump(), prompt, principles]
+        settings = [
+            model.endpoint.model,
+            model.endpoint.structured,
+            job.ranking.model_dump(),
+            *prompt.key(),
+            principles,
+        ]
         stage = RankStage(
             endpoint=model.endpoint,
             attempts=job.ranking.attempts,
@@ -166,15 +174,30 @@ class PairwiseRanker:
         return self.calls.usage()
 
 
-def load_prompt(prompts: PromptsFile, entry: str) -> dict[str, str]:
-    """A ranker's entry of a prompts file, with the form of an answer added where its text does not mention JSON.
+def load_prompt(prompts: PromptsFile, entry: str, conversations: bool = False) -> ContextEntry:
+    """A ranker's entries of a prompts file, with the form of an answer added where a text does not mention JSON.
+
+    Args:
+        prompts: the file.
+        entry: one of PLACEHOLDERS; `rank-general` is about speeches and conversations.
+        conversations: whether the pairs of a test ask conversations too.
 
     Raises:
-        InputError: the entry or a placeholder is missing.
+        InputError: an entry or a placeholder is missing.
     """
-    prompt = prompts.entry(entry, *PLACEHOLDERS[entry])
-    if entry == "rank" and "{principles}" not in whole_text(prompt):
+    if entry == "rank":
+        return prompts.context_entry(entry, conversations, *PLACEHOLDERS[entry][1:]).map(_with_form_of_rank)
+    general = _with_form(prompts.entry(entry, *PLACEHOLDERS[entry]), entry)
+    return ContextEntry(general, general if conversations else None)
+
+
+def _with_form_of_rank(prompt: dict[str, Any]) -> dict[str, Any]:
+    if "{principles}" not in whole_text(prompt):
         _log.info("rank: the prompt has no {principles}; rankers choose without them")
+    return _with_form(prompt, "rank")
+
+
+def _with_form(prompt: dict[str, Any], entry: str) -> dict[str, Any]:
     if "json" not in whole_text(prompt).lower():
         _log.info(f"{entry}: the prompt does not mention JSON; a description of the answer follows it")
         prompt = {**prompt, "user": prompt["user"] + FORM_LAST}

@@ -6,6 +6,8 @@ import logging
 import re
 from collections.abc import Iterable
 
+from psyco_ray.config.contexts import Context
+
 _log = logging.getLogger(__name__)
 
 _SHOWN = 5  # ids in a log line
@@ -48,12 +50,12 @@ def report(what: str, texts: Iterable[tuple[str, str]]) -> list[str]:
 
     Args:
         what: the questions that the texts are part of, for the log.
-        texts: ids and texts.
+        texts: ids and texts of contexts and responses.
 
     Returns:
         The ids, each once, sorted.
     """
-    found = sorted({key for key, text in texts if addresses_the_judge(text)})
+    found = sorted({key for key, text in texts if any(map(addresses_the_judge, Context.of(text).turns))})
     if found:
         shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
         _log.warning(

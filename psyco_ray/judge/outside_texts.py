@@ -47,6 +47,12 @@ def shown(speech: str, change: Callable[[str], str] = str) -> str:
     return context.map(lambda turn: as_data(change(turn), LABELS)).transcript
 
 
+def shown_with(speech: str, responses: Sequence[str]) -> list[str]:
+    """A context as `shown` has it and responses to it, of which none can pass for a turn of the conversation."""
+    labels = LABELS if Context.of(speech).is_conversation else ()
+    return [shown(speech), *(as_data(text, labels) for text in responses)]
+
+
 @dataclass(frozen=True)
 class Quoted:
     """Texts between marks that none of them can hold, for a question to a judge."""

@@ -115,7 +115,7 @@ COMPARISONS = pa.schema(
 _FLAG = pa.struct(
     [
         ("kind", pa.string()),
-        ("start", pa.int32()),  # offsets of characters; null: of the whole text
+        ("start", pa.int32()),  # offsets in characters of the transcript; null: all of it
         ("end", pa.int32()),
         ("by", pa.string()),  # lexicon, classifier or judge
     ]

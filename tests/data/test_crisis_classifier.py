@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from support.classifiers import LABELS, write_classifier
 
 from psyco_ray.config import job_file
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import CrisisClassifier, DataJob
 from psyco_ray.config.errors import InputError
 from psyco_ray.data import crisis_classifier
@@ -33,8 +34,8 @@ def settings(model: object, **more) -> CrisisClassifier:
     return CrisisClassifier(model=str(model), **{"labels": KINDS, **more})
 
 
-def classified(root: Path, chosen: CrisisClassifier) -> list[dict]:
-    shards.write(root / "collect" / "speeches", "0", SPEECHES, COLLECTED)
+def classified(root: Path, chosen: CrisisClassifier, speeches: list[dict] = SPEECHES) -> list[dict]:
+    shards.write(root / "collect" / "speeches", "0", speeches, COLLECTED)
     actor = ClassifierActor(chosen, "tiny-classifier", root)
     actor.ready()
     assert list(actor.classify("0")) == ["0"]
@@ -68,6 +69,17 @@ def test_a_label_from_the_threshold_flags_its_window(tmp_path, model) -> None:
 def test_two_labels_of_one_kind_flag_a_window_once(tmp_path, model) -> None:
     rows = classified(tmp_path, settings(model, labels=dict.fromkeys(LABELS, "abuse"), threshold=0.01))
     assert [len(row["flags"]) for row in rows[:3]] == [1, 1, 1]
+
+
+def test_each_of_the_clients_turns_is_read_and_flagged_where_it_is_in_the_transcript(tmp_path, model) -> None:
+    context = Context(("I sleep badly.", "Do you want to die?", "Nobody would miss me.", "I hear you.", "Hm."))
+    rows = [{"speech_id": "0a", "speech": context.text}, {"speech_id": "0b", "speech": "I sleep badly."}]
+    chosen = settings(model, labels=dict.fromkeys(LABELS, "abuse"), threshold=0.01)
+    flagged, alone = classified(tmp_path, chosen, rows)
+    said = [context.transcript[one["start"] : one["end"]] for one in flagged["flags"]]
+    assert said == [*context.client_turns]
+    highest = {one["label"]: one["score"] for one in flagged["scores"]}
+    assert all(highest[one["label"]] >= one["score"] - 1e-6 for one in alone["scores"]), "of any turn"
 
 
 def test_a_part_has_the_same_bytes_in_every_run(tmp_path, model) -> None:

@@ -24,7 +24,7 @@ SPEECHES = [
 
 def stage(root: Path, **settings) -> crisis_judge.CrisisStage:
     shards.write(root / "collect" / "speeches", "0", SPEECHES, COLLECTED)
-    prompt = PromptsFile("default").entry("crisis", "{client_speech}", "{kinds}")
+    prompt = PromptsFile("default").context_entry("crisis", False, "{kinds}")
     judge = Endpoint(model="m")
     return crisis_judge.CrisisStage(judge, Crisis(judge=judge, **settings), prompt, root)
 

@@ -224,9 +224,9 @@ def test_a_prompt_with_numbered_placeholders_gets_principle_and_responses(tmp_pa
 def test_a_rate_prompt_without_keys_is_followed_by_them(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text("rate:\n  system: 'By {principle}'\n  user: '{client_speech} {responses}'\n")
     prompt = rate.load_prompt(PromptsFile(str(tmp_path / "mine.yaml")), 2)
-    assert prompt == {"system": "By {principle}", "user": "{client_speech} {responses}" + rate.KEYS_LAST}
+    assert prompt.speech == {"system": "By {principle}", "user": "{client_speech} {responses}" + rate.KEYS_LAST}
     packaged = PromptsFile("default")
-    assert rate.load_prompt(packaged, 4) == packaged.entry("rate")
+    assert rate.load_prompt(packaged, 4).speech == packaged.entry("rate")
 
 
 def test_every_pair_of_responses_can_be_compared():

@@ -99,7 +99,7 @@ def asked(tmp_path_factory) -> list[str]:
     terms = Outgoing(ScrubSent(), Privacy())
     judged = verdicts.Verdicts(pairs, verdicts.JudgeSetup(endpoint, Judging(order="strict"), terms), root)
     stages = [
-        (TopicStage(endpoint, Topics(endpoint=endpoint), prompts.entry("topic"), root), ["0"]),
+        (TopicStage(endpoint, Topics(endpoint=endpoint), prompts.context_entry("topic", False), root), ["0"]),
         (RateStage(Rate(endpoint=endpoint), 0, load_prompt(prompts, 2), prompts.principles(), root), ["0"]),
         (judged.calls.stage, judged.calls.parts),
     ]

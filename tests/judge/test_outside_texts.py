@@ -60,7 +60,7 @@ def test_every_question_of_the_data_pipeline_breaks_markers(tmp_path) -> None:
     sampling = ResponseSampling(prompts.entry("respond"), 1.0, 1.0, 16, 0)
     task = ResponseTask("api", sampling, tmp_path / "collect" / "speeches", tmp_path / "api")
     for stage in (
-        TopicStage(endpoint, Topics(endpoint=endpoint), prompts.entry("topic"), tmp_path),
+        TopicStage(endpoint, Topics(endpoint=endpoint), prompts.context_entry("topic", False), tmp_path),
         RateStage(Rate(endpoint=endpoint), 0, load_prompt(prompts, 2), prompts.principles(), tmp_path),
         ApiStage(endpoint, task),
     ):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import Messages
 from psyco_ray.data import conversations
 from psyco_ray.data.conversations import UnusablePairError
@@ -35,6 +36,7 @@ def answered(prompt: Any, chosen: Any, rejected: Any, system: Any = None, form: 
 
     Args:
         prompt: a text, or a conversation. It may repeat the beginning or a question of the responses' conversations.
+            A text that stands for a conversation (`config.contexts`) is a context of the client's, a `speech`.
         chosen: the better response, the turns that follow the prompt, or the whole conversation.
         rejected: the worse one.
         system: the system message, if there is one.
@@ -46,13 +48,18 @@ def answered(prompt: Any, chosen: Any, rejected: Any, system: Any = None, form: 
     Raises:
         UnusablePairError: the pair cannot be used.
     """
-    text = conversations.read(prompt)
-    asked = [{"role": "user", "content": text}] if isinstance(text, str) else text
-    if isinstance(text, list) and asked[-1]["role"] == "assistant":
+    question = conversations.read(prompt)
+    if isinstance(question, str):
+        context = Context.of(question)
+        asked, text = context.messages, context.text
+        form = "speech" if context.is_conversation else form
+    else:
+        asked, text = question, None
+    if text is None and asked[-1]["role"] == "assistant":
         asked = []  # the chosen conversation, as some files have it beside the pair
     elif not asked[-1]["content"].strip():
         raise UnusablePairError("empty prompt")
-    return _of_sides(asked, chosen, rejected, system, text if isinstance(text, str) else None, form)
+    return _of_sides(asked, chosen, rejected, system, text, form)
 
 
 def whole(chosen: Any, rejected: Any, system: Any = None) -> Row:
@@ -88,7 +95,7 @@ def _of_sides(
         raise UnusablePairError("a prompt that does not end with the user's message")
     better, worse = (side[-1]["content"] for side in sides)
     prompt = conversations.with_system(system, prompt)
-    if text is not None and prompt == [{"role": "user", "content": text}]:
+    if text is not None and prompt == asked:
         return _checked(form, text, better, worse)
     return _checked("messages", json.dumps(prompt), better, worse)
 
