@@ -145,8 +145,8 @@ def enforce(leaky: Sequence[str], data: Data) -> None:
 def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, tuple[str, str]]:
     """The rows whose question is held out: by row `exact`, `near` or `contained`, and the held-out question's origin.
 
-    Contexts are compared by what the client says in them: one that goes on from a held-out one holds it. Contexts of one
-    conversation, at any turns, are found by its beginning.
+    Contexts are compared by what the client says in them: one that goes on from a held-out one holds it. Contexts of
+    one conversation, at any turns, are found by its beginning.
 
     Args:
         asked: the questions of the rows.
