@@ -174,11 +174,9 @@ def transcripts(dialogues: Dialogues, setup: JudgeSetup) -> dict[str, str]:
 
 
 def signs(dialogue: Dialogue) -> bool | None:
-    """Whether a client's turns show signs of a crisis, simulated turns included; None: one could not be screened."""
-    found = [crisis.signs(turn) for turn in dialogue.client_turns]
-    if any(found):
-        return True
-    return None if None in found else False
+    """Whether a client's turns show signs of a crisis, simulated turns included; None: they could not be screened."""
+    found = crisis.signs(dialogue.context.text)
+    return None if found is None else bool(found)
 
 
 def results(

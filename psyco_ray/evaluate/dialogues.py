@@ -87,16 +87,11 @@ class Dialogue:
         return [exchange.response for exchange in self.exchanges if exchange.response is not None]
 
     @property
-    def client_turns(self) -> list[str]:
-        """All that the client says."""
-        return [self.opening, *(e.reply.text for e in self.exchanges if e.reply is not None and e.reply.text)]
-
-    @property
     def context(self) -> Context:
-        """The context of the next response; of a dialogue whose client has the next turn, that of the last one."""
+        """The dialogue up to the client's last words: while it goes on, the context of the next response."""
         turns = [self.opening]
         for exchange in self.exchanges:
-            if exchange.response is not None and exchange.reply is not None and not exchange.reply.ended:
+            if exchange.response is not None and exchange.reply is not None and exchange.reply.text:
                 turns += [exchange.response, exchange.reply.text]
         return Context(tuple(turns))
 

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.contexts import Context
-from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import SPEECH, PromptsFile
@@ -234,14 +233,11 @@ class PolicyEvaluation:
             return task
         endpoint = self._job.opponent.endpoint
         assert endpoint is not None, "a model that is not local has an API"
-        task = self._task(name, "free", {key: {SPEECH: self._sent(endpoint, text)} for key, text in contexts.items()})
+        sent = {key: {SPEECH: self._outgoing.text(endpoint, text)} for key, text in contexts.items()}
+        task = self._task(name, "free", sent)
         calls = answers.calls(endpoint, task, self._directory.root / "journal", self._outgoing)
         calls.execute(self._job.max_cost, self._progress)
         return task
-
-    def _sent(self, endpoint: Endpoint, speech: str) -> str:
-        """A context as it is sent to an API."""
-        return Context.of(speech).map(lambda turn: self._outgoing.text(endpoint, turn)).text
 
     def _task(self, name: str, variant: Variant, values: Mapping[str, Mapping[str, str]]) -> ResponseTask:
         job = self._job

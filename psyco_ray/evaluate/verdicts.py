@@ -93,16 +93,15 @@ class VerdictStage:
     def questions(self, part: str) -> Iterator[Question]:
         """A question for each pair and order; a pair with a `certain` outcome needs none."""
         judging, seed = self.setup.judging, self.setup.seed
-        schema, endpoint = verdict_schema(judging.rationale_chars), self.endpoint
+        schema = verdict_schema(judging.rationale_chars)
         for row in shards.read(self.pairs, part):
             prompt = self.prompt.of(row["speech"])
             labels = outside_texts.labels(prompt)
             placeholders = (_PRINCIPLES, self.prompt.placeholder(row["speech"]), *self.sides)
             for ours_first in orders(judging.order, seed, row):
                 a, b = (row["ours"], row["theirs"]) if ours_first else (row["theirs"], row["ours"])
-                speech = outside_texts.shown(row["speech"], lambda text: self.setup.outgoing.text(endpoint, text))
-                sent = [speech, *(self.setup.outgoing.text(endpoint, text) for text in (a, b))]
-                quoted = outside_texts.quote(sent, labels)
+                speech, *sides = (self.setup.outgoing.text(self.endpoint, text) for text in (row["speech"], a, b))
+                quoted = outside_texts.quote(outside_texts.shown_with(speech, sides), labels)
                 values = dict(zip(placeholders, (self.principles, *quoted.texts), strict=True))
                 messages = quoted.ask(filled_messages(prompt, values))
                 call = Call(messages, schema, judging.max_tokens, temperature=0.0)
@@ -170,12 +169,7 @@ class Verdicts:
         parts = shards.write_by_id(stage.pairs, rows, "speech_id", COMPARED)  # parts as in the journal
         self.calls = CallRun(name, stage, parts, root / "journal", setup.outgoing)
         injections.report(
-            name,
-            (
-                (str(row["speech_id"]), text)
-                for row in rows
-                for text in (Context.of(str(row["speech"])).transcript, str(row["ours"]), str(row["theirs"]))
-            ),
+            name, ((str(row["speech_id"]), str(row[side])) for row in rows for side in ("speech", "ours", "theirs"))
         )
 
     def readable(self) -> dict[str, list[Row]]:

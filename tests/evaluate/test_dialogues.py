@@ -79,7 +79,7 @@ def test_a_dialogue_goes_on_until_one_of_the_two_stops():
     assert dialogue.answered("What happened?").waiting
     ended = told(("Since when?", "May."), ("I see.", "Thank you."), left=True)
     assert (ended.going, ended.waiting, ended.left_at) == (False, False, 2)
-    assert ended.client_turns == [OPENING, "May.", "Thank you."]
+    assert ended.context.client_turns == (OPENING, "May.", "Thank you.")
     silent = told(("Since when?", "May."), (None, None))
     assert (silent.going, silent.waiting, silent.left_at) == (False, False, None)
     unreplied = Dialogue(OPENING).answered("Since when?").replied(None)
