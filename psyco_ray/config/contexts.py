@@ -143,3 +143,8 @@ class Context:
     def map(self, change: Callable[[str], str]) -> Context:
         """The context with every turn changed."""
         return Context(tuple(map(change, self.turns)))
+
+    def without_oldest(self) -> Context:
+        """The context without the client's first turn and the therapist's answer to it."""
+        assert self.is_conversation, "a speech has no older turns"
+        return Context(self.turns[2:])

@@ -41,10 +41,16 @@ _RUN_KEYS = {
     "rollouts.feed",
     "dpo.checkpoint_every",
     "reward.checkpoint_every",
-    *(f"evaluation.judge.{field}" for field in sorted(TRANSPORT_FIELDS)),
+    "simulate.client.max_cost",
+    "simulate.client.rollouts.feed",
+    *(
+        f"{api}.{field}"
+        for api in ("evaluation.judge", "simulate.client.endpoint")
+        for field in sorted(TRANSPORT_FIELDS)
+    ),
     *(
         f"{role}.{field}"
-        for role in ("rollouts", "scorers", "learners", "reward.learners")
+        for role in ("rollouts", "scorers", "learners", "reward.learners", "simulate.client.rollouts")
         for field in ("actors", "cpus", "gpus", "threads", "autoscale")
     ),
 }

@@ -240,7 +240,7 @@ def _check(batch: pa.Table, data: Data, held_out_speeches: Sequence[Any]) -> pa.
     return pa.table({**{name: batch[name] for name in _CLEANED.names}, **leaks})
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # of the policy and of a simulated client
 @gc_paused()
 def shared_tokenizer(model: str, template_options: tuple[tuple[str, Any], ...]) -> Any:
     """A model's tokenizer with options of its chat template, loaded once per process."""

@@ -60,13 +60,15 @@ def reward_phase(job: Job, groups: int = 1) -> list[Role]:
 
 def iterate_phase(job: Job) -> list[Role]:
     """The roles of iterative DPO; all actors live from its start to its end."""
-    scorers, data = Role.from_config("scorer", job.scorers), _data(job)
+    scorers, others = Role.from_config("scorer", job.scorers), [_data(job)]
+    if job.simulate is not None and job.simulate.client.model is not None:
+        others.insert(0, Role.from_config("client", job.simulate.client.rollouts))
     if job.colocated:
         bundle = shared_bundle(job)
         pairs = Role("rollout+learner", job.learners.actors, bundle["CPU"], bundle["GPU"], job.learners.role)
-        return [pairs, scorers, data]
+        return [pairs, scorers, *others]
     learners = Role.from_config("learner", job.learners)
-    return [Role.from_config("rollout", job.rollouts), scorers, learners, data]
+    return [Role.from_config("rollout", job.rollouts), scorers, learners, *others]
 
 
 def shared_bundle(job: Job) -> dict[str, float]:

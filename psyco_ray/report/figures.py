@@ -26,6 +26,8 @@ STAGE_COLORS = dict(zip(("sample", "train", "save", "sync", "evaluate", "judge")
 """Colors of what the driver does, by the stage's name."""
 
 ROLES = ("rollouts", "scorers", "learners")
+CLIENTS = "clients"
+"""The role of simulated clients, which few runs have."""
 
 _VARIABLES = {
     **{color: f"var(--series-{number})" for number, color in enumerate(SERIES, start=1)},
@@ -183,17 +185,19 @@ def timeline(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """
     if not iterations:
         return ""
-    figure, axes = new(3.4, 0.7 + 0.82 * len(iterations))
+    roles = _roles(iterations)
+    figure, axes = new(3.4, 0.7 + (0.1 + 0.18 * (1 + len(roles))) * len(iterations))
+    height = 2.6 + len(roles)
     axes.spines[["left"]].set_visible(False)
     longest = max(_seconds(parts) for parts in iterations.values())
     row_names: dict[float, str] = {}
     for number, (title, parts) in enumerate(iterations.items()):
-        row_names |= _draw_iteration(axes, -5.6 * number, title, parts, longest)
+        row_names |= _draw_iteration(axes, -height * number, title, parts, longest, roles)
     axes.set_yticks(list(row_names), list(row_names.values()), fontsize=7)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_xlim(0, 1.14 * longest)
-    axes.set_ylim(-5.6 * len(iterations) + 1.4, 1.2)
+    axes.set_ylim(-height * len(iterations) + 1.4, 1.2)
     axes.set_xlabel("time (s)", fontsize=_FONT)
     drawn = {stage for parts in iterations.values() for part in parts for stage, _, _ in part["driver"]}
     handles = [axes.broken_barh([], (0, 0), color=STAGE_COLORS[s], label=s) for s in STAGE_COLORS if s in drawn]
@@ -202,16 +206,16 @@ def timeline(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _draw_iteration(
-    axes: Any, top: float, title: str, parts: Sequence[Mapping[str, Any]], longest: float
+    axes: Any, top: float, title: str, parts: Sequence[Mapping[str, Any]], longest: float, roles: Sequence[str]
 ) -> dict[float, str]:
     """Draw the rows of one iteration below `top`; return the names of the rows by their height."""
     seconds = _seconds(parts)
     axes.text(0, top + 0.2, f"{title}: {seconds:.0f} s", fontsize=_FONT, fontweight="bold")
-    rows = {role: top - 1 - row for row, role in enumerate(("driver", *ROLES))}
+    rows = {role: top - 1 - row for row, role in enumerate(("driver", *roles))}
     start = 0.0
     for part in parts:
         if start:
-            axes.plot([start, start], [rows[ROLES[-1]], top], color=MUTED, linewidth=0.8, linestyle="--")
+            axes.plot([start, start], [rows[roles[-1]], top], color=MUTED, linewidth=0.8, linestyle="--")
         # a save runs beside other stages; the shorter of two spans is drawn above the longer
         for stage, begin, end in sorted(part["driver"], key=lambda span: span[1] - span[2]):
             axes.broken_barh([(start + begin, end - begin)], (rows["driver"], 0.8), color=STAGE_COLORS[stage])
@@ -220,10 +224,16 @@ def _draw_iteration(
             heights = [rows[role] + 0.8 * min(1.0, actors / max(1, part["actors"][role])) for actors in busy]
             axes.stairs(heights, edges, baseline=rows[role], fill=True, color=MUTED)
         start += part["seconds"]
-    for role in ROLES:
+    for role in roles:
         axes.plot([0, seconds], [rows[role]] * 2, color=GRID, linewidth=0.6)
         axes.text(1.02 * longest, rows[role] + 0.1, f"{100 * busy_share(parts, role):.0f} %", fontsize=7)
     return {height + 0.4: role for role, height in rows.items()}
+
+
+def _roles(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, ...]:
+    """The roles of a run's actors."""
+    has_clients = any(CLIENTS in part["actors"] for parts in iterations.values() for part in parts)
+    return (*ROLES, CLIENTS) if has_clients else ROLES
 
 
 def busy_share(parts: Sequence[Mapping[str, Any]], role: str) -> float:
@@ -241,7 +251,7 @@ def _describe(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Length and busy shares of every iteration, as a sentence each."""
     return " ".join(
         f"{title}: {_seconds(parts):.0f} seconds, busy share of "
-        + ", ".join(f"{role} {100 * busy_share(parts, role):.0f} %" for role in ROLES)
+        + ", ".join(f"{role} {100 * busy_share(parts, role):.0f} %" for role in _roles(iterations))
         + "."
         for title, parts in iterations.items()
     )

@@ -53,6 +53,25 @@ SCORES = pa.schema(
     ]
 )
 
+DIALOGUES = pa.schema(
+    [
+        ("speech_id", pa.string()),
+        ("index", pa.int32()),  # of the response at the branch
+        ("speech", pa.string()),  # the context where it begins
+        ("responses", pa.list_(pa.string())),  # of the policy, turn by turn
+        ("finished", pa.list_(pa.bool_())),  # by response
+        ("replies", pa.list_(pa.string())),  # of the simulated client
+        ("reward", pa.list_(pa.float32())),  # by response; null: not scored
+        ("heldout", pa.list_(pa.float32())),
+        ("left", pa.bool_()),  # whether the client ended it
+        ("failed", pa.string()),  # why it was given up; null: it was not
+        ("policy_version", pa.int32()),
+        ("client", pa.string()),  # the model that plays the client
+        ("client_digest", pa.string()),  # of its files; null: behind an API
+    ]
+)
+"""Dialogues with simulated clients."""
+
 PAIRS = pa.schema(
     [
         ("speech_id", pa.string()),

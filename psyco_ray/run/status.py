@@ -17,7 +17,7 @@ from psyco_ray.run import storage
 from psyco_ray.run.remote import is_remote
 
 STATUS, SCALE = "status.json", "scale.json"
-ROLES = ("rollouts", "scorers", "learners")
+ROLES = ("rollouts", "scorers", "learners", "clients")
 _STALE_S = 30.0  # age of a status from which its driver counts as gone
 _STALE_REMOTE_S = 75.0  # a remote status is written less often
 

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.util import remove_placement_group
 
+from psyco_ray.config.resources import PoolConfig
 from psyco_ray.config.training import Job
 from psyco_ray.learner.group import LearnerGroup
 from psyco_ray.learner.losses import DpoObjective
@@ -26,6 +27,14 @@ def reward_models(job: Job) -> dict[str, str]:
     scorers = job.scorers
     models = {"reward": scorers.reward_model, "heldout": scorers.heldout_model, "safety": scorers.safety_model}
     return {name: model for name, model in models.items() if model is not None}
+
+
+def pool_settings(job: Job) -> dict[str, PoolConfig]:
+    """The settings of a run's pools, by role."""
+    settings: dict[str, PoolConfig] = {"rollouts": job.rollouts, "scorers": job.scorers}
+    if job.simulate is not None and job.simulate.client.model is not None:
+        settings["clients"] = job.simulate.client.rollouts
+    return settings
 
 
 class RunActors:
@@ -49,7 +58,7 @@ class RunActors:
             PlacementTimeoutError: the cluster has no room.
         """
         self._on_busy = {
-            role: functools.partial(timeline.add_busy, role) for role in ("rollouts", "scorers", "learners")
+            role: functools.partial(timeline.add_busy, role) for role in ("rollouts", "scorers", "learners", "clients")
         }
         with contextlib.ExitStack() as started:
             bundles = None
@@ -60,18 +69,23 @@ class RunActors:
             started.callback(self.rollouts.close)
             self.scorers = self._start_scorers(job)
             started.callback(self.scorers.close)
+            self.clients = self._start_clients(job)
+            if self.clients is not None:
+                started.callback(self.clients.close)
             self.learner = self._start_learner(job, state, bundles)
             started.callback(self.learner.close)
             self.colocation = ColocationManager(job.colocated, self.rollouts, self.learner, job.sync.deadline_s)
             self.close = started.pop_all().close
 
+    @property
+    def pools(self) -> dict[str, ActorPool[Any]]:
+        """The pools by role."""
+        clients = {} if self.clients is None else {"clients": self.clients}
+        return {"rollouts": self.rollouts, "scorers": self.scorers, **clients}
+
     def counts(self) -> dict[str, int]:
         """The current number of actors by role."""
-        return {
-            "rollouts": len(self.rollouts.actors),
-            "scorers": len(self.scorers.actors),
-            "learners": len(self.learner.workers),
-        }
+        return {role: len(pool.actors) for role, pool in self.pools.items()} | {"learners": len(self.learner.workers)}
 
     def _start_rollouts(self, job: Job, bundles: Any) -> ActorPool[RolloutActor]:
         actor = ray.remote(RolloutActor)
@@ -84,6 +98,21 @@ class RunActors:
             job.deadlines,
             on_busy=self._on_busy["rollouts"],
             suspended=job.colocated,
+        )
+
+    def _start_clients(self, job: Job) -> ActorPool[RolloutActor] | None:
+        """The engines that play clients; None: there are no clients, or they are behind an API."""
+        if job.simulate is None or job.simulate.client.model is None:
+            return None
+        actor, client = ray.remote(RolloutActor), job.simulate.client
+        return ActorPool(
+            "client",
+            lambda index: actor.options(**actor_options(client.rollouts)).remote(
+                f"client-{index}", client.model, client.rollouts, job.seed
+            ),
+            client.rollouts.actors,
+            job.deadlines,
+            on_busy=self._on_busy["clients"],
         )
 
     def _start_scorers(self, job: Job) -> ActorPool[ScorerActor]:

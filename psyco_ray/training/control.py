@@ -103,6 +103,9 @@ class Control:
         if ignored := ", ".join(role for role in counts if role in self._fixed):
             _log.warning(f"the number of {ignored} is fixed, because they share GPUs")
         counts = {role: count for role, count in counts.items() if role not in self._fixed}
+        if unknown := ", ".join(role for role in counts if role not in {*self._pools, "learners"}):
+            _log.warning(f"this run has no {unknown} of its own")
+        counts = {role: count for role, count in counts.items() if role in {*self._pools, "learners"}}
         if not counts:
             return
         self.requested |= counts

@@ -18,7 +18,9 @@ from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group
 from psyco_ray.training import conversation_guards, guards
+from psyco_ray.training.dialogue import Dialogue
 from psyco_ray.training.run_state import RunState
+from psyco_ray.training.turn_measures import measure_turns
 
 _log = logging.getLogger(__name__)
 
@@ -39,15 +41,23 @@ class HeldoutEvaluation:
     def __init__(self, job: Job, ledger: Ledger, run_state: RunState, progress: Progress) -> None:
         self._job, self._ledger, self._run_state, self._progress = job, ledger, run_state, progress
 
-    def measure(self, iteration: int, groups: Mapping[str, Group], speeches: Mapping[str, str]) -> Record:
-        """Lengths, variety and rewards of an iteration's responses; see `measure`.
+    def measure(
+        self,
+        iteration: int,
+        groups: Mapping[str, Group],
+        speeches: Mapping[str, str],
+        dialogues: Sequence[Dialogue] | None = None,
+    ) -> Record:
+        """Lengths, variety and rewards of an iteration's responses, see `measure`, and of dialogues by turn.
 
-        If a context is a conversation, also `conversation`; see `conversation_guards.measure`.
+        If a context is a conversation, also `conversation`, over all turns of dialogues, see
+        `conversation_guards.measure`.
 
         Args:
             iteration: 0 is the base model.
             groups: its scored responses by speech id.
             speeches: texts of the contexts by speech id.
+            dialogues: that go on from these responses; None: the job has no simulated clients.
 
         Raises:
             InputError: more than half of the base model's responses are unfinished, so those to train on will be too.
@@ -55,14 +65,18 @@ class HeldoutEvaluation:
         base = self._run_state.evaluation(0)
         assert (base is None) == (iteration == 0), "the base model is evaluated first"
         measures = measure(groups, base, self._job.seed)
-        contexts = {key: Context.of(speeches[key]) for key in sorted(groups)}
-        if any(context.is_conversation for context in contexts.values()):
-            measures["conversation"] = conversation_guards.measure(
-                (context, response.text) for key, context in contexts.items() for response in groups[key].responses
-            )
+        answered = [
+            (Context.of(speeches[key]), response.text) for key in sorted(groups) for response in groups[key].responses
+        ]
+        if dialogues is not None:
+            answered = [said for dialogue in dialogues for said in dialogue.answered()]
+        if any(context.is_conversation for context, _ in answered):
+            measures["conversation"] = conversation_guards.measure(answered)
         if base is None:
             answers = "the base model's answers to the held-out speeches"
             guards.require_finished(measures["finished_share"], answers, self._job.sampling)
+        if dialogues is not None:
+            measures["turns"] = measure_turns(dialogues, None if base is None else base["turns"], self._job.seed)
         return measures
 
     def judge(self, groups: Mapping[str, Group], speeches: Mapping[str, str]) -> Record:

@@ -63,13 +63,16 @@ def _inputs(job: Job) -> dict[str, str]:
     scorers = job.scorers
     models = {"model": job.model, "scorers.reward_model": scorers.reward_model}
     models |= {"scorers.heldout_model": scorers.heldout_model, "scorers.safety_model": scorers.safety_model}
-    digests = {key: _of_model(name) for key, name in models.items() if name is not None}
+    if job.simulate is not None:
+        models["simulate.client.model"] = job.simulate.client.model
+    digests = {key: digest_of(name) for key, name in models.items() if name is not None}
     if job.prompts.file != "default":
         digests["prompts.file"] = digest_of_file(local_path(job.prompts.file))
     return digests
 
 
-def _of_model(name: str) -> str:
+def digest_of(name: str) -> str:
+    """A digest of a model's files, which changes with them."""
     if is_remote(name) or local_path(name).is_dir():
         return digest_of_model(name)
     return digest_of_model(str(loading.resolve(name)))

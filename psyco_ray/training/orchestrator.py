@@ -39,9 +39,10 @@ from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.timeline import Timeline
 from psyco_ray.run.types import PreferencePair, Rows
 from psyco_ray.training import weight_sync
-from psyco_ray.training.actors import RunActors, reward_models
+from psyco_ray.training.actors import RunActors, pool_settings, reward_models
 from psyco_ray.training.background_save import BackgroundSave
 from psyco_ray.training.control import Control
+from psyco_ray.training.dialogue_stages import Dialogues
 from psyco_ray.training.heldout import HeldoutEvaluation
 from psyco_ray.training.pair_stage import PairStage
 from psyco_ray.training.pipeline import SamplingPipeline
@@ -83,15 +84,19 @@ class Orchestrator:
             self.actors = RunActors(job, state, self.timeline)
             started.callback(self.actors.close)
             rollouts, scorers = self.actors.rollouts, self.actors.scorers
-            self._pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, tuple(reward_models(job)))
+            models, clients = tuple(reward_models(job)), self.actors.clients
+            self._pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, models, clients)
+            self._dialogues = None
+            if job.simulate is not None:
+                self._dialogues = Dialogues(job, ledger, telemetry, self._pipeline, models)
             self._pairs = PairStage(job, ledger, telemetry, self._reference)
             self._trainer = PolicyTrainer(job, ledger, telemetry, self.timeline, self.actors.learner)
             ledger.wait_before_results(self._save.wait)
             self._heldout = HeldoutEvaluation(job, ledger, self.run_state, telemetry)
             self.control = Control(
                 ledger,
-                {"rollouts": rollouts, "scorers": scorers},
-                {"rollouts": job.rollouts, "scorers": job.scorers},
+                self.actors.pools,
+                pool_settings(job),
                 self._status,
                 fixed=("rollouts", "learners") if job.colocated else (),
             )
@@ -123,6 +128,8 @@ class Orchestrator:
             self.actors.learner.save_state(self._state(0))
         self.actors.colocation.to_rollouts()
         self.actors.rollouts.wait_ready()
+        if self.actors.clients is not None:
+            self.actors.clients.wait_ready()
 
     def sample_pairs(self, iteration: int, rows: Rows) -> list[PreferencePair]:
         """Samples and scores responses to speeches and pairs the best with the worst of each (paper §4.2).
@@ -138,8 +145,12 @@ class Orchestrator:
             began = time.time()
             self.actors.colocation.to_rollouts()
             with self.control.autoscaling(), self.timeline.span(iteration, "sample"):
-                groups = self._pipeline.samples(iteration, rows, self.rollout_version)
-                facts = self._pairs.make_sampled(iteration, rows, groups)
+                if self._dialogues is None:
+                    groups = self._pipeline.samples(iteration, rows, self.rollout_version)
+                    facts = self._pairs.make_sampled(iteration, rows, groups)
+                else:
+                    rows, groups = self._dialogues.samples(iteration, rows, self.rollout_version)
+                    facts = self._pairs.make_sampled(iteration, rows, groups) | self._dialogues.facts()
             self.ledger.finish(name, began, **facts, busy=self._pipeline.pop_busy_seconds())
         return self._pairs.read(iteration)
 
@@ -237,10 +248,13 @@ class Orchestrator:
             scored = self._pipeline.answers(iteration, rows, self.rollout_version)
             tracked = self.telemetry.track(scored, f"iteration {iteration}: held-out speeches", total)
             groups = {group.prompt.speech_id: group for group in tracked}
+            dialogues = None
+            if self._dialogues is not None:
+                dialogues = self._dialogues.heldout(iteration, rows, groups, self.rollout_version)
         speeches = {row["speech_id"]: row["speech"] for row in rows}
         facts: Row = {
             "version": self.rollout_version,
-            **self._heldout.measure(iteration, groups, speeches),
+            **self._heldout.measure(iteration, groups, speeches, dialogues),
             "quarantined": self.ledger.quarantined(stage(iteration, "dev")),
             "busy": self._pipeline.pop_busy_seconds(),
         }
@@ -273,7 +287,7 @@ class Orchestrator:
     def _status(self, pools: dict[str, list[Row]]) -> Row:
         """What `status.json` holds besides the pools' actors."""
         telemetry, actors = self.telemetry, self.actors
-        waiting = {"rollouts": actors.rollouts.waiting(), "scorers": actors.scorers.waiting()}
+        waiting = {role: pool.waiting() for role, pool in actors.pools.items()}
         figures = telemetry.rolling.snapshot(pools, waiting)
         telemetry.export(figures)
         return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from psyco_ray.config.prompts import load_prompt, prompt_messages, without_examples
+from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.pool.actor_pool import ActorPool
 from psyco_ray.rollout.actor import RolloutActor, SamplingRequest, items_in_flight
@@ -25,7 +26,7 @@ _CHARS_PER_TOKEN, _TURN_TOKENS = 4, 6  # English text, and what a chat template 
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class Sampling:
     """How responses are sampled; part of an item's key."""
 
     version: int  # of the policy
@@ -37,15 +38,16 @@ class _Sampling:
 
 
 @dataclass(frozen=True)
-class _Stage:
+class SamplingStage:
     """One stage of sampling and scoring."""
 
     name: str  # in the ledger
     rows: Rows  # of the SPEECHES table
     seed: tuple[str, int]  # purpose and iteration, which the seeds of the prompts depend on
-    sampling: _Sampling
-    scored_by: tuple[str, ...]  # reward models, and the reference policy
-    training: bool  # whether the groups are trained on
+    sampling: Sampling
+    scored_by: tuple[str, ...]  # reward models, and the reference policy; empty: the groups are not scored
+    training: bool = False  # whether the groups are trained on
+    by_clients: bool = False  # whether the simulated clients' engines sample, not the policy's
 
 
 class SamplingPipeline:
@@ -73,6 +75,7 @@ class SamplingPipeline:
         rollouts: ActorPool[RolloutActor],
         scorers: ActorPool[ScorerActor],
         reward_models: tuple[str, ...],
+        clients: ActorPool[RolloutActor] | None = None,
     ) -> None:
         """Take the pools, which may still be loading.
 
@@ -83,11 +86,13 @@ class SamplingPipeline:
             rollouts: sample.
             scorers: score and compute reference log-probabilities.
             reward_models: the scorers' names for their reward models.
+            clients: sample the turns of simulated clients; None: the job has none, or they are behind an API.
         """
         self._job, self._ledger, self._telemetry = job, ledger, telemetry
         self._rollouts, self._scorers, self._reward_models = rollouts, scorers, reward_models
+        self._clients = clients
         self._prompt = without_examples(load_prompt(job.prompts))  # the scorers' one
-        self._busy_s = {"rollout": 0.0, "scorer": 0.0}
+        self._busy_s = dict.fromkeys(("rollout", "scorer", *(("client",) if clients is not None else ())), 0.0)
 
     def pop_busy_seconds(self) -> dict[str, float]:
         """Busy seconds of the actors since the last call, by role."""
@@ -106,10 +111,10 @@ class SamplingPipeline:
             Each speech's group with its `reward` scores, and `safety` scores where there is such a model.
         """
         settings = self._job.sampling
-        sampling = _Sampling(version, settings.responses, settings.temperature, settings.top_p, settings.max_tokens)
+        sampling = Sampling(version, settings.responses, settings.temperature, settings.top_p, settings.max_tokens)
         models = tuple(name for name in ("reward", "safety") if name in self._reward_models)
-        work = _Stage(stage(iteration, "samples"), rows, ("samples", iteration), sampling, models, training=True)
-        return self._groups(work)
+        work = SamplingStage(stage(iteration, "samples"), rows, ("samples", iteration), sampling, models, training=True)
+        return self.groups(work)
 
     def answers(self, iteration: int, rows: Rows, version: int) -> Iterator[Group]:
         """Groups of responses to held-out speeches, scored by all reward models.
@@ -124,11 +129,11 @@ class SamplingPipeline:
         """
         settings = self._job.evaluation
         referenced = self._job.dpo.reference == "base"
-        sampling = _Sampling(
+        sampling = Sampling(
             version, settings.responses, settings.temperature, 1.0, self._job.sampling.max_tokens, logprobs=referenced
         )
         models = (*self._reward_models, REFERENCE) if referenced else self._reward_models
-        return self._groups(_Stage(stage(iteration, "dev"), rows, ("dev", 0), sampling, models, training=False))
+        return self.groups(SamplingStage(stage(iteration, "dev"), rows, ("dev", 0), sampling, models))
 
     def reference(self, name: str, batches: Iterable[Sequence[PreferencePair]]) -> dict[str, tuple[float, float]]:
         """Log-probabilities of a stage's pairs under the reference model, by key.
@@ -157,52 +162,69 @@ class SamplingPipeline:
             self._busy_s["scorer"] += pair.seconds
         return reference
 
-    def _groups(self, work: _Stage) -> Iterator[Group]:
+    def groups(self, work: SamplingStage) -> Iterator[Group]:
         """The groups of a stage: those stored, then new ones, stored as they complete."""
         quarantine = Quarantine(work.name, len(work.rows))
         speeches: dict[str, str] = {}  # by id, from the forming of an item to its groups
 
-        def scored(missing: Iterator[PromptBatch]) -> Iterator[Group]:
-            return self._score(work, self._sample(work, missing, speeches, quarantine), quarantine)
+        def produced(missing: Iterator[PromptBatch]) -> Iterator[Group]:
+            if not work.scored_by:
+                return self._sample(work, missing, quarantine.add)
+            return self._score(work, self._batch(work, missing, speeches, quarantine), quarantine)
 
         yield from self._ledger.stored_groups(work.name, self._items(work, {}))
-        yield from self._ledger.store_missing(work.name, self._items(work, speeches), scored, quarantine.reasons)
+        yield from self._ledger.store_missing(work.name, self._items(work, speeches), produced, quarantine.reasons)
 
     def _sample(
-        self, work: _Stage, items: Iterator[PromptBatch], speeches: dict[str, str], quarantine: Quarantine
+        self, work: SamplingStage, items: Iterable[PromptBatch], give_up: Callable[[str, str], None]
+    ) -> Iterator[Group]:
+        """Sample the items; `give_up` gets the id of each speech that fails, and the reason."""
+        pool = self._clients if work.by_clients else self._rollouts
+        assert pool is not None, "simulated clients have engines"
+
+        def failed(request: SamplingRequest, reason: str) -> None:
+            for prompt in request.item.prompts:
+                give_up(prompt.speech_id, reason)
+
+        sampled: Iterator[tuple[Group, float]] = pool.stream(
+            RolloutActor.sample,
+            (SamplingRequest(item, **asdict(work.sampling)) for item in items),
+            name=work.name,
+            identity=lambda result: result[0].prompt.speech_id,
+            split=SamplingRequest.split,
+            on_failed=failed,
+            in_flight=items_in_flight(self._engines(work), work.sampling.responses),
+        )
+        for group, seconds in sampled:
+            assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"
+            self._busy_s["client" if work.by_clients else "rollout"] += seconds
+            if not work.by_clients:
+                tokens = sum(len(response.token_ids) for response in group.responses)
+                self._telemetry.rolling.add(
+                    rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
+                )
+            yield group
+
+    def _batch(
+        self, work: SamplingStage, items: Iterator[PromptBatch], speeches: dict[str, str], quarantine: Quarantine
     ) -> Iterator[GroupBatch]:
         """Sample the items; yields batches for the scorers, each of one item's groups in the order of its prompts."""
         batches = Batches[_Asked](tokens_of_call(self._job.scorers))
         complete: deque[tuple[_Asked, ...]] = deque()
 
-        def requests() -> Iterator[SamplingRequest]:
+        def opened() -> Iterator[PromptBatch]:
             for item in items:
                 batches.open([prompt.speech_id for prompt in item.prompts])
-                yield SamplingRequest(item, **asdict(work.sampling))
+                yield item
 
-        def give_up(request: SamplingRequest, reason: str) -> None:
-            for prompt in request.item.prompts:
-                quarantine.add(prompt.speech_id, reason)
-                complete.extend(batches.add(prompt.speech_id, None))
+        def give_up(speech_id: str, reason: str) -> None:
+            quarantine.add(speech_id, reason)
+            complete.extend(batches.add(speech_id, None))
 
-        sampled: Iterator[tuple[Group, float]] = self._rollouts.stream(
-            RolloutActor.sample,
-            requests(),
-            name=work.name,
-            identity=lambda result: result[0].prompt.speech_id,
-            split=SamplingRequest.split,
-            on_failed=give_up,
-            in_flight=items_in_flight(self._job.rollouts, work.sampling.responses),
-        )
-        for group, seconds in sampled:
-            assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"
-            self._busy_s["rollout"] += seconds
-            tokens = sum(len(response.token_ids) for response in group.responses)
-            self._telemetry.rolling.add(
-                rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
-            )
+        for group in self._sample(work, opened(), give_up):
             messages = prompt_messages(self._prompt, speeches.pop(group.prompt.speech_id))
             # about what a reward model reads, whose tokenizer and prompt may be others than the policy's
+            tokens = sum(len(response.token_ids) for response in group.responses)
             read = tokens + sum(len(text["content"]) for text in messages) // _CHARS_PER_TOKEN
             read += _TURN_TOKENS * (len(messages) + len(group.responses))
             complete.extend(batches.add(group.prompt.speech_id, (group, messages), read))
@@ -210,7 +232,7 @@ class SamplingPipeline:
                 yield GroupBatch(complete.popleft(), work.scored_by)
         yield from (GroupBatch(batch, work.scored_by) for batch in complete)
 
-    def _score(self, work: _Stage, sampled: Iterable[GroupBatch], quarantine: Quarantine) -> Iterator[Group]:
+    def _score(self, work: SamplingStage, sampled: Iterable[GroupBatch], quarantine: Quarantine) -> Iterator[Group]:
         """Score groups as they are sampled; yields them in order of completion."""
         rolling = self._telemetry.rolling
         unscored: dict[str, Group] = {}  # that the scorers have, by speech: only their scores come back
@@ -241,13 +263,20 @@ class SamplingPipeline:
                 rolling.add(sampled=1, reward_sum=sum(group.scores["reward"]) / len(group.responses))
             yield group
 
-    def _items(self, work: _Stage, speeches: dict[str, str]) -> Iterator[PromptBatch]:
+    def _items(self, work: SamplingStage, speeches: dict[str, str]) -> Iterator[PromptBatch]:
         """Batches of prompts, each keyed by everything its responses depend on; the texts go to `speeches`."""
         sampling, rows = asdict(work.sampling), iter(work.rows)
-        while batch := list(itertools.islice(rows, self._job.rollouts.speeches_per_item)):
+        while batch := list(itertools.islice(rows, self._engines(work).speeches_per_item)):
             speeches |= {row["speech_id"]: row["speech"] for row in batch}
             prompts = tuple(self._prompt_of(row, work.seed) for row in batch)
             yield PromptBatch(key_of(sampling, [[p.token_ids, p.seed] for p in prompts]), prompts)
+
+    def _engines(self, work: SamplingStage) -> Rollouts:
+        """The settings of the engines that sample a stage."""
+        if not work.by_clients:
+            return self._job.rollouts
+        assert self._job.simulate is not None, "the job has simulated clients"
+        return self._job.simulate.client.rollouts
 
     def _prompt_of(self, row: Row, seed: tuple[str, int]) -> Prompt:
         """The prompt of a speech; its seed depends on job seed, purpose, iteration and speech."""

@@ -1,0 +1,167 @@
+"""Dialogues of a policy with simulated clients: what was said, how it was scored, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from psyco_ray.config.contexts import Context
+from psyco_ray.run.schemas import DIALOGUES
+from psyco_ray.run.types import Group, Row
+from psyco_ray.simulate.clients import Reply
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response of the policy in a dialogue."""
+
+    text: str
+    tokens: int
+    finished: bool
+    scores: Mapping[str, float]  # by reward model; empty where it was not scored
+
+    @classmethod
+    def of(cls, group: Group, index: int) -> Answer:
+        """A response of a group."""
+        response = group.responses[index]
+        scores = {model: values[index] for model, values in group.scores.items()}
+        return cls(response.text, response.tokens, response.finished, scores)
+
+
+@dataclass
+class Dialogue:
+    """A dialogue as far as it has come.
+
+    Example:
+        >>> dialogue = Dialogue("3f2a", "3f2a", start := Context.of("I cannot sleep."), start)
+        >>> dialogue.answer(Answer("What keeps you awake?", 5, True, {}))
+        >>> dialogue.reply(Reply("My job.", ended=False))
+        >>> dialogue.context.turn, dialogue.waits_for_policy
+        (2, True)
+    """
+
+    key: str  # the speech's id, from the branch on with the number of the response
+    speech_id: str
+    start: Context  # where it began, which the client's profile is drawn for
+    context: Context  # that the next response answers, or the last one if no other follows
+    index: int = 0  # of the response at the branch
+    answers: list[Answer] = field(default_factory=list)
+    replies: list[str] = field(default_factory=list)
+    left: bool = False  # the client has ended it
+    failed: str | None = None  # why it was given up
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the client's turn follows; nobody reacts to a response without text."""
+        return self._goes_on and len(self.answers) > len(self.replies) and bool(self.response.strip())
+
+    @property
+    def waits_for_policy(self) -> bool:
+        """Whether a response follows."""
+        return self._goes_on and len(self.answers) == len(self.replies)
+
+    @property
+    def response(self) -> str:
+        """The last response."""
+        return self.answers[-1].text
+
+    def answer(self, answer: Answer) -> None:
+        """Add a response."""
+        self.answers.append(answer)
+
+    def reply(self, reply: Reply) -> None:
+        """Add the client's turn; a client who leaves asks for no response."""
+        self.replies.append(reply.text)
+        if reply.ended:
+            self.left = True
+        else:
+            self.context = self.context.answered(self.response, reply.text)
+
+    def answered(self) -> Iterator[tuple[Context, str]]:
+        """Each response with the context that it answers."""
+        context = self.start
+        for turn, answer in enumerate(self.answers):
+            yield context, answer.text
+            if turn < len(self.replies):
+                context = context.answered(answer.text, self.replies[turn])
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self.left and self.failed is None
+
+
+class PromptRows:
+    """Dialogues as rows of the SPEECHES table. Their prompts are rendered when an item is formed.
+
+    A dialogue without a prompt, because the last turn alone does not fit, has no row and is given up.
+    """
+
+    def __init__(self, dialogues: Sequence[Dialogue], prompt_of: Callable[[Dialogue], list[int] | None]) -> None:
+        """Name the dialogues; nothing is rendered yet.
+
+        Args:
+            dialogues: whose next turn is asked for.
+            prompt_of: the token ids of a dialogue's prompt; None: there is no room.
+        """
+        self._dialogues, self._prompt_of = dialogues, prompt_of
+
+    def __len__(self) -> int:
+        return len(self._dialogues)
+
+    def __iter__(self) -> Iterator[Row]:
+        for dialogue in self._dialogues:
+            if (prompt_ids := self._prompt_of(dialogue)) is None:
+                dialogue.failed = "its last turn does not fit the context length"
+            else:
+                yield {"speech_id": dialogue.key, "speech": dialogue.context.text, "prompt_ids": prompt_ids}
+
+
+def branches(before: Dialogue, group: Group) -> list[Dialogue]:
+    """The dialogues that begin with each response of a group, in its order.
+
+    Args:
+        before: the dialogue up to the group's context.
+        group: of responses to it.
+    """
+    return [
+        replace(
+            before,
+            key=f"{before.speech_id}:{index}",
+            index=index,
+            answers=[*before.answers, Answer.of(group, index)],
+            replies=[*before.replies],
+            left=False,
+        )
+        for index in range(len(group.responses))
+    ]
+
+
+def table_of(dialogues: Iterable[Dialogue], version: int, client: Mapping[str, Any]) -> pa.Table:
+    """Dialogues as rows of the DIALOGUES table.
+
+    Args:
+        dialogues: in the order of the rows.
+        version: of the policy.
+        client: `client` and `client_digest`.
+    """
+    rows = [
+        {
+            "speech_id": dialogue.speech_id,
+            "index": dialogue.index,
+            "speech": dialogue.start.text,
+            "responses": [answer.text for answer in dialogue.answers],
+            "finished": [answer.finished for answer in dialogue.answers],
+            "replies": dialogue.replies,
+            "reward": [answer.scores.get("reward") for answer in dialogue.answers],
+            "heldout": [answer.scores.get("heldout") for answer in dialogue.answers],
+            "left": dialogue.left,
+            "failed": dialogue.failed,
+            "policy_version": version,
+            **client,
+        }
+        for dialogue in dialogues
+    ]
+    return pa.Table.from_pylist(rows, schema=DIALOGUES)

@@ -1,0 +1,68 @@
+"""Measures of held-out dialogues by turn, against those of the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psyco_ray.evaluate import stats
+from psyco_ray.rollout.scorer import REFERENCE
+from psyco_ray.training.dialogue import Answer, Dialogue
+
+Record = dict[str, Any]
+
+
+def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, seed: int) -> list[Record]:
+    """Rewards, lengths and drop-out of dialogues, turn by turn.
+
+    Args:
+        dialogues: of one policy.
+        base: the base model's measures of the same dialogues; None for the base model itself.
+        seed: of the bootstrap.
+
+    Returns:
+        For each `turn` the number of `speeches` whose dialogues have it, `mean_tokens` and `finished_share` of its
+        responses, `drop_out` (share of all dialogues that the client has left before it), `failed` (their number), and
+        for each reward model the mean `reward` over speeches with its `ci95`, the mean by speech as `scores`, and
+        against the base model the mean `gain` over the speeches whose dialogues have the turn under both, with its
+        paired `gain_ci95`; None without such a speech.
+    """
+    last = max(len(dialogue.answers) for dialogue in dialogues)
+    return [
+        _measure(turn, dialogues, base[turn - 1] if base is not None and turn <= len(base) else None, seed)
+        for turn in range(1, last + 1)
+    ]
+
+
+def _measure(turn: int, dialogues: Sequence[Dialogue], base: Record | None, seed: int) -> Record:
+    by_speech: dict[str, list[Answer]] = {}
+    for dialogue in sorted(dialogues, key=lambda dialogue: (dialogue.speech_id, dialogue.index)):
+        if len(dialogue.answers) >= turn:
+            by_speech.setdefault(dialogue.speech_id, []).append(dialogue.answers[turn - 1])
+    answers = [answer for said in by_speech.values() for answer in said]
+    measures: Record = {
+        "turn": turn,
+        "speeches": len(by_speech),
+        "mean_tokens": sum(answer.tokens for answer in answers) / len(answers),
+        "finished_share": sum(answer.finished for answer in answers) / len(answers),
+        "drop_out": sum(dialogue.left and len(dialogue.answers) < turn for dialogue in dialogues) / len(dialogues),
+        "failed": sum(dialogue.failed is not None and len(dialogue.answers) < turn for dialogue in dialogues),
+    }
+    for model in answers[0].scores:
+        if model == REFERENCE:
+            continue
+        scores = {key: sum(answer.scores[model] for answer in said) / len(said) for key, said in by_speech.items()}
+        measures[model] = {
+            "reward": sum(scores.values()) / len(scores),
+            "ci95": stats.bootstrap_mean([*scores.values()], seed),
+            "scores": scores,
+            **({} if base is None else _gain(scores, base[model]["scores"], seed)),
+        }
+    return measures
+
+
+def _gain(scores: Mapping[str, float], base: Mapping[str, float], seed: int) -> Record:
+    gains = [score - base[key] for key, score in scores.items() if key in base]
+    if not gains:
+        return {"gain": None, "gain_ci95": None}
+    return {"gain": sum(gains) / len(gains), "gain_ci95": stats.bootstrap_mean(gains, seed)}

@@ -1,0 +1,57 @@
+"""Measures of held-out dialogues by turn."""
+
+import pytest
+
+from psyco_ray.config.contexts import Context
+from psyco_ray.evaluate import stats
+from psyco_ray.training.dialogue import Answer, Dialogue
+from psyco_ray.training.turn_measures import measure_turns
+
+START = Context.of("I cannot sleep.")
+
+
+def dialogue(speech: str, *scores: float, index: int = 0, left: bool = False, failed: str | None = None) -> Dialogue:
+    answers = [Answer("Oh.", 10 * turn, turn < 3, {"reward": score}) for turn, score in enumerate(scores, start=1)]
+    return Dialogue(f"{speech}:{index}", speech, START, START, index, answers, ["Yes."] * len(answers), left, failed)
+
+
+def test_turns_are_measured_over_the_speeches_whose_dialogues_have_them() -> None:
+    dialogues = [
+        dialogue("a", 1.0, 2.0, 3.0),
+        dialogue("b", 0.0, 1.0, left=True),
+        dialogue("c", 2.0, failed="died"),
+        dialogue("a", 3.0, 4.0, 5.0, index=1),
+    ]
+    one, two, three = measure_turns(dialogues, None, seed=0)
+    assert [one["speeches"], two["speeches"], three["speeches"]] == [3, 2, 1]
+    assert [one["drop_out"], two["drop_out"], three["drop_out"]] == [0, 0, 0.25]
+    assert [one["failed"], two["failed"], three["failed"]] == [0, 1, 1]
+    assert one["reward"]["scores"] == {"a": 2.0, "b": 0.0, "c": 2.0}
+    assert two["reward"]["reward"] == 2.0
+    assert three["reward"] == {"reward": 4.0, "ci95": (4.0, 4.0), "scores": {"a": 4.0}}
+    assert (one["mean_tokens"], one["finished_share"], three["finished_share"]) == (10, 1, 0)
+
+
+def test_the_gain_is_paired_over_speeches_that_both_policies_have() -> None:
+    base = measure_turns([dialogue(f"s{n:02d}", float(n), n * 1.0) for n in range(20)], None, seed=0)
+    ours = [dialogue(f"s{n:02d}", n + 0.5, *([] if n < 5 else [n + 0.25 * (n % 2)])) for n in range(25)]
+    one, two = measure_turns(ours, base, seed=0)
+    assert one["reward"]["gain"] == pytest.approx(0.5)
+    assert one["reward"]["gain_ci95"] == pytest.approx((0.5, 0.5)), "the spread of speeches cancels"
+    gains = [0.25 * (n % 2) for n in range(5, 20)]
+    assert two["reward"]["gain"] == pytest.approx(sum(gains) / 15)
+    assert two["reward"]["gain_ci95"] == stats.bootstrap_mean(gains, 0)
+    low, high = two["reward"]["gain_ci95"]
+    assert low < two["reward"]["gain"] < high
+
+
+def test_a_turn_that_the_base_model_never_reached_has_no_gain() -> None:
+    base = measure_turns([dialogue("a", 1.0), dialogue("b", 1.0, 2.0)], None, seed=0)
+    _, two, three = measure_turns([dialogue("a", 1.0, 2.0, 3.0)], base, seed=0)
+    assert (two["reward"]["gain"], two["reward"]["gain_ci95"]) == (None, None)
+    assert "gain" not in three["reward"]
+
+
+def test_a_dialogue_has_each_response_with_its_context() -> None:
+    said = [*dialogue("a", 1.0, 2.0).answered()]
+    assert said == [(START, "Oh."), (START.answered("Oh.", "Yes."), "Oh.")]
