@@ -6,6 +6,7 @@ one update: an actor that joins later takes the weights from the object store, a
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -108,7 +109,8 @@ class Receivers:
                     raise TransferError(f"rollout actor {index} failed, {self.failures[index]}") from error
 
 
-def send(
+@contextlib.contextmanager
+def sending(
     transport: str,
     parameters: Parameters,
     sizes: Sequence[int],
@@ -117,9 +119,10 @@ def send(
     rank: int,
     workers: int,
     chunk_bytes: int,
-    meanwhile: Callable[[], object] = lambda: None,
-) -> list[ray.ObjectRef]:
-    """Send all parameters to the receivers; every rank calls it, and every rank comes to its end.
+) -> Iterator[list[ray.ObjectRef]]:
+    """Send all parameters to the receivers, which load the last ones while the body runs, and finish the update.
+
+    Every rank enters it and runs the body, whatever becomes of the receivers.
 
     Args:
         transport: nccl, ipc, gloo, shared_memory or object_store.
@@ -131,38 +134,40 @@ def send(
         rank: of this process; 0 calls the actors.
         workers: of each actor's engine.
         chunk_bytes: size of a chunk; a larger parameter is a chunk by itself.
-        meanwhile: called on every rank while the receivers load what is left, and again, where it must do nothing.
 
-    Returns:
+    Yields:
         On rank 0: references to the chunks in the object store, if the transport is that.
     """
     stored: list[ray.ObjectRef] = []
-    if transport in weight_chunks.SHARED:
-        size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
-        _share(transport, parameters, size, receivers, version, rank, meanwhile)
-    elif not rank and transport in weight_chunks.GROUPS:
-        size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
-        try:
-            _broadcast(transport, parameters, size, receivers, version, workers, meanwhile)
-        except TransferError as error:
-            receivers.fail_all(str(error))
-    elif not rank:
-        stored = _store(parameters, receivers, version, min(chunk_bytes, STORED_BYTES), meanwhile)
-    for _ in parameters:  # the other ranks gather what is left
-        pass
-    meanwhile()  # a transfer may have failed on rank 0 alone
-    return stored
+    with contextlib.ExitStack() as kept:  # what the receivers need until they have finished
+        with _left_out(receivers):
+            if transport in weight_chunks.SHARED:
+                _share(transport, parameters, weight_chunks.buffer_bytes(sizes, chunk_bytes), receivers, rank, kept)
+            elif not rank and transport in weight_chunks.GROUPS:
+                size = weight_chunks.buffer_bytes(sizes, chunk_bytes)
+                _broadcast(transport, parameters, size, receivers, workers, kept)
+            elif not rank:
+                _store(parameters, receivers, min(chunk_bytes, STORED_BYTES), stored)
+        for _ in parameters:  # the other ranks gather what is left
+            pass
+        yield stored
+        with _left_out(receivers):
+            if not rank:
+                receivers.begin("finish_update", version)
+                receivers.end()
 
 
-def _store(
-    parameters: Parameters,
-    receivers: Receivers,
-    version: int,
-    bucket_bytes: int,
-    meanwhile: Callable[[], object],
-) -> list[ray.ObjectRef]:
+@contextlib.contextmanager
+def _left_out(receivers: Receivers) -> Iterator[None]:
+    """Leave out all receivers of a group that failed."""
+    try:
+        yield
+    except TransferError as error:
+        receivers.fail_all(str(error))
+
+
+def _store(parameters: Parameters, receivers: Receivers, bucket_bytes: int, stored: list[ray.ObjectRef]) -> None:
     """Rank 0's part in the object store: it stores chunks while the receivers load those before."""
-    stored: list[ray.ObjectRef] = []
     receivers.begin("init_transfer", "object_store", ())
     receivers.begin("start_update")
     arrays = ((name, weight_codec.as_array(tensor)) for name, tensor in parameters)
@@ -173,10 +178,6 @@ def _store(
             receivers.begin("receive_chunk", chunk)
         else:
             receivers.add(chunk)
-    meanwhile()
-    receivers.begin("finish_update", version)
-    receivers.end()
-    return stored
 
 
 def _broadcast(
@@ -184,9 +185,8 @@ def _broadcast(
     parameters: Parameters,
     size: int,
     receivers: Receivers,
-    version: int,
     workers: int,
-    meanwhile: Callable[[], object],
+    kept: contextlib.ExitStack,
 ) -> None:
     """Rank 0's part in a group. One failed receiver ends it, because the others would wait for it.
 
@@ -196,11 +196,12 @@ def _broadcast(
     listener = rendezvous.listen(ray.util.get_node_ip_address())
     address, world_size = rendezvous.address_of(listener), 1 + workers * len(receivers)
     group = TransferGroup(transport, address, 0, world_size, receivers.left_s, listener)
+    kept.callback(group.close)
+
+    def place(index: int) -> tuple[Any, ...]:
+        return ((address, 1 + index * workers, world_size, receivers.left_s),)
+
     try:
-
-        def place(index: int) -> tuple[Any, ...]:
-            return ((address, 1 + index * workers, world_size, receivers.left_s),)
-
         receivers.begin("init_transfer", transport, numbered=place)
         group.open(receivers.watch)
         receivers.begin("start_update")
@@ -208,14 +209,9 @@ def _broadcast(
         for chunk in weight_chunks.pack(parameters, buffer):  # packs while the receivers load the chunk before
             receivers.begin("receive_chunk", chunk)
             group.broadcast(buffer[: chunk.bytes], receivers.watch)
-        meanwhile()
-        receivers.begin("finish_update", version)
-        receivers.end()
     except TransferError as error:
         group.abandon(str(error))
         raise
-    finally:
-        group.close()
 
 
 def _share(
@@ -223,30 +219,22 @@ def _share(
     parameters: Parameters,
     size: int,
     receivers: Receivers,
-    version: int,
     rank: int,
-    meanwhile: Callable[[], object],
+    kept: contextlib.ExitStack,
 ) -> None:
     """Every rank's part in sharing memory: each worker reads what the rank on its own GPU, or node, offers."""
     memory = SharedMemory(transport, size)
-    try:
+    kept.callback(memory.close)
+    if not rank:
+        receivers.begin("init_transfer", transport, ())
+        receivers.begin("start_update")
+    for chunk in weight_chunks.pack(parameters, memory.buffer):
+        memory.synchronize()
+        handles = _gathered({weight_memory.place_of(transport): memory.handle})
         if not rank:
-            receivers.begin("init_transfer", transport, ())
-            receivers.begin("start_update")
-        for chunk in weight_chunks.pack(parameters, memory.buffer):
-            memory.synchronize()
-            handles = _gathered({weight_memory.place_of(transport): memory.handle})
-            if not rank:
-                receivers.begin("receive_chunk", replace(chunk, handles=handles))
-                receivers.end()
-            _gathered({})  # no rank fills its buffer before all receivers have read theirs
-        if not rank:
-            receivers.begin("finish_update", version)
-        meanwhile()
-        if not rank:
+            receivers.begin("receive_chunk", replace(chunk, handles=handles))
             receivers.end()
-    finally:
-        memory.close()
+        _gathered({})  # no rank fills its buffer before all receivers have read theirs
 
 
 def _gathered(handles: dict[str, Any]) -> dict[str, Any]:

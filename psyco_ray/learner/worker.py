@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 from collections.abc import Iterator
@@ -233,11 +232,11 @@ class LearnerWorker:
             if transport == "object_store":
                 parameters = ((name, tensor.cpu()) for name, tensor in parameters)
             parameters = weight_sender.summed(parameters, checksum)
-        values = functools.cache(lambda: self.evaluate(probe) if probe else [])
         where = receivers, version, self.rank, workers, chunk_bytes
-        refs = weight_sender.send(transport, parameters, sizes, *where, meanwhile=values)
+        with weight_sender.sending(transport, parameters, sizes, *where) as refs:
+            values = self.evaluate(probe) if probe else []
         digest, size = checksum.digest(), checksum.bytes
-        return digest, size, receivers.failures, ray.put((refs, digest, size, None)) if refs else None, values()
+        return digest, size, receivers.failures, ray.put((refs, digest, size, None)) if refs else None, values
 
     def keep_on_gpu(self, kept: OnGpu) -> None:
         """Move what is not kept to the host, or everything back; see `LearnerCheckpoint`."""
