@@ -25,7 +25,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
 from psyco_ray.models import weight_chunks, weight_codec
 from psyco_ray.models.weight_checksum import WeightChecksum
@@ -165,7 +165,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
             return
         if not self._started:
             self._reload.enter_context(weight_reload.experts_packed_again(self.model))
-            initialize_layerwise_reload(self.model)
+            weight_reload.start(self.model)
             self._started = True
         weight_reload.load_weights(self.model, weights)
 
@@ -199,7 +199,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
             load_weights(weights)
             return
         with weight_reload.experts_packed_again(self.model):
-            initialize_layerwise_reload(self.model)
+            weight_reload.start(self.model)
             weight_reload.load_weights(self.model, weights)
             problem = weight_reload.finish(self.model, self._finalize)
         if problem:

@@ -8,14 +8,20 @@ layer without new weights goes on with the old ones, with a warning. On a CPU it
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.reload import layerwise
 from vllm.platforms import current_platform
 
@@ -23,6 +29,14 @@ _NAMED = 3  # parameters in a message
 
 _reloaded: weakref.WeakSet[Any] = weakref.WeakSet()  # models that have had a whole reload
 _copying: weakref.WeakSet[Any] = weakref.WeakSet()  # those of them that copy weights themselves
+_in_place: weakref.WeakKeyDictionary[Any, _InPlace] = weakref.WeakKeyDictionary()  # by layer, during a reload
+
+
+def start(model: Any) -> None:
+    """Start a reload."""
+    layerwise.initialize_layerwise_reload(model)
+    if current_platform.is_cpu() and model in _reloaded and model not in _copying:
+        _load_embeddings_in_place(model)
 
 
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
@@ -39,8 +53,7 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Any
 def finish(model: Any, finish_reload: Callable[[], None]) -> str:
     """Finish a reload; returns which parameters got no weights since it started and keep the old ones, if any did."""
     missing = _without_weights(model)
-    finish_reload()
-    _refresh_tied_heads(model)
+    _end(model, finish_reload)
     if not missing:
         _reloaded.add(model)
         return ""
@@ -61,7 +74,14 @@ def abandon(model: Any, finish_reload: Callable[[], None]) -> None:
         if info.can_load():
             info.loaded_weights.clear()
             info.load_numel = 0
+    _end(model, finish_reload)
+
+
+def _end(model: Any, finish_reload: Callable[[], None]) -> None:
     finish_reload()
+    for layer in model.modules():
+        if layer in _in_place:
+            layer.weight.weight_loader = _in_place.pop(layer).loader
     _refresh_tied_heads(model)
 
 
@@ -80,6 +100,41 @@ def experts_packed_again(model: Any) -> Iterator[None]:
         for method, kernel in kernels:
             if method.moe_kernel is None:  # the layer was not reloaded
                 method.moe_kernel = kernel
+
+
+@dataclass
+class _InPlace:
+    """An embedding that is loaded in place."""
+
+    loader: Callable[..., Any]  # of its weight
+    filled: bool = False
+
+
+def _load_embeddings_in_place(model: Any) -> None:
+    """Have embeddings get their weights without a copy in new memory, which takes the system as long as all else.
+
+    On a CPU nothing else refers to a weight's memory, and a layer with one parameter has all of its weights at once.
+    """
+    found: set[int] = set()
+    for layer in model.modules():
+        info = layerwise.get_layerwise_info(layer)
+        if type(getattr(layer, "quant_method", None)) is not UnquantizedEmbeddingMethod or not info.can_load():
+            continue
+        assert info.kernel_tensors is not None
+        parameters = info.kernel_tensors[0]
+        if list(parameters) == ["weight"] and id(parameters["weight"]) not in found:  # else of a tied output layer
+            found.add(id(parameters["weight"]))
+            layerwise._place_kernel_tensors(layer, info)
+            info.reset()
+            _in_place[layer] = _InPlace(_loader(layer.weight))
+            layer.weight.weight_loader = functools.partial(_fill, layer)
+
+
+def _fill(layer: Any, param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
+    """Load an embedding's weight and pack it."""
+    _in_place[layer].loader(param, loaded_weight)
+    layer.quant_method.process_weights_after_loading(layer)
+    _in_place[layer].filled = True
 
 
 class _DirectCopies(TorchDispatchMode):
@@ -137,7 +192,9 @@ def _without_weights(model: Any) -> list[str]:
     for prefix, layer in model.named_modules():
         info = layerwise.get_layerwise_info(layer)
         own = {name: parameter for name, parameter in layer._parameters.items() if parameter is not None}
-        if not info.can_load():  # all of its weights have arrived
+        if layer in _in_place and not _in_place[layer].filled:
+            waiting.append((f"{prefix}.weight", id(layer.weight)))
+        elif not info.can_load():  # all of its weights have arrived
             kept |= {id(parameter) for parameter in own.values()}
         elif not layerwise.is_deferred_attention_layer(layer):  # which has scales of the cache at most
             before = info.kernel_tensors[0] if info.kernel_tensors else own

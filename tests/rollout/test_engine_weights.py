@@ -59,13 +59,15 @@ def break_off(actor, step: str) -> None:
     """Leave an update as a transfer does that ends at a step."""
 
     def receive_part(worker) -> None:
-        from psyco_ray.rollout import weight_receiver, weight_reload
+        from psyco_ray.rollout import weight_reload
 
         model, receiver = worker.model_runner.model, worker.weight_transfer_engine
-        weight_receiver.initialize_layerwise_reload(model)
+        weight_reload.start(model)
         receiver._started = True
         rows = {"q_proj": 64} if step == "part of a layer" else {"q_proj": 64, "k_proj": 32, "v_proj": 32}
         zeros = [(f"model.layers.0.self_attn.{name}.weight", torch.zeros(n, 64)) for name, n in rows.items()]
+        if step == "embedding":
+            zeros = [("model.embed_tokens.weight", torch.zeros(worker.model_config.get_vocab_size(), 64))]
         weight_reload.load_weights(model, zeros)
         if step == "chunk failed":
             worker._weight_update_active = False
@@ -79,7 +81,7 @@ def break_off(actor, step: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["started", "part of a layer", "a layer", "chunk failed"])
+@pytest.mark.parametrize("step", ["started", "part of a layer", "a layer", "embedding", "chunk failed"])
 def test_an_engine_that_missed_a_part_takes_the_stored_weights(actor, tensors, step: str) -> None:
     expected = load(actor, stored(tensors, 1))
     changed = {name: tensor * 1.1 for name, tensor in tensors.items()}
@@ -130,9 +132,9 @@ def test_an_engine_accepts_chunks_only_with_the_right_digest(actor, tensors, tra
 @pytest.mark.parametrize("transport", ["gloo", "shared_memory", "object_store"])
 def test_an_engine_that_cannot_load_chunks_still_receives_all_and_says_why(actor, tensors, transport: str) -> None:
     expected = load(actor, stored(tensors, 1))
-    name = "model.layers.1.mlp.down_proj.weight"
-    _, failures = send(actor, transport, 2, {key: tensor for key, tensor in tensors.items() if key != name})
-    assert f"took no weights for {name} from those that were sent" in failures[0], failures
+    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"):
+        _, failures = send(actor, transport, 2, {key: tensor for key, tensor in tensors.items() if key != name})
+        assert f"took no weights for {name}" in failures[0], failures
     _, failures = send(actor, transport, 3, {**tensors, name: tensors[name][:, :-1].contiguous()})
     assert "finish_update" in failures[0], failures
     assert "a chunk could not be loaded" in failures[0]
