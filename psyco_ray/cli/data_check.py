@@ -34,6 +34,10 @@ def add(stages: Any) -> None:
     command.add_argument(
         "--where", action="append", default=[], metavar="COLUMN=VALUE", help="which rows are the client's"
     )
+    command.add_argument(
+        "--conversations", choices=("opening", "contexts"), help="what is read of a conversation (default: opening)"
+    )
+    command.add_argument("--dialogue", metavar="COLUMN", help="with the id of a dialogue over several rows")
     command.add_argument("--encoding", help="of a text file that is not UTF-8, such as gb18030")
 
 
@@ -93,6 +97,9 @@ def _sampled(found: Check) -> Iterator[str]:
         yield f"{found.pairs:,} pairs on {texts:,} questions; the chosen response is the longer one in {longer}"
     else:
         yield f"{texts:,} speeches"
+        if found.conversations:
+            more = "" if found.reading.conversations == "contexts" else "; conversations contexts reads them"
+            yield f"{found.conversations:,} conversations with {found.contexts:,} contexts{more}"
     if found.left_out:
         yield f"left out: {_counts(found.left_out)}"
     if not texts:
@@ -117,7 +124,7 @@ def _job(found: Check) -> Iterator[str]:
     if found.what == "pairs":
         yield _override("data.pairs", found.name)
         return
-    more = {key: value for key, value in found.reading.model_dump().items() if value not in (None, {}, [])}
+    more = found.reading.model_dump(exclude_defaults=True)
     source = {"name": Path(found.name).name.split(".")[0] or "speeches", "path": found.name, "text": found.read_as}
     yield f"sources: [{_flow(source | more)}]    # psyco-ray data"
     settings = {"speeches": found.name, "speech_column": found.read_as} | more
@@ -165,10 +172,13 @@ def _what(options: argparse.Namespace) -> str | None:
     Raises:
         InputError: they contradict --what.
     """
-    if not (options.column or options.where):
+    if not (options.column or options.where or options.conversations or options.dialogue):
         return options.what
     if options.what == "pairs":
-        raise InputError("--column and --where are for speeches; leave them out, or take --what speeches")
+        raise InputError(
+            "--column, --where, --conversations and --dialogue are for speeches; leave them out, or take --what "
+            "speeches"
+        )
     return "speeches"
 
 
@@ -184,4 +194,6 @@ def _reading(options: argparse.Namespace) -> Reading:
         if not (name and equals and value):
             raise InputError(f"--where {choice!r} is not of the form COLUMN=VALUE, such as speaker=client")
         where.setdefault(name, []).append(value)
-    return job_file.parse(Reading, {"where": where, "encoding": options.encoding}, "data check")
+    given = {"where": where, "encoding": options.encoding, "dialogue": options.dialogue}
+    given["conversations"] = options.conversations or "opening"
+    return job_file.parse(Reading, given, "data check")

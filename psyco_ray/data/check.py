@@ -13,16 +13,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
 from psyco_ray.data import duplicates, preferences, sources, speakers
 from psyco_ray.data.clean import clean
+from psyco_ray.data.client_cells import CellReader
 from psyco_ray.data.client_rows import MOST_SPEAKERS, ClientFile, Keys
 from psyco_ray.data.roles import role_of
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
+from psyco_ray.data.turns import words_of_client
 from psyco_ray.files.records import Record, RecordFile, open_records, shown
 from psyco_ray.run.types import Row
 from psyco_ray.screening import crisis
@@ -62,6 +66,8 @@ class Check:
         chosen_longer: those whose chosen response is the longer one.
         texts: the first characters of the speeches or questions, cleaned.
         lengths: of the whole speeches or questions, characters.
+        conversations: rows, or dialogues over several rows, in which the therapist speaks too.
+        contexts: of these, one at each of the client's turns.
     """
 
     name: str
@@ -81,6 +87,8 @@ class Check:
     chosen_longer: int = 0
     texts: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    conversations: int = 0
+    contexts: int = 0
 
     def add(self, text: str, chars: int) -> None:
         """Add a speech or question of a number of characters."""
@@ -120,6 +128,7 @@ class _Look:
     left_out: str | None = None
     text: str = ""
     chars: int = 0
+    turns: int = 1  # of the client
 
 
 def check(name: str, what: str | None = None, column: str | None = None, reading: Reading | None = None) -> Check:
@@ -205,12 +214,13 @@ def _speeches(found: Check, file: RecordFile, probe: Sequence[Record], column: s
     found.reading = reading
     client = ClientFile(found.name, "speeches", [found.read_as], KEYS, reading)
     client.check()
+    cell_reader = CellReader(reading.model_copy(update={"conversations": "contexts"}))
     text = found.read_as
     found.counts, looks = scan(
         file,
         probe,
         lambda row: row.get(text) if client.chosen(row) else None,
-        lambda record: _look(client, record, text),
+        lambda record: _look(client, cell_reader, record, text),
     )
     for look in looks:
         found.sampled += 1
@@ -218,14 +228,35 @@ def _speeches(found: Check, file: RecordFile, probe: Sequence[Record], column: s
             found.left_out[look.left_out] += 1
         else:
             found.add(look.text, look.chars)
+            found.conversations += look.turns > 1
+            found.contexts += look.turns if look.turns > 1 else 0
+    if reading.dialogue is not None and reading.conversations == "contexts":
+        _count_dialogues(found, client)
     if not found.texts and found.counts.whole and found.counts.rows <= SAMPLE_ROWS:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in found.left_out.most_common())
         raise InputError(f"speeches file {found.name} has no speech in its column {found.read_as} ({reasons})")
     return found
 
 
-def _look(client: ClientFile, record: Record, column: str) -> _Look:
-    """A row, of which the beginning is enough if it is very long."""
+def _count_dialogues(found: Check, client: ClientFile) -> None:
+    """Count the first dialogues over several rows, and their contexts."""
+    for row in islice(client.dialogues(), SAMPLE_ROWS):
+        if row.text is not None and (turn := Context.of(row.text).turn) > 1:
+            found.conversations += 1
+            found.contexts += turn
+        elif row.problem is not None:
+            found.left_out[row.problem] += 1
+
+
+def _look(client: ClientFile, contexts: CellReader, record: Record, column: str) -> _Look:
+    """A row, of which the beginning is enough if it is very long.
+
+    Args:
+        client: the file.
+        contexts: reads cells as whole conversations.
+        record: the row.
+        column: of the client's words.
+    """
     cell = (record.cells or {}).get(column)
     whole = len(cell) if isinstance(cell, str) else 0
     if record.cells is not None and isinstance(cell, str) and whole > _CELL_CHARS:
@@ -233,12 +264,20 @@ def _look(client: ClientFile, record: Record, column: str) -> _Look:
     row = client.row(record)
     if row.skipped:
         return _Look("outside where")
-    speech = clean(row.text or "")
+    speech = clean(words_of_client(row.text or ""))
     if not speech:
         return _Look(row.problem or f"with an empty {column}")
-    return _Look(
-        None, speech[:_TEXT_CHARS], whole if whole > _CELL_CHARS and len(speech) > _CELL_CHARS / 2 else len(speech)
-    )
+    chars = whole if whole > _CELL_CHARS and len(speech) > _CELL_CHARS / 2 else len(speech)
+    return _Look(None, speech[:_TEXT_CHARS], chars, _client_turns(contexts, (record.cells or {}).get(column), column))
+
+
+def _client_turns(contexts: CellReader, cell: Any, column: str) -> int:
+    """The client's turns in a cell; 1 if it is no conversation that can be read."""
+    try:
+        read = contexts.read(cell, column)
+    except speakers.UnknownSpeakerError:
+        return 1
+    return 1 if read is None else Context.of(read.text).turn
 
 
 def _text_column(file: RecordFile, rows: Sequence[Row]) -> str:

@@ -24,11 +24,11 @@ class CellReader:
     """Reads cells as a job says.
 
     Example:
-        >>> CellReader(Reading(), []).read("Patient: I cannot sleep.\\nDoctor: Since when?", "text")
+        >>> CellReader(Reading()).read("Patient: I cannot sleep.\\nDoctor: Since when?", "text")
         ClientText(text='I cannot sleep.', dialogue=False)
     """
 
-    def __init__(self, reading: Reading, openings: Sequence[str]) -> None:
+    def __init__(self, reading: Reading, openings: Sequence[str] = ()) -> None:
         """Compile the patterns.
 
         Args:

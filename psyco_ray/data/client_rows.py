@@ -70,6 +70,11 @@ class ClientRow(NamedTuple):
 class ClientFile:
     """A file whose rows hold a client's words.
 
+    Attributes:
+        file: as it is.
+        column: the first of the columns of the client's words.
+        seen: number of the last row that was read.
+
     Example:
         >>> file = ClientFile("notes.csv", "speeches", ["text"], Keys("data.speech_column", "data.where"), Reading())
         >>> texts = [row.text for row in file.rows() if row.text]
@@ -104,7 +109,7 @@ class ClientFile:
         self.file = records.open_records(name, what, reading.encoding)
         self._columns = self._of_file(columns)
         self.column = self.file.column(self._columns, keys.text)
-        self._topic = topic
+        self._topic, self.seen = topic, 0
         for column in (*reading.where, *filter(None, [reading.dialogue])):
             self.file.column([column], keys.where)
         self._reading, self._keys = reading, keys
@@ -152,13 +157,18 @@ class ClientFile:
         """As `rows`, with one row for each dialogue."""
         by = self._reading.dialogue
         more = [*self._where, by, self._speaker, "split", *self._topic, *columns]
-        found = self.file.read([*self._columns, *filter(None, more)])
+        found = self._counted(self.file.read([*self._columns, *filter(None, more)]))
         if by is None:
             yield from (self.row(record, columns) for record in found)
         elif self._contexts:
             yield from self._gathered(found, by, columns)
         else:
             yield from self._first_turns(found, by, columns)
+
+    def _counted(self, found: Iterable[records.Record]) -> Iterator[records.Record]:
+        for record in found:
+            self.seen = record.number
+            yield record
 
     def row(self, record: records.Record, columns: Sequence[str] = ()) -> ClientRow:
         """A record of the file as `dialogues` yields it, if its dialogue is in no other row."""

@@ -2,7 +2,8 @@
 
 Ray Data reads and cleans in a stream. The driver keeps a few hundred bytes per speech to find duplicates; the texts are
 in a temporary file beside the result. A row's rank (order of the sources in the job, then row number) decides which
-duplicate stays, never the order in which rows arrive.
+duplicate stays, never the order in which rows arrive. Of a dialogue all contexts are in one split, and stay or go
+together: duplicates are looked for among whole dialogues.
 """
 
 from __future__ import annotations
@@ -13,64 +14,28 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from psyco_ray.config.data import Collect, DataJob
+from psyco_ray.config.data import DataJob
 from psyco_ray.config.errors import InputError
-from psyco_ray.data import containment, crisis_flags, duplicates, repeats, sources
-from psyco_ray.data.clean import clean
+from psyco_ray.data import collect_rows, repeats, sources
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.mapped import take
-from psyco_ray.data.splits import is_dev, speech_id, unit
 from psyco_ray.run import shards, storage
 from psyco_ray.run.disk_errors import writing_in
-from psyco_ray.run.schemas import COLLECTED, DROPPED
+from psyco_ray.run.schemas import COLLECTED, COLLECTED_DIALOGUES, DROPPED
 from psyco_ray.screening import crisis
-from psyco_ray.screening.personal_data import KINDS, Scrubbed, analyzer, scrub
-
-BAD_ROW = "bad row"
-"""Reason for dropping a row that cannot be read."""
+from psyco_ray.screening.personal_data import KINDS, analyzer
 
 _ROWS = 1000  # per block that is cleaned
 _WRITTEN_ROWS = 20_000  # per block that the driver writes
 _BROKEN_ROW = 0  # row number of an error that ends a source
 _BAD_ROWS = 10  # kinds of bad rows in the counts
-_MAX_RAW_FACTOR = 20  # times max_chars: longer raw texts are not cleaned
-
-_SCREENED = ("crisis", "language", "crisis_flags", "screened_by")  # columns of the crisis screen
-
-_RAW = pa.schema(
-    [
-        ("source", pa.int32()),  # index in the job's list
-        ("row", pa.int64()),
-        ("text", pa.string()),
-        ("topic", pa.string()),
-        ("problem", pa.string()),
-        ("skipped", pa.bool_()),
-    ]
-)
-
-_CLEANED = pa.schema(
-    [
-        ("source", pa.int32()),
-        ("row", pa.int64()),
-        ("reason", pa.string()),  # why the row is dropped; null: it has a speech
-        ("detail", pa.string()),
-        ("speech", pa.string()),
-        ("key", pa.uint64()),  # speech_id as a number
-        ("signature", pa.binary(4 * duplicates.PERMUTATIONS)),  # zeros without a speech
-        ("marks", pa.list_(pa.uint64())),  # of passages
-        ("split", pa.string()),
-        ("topic", pa.string()),
-        *[COLLECTED.field(name) for name in _SCREENED],
-        ("scrubbed", pa.list_(pa.string())),  # kind of each replacement
-    ]
-)
 
 
 class CollectCounts(TypedDict):
@@ -85,6 +50,7 @@ class CollectCounts(TypedDict):
     not_screened: dict[str, int]  # speeches by language, the commonest first: those that the crisis screen cannot read
     scrubbed: dict[str, int]  # replacements by kind, and the kept `speeches` with any; empty if not scrubbed
     sources: dict[str, dict[str, int]]  # by name: rows, kept, and dropped rows by reason
+    conversations: NotRequired[dict[str, int]]  # conversations, contexts of them and the most turns; only if any
 
 
 def check(job: DataJob) -> None:
@@ -120,8 +86,8 @@ def collect(
     storage.private_dir(work)
     try:
         cleaned = _clean_all(job, work / "cleaned.arrow")
-        order = np.lexsort((cleaned["row"].to_numpy(), cleaned["source"].to_numpy()))
-        repeated = repeats.find(cleaned, _keys(cleaned), order, job.collect.near_duplicates, work / "signatures")
+        order = np.lexsort([cleaned[name].to_numpy() for name in ("turn", "row", "source")])
+        repeated = repeats.find(cleaned, order, job.collect.near_duplicates, work / "signatures")
         kept = np.flatnonzero(repeated.representative == np.arange(len(cleaned)))
         facts = _write_dropped(cleaned, order, repeated, job, work / "dropped.parquet")
         if not len(kept):
@@ -143,7 +109,7 @@ def collect(
 def described(facts: CollectCounts) -> str:
     """Dropped rows by reason, the commonest first, and what is wrong with bad rows."""
     bad = f" ({by_count(facts['bad_rows'])})" if facts["bad_rows"] else ""
-    return by_count(facts["dropped"]).replace(BAD_ROW, BAD_ROW + bad) or "nothing"
+    return by_count(facts["dropped"]).replace(collect_rows.BAD_ROW, collect_rows.BAD_ROW + bad) or "nothing"
 
 
 def _clean_all(job: DataJob, path: Path) -> pa.Table:
@@ -159,13 +125,13 @@ def _clean_all(job: DataJob, path: Path) -> pa.Table:
     else:
         raw = raw.repartition(job.collect.blocks)
     cleaned = raw.map_batches(
-        functools.partial(_clean, job=job), batch_size=_ROWS, batch_format="pyarrow", num_cpus=0.5
+        functools.partial(collect_rows.clean_batch, job=job), batch_size=_ROWS, batch_format="pyarrow", num_cpus=0.5
     )
-    with writing_in(path.parent), pa.ipc.new_file(path, _CLEANED) as writer:
+    with writing_in(path.parent), pa.ipc.new_file(path, collect_rows.CLEANED) as writer:
         for batch in cleaned.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in batch.filter(pc.equal(batch["row"], _BROKEN_ROW)).to_pylist():
                 raise InputError(row["detail"])
-            writer.write_table(batch.select(_CLEANED.names).cast(_CLEANED))
+            writer.write_table(batch.select(collect_rows.CLEANED.names).cast(collect_rows.CLEANED))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
@@ -187,65 +153,9 @@ def _read(batch: dict[str, np.ndarray], job: DataJob) -> Iterator[pa.Table]:
             [row.topic for row in chunk],
             [row.problem for row in chunk],
             [row.skipped for row in chunk],
+            [row.dialogue for row in chunk],
         ]
-        yield pa.table(columns, schema=_RAW)
-
-
-def _clean(batch: pa.Table, job: DataJob) -> pa.Table:
-    rows = []
-    for raw in batch.to_pylist():
-        (speech, scrubbed), reason, detail = _speech(raw, job)
-        rows.append({"source": raw["source"], "row": raw["row"], "reason": reason, "detail": detail})
-        if reason is None:
-            rows[-1] |= {
-                "speech": speech,
-                "key": int(speech_id(speech), 16),
-                "marks": containment.marks(speech),
-                "split": _split(speech, job.collect),
-                "topic": clean(raw["topic"] or "") or None,
-                **(_screened(speech) if job.crisis.enabled else crisis_flags.columns({})),
-                "scrubbed": scrubbed,
-            }
-    signed = np.zeros((len(rows), duplicates.PERMUTATIONS), dtype=np.uint32)
-    kept = [n for n, row in enumerate(rows) if "speech" in row]
-    signed[kept] = duplicates.signatures([rows[n]["speech"] for n in kept])
-    field = _CLEANED.field("signature")
-    column = pa.FixedSizeBinaryArray.from_buffers(field.type, len(rows), [None, pa.py_buffer(signed)])
-    return pa.Table.from_pylist(rows, schema=_CLEANED).set_column(_CLEANED.get_field_index(field.name), field, column)
-
-
-def _speech(raw: dict[str, Any], job: DataJob) -> tuple[Scrubbed, str | None, str]:
-    """The speech of a raw row, the reason why it is dropped (None: it is kept), and a detail of the reason."""
-    none = Scrubbed("", [])
-    text, bounds = raw["text"] or "", job.collect
-    if raw["problem"] is not None:
-        return none, BAD_ROW, raw["problem"]
-    if raw["skipped"]:
-        return none, "outside where", ""
-    if len(text) > _MAX_RAW_FACTOR * bounds.max_chars:
-        return none, "too long", f"{len(text)} characters uncleaned"
-    speech = scrub(clean(text), job.scrub.presidio) if job.scrub.enabled else Scrubbed(clean(text), [])
-    length = len(speech.text)
-    if not length:
-        return none, "empty", ""
-    if length < bounds.min_chars:
-        return none, "too short", f"{length} characters"
-    if length > bounds.max_chars:
-        return none, "too long", f"{length} characters"
-    return speech, None, ""
-
-
-def _screened(speech: str) -> dict[str, Any]:
-    found = crisis.screen(speech)
-    flags = [crisis_flags.flag(one.kind, crisis_flags.LEXICON, one.start, one.end) for one in found.flags]
-    by_lexicon = {} if found.kinds is None else {crisis_flags.LEXICON: flags}
-    return {"language": found.language, **crisis_flags.columns(by_lexicon)}
-
-
-def _split(speech: str, shares: Collect) -> str:
-    if unit("test", speech) < shares.test_share:
-        return "test"
-    return "dev" if is_dev(speech, shares.dev_share) else "train"
+        yield pa.table(columns, schema=collect_rows.RAW)
 
 
 def _write_dropped(
@@ -253,7 +163,8 @@ def _write_dropped(
 ) -> CollectCounts:
     """Write the dropped rows by rank, and count all rows."""
     names = [source.name for source in job.sources]
-    keys, source_of = _keys(cleaned), cleaned["source"].to_numpy()
+    keys, source_of = repeats.numbers(cleaned, "key"), cleaned["source"].to_numpy()
+    dialogues = repeats.numbers(cleaned, "dialogue")
     representative, held = repeated
     stays = representative == np.arange(len(representative))
     kept = np.bincount(source_of[stays], minlength=len(names)).tolist()
@@ -267,18 +178,18 @@ def _write_dropped(
             for n, row in zip(rows.tolist(), table.to_pylist(), strict=True):
                 name, other, reason, detail = names[row["source"]], representative[n], row["reason"], row["detail"]
                 if reason is None:
-                    alike = "contained duplicate" if int(keys[n]) in held else "near duplicate"
+                    alike = "contained duplicate" if int(dialogues[n]) in held else "near duplicate"
                     reason = "exact duplicate" if keys[n] == keys[other] else alike
                     detail = f"{keys[other]:016x} of {names[source_of[other]]}"
                 counts[name][reason] += 1
-                bad.update([detail] if reason == BAD_ROW else [])
+                bad.update([detail] if reason == collect_rows.BAD_ROW else [])
                 dropped.append({"source": name, "source_row": row["row"], "reason": reason, "detail": detail})
             writer.write_table(pa.Table.from_pylist(dropped, schema=DROPPED))
     splits = _count(cleaned["split"].filter(pa.array(stays)))
     flagged = _count(pc.list_flatten(cleaned["crisis"].filter(pa.array(stays))))
     unread = Counter(_count(cleaned["language"].filter(pc.and_(pa.array(stays), pc.is_null(cleaned["crisis"])))))
     reasons = sum(counts.values(), Counter())
-    return {
+    facts: CollectCounts = {
         "rows": len(order),
         "kept": reasons.pop("kept", 0),
         "dropped": dict(reasons.most_common()),
@@ -289,6 +200,15 @@ def _write_dropped(
         "scrubbed": _count_scrubbed(cleaned["scrubbed"].filter(pa.array(stays))) if job.scrub.enabled else {},
         "sources": {name: {"rows": count.total(), **count} for name, count in counts.items()},
     }
+    if (dialogues != keys)[stays].any():
+        turns = cleaned["turn"].to_numpy()[stays]
+        conversations = np.unique(dialogues[stays][turns > 1])
+        facts["conversations"] = {
+            "conversations": len(conversations),
+            "contexts": int(np.isin(dialogues[stays], conversations).sum()),
+            "most turns": int(turns.max()),
+        }
+    return facts
 
 
 def _count(values: pa.ChunkedArray) -> dict[str, int]:
@@ -303,14 +223,15 @@ def _count_scrubbed(kinds: pa.ChunkedArray) -> dict[str, int]:
 
 def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory: Path, digits: int) -> None:
     """Write the kept rows, part by part, each part sorted by speech id."""
-    keys = _keys(cleaned)
+    keys, dialogues = repeats.numbers(cleaned, "key"), repeats.numbers(cleaned, "dialogue")
     kept = kept[np.argsort(keys[kept])]
+    schema = COLLECTED_DIALOGUES if (dialogues != keys)[kept].any() else COLLECTED
     names, starts = np.unique(keys[kept] >> np.uint64(64 - 4 * digits), return_index=True)
     ends = np.append(starts[1:], len(kept))
     for block in np.array_split(np.arange(len(names)), len(kept) // _WRITTEN_ROWS + 1):
         begin = starts[block[0]]
         rows = kept[begin : ends[block[-1]]]
-        table = take(cleaned, rows, ["speech", "split", "source", "row", "topic", *_SCREENED])
+        table = take(cleaned, rows, ["speech", "split", "source", "row", "topic", "turn", *collect_rows.SCREENED])
         columns = {
             "speech_id": [f"{key:016x}" for key in keys[rows].tolist()],
             "speech": table["speech"],
@@ -318,14 +239,11 @@ def _write_speeches(cleaned: pa.Table, kept: np.ndarray, job: DataJob, directory
             "source": [job.sources[index].name for index in table["source"].to_pylist()],
             "source_row": table["row"],
             "source_topic": table["topic"],
-            **{name: table[name] for name in _SCREENED},
+            **{name: table[name] for name in collect_rows.SCREENED},
+            "dialogue": [f"{key:016x}" for key in dialogues[rows].tolist()],
+            "turn": table["turn"],
         }
-        speeches = pa.table(columns, schema=COLLECTED)
+        speeches = pa.table({name: columns[name] for name in schema.names}, schema=schema)
         for n in block:
             part = speeches.slice(starts[n] - begin, ends[n] - starts[n])
-            shards.write(directory, f"{names[n]:0{digits}x}", part, COLLECTED)
-
-
-def _keys(cleaned: pa.Table) -> np.ndarray:
-    """The speech ids as numbers; 0 without a speech."""
-    return cleaned["key"].fill_null(0).to_numpy()
+            shards.write(directory, f"{names[n]:0{digits}x}", part, schema)

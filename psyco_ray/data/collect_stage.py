@@ -73,6 +73,11 @@ def _settle(dataset: Dataset, paid: Sequence[str], changes: list[dict[str, Any]]
 def _log_collected(facts: collecting.CollectCounts) -> None:
     dropped = collecting.described(facts)
     _log.info(f"collect: {facts['rows']} rows, dropped {dropped}; {facts['kept']} speeches kept {facts['splits']}")
+    if (found := facts.get("conversations")) is not None:
+        _log.info(
+            f"collect: {found['conversations']:,} conversations with {found['contexts']:,} contexts, the longest of "
+            f"{found['most turns']} turns of the client"
+        )
     if unread := facts["not_screened"]:
         _log.warning(f"collect: not screened for signs of a crisis, by language: {by_count(unread)}")
     if facts["scrubbed"]:

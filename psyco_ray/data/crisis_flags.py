@@ -17,7 +17,7 @@ from typing import Any
 
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import COLLECTED
+from psyco_ray.run.schemas import COLLECTED, COLLECTED_DIALOGUES
 from psyco_ray.run.types import Row
 from psyco_ray.screening.crisis import KINDS
 
@@ -76,7 +76,9 @@ def merge(dataset: Dataset) -> None:
             later = {by: flags[row["speech_id"]] for by, flags in found.items() if row["speech_id"] in flags}
             merged.append(row | columns(_by_lexicon(row) | later))
         if merged != rows:
-            shards.write(root / "collect" / "speeches", part, merged, COLLECTED)
+            shards.write(
+                root / "collect" / "speeches", part, merged, COLLECTED_DIALOGUES if "turn" in merged[0] else COLLECTED
+            )
             changed += 1
     if changed:
         _log.info(

@@ -6,7 +6,6 @@ duplicates across splits; this check covers files from elsewhere, and several fi
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 from collections import Counter
@@ -21,9 +20,9 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import Collect
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
-from psyco_ray.data import containment, duplicates
+from psyco_ray.data import containment, duplicates, turns
 from psyco_ray.data.splits import speech_id
-from psyco_ray.data.turns import client_words
+from psyco_ray.data.turns import words_of_client
 
 NEAR = Collect().near_duplicates
 """Similarity from which two questions are near duplicates: the one that datasets are built with."""
@@ -74,15 +73,10 @@ def questions(table: pa.Table) -> list[str]:
 
 
 def keys(text: str, min_chars: int) -> list[str]:
-    """The ids by which a question is found again: its own, and of a conversation that of its beginning.
-
-    The beginning are the client's first turns that have `min_chars` characters together, because many conversations
-    begin with a greeting. It is the same at all later turns of a conversation.
-    """
+    """The ids by which a question is found again: its own, and of a conversation that of its beginning."""
     context = Context.of(text)
-    begun = itertools.accumulate(context.client_turns, "{}\n{}".format) if context.is_conversation else ()
-    beginning = next((said for said in begun if len(said) >= min_chars), None)
-    return [speech_id(text)] if beginning is None else [speech_id(text), speech_id(beginning)]
+    begun = turns.beginning(context, min_chars) if context.is_conversation else None
+    return [speech_id(text)] if begun is None else [speech_id(text), speech_id(begun)]
 
 
 def settle(training: Sequence[TrainingSet], held_out: HeldOut, data: Data) -> list[tuple[list[int], Leaks]]:
@@ -158,10 +152,10 @@ def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, t
     for name, texts in held_out.items():
         for text in texts:
             own, *beginning = keys(text, min_chars)
-            known += [text] * (own not in origin and len(client_words(text)) >= min_chars)
+            known += [text] * (own not in origin and len(words_of_client(text)) >= min_chars)
             for key in (own, *beginning):
                 origin.setdefault(key, name)
-    words = list(map(client_words, known))
+    words = list(map(words_of_client, known))
     marks = list(map(containment.marks, words))
     return find_known(asked, Known(origin, known, duplicates.signatures(words), marks), min_chars)
 
@@ -172,13 +166,13 @@ def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, 
     ids = [keys(text, min_chars) for text in asked]
     exact = [next((origin[key] for key in own if key in origin), None) for own in ids]
     found = {row: ("exact", name) for row, name in enumerate(exact) if name is not None}
-    others = {own[0]: client_words(text) for own, text, name in zip(ids, asked, exact, strict=True) if name is None}
+    others = {own[0]: words_of_client(text) for own, text, name in zip(ids, asked, exact, strict=True) if name is None}
     others = {key: words for key, words in others.items() if len(words) >= min_chars}
     others_keys, others_words, first = list(others), list(others.values()), len(known.texts)
     signed = np.concatenate([known.signatures, duplicates.signatures(others_words)])
 
     def words_of(row: int) -> str:
-        return client_words(known.texts[row]) if row < first else others_words[row - first]
+        return words_of_client(known.texts[row]) if row < first else others_words[row - first]
 
     near = duplicates.resembling(signed, first, words_of, NEAR)
     holding = containment.holders(

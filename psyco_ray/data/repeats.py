@@ -19,47 +19,78 @@ class Repeats(NamedTuple):
 
     Attributes:
         representative: for each row the row that represents it: itself, another one, or -1 without a speech.
-        held: keys of the speeches that are left out as they hold most of another one or are held.
+        held: dialogues that are left out as they hold most of another one or are held.
     """
 
     representative: np.ndarray
     held: set[int]
 
 
-def find(cleaned: pa.Table, keys: np.ndarray, order: np.ndarray, threshold: float, path: Path) -> Repeats:
-    """The rows of a table that repeat others; of rows that repeat each other the first by rank stays.
+def find(cleaned: pa.Table, order: np.ndarray, threshold: float, path: Path) -> Repeats:
+    """The rows of a table that repeat others; of those that repeat each other the first by rank stays.
+
+    Rows are equal by their speech, or resemble each other by what the client says in their whole dialogues: contexts
+    of one dialogue stay or go together. A speech is a dialogue by itself.
 
     Args:
-        cleaned: a table with the columns `reason` (null: the row has a speech), `speech`, `signature` and `marks`.
-        keys: the speech ids of its rows as numbers.
+        cleaned: a table with the columns `reason` (null: the row has a speech), `speech`, `key`, `dialogue`, `turn`,
+            `words`, `signed`, `signature` and `marks` of `collect_rows.CLEANED`.
         order: its rows by rank.
         threshold: similarity of near duplicates; 1: only equal speeches represent each other.
         path: a file for the signatures by rank.
     """
     representative = np.full(len(order), -1)
     rows = order[cleaned["reason"].is_null().to_numpy()[order]]
-    _, first, inverse = np.unique(keys[rows], return_index=True, return_inverse=True)
-    representative[rows] = rows[first[inverse]]
-    unique = rows[np.sort(first)]
-    if threshold == 1 or not len(unique):
-        return Repeats(representative, set())
-    near = duplicates.near(_signatures(cleaned, unique, path), _reader(cleaned, unique), threshold)
-    _replace(representative, rows, unique, near)
-    stays = np.delete(unique, list(near))
-    held = containment.held(lambda: _marks(cleaned, stays), len(stays), _reader(cleaned, stays))
-    _replace(representative, rows, stays, held)
-    return Repeats(representative, set(keys[stays[list(held)]].tolist()))
+    keys, dialogues = numbers(cleaned, "key")[rows], numbers(cleaned, "dialogue")[rows]
+    _, first, unit = np.unique(dialogues, return_index=True, return_inverse=True)
+    by_rank = np.argsort(first)
+    unit = np.argsort(by_rank)[unit]  # of each row the dialogue, numbered by the rank of its first row
+    stays = np.arange(len(first))  # for each dialogue the one that represents it
+    held = np.empty(0, np.int64)
+    if threshold < 1 and len(rows):
+        stays, held = _alike(cleaned, rows[_signed(cleaned, rows, unit)], threshold, path)
+    kept = stays[unit] == unit
+    gone, first = ~kept, rows[first[by_rank]]
+    equal, at, inverse = np.unique(keys[kept], return_index=True, return_inverse=True)
+    representative[rows[kept]] = rows[kept][at[inverse]]
+    # a row of a dialogue that goes: by an equal row that stays, else by the first one of the dialogue that stays
+    place = np.searchsorted(equal, keys[gone]).clip(max=max(0, len(equal) - 1))
+    same = equal[place] == keys[gone]
+    representative[rows[gone]] = np.where(same, rows[kept][at[place]], first[stays[unit[gone]]])
+    return Repeats(representative, set(numbers(cleaned, "dialogue")[first[held]].tolist()))
 
 
-def _replace(representative: np.ndarray, rows: np.ndarray, ranked: np.ndarray, dropped: dict[int, int]) -> None:
-    """Let rows be represented by others; `dropped` has positions in `ranked`."""
-    replacement = np.arange(len(representative))
-    replacement[ranked[list(dropped)]] = ranked[list(dropped.values())]
-    representative[rows] = replacement[representative[rows]]
+def numbers(cleaned: pa.Table, column: str) -> np.ndarray:
+    """The ids of a column as numbers; 0 without a speech."""
+    return cleaned[column].fill_null(0).to_numpy()
+
+
+def _signed(cleaned: pa.Table, rows: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """For each dialogue the place in `rows` of the row with its signature; of several the one of the latest turn."""
+    signed = cleaned["signed"].fill_null(False).to_numpy()[rows]
+    places = np.flatnonzero(signed)
+    latest = np.lexsort((places, -cleaned["turn"].to_numpy()[rows[places]], unit[places]))
+    _, first = np.unique(unit[places[latest]], return_index=True)
+    return places[latest[first]]
+
+
+def _alike(cleaned: pa.Table, dialogues: np.ndarray, threshold: float, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """For each dialogue, given by its row with a signature, the one that represents it; and those that are held."""
+    near = duplicates.near(_signatures(cleaned, dialogues, path), _reader(cleaned, dialogues), threshold)
+    left = np.delete(np.arange(len(dialogues)), list(near))
+    found = containment.held(lambda: _marks(cleaned, dialogues[left]), len(left), _reader(cleaned, dialogues[left]))
+    representative, holder = np.arange(len(dialogues)), np.arange(len(dialogues))
+    representative[list(near)] = list(near.values())
+    holder[left[list(found)]] = left[list(found.values())]
+    return holder[representative], left[list(found)]
 
 
 def _reader(cleaned: pa.Table, rows: np.ndarray) -> Callable[[int], str]:
-    return lambda n: cleaned["speech"][rows[n]].as_py()
+    def words(n: int) -> str:
+        said = cleaned["words"][rows[n]].as_py()
+        return cleaned["speech"][rows[n]].as_py() if said is None else said
+
+    return words
 
 
 def _signatures(cleaned: pa.Table, rows: np.ndarray, path: Path) -> np.ndarray:

@@ -31,6 +31,7 @@ class RawRow:
     topic: str | None = None
     problem: str | None = None
     skipped: bool = False  # it is not a row of the source's `where`
+    dialogue: bool = False  # the text is a whole dialogue, of which contexts are to be made
 
 
 class Adapter(job_file.Section):
@@ -48,11 +49,12 @@ def read(source: Source) -> Iterator[RawRow]:
         InputError: a file is missing, empty, damaged or of another kind, has none of the columns, or names speakers
             without a `where`.
     """
-    adapter, number = _adapter_of(source), 0
+    adapter, before = _adapter_of(source), 0
     for path in find(source):
-        for row in _open(path, source, adapter).rows():
-            number += 1
-            yield RawRow(source.name, number, row.text, row.topic, row.problem, row.skipped)
+        file = _open(path, source, adapter)
+        for row in file.dialogues():
+            yield RawRow(source.name, before + row.number, row.text, row.topic, row.problem, row.skipped, row.dialogue)
+        before += file.seen
 
 
 def check(source: Source) -> None:

@@ -27,7 +27,12 @@ def unit(purpose: str, text: str) -> float:
 
     Of a conversation the client's first turn is hashed, so that all contexts of one conversation get the same number.
     """
-    return int(text_hash(purpose, Context.of(text).opening)[:13], 16) / 16**13
+    return share_of(purpose, Context.of(text).opening)
+
+
+def share_of(purpose: str, words: str) -> float:
+    """A number in [0, 1) by the hash of words."""
+    return int(text_hash(purpose, words)[:13], 16) / 16**13
 
 
 def speech_id(text: str) -> str:

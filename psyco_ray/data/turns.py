@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +67,16 @@ def without_oldest(context: Context) -> Context:
     return Context(context.turns[2:])
 
 
-def client_words(text: str) -> str:
+def beginning(context: Context, least: int) -> str | None:
+    """The client's first turns that have so many characters together, a line per turn; None: there are fewer.
+
+    Many conversations begin with a greeting. This is the same at all later turns of one.
+    """
+    said = itertools.accumulate(context.client_turns, "{}\n{}".format)
+    return next((words for words in said if len(words) >= least), None)
+
+
+def words_of_client(text: str) -> str:
     """What the client says in a context, a line per turn; the text of a speech itself."""
     return "\n".join(Context.of(text).client_turns)
 

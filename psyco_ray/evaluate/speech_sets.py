@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Speeches
-from psyco_ray.data import topics
+from psyco_ray.data import speakers, topics
 from psyco_ray.data.client_rows import COLUMNS, ClientFile, Keys, by_count
-from psyco_ray.data.speakers import UnknownSpeakerError, client_words, first_turn
+from psyco_ray.data.speakers import UnknownSpeakerError
 from psyco_ray.data.splits import fold, speech_id, split_of
+from psyco_ray.data.turns import dialogue_of
 from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.records import open_records, read_rows
 from psyco_ray.run import reasoning, shards
@@ -99,8 +101,9 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
         InputError: the file or its columns are invalid, or a speech has no response or two different ones.
     """
     source = f"responses file {file}"
+    conversations = any(Context.of(row["speech"]).is_conversation for row in speeches)
     responses: dict[str, str] = {}
-    for number, speech, response in read_responses(file):
+    for number, speech, response in read_responses(file, conversations):
         key = speech_id(speech)
         if fold(responses.setdefault(key, response)) != fold(response):
             raise InputError(
@@ -121,27 +124,29 @@ def _opened(settings: Speeches) -> ClientFile:
     return ClientFile(settings.file, "speeches", columns, keys, settings, topic=("coarse_topic", "topic"))
 
 
-def read_responses(file: str) -> Iterator[tuple[int, str, str]]:
+def read_responses(file: str, conversations: bool = False) -> Iterator[tuple[int, str, str]]:
     """The rows of a file of responses, without reasoning.
 
     Args:
         file: of any kind that `files.records` reads, with the columns `response` and `question`, `speech` or `text`.
+        conversations: whether a list of messages or a whole conversation is the context that is answered, up to the
+            client's last turn. Otherwise its first turn is the speech.
 
     Yields:
-        Number of the row, speech and response.
+        Number of the row, speech or context, and response.
 
     Raises:
         InputError: the file or a column is invalid, or a row lacks a text.
     """
     records = open_records(file, "responses")
-    column = records.column(_SPEECH_COLUMNS, "the first row")
+    column = records.column(COLUMNS if conversations else _SPEECH_COLUMNS, "the first row")
     records.column(["response"], "the first row")
     for number, cells, problem in records.read([column, "response"]):
         if cells is None:
             reason = f"cannot be read: {problem}"
         else:
             try:
-                speech = _client_words(cells.get(column))
+                speech = _asked(cells.get(column), conversations)
                 response = reasoning.split(text_of(cells.get("response")))[1].strip()
             except (CellError, UnknownSpeakerError) as error:
                 reason = f"has {error} instead of a text"
@@ -153,16 +158,25 @@ def read_responses(file: str) -> Iterator[tuple[int, str, str]]:
         raise InputError(f"responses file {file}: row {number} {reason}; fill it in or remove the row")
 
 
-def _client_words(cell: Any) -> str:
-    """The client's words in a cell, as in a file of speeches.
+def _asked(cell: Any, conversations: bool) -> str:
+    """The speech or context in a cell, as in a file of speeches.
 
     Raises:
-        CellError, UnknownSpeakerError: there are none.
+        CellError, UnknownSpeakerError: there is none.
     """
     if isinstance(cell, list | dict):
-        return text_of(first_turn(cell)).strip()
+        return _context(speakers.turns(cell)) if conversations else text_of(speakers.first_turn(cell)).strip()
     text = text_of(cell)
-    return client_words(text).strip() if text.strip() else ""
+    if (stored := Context.stored(text)) is not None:
+        return stored.text
+    if conversations:
+        return _context(speakers.conversation(text))
+    return speakers.client_words(text).strip() if text.strip() else ""
+
+
+def _context(said: Iterable[tuple[str, str]]) -> str:
+    dialogue = dialogue_of((role, text_of(words)) for role, words in said)
+    return "" if dialogue is None else dialogue.text
 
 
 def _has_signs(signs: Any, text: str, where: str) -> bool | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from psyco_ray.config.contexts import Context
 from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.privacy import Privacy, ScrubSent, host_of, leaves
@@ -54,7 +53,7 @@ class Outgoing:
         """A context or a response as it is sent to an API."""
         if not self.key(endpoint):
             return text
-        return Context.of(text).map(lambda turn: scrub(turn, self.scrub.presidio).text).text
+        return scrub(text, self.scrub.presidio).text
 
     def key(self, endpoint: Endpoint) -> list[dict[str, bool]]:
         """What distinguishes answers about texts that `text` changes from others; empty where it changes none."""

@@ -39,12 +39,10 @@ def shown(speech: str, change: Callable[[str], str] = str) -> str:
 
     Args:
         speech: the text of the context.
-        change: what every turn goes through, such as `Outgoing.text`.
+        change: what it goes through, such as `Outgoing.text`.
     """
-    context = Context.of(speech)
-    if not context.is_conversation:
-        return change(speech)
-    return context.map(lambda turn: as_data(change(turn), LABELS)).transcript
+    context = Context.of(change(speech))
+    return context.map(lambda turn: as_data(turn, LABELS)).transcript if context.is_conversation else context.text
 
 
 def shown_with(speech: str, responses: Sequence[str]) -> list[str]:

@@ -155,6 +155,15 @@ COLLECTED = pa.schema(
     ]
 )
 
+COLLECTED_DIALOGUES = pa.schema(
+    [
+        *COLLECTED,
+        ("dialogue", pa.string()),  # hash of the whole dialogue that a context is a part of; of a speech its own id
+        ("turn", pa.int32()),  # number of the client's last turn in the dialogue, from 1
+    ]
+)
+"""COLLECTED with conversations."""
+
 DROPPED = pa.schema(
     [
         ("source", pa.string()),

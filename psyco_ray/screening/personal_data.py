@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,15 +66,21 @@ def scrub(text: str, presidio: bool = False) -> Scrubbed:
     Raises:
         InputError: the `presidio` extra is missing.
     """
-    context = Context.of(text)
-    if not context.is_conversation:
-        return _scrub(text, presidio)
-    names = set[str]().union(*(first_names(normalised(turn)) for turn in context.turns))
-    scrubbed = [_scrub(turn, presidio, names) for turn in context.turns]
+    scrubbed = scrub_turns(Context.of(text).turns, presidio)
     return Scrubbed(Context(tuple(one.text for one in scrubbed)).text, [kind for one in scrubbed for kind in one.kinds])
 
 
-def _scrub(text: str, presidio: bool, names: Collection[str] = ()) -> Scrubbed:
+def scrub_turns(turns: Sequence[str], presidio: bool = False) -> list[Scrubbed]:
+    """As `scrub`, of each turn of a conversation: a name that is given in one of them is replaced in all.
+
+    Raises:
+        InputError: the `presidio` extra is missing.
+    """
+    names = set[str]().union(*(first_names(normalised(turn)) for turn in turns)) if len(turns) > 1 else ()
+    return [_scrub(turn, presidio, names) for turn in turns]
+
+
+def _scrub(text: str, presidio: bool, names: Collection[str]) -> Scrubbed:
     kinds: list[str] = []
     while spans := personal_data(text, names):  # what is replaced may separate what was joined
         text = _replaced(text, spans)

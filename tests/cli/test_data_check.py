@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from support.dialogue_files import annomi, dialogue, esconv
 from support.files import write_content
 from support.raw_speeches import speech
 
@@ -73,11 +74,25 @@ def test_options_choose_column_rows_and_encoding(tmp_path, capsys) -> None:
     assert text.endswith("data.speech_column=two 'data.where={speaker: [A]}' data.encoding=gb18030\n")
 
 
+def test_conversations_are_counted_and_read_as_the_options_say(tmp_path, capsys) -> None:
+    path = str(annomi(tmp_path / "annomi.csv", {str(n): dialogue(n, 3) for n in range(5)}))
+    options = ["--where", "interlocutor=client", "--dialogue", "transcript_id", "--conversations", "contexts"]
+    assert main(["data", "check", path, "--column", "utterance_text", *options]) == 0
+    text = capsys.readouterr().out
+    assert "\n  5 conversations with 15 contexts\n" in text
+    source, overrides = text.splitlines()[-2:]
+    job = job_file.parse(DataJob, yaml.safe_load(source), "test")
+    assert (job.sources[0].dialogue, job.sources[0].conversations) == ("transcript_id", "contexts")
+    assert "data.conversations=contexts" in overrides
+    assert main(["data", "check", str(esconv(tmp_path / "a.json", [dialogue(1, 2)]))]) == 0
+    assert "1 conversations with 2 contexts; conversations contexts reads them\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--where", "speaker"], "--where 'speaker' is not of the form COLUMN=VALUE"),
-        (["--where", "speaker=A", "--what", "pairs"], "--column and --where are for speeches"),
+        (["--where", "speaker=A", "--what", "pairs"], "--conversations and --dialogue are for speeches"),
         (["--encoding", "klingon"], "klingon"),
         (["--column", "none"], "has no column none"),
         (["--what", "pairs"], "accepted are"),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.dialogue_files import annomi, dialogue, esconv
 from support.files import write_content
 from support.raw_speeches import speech
 
@@ -18,6 +19,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
 from psyco_ray.data import table_sample
 from psyco_ray.data.check import check, masked
+from psyco_ray.data.clean import clean
 
 TEXTS = [speech(seed) for seed in range(30)]
 GERMAN = "Seit Wochen kann ich nicht schlafen und denke jeden Abend an meine Schwester. Meine Nummer ist 0171 2345678."
@@ -236,3 +238,18 @@ def test_masked_texts_show_no_letter_and_no_digit(text: str) -> None:
     assert {char for char in shown if char.isalpha()} <= {"x", "X"}
     assert {char for char in shown if char.isdigit()} <= {"9"}
     assert len(shown) <= 101
+
+
+def test_conversations_and_their_contexts_are_counted(tmp_path) -> None:
+    dialogues = [dialogue(1, 4), dialogue(2, 1), dialogue(3, 6)]
+    found = check(str(esconv(tmp_path / "esconv.json", dialogues)))
+    assert (found.read_as, found.sampled, found.conversations, found.contexts) == ("dialog", 3, 2, 10)
+    assert found.texts[0] == clean(dialogues[0].opening)
+    whole = check(found.name, reading=Reading(conversations="contexts"))
+    assert (whole.conversations, whole.contexts) == (2, 10)
+    assert whole.lengths == [len("\n".join(map(clean, one.client_turns))) for one in dialogues]
+    path = str(annomi(tmp_path / "annomi.csv", {str(n): one for n, one in enumerate(dialogues)}))
+    settings = {"where": {"interlocutor": ["client"]}, "dialogue": "transcript_id"}
+    table = check(path, reading=Reading(conversations="contexts", **settings))
+    assert (table.conversations, table.contexts, len(table.texts)) == (2, 10, 22)
+    assert check(path, reading=Reading(**settings)).conversations == 0

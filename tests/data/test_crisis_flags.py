@@ -9,7 +9,7 @@ from psyco_ray.data import crisis_flags
 from psyco_ray.data.crisis_flags import columns, flag
 from psyco_ray.data.dataset import Dataset
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import COLLECTED, CRISIS_SIGNS
+from psyco_ray.run.schemas import COLLECTED, COLLECTED_DIALOGUES, CRISIS_SIGNS
 
 JUDGED = "crisis.judge={model: m}"
 CLASSIFIED = "crisis.classifier={model: /m, labels: {bad: violence}}"
@@ -41,6 +41,18 @@ def merged(root: Path, *keys: str) -> dict[str, dict]:
     finally:
         dataset.close()
     return {row["speech_id"]: row for row in shards.read(root / "collect" / "speeches", "0")}
+
+
+def test_a_merge_keeps_the_dialogues_of_contexts(tmp_path) -> None:
+    directory = tmp_path / "collect" / "speeches"
+    rows = [row | {"dialogue": "0e", "turn": turn} for turn, row in enumerate(SPEECHES, 1)]
+    shards.write(directory, "0", rows, COLLECTED_DIALOGUES)
+    write_stage(tmp_path, "crisis", {"0b": [flag("abuse", "judge")]})
+    found = merged(tmp_path, JUDGED)
+    assert {key: (row["dialogue"], row["turn"]) for key, row in found.items()} == {
+        row["speech_id"]: (row["dialogue"], row["turn"]) for row in rows
+    }
+    assert found["0b"]["crisis"] == ["abuse"]
 
 
 def test_flags_of_all_stages_are_merged_and_a_stage_can_be_taken_back(tmp_path) -> None:

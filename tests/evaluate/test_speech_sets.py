@@ -6,9 +6,11 @@ from unittest.mock import patch
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.dialogue_files import dialogue
 from support.policy_evaluation import SAMPLE, load, settings, write_lines
 
 from psyco_ray.cli.main import main
+from psyco_ray.config.contexts import Context
 from psyco_ray.data import splits
 from psyco_ray.evaluate import speech_sets, winrates
 
@@ -71,6 +73,41 @@ def test_speeches_of_a_data_job_have_its_topics(tmp_path):
         rows[0]["speech"]: "Social Issues",
         rows[2]["speech"]: None,
     }
+
+
+def test_conversations_are_contexts_of_one_split_with_signs_of_any_turn(tmp_path):
+    whole = dialogue(1, 3)
+    grave = Context((*whole.turns[:2], f"{whole.turns[2]} I want to die.", *whole.turns[3:]))
+    rows = [{"messages": context.messages, "topic": "sleep"} for context in (grave, dialogue(2, 2))]
+    file = write_lines(tmp_path / "a.jsonl", rows)
+    speeches = load(file=file, split="all", conversations="contexts", max_turns=2)
+    found = {row["speech"]: row["crisis"] for row in speeches}
+    assert found == {
+        grave.opening: False,
+        Context(grave.turns[:3]).text: True,
+        Context(grave.turns[2:]).text: True,
+        dialogue(2, 2).opening: False,
+        dialogue(2, 2).text: False,
+    }
+    dev = load(file=file, split="dev", conversations="contexts", dev_share=0.999)
+    assert {row["speech_id"] for row in dev} >= {splits.speech_id(grave.text)}
+    openings = load(file=file, split="all")
+    assert {row["speech"] for row in openings} == {grave.opening, dialogue(2, 2).opening}
+
+
+def test_responses_answer_contexts(tmp_path):
+    whole = dialogue(1, 2)
+    speeches = [{"speech_id": splits.speech_id(text), "speech": text} for text in (whole.text, whole.opening)]
+    answered = {speeches[0]["speech_id"]: "I see.", speeches[1]["speech_id"]: "Go on."}
+    ended = [*whole.messages, {"role": "assistant", "content": "(nods)"}]
+    for form in (whole.text, whole.messages, {"messages": ended}, str(whole.messages), whole.transcript):
+        rows = [{"question": form, "response": "I see."}, {"question": whole.opening, "response": "Go on."}]
+        file = write_lines(tmp_path / "responses.jsonl", rows)
+        assert speech_sets.load_responses(file, speeches) == answered
+    file = write_lines(tmp_path / "lists.jsonl", [{"messages": whole.messages, "response": "I see."}])
+    assert [row[1] for row in speech_sets.read_responses(file, conversations=True)] == [whole.text]
+    file = write_lines(tmp_path / "first.jsonl", [{"question": whole.messages, "response": "I see."}])
+    assert speech_sets.load_responses(file, speeches[1:]) == {speeches[1]["speech_id"]: "I see."}
 
 
 def test_invalid_speeches_are_named(tmp_path):
