@@ -17,7 +17,7 @@ from psyco_ray.pool import fit
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.telemetry import Telemetry
-from psyco_ray.training import heldout, summary
+from psyco_ray.training import client_turns, heldout, summary
 from psyco_ray.training.orchestrator import Orchestrator
 from psyco_ray.training.run_state import RunState
 
@@ -39,6 +39,7 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         return summary.write_summary(job, ledger, run_state)
     fit.check("policy training", fit.iterate_phase(job), fit.cluster_nodes())
     check_prompt(job)
+    client_turns.check(job)
     from_file = job.pairs_from == "file"
     offline = mix(job.mixture, job.data, job.seed, unfinished=job.sampling.unfinished) if from_file else None
     with Orchestrator(job, ledger, telemetry, run_state) as orchestrator:

@@ -158,6 +158,8 @@ def _in_run(
         _log.warning(sentence)
     if job.evaluation.judge is not None:
         Outgoing(job.scrub, job.privacy).allow({"evaluation.judge": job.evaluation.judge})
+    if job.simulate is not None and job.simulate.client.endpoint is not None:
+        Outgoing(job.scrub, job.privacy).allow({"simulate.client": job.simulate.client.endpoint})
     ledger = Ledger(job, options.resume)
     with run_session(ledger, RESUME):
         changes = Changes(options.accept_changes)

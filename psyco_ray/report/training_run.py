@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from psyco_ray.config import job_file
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.training import Job
 from psyco_ray.report import figures
 from psyco_ray.report.render import MODEL_TITLES, judge_note, render
@@ -15,6 +16,7 @@ from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger, stage
 
 SAMPLES_SHOWN = 8
+DIALOGUES_SHOWN = 6
 TITLES = {"policy": "Iterative DPO", "base": "One round of online DPO", "file": "Offline DPO"}
 """Training methods by `pairs_from` of the job."""
 
@@ -56,6 +58,8 @@ def write_report(job: Job, ledger: Ledger, summary: Mapping[str, Any]) -> None:
         time_figure=_time_figure(summary["per_iteration"]),
         timeline=figures.timeline(_timelines(ledger, iterations)),
         samples=_samples(job, ledger, evaluations),
+        dialogues=[] if job.simulate is None else _dialogues(job, ledger, summary),
+        client=None if job.simulate is None else job.simulate.client.name,
         job=job_file.dump(job),
     )
     ledger.write_text("report.html", page)
@@ -146,7 +150,7 @@ def _samples(job: Job, ledger: Ledger, evaluations: Evaluations) -> list[dict[st
     return [
         {
             "topic": speeches[key]["topic"],
-            "speech": speeches[key]["speech"],
+            "speech": Context.of(speeches[key]["speech"]).transcript,
             "before": before[key][0],
             "after": after[key][0],
             "reward_before": evaluations[0][judge]["scores"][key][0],
@@ -154,3 +158,42 @@ def _samples(job: Job, ledger: Ledger, evaluations: Evaluations) -> list[dict[st
         }
         for key in (keys[i] for i in sorted(drawn))
     ]
+
+
+def _dialogues(job: Job, ledger: Ledger, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Held-out dialogues of the base model and of the best policy from one beginning, which the run's seed draws."""
+    best = summary["best"]["iteration"] or summary["iterations"]
+    before, after = (_dialogues_of(ledger, iteration) for iteration in (0, best))
+    topics = records.read_table(ledger.path("speeches.parquet"), columns=["speech_id", "topic"]).to_pylist()
+    topic = {row["speech_id"]: row["topic"] for row in topics}
+    keys = sorted(before.keys() & after.keys() & topic.keys())
+    drawn = np.random.default_rng(job.seed).permutation(len(keys))[:DIALOGUES_SHOWN]
+    return [
+        {
+            "topic": topic[key],
+            "opening": Context.of(before[key]["speech"]).transcript,
+            "iteration": best,
+            "before": _panel(before[key]),
+            "after": _panel(after[key]),
+        }
+        for key in (keys[i] for i in sorted(drawn))
+    ]
+
+
+def _dialogues_of(ledger: Ledger, iteration: int) -> dict[str, dict[str, Any]]:
+    """The first held-out dialogue from each context in an iteration."""
+    rows = records.read_table(ledger.path(stage(iteration, "dev-dialogues.parquet"))).to_pylist()
+    return {row["speech_id"]: row for row in rows if row["index"] == 0}
+
+
+def _panel(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said in a dialogue after its beginning, and its rewards by turn."""
+    lines = []
+    for turn, response in enumerate(row["responses"]):
+        lines.append(f"Therapist: {response}")
+        if turn < len(row["replies"]):
+            lines.append(f"Client: {row['replies'][turn]}".rstrip())
+    if row["left"]:
+        lines.append("(The client ends the session.)")
+    rewards = row["heldout"] if row["heldout"][0] is not None else row["reward"]
+    return {"text": "\n\n".join(lines), "rewards": rewards}

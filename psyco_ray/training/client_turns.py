@@ -8,6 +8,7 @@ from typing import Any
 
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import Messages, PromptsFile
+from psyco_ray.config.simulate import Client
 from psyco_ray.config.training import Job
 from psyco_ray.data.prompt_room import fitting_ids
 from psyco_ray.data.speeches import shared_tokenizer
@@ -25,6 +26,32 @@ from psyco_ray.training.quarantine import Quarantine
 _TRIAL = Context.of("I cannot sleep.")
 
 
+def check(job: Job) -> None:
+    """Check what asks simulated clients, before anything is started; nothing without them.
+
+    Raises:
+        InputError: prompt or profiles are invalid, the client's chat template refuses the prompt, its API's key is
+            missing, or clients' words must not be sent there.
+    """
+    if job.simulate is None:
+        return
+    client = job.simulate.client
+    prompt = clients.load_client_prompt(job.prompts.file, client.prompt)
+    profile = ProfileLists.of(PromptsFile(job.prompts.file)).draw(job.seed, "", _TRIAL)
+    if client.endpoint is not None:
+        Outgoing(job.scrub, job.privacy).check({"simulate.client": client.endpoint})
+        return
+    from psyco_ray.models import templates
+
+    messages = clients.client_messages(prompt, profile, _TRIAL, "What keeps you awake?")
+    templates.check(_tokenizer(client), messages)
+
+
+def _tokenizer(client: Client) -> Any:
+    assert client.model is not None, "the client is on engines"
+    return shared_tokenizer(client.model, (*client.template_options.items(),))
+
+
 class ClientTurns:
     """Asks for the clients' turns.
 
@@ -34,18 +61,13 @@ class ClientTurns:
     """
 
     def __init__(self, job: Job, ledger: Ledger, telemetry: Telemetry, pipeline: SamplingPipeline) -> None:
-        """Read prompt and profiles.
-
-        Raises:
-            InputError: they are invalid, or the client's chat template refuses them.
-        """
+        """Read prompt and profiles, which `check` has found right."""
         assert job.simulate is not None, "the job has simulated clients"
         self._job, self._ledger, self._telemetry, self._pipeline = job, ledger, telemetry, pipeline
         self._client = job.simulate.client
         self._prompt = clients.load_client_prompt(job.prompts.file, self._client.prompt)
         self._profiles = ProfileLists.of(PromptsFile(job.prompts.file))
         self._outgoing = Outgoing(job.scrub, job.privacy)
-        self._tokenizer = self._load_tokenizer() if self._client.endpoint is None else None
         self.described = {
             "client": self._client.name,
             "client_digest": None if self._client.model is None else inputs.digest_of(self._client.model),
@@ -111,14 +133,6 @@ class ClientTurns:
 
     def _prompt_ids(self, dialogue: Dialogue) -> list[int] | None:
         room = self._client.rollouts.max_model_len - self._client.max_tokens
-        return fitting_ids(self._tokenizer, dialogue.context, lambda context: self._messages(dialogue, context), room)
-
-    def _load_tokenizer(self) -> Any:
-        from psyco_ray.models import templates
-
-        model = self._client.model
-        assert model is not None, "the client is on engines"
-        tokenizer = shared_tokenizer(model, (*self._client.template_options.items(),))
-        profile = self._profiles.draw(self._job.seed, "", _TRIAL)
-        templates.check(tokenizer, clients.client_messages(self._prompt, profile, _TRIAL, "What keeps you awake?"))
-        return tokenizer
+        return fitting_ids(
+            _tokenizer(self._client), dialogue.context, lambda context: self._messages(dialogue, context), room
+        )

@@ -65,7 +65,8 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
     Returns:
         The content of ``summary.json``. `best` names the checkpoint; `train`, `heldout`, `judge`, `length_ratio`,
         `finished_share`, `distinct_ratio` and `kl` (nats per response; None without the base model as reference)
-        compare the policy of the last iteration with the base model on the held-out speeches.
+        compare the policy of the last iteration with the base model on the held-out speeches; `turns`, in a job with
+        simulated clients, does so at each turn of the dialogues.
     """
     last = run_state.last_evaluated()
     assert last, "a finished run has trained"
@@ -91,6 +92,7 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
         "heldout": _comparison(before, after, "heldout"),
         "judge": _judged(job, after),
         "heldout_training": ledger.record("judge-pairs") or None,
+        **_turns(job, before, after),
         "length_ratio": after["mean_tokens"] / before["mean_tokens"],
         "finished_share": {"base": before["finished_share"], "policy": after["finished_share"]},
         "distinct_ratio": after["distinct_2"] / before["distinct_2"],
@@ -129,6 +131,7 @@ def headline(summary: dict[str, Any]) -> str:
             f"{summary['judge']['model']} prefers its answer in {rate:.0%} of {summary['judge']['speeches']} speeches "
             f"(95 % interval {low:.0%} to {high:.0%})"
         )
+    lines += [_turn_line(turn) for turn in summary.get("turns", ())[1:]]
     finished = summary["finished_share"]
     lines.append(
         f"its answers: {finished['policy']:.0%} finished (base model {finished['base']:.0%}), "
@@ -189,6 +192,36 @@ def _comparison(before: dict[str, Any], after: dict[str, Any], model: str) -> di
         "win_rate_vs_base": after[model]["win_rate_vs_base"],
         "ci95": after[model]["win_rate_ci95"],
     }
+
+
+def _turns(job: Job, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Held-out dialogues of base model and policy by turn, by the model that judges; empty without dialogues."""
+    if job.simulate is None:
+        return {}
+    model = "heldout" if "heldout" in after else "reward"
+    turns = []
+    for base, policy in zip(
+        before["turns"], after["turns"], strict=False
+    ):  # a turn that only one of them has is left out
+        rewards = {"reward_before": base[model]["reward"], "reward_after": policy[model]["reward"]}
+        gains = {key: policy[model][key] for key in ("gain", "gain_ci95")}
+        compared = {
+            f"{name}_{when}": turn[name]
+            for name in ("speeches", "mean_tokens", "finished_share", "drop_out")
+            for when, turn in (("before", base), ("after", policy))
+        }
+        turns.append({"turn": policy["turn"], **rewards, **gains, **compared})
+    return {"turns": turns}
+
+
+def _turn_line(turn: dict[str, Any]) -> str:
+    if turn["gain"] is None:
+        return f"turn {turn['turn']}: no dialogue of both reaches it"
+    low, high = turn["gain_ci95"]
+    return (
+        f"turn {turn['turn']} of dialogues with simulated clients: reward {turn['reward_before']:.3f} before, "
+        f"{turn['reward_after']:.3f} after; paired gain {turn['gain']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    )
 
 
 def _judged(job: Job, after: dict[str, Any]) -> dict[str, Any] | None:

@@ -22,7 +22,17 @@ from psyco_ray.report import training_run as training_report
 from psyco_ray.training import summary
 from psyco_ray.training.run_state import RunState
 
-NAMES = ("training run", "compared runs", "dataset", "annotation", "experts", "policies", "reward models")
+DIALOGUES = {"client": {"model": "smol"}}
+NAMES = (
+    "training run",
+    "run with clients",
+    "compared runs",
+    "dataset",
+    "annotation",
+    "experts",
+    "policies",
+    "reward models",
+)
 
 
 def training_page(root, **settings) -> tuple[str, dict]:
@@ -39,7 +49,7 @@ def training_page(root, **settings) -> tuple[str, dict]:
 def pages(tmp_path_factory) -> dict[str, str]:
     """One page of each kind, with every optional part."""
     root = tmp_path_factory.mktemp("pages")
-    for name in NAMES[1:]:
+    for name in NAMES[2:]:
         (root / name).mkdir()
     compare_runs.write_report(compared_runs(), root / "compared runs")
     (root / "compared runs" / "compare.html").rename(root / "compared runs" / "report.html")
@@ -49,8 +59,9 @@ def pages(tmp_path_factory) -> dict[str, str]:
     experts.write_report(expert_results(), root / "experts")
     policies.write_report(*policy_results(), root / "policies", dialogue_cases())
     reward_models.write_report(reward_results(40), root / "reward models")
-    texts = {name: (root / name / "report.html").read_text("utf-8") for name in NAMES[1:]}
-    return {"training run": training_page(root / "run")[0], **texts}
+    texts = {name: (root / name / "report.html").read_text("utf-8") for name in NAMES[2:]}
+    with_clients, _ = training_page(root / "dialogues", simulate=DIALOGUES)
+    return {"training run": training_page(root / "run")[0], "run with clients": with_clients, **texts}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,6 +124,18 @@ def test_the_training_page_shows_the_figures_of_the_summary(tmp_path) -> None:
     assert ODD in page.text
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 15
     assert "Not for direct use with clients" in (tmp_path / "run/iteration-003/checkpoint/README.md").read_text()
+
+
+def test_a_run_with_simulated_clients_shows_turns_and_whole_dialogues(pages, tmp_path) -> None:
+    text, written = training_page(tmp_path / "run", simulate=DIALOGUES, rise=0.5)
+    page = Page(text)
+    assert [turn["gain"] for turn in written["turns"]] == [0, 1.5]
+    assert ["2", "11", "0.417", "1.917", "1.500", "1.400 to 9.000", "30.0", "33.0", "8.3", "8.3"] in page.rows
+    assert "turn 2 of dialogues with simulated clients: reward 0.417 before, 1.917 after" in summary.headline(written)
+    assert "<b>Answer</b> 3, turn 2." in page.text, "texts are no markup"
+    assert page.text.count("base model · rewards") == page.text.count("policy of iteration 3 · rewards") == 6
+    assert "turns" not in training_page(tmp_path / "other")[1]
+    assert "Dialogues" not in pages["training run"]
 
 
 def test_a_run_without_a_heldout_reward_model_says_so(tmp_path) -> None:

@@ -11,6 +11,7 @@ from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.config.training import Job
 from psyco_ray.evaluate import stats, winrates
 from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.schemas import DIALOGUES
 from support.reward_results import ODD, VERSIONS
 
 SPEECHES = [f"speech-{i:02d}" for i in range(12)]
@@ -26,13 +27,37 @@ def training_run(root: Path, iterations: int = 3, rise: float = 0.5, **settings)
     rows = [{"speech_id": key, "speech": f"I said <i>{key}</i>. " * 12, "topic": "Anxiety"} for key in SPEECHES]
     ledger.write_table("speeches.parquet", pa.Table.from_pylist(rows))
     for iteration in range(iterations + 1):
-        _write_evaluation(ledger, iteration, rise, heldout=bool(scorers["heldout_model"]))
+        turns = _dialogues(ledger, iteration, rise) if job.simulate else {}
+        _write_evaluation(ledger, iteration, rise, bool(scorers["heldout_model"]), turns)
         if iteration:
             _write_training(ledger, iteration)
     return job, ledger
 
 
-def _write_evaluation(ledger: Ledger, iteration: int, rise: float, heldout: bool) -> None:
+def _dialogues(ledger: Ledger, iteration: int, rise: float) -> dict:
+    """Writes two-turn dialogues with each speech, of which the last client leaves, and returns their measures."""
+    rows = []
+    for number, key in enumerate(SPEECHES):
+        left = key == SPEECHES[-1]
+        said = [f"<b>Answer</b> {iteration}, turn {turn}." for turn in (1, 2)][: 1 if left else 2]
+        scores = [number / 12 + turn * rise * iteration for turn in range(len(said))]
+        row = {"speech_id": key, "index": 0, "speech": f"I said {key}.", "responses": said, "reward": scores}
+        row |= {"finished": [True] * len(said), "replies": ["Goodbye."] if left else ["Yes."], "heldout": scores}
+        rows.append({**row, "left": left, "policy_version": iteration, "client": "smol", "client_digest": "0f"})
+    table = pa.Table.from_pylist(rows, schema=DIALOGUES)
+    ledger.write_table(f"iteration-{iteration:03d}/dev-dialogues.parquet", table)
+    turns = []
+    for turn in range(2):
+        scores = [row["heldout"][turn] for row in rows if len(row["heldout"]) > turn]
+        measures: dict = {"reward": float(np.mean(scores)), "ci95": [0.0, 1.0]}
+        if iteration:
+            measures |= {"gain": turn * rise * iteration, "gain_ci95": [turn * rise * iteration - 0.1, 9.0]}
+        facts = {"turn": turn + 1, "speeches": len(scores), "mean_tokens": 30.0 + iteration, "finished_share": 1.0}
+        turns.append({**facts, "drop_out": turn / 12, "failed": 0, "reward": measures, "heldout": measures})
+    return {"turns": turns}
+
+
+def _write_evaluation(ledger: Ledger, iteration: int, rise: float, heldout: bool, turns: dict) -> None:
     name = f"iteration-{iteration:03d}"
     rows = [{"speech_id": key, "index": 0, "response": f"{ODD} {iteration} " * 15} for key in SPEECHES]
     ledger.write_table(f"{name}/dev/0.samples.parquet", pa.Table.from_pylist(rows))
@@ -46,7 +71,7 @@ def _write_evaluation(ledger: Ledger, iteration: int, rise: float, heldout: bool
     monitors = {**MONITORS, "kl": 2.5} if iteration > 1 else MONITORS
     facts = {"speeches": len(SPEECHES), "mean_tokens": 60.0 + iteration, "monitors": monitors, "alarms": alarms}
     facts |= {"finished_share": 0.95 - 0.01 * iteration, "distinct_2": 0.8 - 0.04 * iteration, "kl": 2.5 * iteration}
-    ledger.finish(f"{name}/evaluate", 0.0, **facts, **models)
+    ledger.finish(f"{name}/evaluate", 0.0, **facts, **models, **turns)
     busy = {"rollouts": [2.0, 1.0, 0.0], "scorers": [1.0, 0.5, 0.0]}
     part = {"seconds": 5.0, "bin_s": 2.0, "actors": {"rollouts": 2, "scorers": 1, "learners": 2}, "busy": busy}
     ledger.write_json(f"{name}/timeline.json", {"parts": [{**part, "driver": [["evaluate", 0, 5]]}] * 2})
