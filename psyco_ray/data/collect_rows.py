@@ -108,6 +108,7 @@ def _rows(raw: Row, job: DataJob) -> Iterator[Row]:
         return
     topic, dialogue = clean(raw["topic"] or "") or None, int(cleaned.key, 16)
     split, is_signed = _split(cleaned.split_by(job.collect.min_chars), job.collect), False
+    said = "\n".join(cleaned.whole.client_turns)
     for number, context in enumerate(cleaned.contexts):
         turn = number + 1 if cleaned.is_dialogue else context.turn
         row = {**place, "turn": turn}
@@ -116,7 +117,6 @@ def _rows(raw: Row, job: DataJob) -> Iterator[Row]:
             at = f"turn {turn}: " if cleaned.whole.is_conversation else ""
             yield {**row, "reason": reason, "detail": f"{at}{detail}"}
             continue
-        said = turns.words_of_client(cleaned.whole.text)
         text = context.text
         yield {
             **row,
@@ -159,7 +159,7 @@ def _cleaned(raw: Row, job: DataJob) -> tuple[_Cleaned | None, str | None, str]:
 
 def _outside(context: Context, bounds: Collect) -> tuple[str | None, str]:
     """Why a context is dropped (None: it is kept), and a detail of the reason."""
-    length, longest = len(turns.words_of_client(context.text)), max(map(len, context.client_turns))
+    length, longest = len("\n".join(context.client_turns)), max(map(len, context.client_turns))
     if length < bounds.min_chars:
         return "too short", f"{length} characters"
     if longest > bounds.max_chars:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
 from psyco_ray.data import containment, duplicates, leakage, speech_file
@@ -73,10 +74,12 @@ def known(tables: Iterable[pa.Table], data: Data) -> leakage.Known:
             origin[key] = _origin(split, data)
             first.append(row)
     held_out = held_out.take(pa.array(first, pa.int64()))
-    for text, split in zip(*(held_out[name].to_pylist() for name in ("speech", "split")), strict=True):
-        for key in leakage.keys(text, data.min_chars):
-            origin.setdefault(key, _origin(split, data))
-    long = [len(words_of_client(text)) >= data.min_chars for text in held_out["speech"].to_pylist()]
+    texts = held_out["speech"].to_pylist()
+    for text, split in zip(texts, held_out["split"].to_pylist(), strict=True):
+        if Context.of(text).is_conversation:
+            for key in leakage.keys(text, data.min_chars):
+                origin.setdefault(key, _origin(split, data))
+    long = [len(words_of_client(text)) >= data.min_chars for text in texts]
     held_out = held_out.filter(pa.array(long, pa.bool_()))
     signed = held_out["signature"].combine_chunks()
     signatures = np.frombuffer(signed.buffers()[1], np.uint32).reshape(-1, duplicates.PERMUTATIONS)
