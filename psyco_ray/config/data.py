@@ -45,12 +45,12 @@ class Collect(Section):
     """Cleaning, deduplication and the split (paper §3.1, §3.3)."""
 
     min_chars: Count = 100
-    """Shortest speech, characters (paper §3.1)."""
+    """Shortest speech, characters (paper §3.1); of a conversation all that the client says."""
     max_chars: Count = 1000
-    """Longest speech, characters (paper §3.1)."""
+    """Longest speech, characters (paper §3.1); of a conversation each turn of the client."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Jaccard similarity of character 5-grams from which speeches are duplicates; 1: equal speeches only. Below 1,
-    speeches that hold 80 % of another one's 5-grams are duplicates too."""
+    speeches that hold 80 % of another one's 5-grams are duplicates too. Conversations are compared whole."""
     test_share: Share = 0.1243
     """Share of all speeches in the test split: 3,291 of 26,483."""
     dev_share: Share = 0.1

@@ -28,9 +28,10 @@ class Speeches(Reading):
     """The client speeches to answer: the whole test split, also speeches without a pair (paper §4.2)."""
 
     file: str = "sample"
-    """A file of any kind that `data collect` reads, a directory of Parquet files, or `sample` (packaged speeches)."""
+    """A file of any kind that `data collect` reads, a directory of Parquet files, or packaged: `sample`,
+    `sample-conversations`."""
     speech_column: str | None = None
-    """Column of the speeches; null: the first of question, speech, text."""
+    """Column of the speeches; null: the first of question, speech, text, else a list of messages."""
     split: Literal["test", "dev", "all"] = "test"
     """By the `split` column; in a file without one dev is drawn by a hash of the text."""
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1

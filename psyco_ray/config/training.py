@@ -32,18 +32,19 @@ class Data(Reading):
     """Client speeches and preference pairs (paper §3)."""
 
     speeches: str = "sample"
-    """CSV, JSON, Parquet or Excel file, directory of Parquet files, or `sample` (the packaged synthetic speeches)."""
+    """CSV, JSON, Parquet or Excel file, directory of Parquet files, or packaged synthetic speeches: `sample`, or
+    `sample-conversations`."""
     speech_column: str | None = None
-    """Column of the speeches; null: the first of question, speech, text."""
+    """Column of the speeches; null: the first of question, speech, text, else a list of messages."""
     pairs: str = "sample"
     """Preference pairs, in the released dataset's columns or another format: a file, a directory, `sample`,
     `sample-conversations`, or desk:DIR (what `psyco-ray desk export DIR` wrote)."""
     min_chars: Count = 100
-    """Shortest speech, characters (paper §3.1)."""
+    """Shortest speech, characters (paper §3.1); of a conversation all that the client says."""
     max_chars: Count = 1000
-    """Longest speech, characters (paper §3.1)."""
+    """Longest speech, characters (paper §3.1); of a conversation each turn of the client."""
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of speeches held out, by a hash of the text."""
+    """Share of speeches held out, by a hash of the text; of a conversation of its first turn."""
     leakage: Literal["refuse", "drop", "allow"] = "refuse"
     """Training pairs and speeches that repeat a dev or test question, exactly or nearly; drop: leave them out."""
     cpus: Annotated[float, Field(ge=1)] = 1.0

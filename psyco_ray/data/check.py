@@ -286,7 +286,7 @@ def _text_column(file: RecordFile, rows: Sequence[Row]) -> str:
     Raises:
         InputError: no column has texts.
     """
-    known = [*_known_columns(), *speakers.LIST_KEYS]
+    known = [*(name for name in _known_columns() if name not in speakers.LIST_KEYS), *speakers.LIST_KEYS]
     if (column := next((name for name in known if name in file.columns), None)) is not None:
         return column
     lengths = {name: median_chars(row[name] for row in rows if row.get(name)) for name in file.columns}
