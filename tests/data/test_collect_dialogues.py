@@ -12,7 +12,7 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import DataJob, Source
 from psyco_ray.data import splits
 from psyco_ray.run import shards
-from psyco_ray.run.schemas import COLLECTED, COLLECTED_DIALOGUES
+from psyco_ray.run.schemas import COLLECTED_DIALOGUES
 from psyco_ray.run.types import Row
 
 ANNOMI = {"where": {"interlocutor": "client"}, "dialogue": "transcript_id", "text": "utterance_text"}
@@ -65,7 +65,7 @@ def collected(job: DataJob, out: Path) -> tuple[dict, list[Row], list[Row]]:
 
 def test_conversations_become_contexts_of_one_split_without_duplicates(files, tmp_path, local_ray) -> None:
     facts, kept, dropped = collected(job_of(files), tmp_path / "one")
-    assert {pq.read_schema(path) for path in (tmp_path / "one" / "speeches").iterdir()} == {COLLECTED_DIALOGUES}
+    assert all(pq.read_schema(path) == COLLECTED_DIALOGUES for path in (tmp_path / "one" / "speeches").iterdir())
     assert facts["rows"] == len(kept) + len(dropped) == 120 + 2 + 3 + 3 + 4 + 3 + 2
     assert facts["dropped"] == Counter(row["reason"] for row in dropped)
     assert facts["dropped"] == {
@@ -100,19 +100,9 @@ def test_conversations_become_contexts_of_one_split_without_duplicates(files, tm
     assert again == (facts, kept, dropped), "whatever the blocks"
 
 
-def test_signs_of_a_crisis_are_looked_for_in_every_turn_and_names_removed_from_all(files, tmp_path, local_ray) -> None:
-    _, kept, _ = collected(job_of(files, scrub={"enabled": True}), tmp_path / "out")
-    first, last = sorted((row for row in kept if "[NAME]" in row["speech"]), key=lambda row: row["turn"])
-    assert (first["crisis"], last["crisis"]) == ([], ["self-harm"])
-    (flag,) = last["crisis_flags"]
-    shown = Context.of(last["speech"]).transcript
-    assert shown[flag["start"] : flag["end"]] == "want to die"
-    assert shown.startswith("Client: I'm [NAME].")
-    assert "Therapist: Thank you, [NAME]." in shown
-
-
-def test_long_conversations_are_read_through_windows_of_one_split(files, tmp_path, local_ray) -> None:
-    facts, kept, _ = collected(job_of(files, reading={"max_turns": 2}), tmp_path / "out")
+def test_windows_are_of_one_split_screened_in_every_turn_and_without_names(files, tmp_path, local_ray) -> None:
+    job = job_of(files, reading={"max_turns": 2}, scrub={"enabled": True})
+    facts, kept, _ = collected(job, tmp_path / "out")
     assert max(Context.of(row["speech"]).turn for row in kept) == 2
     assert facts["conversations"]["most turns"] == 5
     of_dialogue = defaultdict(set)
@@ -120,6 +110,14 @@ def test_long_conversations_are_read_through_windows_of_one_split(files, tmp_pat
         of_dialogue[row["dialogue"]].add(row["split"])
     assert {len(found) for found in of_dialogue.values()} == {1}
     assert len(set().union(*of_dialogue.values())) > 1
+    grave = [row for row in kept if (row["source"], row["source_row"]) == ("esconv", 26)]
+    first, last = sorted(grave, key=lambda row: row["turn"])
+    assert (first["crisis"], last["crisis"]) == ([], ["self-harm"])
+    (flag,) = last["crisis_flags"]
+    shown = Context.of(last["speech"]).transcript
+    assert shown[flag["start"] : flag["end"]] == "want to die"
+    assert shown.startswith("Client: I'm [NAME].")
+    assert "Therapist: Thank you, [NAME]." in shown
 
 
 def test_contexts_in_their_stored_form_are_collected_as_they_are(tmp_path, local_ray) -> None:
@@ -132,10 +130,3 @@ def test_contexts_in_their_stored_form_are_collected_as_they_are(tmp_path, local
     assert [(row["source_row"], row["reason"]) for row in dropped] == [(7, "exact duplicate"), (8, "near duplicate")]
     assert Counter(row["dialogue"] for row in kept) == {splits.speech_id(whole.opening): 3 for whole in wholes}
     assert facts["conversations"]["contexts"] == 6
-
-
-def test_openings_alone_are_collected_as_before(files, tmp_path, local_ray) -> None:
-    facts, kept, _ = collected(job_of(files, reading={"conversations": "opening"}), tmp_path / "out")
-    assert {pq.read_schema(path) for path in (tmp_path / "out" / "speeches").iterdir()} == {COLLECTED}
-    assert "conversations" not in facts
-    assert not any(Context.of(row["speech"]).is_conversation for row in kept)
