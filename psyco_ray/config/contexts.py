@@ -114,6 +114,11 @@ class Context:
         return self.turns[0]
 
     @property
+    def earlier(self) -> tuple[Context, ...]:
+        """The contexts that came before in the conversation, the opening first."""
+        return tuple(Context(self.turns[:end]) for end in range(1, len(self.turns), 2))
+
+    @property
     def last(self) -> str:
         """The client's last turn."""
         return self.turns[-1]

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.desk import Desk
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import annotated
 from psyco_ray.desk import questions
-from psyco_ray.desk.entries import Entry, Vote, texts_of
+from psyco_ray.desk.entries import Entry, Vote, are_conversations, texts_of
 from psyco_ray.run import storage
 
 RECORDS = "records.json"
@@ -30,9 +31,12 @@ def write(out: Path, kind: str, entries: Sequence[Entry], settings: Desk) -> Pat
     """
     responses = max(len(entry.responses) for entry in entries)
     asked = questions.form_of(kind, settings, responses)
+    chat = are_conversations(entries)
     dataset = {"name": f"desk-{kind}", "status": "ready", "allow_extra_metadata": True}
-    storage.write_text(out / RECORDS, json.dumps([_record(kind, entry) for entry in entries], indent=1) + "\n")
-    storage.write_text(out / ".argilla" / "settings.json", json.dumps(_settings(asked, responses), indent=1) + "\n")
+    storage.write_text(out / RECORDS, json.dumps([_record(kind, entry, chat) for entry in entries], indent=1) + "\n")
+    storage.write_text(
+        out / ".argilla" / "settings.json", json.dumps(_settings(asked, responses, chat), indent=1) + "\n"
+    )
     storage.write_text(out / ".argilla" / "dataset.json", json.dumps(dataset, indent=1) + "\n")
     return out
 
@@ -69,14 +73,15 @@ def entry(cells: Mapping[str, Any]) -> Entry:
     )
 
 
-def _record(kind: str, one: Entry) -> dict[str, Any]:
+def _record(kind: str, one: Entry, chat: bool) -> dict[str, Any]:
+    prompt = Context.of(one.speech).messages if chat else one.speech
     answers: dict[str, list[dict[str, Any]]] = {}
     for vote in one.votes:
         for question, value in questions.values_of(kind, vote.answer).items():
             answers.setdefault(question, []).append({"value": value, "user_id": vote.annotator, "status": "submitted"})
     return {
         "id": one.item_id,
-        "fields": {_PROMPT: one.speech} | {f"response-{n}": text for n, text in enumerate(one.responses, start=1)},
+        "fields": {_PROMPT: prompt} | {f"response-{n}": text for n, text in enumerate(one.responses, start=1)},
         "metadata": {"item": one.item_id, "kind": kind, "split": one.split, "crisis": ", ".join(one.crisis)},
         "suggestions": {},
         "responses": answers,
@@ -85,7 +90,7 @@ def _record(kind: str, one: Entry) -> dict[str, Any]:
     }
 
 
-def _settings(asked: Sequence[questions.Question], responses: int) -> dict[str, Any]:
+def _settings(asked: Sequence[questions.Question], responses: int, chat: bool) -> dict[str, Any]:
     fields = [_PROMPT, *(f"response-{number}" for number in range(1, responses + 1))]
     return {
         "guidelines": None,
@@ -103,7 +108,7 @@ def _settings(asked: Sequence[questions.Question], responses: int) -> dict[str, 
                 "name": name,
                 "title": name.capitalize(),
                 "required": True,
-                "settings": {"type": "text", "use_markdown": False},
+                "settings": {"type": "chat" if chat and name == _PROMPT else "text", "use_markdown": False},
             }
             for name in fields
         ],

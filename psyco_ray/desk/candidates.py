@@ -1,4 +1,4 @@
-"""What sources yield: a speech with one or two responses, and the signs of a crisis that a file names."""
+"""What sources yield: a context with one or two responses, and the signs of a crisis that a file names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.data.splits import speech_id
 from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.records import locate, open_records
@@ -21,7 +22,7 @@ _NO = ("false", "0", "no", "none")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A speech and its responses. `facts` are those of `sources`."""
+    """A context, as its text, and responses to it. `facts` are those of `sources`."""
 
     source: str
     speech: str
@@ -58,7 +59,7 @@ def flagged(name: str | None) -> Mapping[str, Signs]:
             continue
         found = _signs((record.cells or {}).get("crisis"))
         if found is not None:
-            key = speech_id(speech.strip())
+            key = speech_id(Context.of(speech.strip()).text)
             signs[key] = [*dict.fromkeys([*(signs.get(key) or []), *found])]
     return signs
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.desk import Desk
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import annotated
 from psyco_ray.desk import questions
-from psyco_ray.desk.entries import Entry, Vote, texts_of
+from psyco_ray.desk.entries import Entry, Vote, are_conversations, texts_of
+from psyco_ray.desk.turns import SPEAKERS
 from psyco_ray.run import storage
 
+_SPEECH = '<Text name="speech" value="$speech"/>'
 _SIDES = {"response-1": "left", "response-2": "right"}
 _TYPES = {"choice": "choices", "rating": "rating", "text": "textarea"}
 
@@ -30,9 +33,10 @@ def write(out: Path, kind: str, entries: Sequence[Entry], settings: Desk) -> Pat
     """
     responses = max(len(entry.responses) for entry in entries)
     asked = questions.form_of(kind, settings, responses)
-    tasks = [_task(number, kind, entry, asked) for number, entry in enumerate(entries, start=1)]
+    chat = are_conversations(entries)
+    tasks = [_task(number, kind, entry, asked, chat) for number, entry in enumerate(entries, start=1)]
     storage.write_text(out / "tasks.json", json.dumps(tasks, indent=1) + "\n")
-    storage.write_text(out / "config.xml", _config(asked, responses))
+    storage.write_text(out / "config.xml", _config(asked, responses, chat))
     return out
 
 
@@ -74,13 +78,13 @@ def entry(cells: Mapping[str, Any]) -> Entry:
     )
 
 
-def _task(number: int, kind: str, one: Entry, asked: Sequence[questions.Question]) -> dict[str, Any]:
+def _task(number: int, kind: str, one: Entry, asked: Sequence[questions.Question], chat: bool) -> dict[str, Any]:
     data = {
         "item": one.item_id,
         "kind": kind,
         "split": one.split,
         "crisis": ", ".join(one.crisis),
-        "speech": one.speech,
+        "speech": _paragraphs(one.speech) if chat else one.speech,
     }
     by_name = {question.name: question for question in asked}
     annotations = [
@@ -105,6 +109,11 @@ def _task(number: int, kind: str, one: Entry, asked: Sequence[questions.Question
     }
 
 
+def _paragraphs(speech: str) -> list[dict[str, str]]:
+    """The turns of a context, as Label Studio's tag Paragraphs takes them."""
+    return [{"author": SPEAKERS[turn["role"]], "text": turn["content"]} for turn in Context.of(speech).messages]
+
+
 def _result(question: questions.Question, value: Any) -> dict[str, Any]:
     kind = "pairwise" if _is_pairwise(question) else _TYPES[question.kind]
     held = {
@@ -116,8 +125,9 @@ def _result(question: questions.Question, value: Any) -> dict[str, Any]:
     return {"from_name": question.name, "to_name": _target(question), "type": kind, "value": held}
 
 
-def _config(asked: Sequence[questions.Question], responses: int) -> str:
-    lines = ["<View>", '  <Text name="speech" value="$speech"/>']
+def _config(asked: Sequence[questions.Question], responses: int, chat: bool) -> str:
+    shown = '<Paragraphs name="speech" value="$speech" layout="dialogue"/>' if chat else _SPEECH
+    lines = ["<View>", f"  {shown}"]
     lines += [f'  <Text name="response_{n}" value="$response_{n}"/>' for n in range(1, responses + 1)]
     for question in asked:
         name, target = quoteattr(question.name), quoteattr(_target(question))

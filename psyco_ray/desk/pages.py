@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from psyco_ray.config.prompts import PRINCIPLES, PromptsFile
 from psyco_ray.desk import security
+from psyco_ray.desk.turns import turns_of
 from psyco_ray.report import render as report
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -31,7 +32,7 @@ def templates() -> Jinja2Templates:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(report, name) for name in _FILTERS} | {"moment": moment}
+    environment.filters |= {name: getattr(report, name) for name in _FILTERS} | {"moment": moment, "turns": turns_of}
     return Jinja2Templates(env=environment, context_processors=[_context])
 
 

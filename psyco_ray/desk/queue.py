@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from psyco_ray.config.contexts import Context
+from psyco_ray.data.splits import speech_id
 from psyco_ray.desk import audit
 from psyco_ray.desk.people import Person
 from psyco_ray.desk.store import Item, Store, item_of
@@ -77,22 +79,15 @@ class Counts:
 def next_item(store: Store, person: Person) -> Assigned | None:
     """What the person works on: an unfinished item of theirs, else a new one; None: nothing is left.
 
-    New ones with flags of risk come first; the order is the person's own. An item goes to at most as many people as
-    the overlap says, a draft to one.
+    New ones with flags of risk come first, and of a conversation its earlier turns; else the order is the person's own.
+    An item goes to at most as many people as the overlap says, a draft to one.
     """
     if (unfinished := _unfinished(store.read(), person)) is not None:
         return unfinished
     with store.transaction() as db:
         if (unfinished := _unfinished(db, person)) is not None:  # given in another window meanwhile
             return unfinished
-        # A random cubic modulo a prime: any four items are in a random order, and SQLite computes it by itself.
-        row = db.execute(
-            f"SELECT id, json_array_length(responses) AS responses {_MAY_GET} ORDER BY crisis='[]', "
-            f"(((:a * position + :b) % {_PRIME} * position + :c) % {_PRIME} * position + :d) % {_PRIME}, position "
-            "LIMIT 1",
-            _wanted(store, person) | dict(zip("abcd", _numbers(store, person), strict=True)),
-        ).fetchone()
-        if row is None:
+        if (row := _new_item(db, store, person)) is None:
             return None
         before, before_with_sides = db.execute(
             "SELECT count(*), coalesce(sum(json_array_length(responses)=2), 0) FROM assignments "
@@ -186,6 +181,30 @@ def _unfinished(db: sqlite3.Connection, person: Person) -> Assigned | None:
         (person.id,),
     ).fetchone()
     return row and find(db, person, row["item_id"])
+
+
+def _new_item(db: sqlite3.Connection, store: Store, person: Person) -> sqlite3.Row | None:
+    """The `id` of the item that the person gets next, and its number of `responses`.
+
+    Of a conversation the earlier turns come first: a later one shows how the therapist went on.
+    """
+    wanted = _wanted(store, person)
+    asked = f"SELECT id, speech, json_array_length(responses) AS responses {_MAY_GET}"
+    # A random cubic modulo a prime: any four items are in a random order, and SQLite computes it by itself.
+    row: sqlite3.Row | None = db.execute(
+        f"{asked} ORDER BY crisis='[]', "
+        f"(((:a * position + :b) % {_PRIME} * position + :c) % {_PRIME} * position + :d) % {_PRIME}, position "
+        "LIMIT 1",
+        wanted | dict(zip("abcd", _numbers(store, person), strict=True)),
+    ).fetchone()
+    earlier = [] if row is None else [speech_id(context.text) for context in Context.of(row["speech"]).earlier]
+    if not earlier:
+        return row
+    first: sqlite3.Row | None = db.execute(
+        f"{asked} AND speech_id IN (SELECT value FROM json_each(:earlier)) ORDER BY length(speech), position LIMIT 1",
+        wanted | {"earlier": json.dumps(earlier)},
+    ).fetchone()
+    return first or row
 
 
 def _wanted(store: Store, person: Person) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.desk import audit, export, judgements, overview, pages, people, queue, security
 from psyco_ray.desk.judgements import InvalidAnswerError
 from psyco_ray.desk.store import Item, Store
+from psyco_ray.desk.turns import turns_of
 from psyco_ray.run.hashing import key_of
 
 router = APIRouter()
@@ -175,6 +176,7 @@ def _adjudication(request: Request, found: overview.Disagreement, sentence: str 
     sides = _sides(found.item)
     values = {
         "item": found.item,
+        "turns": turns_of(found.item),
         "left": found.item.responses[sides],
         "right": found.item.responses[not sides],
         "votes": [(vote.person, judgements.unswapped(vote.answer, sides)) for vote in found.votes],

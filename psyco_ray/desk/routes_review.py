@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from psyco_ray.desk import approvals, judgements, pages, people, security, texts
 from psyco_ray.desk.forms import REASONS
+from psyco_ray.desk.turns import turns_of
 
 router = APIRouter()
 
@@ -50,6 +51,7 @@ def _page(request: Request, person: people.Person, sentence: str, status: int) -
         "waiting": len(waiting),
         "first": first,
         "item": first.item if first else None,
+        "turns": turns_of(first.item) if first else [],
         "text": approvals.digest(first.text) if first else "",
         "pieces": texts.difference(first.item.responses[0], first.text) if first else [],
         "reasons": [REASONS.get(reason, reason) for reason in first.reasons] if first else [],

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from psyco_ray.desk import answers, approvals, audit, forms, judgements, pages, people, queue, security, texts
+from psyco_ray.desk.turns import turns_of
 
 NAMES = {"pair": "Pair", "scores": "Scores", "draft": "Draft"}
 
@@ -197,7 +198,8 @@ def _item_page(
     rows = texts.side_by_side(*shown) if len(shown) == 2 else []
     filled = forms.shown_answer(item.kind, answer, len(shown))
     values = {
-        "item": {"id": item.id, "kind": item.kind, "speech": item.speech, "responses": shown, "crisis": item.crisis},
+        "item": {"id": item.id, "kind": item.kind, "responses": shown, "crisis": item.crisis},
+        "turns": turns_of(item),
         "number": assigned.number,
         "version": assigned.version,
         "complete": assigned.complete,

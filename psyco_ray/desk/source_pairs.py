@@ -11,11 +11,11 @@ from psyco_ray.data import pair_files, preferences
 from psyco_ray.data.shapes.pairs import number
 from psyco_ray.data.splits import speech_id
 from psyco_ray.desk.candidates import Candidate, flagged, known_facts
+from psyco_ray.desk.turns import SPEAKERS
 from psyco_ray.files.records import SAMPLES
 from psyco_ray.run import storage
 from psyco_ray.run.types import Row
 
-_SPEAKERS = {"system": "System", "user": "Client", "assistant": "Therapist"}
 _SIDES = ("chosen", "rejected")
 
 
@@ -70,7 +70,7 @@ def shown(form: str, asked: str) -> str:
     if form != "messages":
         return asked.strip()
     turns = json.loads(asked)
-    return "\n\n".join(f"{_SPEAKERS.get(turn['role'], turn['role'])}: {turn['content'].strip()}" for turn in turns)
+    return "\n\n".join(f"{SPEAKERS.get(turn['role'], turn['role'])}: {turn['content'].strip()}" for turn in turns)
 
 
 def _principle_labels(row: Row) -> dict[str, int]:

@@ -80,8 +80,8 @@ class Item:
         id: digest of kind, source and the id of the pair or speech.
         kind: pair, scores or draft.
         source: where it comes from, such as a run.
-        speech_id: id of the client's speech.
-        speech: the client's speech.
+        speech_id: id of the context.
+        speech: text of the context: the client's speech, or a conversation.
         responses: of a pair 2, the source's chosen or the policy's first; of scores 1 or 2; of a draft 1.
         crisis: flags of risk; none: empty.
         facts: what is known of it and must not be shown before the judgement, such as labels of judges.
