@@ -130,9 +130,9 @@ def _load_embeddings_in_place(model: Any) -> None:
             layer.weight.weight_loader = functools.partial(_fill, layer)
 
 
-def _fill(layer: Any, param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
-    """Load an embedding's weight and pack it."""
-    _in_place[layer].loader(param, loaded_weight)
+def _fill(layer: Any, *arguments: Any, **keywords: Any) -> None:
+    """Load an embedding's weight and pack it; the arguments are the weight loader's."""
+    _in_place[layer].loader(*arguments, **keywords)
     layer.quant_method.process_weights_after_loading(layer)
     _in_place[layer].filled = True
 
