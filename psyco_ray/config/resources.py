@@ -128,8 +128,9 @@ class Rollouts(PoolConfig):
     speeches_per_item: Count = Field(default_factory=by_device(16, 32))
     """Speeches of one work item of an engine. Default: 16, on GPUs 32."""
     feed: Literal["continuous", "items"] = Field(default_factory=by_device("items", "continuous"))
-    """continuous: an engine gets the next items while it samples, so that it does not wait for the longest response;
-    items: one at a time, so that a resumed run samples bitwise the same. Default: items, on GPUs continuous."""
+    """continuous: an engine gets the next items while it samples, so that it does not wait for the longest response,
+    and keeps cached prefixes until the weights change, for the next turns of a dialogue; items: one at a time, each
+    with an empty cache, so that a resumed run samples bitwise the same. Default: items, on GPUs continuous."""
 
     @model_validator(mode="after")
     def _cache_has_a_size(self) -> Self:

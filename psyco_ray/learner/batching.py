@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.optimizer import Optimizer
 from psyco_ray.models.layout import common_start
+from psyco_ray.models.sharing import Computed, families
 from psyco_ray.run.types import PreferencePair
+
+T = TypeVar("T")
 
 MicroBatch = list[PreferencePair]
 """Pairs of one forward and backward pass."""
 
 
-Computed = Literal["packed", "shared", "plain"]
-"""How a model computes the pairs of a pass: a prompt once for its responses; also the start that all prompts share
-once; each conversation in a row of its own, as long as the longest."""
+@dataclass(frozen=True)
+class _Unit:
+    """Pairs whose prompts are computed together; they stay in one pass of one rank."""
+
+    pairs: MicroBatch
+    size: int  # tokens that the unit adds to a pass
+    texts: int  # different conversations
+    longest: int  # tokens of the longest one
 
 
 def plan_step(
@@ -27,15 +36,15 @@ def plan_step(
 ) -> list[list[MicroBatch]]:
     """Shard a batch over ranks, each with the same number of passes, longest pairs first.
 
-    Pairs of a pass have similar lengths, because rows are as long as the longest pair; what computes a shared start
-    needs no rows.
+    Pairs of one prompt, and those whose prompts begin alike, share a pass; see `sharing.families`. The others of a pass
+    have similar lengths, because rows are as long as the longest; what computes a shared start needs no rows.
 
     Args:
         batch: pairs of the step.
         world_size: number of ranks.
         max_tokens: limit of a pass, padding included. A pass exceeds it only if a single pair does, or if there are too
             few pairs for one more pass on every rank.
-        computed: how the model computes a pass.
+        computed: how a model computes a pass.
 
     Returns:
         For every rank its passes, each with at least one pair.
@@ -46,19 +55,22 @@ def plan_step(
     if len(batch) < world_size:
         raise InputError(f"a batch of {len(batch)} pairs cannot be shared by {world_size} ranks")
 
-    shared = common_start([pair.prompt_ids for pair in batch]) if computed == "shared" else 0
+    start = common_start([pair.prompt_ids for pair in batch]) if computed == "shared" else 0
 
-    def size_of(pair: PreferencePair) -> int:
-        return pair.padded_tokens if computed == "plain" else pair.tokens - shared
-
-    def tokens_of(pairs: Sequence[PreferencePair]) -> int:
+    def tokens_of(units: Sequence[_Unit]) -> int:
         """Of the rank with the most."""
+        ranks = [_deal(units, world_size, rank) for rank in range(world_size)]
         if computed == "shared":
-            return shared + max(sum(map(size_of, _deal(pairs, world_size, rank))) for rank in range(world_size))
-        return size_of(pairs[0]) * math.ceil(len(pairs) / world_size)
+            return start + max(sum(unit.size for unit in dealt) for dealt in ranks)
+        if computed == "plain":
+            return max(unit.longest for unit in units) * max(sum(unit.texts for unit in dealt) for dealt in ranks)
+        return units[0].size * max(map(len, ranks))
 
-    remaining = sorted(batch, key=lambda e: (-size_of(e), e.key))
-    passes: list[list[PreferencePair]] = []
+    remaining = sorted(
+        _units(batch, world_size, max_tokens, computed, start),
+        key=lambda unit: (-unit.size, min(pair.key for pair in unit.pairs)),
+    )
+    passes: list[list[_Unit]] = []
     while remaining:
         size = world_size
         while size < len(remaining) and tokens_of(remaining[: size + world_size]) <= max_tokens:
@@ -69,12 +81,44 @@ def plan_step(
     if lacking > 0:
         last, before = passes.pop(), passes.pop()
         passes += [before[:-lacking], before[-lacking:] + last] if len(before) > world_size else [before + last]
-    return [[_deal(pairs, world_size, rank) for pairs in passes] for rank in range(world_size)]
+    return [
+        [[pair for unit in _deal(units, world_size, rank) for pair in unit.pairs] for units in passes]
+        for rank in range(world_size)
+    ]
 
 
-def _deal(pairs: Sequence[PreferencePair], world_size: int, rank: int) -> MicroBatch:
-    """Return a rank's share of a pass, dealt back and forth so that every rank gets long and short pairs."""
-    rounds = [pairs[i : i + world_size] for i in range(0, len(pairs), world_size)]
+def _units(
+    batch: Sequence[PreferencePair], world_size: int, max_tokens: int, computed: Computed, start: int
+) -> list[_Unit]:
+    """Return what is dealt to ranks: families of pairs, none with more than half of a rank's tokens, or single pairs.
+
+    Args:
+        batch: pairs of the step.
+        world_size: number of ranks.
+        max_tokens: limit of a family with several pairs.
+        computed: how a model computes a pass.
+        start: tokens with which all prompts begin and which a pass computes once.
+    """
+    trees = [(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in batch]
+    found = families(trees, computed, max_tokens)
+    if world_size > 1 and len(found) < len(batch):
+        found = families(trees, computed, min(max_tokens, sum(family.tokens for family in found) // (2 * world_size)))
+        if len(found) < world_size:
+            found = families(trees, computed, 0)
+    return [
+        _Unit(
+            [batch[number] for number in family.members],
+            family.texts * family.longest if computed == "plain" else family.tokens - start,
+            family.texts,
+            family.longest,
+        )
+        for family in found
+    ]
+
+
+def _deal(units: Sequence[T], world_size: int, rank: int) -> list[T]:
+    """Return a rank's share of a pass, dealt back and forth so that every rank gets long and short ones."""
+    rounds = [units[i : i + world_size] for i in range(0, len(units), world_size)]
     positions = [rank if number % 2 == 0 else world_size - 1 - rank for number in range(len(rounds))]
     return [dealt[position] for dealt, position in zip(rounds, positions, strict=True) if position < len(dealt)]
 
@@ -99,10 +143,20 @@ def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:
     return optimizer.learning_rate * (optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * factor)
 
 
-def plan(count: int, optimizer: Optimizer, world_size: int, seed: int) -> list[list[int]]:
+def plan(
+    count: int, optimizer: Optimizer, world_size: int, seed: int, prompts: Sequence[int] | None = None
+) -> list[list[int]]:
     """Return the batches of all epochs as indices of pairs, each epoch in a new order.
 
     A last batch with fewer pairs than ranks joins the batch before.
+
+    Args:
+        count: pairs.
+        optimizer: batch size and epochs.
+        world_size: number of ranks.
+        seed: of the orders.
+        prompts: a number of each pair's prompt, 0, 1, ... as they first appear. The pairs of a prompt follow each
+            other, so that a pass computes it once for them (as Ouyang et al. 2022 train them). None: all differ.
 
     Raises:
         InputError: there are fewer pairs than ranks.
@@ -111,9 +165,11 @@ def plan(count: int, optimizer: Optimizer, world_size: int, seed: int) -> list[l
         raise InputError(f"{count} pairs cannot be shared by {world_size} ranks; give more pairs or fewer ranks")
     rng = np.random.default_rng(seed)
     size = optimizer.batch_size
+    numbers = np.arange(count) if prompts is None else np.array(prompts)
     planned: list[list[int]] = []
     for _ in range(optimizer.epochs):
-        order = rng.permutation(count).tolist()
+        places = np.argsort(rng.permutation(numbers.max() + 1))  # of each prompt
+        order = np.argsort(places[numbers], kind="stable").tolist()
         epoch = [order[i : i + size] for i in range(0, count, size)]
         if len(epoch) > 1 and len(epoch[-1]) < world_size:
             last = epoch.pop()
@@ -126,4 +182,6 @@ def batches(
     examples: Sequence[PreferencePair], optimizer: Optimizer, world_size: int, seed: int
 ) -> list[list[PreferencePair]]:
     """Return the batches of all epochs; see `plan`."""
-    return [[examples[i] for i in batch] for batch in plan(len(examples), optimizer, world_size, seed)]
+    numbers: dict[tuple[int, ...], int] = {}
+    prompts = [numbers.setdefault(tuple(example.prompt_ids), len(numbers)) for example in examples]
+    return [[examples[i] for i in batch] for batch in plan(len(examples), optimizer, world_size, seed, prompts)]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from psyco_ray.config.errors import require_finite
-from psyco_ray.learner.batching import Computed, MicroBatch
+from psyco_ray.learner.batching import MicroBatch
 from psyco_ray.learner.rendezvous import Address, address_of, listen
 from psyco_ray.learner.spec import OnGpu, WorkerSpec
 from psyco_ray.models import weight_codec
+from psyco_ray.models.sharing import Computed
 from psyco_ray.models.weight_codec import Bucket, DeltaTracker
 from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.startup import gc_paused
@@ -89,9 +90,7 @@ class LearnerWorker:
         self._checkpoint = LearnerCheckpoint(built.model, built.engine, built.optimizer, self._zero_stage)
         if checkpoint:
             self._checkpoint.restore(checkpoint)
-        module = built.engine.module
-        computed: Computed = "plain" if module.plain else "shared" if module.shares_start(self._device) else "packed"
-        return computed, built.note
+        return built.engine.module.computed(self._device), built.note
 
     def step(
         self,

@@ -11,9 +11,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray.learner.batching import Computed, MicroBatch, plan_step
+from psyco_ray.learner.batching import MicroBatch, plan_step
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.learner.worker import LearnerWorker
+from psyco_ray.models.sharing import Computed
 from psyco_ray.pool import placement
 from psyco_ray.pool.slot import actor_method
 from psyco_ray.run.types import PreferencePair

@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Attention
 from psyco_ray.models import branches
-from psyco_ray.models.layout import Sizes
+from psyco_ray.models.layout import Forest
 
 NAME = "packed"
 
@@ -51,8 +51,7 @@ def attention(
     *,
     kernel: Kernel | None = None,
     cells: Tensor | None = None,
-    sizes: Sizes | None = None,
-    shared: int = 0,
+    forest: Forest | None = None,
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -69,8 +68,7 @@ def attention(
         dropout: probability that an attention weight is dropped.
         kernel: see `kernel_of`.
         cells: cell of each token in the flattened rows, shape [tokens].
-        sizes: of the packed trees.
-        shared: tokens of the start that all trees share.
+        forest: of the packed trees.
         segments: queries and keys of each segment.
         **kwargs: arguments of other attention functions.
 
@@ -81,18 +79,18 @@ def attention(
         TypeError: the layer does not pass the places of packed tokens on.
         InputError: the kernel has no dropout.
     """
-    if kernel is None or cells is None or sizes is None or segments is None:
+    if kernel is None or cells is None or forest is None or segments is None:
         raise TypeError(f"{type(module).__name__} does not pass the places of packed tokens on")
     assert kwargs.get("s_aux") is None, "a model with attention sinks is not packed"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if kernel == "branches":
         options = softcap, dropout
-        return branches.attention(query * scaling, key, value, attention_mask, options, sizes, shared), None
+        return branches.attention(query * scaling, key, value, attention_mask, options, forest), None
     assert softcap is None, "bounded scores are computed by branches"
     if dropout and kernel != "sdpa":
         raise InputError(f"attention: {kernel} has no dropout; choose sdpa, or set optimizer.dropout: false")
     if kernel == "varlen":
-        return _by_segments(query, key, value, segments, _longest(sizes, shared), scaling), None
+        return _by_segments(query, key, value, segments, _longest(forest), scaling), None
     if kernel == "flex":
         return _by_rows(query, key, value, cells, attention_mask.shape, _flex, (attention_mask, scaling)), None
     return _by_rows(query, key, value, cells, attention_mask.shape, _sdpa, (attention_mask, dropout, scaling)), None
@@ -129,7 +127,7 @@ def kernel_of(backend: Attention, config: Any, windows: Iterable[int | None], de
 
 
 def shares_start(kernel: Kernel) -> bool:
-    """Whether a kernel computes the start that all trees share once; rows of trees have no place for it."""
+    """Whether all trees of a pass can be one for a kernel; a row of them would be too long."""
     return kernel in ("branches", "varlen")
 
 
@@ -137,9 +135,8 @@ def shares_start(kernel: Kernel) -> bool:
 class Rows:
     """What decides which cells of packed rows attend to each other; B rows of T cells, on the device."""
 
-    segments: Tensor  # [B, T], of each cell; -1: padding
-    prompts: Tensor  # [B, T], the segment of its prompt
-    positions: Tensor  # [B, T], its token's position in the conversation
+    ends: Tensor  # [B, T], the column behind the last one that attends to each cell
+    positions: Tensor  # [B, T], the position of each cell's token in its conversation
     window: int | None  # tokens that a token attends to, itself included; None: all before it
 
 
@@ -149,10 +146,8 @@ def row_mask(rows: Rows, dtype: torch.dtype) -> Tensor:
     In the scores' dtype, because torch would make a copy of a bool mask for each layer, and keep all of them for the
     backward pass. Padding attends to padding, so that every cell attends to one.
     """
-    width = rows.segments.shape[1]
-    others = rows.segments[:, None, :]
-    seen = (rows.segments[:, :, None] == others) | (rows.prompts[:, :, None] == others)
-    seen &= torch.ones(width, width, dtype=torch.bool, device=seen.device).tril_()
+    columns = torch.arange(rows.ends.shape[1], device=rows.ends.device)
+    seen = (columns[:, None] >= columns) & (columns[:, None] < rows.ends[:, None, :])
     if rows.window is not None:
         seen &= rows.positions[:, :, None] - rows.positions[:, None, :] < rows.window
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
@@ -162,15 +157,13 @@ def block_mask(rows: Rows) -> BlockMask:
     """Return the blocks of rows that flex attention computes, and which of their scores count."""
 
     def seen(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        other = rows.segments[row, key]
-        own = (rows.segments[row, query] == other) | (rows.prompts[row, query] == other)
-        own = own & (query >= key)
+        own = (query >= key) & (query < rows.ends[row, key])
         if rows.window is None:
             return own
         return own & (rows.positions[row, query] - rows.positions[row, key] < rows.window)
 
-    count, width = rows.segments.shape
-    return create_block_mask(seen, count, None, width, width, device=rows.segments.device)
+    count, width = rows.ends.shape
+    return create_block_mask(seen, count, None, width, width, device=rows.ends.device)
 
 
 def _by_rows(
@@ -225,10 +218,9 @@ def _flash_options() -> frozenset[str]:
     return frozenset(inspect.signature(varlen.varlen_attn).parameters)
 
 
-def _longest(sizes: Sizes, shared: int) -> tuple[int, int]:
+def _longest(forest: Forest) -> tuple[int, int]:
     """Return the most queries and the most keys of a segment."""
-    queries = max(shared, *(tokens for tree in sizes for tokens in tree))
-    return queries, shared + max(prompt + max(responses, default=0) for prompt, *responses in sizes)
+    return max(forest.tokens), max(map(sum, zip(forest.before, forest.tokens, strict=True)))
 
 
 def _by_segments(

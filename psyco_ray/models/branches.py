@@ -1,4 +1,4 @@
-"""Attention by branches: each prompt and each response attends to what is before it and to itself in turn.
+"""Attention by branches: each segment of packed trees attends to what is before it and to itself in turn.
 
 No masked score is computed. On a CPU this is faster than torch's kernels over padded rows.
 """
@@ -10,23 +10,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from psyco_ray.models.layout import Sizes
+from psyco_ray.models.layout import Forest
 
 BLOCK = 256  # queries of a block, which skips the keys behind it
 
 
-def mask(sizes: Sizes, shared: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+def mask(forest: Forest, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return what is added to the scores of all blocks, flattened and concatenated, shape [1, 1, 1, scores].
 
     Args:
-        sizes: of the packed trees.
-        shared: tokens of the start that they share.
+        forest: of the packed trees.
         window: tokens that a token attends to, itself included; None: all before it.
         dtype: of the scores.
         device: of the scores.
     """
     blocks = []
-    for queries, keys in _all_blocks(sizes, shared):
+    for queries, keys in _all_blocks(forest):
         distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
         block = torch.zeros(queries, keys, dtype=dtype, device=device)
@@ -41,12 +40,9 @@ def _blocks(prefix: int, own: int) -> Iterator[tuple[int, int]]:
         yield stop - start, prefix + stop
 
 
-def _all_blocks(sizes: Sizes, shared: int) -> Iterator[tuple[int, int]]:
-    yield from _blocks(0, shared)
-    for prompt, *responses in sizes:
-        yield from _blocks(shared, prompt)
-        for own in responses:
-            yield from _blocks(shared + prompt, own)
+def _all_blocks(forest: Forest) -> Iterator[tuple[int, int]]:
+    for prefix, own in zip(forest.before, forest.tokens, strict=True):
+        yield from _blocks(prefix, own)
 
 
 Heads = tuple[Tensor, Tensor]
@@ -54,39 +50,26 @@ Heads = tuple[Tensor, Tensor]
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    options: tuple[float | None, float],
-    sizes: Sizes,
-    shared: int,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: tuple[float | None, float], forest: Forest
 ) -> Tensor:
-    """Attention of each prompt and each response to what is before it and to itself, [1, tokens, heads, size].
+    """Attention of each segment to what is before it and to itself, [1, tokens, heads, size].
 
-    Before a prompt is the start that all share, and before a response also its prompt. `options` are the bound of the
-    scores and the dropout.
+    `options` are the bound of the scores and the dropout.
     """
-    lengths = [*([shared] if shared else []), *(tokens for tree in sizes for tokens in tree)]
-    segments = zip(*(whole[0].split(lengths, dim=1) for whole in (query, key, value)), strict=True)
-    masks = iter(mask.flatten().split([queries * keys for queries, keys in _all_blocks(sizes, shared)]))
+    segments = zip(*(whole[0].split(forest.tokens, dim=1) for whole in (query, key, value)), strict=True)
+    masks = iter(mask.flatten().split([queries * keys for queries, keys in _all_blocks(forest)]))
     outputs: list[Tensor] = []
-
-    def attend(before: Heads | None) -> Heads:
-        """Compute the next segment; return the keys and values of all tokens up to its end."""
-        queries, keys, values = next(segments)
-        if before is not None:
-            keys, values = torch.cat((before[0], keys), 1), torch.cat((before[1], values), 1)
-        blocks = _blocks(keys.shape[1] - queries.shape[1], queries.shape[1])
+    path: list[tuple[int, Heads]] = []  # segments up to the last one, with all tokens up to their ends
+    for segment, (queries, keys, values) in enumerate(segments):
+        while path and path[-1][0] != forest.parents[segment]:
+            path.pop()
+        if path:
+            _, (before, values_before) = path[-1]
+            keys, values = torch.cat((before, keys), 1), torch.cat((values_before, values), 1)
+        path.append((segment, (keys, values)))
+        blocks = _blocks(forest.before[segment], forest.tokens[segment])
         for part, (_, visible) in zip(queries.split(BLOCK, dim=1), blocks, strict=True):
             outputs.append(_block(part, keys[:, :visible], values[:, :visible], next(masks), *options))
-        return keys, values
-
-    start = attend(None) if shared else None
-    for _, *responses in sizes:
-        prompt = attend(start)
-        for _ in responses:
-            attend(prompt)
     return torch.cat(outputs, dim=1).transpose(0, 1)[None]
 
 

@@ -2,61 +2,96 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 ROW_MULTIPLE = 128
 """Rows are as wide as a multiple of this: kernels take few shapes, and none copies a mask to align it."""
 
-Sizes = Sequence[Sequence[int]]
-"""Tokens of each tree's prompt, then of its responses."""
+
+@dataclass(frozen=True)
+class Forest:
+    """Segments of packed trees, numbered in the order of their tokens.
+
+    A segment attends to itself and to the one that it follows, to what this one follows, and so on. It comes after all
+    of them, and what follows a segment stands together.
+    """
+
+    tokens: tuple[int, ...]  # of each segment
+    parents: tuple[int, ...]  # the segment that each follows; -1: none
+
+    @cached_property
+    def before(self) -> tuple[int, ...]:
+        """Tokens that each segment follows."""
+        before: list[int] = []
+        for parent in self.parents:
+            before.append(0 if parent < 0 else before[parent] + self.tokens[parent])
+        return tuple(before)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Each segment's first token, counted over all of them."""
+        return tuple(itertools.accumulate(self.tokens, initial=0))[:-1]
+
+    def path(self, segment: int) -> list[int]:
+        """Return what a segment attends to, first token first."""
+        path = []
+        while segment >= 0:
+            path.append(segment)
+            segment = self.parents[segment]
+        return path[::-1]
+
+
+def common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Return how many first tokens two texts share."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many first tokens all prompts share, so that each keeps a token of its own; of one prompt none."""
+    """Return how many first tokens all prompts share; of one prompt none."""
     if len(prompts) == 1:
         return 0
     ordered = [tuple(prompt) for prompt in prompts]
-    first, last = min(ordered), max(ordered)  # what these two share, all in between share too
-    most = min(map(len, prompts)) - 1
-    return next((place for place in range(most) if first[place] != last[place]), most)
+    return common(min(ordered), max(ordered))  # what these two share, all in between share too
 
 
-def in_rows(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lay trees out in rows; return `cells`, `segments` and `prompts` of `Packed`, which are empty without trees."""
-    if not sizes:
-        none = np.zeros((0, 0), np.int32)
-        return np.zeros(0, np.int64), none, none
-    totals = [sum(tree) for tree in sizes]
+def in_rows(forest: Forest) -> tuple[np.ndarray, np.ndarray]:
+    """Lay trees out in rows; return `cells` and `ends` of `Packed`."""
+    roots = [segment for segment, parent in enumerate(forest.parents) if parent < 0]
+    totals = [sum(forest.tokens[root:end]) for root, end in itertools.pairwise([*roots, len(forest.parents)])]
     places, rows, width = _place(totals)
-    segments = np.full((rows, width), -1, np.int32)
-    prompts = segments.copy()
+    last = [start + own for start, own in zip(forest.starts, forest.tokens, strict=True)]
+    for segment in range(len(last) - 1, -1, -1):
+        if (parent := forest.parents[segment]) >= 0:
+            last[parent] = max(last[parent], last[segment])
+    seen = np.repeat(np.array(last, np.int32), forest.tokens)
+    ends = np.full((rows, width), width, np.int32)
     cells = []
-    number = 0
-    for tree, total, (row, start) in zip(sizes, totals, places, strict=True):
-        own = slice(start, start + total)
-        segments[row, own] = np.repeat(np.arange(number, number + len(tree), dtype=np.int32), tree)
-        prompts[row, own] = number
-        cells.append(np.arange(row * width + start, row * width + start + total))
-        number += len(tree)
-    return np.concatenate(cells), segments, prompts
+    for root, total, (row, column) in zip(roots, totals, places, strict=True):
+        first = forest.starts[root]
+        ends[row, column : column + total] = seen[first : first + total] - first + column
+        cells.append(np.arange(row * width + column, row * width + column + total))
+    return np.concatenate(cells), ends
 
 
-def in_segments(sizes: Sizes, shared: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def in_segments(forest: Forest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give each segment the keys before it and its own; return `keys`, `query_ends` and `key_ends` of `Packed`."""
-    start = np.arange(shared)
-    keys: list[np.ndarray] = [start] if shared else []
-    end = shared
-    for prompt, *responses in sizes:
-        before = np.arange(end, end + prompt)
-        keys.append(np.concatenate((start, before)))
-        end += prompt
-        for own in responses:
-            keys.append(np.concatenate((start, before, np.arange(end, end + own))))
-            end += own
-    queries = [*([shared] if shared else []), *(tokens for tree in sizes for tokens in tree)]
-    return np.concatenate(keys), _ends(queries), _ends([len(own) for own in keys])
+    keys: list[np.ndarray] = []
+    for parent, start, own in zip(forest.parents, forest.starts, forest.tokens, strict=True):
+        tokens = np.arange(start, start + own)
+        keys.append(tokens if parent < 0 else np.concatenate((keys[parent], tokens)))
+    return np.concatenate(keys), _ends(forest.tokens), _ends([len(own) for own in keys])
 
 
 def _ends(counts: Sequence[int]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Response log-probabilities and scores of packed sequences.
 
 Several prompts, each with several responses, are concatenated without padding; a response attends to its prompt and to
-itself. A prompt is computed once for all its responses, and the start that all prompts share, such as a system prompt
-with examples, once for all. A result does not depend on its batch mates.
+itself. A prompt is computed once for all its responses, and a response once however often it is given. What prompts
+begin with is computed once too: a system prompt with examples, or the history of a dialogue; see `sharing`. A result
+does not depend on its batch mates.
 
 Hand-written, with `attention` and `lm_head`: together they train 2.3 times TRL's pairs per second in the project's
 benchmark (benchmarks/learner.py), because TRL pads and computes a prompt again for each response.
@@ -11,9 +12,10 @@ benchmark (benchmarks/learner.py), because TRL pads and computes a prompt again 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,41 +24,42 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Attention
 from psyco_ray.models import attention, branches, layout
 from psyco_ray.models import plain as plain_forward
+from psyco_ray.models.layout import Forest
 from psyco_ray.models.lm_head import chunked_logprobs
-
-Tree = tuple[Sequence[int], Sequence[Sequence[int]]]
-"""A prompt's token ids and those of each response to it."""
+from psyco_ray.models.sharing import Computed, Tree, join
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts and their responses, concatenated: N tokens, with R responses.
+    """Prompts and their responses, concatenated: N tokens, with R responses, of which D are different.
 
-    S response tokens count. A segment is a prompt or a response, or the start that all prompts share; segments are
-    numbered in their order. Kernels of a GPU take the tokens in B rows of T cells, or each segment's queries with the K
-    keys before it and its own. Rows are empty where a start is shared, which they have no place for.
+    S tokens of different responses count. Segments are what is computed once: a response, or a prompt or the part of
+    one that others do not begin with. Kernels of a GPU take the tokens in B rows of T cells, or each segment's queries
+    with the K keys before it and its own. Rows are empty where all prompts are one tree, which is too long for one.
     """
 
     input_ids: Tensor  # [1, N]
     position_ids: Tensor  # [1, N], as if each response followed its prompt directly
     cells: Tensor  # [N], cell of each token in the flattened rows, 0 .. B * T - 1
-    segments: Tensor  # [B, T] int32, segment of each cell; -1: padding
-    prompts: Tensor  # [B, T] int32, segment of the prompt before each cell, or of the prompt that it belongs to
+    ends: Tensor  # [B, T] int32, the column behind the last one that attends to each cell; T: padding
     keys: Tensor  # [K], token of each key, segment by segment
     query_ends: Tensor  # [1 + segments] int32, 0 and the end of each segment's queries
     key_ends: Tensor  # [1 + segments] int32, 0 and the end of each segment's keys
     before: Tensor  # [S], the token whose hidden state predicts each response token that counts
     targets: Tensor  # [S], their ids
-    owner: Tensor  # [S], the response of each, 0 .. R - 1
-    last: Tensor  # [R], each response's last token
-    shared: int  # tokens of the start that all prompts share, which is there once; the first of all
-    sizes: tuple[tuple[int, ...], ...]  # tokens of each tree's prompt without that start, then of its responses
-    context: tuple[int, ...]  # of each response, its first tokens that do not count
+    owner: Tensor  # [S], the different response of each, 0 .. D - 1
+    last: Tensor  # [D], the last token of each different response
+    distinct: Tensor  # [R], which of the different responses each response is
+    forest: Forest  # the segments
+    leaves: tuple[int, ...]  # the segment of each different response
+    context: tuple[int, ...]  # of each different response, its first tokens that do not count
 
     def to(self, device: torch.device) -> Packed:
         """Copy the tensors from the host to a device, without waiting for work that a GPU has."""
-        tensors = {key: copied(value, device) for key, value in vars(self).items() if isinstance(value, Tensor)}
-        return Packed(**tensors, shared=self.shared, sizes=self.sizes, context=self.context)
+        copies: dict[str, Any] = {
+            key: copied(value, device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **copies)
 
 
 def copied(tensor: Tensor, device: torch.device) -> Tensor:
@@ -64,7 +67,7 @@ def copied(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def pack(trees: Sequence[Tree], context: Sequence[int] = (), share: bool = False) -> Packed:
+def pack(trees: Sequence[Tree], context: Sequence[int] = (), computed: Computed = "packed") -> Packed:
     """Concatenate prompts and responses, and lay them out in rows about as long as the longest tree.
 
     Attention costs the square of a row's length and the rest of a model does not; so short trees share a row, and
@@ -74,8 +77,7 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = (), share: bool = False
         trees: prompts and their responses.
         context: for each response of all trees, how many of its first tokens do not count in its log-probability: the
             others attend to them. Empty: all count.
-        share: whether tokens that all prompts start with are there once. A system prompt with its examples is often
-            longer than what a client says. Not every kernel can; see `attention.shares_start`.
+        computed: how the model computes them; see `sharing.Computed`.
 
     Example:
         >>> packed = pack([([5, 6, 7], [[8, 9], [10]]), ([5], [[11]])])  # two prompts, three responses
@@ -83,45 +85,49 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = (), share: bool = False
         torch.Size([3])
     """
     assert all(prompt and all(responses) for prompt, responses in trees), "prompts and responses have tokens"
-    answers = [response for _, responses in trees for response in responses]
+    answers = [(tuple(prompt), tuple(response)) for prompt, responses in trees for response in responses]
     context = tuple(context) or (0,) * len(answers)
-    assert all(0 <= k < len(ids) for k, ids in zip(context, answers, strict=True)), "every response has a token to sum"
-    shared = layout.common_start([prompt for prompt, _ in trees]) if share else 0
-    sizes = tuple((len(prompt) - shared, *map(len, responses)) for prompt, responses in trees)
-    ids = list(trees[0][0][:shared])
-    positions = list(range(shared))
+    assert all(0 <= k < len(ids) for k, (_, ids) in zip(context, answers, strict=True)), (
+        "every response has a token to sum"
+    )
+    joined = join(trees, computed)
+    forest, starts = joined.forest, joined.forest.starts
+    values = [(joined.leaves[answer], skipped) for answer, skipped in zip(answers, context, strict=True)]
+    different = {key: number for number, key in enumerate(dict.fromkeys(values))}
     before: list[int] = []
+    targets: list[int] = []
     owner: list[int] = []
     last: list[int] = []
-    for prompt, responses in trees:
-        ids += prompt[shared:]
-        positions += range(shared, len(prompt))
-        prompt_end = len(ids) - 1
-        for response in responses:
-            skipped = context[len(last)]
-            before += [prompt_end, *range(len(ids), len(ids) + len(response) - 1)][skipped:]
-            owner += [len(last)] * (len(response) - skipped)
-            ids += response
-            positions += range(len(prompt), len(prompt) + len(response))
-            last.append(len(ids) - 1)
-    cells, segments, prompts = layout.in_rows(() if shared else sizes)
-    keys, query_ends, key_ends = layout.in_segments(sizes, shared)
+    for number, (leaf, skipped) in enumerate(different):
+        prompt, begin, end = forest.parents[leaf], starts[leaf], starts[leaf] + forest.tokens[leaf]
+        prompt_end = starts[prompt] + forest.tokens[prompt] - 1
+        before += [prompt_end, *range(begin, end - 1)][skipped:]
+        targets += joined.ids[begin + skipped : end]
+        owner += [number] * (end - begin - skipped)
+        last.append(end - 1)
+    cells, ends = np.zeros(0, np.int64), np.zeros((0, 0), np.int32)
+    if computed == "packed":
+        cells, ends = layout.in_rows(forest)
+    segment_keys, query_ends, key_ends = layout.in_segments(forest)
+    positions = [
+        place for begin, own in zip(forest.before, forest.tokens, strict=True) for place in range(begin, begin + own)
+    ]
     return Packed(
-        input_ids=torch.tensor([ids]),
+        input_ids=torch.tensor([joined.ids]),
         position_ids=torch.tensor([positions]),
         cells=torch.from_numpy(cells),
-        segments=torch.from_numpy(segments),
-        prompts=torch.from_numpy(prompts),
-        keys=torch.from_numpy(keys),
+        ends=torch.from_numpy(ends),
+        keys=torch.from_numpy(segment_keys),
         query_ends=torch.from_numpy(query_ends),
         key_ends=torch.from_numpy(key_ends),
         before=torch.tensor(before),
-        targets=torch.tensor([token for k, ids in zip(context, answers, strict=True) for token in ids[k:]]),
+        targets=torch.tensor(targets),
         owner=torch.tensor(owner),
         last=torch.tensor(last),
-        shared=shared,
-        sizes=sizes,
-        context=context,
+        distinct=torch.tensor([different[value] for value in values]),
+        forest=forest,
+        leaves=tuple(leaf for leaf, _ in different),
+        context=tuple(skipped for _, skipped in different),
     )
 
 
@@ -148,7 +154,7 @@ def hidden_states(backbone: Any, packed: Packed, backend: Attention) -> Tensor:
     """Return the last hidden states of a decoder body that uses `attention`, by token, shape [N, hidden]."""
     windows = _windows(backbone.config)
     kernel = attention.kernel_of(backend, backbone.config, windows.values(), packed.input_ids.device)
-    assert not packed.shared or attention.shares_start(kernel), f"{kernel} has no shared start"
+    assert packed.cells.numel() or attention.shares_start(kernel), f"{kernel} computes rows"
     dtype = next(backbone.parameters()).dtype
     masks = {kind: _mask(packed, kernel, window, dtype) for kind, window in windows.items()}
     output = backbone(
@@ -158,8 +164,7 @@ def hidden_states(backbone: Any, packed: Packed, backend: Attention) -> Tensor:
         use_cache=False,
         kernel=kernel,
         cells=packed.cells,
-        sizes=packed.sizes,
-        shared=packed.shared,
+        forest=packed.forest,
         segments=(packed.keys, packed.query_ends, packed.key_ends),
     )
     return output.last_hidden_state[0]
@@ -182,11 +187,9 @@ def _mask(packed: Packed, kernel: attention.Kernel, window: int | None, dtype: t
     if kernel == "varlen":
         return None
     if kernel == "branches":
-        return branches.mask(packed.sizes, packed.shared, window, dtype, packed.input_ids.device)
-    positions = packed.position_ids.new_zeros(packed.segments.numel()).index_copy(
-        0, packed.cells, packed.position_ids[0]
-    )
-    rows = attention.Rows(packed.segments, packed.prompts, positions.view_as(packed.segments), window)
+        return branches.mask(packed.forest, window, dtype, packed.input_ids.device)
+    positions = packed.position_ids.new_zeros(packed.ends.numel()).index_copy(0, packed.cells, packed.position_ids[0])
+    rows = attention.Rows(packed.ends, positions.view_as(packed.ends), window)
     return attention.block_mask(rows) if kernel == "flex" else attention.row_mask(rows, dtype)
 
 
@@ -209,16 +212,17 @@ class _Responses(nn.Module):
         implementation = plain_forward.attention_name(body_of(self.model)) if plain else attention.NAME
         self.model.set_attn_implementation(implementation)
 
-    def shares_start(self, device: torch.device) -> bool:
-        """Whether tokens that all prompts of a pass start with are computed once; see `pack`."""
+    def computed(self, device: torch.device) -> Computed:
+        """How the model computes the texts of a pass on a device."""
         if self.plain:
-            return False
+            return "plain"
         config = body_of(self.model).config
-        return attention.shares_start(attention.kernel_of(self.backend, config, _windows(config).values(), device))
+        kernel = attention.kernel_of(self.backend, config, _windows(config).values(), device)
+        return "shared" if attention.shares_start(kernel) else "packed"
 
     def pack(self, trees: Sequence[Tree], context: Sequence[int], device: torch.device) -> Packed:
         """Pack trees as this model computes them, and copy them to its device."""
-        return pack(trees, context, self.shares_start(device)).to(device)
+        return pack(trees, context, self.computed(device)).to(device)
 
     def _check_lengths(self, packed: Packed) -> None:
         """Check that all conversations have the positions that they have alone.
@@ -226,7 +230,7 @@ class _Responses(nn.Module):
         Raises:
             InputError: one is longer than that.
         """
-        tokens = packed.shared + max(prompt + max(own) for prompt, *own in packed.sizes)
+        tokens = max(packed.forest.before[leaf] + packed.forest.tokens[leaf] for leaf in packed.leaves)
         if self._longest is not None and tokens > self._longest:
             raise InputError(
                 f"a conversation has {tokens} tokens; beyond {self._longest} {type(self.model).__name__} rescales the "
@@ -246,13 +250,14 @@ class ResponseLogprobs(_Responses):
         """Return log-probabilities in nats, summed over each response's tokens that count, float32, shape [R]."""
         self._check_lengths(packed)
         if self.plain:
-            assert not packed.shared, "each conversation has all of its tokens"
-            return plain_forward.response_logprobs(
-                self.model, packed.input_ids, packed.sizes, packed.context, self.logit_rows
+            values = plain_forward.response_logprobs(
+                self.model, packed.input_ids, (packed.forest, packed.leaves), packed.context, self.logit_rows
             )
+            return values.index_select(0, packed.distinct)
         rows = hidden_states(body_of(self.model), packed, self.backend)[packed.before]
         sums = torch.zeros(len(packed.last), dtype=torch.float32, device=rows.device)
-        return sums.index_add(0, packed.owner, self.head(rows, packed.targets))
+        sums = sums.index_add(0, packed.owner, self.head(rows, packed.targets))
+        return sums.index_select(0, packed.distinct)
 
 
 class TokenLogprobs(nn.Module):
@@ -285,11 +290,12 @@ class ResponseScores(_Responses):
         """Return rewards, read at the last token of each response, float32, shape [R]."""
         self._check_lengths(packed)
         if self.plain:
-            assert not packed.shared, "each conversation has all of its tokens"
-            return plain_forward.response_scores(self.model, packed.input_ids, packed.sizes, self.token)
+            texts = packed.forest, packed.leaves
+            scores = plain_forward.response_scores(self.model, packed.input_ids, texts, self.token)
+            return scores.index_select(0, packed.distinct)
         hidden = hidden_states(body_of(self.model), packed, self.backend)
         rows = hidden[packed.last.to(hidden.device)]  # the layers of a large model may be on several GPUs
-        return self.model.score(rows).squeeze(-1).float()
+        return self.model.score(rows).squeeze(-1).float().index_select(0, packed.distinct.to(hidden.device))
 
 
 def branch(conversations: Sequence[Sequence[int]]) -> Tree:

@@ -15,10 +15,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from psyco_ray.models.layout import Sizes
+from psyco_ray.models.layout import Forest
 
 Span = tuple[int, int]
 """First column of a response in its padded row, and the column behind its last token."""
+
+Texts = tuple[Forest, Sequence[int]]
+"""Segments of packed trees, and which of them are the responses."""
 
 
 def attention_name(body: Any) -> str:
@@ -28,37 +31,33 @@ def attention_name(body: Any) -> str:
     return "sdpa" if body._supports_sdpa and not bounded else "eager"
 
 
-def padded(input_ids: Tensor, sizes: Sizes, pad: int) -> tuple[Tensor, list[Span]]:
+def padded(input_ids: Tensor, texts: Texts, pad: int) -> tuple[Tensor, list[Span]]:
     """Lay each response of packed trees out behind its prompt, padded at the right.
 
     Returns:
-        Token ids, shape [R, longest], and each response's span.
+        Token ids, shape [responses, longest], and each response's span.
     """
-    parts = iter(input_ids[0].split([tokens for tree in sizes for tokens in tree]))
-    rows: list[Tensor] = []
-    spans: list[Span] = []
-    for start, *responses in sizes:
-        prompt = next(parts)
-        for own in responses:
-            rows.append(torch.cat((prompt, next(parts))))
-            spans.append((start, start + own))
+    forest, leaves = texts
+    parts = input_ids[0].split(forest.tokens)
+    rows = [torch.cat([parts[segment] for segment in forest.path(leaf)]) for leaf in leaves]
+    spans = [(forest.before[leaf], forest.before[leaf] + forest.tokens[leaf]) for leaf in leaves]
     return pad_sequence(rows, batch_first=True, padding_value=pad), spans
 
 
-def response_logprobs(model: Any, input_ids: Tensor, sizes: Sizes, context: Sequence[int], logit_rows: int) -> Tensor:
+def response_logprobs(model: Any, input_ids: Tensor, texts: Texts, context: Sequence[int], logit_rows: int) -> Tensor:
     """Log-probability of each response under a causal language model.
 
     Args:
         model: of transformers.
         input_ids: prompts and responses as `pack` concatenates them, shape [1, N].
-        sizes: of their trees.
+        texts: their segments.
         context: of each response, its first tokens that do not count, see `pack`.
         logit_rows: rows of logits that are in float32 at a time.
 
     Returns:
-        Nats, summed over a response's tokens that count, float32, shape [R].
+        Nats, summed over a response's tokens that count, float32, a value for each response.
     """
-    ids, spans = padded(input_ids, sizes, _text_token(input_ids))
+    ids, spans = padded(input_ids, texts, _text_token(input_ids))
     spans = [(start + skipped, end) for (start, end), skipped in zip(spans, context, strict=True)]
     first = min(start for start, _ in spans) - 1
     logits = _logits(model, ids, first)
@@ -74,25 +73,25 @@ def response_logprobs(model: Any, input_ids: Tensor, sizes: Sizes, context: Sequ
     return torch.stack(values)
 
 
-def response_scores(model: Any, input_ids: Tensor, sizes: Sizes, token: int | None) -> Tensor:
+def response_scores(model: Any, input_ids: Tensor, texts: Texts, token: int | None) -> Tensor:
     """Score of each conversation, read at its response's last token.
 
     Args:
         model: a sequence classifier with one label, or a causal language model.
         input_ids: as `pack` concatenates them, shape [1, N]; no conversation of a classifier ends with its pad token.
-        sizes: of the trees.
+        texts: their segments.
         token: whose logit of a causal language model is the score; None: the model is a classifier.
 
     Returns:
-        Float32, shape [R].
+        Float32, a value for each response.
     """
     if token is not None:
-        ids, spans = padded(input_ids, sizes, _text_token(input_ids))
+        ids, spans = padded(input_ids, texts, _text_token(input_ids))
         first = min(end for _, end in spans) - 1
         logits = _logits(model, ids, first)
         return torch.stack([row[end - 1 - first, token] for row, (_, end) in zip(logits, spans, strict=True)]).float()
     pad = model.config.get_text_config().pad_token_id
-    ids, spans = padded(input_ids, sizes, pad=pad or 0)
+    ids, spans = padded(input_ids, texts, pad=pad or 0)
     # transformers finds the last token by the pad token; without one it takes one conversation at a time
     batches = [ids] if pad is not None else [row[None, :end] for row, (_, end) in zip(ids, spans, strict=True)]
     return torch.cat([model(input_ids=batch, use_cache=False).logits[:, 0] for batch in batches]).float()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Scorers
-from psyco_ray.models import layout
 from psyco_ray.models.padding import Inputs, logits_of
 from psyco_ray.models.reward_tokens import RewardTokenizer, Tokenized
 from psyco_ray.run.types import ScoreRequest, ScoreResult
@@ -182,11 +181,11 @@ class RewardModel:
         import torch
 
         from psyco_ray.models.packing import branch
+        from psyco_ray.models.sharing import plan_trees
 
         trees = [branch([self._scored_ids(pair["input_ids"]) for pair in group]) for group in groups]
-        sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
         scores: list[list[float]] = [[] for _ in groups]
-        rows = layout.plan_rows(sizes, self._row_tokens)
+        rows = plan_trees(trees, self._row_tokens, self._decoder.computed(self._device))
         packed = (self._decoder.pack([trees[index] for index in row], (), self._device) for row in rows)
         computed = [self._decoder(batch) for batch in packed]
         values = iter(torch.cat(computed).tolist() if computed else [])

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.models import attention
-from psyco_ray.models.packing import Packed, ResponseLogprobs, ResponseScores, Tree, body_of, pack
+from psyco_ray.models.packing import Packed, ResponseLogprobs, ResponseScores, body_of, pack
+from psyco_ray.models.sharing import Tree
 
 # tokens of each made-up tree's prompt and of its responses, and of the start that the prompts share
 _SIZES = ((4, (5, 6)), (3, (6, 3)))
@@ -146,7 +147,7 @@ class _Test:
         kept: list[Tensor] = []
         self.module.set_plain(plain)
         hook = self.body.register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state.detach()))
-        packed = pack(trees, share=self.module.shares_start(self.device))
+        packed = pack(trees, (), self.module.computed(self.device))
         try:
             with torch.no_grad():
                 values = self._compute(packed.to(self.device)).float()
@@ -155,7 +156,8 @@ class _Test:
         rows = [row.float().cpu() for states in kept for row in states]
         prompts = []
         if plain:
-            spans = [(start, start + own) for start, *responses in packed.sizes for own in responses]
+            before, tokens = packed.forest.before, packed.forest.tokens
+            spans = [(before[leaf], before[leaf] + tokens[leaf]) for leaf in packed.leaves]
             prompts = [row[:start] for row, (start, _) in zip(rows, spans, strict=True)]
         else:
             [row] = rows
@@ -165,14 +167,8 @@ class _Test:
 
 
 def _packed_spans(packed: Packed) -> list[tuple[int, int]]:
-    spans = []
-    end = packed.shared
-    for prompt, *responses in packed.sizes:
-        end += prompt
-        for own in responses:
-            spans.append((end, end + own))
-            end += own
-    return spans
+    starts, tokens = packed.forest.starts, packed.forest.tokens
+    return [(starts[leaf], starts[leaf] + tokens[leaf]) for leaf in packed.leaves]
 
 
 def _plain_result(test: _Test, trees: list[Tree], name: str) -> _Result:

@@ -102,8 +102,8 @@ class Engine:
     ) -> Iterator[Group]:
         """Sample responses and yield each prompt's group when its last response ends, in any order.
 
-        Equal prompts and seeds give equal responses: what others have left is aborted. The arguments and errors are
-        those of `add`.
+        With `feed: items` equal prompts and seeds give equal responses: what others have left is aborted. The arguments
+        and errors are those of `add`.
         """
         self._abort_all()
         added = self.add(prompts, responses, temperature, top_p, max_tokens)
@@ -124,8 +124,10 @@ class Engine:
     ) -> int:
         """Add prompts, which `step` samples beside those that are there, in the order in which they were added.
 
-        The prefix cache starts empty when no others are there. A response ends at the first of the model's stop tokens.
-        Nothing else of a model's generation config changes the sampling.
+        With `feed: continuous` the prefix cache keeps what earlier prompts had, until the weights change: the next turn
+        of a dialogue begins with the last one's prompt and response. With `feed: items` the cache is empty when no
+        others are there, so that equal prompts and seeds give equal responses. A response ends at the first of the
+        model's stop tokens. Nothing else of a model's generation config changes the sampling.
 
         Args:
             prompts: to sample.
@@ -156,7 +158,7 @@ class Engine:
             )
             new[f"{self._additions}-{number}"] = _Asked(prompt, params, self._additions)
         self._check_kv_cache([*self._open.values(), *new.values()], max_tokens)
-        if not self.busy:
+        if not self.busy and (self._settings.feed == "items" or self.weights.asleep):
             self._start_empty()
         for key, asked in new.items():
             tokens = {"prompt_token_ids": list(asked.prompt.token_ids)}

@@ -34,6 +34,11 @@ class EngineWeights:
         self._open = False  # an update has begun in the workers and has not ended
         self._delta_base = ""  # digest of the weights that the workers hold for the next delta
 
+    @property
+    def asleep(self) -> bool:
+        """Whether the weights or the KV cache are not on the GPU."""
+        return bool(self._asleep)
+
     def load(self, weights: Weights | SentWeights) -> int:
         """Load weights from the object store, or confirm those received in chunks.
 

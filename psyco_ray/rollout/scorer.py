@@ -17,7 +17,7 @@ from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Group, PreferencePair, ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
-    from psyco_ray.models.packing import Tree
+    from psyco_ray.models.sharing import Tree
 
 REFERENCE = "reference"
 """Name of the reference policy among the models that score a group: its scores are log-probabilities in nats."""
@@ -266,13 +266,14 @@ class ScorerActor:
         """Log-probability of each response of each tree under the reference policy, in nats, summed as `pack` says."""
         import torch
 
-        from psyco_ray.models.layout import common_start, plan_rows
+        from psyco_ray.models.layout import common_start
+        from psyco_ray.models.sharing import plan_trees
 
         assert self._reference is not None, "the scorer has a reference model"
-        sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in trees]
-        shared = common_start([prompt for prompt, _ in trees]) if self._reference.shares_start(self._device) else 0
+        computed = self._reference.computed(self._device)
+        start = common_start([prompt for prompt, _ in trees]) if computed == "shared" else 0
         logprobs: list[tuple[float, ...]] = [()] * len(trees)
-        for row in plan_rows([size - shared for size in sizes], self._settings.row_tokens - shared):
+        for row in plan_trees(trees, self._settings.row_tokens, computed, start):
             skipped = [tokens for index in row for tokens in context[index]] if context else ()
             with torch.inference_mode():
                 packed = self._reference.pack([trees[index] for index in row], skipped, self._device)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from psyco_ray.config.training import Job
 from psyco_ray.data import trained_pairs
@@ -90,7 +91,9 @@ class RewardTrainer:
         )
         self._facts = self._log.facts
         optimizer, ranks = job.reward.optimizer, job.reward.learners.actors
-        self._plan = batching.plan(mixture.train.num_rows, optimizer, ranks, job.seed)
+        numbers = [chunk.indices for chunk in mixture.train["asked"].dictionary_encode().chunks]
+        prompts = pa.chunked_array(numbers).to_numpy()
+        self._plan = batching.plan(mixture.train.num_rows, optimizer, ranks, job.seed, prompts)
         self._encoder = Encoder(job, cut=self._facts["cut"], too_long=self._facts["too_long"])
         spec = WorkerSpec(
             model=job.model,

@@ -72,7 +72,9 @@ def test_flops_by_hand() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_flops_equal_those_that_torch_counts(tiny_model, training: bool) -> None:
     policy = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"))
-    packed = pack([([5] * prompt, [[6] * chosen, [7] * rejected]) for prompt, chosen, rejected in PAIRS])
+    packed = pack(
+        [([n] * prompt, [[6] * chosen, [7] * rejected]) for n, (prompt, chosen, rejected) in enumerate(PAIRS)]
+    )
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         logprobs = policy(packed)
         if training:

@@ -1,13 +1,16 @@
 """Batches, their shards by rank, and the learning-rate schedule."""
 
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psyco_ray.config.training import Optimizer
 from psyco_ray.learner.batching import batches, learning_rate, plan_step
+from psyco_ray.models.sharing import join
 from psyco_ray.run.types import PreferencePair
 
 
@@ -64,6 +67,81 @@ def test_a_shared_start_leaves_room_for_more_pairs() -> None:
     assert passes == {"packed": 2, "plain": 4, "shared": 1}
 
 
+def dialogues(count: int, turns: int, pairs: int) -> list[PreferencePair]:
+    """So many pairs of each turn of some dialogues, mixed; each has two of four responses of 40 tokens."""
+    rng = random.Random(count)
+    made = []
+    for dialogue in range(count):
+        said = [rng.randrange(3, 40000) for _ in range(100 * turns)]
+        for turn in range(1, turns + 1):
+            answers = [tuple(rng.randrange(3, 40000) for _ in range(40)) for _ in range(4)]
+            for number, sides in enumerate([(0, 3), (1, 2), (0, 1), (2, 3), (0, 2), (1, 3)][:pairs]):
+                key = f"{dialogue}-{turn}-{number}"
+                made.append(PreferencePair(key, tuple(said[: 100 * turn]), *(answers[side] for side in sides)))
+    rng.shuffle(made)
+    return made
+
+
+def computed_tokens(passed: list[PreferencePair], computed: str) -> int:
+    return len(join([(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in passed], computed).ids)
+
+
+@pytest.mark.parametrize("computed", ["packed", "shared", "plain"])
+def test_pairs_of_one_prompt_are_one_pass_of_one_rank(computed: str) -> None:
+    batch = dialogues(4, turns=1, pairs=6)
+    limit = 2 * 4 * 140 if computed == "plain" else 2 * 260
+    for world_size in (1, 2):
+        shards = plan_step(batch, world_size, limit, computed)
+        assert sorted(pair.key for shard in shards for passed in shard for pair in passed) == sorted(
+            pair.key for pair in batch
+        )
+        assert {len(shard) for shard in shards} == {2 // world_size}
+        for passed in (passed for shard in shards for passed in shard):
+            assert len(passed) == 12, "two prompts with six pairs each"
+            assert computed_tokens(passed, computed) == 2 * (100 + 4 * 40)
+
+
+@pytest.mark.parametrize("computed", ["packed", "shared"])
+def test_turns_of_a_dialogue_are_one_pass(computed: str) -> None:
+    [shard] = plan_step(dialogues(3, turns=6, pairs=2), 1, 1600, computed)
+    assert [len(passed) for passed in shard] == [12, 12, 12]
+    assert [computed_tokens(passed, computed) for passed in shard] == [600 + 6 * 4 * 40] * 3
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(100, 2000),
+    st.sampled_from(["packed", "shared", "plain"]),
+)
+def test_families_are_sharded_completely_and_within_bounds(
+    count: int, turns: int, pairs: int, world_size: int, max_tokens: int, computed: str
+) -> None:
+    batch = dialogues(count, turns, pairs)
+    if len(batch) < world_size:
+        return
+    shards = plan_step(batch, world_size, max_tokens, computed)
+    passes = [passed for shard in shards for passed in shard]
+    assert len({len(shard) for shard in shards}) == 1
+    assert sorted(pair.key for passed in passes for pair in passed) == sorted(pair.key for pair in batch)
+    assert all(passes)
+    if (len(shards[0]) + 1) * world_size <= len(batch) / (6 * pairs):
+        tokens = computed_tokens if computed != "plain" else lambda passed, _: plain_tokens_of(passed)
+        assert all(tokens(passed, computed) <= max_tokens or len(passed) == 1 for passed in passes)
+
+
+def plain_tokens_of(passed: list[PreferencePair]) -> int:
+    texts = {(*p.prompt_ids, *ids) for p in passed for ids in (p.chosen_ids, p.rejected_ids)}
+    return len(texts) * max(map(len, texts))
+
+
+def test_few_pairs_of_one_prompt_are_shared_by_all_ranks() -> None:
+    shards = plan_step(dialogues(1, turns=1, pairs=6), 4, 4096, "shared")
+    assert sorted(len(passed) for shard in shards for passed in shard) == [1, 1, 2, 2]
+
+
 def test_batches_shuffle_every_epoch_and_contain_every_pair() -> None:
     rng = random.Random(0)
     pairs = [PreferencePair(f"pair-{i}", (rng.randrange(9),), (1,), (2,)) for i in range(9)]
@@ -73,6 +151,22 @@ def test_batches_shuffle_every_epoch_and_contain_every_pair() -> None:
         assert sorted(e.key for batch in epoch for e in batch) == sorted(e.key for e in pairs)
     assert [e.key for batch in planned[:2] for e in batch] != [e.key for batch in planned[2:] for e in batch]
     assert batches(pairs, Optimizer(batch_size=4, epochs=2), 2, seed=3) == planned
+
+
+def test_pairs_of_a_prompt_follow_each_other_and_those_of_their_own_keep_their_order() -> None:
+    batch = dialogues(12, turns=1, pairs=2)
+    settings = Optimizer(batch_size=8, epochs=2)
+    planned = batches(batch, settings, 2, seed=3)
+    assert [len(one) for one in planned] == [8] * 6
+    for one in planned:
+        assert len({pair.prompt_ids for pair in one}) == 4
+    assert len({tuple(pair.key for pair in one) for one in planned}) == 6
+    alone = [replace(pair, prompt_ids=(number,)) for number, pair in enumerate(batch)]
+    rng, expected = np.random.default_rng(3), []
+    for _ in range(2):
+        order = rng.permutation(24).tolist()
+        expected += [[alone[i] for i in order[start : start + 8]] for start in (0, 8, 16)]
+    assert batches(alone, settings, 2, seed=3) == expected
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:

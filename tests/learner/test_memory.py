@@ -32,12 +32,12 @@ def config_of(shape: ModelShape) -> LlamaConfig:
 
 def fake(packed: Packed, mode: FakeTensorMode) -> Packed:
     tensors = {k: mode.from_tensor(v) for k, v in vars(packed).items() if isinstance(v, torch.Tensor)}
-    return Packed(**tensors, shared=packed.shared, sizes=packed.sizes, context=packed.context)
+    return replace(packed, **tensors)
 
 
 def tracked_peak(shape: ModelShape, settings: Learners, pairs: int) -> int:
     """Bytes at the peak of a later pass of a step in plain torch, with float32 weights beside those in bfloat16."""
-    batch = pack([([5] * PROMPT, [[6] * RESPONSE, [7] * RESPONSE])] * pairs)
+    batch = pack([([5 + n] * PROMPT, [[6] * RESPONSE, [7] * RESPONSE]) for n in range(pairs)])
     mode, tracker = FakeTensorMode(), MemTracker()
     with mode:
         model = LlamaForCausalLM._from_config(config_of(shape), dtype=torch.bfloat16)

@@ -78,6 +78,40 @@ def test_sums_are_those_of_each_pass() -> None:
     assert sums == expected
 
 
+def test_pairs_of_one_history_have_the_losses_and_gradients_of_rows_alone(tiny_model) -> None:
+    """Four ranked responses to a history of six turns are six pairs; the history is computed once."""
+    rng = random.Random(0)
+    history = tuple(rng.randrange(3, 40000) for _ in range(300))
+    answers = [tuple(rng.randrange(3, 40000) for _ in range(20)) for _ in range(4)]
+    sides = [(better, worse) for worse in range(4) for better in range(worse)]
+    batch = [
+        PreferencePair(f"{a}-{b}", history, answers[a], answers[b], reference=(-200.0 - a, -200.0 - b))
+        for a, b in sides
+    ]
+    objective, policy = (
+        DpoObjective(DpoConfig(sft=0.1)),
+        ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32")),
+    )
+    tokens: list[int] = []
+
+    def forward(packed) -> torch.Tensor:
+        tokens.append(packed.input_ids.numel())
+        return policy(packed)
+
+    def run(micro_batches: list[list[PreferencePair]]) -> tuple[dict[str, float], list[torch.Tensor]]:
+        policy.zero_grad()
+        device, backward = torch.device("cpu"), lambda loss, _: loss.backward()
+        step = passes.run(micro_batches, objective, 20.0, device, policy, forward, backward)
+        return step.read("policy", "", ""), [parameter.grad.clone() for parameter in policy.parameters()]
+
+    sums, gradients = run([batch])
+    alone, expected = run([[pair] for pair in batch])
+    assert tokens == [300 + 4 * 20, *[300 + 2 * 20] * 6]
+    assert sums["loss"] == pytest.approx(alone["loss"], abs=1e-5, rel=1e-5)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-3)
+
+
 VALUES = [[0.3, 1.7], [-1.1, 0.4], [0.9, 0.2]]
 WEIGHTED = [replace(pair, weight=weight) for pair, weight in zip(pairs(3), (1.0, 0.25, 0.5), strict=True)]
 OBJECTIVES = [BradleyTerryObjective(0.01), DpoObjective(DpoConfig(sft=0.1)), DpoObjective(DpoConfig(loss="hinge"))]

@@ -8,7 +8,7 @@ from torch.nn.attention import flex_attention, varlen
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners, Scorers
-from psyco_ray.models import attention, branches, layout, loading
+from psyco_ray.models import attention, branches, layout, loading, sharing
 from psyco_ray.models.packing import Packed, ResponseLogprobs, pack
 
 KERNELS = ("branches", "sdpa", "flex", "varlen")
@@ -79,7 +79,8 @@ def test_a_result_does_not_depend_on_batch_mates(tiny_model, monkeypatch, every_
     with torch.no_grad():
         alone = [module(pack([(prompt, [own])])).item() for prompt, responses in batch for own in responses]
         packed = module.pack(batch, (), torch.device("cpu"))
-        assert packed.shared == (40 if kernel in ("branches", "varlen") else 0)
+        tokens = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
+        assert packed.input_ids.numel() == tokens - (4 * 40 if kernel in ("branches", "varlen") else 0)
         assert module(packed).tolist() == pytest.approx(alone, abs=2e-4)
 
 
@@ -92,8 +93,7 @@ def test_a_start_that_all_prompts_share_is_computed_once(
     monkeypatch.setattr(branches, "BLOCK", block)
     batch = trees(6, start=30)
     context = [len(own) // 2 for _, responses in batch for own in responses]
-    apart, together = pack(batch, context), pack(batch, context, share=True)
-    assert together.shared == 30
+    apart, together = pack(batch, context), pack(batch, context, "shared")
     assert together.input_ids.shape[1] == apart.input_ids.shape[1] - 5 * 30
     values, gradients = results(tiny_model, kernel, monkeypatch, together)
     expected, expected_gradients = results(tiny_model, "branches", monkeypatch, apart)
@@ -102,38 +102,85 @@ def test_a_start_that_all_prompts_share_is_computed_once(
         torch.testing.assert_close(gradient, expected_gradients[name], atol=2e-4, rtol=2e-3)
 
 
-def test_a_shared_start_leaves_every_prompt_a_token() -> None:
-    assert pack([([5, 6], [[1]]), ([5, 6], [[2]])], share=True).shared == 1
-    assert pack([([5], [[1]]), ([5, 6], [[2]])], share=True).shared == 0
-    assert pack([([5, 6, 7], [[1]])], share=True).shared == 0, "a prompt alone shares nothing"
-    packed = pack([([5, 6, 7], [[1, 2], [3]]), ([5, 6, 8, 9], [[4]])], share=True)
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("kernel", [*KERNELS, "plain"])
+def test_pairs_of_a_dialogue_have_the_values_and_gradients_of_rows_alone(
+    tiny_model, monkeypatch, every_kernel, kernel: str
+) -> None:
+    """Several pairs of each of two turns and of another prompt; what they have in common is computed once."""
+    monkeypatch.setattr(attention, "kernel_of", lambda *_: "branches" if kernel == "plain" else kernel)
+    rng = random.Random(4)
+    ids = [[rng.randrange(3, 40000) for _ in range(count)] for count in (80, 150, 90, *[30] * 9)]
+    first, said, other, *answers = ids
+    second = [*first, *said]
+    prompts = [first, first, second, first, other, second]
+    numbers = [(0, 1), (0, 2), (3, 4), (2, 1), (7, 8), (5, 3)]
+    batch = [(p, [answers[a], answers[b]]) for p, (a, b) in zip(prompts, numbers, strict=True)]
+    context = [0, 4, 0, 0, 3, 0, 0, 4, 0, 0, 0, 3]
+    module = ResponseLogprobs(loading.load_causal_lm(tiny_model, "float32"), logit_rows=64)
+    weights = torch.linspace(-1, 1, len(context))
+    expected = []
+    sides = [(prompt, own) for prompt, responses in batch for own in responses]
+    for (prompt, own), skipped, weight in zip(sides, context, weights, strict=True):
+        value = module(pack([(prompt, [own])], [skipped], "shared" if kernel in ("branches", "plain") else "packed"))
+        (value * weight).sum().backward()
+        expected.append(value.item())
+    gradients = {name: parameter.grad for name, parameter in module.model.named_parameters()}
+    module.model.zero_grad()
+    module.set_plain(kernel == "plain")
+    packed = module.pack(batch, context, torch.device("cpu"))
+    prompts_tokens = len(first) + len(second) + len(other) if kernel == "plain" else len(second) + len(other)
+    assert packed.input_ids.numel() == prompts_tokens + (3 + 3 + 2) * 30
+    values = module(packed)
+    assert values.tolist() == pytest.approx(expected, abs=2e-4)
+    (values * weights).sum().backward()
+    for name, parameter in module.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3, rtol=2e-3)
+
+
+def test_a_shared_start_is_what_every_segment_attends_to() -> None:
+    packed = pack([([5, 6, 7], [[1, 2], [3]]), ([5, 6, 8, 9], [[4]])], computed="shared")
     assert packed.input_ids.tolist() == [[5, 6, 7, 1, 2, 3, 8, 9, 4]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 2, 3, 4]]
     assert packed.before.tolist() == [2, 3, 2, 7]
     assert packed.last.tolist() == [4, 5, 8]
     assert packed.keys.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 0, 1, 6, 7, 0, 1, 6, 7, 8]
     assert packed.query_ends.tolist() == [0, 2, 3, 5, 6, 8, 9]
+    nested = pack([([5, 6], [[1]]), ([5, 6, 7], [[2]])], computed="shared")
+    assert nested.input_ids.tolist() == [[5, 6, 1, 7, 2]], "a prompt with which the others begin is the start"
+    assert nested.before.tolist() == [1, 3]
 
 
 def test_rows_and_blocks_hide_the_same(monkeypatch) -> None:
-    """The oracle goes cell by cell."""
+    """The oracle goes cell by cell; three prompts begin alike, and two of them with the third."""
     monkeypatch.setattr(layout, "ROW_MULTIPLE", 8)
-    packed = pack([([1] * 3, [[2] * 2, [3] * 4]), ([4] * 2, [[5]]), ([6] * 6, [[7] * 2])])
-    positions = torch.zeros(packed.segments.numel(), dtype=torch.int64)
+    monkeypatch.setattr(sharing, "LEAST", 2)
+    nested = [([4] * 2, [[5]]), ([4] * 3 + [6], [[7] * 2]), ([4] * 3 + [8], [[9] * 2])]
+    packed = pack([([1] * 3, [[2] * 2, [3] * 4]), *nested, ([6] * 6, [[7] * 2])])
+    forest = packed.forest
+    assert [len(forest.path(leaf)) for leaf in packed.leaves] == [2, 2, 2, 4, 4, 2]
+    positions = torch.zeros(packed.ends.numel(), dtype=torch.int64)
     positions[packed.cells] = packed.position_ids[0]
-    count, width = packed.segments.shape
+    count, width = packed.ends.shape
+    own_segment: dict[int, int] = {}
+    for segment, (start, tokens) in enumerate(zip(forest.starts, forest.tokens, strict=True)):
+        own_segment |= dict.fromkeys(packed.cells[start : start + tokens].tolist(), segment)
     assert count > 1, "there is more than one row"
+    assert len(own_segment) == packed.input_ids.numel() < count * width
     for window in (None, 3):
-        rows = attention.Rows(packed.segments, packed.prompts, positions.view(count, width), window)
+        rows = attention.Rows(packed.ends, positions.view(count, width), window)
         mask = attention.row_mask(rows, torch.float32)
         assert mask.shape == (count, 1, width, width)
+        assert (mask == 0).any(-1).all(), "every cell attends to one"
         seen = attention.block_mask(rows).mask_mod
         for row in range(count):
             for query in range(width):
                 for key in range(width):
-                    own = packed.segments[row, key] in (packed.segments[row, query], packed.prompts[row, query])
+                    of_query, of_key = (own_segment.get(row * width + column) for column in (query, key))
+                    if of_query is None:
+                        continue
                     near = window is None or rows.positions[row, query] - rows.positions[row, key] < window
-                    expected = bool(own and near and key <= query)
+                    expected = bool(of_key in forest.path(of_query) and near and key <= query)
                     assert (mask[row, 0, query, key] == 0) == expected
                     assert bool(seen(*map(torch.tensor, (row, 0, query, key)))) == expected
 
@@ -148,7 +195,7 @@ def test_packing_makes_nothing_of_the_square_of_a_row() -> None:
 
 
 def test_rows_have_few_widths_and_cudnn_plans_none() -> None:
-    widths = {pack([([1] * length, [[2] * 40])]).segments.shape[1] for length in range(30, 300)}
+    widths = {pack([([1] * length, [[2] * 40])]).ends.shape[1] for length in range(30, 300)}
     assert widths == {128, 256, 384}
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
@@ -178,7 +225,7 @@ def test_kernels_without_dropout_say_so(tiny_model) -> None:
             dropout=0.1,
             kernel="varlen",
             cells=packed.cells,
-            sizes=packed.sizes,
+            forest=packed.forest,
             segments=(packed.keys, packed.query_ends, packed.key_ends),
         )
 

@@ -234,6 +234,6 @@ def test_only_attention_is_padded() -> None:
     tokens = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
     assert packed.input_ids.shape == packed.position_ids.shape == (1, tokens)
     assert len(set(packed.cells.tolist())) == tokens
-    rows, width = packed.segments.shape
+    rows, width = packed.ends.shape
     assert width == 128 >= max(len(prompt) + sum(map(len, responses)) for prompt, responses in batch)
     assert rows < len(batch), "short trees share a row"

@@ -96,6 +96,51 @@ def test_an_engine_that_missed_a_part_takes_the_stored_weights(actor, tensors, s
     assert load(actor, stored(changed, 4)) == other, "stored weights end an update that broke off"
 
 
+def turn(actor, feed: str, prompt: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Sample a response; returns the tokens of the prompt that were in the cache, and the response."""
+
+    def run(own) -> tuple[int, tuple[int, ...]]:
+        engine = own._engine
+        engine._settings = engine._settings.model_copy(update={"feed": feed})
+        vllm, outputs = engine._llm.llm_engine, []
+        step = vllm.step
+
+        def recorded() -> list:
+            found = step()
+            outputs.extend(found)
+            return found
+
+        vllm.step = recorded
+        try:
+            [group] = engine.generate([Prompt("speech", prompt, 3)], 1, 1.0, 1.0, 16)
+        finally:
+            vllm.step = step
+        return outputs[-1].num_cached_tokens, group.responses[0].token_ids
+
+    return ray.get(actor.__ray_call__.remote(lambda own: own._thread.call(run, own)), timeout=60)
+
+
+@pytest.mark.slow
+def test_the_next_turn_finds_the_last_one_in_the_cache_until_the_weights_change(actor, tensors) -> None:
+    load(actor, stored(tensors, 1))
+    first = tuple(range(1000, 1100))
+    assert turn(actor, "items", first)[0] == 0
+    cached, response = turn(actor, "continuous", first)
+    assert cached == 96, "three whole blocks"
+    second = (*first, *response, *range(2000, 2040))
+    whole = (len(first) + len(response) - 1) // 32 * 32
+    cached, _ = turn(actor, "continuous", second)
+    assert cached == whole
+    assert turn(actor, "continuous", second)[0] > whole, "the turn itself is there now"
+    ray.get(actor.sleep.remote(True), timeout=60)
+    assert turn(actor, "continuous", second)[0] == 0, "a cache is lost while its engine sleeps"
+    load(actor, stored({name: tensor * 1.1 for name, tensor in tensors.items()}, 2))
+    cached, response = turn(actor, "continuous", second)
+    assert cached == 0, "other weights computed what was there"
+    assert turn(actor, "items", second) == (0, response)
+    assert turn(actor, "items", second) == (0, response), "equal prompts and seeds give equal responses"
+
+
 def send(actor, transport: str, version: int, tensors: dict[str, torch.Tensor]) -> tuple[SentWeights, dict[int, str]]:
     """Send weights in chunks; returns what was sent and the failures."""
     receivers, checksum = Receivers([actor], 60, together=transport == "gloo"), WeightChecksum()

@@ -138,6 +138,38 @@ def test_a_batch_has_the_values_of_each_alone_and_computes_a_common_beginning_on
         assert found.reference == pytest.approx(alone.reference, abs=1e-3)
 
 
+def test_the_turns_of_a_dialogue_are_scored_once(scorer, tokenizer, spelled, monkeypatch) -> None:
+    """Three contexts of a dialogue, each with three responses: the longest history, and every response."""
+    said = ["I cannot sleep. " * 12, "How long has it been so? " * 8, "Since my father died. " * 12, "Go on. " * 20]
+    said.append("He was ill for a year, and I was never there. " * 6)
+    roles = ("user", "assistant", "user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    groups = []
+    for turn in (2, 0, 1):  # as they arrive
+        asked = messages[: 2 * turn + 1]
+        prompt = Prompt(f"turn-{turn}", tuple(templates.conversation_ids(tokenizer, asked)), 0)
+        groups.append((replace(sampled_group(tokenizer, spelled), prompt=prompt), asked))
+    counts: dict[str, list[int]] = {"reward": [], REFERENCE: []}
+    for name, module in (("reward", scorer._rewards["reward"]._decoder), (REFERENCE, scorer._reference)):
+
+        def counting(packed, own=counts[name], forward=module.forward):
+            own.append(packed.input_ids.numel())
+            return forward(packed)
+
+        monkeypatch.setattr(module, "forward", counting)
+    names = ("reward", REFERENCE)
+    together = scorer.score(GroupBatch(tuple(groups), names))
+    in_one = {name: sum(own) for name, own in counts.items()}
+    for (group, asked), found in zip(groups, together, strict=True):
+        [alone] = scorer.score(GroupBatch(((group, asked),), names))
+        for name in names:
+            assert found.scores[name] == pytest.approx(alone.scores[name], abs=1e-3)
+    prompts = [len(group.prompt.token_ids) for group, _ in groups]
+    for name in names:
+        saved = sum(counts[name]) - 2 * in_one[name]  # the histories of the first two turns
+        assert saved == pytest.approx(sum(prompts) - max(prompts), rel=0.05)
+
+
 def test_models_of_one_tokenizer_share_the_tokens(tiny_reward_model, tokenizer, spelled, monkeypatch) -> None:
     names = ("reward", "heldout")
     actor = ScorerActor("scorer-0", dict.fromkeys(names, str(tiny_reward_model)), None, Scorers(dtype="float32"))
