@@ -102,13 +102,14 @@ def _units(
     trees = [(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in batch]
     found = families(trees, computed, max_tokens)
     if world_size > 1 and len(found) < len(batch):
-        found = families(trees, computed, min(max_tokens, sum(family.tokens for family in found) // (2 * world_size)))
+        most = sum(family.size(computed) for family in found) // (2 * world_size)
+        found = families(trees, computed, min(max_tokens, most))
         if len(found) < world_size:
             found = families(trees, computed, 0)
     return [
         _Unit(
             [batch[number] for number in family.members],
-            family.texts * family.longest if computed == "plain" else family.tokens - start,
+            family.size(computed) - start,
             family.texts,
             family.longest,
         )

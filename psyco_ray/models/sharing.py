@@ -32,14 +32,18 @@ _ROW_TOKENS = 2048
 _Ids = tuple[int, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Family:
     """Trees whose prompts are joined, so that they belong in one pass."""
 
     members: list[int]  # their numbers
-    tokens: int  # that a pass computes
+    tokens: int  # of all, each once
     texts: int  # different conversations
     longest: int  # tokens of the longest one
+
+    def size(self, computed: Computed) -> int:
+        """Return the tokens of a pass of this family alone, padding included."""
+        return self.texts * self.longest if computed == "plain" else self.tokens
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def families(trees: Sequence[Tree], computed: Computed, limit: int | None = None
     Args:
         trees: prompts and their responses.
         computed: how a model computes them.
-        limit: tokens of a family, which only a single tree exceeds; None: no limit.
+        limit: size of a family, which only a single tree exceeds; None: no limit.
     """
     prompts = [tuple(prompt) for prompt, _ in trees]
     start = _start(prompts, computed)
@@ -71,21 +75,16 @@ def families(trees: Sequence[Tree], computed: Computed, limit: int | None = None
         shared = len(prompt) if same else common(before, prompt)
         new = responses - known if same else responses
         added = len(prompt) - shared + sum(map(len, new))
-        family = found[-1] if found else None
-        if (
-            family is not None
-            and (same or _joins(family.tokens, shared, added, start, computed))
-            and (limit is None or family.tokens + added <= limit)
-        ):
-            family.members.append(number)
-            family.tokens += added
-            family.texts += len(new)
-            family.longest = max(family.longest, longest)
-            known = known | new if same else new
-        else:
-            found.append(Family([number], len(prompt) + sum(map(len, responses)), len(responses), longest))
-            known = responses
-        before = prompt
+        if found and (same or _joins(found[-1].tokens, shared, added, start, computed)):
+            last = found[-1]
+            joined = Family(
+                [*last.members, number], last.tokens + added, last.texts + len(new), max(last.longest, longest)
+            )
+            if limit is None or joined.size(computed) <= limit:
+                found[-1], known, before = joined, known | new if same else new, prompt
+                continue
+        found.append(Family([number], len(prompt) + sum(map(len, responses)), len(responses), longest))
+        known, before = responses, prompt
     for family in found:
         family.members.sort()
     return sorted(found, key=lambda family: family.members[0])

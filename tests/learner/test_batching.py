@@ -42,7 +42,7 @@ def test_a_batch_is_sharded_completely_evenly_and_within_bounds(
     lengths: list[int], world_size: int, max_tokens: int, computed: str
 ) -> None:
     tokens = TOKENS[computed]
-    batch = [PreferencePair(f"{i:02d}", (2,) * START + (i,), (1,) * n, (1,)) for i, n in enumerate(lengths)]
+    batch = [PreferencePair(f"{i:02d}", (2,) * START + (i,), (1,) * n, (3,)) for i, n in enumerate(lengths)]
     if len(batch) < world_size:
         with pytest.raises(ValueError, match="cannot be shared"):
             plan_step(batch, world_size, max_tokens, computed)
@@ -62,9 +62,9 @@ def test_a_batch_is_sharded_completely_evenly_and_within_bounds(
 
 
 def test_a_shared_start_leaves_room_for_more_pairs() -> None:
-    batch = [PreferencePair(f"{i}", (2,) * 198 + (i,) * 80, (1,) * 45, (1,) * (68 + 3 * i)) for i in range(4)]
+    batch = [PreferencePair(f"{i}", (2,) * 60 + (i,) * 80, (1,) * 45, (1,) * (68 + 3 * i)) for i in range(4)]
     passes = {computed: len(plan_step(batch, 1, 1000, computed)[0]) for computed in TOKENS}
-    assert passes == {"packed": 2, "plain": 4, "shared": 1}
+    assert passes == {"packed": 2, "plain": 2, "shared": 1}
 
 
 def dialogues(count: int, turns: int, pairs: int) -> list[PreferencePair]:
@@ -127,7 +127,7 @@ def test_families_are_sharded_completely_and_within_bounds(
     assert len({len(shard) for shard in shards}) == 1
     assert sorted(pair.key for passed in passes for pair in passed) == sorted(pair.key for pair in batch)
     assert all(passes)
-    if (len(shards[0]) + 1) * world_size <= len(batch) / (6 * pairs):
+    if world_size == 1:
         tokens = computed_tokens if computed != "plain" else lambda passed, _: plain_tokens_of(passed)
         assert all(tokens(passed, computed) <= max_tokens or len(passed) == 1 for passed in passes)
 

@@ -122,7 +122,7 @@ def test_pairs_of_a_dialogue_have_the_values_and_gradients_of_rows_alone(
     expected = []
     sides = [(prompt, own) for prompt, responses in batch for own in responses]
     for (prompt, own), skipped, weight in zip(sides, context, weights, strict=True):
-        value = module(pack([(prompt, [own])], [skipped], "shared" if kernel in ("branches", "plain") else "packed"))
+        value = module(pack([(prompt, [own])], [skipped]))
         (value * weight).sum().backward()
         expected.append(value.item())
     gradients = {name: parameter.grad for name, parameter in module.model.named_parameters()}
@@ -187,7 +187,7 @@ def test_rows_and_blocks_hide_the_same(monkeypatch) -> None:
 
 def test_packing_makes_nothing_of_the_square_of_a_row() -> None:
     """A mask made by the host takes longer than the pass, and the GPU waits for it."""
-    packed = pack([([1] * 2000, [[2] * 500] * 3)])
+    packed = pack([([1] * 2000, [[n] * 500 for n in (2, 3, 4)])])
     tokens = packed.input_ids.shape[1]
     for name, tensor in vars(packed).items():
         if isinstance(tensor, torch.Tensor):

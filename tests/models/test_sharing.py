@@ -72,10 +72,13 @@ def test_trees_that_share_no_beginning_stay_in_their_order() -> None:
 
 def test_a_dialogue_is_one_family_and_a_short_common_beginning_makes_none() -> None:
     trees = dialogue(6)
+    other = ([1] * 80, [[2]])
     for computed in ("packed", "shared"):
-        [family] = families([*trees, *trees], computed)
-        assert family.members == list(range(12))
+        family, alone = families([*trees, *trees, other], computed)
+        assert (family.members, alone.members) == (list(range(12)), [12])
         assert family.tokens == len(join(trees, computed).ids) == 600 + 6 * 4 * 40
+    first, *_ = families(trees, "shared")
+    assert first.members == [0], "all begin with the first prompt"
     assert len(families(trees, "plain")) == 6
     two = [(ids(random.Random(0), 63) + ids(random.Random(seed), 80), [[1]]) for seed in (1, 2, 3)]
     two[2] = ([5, *two[2][0]], [[1]])

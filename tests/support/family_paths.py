@@ -12,7 +12,8 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import DpoConfig
 from psyco_ray.learner.losses import DpoObjective
 from psyco_ray.models import loading, selftest
-from psyco_ray.models.packing import ResponseLogprobs, Tree, pack
+from psyco_ray.models.packing import ResponseLogprobs, pack
+from psyco_ray.models.sharing import Tree
 from support import families
 
 
