@@ -7,8 +7,8 @@ the worst, and the two between. Both sides compute the same float32 model of Smo
 this process, alternating; the first turn of each is a warm-up. Ratios are medians over rounds by wall time.
 
 learner   a step of the learner's rank (DPO, learning rate 0), as it plans its passes; the peer is the same rank with
-          each conversation in a row of its own, by transformers' forward, one pair a pass. Losses must be equal
-          within 1e-5.
+          each conversation in a row of its own, by transformers' forward, one pair a pass. The losses must be those
+          of each response computed alone, within 1e-5.
 scorer    rewards and reference log-probabilities of groups in batches; the peer gives the scorer one response a call.
 With --contexts 3 the histories are those of a dialogue's turns 4, 5 and 6. With --pairs 6 all responses are paired.
 """
@@ -111,18 +111,17 @@ def learner(pairs: list[PreferencePair], rounds: int) -> dict[str, Any]:
     """Alternates steps; returns the result line."""
     worker = rank()
     module = worker._engine.module
-    shared = plan_step(pairs, 1, Learners().micro_batch_tokens, module.computed(torch.device("cpu")))[0]
-    sides: list[tuple[bool, list[MicroBatch]]] = [(False, shared), (True, [[pair] for pair in pairs])]
-
-    def values(plain: bool, passes: list[MicroBatch]) -> dict[str, tuple[float, float]]:
-        module.set_plain(plain)
-        return dict(zip((pair.key for one in passes for pair in one), worker.evaluate(passes), strict=True))
-
-    found, expected = (values(*side) for side in sides)
-    moved = {key: (chosen - 1, rejected + 2) for key, (chosen, rejected) in expected.items()}
-    sides = [(plain, [[replace(p, reference=moved[p.key]) for p in one] for one in passes]) for plain, passes in sides]
-    difference = loss_difference([pair for one in sides[0][1] for pair in one], found, expected)
+    [shared] = plan_step(pairs, 1, Learners().micro_batch_tokens, module.computed(torch.device("cpu")))
+    found = dict(zip((pair.key for one in shared for pair in one), worker.evaluate(shared), strict=True))
+    alone = values_alone(worker, pairs)
+    pairs = [replace(pair, reference=(alone[pair.key][0] - 1, alone[pair.key][1] + 2)) for pair in pairs]
+    difference = loss_difference(pairs, found, alone)
     print(f"learner: losses differ by at most {difference:.1e}", flush=True)
+    by_key = {pair.key: pair for pair in pairs}
+    sides: list[tuple[bool, list[MicroBatch]]] = [
+        (False, [[by_key[pair.key] for pair in one] for one in shared]),
+        (True, [[pair] for pair in pairs]),
+    ]
     mean = sum(len(pair.chosen_ids) for pair in pairs) / len(pairs)
 
     def step(plain: bool, passes: list[MicroBatch]) -> Turn:
@@ -138,6 +137,19 @@ def learner(pairs: list[PreferencePair], rounds: int) -> dict[str, Any]:
         )
     line = result("conversations learner", len(pairs), *map(list, zip(*turns, strict=True)), BAR)
     return {**line, "pass": line["pass"] and difference <= LOSS_TOLERANCE}
+
+
+def values_alone(worker: LearnerWorker, pairs: list[PreferencePair]) -> dict[str, tuple[float, float]]:
+    """The log-probabilities of each pair's responses, each computed alone with the same kernels."""
+    module, device = worker._engine.module, torch.device("cpu")
+    with torch.no_grad():
+        return {
+            pair.key: tuple(
+                module(module.pack([(pair.prompt_ids, [ids])], (), device)).item()
+                for ids in (pair.chosen_ids, pair.rejected_ids)
+            )
+            for pair in pairs
+        }
 
 
 def loss_difference(

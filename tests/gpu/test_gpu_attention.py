@@ -21,8 +21,9 @@ def trees(count: int) -> list:
     def ids(low: int, high: int) -> list[int]:
         return [rng.randrange(3, 40000) for _ in range(rng.randint(low, high))]
 
-    start = ids(40, 40)
-    return [(start + ids(20, 200), [ids(20, 90) for _ in range(rng.randint(2, 4))]) for _ in range(count)]
+    start = ids(100, 100)
+    made = [(start + ids(20, 200), [ids(20, 90) for _ in range(rng.randint(2, 4))]) for _ in range(count - 1)]
+    return [*made, ([*made[0][0], *ids(150, 150)], [made[0][1][0], ids(20, 90)])]  # the next turn of the first
 
 
 def results(path, backend: str, dtype: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
