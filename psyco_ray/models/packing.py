@@ -87,24 +87,18 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = (), computed: Computed 
     assert all(prompt and all(responses) for prompt, responses in trees), "prompts and responses have tokens"
     answers = [(tuple(prompt), tuple(response)) for prompt, responses in trees for response in responses]
     context = tuple(context) or (0,) * len(answers)
-    assert all(0 <= k < len(ids) for k, (_, ids) in zip(context, answers, strict=True)), (
-        "every response has a token to sum"
-    )
+    counted = [len(ids) - skipped for skipped, (_, ids) in zip(context, answers, strict=True)]
+    assert min(counted) > 0 <= min(context), "every response has a token to sum"
     joined = join(trees, computed)
     forest, starts = joined.forest, joined.forest.starts
     values = [(joined.leaves[answer], skipped) for answer, skipped in zip(answers, context, strict=True)]
     different = {key: number for number, key in enumerate(dict.fromkeys(values))}
-    before: list[int] = []
-    targets: list[int] = []
-    owner: list[int] = []
-    last: list[int] = []
+    before, targets, owner = [], [], []
     for number, (leaf, skipped) in enumerate(different):
         prompt, begin, end = forest.parents[leaf], starts[leaf], starts[leaf] + forest.tokens[leaf]
-        prompt_end = starts[prompt] + forest.tokens[prompt] - 1
-        before += [prompt_end, *range(begin, end - 1)][skipped:]
+        before += [starts[prompt] + forest.tokens[prompt] - 1, *range(begin, end - 1)][skipped:]
         targets += joined.ids[begin + skipped : end]
         owner += [number] * (end - begin - skipped)
-        last.append(end - 1)
     cells, ends = np.zeros(0, np.int64), np.zeros((0, 0), np.int32)
     if computed == "packed":
         cells, ends = layout.in_rows(forest)
@@ -123,7 +117,7 @@ def pack(trees: Sequence[Tree], context: Sequence[int] = (), computed: Computed 
         before=torch.tensor(before),
         targets=torch.tensor(targets),
         owner=torch.tensor(owner),
-        last=torch.tensor(last),
+        last=torch.tensor([starts[leaf] + forest.tokens[leaf] - 1 for leaf, _ in different]),
         distinct=torch.tensor([different[value] for value in values]),
         forest=forest,
         leaves=tuple(leaf for leaf, _ in different),
