@@ -31,7 +31,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 import ray
 import ray.cloudpickle
 
-from psyco_ray.cli.plan import cost_model
+from psyco_ray.cli.plan import devices
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool.actor_pool import ActorPool
@@ -45,7 +45,7 @@ BAR = 0.95
 ENGINES, SLOTS, RESPONSES, MEAN, SPREAD = 8, 256, 8, 256, 0.45
 SPEECHES = 320  # of each simulated engine
 FASTER = 6.0  # than the profile
-PROFILE = cost_model.profile_of("h100")
+PROFILE = devices.profile_of("h100")
 REAL_MEAN, REAL_SPREADS = 24, (0.45, 1.0)
 
 

@@ -11,8 +11,9 @@ import yaml
 from support.paths import ROOT
 
 from psyco_ray.cli.main import main
-from psyco_ray.cli.plan import advice, allocation, cost_model
-from psyco_ray.cli.plan.cost_model import GpuSplit, Profile, Scenario
+from psyco_ray.cli.plan import advice, allocation, cost_model, devices
+from psyco_ray.cli.plan.cost_model import GpuSplit, Scenario
+from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config import errors, job_file
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
@@ -140,7 +141,7 @@ def test_an_allocation_uses_all_gpus_and_fits_their_memory(gpus: int, zero_stage
     settings = Job.model_validate(
         {"learners": {"zero_stage": zero_stage, "gradient_checkpointing": True}, "rollouts": {"kv_cache_gb": 40}}
     )
-    shape, h100 = SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
+    shape, h100 = SHAPES["llama-3.1-8b"], devices.profile_of("h100")
     result = allocation.allocate(settings, shape, h100, gpus, 256)
     assert result.gpus == gpus
     assert min(result.rollouts, result.scorers, result.learners) >= 1
@@ -157,7 +158,7 @@ def test_an_allocation_uses_all_gpus_and_fits_their_memory(gpus: int, zero_stage
 
 
 def test_engines_and_ranks_share_gpus_only_where_the_job_allows_it() -> None:
-    shape, h100 = SHAPES["llama-3.1-8b"], cost_model.profile_of("h100")
+    shape, h100 = SHAPES["llama-3.1-8b"], devices.profile_of("h100")
     settings = Job.model_validate(
         {
             "rollouts": {"gpus": 1},
@@ -180,7 +181,7 @@ def test_engines_and_ranks_share_gpus_only_where_the_job_allows_it() -> None:
 )
 def test_the_shipped_jobs_use_the_split_with_the_best_forecast(name, gpus, before_s, bar_s) -> None:
     settings = job_file.load_as(Job, ROOT / "jobs" / f"{name}.yaml")
-    shape, h100 = shape_of(settings.model), cost_model.profile_of("h100")
+    shape, h100 = shape_of(settings.model), devices.profile_of("h100")
     split = cost_model.split_of(settings)
     assert split.gpus == gpus
     work = Scenario(settings, shape, h100, split, 256)
@@ -197,7 +198,7 @@ def test_the_shipped_jobs_use_the_split_with_the_best_forecast(name, gpus, befor
 
 def test_the_learner_gets_the_zero_stage_that_fits() -> None:
     settings = Job.model_validate({"learners": {"zero_stage": 1, "gradient_checkpointing": True}})
-    h100 = cost_model.profile_of("h100")
+    h100 = devices.profile_of("h100")
     assert allocation.allocate(settings, SHAPES["llama-3.1-8b"], h100, 8, 256).zero_stage == 1
     large = ModelShape("a 13b", 13_000_000_000, 40, 5120, 32_000, 13_824, 40, 40, 128, False)
     previous = settings.model_copy(update={"dpo": settings.dpo.model_copy(update={"reference": "previous"})})
@@ -207,7 +208,7 @@ def test_the_learner_gets_the_zero_stage_that_fits() -> None:
 
 
 def test_the_estimated_profile_follows_from_its_stated_peaks() -> None:
-    result = cost_model.profile_of("h100")
+    result = devices.profile_of("h100")
     parameters = SHAPES["llama-3.1-8b"].parameters
     assert result.estimated
     assert result.parameters == parameters
@@ -266,12 +267,37 @@ def test_plan_of_a_job_on_the_cpu_forecasts_it(capsys, monkeypatch) -> None:
 
 def test_the_measured_profile_forecasts_the_demos_iterations_within_a_quarter() -> None:
     """DEMO_SECONDS are three iterations of the demo on the machine of the profile."""
-    rates = cost_model.profile_of("cpu-2-cores")
+    rates = devices.profile_of("cpu-2-cores")
     assert not rates.estimated
     settings = job_file.load_as(Job, ROOT / "jobs" / "demo.yaml")
     shape = shape_of(settings.model)
     result = cost_model.forecast(Scenario(settings, shape, rates, cost_model.split_of(settings), DEMO_TOKENS, cores=2))
     assert result.seconds == pytest.approx(statistics.mean(DEMO_SECONDS), rel=0.25)
+
+
+def test_dialogues_take_the_time_of_their_turns_and_clients() -> None:
+    shape, h100 = SHAPES["llama-3.1-8b"], devices.profile_of("h100")
+    client = {"model": "llama-3.2-3b", "rollouts": {"gpus": 1, "actors": 2}}
+
+    def seconds(simulate: dict | None) -> dict[str, float]:
+        job = Job.model_validate({"simulate": simulate})
+        return cost_model.forecast(Scenario(job, shape, h100, GpuSplit(4, 2, 2), 256)).stages
+
+    alone, at_turn = seconds(None), seconds({"client": client, "turns": 3})
+    assert at_turn["sample and score"] == alone["sample and score"], "nothing but the evaluation has dialogues"
+    assert at_turn["evaluate"] > 3 * alone["evaluate"]
+    later = seconds({"client": client, "turns": 3, "branch_turn": 3})
+    dialogue = seconds({"client": client, "turns": 3, "rank": "dialogue"})
+    assert alone["sample and score"] < later["sample and score"] < dialogue["sample and score"]
+    slower = seconds({"client": {**client, "rollouts": {"gpus": 1}}, "turns": 3, "rank": "dialogue"})
+    assert slower["sample and score"] > dialogue["sample and score"]
+
+
+def test_clients_keep_their_gpus_in_a_split() -> None:
+    shape, h100 = SHAPES["llama-3.2-3b"], devices.profile_of("h100")
+    client = {"model": "llama-3.2-3b", "rollouts": {"gpus": 1, "actors": 2}}
+    job = Job.model_validate({"simulate": {"client": client}})
+    assert allocation.allocate(job, shape, h100, 8, 256.0).gpus == 6
 
 
 def write_run(place: Path, gpus: float, rollout_busy: float, scorer_busy: float, train_s: float) -> str:

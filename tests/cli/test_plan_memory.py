@@ -18,6 +18,7 @@ from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Job
 from psyco_ray.learner.memory import rank_memory
 from psyco_ray.models.shape import SHAPES, shape_of
+from psyco_ray.pool import fit
 
 H100, SMALL = 84.9e9, 25.2e9  # bytes of a GPU of 80 and of 24 GB
 EIGHT = SHAPES["llama-3.1-8b"]
@@ -132,6 +133,31 @@ def test_states_by_zero_stage() -> None:
 )
 def test_actors_that_fit_together_may_share_a_gpu(settings: dict, expected: list) -> None:
     assert memory.shared_gpus(Job.model_validate(settings)) == [Tenants(*counts) for counts in expected]
+
+
+CLIENT = {"model": "llama-3.2-3b", "rollouts": {"gpus": 1, "max_model_len": 2048}}
+
+
+def test_simulated_clients_have_gpus_of_their_own_with_the_size_of_their_model() -> None:
+    job = Job.model_validate({"rollouts": {"gpus": 1}, "simulate": {"client": CLIENT}})
+    assert memory.shared_gpus(job) == [Tenants(1), Tenants(clients=1)]
+    use = memory.uses_of(job, EIGHT, H100)[-1]
+    assert use.tenants == "client"
+    assert use.parts["train"]["client weights"] == pytest.approx(2 * SHAPES["llama-3.2-3b"].parameters, rel=0.01)
+    assert use.parts["train"] == use.parts["sync"] == use.parts["sample"]
+    assert memory_report.uses_gpus(Job.model_validate({"simulate": {"client": CLIENT}}))
+    small = {**CLIENT, "rollouts": {"gpus": 0.5, "max_num_seqs": 8}}
+    job = Job.model_validate({"scorers": {"gpus": 0.5}, "simulate": {"client": small}})
+    assert memory.shared_gpus(job) == [Tenants(scorers=1, clients=1)]
+    assert "simulate.client.rollouts.max_num_seqs 8 decodes few" in gpu_sizes.too_small(job)[0]
+
+
+def test_the_job_of_conversations_fits_80_gb() -> None:
+    job = job_file.load_as(Job, JOBS / "conversations-8b.yaml")
+    uses = memory.uses_of(job, EIGHT, 80e9)
+    assert memory_report.shortage(uses, 80e9) is None
+    assert {use.tenants for use in uses} >= {"client", "rollout + learner rank", "scorer"}
+    assert sum(role.count * role.gpus for role in fit.iterate_phase(job)) == 8
 
 
 def test_reward_models_have_the_size_of_their_directory_or_name(tiny_model) -> None:

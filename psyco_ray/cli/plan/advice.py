@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from psyco_ray.cli.plan import allocation, cost_model
-from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, Profile, Scenario
+from psyco_ray.cli.plan import allocation, cost_model, devices
+from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, Scenario
+from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
@@ -47,7 +48,7 @@ def forecast(
     on_gpu = gpus is not None or job.learners.gpus > 0
     if gpus is not None:
         job = _on_gpus(job)
-    profile = cost_model.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
+    profile = devices.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
     shape = shape_of(model or job.model)
     records = _records(finished) if finished else []
     tokens = min(float(job.sampling.max_tokens), cost_model.RESPONSE_TOKENS)
@@ -120,14 +121,16 @@ def _proposal(scenario: Scenario) -> str:
     split, profile = scenario.split, scenario.profile
     memory = allocation.learner_bytes(scenario.job, scenario.shape, split.learners, split.zero_stage) / 1e9
     names = "rollout and learner in turn : scorer" if split.colocated else "rollout : scorer : learner"
+    clients = allocation.clients_gpus(scenario.job)
+    beside = f" (and {clients} of simulated clients)" if clients else ""
     engines, ranks = split.rollouts * split.gpus_per_rollout, "" if split.colocated else f" : {split.learners}"
     keys = " ".join(
         f"{key}={str(value).lower() if value is True else value}"
         for key, value in allocation.settings_of(split).items()
     )
     return (
-        f"{split.gpus} GPUs as {names} = {engines} : {split.scorers}{ranks}; a learner rank takes {memory:.0f} of "
-        f"{profile.memory_gb:g} GB\nset {keys}"
+        f"{split.gpus} GPUs as {names} = {engines} : {split.scorers}{ranks}{beside}; a learner rank takes {memory:.0f} "
+        f"of {profile.memory_gb:g} GB\nset {keys}"
     )
 
 

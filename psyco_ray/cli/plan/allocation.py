@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from psyco_ray.cli.plan import memory
-from psyco_ray.cli.plan.cost_model import GpuSplit, Profile, Scenario, forecast
+from psyco_ray.cli.plan.cost_model import GpuSplit, Scenario, forecast
+from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.learner.memory import rank_memory
@@ -24,12 +25,15 @@ def learner_bytes(job: Job, shape: ModelShape, ranks: int, zero_stage: int) -> f
 def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_tokens: float) -> GpuSplit:
     """The split of `gpus` GPUs with the shortest iteration; it uses all of them and every role fits its memory.
 
+    Simulated clients keep the GPUs that the job gives them; the split is of the others.
+
     Engines and ranks have GPUs of their own, or share them in turn where the job's other settings allow it. The job's
     ZeRO stage is kept if the learner fits with it on any number of ranks, else the next stage that fits.
 
     Raises:
         InputError: the GPUs do not hold the roles, or the profile is not of a GPU.
     """
+    gpus -= clients_gpus(job)
     room = memory.ROOM * profile.memory_bytes
     cache = 2**30 * (job.rollouts.kv_cache_gb or 0)
     engine = kv_cache.weight_bytes(shape, job.rollouts) + kv_cache.working_bytes(shape, job.rollouts) + cache
@@ -53,6 +57,13 @@ def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_
         f"{least}, and a GPU of {profile.device} offers {room / 1e9:.0f}; use more GPUs, or set "
         "learners.gradient_checkpointing=true or a smaller learners.micro_batch_tokens"
     )
+
+
+def clients_gpus(job: Job) -> int:
+    """GPUs of the engines of simulated clients."""
+    if job.simulate is None or job.simulate.client.model is None:
+        return 0
+    return math.ceil(job.simulate.client.rollouts.actors * job.simulate.client.rollouts.gpus)
 
 
 def settings_of(split: GpuSplit) -> dict[str, Any]:

@@ -36,13 +36,13 @@ def _memory(job: Job) -> str:
     Raises:
         InputError: a GPU does not hold its actors.
     """
-    from psyco_ray.cli.plan import cost_model, memory_report
+    from psyco_ray.cli.plan import devices, memory_report
 
     try:
         shape = memory_report.shape_here(job.model)
     except InputError as error:
         return f"the memory of the GPUs is unknown: {error}"
-    h100 = cost_model.profile_of("h100")
+    h100 = devices.profile_of("h100")
     return memory_report.describe(job, shape, *(memory_report.gpu_here() or (h100.memory_bytes, h100.device)))
 
 

@@ -10,72 +10,21 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Field
-
-from psyco_ray.config import job_file
-from psyco_ray.config.errors import InputError
-from psyco_ray.config.job_file import NotNegative, Positive, Section
+from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job, Prompts
-from psyco_ray.models.shape import ModelShape
+from psyco_ray.models.shape import ModelShape, shape_of
+from psyco_ray.run import hub
 
+CLIENT_TOKENS = 100
+"""Mean tokens of a simulated client's turn, unless its `max_tokens` is lower."""
 RESPONSE_TOKENS = 256
 """Mean tokens of a response (about 190 words), unless `sampling.max_tokens` is lower or a run has measured them."""
 DEV_SPEECHES = 2319
 """Held-out speeches of a job that answers all: a tenth of the paper's 23,192 train speeches."""
 SPEECH_CHARS, CHARS_PER_TOKEN, TEMPLATE_TOKENS = 300, 4.0, 10  # a speech; English text; a chat template
 _HOST_BYTES_PER_S = 2.0e10  # between a GPU and pinned host memory, over PCIe
-_PROFILES = files("psyco_ray") / "cli" / "plan" / "profiles"
-
-
-class Profile(Section):
-    """The rates of one device, in seconds, measured with a model of `parameters`."""
-
-    device: str
-    """Name of the device."""
-    kind: Literal["cpu", "gpu"]
-    estimated: bool
-    """Whether the rates are calculated instead of measured."""
-    memory_gb: Positive | None = None
-    """Memory of one GPU, 10^9 bytes."""
-    model: str
-    """Name of the measured model."""
-    parameters: Annotated[int, Field(ge=1)]
-    start_s: Positive
-    """Start of an engine."""
-    prompt_token_s: NotNegative
-    """One prompt token in an engine."""
-    decode_step_s: Positive
-    """One decoding step of an engine, for any number of sequences."""
-    decode_token_s: NotNegative
-    """Each sequence's token in a decoding step, in addition to the step."""
-    score_token_s: Positive
-    """One token read by a reward model."""
-    reference_token_s: Positive
-    """One token read by the reference model."""
-    train_token_s: Positive
-    """Forward and backward pass on one token, on one rank."""
-    optimizer_step_s: NotNegative
-    """One optimizer step with the exchange of gradients."""
-    save_bytes_per_s: Positive
-    """Checkpoint bytes written to disk per second."""
-    sync_bytes_per_s: Positive
-    """Weight bytes sent from the learner to the engines per second."""
-
-    @property
-    def memory_bytes(self) -> float:
-        """Memory of one GPU.
-
-        Raises:
-            InputError: the profile is not of a GPU.
-        """
-        if self.kind != "gpu" or self.memory_gb is None:
-            raise InputError(f"the profile of {self.device} is not of a GPU; name another with --device")
-        return self.memory_gb * 1e9
 
 
 @dataclass(frozen=True)
@@ -106,23 +55,6 @@ class Forecast:
     def seconds(self) -> float:
         """Seconds of the whole iteration."""
         return sum(self.stages.values())
-
-
-def profile_of(device: str) -> Profile:
-    """The packaged profile of that name, or the one in a file that ``benchmarks/device_profile.py`` wrote.
-
-    Raises:
-        InputError: the profile does not exist or is invalid.
-    """
-    packaged = Path(str(_PROFILES / f"{device}.yaml"))
-    path = packaged if packaged.is_file() else Path(device)
-    if not path.is_file():
-        known = ", ".join(sorted(Path(entry.name).stem for entry in _PROFILES.iterdir()))
-        raise InputError(
-            f"device {device!r} has no profile; known are {known}, and "
-            f"benchmarks/device_profile.py measures others: name the file that it writes"
-        )
-    return job_file.load_as(Profile, path)
 
 
 def split_of(job: Job) -> GpuSplit:
@@ -245,6 +177,25 @@ class Scenario:
         shared = (sampling.total + scoring) / self.cores if self.cores else 0.0
         return max(sampling.slowest, scoring / self.split.scorers, shared)
 
+    @property
+    def client(self) -> Scenario | None:
+        """The engines that play clients, as a scenario; None: there are none."""
+        if self.job.simulate is None or (shape := client_shape(self.job)) is None:
+            return None
+        client = self.job.simulate.client
+        sampling = self.job.sampling.model_copy(update={"max_tokens": client.max_tokens})
+        job = self.job.model_copy(update={"rollouts": client.rollouts, "sampling": sampling})
+        split = GpuSplit(client.rollouts.actors, 1, 1, max(1, math.ceil(client.rollouts.gpus)))
+        tokens = min(float(client.max_tokens), CLIENT_TOKENS)
+        return replace(self, job=job, shape=shape, split=split, response_tokens=tokens)
+
+    def turns(self, dialogues: int, count: int, models: int) -> float:
+        """Seconds of so many further turns of dialogues, each a client's turn and a response that `models` score."""
+        if not count:
+            return 0.0
+        replied = self.client.overlapped(self.client.sampling(dialogues, 1), 0.0) if self.client else 0.0
+        return count * (replied + self.overlapped(self.sampling(dialogues, 1), self.scoring(dialogues, 1, models)))
+
 
 def forecast(scenario: Scenario) -> Forecast:
     """The time of an iteration."""
@@ -257,17 +208,18 @@ def forecast(scenario: Scenario) -> Forecast:
         scored = scenario.scoring(*drawn, models=2 if job.scorers.safety_model else 1)
     if job.dpo.reference == "base":
         scored += scenario.reference
+    in_samples, in_evaluation = _in_dialogues(scenario, drawn, held_out)
     answered, judged = scenario.sampling(*held_out), scenario.scoring(*held_out, models=len(reward_models(job)))
     moments = 8 if job.applied_dpo.keep_optimizer else 0  # bytes per parameter
     save = (2 + 4 + moments) * scenario.shape.parameters / profile.save_bytes_per_s
     # a policy is saved beside the sampling that follows, unless they have the same GPUs or cores
     waited = save if split.colocated or scenario.cores else max(0.0, save - scenario.overlapped(answered, judged))
     stages = {
-        "sample and score": scenario.overlapped(sampled, scored),
+        "sample and score": scenario.overlapped(sampled, scored) + in_samples,
         "train": scenario.training,
         "save": waited,
         "sync": 2 * scenario.shape.parameters / profile.sync_bytes_per_s + scenario.hand_over,
-        "evaluate": scenario.overlapped(answered, judged),
+        "evaluate": scenario.overlapped(answered, judged) + in_evaluation,
     }
     total = sum(stages.values())
     busy = {
@@ -276,6 +228,29 @@ def forecast(scenario: Scenario) -> Forecast:
         "learners": stages["train"] + save,
     }
     return Forecast(stages, {role: max(0.0, 1 - seconds / total) for role, seconds in busy.items()})
+
+
+def _in_dialogues(scenario: Scenario, drawn: tuple[int, int], held_out: tuple[int, int]) -> tuple[float, float]:
+    """Seconds of all turns but one of the dialogues in sampling and in evaluation."""
+    job, simulate = scenario.job, scenario.job.simulate
+    if simulate is None:
+        return 0.0, 0.0
+    speeches, responses = drawn
+    after = simulate.turns - simulate.branch_turn if simulate.rank == "dialogue" else 0
+    sampled = scenario.turns(speeches, simulate.branch_turn - 1, 0) + scenario.turns(speeches * responses, after, 1)
+    evaluated = scenario.turns(math.prod(held_out), simulate.turns - 1, len(reward_models(job)))
+    return 0.0 if job.pairs_from == "file" else sampled, evaluated
+
+
+def client_shape(job: Job) -> ModelShape | None:
+    """The shape of the model that plays clients on engines of its own; None: there is none.
+
+    Raises:
+        InputError: its size is not known.
+    """
+    if job.simulate is None or (model := job.simulate.client.model) is None:
+        return None
+    return shape_of(str(hub.on_this_machine(model) or model))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from psyco_ray.cli.plan.cost_model import reward_models
+from psyco_ray.cli.plan.cost_model import client_shape, reward_models
 from psyco_ray.config.resources import Learners
 from psyco_ray.config.training import Job
 from psyco_ray.learner.memory import rank_memory
@@ -35,9 +35,11 @@ class Tenants:
     rollouts: int = 0
     ranks: int = 0
     scorers: int = 0
+    clients: int = 0
 
     def __str__(self) -> str:
-        counts = {"rollout": self.rollouts, "learner rank": self.ranks, "scorer": self.scorers}
+        counts = {"rollout": self.rollouts, "learner rank": self.ranks}
+        counts |= {"scorer": self.scorers, "client": self.clients}
         return " + ".join(name if count == 1 else f"{count} {name}s" for name, count in counts.items() if count)
 
 
@@ -79,7 +81,9 @@ def uses_of(job: Job, shape: ModelShape, memory: float) -> list[GpuUse]:
 def shared_gpus(job: Job) -> list[Tenants]:
     """The fullest combinations of actors that one GPU may get; Ray puts any that fit together."""
     rollouts, scorers, learners = job.rollouts, job.scorers, job.learners
-    largest = {role: role.autoscale.max if role.autoscale else role.actors for role in (rollouts, scorers)}
+    clients = job.simulate.client.rollouts if job.simulate and job.simulate.client.model else None
+    pools = (rollouts, scorers, *([clients] if clients else []))
+    largest = {role: role.autoscale.max if role.autoscale else role.actors for role in pools}
     pair = rollouts.gpus + learners.gpus
     kinds = [
         (Tenants(rollouts=1, ranks=1), pair, rollouts.actors)
@@ -87,6 +91,7 @@ def shared_gpus(job: Job) -> list[Tenants]:
         else (Tenants(1), rollouts.gpus, largest[rollouts]),
         (Tenants(scorers=1), scorers.gpus, largest[scorers]),
         *([] if job.colocated else [(Tenants(ranks=1), learners.gpus, learners.actors)]),
+        *([(Tenants(clients=1), clients.gpus, largest[clients])] if clients else []),
     ]
     apart = [tenants for tenants, gpus, _ in kinds if gpus >= 1]
     kinds = [kind for kind in kinds if 0 < kind[1] < 1]
@@ -109,13 +114,15 @@ def _sum(counts: tuple[int, ...], kinds: list[Tenants]) -> Tenants:
         sum(n * kind.rollouts for n, kind in pairs),
         sum(n * kind.ranks for n, kind in pairs),
         sum(n * kind.scorers for n, kind in pairs),
+        sum(n * kind.clients for n, kind in pairs),
     )
 
 
 def _use(job: Job, shape: ModelShape, tenants: Tenants, memory: float) -> GpuUse:
     scorer = scorer_parts(job, shape)
     resident = tenants.scorers * (scorer["scorer models"] + CONTEXT_BYTES)
-    free = memory - resident - CONTEXT_BYTES * (tenants.rollouts + tenants.ranks)
+    free = memory - resident - CONTEXT_BYTES * (tenants.rollouts + tenants.ranks + tenants.clients)
+    client = _client(job, free, memory) if tenants.clients else {}
     parts: dict[str, Parts] = {}
     for moment in MOMENTS:
         of_roles: list[tuple[int, Parts]] = [(tenants.scorers, scorer)]
@@ -123,7 +130,8 @@ def _use(job: Job, shape: ModelShape, tenants: Tenants, memory: float) -> GpuUse
             of_roles.append((tenants.ranks, _rank(job, shape, moment)))
         if tenants.rollouts:
             of_roles.append((tenants.rollouts, _engine(job, shape, moment, free, memory)))
-        contexts = CONTEXT_BYTES * (tenants.rollouts + tenants.ranks + tenants.scorers)
+        of_roles.append((tenants.clients, client))
+        contexts = CONTEXT_BYTES * (tenants.rollouts + tenants.ranks + tenants.scorers + tenants.clients)
         taken = {name: n * size for n, role in of_roles if n for name, size in role.items()}
         parts[moment] = {**taken, "CUDA contexts": contexts}
     return GpuUse(str(tenants), parts)
@@ -164,6 +172,20 @@ def _engine(job: Job, shape: ModelShape, moment: str, free: float, memory: float
         **received,
         "KV cache": kv_cache.cache_bytes(shape, settings, free, memory, job.colocated),
         "engine activations": kv_cache.working_bytes(shape, settings),
+    }
+
+
+def _client(job: Job, free: float, memory: float) -> Parts:
+    """What an engine of a simulated client takes at any moment; its weights never change."""
+    shape = client_shape(job)
+    assert shape is not None, "clients are on engines"
+    assert job.simulate is not None, "the job has clients"
+    settings = job.simulate.client.rollouts
+    return {
+        "client weights": kv_cache.weight_bytes(shape, settings),
+        "client's CUDA graphs": kv_cache.graph_bytes(settings),
+        "client's KV cache": kv_cache.cache_bytes(shape, settings, free, memory, False),
+        "client's activations": kv_cache.working_bytes(shape, settings),
     }
 
 

@@ -19,7 +19,8 @@ _LEAST_TOKENS = 1024  # of a pass that is proposed
 
 def uses_gpus(job: Job) -> bool:
     """Whether any role computes on GPUs."""
-    return any((job.rollouts.gpus, job.scorers.gpus, job.learners.gpus, job.reward.learners.gpus))
+    clients = job.simulate.client.rollouts.gpus if job.simulate else 0
+    return any((job.rollouts.gpus, job.scorers.gpus, job.learners.gpus, job.reward.learners.gpus, clients))
 
 
 def shape_here(model: str) -> ModelShape:
