@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psyco_ray.config.contexts import Context
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate import consistency, stats, winrates
@@ -29,8 +28,7 @@ def openings(answered: Sequence[Row]) -> dict[str, Row]:
     """What clients begin with, by id: `opening` and `topic`. Contexts of one conversation have one opening."""
     found: dict[str, Row] = {}
     for row in answered:
-        opening = Context.of(row["speech"]).opening
-        found.setdefault(speech_id(opening), {"opening": opening, "topic": row["topic"]})
+        found.setdefault(speech_id(row["opening"]), {"opening": row["opening"], "topic": row["topic"]})
     return dict(sorted(found.items()))
 
 

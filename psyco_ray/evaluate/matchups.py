@@ -130,8 +130,9 @@ def results(
 
 def conversations(answered: Sequence[Row]) -> list[str] | None:
     """The conversation of each context, by the client's first turn; None if all contexts are single speeches."""
-    contexts = [Context.of(row["speech"]) for row in answered]
-    return [context.opening for context in contexts] if any(c.is_conversation for c in contexts) else None
+    if not any(Context.of(row["speech"]).is_conversation for row in answered):
+        return None
+    return [row["opening"] for row in answered]
 
 
 def _mcnemar(

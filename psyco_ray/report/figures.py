@@ -67,7 +67,9 @@ def legend(figure: Any, columns: int, handles: Sequence[Any] | None = None) -> N
     figure.legend(loc="outside upper center", ncol=columns, frameon=False, fontsize=_FONT, **extra)
 
 
-def curve(axes: Any, steps: Sequence[int], values: Sequence[float], intervals: Sequence[Interval], number: int) -> None:
+def curve(
+    axes: Any, steps: Sequence[float], values: Sequence[float], intervals: Sequence[Interval], number: int
+) -> None:
     """Draw values by optimizer step, with error bars.
 
     Args:
@@ -127,7 +129,8 @@ def by_turn(curves: Mapping[str, Sequence[Mapping[str, Any]]], opponent: str, wh
     for number, points in enumerate(curves.values()):
         rates = [100 * point["rate"] for point in points]
         intervals = [tuple(100 * bound for bound in point["wilson95"]) for point in points]
-        places = [titles.index(point["turn"]) for point in points]
+        beside = 0.08 * (number - (len(curves) - 1) / 2)  # so that bars do not cover each other
+        places = [titles.index(point["turn"]) + beside for point in points]
         curve(axes, places, rates, intervals, number)
     axes.set_xticks(range(len(titles)), titles)
     axes.set_xlim(-0.4, len(titles) - 0.6)

@@ -183,8 +183,8 @@ def test_a_prompts_file_without_an_entry_is_refused_before_anything_is_asked(tmp
 
 
 def test_openings_are_the_first_turns_of_speeches_and_conversations():
-    texts = [OPENING, Context((OPENING, "Since when?", "May.")).text, Context(("I drink.", "Ah.", "Yes.")).text]
-    found = dialogue_matchups.openings([{"speech": text, "topic": str(n)} for n, text in enumerate(texts)])
+    begins = [OPENING, OPENING, "I drink."]
+    found = dialogue_matchups.openings([{"opening": text, "topic": str(n)} for n, text in enumerate(begins)])
     assert sorted(row["opening"] for row in found.values()) == sorted([OPENING, "I drink."])
     assert {row["topic"] for row in found.values()} == {"0", "2"}
 
@@ -352,7 +352,7 @@ def test_the_judge_of_consistency_reads_whole_dialogues_of_two_turns(tmp_path):
 
 def test_the_page_shows_dialogues_side_by_side(results, met, tmp_path):
     job = job_of(tmp_path)
-    began = dialogue_matchups.openings([{"speech": d.opening, "topic": "Sleep"} for d in OURS.values()])
+    began = dialogue_matchups.openings([{"opening": d.opening, "topic": "Sleep"} for d in OURS.values()])
     by_opening = {d.opening: key for key, d in OURS.items()}
     began = {by_opening[row["opening"]]: row for row in began.values()}
     shown = dialogue_matchups.cases(job, [met], began)
@@ -440,7 +440,7 @@ def test_a_policy_and_its_opponent_talk_with_the_same_clients(local_ray, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "answers").rglob("*.parquet")} == times
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_on_engines_plays_clients_that_answer_the_same_to_the_same(local_ray, tmp_path, tiny_model):
     client = {"model": str(tiny_model), "rollouts": {**ENGINE, "max_model_len": 1024}, "max_tokens": 16}
     job = job_of(tmp_path, simulate={"client": client})

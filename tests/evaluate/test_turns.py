@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from support.conversations_by_hand import context_rows, dialogue
-from support.policy_evaluation import PAIRS, decided, parsed, questions, settings, write_verdicts
+from support.policy_evaluation import PAIRS, decided, load, parsed, questions, settings, write_verdicts
 from support.quoted import without_marks
 
 from psyco_ray.config.contexts import Context
@@ -165,3 +165,14 @@ def test_single_speeches_have_no_turns(evaluated):
     assert "conversations" not in results
     assert "turns" not in results["policies"][0]["variants"]["free"]
     assert "By turn" not in report.markdown(results)
+
+
+def test_a_context_that_begins_later_belongs_to_its_conversation(tmp_path):
+    """A limit on turns leaves a conversation's first turns out; intervals still treat its contexts as dependent."""
+    row = {"messages": [*dialogue(0, 4).messages], "id": 1}
+    file = tmp_path / "conversations.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    rows = load(file=str(file), split="all", speech_column="messages", conversations="contexts", max_turns=2)
+    assert [Context.of(row["speech"]).turn for row in sorted(rows, key=lambda row: row["speech"])].count(2) == 3
+    assert {row["opening"] for row in rows} == {dialogue(0, 1).opening}
+    assert len(set(matchups.conversations(rows))) == 1

@@ -20,6 +20,7 @@ def context_rows(lengths: list[int]) -> list[dict]:
         {
             "speech_id": speech_id(text),
             "speech": text,
+            "opening": dialogue(number, 1).opening,
             "topic": "Social Issues" if number % 2 else None,
             "crisis": False,
         }
