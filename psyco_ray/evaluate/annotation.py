@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.evaluate.agreement import cohen_kappa, krippendorff_alpha
 from psyco_ray.evaluate.expert_csv import (
@@ -64,7 +65,13 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
     sides = {item: _sides(seed, pair) for item, pair in items.items()}
     for expert in EXPERTS:
         rows = [
-            [item, pair["question"], pair[sides[item]["A"]], pair[sides[item]["B"]], *[""] * (len(PREFERENCES) + 1)]
+            [
+                item,
+                Context.of(pair["question"]).transcript,
+                pair[sides[item]["A"]],
+                pair[sides[item]["B"]],
+                *[""] * (len(PREFERENCES) + 1),
+            ]
             for item, pair in sorted(items.items(), key=lambda entry: ordering_hash(seed, expert, entry[1]["prefID"]))
         ]
         write_table(out / f"{expert}.csv", _COLUMNS, rows)

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import speech_id
@@ -111,7 +112,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
         raise InputError(f"{out} already holds an export, perhaps filled in; choose another directory")
     theirs = read_responses(opponent)
     items: dict[str, Item] = {}
-    texts: dict[str, tuple[str, str, str]] = {}  # speech, responses A and B
+    texts: dict[str, tuple[str, str, str]] = {}  # speech or transcript, responses A and B
     for name, path in policies.items():
         ours = read_responses(path)
         both = [key for key in ours.keys() & theirs.keys() if ours[key][1] != theirs[key][1]]
@@ -129,7 +130,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
             a, b = SIDES if int(ordering_hash(seed, f"sides {name}", key)[0], 16) % 2 else SIDES[::-1]
             responses = {"policy": ours[key][1], "opponent": theirs[key][1]}
             items[item] = Item(comparison=name, speech_id=key, A=a, B=b)
-            texts[item] = (ours[key][0], responses[a], responses[b])
+            texts[item] = (Context.of(ours[key][0]).transcript, responses[a], responses[b])
     header = ["item", "client speech", "response A", "response B", *_COLUMNS, "comment"]
     for expert in EXPERTS:
         rows = [

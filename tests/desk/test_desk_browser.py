@@ -7,6 +7,7 @@ import pytest
 from support import desks
 from support.browser import chromium
 from support.desk_server import serving
+from support.talks import talk
 
 from psyco_ray.desk import judgements, people, queue
 
@@ -121,6 +122,41 @@ def test_pages_are_accessible_on_screens_of_all_sizes(desk, browser) -> None:
     assert kinds == {"p", "r", "d"}
     review = window(browser, url, store, rita)
     review.goto("/review")
+    found += check(review, "review")
+    assert found == []
+
+
+@pytest.mark.long
+def test_conversations_are_read_on_screens_of_all_sizes(desk, browser, tmp_path) -> None:
+    store, url, anna, rita = desk
+    with store.transaction() as db:
+        db.execute("DELETE FROM items")
+    said = talk(1, turns=4).text
+    items = [replace(desks.pair_item(0, crisis=True), responses=LONG), desks.draft_item(0, text=LONG[0])]
+    store.add_items([replace(one, speech=said) for one in items])
+    found = []
+    page = window(browser, url, store, anna)
+    page.goto("/work")
+    page.click("main button")
+    for answer in (desks.pair_answer(), desks.draft_answer("edit", LONG[1])):
+        ready(page)
+        item = page.url.rsplit("/", 1)[1]
+        found += check(page, item)
+        assert page.get_by_role("list").get_by_role("listitem").filter(has_text="days of this").count() == 3
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                page.screenshot(path=tmp_path / f"{item}-{width}-{scheme}.png", full_page=True)
+            page.locator(".question").last.scroll_into_view_if_needed()
+            playwright.expect(page.locator(".speech .words")).to_be_in_viewport()
+            playwright.expect(page.locator(".turns")).not_to_be_in_viewport()
+        judgements.save(store, anna, item, answer, 0, 1.0)
+        page.goto("/work")
+    review = window(browser, url, store, rita)
+    review.goto("/review")
+    review.click("main button")
+    assert review.locator(".turns li").count() == 6
     found += check(review, "review")
     assert found == []
 
