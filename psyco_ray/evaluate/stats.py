@@ -80,6 +80,18 @@ def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000) -> Int
     return (float(resampled.low), float(resampled.high))
 
 
+def bootstrap_clusters(clusters: Sequence[Sequence[float]], seed: int, draws: int = 2000) -> Interval:
+    """95 % percentile bootstrap interval of the mean of values that are independent between clusters alone.
+
+    Whole clusters are drawn, such as all contexts of a conversation; clusters of one value each are plain values.
+    """
+    sums, sizes = np.array([sum(values) for values in clusters]), np.array([len(values) for values in clusters])
+    drawn = np.random.default_rng(seed).integers(len(clusters), size=(draws, len(clusters)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return (float(low), float(high))
+
+
 def win_share(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Share of pairs in which our response to a speech scores above theirs; a tie counts as half."""
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in ours for b in theirs]

@@ -25,7 +25,8 @@ def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, 
         responses, `drop_out` (share of all dialogues that the client has left before it), `failed` (their number), and
         for each reward model the mean `reward` over speeches with its `ci95`, the mean by speech as `scores`, and
         against the base model the mean `gain` over the speeches whose dialogues have the turn under both, with its
-        paired `gain_ci95`; None without such a speech.
+        paired `gain_ci95`; None without such a speech. Bootstraps draw whole conversations, whose contexts are not
+        independent.
     """
     last = max(len(dialogue.answers) for dialogue in dialogues)
     return [
@@ -36,6 +37,7 @@ def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, 
 
 def _measure(turn: int, dialogues: Sequence[Dialogue], base: Record | None, seed: int) -> Record:
     by_speech: dict[str, list[Answer]] = {}
+    opening = {dialogue.speech_id: dialogue.start.opening for dialogue in dialogues}
     for dialogue in sorted(dialogues, key=lambda dialogue: (dialogue.speech_id, dialogue.index)):
         if len(dialogue.answers) >= turn:
             by_speech.setdefault(dialogue.speech_id, []).append(dialogue.answers[turn - 1])
@@ -54,15 +56,23 @@ def _measure(turn: int, dialogues: Sequence[Dialogue], base: Record | None, seed
         scores = {key: sum(answer.scores[model] for answer in said) / len(said) for key, said in by_speech.items()}
         measures[model] = {
             "reward": sum(scores.values()) / len(scores),
-            "ci95": stats.bootstrap_mean([*scores.values()], seed),
+            "ci95": _interval(scores, opening, seed),
             "scores": scores,
-            **({} if base is None else _gain(scores, base[model]["scores"], seed)),
+            **({} if base is None else _gain(scores, base[model]["scores"], opening, seed)),
         }
     return measures
 
 
-def _gain(scores: Mapping[str, float], base: Mapping[str, float], seed: int) -> Record:
-    gains = [score - base[key] for key, score in scores.items() if key in base]
+def _gain(scores: Mapping[str, float], base: Mapping[str, float], opening: Mapping[str, str], seed: int) -> Record:
+    gains = {key: score - base[key] for key, score in scores.items() if key in base}
     if not gains:
         return {"gain": None, "gain_ci95": None}
-    return {"gain": sum(gains) / len(gains), "gain_ci95": stats.bootstrap_mean(gains, seed)}
+    return {"gain": sum(gains.values()) / len(gains), "gain_ci95": _interval(gains, opening, seed)}
+
+
+def _interval(values: Mapping[str, float], opening: Mapping[str, str], seed: int) -> stats.Interval:
+    """The interval of the mean of values by speech, with the contexts of a conversation as one cluster."""
+    clusters: dict[str, list[float]] = {}
+    for key, value in values.items():
+        clusters.setdefault(opening[key], []).append(value)
+    return stats.bootstrap_clusters([*clusters.values()], seed)

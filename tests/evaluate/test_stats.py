@@ -35,3 +35,10 @@ def test_win_share_counts_ties_as_half() -> None:
     assert stats.win_share([1.0], [1.0]) == 0.5
     assert stats.win_share([2.0, 0.0], [1.0, 1.0]) == 0.5
     assert stats.win_share([2.0, 3.0], [1.0, 2.0]) == pytest.approx(3.5 / 4)
+
+
+def test_clusters_of_one_value_are_plain_values() -> None:
+    values = [float(n % 7) for n in range(50)]
+    plain = stats.bootstrap_mean(values, 0, draws=20_000)
+    assert stats.bootstrap_clusters([[value] for value in values], 0, draws=20_000) == pytest.approx(plain, abs=0.03)
+    assert stats.bootstrap_clusters([[1.0, 3.0]], 0) == (2.0, 2.0)

@@ -7,12 +7,11 @@ from psyco_ray.evaluate import stats
 from psyco_ray.training.dialogue import Answer, Dialogue
 from psyco_ray.training.turn_measures import measure_turns
 
-START = Context.of("I cannot sleep.")
-
 
 def dialogue(speech: str, *scores: float, index: int = 0, left: bool = False, failed: str | None = None) -> Dialogue:
+    start = Context.of(f"I am {speech}.")
     answers = [Answer("Oh.", 10 * turn, turn < 3, {"reward": score}) for turn, score in enumerate(scores, start=1)]
-    return Dialogue(f"{speech}:{index}", speech, START, START, index, answers, ["Yes."] * len(answers), left, failed)
+    return Dialogue(f"{speech}:{index}", speech, start, start, index, answers, ["Yes."] * len(answers), left, failed)
 
 
 def test_turns_are_measured_over_the_speeches_whose_dialogues_have_them() -> None:
@@ -40,7 +39,7 @@ def test_the_gain_is_paired_over_speeches_that_both_policies_have() -> None:
     assert one["reward"]["gain_ci95"] == pytest.approx((0.5, 0.5)), "the spread of speeches cancels"
     gains = [0.25 * (n % 2) for n in range(5, 20)]
     assert two["reward"]["gain"] == pytest.approx(sum(gains) / 15)
-    assert two["reward"]["gain_ci95"] == stats.bootstrap_mean(gains, 0)
+    assert two["reward"]["gain_ci95"] == stats.bootstrap_clusters([[gain] for gain in gains], 0)
     low, high = two["reward"]["gain_ci95"]
     assert low < two["reward"]["gain"] < high
 
@@ -54,4 +53,20 @@ def test_a_turn_that_the_base_model_never_reached_has_no_gain() -> None:
 
 def test_a_dialogue_has_each_response_with_its_context() -> None:
     said = [*dialogue("a", 1.0, 2.0).answered()]
-    assert said == [(START, "Oh."), (START.answered("Oh.", "Yes."), "Oh.")]
+    start = Context.of("I am a.")
+    assert said == [(start, "Oh."), (start.answered("Oh.", "Yes."), "Oh.")]
+
+
+def test_contexts_of_a_conversation_are_one_cluster_of_an_interval() -> None:
+    def measured(together: bool) -> tuple[float, float]:
+        found = []
+        for number in range(40):
+            start = Context.of(f"I am {number // 8}.") if together else Context.of(f"I am {number}.")
+            said = dialogue(f"{number:02d}", float(number // 8))
+            said.start = start.answered("Oh.", f"Yes {number}.")
+            found.append(said)
+        [one] = measure_turns(found, None, seed=0)
+        return one["reward"]["ci95"]
+
+    (low, high), (wide_low, wide_high) = measured(together=False), measured(together=True)
+    assert wide_high - wide_low > 2 * (high - low), "five conversations tell less than forty"
