@@ -2,6 +2,7 @@
 
 import pytest
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.screening import crisis, measured
 from psyco_ray.screening.patterns import Phrases
 from psyco_ray.screening.spelling import Speller
@@ -267,3 +268,22 @@ def test_a_wrong_phrase_is_named() -> None:
     for line in ("... die", "!you die", "want? to die", "want (to", "want to) die", "(a|) die"):
         with pytest.raises(ValueError, match="the phrase"):
             Phrases({"self-harm": [line]}, {})
+
+
+def test_every_turn_of_the_client_is_screened_and_none_of_the_therapist() -> None:
+    said = (
+        "I sleep badly since my exams began.",
+        "Some people say that they want to die.",
+        "I want to die, too.",
+        "Oh.",
+    )
+    found = crisis.screen(Context((*said, "He hits me every night, and I'm afraid of him.")).text)
+    assert found.kinds == ("self-harm", "abuse")
+    shown = Context((*said, "He hits me every night, and I'm afraid of him.")).transcript
+    assert [shown[flag.start : flag.end] for flag in found.flags][:2] == ["want to die", "He hits me"]
+    assert shown.index("I want to die, too.") < found.flags[0].start
+    assert crisis.signs(Context(said[:1]).text) == []
+    assert crisis.signs(Context((*said[:2], "So what?")).text) == []
+    assert (
+        crisis.screen(Context(("Seit Wochen schlafe ich schlecht.", "Oh.", "Ich will sterben.")).text).language == "de"
+    )

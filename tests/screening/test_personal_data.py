@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.screening import personal_data
 from psyco_ray.screening.phones import CRISIS_LINES
 
@@ -294,3 +295,14 @@ def test_two_unknown_words_with_capitals_after_i_am_are_a_name(text) -> None:
 )
 def test_an_origin_or_a_faith_is_no_name(text) -> None:
     assert personal_data.scrub(text).text == text
+
+
+def test_a_name_that_one_turn_gives_is_replaced_in_all() -> None:
+    turns = ("Hi, my name is Sarah. Mail a@b.org.", "Thank you, Sarah.", "Nobody calls me Sarah now.")
+    expected = ("Hi, my name is [NAME]. Mail [EMAIL].", "Thank you, [NAME].", "Nobody calls me [NAME] now.")
+    scrubbed = personal_data.scrub(Context(turns).text)
+    assert Context.of(scrubbed.text).turns == expected
+    assert sorted(scrubbed.kinds) == ["EMAIL", "NAME", "NAME", "NAME"]
+    assert personal_data.scrub(scrubbed.text) == personal_data.Scrubbed(scrubbed.text, [])
+    assert [one.text for one in personal_data.scrub_turns(turns)] == list(expected)
+    assert personal_data.scrub("Thank you, Sarah.").text == "Thank you, Sarah.", "nobody gives it"
