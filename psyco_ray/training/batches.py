@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from psyco_ray.config.resources import Scorers
+from psyco_ray.models.layout import common
+from psyco_ray.models.sharing import LEAST
 
 T = TypeVar("T")
 
@@ -22,9 +24,11 @@ class _Window(Generic[T]):
     """Members that may share a batch."""
 
     missing: deque[str]  # keys in order, without those at the front that have arrived
-    arrived: dict[str, tuple[T, int] | None] = field(default_factory=dict)  # and not in a batch yet
+    # and not in a batch yet: members with their tokens and prompts
+    arrived: dict[str, tuple[T, int, Sequence[int]] | None] = field(default_factory=dict)
     batch: list[T] = field(default_factory=list)
     tokens: int = 0  # of the batch, without those that are common
+    prompt: tuple[int, ...] = ()  # of its last member
 
 
 class Batches(Generic[T]):
@@ -54,10 +58,21 @@ class Batches(Generic[T]):
         """Open a window with members of these keys, in this order."""
         self._windows.update(dict.fromkeys(keys, _Window[T](deque(keys))))
 
-    def add(self, key: str, member: T | None, tokens: int = 0) -> list[tuple[T, ...]]:
-        """Add a member, or with None say that there is none of this key; returns the batches that are complete now."""
+    def add(self, key: str, member: T | None, tokens: int = 0, prompt: Sequence[int] = ()) -> list[tuple[T, ...]]:
+        """Add a member, or with None say that there is none of this key.
+
+        Args:
+            key: of a window.
+            member: to add.
+            tokens: of the member.
+            prompt: with which they begin; what it shares with the member before counts once, see `sharing.LEAST`.
+                Empty: it shares what is common.
+
+        Returns:
+            The batches that are complete now.
+        """
         window = self._windows.pop(key)
-        window.arrived[key] = None if member is None else (member, tokens)
+        window.arrived[key] = None if member is None else (member, tokens, prompt)
         complete = []
         while window.missing and window.missing[0] in window.arrived:
             if (found := window.arrived.pop(window.missing.popleft())) is not None:
@@ -78,12 +93,17 @@ class Batches(Generic[T]):
         self._windows.clear()
         return complete
 
-    def _append(self, window: _Window[T], member: T, tokens: int) -> list[tuple[T, ...]]:
+    def _append(self, window: _Window[T], member: T, tokens: int, prompt: Sequence[int]) -> list[tuple[T, ...]]:
         """Append to the window's batch; returns the batch before it if there is no room."""
         full = []
-        if window.batch and window.tokens + tokens > self._limit:
+        ids = tuple(prompt)
+        shared = common(window.prompt, ids)
+        added = tokens - (shared if shared >= self._common + LEAST else self._common)
+        if window.batch and self._common + window.tokens + added > self._limit:
             full.append(tuple(window.batch))
             window.batch, window.tokens = [], 0
+            added = tokens - self._common
         window.batch.append(member)
-        window.tokens += tokens - self._common
+        window.tokens += added
+        window.prompt = ids
         return full

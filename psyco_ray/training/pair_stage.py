@@ -99,7 +99,8 @@ class PairStage:
                 pair = pairs.pair_of(group, unfinished, slope, min_margin, job.dpo.reasoning)
                 if pair is not None:
                     formed_rows[pair.key] = pairs.row_of(pair, group)
-                yield from batches.add(group.prompt.speech_id, pair, pair.tokens if pair else 0)
+                of_pair = (pair.tokens, pair.prompt_ids) if pair else ()
+                yield from batches.add(group.prompt.speech_id, pair, *of_pair)
             yield from batches.rest()
 
         reference = self._reference(stage(iteration, "pairs"), formed())
@@ -143,7 +144,11 @@ class PairStage:
             )
         batches = self._batches((example.key, example.prompt_ids) for example in examples)
         tracked = self._progress.track(examples, f"iteration {iteration}: reference", len(examples))
-        formed = (batch for example in tracked for batch in batches.add(example.key, example, example.tokens))
+        formed = (
+            batch
+            for example in tracked
+            for batch in batches.add(example.key, example, example.tokens, example.prompt_ids)
+        )
         reference = self._reference(stage(iteration, "pairs"), formed)
         text_by_key = dict(zip(keys, texts.to_pylist(), strict=True))
         kept = [example for example in examples if example.key in reference]

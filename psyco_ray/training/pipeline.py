@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import load_prompt, prompt_messages, without_examples
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
@@ -222,12 +223,14 @@ class SamplingPipeline:
             complete.extend(batches.add(speech_id, None))
 
         for group in self._sample(work, opened(), give_up):
-            messages = prompt_messages(self._prompt, speeches.pop(group.prompt.speech_id))
+            speech = speeches.pop(group.prompt.speech_id)
+            messages = prompt_messages(self._prompt, speech)
             # about what a reward model reads, whose tokenizer and prompt may be others than the policy's
             tokens = sum(len(response.token_ids) for response in group.responses)
             read = tokens + sum(len(text["content"]) for text in messages) // _CHARS_PER_TOKEN
             read += _TURN_TOKENS * (len(messages) + len(group.responses))
-            complete.extend(batches.add(group.prompt.speech_id, (group, messages), read))
+            history = group.prompt.token_ids if Context.of(speech).is_conversation else ()
+            complete.extend(batches.add(group.prompt.speech_id, (group, messages), read, history))
             while complete:
                 yield GroupBatch(complete.popleft(), work.scored_by)
         yield from (GroupBatch(batch, work.scored_by) for batch in complete)

@@ -38,6 +38,17 @@ def test_tokens_that_all_begin_with_count_once() -> None:
     assert made == [("a", "b", "c"), ("d",)]
 
 
+def test_what_a_dialogue_has_in_common_counts_once() -> None:
+    """The contexts of a dialogue, whose prompts begin alike beyond the system message, and one of another."""
+    batches = Batches[str](tokens=300, common=20)
+    said = tuple(range(1000))
+    prompts = {"a": said[:100], "b": said[:160], "c": (*said[:160], -1, -2), "d": (*said[:60], *range(5000, 5090))}
+    batches.open([*prompts])
+    made = [batch for key, ids in prompts.items() for batch in batches.add(key, key, len(ids) + 40, ids)]
+    # 140 tokens, 100 and 42; "d" shares too little with "c"
+    assert made == [("a", "b", "c"), ("d",)]
+
+
 def test_what_has_arrived_in_an_incomplete_window_is_not_lost() -> None:
     assert batched("ebda") == [("a", "b"), ("d",), ("e",)]
 
