@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.data import forget_exports, forget_tables
 from psyco_ray.data.clean import clean
 from psyco_ray.data.forget_seen import WEIGHTS, Outcome, files, holds
@@ -33,9 +34,10 @@ def traces_of(ids: list[str], texts: list[str]) -> Traces:
     """What identifies a client, from ids and texts as they are or as `collect` would clean or scrub them."""
     traces = Traces(set(ids))
     for text in texts:
-        for form in (text, clean(text), scrub(clean(text)).text):
+        cleaned = Context.of(text).map(clean).text
+        for form in (text, cleaned, scrub(cleaned).text):
             traces.ids.add(speech_id(form.strip()))
-            traces.add_text(form)
+            traces.add_context(form.strip())
     return traces
 
 

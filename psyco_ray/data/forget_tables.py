@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.data.traces import SHORTEST, Traces
 from psyco_ray.run import storage
 from psyco_ray.run.records import ParquetReading
 from psyco_ray.screening.personal_data import scrub
 
 _KEYS = ("pair", "pair_id")  # columns by which other tables name a row
+_DIALOGUE = "dialogue"  # column with the id that all contexts of a conversation share
 _ROWS = 4096  # that are read together
 _BUFFER = 2**20  # bytes of a column that are read together
 
@@ -54,9 +56,11 @@ def learn(path: Path, traces: Traces) -> None:
         return
     for table in parts(path):
         for row in about(table, traces)[1]:
-            if row.get("speech_id") in traces.ids and isinstance(row.get("speech"), str):
-                traces.add_text(row["speech"])
-                traces.add_text(scrub(row["speech"]).text)  # as APIs got it
+            text, names = row.get("speech"), {row.get(name) for name in ("speech_id", _DIALOGUE)}
+            if isinstance(text, str) and (names & traces.ids or _is_said(text, traces)):
+                for form in (text, scrub(text).text):  # the second as APIs got it
+                    traces.add_context(form)
+                traces.ids |= {name for name in names if name}
             traces.ids |= {row[key] for key in _KEYS if re.fullmatch("[0-9a-f]{12,}", str(row.get(key)))}
 
 
@@ -78,8 +82,10 @@ def remove(path: Path, traces: Traces, said: Traces) -> int:
         stay.append(stays)
         gone += len(rows)
         for value in (value for row in rows for value in row.values()):
-            if isinstance(value, str) and len(value) >= 2 * SHORTEST:
-                said.add_text(value)  # such as the responses, which reports show
+            if isinstance(value, str):
+                for text in dict.fromkeys((value, *Context.of(value).turns)):
+                    if len(text) >= 2 * SHORTEST:
+                        said.add_text(text)  # such as the responses, which reports show
     if gone:
         with storage.atomic_file(path) as file, pq.ParquetWriter(file, pq.read_schema(path)) as writer:
             for table, stays in zip(parts(path), stay, strict=True):
@@ -100,6 +106,12 @@ def about(table: pa.Table, traces: Traces) -> tuple[np.ndarray, list[dict[str, A
             stays[number] = False
             about.append(row)
     return stays, about
+
+
+def _is_said(text: str, traces: Traces) -> bool:
+    """Whether a context is a conversation in which the client says what is looked for."""
+    context = Context.of(text)
+    return context.is_conversation and traces.within(list(context.client_turns))
 
 
 def _likely(column: pa.ChunkedArray | pa.Array, traces: Traces) -> np.ndarray:

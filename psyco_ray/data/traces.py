@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from psyco_ray.config.contexts import Context
+from psyco_ray.data.splits import speech_id
 from psyco_ray.screening.letters import letters, placed_letters
 
 FORGOTTEN = "[forgotten]"
@@ -13,6 +15,9 @@ FORGOTTEN = "[forgotten]"
 
 SHORTEST = 20
 """Letters and digits of a text that is looked for inside others; a shorter one may be somebody else's."""
+
+TELLING = 60
+"""Letters and digits of a client's turn that is looked for outside its conversation; a shorter one is common."""
 
 _TAG = re.compile(r"<[^<>]{1,400}>")
 
@@ -37,6 +42,27 @@ class Traces:
             if len(found := letters(form, tags=False)) >= SHORTEST:
                 words = re.findall(r"(?<![^\W_])[a-zA-Z]{4,}(?![^\W_])", form)  # no escape is in them
                 self.needles[found] = max(words, key=len, default="").lower().encode()
+
+    def add_context(self, text: str) -> None:
+        """Look for a speech, or for a conversation: its contexts at all turns, and what the client says in them."""
+        context = Context.of(text)
+        if not context.is_conversation:
+            self.add_text(text)
+            return
+        told = False
+        for end in range(1, len(context.turns) + 1, 2):
+            part = Context(context.turns[:end])
+            size = len(letters("".join(part.client_turns), tags=False))
+            if size >= SHORTEST:
+                self.ids.add(speech_id(part.text))
+            if size >= TELLING and not told:
+                self.add_text(part.text)  # every later context begins with it
+                told = True
+        for turn in context.client_turns:
+            if len(letters(turn, tags=False)) >= TELLING:
+                self.add_text(turn)
+        if not told:
+            self.add_text(text)
 
     def may_be_in(self, content: bytes) -> bool:
         """Whether bytes may hold a trace; a quick test without false negatives."""

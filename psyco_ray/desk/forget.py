@@ -38,7 +38,7 @@ def learn(root: Path, traces: Traces) -> None:
     if not is_desk(root):
         return
     for row in _about(Store.open(root), traces):
-        traces.add_text(row["speech"])
+        traces.add_context(row["speech"])
         traces.ids |= {row["id"], row["speech_id"]}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from psyco_ray.config import job_file
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import DataJob
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data import crisis_classifier, crisis_flags
@@ -176,11 +177,16 @@ def _screen() -> dict[str, Any]:
 
 
 def _speeches(directories: Sequence[Path]) -> dict[str, Any] | None:
-    lengths, count = Lengths(), 0
+    """Counts and lengths of the contexts: by number of the client's turns, if any is a conversation, else None."""
+    lengths, turns = Lengths(), Counter[int]()
     for row in _rows(directories, ["speech"]):
-        lengths.add(row["speech"])
-        count += 1
-    return {"count": count, "lengths": lengths.summary()} if count else None
+        context = Context.of(row["speech"])
+        lengths.add(context.transcript)
+        turns[context.turn] += 1
+    if not turns:
+        return None
+    by_turn = dict(sorted(turns.items())) if max(turns) > 1 else None
+    return {"count": turns.total(), "turns": by_turn, "lengths": lengths.summary()}
 
 
 def _topics(directories: Sequence[Path]) -> dict[str, Any] | None:
@@ -262,7 +268,7 @@ def _pairs(directories: Sequence[Path], seed: int) -> dict[str, Any] | None:
     models = {"chosen": Counter[str](), "rejected": Counter[str]()}
     lengths = {"chosen": Lengths(), "rejected": Lengths()}
     longer = safer = 0
-    unfinished: Counter[str] = Counter()
+    unfinished, turns = Counter[str](), Counter[int]()
     samples: list[dict[str, Any]] = []
     for row in _rows(directories, [*_PAIR_COLUMNS, *_SAFETY_COLUMNS, *_FINISHED_COLUMNS, "topic", "split"]):
         splits[row["split"]] += 1
@@ -273,6 +279,9 @@ def _pairs(directories: Sequence[Path], seed: int) -> dict[str, Any] | None:
             lengths[side].add(row[side])
             unfinished[side] += row.get(f"{side}_finished") is False  # not in older files
         row["draw"] = text_hash(f"sample {seed}", row["prefID"])
+        context = Context.of(row["question"])
+        turns[context.turn] += 1
+        row["question"] = context.transcript
         samples = heapq.nsmallest(SAMPLES_SHOWN, [*samples, row], key=lambda pair: pair["draw"])
     count = splits.total()
     if not count:
@@ -280,6 +289,7 @@ def _pairs(directories: Sequence[Path], seed: int) -> dict[str, Any] | None:
     return {
         "count": count,
         "splits": {**{name: splits[name] for name in SPLITS if name in splits}, **splits},
+        "turns": dict(sorted(turns.items())) if max(turns) > 1 else None,
         "models": {side: _shares(counter) for side, counter in models.items()},
         "lengths": {side: measured.summary() for side, measured in lengths.items()},
         "chosen_longer": longer / count,
