@@ -298,11 +298,15 @@ def test_an_origin_or_a_faith_is_no_name(text) -> None:
 
 
 def test_a_name_that_one_turn_gives_is_replaced_in_all() -> None:
-    turns = ("Hi, my name is Sarah. Mail a@b.org.", "Thank you, Sarah.", "Nobody calls me Sarah now.")
-    expected = ("Hi, my name is [NAME]. Mail [EMAIL].", "Thank you, [NAME].", "Nobody calls me [NAME] now.")
+    turns = ("Hi, my name is Sarah. Mail a@b.org.", "I wonder what Sarah wants most.", "Nobody calls me Sarah now.")
+    expected = (
+        "Hi, my name is [NAME]. Mail [EMAIL].",
+        "I wonder what [NAME] wants most.",
+        "Nobody calls me [NAME] now.",
+    )
     scrubbed = personal_data.scrub(Context(turns).text)
     assert Context.of(scrubbed.text).turns == expected
     assert sorted(scrubbed.kinds) == ["EMAIL", "NAME", "NAME", "NAME"]
     assert personal_data.scrub(scrubbed.text) == personal_data.Scrubbed(scrubbed.text, [])
     assert [one.text for one in personal_data.scrub_turns(turns)] == list(expected)
-    assert personal_data.scrub("Thank you, Sarah.").text == "Thank you, Sarah.", "nobody gives it"
+    assert personal_data.scrub(turns[1]).text == turns[1], "nobody gives it"
