@@ -59,12 +59,12 @@ def plan_step(
 
     def tokens_of(units: Sequence[_Unit]) -> int:
         """Of the rank with the most."""
+        if computed == "packed":
+            return units[0].size * math.ceil(len(units) / world_size)
         ranks = [_deal(units, world_size, rank) for rank in range(world_size)]
         if computed == "shared":
             return start + max(sum(unit.size for unit in dealt) for dealt in ranks)
-        if computed == "plain":
-            return max(unit.longest for unit in units) * max(sum(unit.texts for unit in dealt) for dealt in ranks)
-        return units[0].size * max(map(len, ranks))
+        return max(unit.longest for unit in units) * max(sum(unit.texts for unit in dealt) for dealt in ranks)
 
     remaining = sorted(
         _units(batch, world_size, max_tokens, computed, start),
