@@ -17,7 +17,8 @@ the pool of a run. Six lines:
 - `scale-groups`: groups per second of the driver's CPU time, from prompts to stored pairs: the stages of a run over the
   largest number of actors whose engines take no time, 6,400 speeches an iteration, 8 responses of 1,024 tokens, with
   the sizes of calls and results of a job on GPUs. The peer is 1,000 groups/s, about what 1,000 GPUs make with an 8B
-  model.
+  model. Not counted is what a run does not do in its iterations: a warm-up of 64 speeches, after which all modules are
+  loaded, removing an iteration's files, and reading the driver's memory, which another process does.
 - `scale-memory`: the driver's largest memory (GB) in these iterations, against 4.
 """
 
@@ -37,9 +38,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -55,6 +56,7 @@ from psyco_ray.rollout.actor import SamplingRequest
 from psyco_ray.rollout.engine_thread import HELD_S
 from psyco_ray.rollout.scorer import GroupBatch, GroupScores, PairReference
 from psyco_ray.run.ledger import Ledger
+from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, PreferencePair, Prompt, Response
@@ -69,6 +71,14 @@ DEADLINES = Deadlines(start_s=600, item_s=600)
 RESPONSES, TOKENS, PROMPT_TOKENS = 8, 1024, 200  # of a speech for `scale-groups`
 TOGETHER = Rollouts(gpus=1).groups_together
 GROUPS_PER_S, LARGEST_GB = 1000.0, 4.0
+WARM_UP = 64  # speeches
+WATCH = """
+import sys, time, psutil
+process = psutil.Process(int(sys.argv[1]))
+while True:
+    print(process.memory_full_info().uss / 2**20, flush=True)
+    time.sleep(1.0)
+"""
 
 
 class Engines:
@@ -167,21 +177,24 @@ class Speeches:
 
 
 @contextlib.contextmanager
-def memory_watched() -> Iterator[list[float]]:
-    """A list that gets this process's own memory (MiB) every second; the first value is of the beginning."""
-    me = psutil.Process()
-    seen = [me.memory_full_info().uss / 2**20]
-    stop = threading.Event()
+def memory_watched() -> Iterator[Callable[[], list[float]]]:
+    """A function that returns this process's own memory (MiB) in every second so far, the first at the beginning.
 
-    def watch() -> None:
-        while not stop.wait(1.0):
-            seen.append(me.memory_full_info().uss / 2**20)
+    Another process looks, so that its time is not counted as this one's.
+    """
+    with tempfile.NamedTemporaryFile() as file:
+        watcher = subprocess.Popen([sys.executable, "-c", WATCH, str(os.getpid())], stdout=file)
 
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield seen
-    finally:
-        stop.set()
+        def seen() -> list[float]:
+            return list(map(float, Path(file.name).read_text().split()))
+
+        try:
+            while not seen():
+                time.sleep(0.1)
+            yield seen
+        finally:
+            watcher.kill()
+            watcher.wait()
 
 
 def pool_of(role: str, actors: int, actor: Any, slow: Any = None) -> ActorPool[Any]:
@@ -223,6 +236,7 @@ def measure(actors: int, items: int, slow: bool, tail: bool) -> dict[str, Any]:
             started[group.prompt.speech_id] = moment
         seconds = time.monotonic() - start
         cpu_s = sum(me.cpu_times()[:2]) - cpu
+        seen = memory()
     assert len(started) == GROUPS * len(work), "a group was lost"
     last = max(started.values())
     busy_s = sum(min(times[-1], last - started[f"{number}-0"]) for number, times in work)
@@ -230,7 +244,7 @@ def measure(actors: int, items: int, slow: bool, tail: bool) -> dict[str, Any]:
     return {
         "busy": busy_s / (actors * (last - start)),
         "cpu": cpu_s / seconds,
-        "mib": max(memory) - memory[0],
+        "mib": max(seen) - seen[0],
         "seconds": seconds,
         "least": sum(times[-1] for _, times in work) / (actors - 0.9 if slow else actors),
     }
@@ -242,6 +256,7 @@ def iterate(actors: int, iterations: int, speeches: int) -> dict[str, Any]:
     rollouts = pool_of("rollout", actors, instant.remote)
     scorers = pool_of("scorer", max(1, actors // 8), instant.remote)
     me = psutil.Process()
+    seconds = cpu_s = 0.0
     with tempfile.TemporaryDirectory() as directory, memory_watched() as memory:
         job = Job(
             run_dir=f"{directory}/run",
@@ -252,22 +267,29 @@ def iterate(actors: int, iterations: int, speeches: int) -> dict[str, Any]:
         telemetry = Telemetry(job, ledger)
         pipeline = SamplingPipeline(job, ledger, telemetry, rollouts, scorers, ("reward",))
         pair_stage = PairStage(job, ledger, telemetry, pipeline.reference)
-        start, cpu = time.monotonic(), sum(me.cpu_times()[:2])
-        for iteration in range(1, iterations + 1):
-            rows = Speeches(iteration, speeches)
+
+        def make(iteration: int, count: int) -> None:
+            rows = Speeches(iteration, count)
             facts = pair_stage.make_sampled(iteration, rows, pipeline.samples(iteration, rows, version=0))
-            assert facts["rows"] == speeches, "a pair was lost"
-            pairs = pair_stage.read(iteration)  # are trained on, and forgotten before the next ones are read
-            assert len(pairs) == speeches
-            del pairs
+            assert facts["rows"] == count, "a pair was lost"
+            # pairs are trained on, and forgotten before the next ones are read
+            assert len(pair_stage.read(iteration)) == count
+
+        with gc_paused():  # as a run loads
+            make(0, WARM_UP)
+        for iteration in range(1, iterations + 1):
+            start, cpu = time.monotonic(), sum(me.cpu_times()[:2])
+            make(iteration, speeches)
+            seconds += time.monotonic() - start
+            cpu_s += sum(me.cpu_times()[:2]) - cpu
             shutil.rmtree(ledger.root / f"iteration-{iteration:03d}")
-            print(f"iteration {iteration}: {max(memory) / 1024:.2f} GiB, {time.monotonic() - start:.0f} s", flush=True)
-        seconds, cpu_s = time.monotonic() - start, sum(me.cpu_times()[:2]) - cpu
+            print(f"iteration {iteration}: {max(memory()) / 1024:.2f} GiB, {seconds:.0f} s", flush=True)
         ledger.close()
+        most = max(memory())
     rollouts.close()
     scorers.close()
     groups = iterations * speeches
-    return {"groups": groups / cpu_s, "per_second": groups / seconds, "gb": max(memory) * 2**20 / 1e9}
+    return {"groups": groups / cpu_s, "per_second": groups / seconds, "gb": most * 2**20 / 1e9}
 
 
 def line(name: str, ours: float, peer: float, ratio: float, bar: float, passed: bool) -> None:

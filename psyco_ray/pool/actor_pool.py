@@ -34,7 +34,8 @@ from ray.exceptions import RayError
 
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool.polling import POLL_S
-from psyco_ray.pool.slot import PendingUpdate, Slot, State, actor_method, reason_of
+from psyco_ray.pool.slot import PendingUpdate, Slot, actor_method, reason_of
+from psyco_ray.pool.states import State
 from psyco_ray.pool.supervisor import Supervisor
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkStream
 

@@ -10,7 +10,7 @@ import ray
 
 POLL_S = 0.02
 _QUICK_S = 0.0005  # a poll of a few actors, after which there is no rest
-_REST = 20.0  # seconds per second of polling
+_REST = 40.0  # seconds per second of polling
 _LONGEST_REST_S = 0.2
 
 
@@ -18,7 +18,7 @@ class Polling:
     """Paces a loop that looks at all pending calls.
 
     A look takes time in proportion to the number of calls, so the loop of a large pool rests after it. Looking takes a
-    twentieth of a core at most then, and the results that came meanwhile are handled together. A small pool never
+    fortieth of a core at most then, and the results that came meanwhile are handled together. A small pool never
     rests.
 
     Example:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,21 +10,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError
 
+from psyco_ray.pool import states
 from psyco_ray.pool.processes import Process
+from psyco_ray.pool.states import State
 from psyco_ray.pool.work import WorkItem, WorkStream
 
 _FETCH_S = 60.0  # for a result that exists, perhaps on another node
-
-
-class State(enum.Enum):
-    """State of a slot; the values are those of `status.json`."""
-
-    ABSENT = "absent"  # no actor; one is created after a backoff
-    STARTING = "starting"  # pending in Ray, or loading
-    UPDATING = "preparing"
-    IDLE = "idle"
-    BUSY = "busy"
-    ENDING = "ending"  # its processes are being removed
 
 
 @dataclass(eq=False)
@@ -83,7 +73,7 @@ class Slot:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.state = State.ABSENT
+        self.state = states.ABSENT
         self.since = time.monotonic()  # when it entered the state
         self.actor: Any = None
         self.ref: Any = None  # of the pending call, except of items
@@ -105,9 +95,9 @@ class Slot:
     def enter(self, state: State, ref: Any = None) -> None:
         """Change the state; `ref` is what the slot waits for."""
         now = time.monotonic()
-        if self.state is State.BUSY:
+        if self.state is states.BUSY:
             self._busy_s += now - self.since
-        if state is State.IDLE and self._ready_since is None:
+        if state is states.IDLE and self._ready_since is None:
             self._ready_since = now
         self.state, self.since, self.last_result, self.ref = state, now, now, ref
 
@@ -127,8 +117,8 @@ class Slot:
         call = actor_method(self.actor, stream.method)
         ref = (call.options(num_returns="streaming") if stream.one_by_one else call).remote(work.item)
         self.tasks.append(Task(stream, work, ref, now))
-        if self.state is not State.BUSY:
-            self.enter(State.BUSY)
+        if self.state is not states.BUSY:
+            self.enter(states.BUSY)
 
     def release(self, task: Task) -> None:
         """Take an item away from the actor, which is idle without any."""
@@ -138,7 +128,7 @@ class Slot:
         if self.tasks:
             self.tasks[0].last_result = max(self.tasks[0].last_result, self.last_result)
         else:
-            self.enter(State.IDLE)
+            self.enter(states.IDLE)
 
     def release_all(self) -> list[tuple[WorkStream, WorkItem]]:
         """Take all items away from an actor that is lost."""
@@ -151,13 +141,13 @@ class Slot:
     def send(self, update: PendingUpdate) -> None:
         """Send an update to the idle actor."""
         self.update = update
-        self.enter(State.UPDATING, actor_method(self.actor, update.method).remote(*update.args))
+        self.enter(states.UPDATING, actor_method(self.actor, update.method).remote(*update.args))
 
     @property
     def must_update(self) -> bool:
         """Whether a broadcast waits for this slot: its actor is free, or works on a result that is still needed."""
-        if self.state is not State.BUSY:
-            return self.state in (State.IDLE, State.UPDATING)
+        if self.state is not states.BUSY:
+            return self.state in (states.IDLE, states.UPDATING)
         return any(not task.work.finished and not task.stream.closed.is_set() for task in self.tasks)
 
     @property
@@ -171,7 +161,7 @@ class Slot:
     def status(self) -> dict[str, Any]:
         """The slot's record in `status.json`."""
         now = time.monotonic() + 1e-9
-        busy_s = self._busy_s + (now - self.since if self.state is State.BUSY else 0.0)
+        busy_s = self._busy_s + (now - self.since if self.state is states.BUSY else 0.0)
         ready_s = now - self._ready_since if self._ready_since is not None else 0.0
         return {
             "member": self.index,

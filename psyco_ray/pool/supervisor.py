@@ -14,10 +14,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Deadlines
-from psyco_ray.pool import processes
+from psyco_ray.pool import processes, states
 from psyco_ray.pool.dispatcher import Dispatcher
 from psyco_ray.pool.polling import POLL_S, Polling
-from psyco_ray.pool.slot import PendingUpdate, Slot, State, Task, pending_of, reason_of
+from psyco_ray.pool.slot import PendingUpdate, Slot, Task, pending_of, reason_of
 from psyco_ray.pool.work import WorkStream
 
 _log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Supervisor:
                 self._slots.setdefault(index, Slot(index)).retiring = False
             for slot in [slot for slot in self._slots.values() if slot.index >= size]:
                 slot.retiring = True
-                if slot.state not in (State.BUSY, State.IDLE):
+                if slot.state not in (states.BUSY, states.IDLE):
                     self._dismiss(slot)
 
     def waiting(self) -> int:
@@ -132,7 +132,7 @@ class Supervisor:
         """
         released = slot.release_all()
         self._last_reason = f"{self.role} {slot} {reason}"
-        if slot.state in (State.STARTING, State.UPDATING):
+        if slot.state in (states.STARTING, states.UPDATING):
             slot.failed_starts += 1
             slot.start_error = start_error
             slot.not_before = time.monotonic() + min(2.0 ** (slot.failed_starts - 1), 60.0)
@@ -141,7 +141,7 @@ class Supervisor:
         _log.warning(f"{self._last_reason}; it is replaced" + ("; its work goes to others" if released else ""))
         ray.kill(slot.actor)
         cleanup = processes.end_remotely(slot.process) if slot.process else None
-        slot.vacate(State.ENDING if cleanup is not None else State.ABSENT, cleanup)
+        slot.vacate(states.ENDING if cleanup is not None else states.ABSENT, cleanup)
 
     def close(self) -> None:
         """End the thread, the streams and all actors; idle actors may exit by themselves."""
@@ -149,13 +149,13 @@ class Supervisor:
         self._thread.join()
         self._dispatcher.end_all(RuntimeError(f"the pool of {self.role} actors was closed"))
         for slot in self._slots.values():
-            if slot.state is State.IDLE:
+            if slot.state is states.IDLE:
                 self._exit(slot)
             elif slot.actor is not None:
                 ray.kill(slot.actor)
                 if slot.process is not None and (slot.process.children or slot.process.segments):
-                    slot.enter(State.ENDING, processes.end_remotely(slot.process))
-        cleanups = [s.ref for s in self._slots.values() if s.state is State.ENDING and s.ref is not None]
+                    slot.enter(states.ENDING, processes.end_remotely(slot.process))
+        cleanups = [s.ref for s in self._slots.values() if s.state is states.ENDING and s.ref is not None]
         self._exiting.kill_all(cleanups)
 
     def _run(self) -> None:
@@ -185,7 +185,7 @@ class Supervisor:
         """Whether an actor may get one more item of at most so many."""
         if len(slot.tasks) >= most:
             return False
-        if slot.state not in (State.IDLE, State.BUSY) or slot.updated is not self._update:
+        if slot.state not in (states.IDLE, states.BUSY) or slot.updated is not self._update:
             return False
         leaves = self._suspended or slot.retiring or slot.draining
         return not leaves and not slot.alone
@@ -194,19 +194,19 @@ class Supervisor:
         """Start missing actors, send pending updates, dismiss retiring actors."""
         now = time.monotonic()
         for slot in list(self._slots.values()):
-            if slot.state is State.BUSY:
+            if slot.state is states.BUSY:
                 continue
-            if slot.retiring and slot.state in (State.IDLE, State.ABSENT):
+            if slot.retiring and slot.state in (states.IDLE, states.ABSENT):
                 self._dismiss(slot)
-            elif slot.draining and slot.state is State.IDLE:
+            elif slot.draining and slot.state is states.IDLE:
                 _log.warning(f"{self.role} {slot} leaves: its node is being drained")
                 self._dismiss(slot)
             elif self._suspended:
                 continue
-            elif slot.state is State.ABSENT and now >= slot.not_before:
+            elif slot.state is states.ABSENT and now >= slot.not_before:
                 slot.actor = self._create(slot.index)
-                slot.enter(State.STARTING, slot.actor.__ray_call__.remote(processes.get_ready))
-            elif slot.state is State.IDLE and slot.updated is not self._update:
+                slot.enter(states.STARTING, slot.actor.__ray_call__.remote(processes.get_ready))
+            elif slot.state is states.IDLE and slot.updated is not self._update:
                 assert self._update is not None, "an update is never withdrawn"
                 slot.send(self._update)
         self._exiting.kill_late()
@@ -218,12 +218,12 @@ class Supervisor:
                 more = self._poll_result(slot, task) and task.has_more
         elif slot.ref is not ref:
             return
-        elif slot.state is State.STARTING:
+        elif slot.state is states.STARTING:
             self._poll_start(slot)
-        elif slot.state is State.UPDATING:
+        elif slot.state is states.UPDATING:
             self._poll_update(slot)
-        elif slot.state is State.ENDING:
-            slot.enter(State.ABSENT)
+        elif slot.state is states.ENDING:
+            slot.enter(states.ABSENT)
 
     def _poll_start(self, slot: Slot) -> None:
         try:
@@ -238,7 +238,7 @@ class Supervisor:
             slot.process.report(self._notes)
             if self._update is None:
                 slot.failed_starts = 0
-            slot.enter(State.IDLE)
+            slot.enter(states.IDLE)
 
     def _poll_update(self, slot: Slot) -> None:
         update = slot.update
@@ -258,14 +258,14 @@ class Supervisor:
         update.failures_in_a_row = 0
         update.acks[slot.index] = ack
         self._on_busy(slot.since, time.monotonic())
-        slot.enter(State.IDLE)
+        slot.enter(states.IDLE)
 
     def _reject(self, slot: Slot, update: PendingUpdate, error: Exception) -> None:
         """Retry a failed update once on the same actor, then replace the actor."""
         slot.rejections += 1
         if slot.rejections == 1 and not isinstance(error, TimeoutError):
             _log.warning(f"{self.role} {slot}: {error}; it tries again")
-            slot.enter(State.IDLE)
+            slot.enter(states.IDLE)
             return
         update.errors[slot.index] = error
         self.fail(slot, str(error))
@@ -303,19 +303,19 @@ class Supervisor:
         """Replace actors past their deadline, look for draining nodes, end the streams if no actor can work."""
         now = time.monotonic()
         for slot in self._slots.values():
-            if slot.state is State.STARTING and now - slot.since > self._start_s:
+            if slot.state is states.STARTING and now - slot.since > self._start_s:
                 reason = f"was not ready within {self._start_s:g} s"
                 self.fail(slot, reason, TimeoutError(f"{self.role} {slot} {reason}"))
-            elif slot.state is State.UPDATING:
+            elif slot.state is states.UPDATING:
                 assert slot.update is not None, f"{slot} is updating"
                 if now - slot.since > slot.update.deadline_s:
                     reason = f"did not finish {slot.update.name} within {slot.update.deadline_s:g} s"
                     self._reject(slot, slot.update, TimeoutError(f"{self.role} {slot} {reason}"))
-            elif slot.state is State.BUSY and (silent_s := now - slot.tasks[0].last_result) > self._item_s:
+            elif slot.state is states.BUSY and (silent_s := now - slot.tasks[0].last_result) > self._item_s:
                 self.fail(slot, f"gave no result for {silent_s:.0f} s at {slot.tasks[0].stream.name}")
-            elif slot.state is State.ENDING and now - slot.since > 3 * processes.EXIT_S:
-                slot.enter(State.ABSENT)
-            if slot.state in (State.IDLE, State.BUSY, State.UPDATING):
+            elif slot.state is states.ENDING and now - slot.since > 3 * processes.EXIT_S:
+                slot.enter(states.ABSENT)
+            if slot.state in (states.IDLE, states.BUSY, states.UPDATING):
                 self._last_healthy = now
         if self._dispatcher.active:
             try:
@@ -330,16 +330,16 @@ class Supervisor:
 
     def _dismiss(self, slot: Slot) -> None:
         """Let an actor without an item exit, and remove its slot if it retires."""
-        if slot.state in (State.IDLE, State.STARTING, State.UPDATING):
+        if slot.state in (states.IDLE, states.STARTING, states.UPDATING):
             self._exit(slot)
         if slot.retiring:
             del self._slots[slot.index]
         else:
-            slot.vacate(State.ABSENT, None)
+            slot.vacate(states.ABSENT, None)
 
     def _exit(self, slot: Slot) -> None:
         """Let an actor exit by itself; one that is still starting could not answer."""
-        if slot.state is State.STARTING:
+        if slot.state is states.STARTING:
             ray.kill(slot.actor)
         else:
             self._exiting.add(slot.actor)

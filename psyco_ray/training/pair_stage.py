@@ -79,6 +79,7 @@ class PairStage:
         outcomes: list[guards.Outcome] = []
         formed_rows: dict[str, Row] = {}  # by speech, without the reference
         slope = 0.0
+        batches, keys = self._batches((row["speech_id"], row["prompt_ids"]) for row in rows)
 
         def arriving() -> Iterator[Group]:
             for group in self._progress.track(stream, f"iteration {iteration}: sample and score", len(rows)):
@@ -88,7 +89,6 @@ class PairStage:
         def formed() -> Iterator[tuple[PreferencePair, ...]]:
             nonlocal slope
             arrived, min_margin = arriving(), 0.0
-            batches = self._batches((row["speech_id"], row["prompt_ids"]) for row in rows)
             if job.guards.length_debias or job.guards.min_margin:
                 packed = [pickle.dumps(group) for group in arrived]
                 arrived = map(pickle.loads, packed)
@@ -113,8 +113,8 @@ class PairStage:
                 f"iteration {iteration}: {silent} of {len(outcomes)} speeches make no pair, "
                 "all answers are cut or empty"
             )
-        keys = [key for row in rows if (key := row["speech_id"]) in reference]
-        self._write(iteration, [pairs.with_reference(formed_rows[key], reference[key]) for key in keys])
+        stored = (key for key in keys if key in reference)
+        self._write(iteration, [pairs.with_reference(formed_rows[key], reference[key]) for key in stored])
         quarantined = self._ledger.quarantined(stage(iteration, "samples"))
         return {"rows": len(reference), "speeches": len(rows), **facts, "quarantined": quarantined}
 
@@ -142,7 +142,7 @@ class PairStage:
             raise InputError(
                 f"iteration {iteration} has no pair to train on: none of {len(rows)} fits rollouts.max_model_len"
             )
-        batches = self._batches((example.key, example.prompt_ids) for example in examples)
+        batches, _ = self._batches((example.key, example.prompt_ids) for example in examples)
         tracked = self._progress.track(examples, f"iteration {iteration}: reference", len(examples))
         formed = (
             batch
@@ -177,8 +177,8 @@ class PairStage:
             names = pq.read_schema(path).names
         return records.read_table(path, columns=[name for name in names if name not in _NOT_TRAINED])
 
-    def _batches(self, prompts: Iterable[tuple[str, Sequence[int]]]) -> Batches[PreferencePair]:
-        """Batches of pairs with these keys and prompts, which are of one work item of an engine."""
+    def _batches(self, prompts: Iterable[tuple[str, Sequence[int]]]) -> tuple[Batches[PreferencePair], list[str]]:
+        """Batches of pairs with these keys and prompts, each of one work item of an engine; and the keys."""
         keys: list[str] = []
         some: list[Sequence[int]] = []
         for key, prompt_ids in prompts:
@@ -191,7 +191,7 @@ class PairStage:
         )
         for start in range(0, len(keys), size := self._job.rollouts.speeches_per_item):
             batches.open(keys[start : start + size])
-        return batches
+        return batches, keys
 
     def _no_pair(self, iteration: int, finished_share: float, slope: float) -> InputError:
         return InputError(

@@ -15,7 +15,7 @@ from support.paths import SUPPORT
 
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool.actor_pool import ActorPool
-from psyco_ray.pool.slot import State
+from psyco_ray.pool.states import State
 
 SCRIPT = SUPPORT / "colocated_actors.py"
 

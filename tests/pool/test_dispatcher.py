@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from psyco_ray.pool.dispatcher import Dispatcher
-from psyco_ray.pool.slot import Slot, State
+from psyco_ray.pool.slot import Slot
+from psyco_ray.pool.states import State
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkItem, WorkStream
 
 

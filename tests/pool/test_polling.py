@@ -7,7 +7,8 @@ import pytest
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import polling, supervisor
 from psyco_ray.pool.polling import Polling
-from psyco_ray.pool.slot import PendingUpdate, Slot, State, Task
+from psyco_ray.pool.slot import PendingUpdate, Slot, Task
+from psyco_ray.pool.states import State
 from psyco_ray.pool.supervisor import Supervisor
 from psyco_ray.pool.work import WorkItem, WorkStream
 
@@ -27,7 +28,7 @@ class Looks:
         return found, refs[len(found) :]
 
 
-@pytest.mark.parametrize(("calls", "share"), [(1024, 0.07), (8192, 0.4)])
+@pytest.mark.parametrize(("calls", "share"), [(512, 0.04), (1024, 0.07), (8192, 0.4)])
 def test_polling_many_calls_leaves_most_of_a_core(monkeypatch, calls, share) -> None:
     monkeypatch.setattr(polling, "ray", Looks(10e-6, ready=3))
     slept: list[float] = []

@@ -46,6 +46,16 @@ class Engine:
         assert not self.given
 
 
+class Rows(list):
+    """Rows of a run, which are read from a file; counts how often."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        self.passes += 1
+        return super().__iter__()
+
+
 def rollout(settings: Rollouts) -> RolloutActor:
     """A rollout actor whose engine takes no time."""
     actor = RolloutActor("rollout-0", "none", settings, seed=0)
@@ -66,7 +76,7 @@ def reference_logprobs(pairs: Sequence[PreferencePair]) -> list[PairReference]:
 @pytest.mark.parametrize(("gpus", "least", "most"), [(1, 0.0, 0.5), (0, 5.0, 5.5)])
 def test_groups_share_calls_and_results_on_gpus(tmp_path, monkeypatch, gpus, least, most) -> None:
     settings = job(tmp_path, rollouts=Rollouts(gpus=gpus), scorers=Scorers(gpus=gpus))
-    rows = [{"speech_id": f"s{n:03d}", "speech": f"speech {n}", "prompt_ids": [n, 1]} for n in range(SPEECHES)]
+    rows = Rows({"speech_id": f"s{n:03d}", "speech": f"speech {n}", "prompt_ids": [n, 1]} for n in range(SPEECHES))
     counted = CountedRay(monkeypatch)
     scorer = SimpleNamespace(score=score, reference_logprobs=reference_logprobs)
 
@@ -85,6 +95,7 @@ def test_groups_share_calls_and_results_on_gpus(tmp_path, monkeypatch, gpus, lea
         scorers.close()
         ledger.close()
     assert least <= (counted.calls + counted.fetched) / SPEECHES <= most
+    assert rows.passes == 2, "one for the items, one for the batches of pairs"
 
 
 def counting(groups: Iterator[Group]) -> Iterator[Group]:
