@@ -81,11 +81,9 @@ def remove(path: Path, traces: Traces, said: Traces) -> int:
         stays, rows = about(table, traces)
         stay.append(stays)
         gone += len(rows)
-        for value in (value for row in rows for value in row.values()):
-            if isinstance(value, str):
-                for text in dict.fromkeys((value, *Context.of(value).turns)):
-                    if len(text) >= 2 * SHORTEST:
-                        said.add_text(text)  # such as the responses, which reports show
+        for text in (text for row in rows for value in row.values() for text in _texts(value)):
+            if len(text) >= 2 * SHORTEST:
+                said.add_text(text)  # such as the responses, which reports show
     if gone:
         with storage.atomic_file(path) as file, pq.ParquetWriter(file, pq.read_schema(path)) as writer:
             for table, stays in zip(parts(path), stay, strict=True):
@@ -135,6 +133,15 @@ def _likely(column: pa.ChunkedArray | pa.Array, traces: Traces) -> np.ndarray:
     for word in set(traces.needles.values()):
         likely |= np.asarray(pc.match_substring(column, word.decode(), ignore_case=True).fill_null(False))
     return likely
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a cell: its own, the turns of a conversation, or those of a list, such as responses."""
+    if isinstance(value, str):
+        yield from dict.fromkeys((value, *Context.of(value).turns))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _may_hold_text(kind: pa.DataType) -> bool:

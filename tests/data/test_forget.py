@@ -28,7 +28,7 @@ from psyco_ray.judge.journal import Journal, spent
 from psyco_ray.run import manifests, shards, storage
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.remote import RemoteDirectory
-from psyco_ray.run.schemas import COLLECTED, COMPARISONS, RESPONSES
+from psyco_ray.run.schemas import COLLECTED, COMPARISONS, DIALOGUES, RESPONSES
 
 GONE, STAYS = speech(1), speech(2)
 REPLY = "It sounds as if these nights are long. What goes through your mind then?"
@@ -355,3 +355,25 @@ def test_nested_columns_are_searched_without_reading_every_row(tmp_path) -> None
     likely = [forget_tables._likely(table[name], traces).tolist() for name in ("kinds", "flags", "turns")]
     assert likely == [[False] * 7, [False] * 7, [False, True, True, False, True, True, False]]
     assert forget_tables.about(table, traces)[0].tolist() == [True, False, False, True, False, False, True]
+
+
+def test_what_a_dialogue_holds_of_a_client_goes_and_its_responses_are_looked_for_elsewhere(tmp_path) -> None:
+    said = "What is it like to lie awake when all others in the house are asleep?"
+    row = {
+        "speech_id": "3f2a",
+        "index": 0,
+        "speech": "I lie awake every night.",
+        "responses": ["Oh.", said],
+        "left": False,
+    }
+    path = tmp_path / "dialogues.parquet"
+    rows = [
+        row | {"replies": ["Yes."]},
+        row | {"speech_id": "77aa", "speech": "Nobody calls me any more.", "responses": []},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=DIALOGUES), path)
+    traces, elsewhere = Traces({"3f2a"}), Traces()
+    forget_tables.learn(path, traces)
+    assert forget_tables.remove(path, traces, elsewhere) == 1
+    assert [left["speech_id"] for left in pq.read_table(path).to_pylist()] == ["77aa"]
+    assert "[forgotten]" in elsewhere.masked(f"Therapist: {said}")
