@@ -220,8 +220,15 @@ def read_choice(text: str) -> int:
 
 
 def context_text(form: str, asked: str) -> str:
-    """The speech or conversation that a pair responds to; of several turns, each begins with its role."""
+    """The context or conversation that a pair responds to; of several messages, each begins with its role.
+
+    No message can hold the beginning of another one.
+    """
     turns = json.loads(asked) if form == "messages" else [{"role": "user", "content": asked}]
     if len(turns) == 1:
         return turns[0]["content"]
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+    labels = [f"{turn['role'].capitalize()}:" for turn in turns]
+    return "\n\n".join(
+        f"{label} {outside_texts.as_data(turn['content'], dict.fromkeys(labels))}"
+        for label, turn in zip(labels, turns, strict=True)
+    )

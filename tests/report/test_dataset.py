@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from support.data_outputs import COLLECT, FAILED, JOB, MODELS, SPEND, TABLES, data_tables, stage_outputs
 from support.pages import Page, self_contained
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.data import Crisis
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.crisis_flags import columns, flag
@@ -19,6 +20,7 @@ from psyco_ray.data.pair import SCHEMA
 from psyco_ray.report import dataset
 from psyco_ray.report.render import plain
 from psyco_ray.run import shards
+from psyco_ray.run.schemas import COLLECTED
 from psyco_ray.screening.crisis import LANGUAGES
 from psyco_ray.screening.measured import WRITTEN_LATER
 
@@ -295,3 +297,28 @@ def test_operator_texts_are_no_markup_in_the_card(tmp_path) -> None:
     assert f"Language of the speeches: {HOSTILE[2]}." in page.text
     assert page.links == []
     assert not [tag for tag in ("<img", "<strong>bold", "<code>code", "<h1>heading") if tag in html]
+
+
+def test_conversations_are_counted_by_turn_and_shown_as_transcripts(tmp_path) -> None:
+    speech = Context.of("I <cannot> sleep.")
+    later = speech.answered("What keeps you awake?", "My job.")
+    shards.write(
+        tmp_path / "speeches", "0", [{"speech": context.text} for context in (speech, later, later)], COLLECTED
+    )
+    sides = {"chosen": "Since when?", "rejected": "Hm.", "chosen_model": "a", "rejected_model": "b", "split": "train"}
+    ratings = {f"{side}_safety_rating": 3 for side in ("chosen", "rejected")}
+    shards.write(tmp_path / "pairs", "0", [{"prefID": "1", "question": later.text, **sides, **ratings}], SCHEMA)
+    collected = {**COLLECT, "conversations": {"conversations": 1, "contexts": 3, "most turns": 2}}
+    outputs = dataset.StageOutputs(
+        JOB, collected=collected, speeches=[tmp_path / "speeches"], pairs=[tmp_path / "pairs"]
+    )
+    figures = dataset.write_report(outputs, tmp_path / "out")
+    assert (figures["speeches"]["turns"], figures["pairs"]["turns"]) == ({1: 1, 2: 2}, {2: 1})
+    text, card = ((tmp_path / "out" / name).read_text("utf-8") for name in ("report.html", "dataset-card.md"))
+    page = Page(text)
+    assert ["1", "1", "0"] in page.rows
+    assert ["2", "2", "1"] in page.rows
+    assert "Client: I &lt;cannot&gt; sleep.\n\nTherapist: What keeps you awake?\n\nClient: My job." in text
+    assert "messages" not in text
+    assert "Contexts by number of the client's turns: 1: 1, 2: 2. They come from 1 conversation." in card
+    assert "Single-turn" not in card
