@@ -5,9 +5,9 @@ Every number of the paper is a default here, with its unit and source; ``jobs/*.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.guards import Guards
@@ -270,6 +270,14 @@ class Job(Section):
     def transport(self) -> Transport:
         """The transport of weights from learner to rollouts."""
         return transport_of(self.colocated, self.sync)
+
+    @model_serializer(mode="wrap")
+    def _without_clients(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `simulate` where there are no clients, so that a job of single turns has the same bytes as before."""
+        settings = serialise(self)
+        if settings.get("simulate", self) is None:
+            del settings["simulate"]
+        return settings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
