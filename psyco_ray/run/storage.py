@@ -228,10 +228,11 @@ def atomic_files(paths: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
                     os.fsync(file.fileno())
             for partial, path in zip(partials, paths, strict=True):
                 os.replace(partial, path)
-            manifests.fsync(directory)
-        finally:
+        except BaseException:
             for partial in partials:
                 partial.unlink(missing_ok=True)
+            raise
+        manifests.fsync(directory)
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
