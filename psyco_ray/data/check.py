@@ -199,7 +199,7 @@ def _pairs(found: Check, file: RecordFile, shape: Shape) -> Check:
 def _question(row: Row) -> str:
     """What the responses of a pair answer: the speech, or the last message of the user."""
     if row["form"] != "messages":
-        return row["asked"]
+        return Context.of(row["asked"]).last
     said = [message["content"] for message in json.loads(row["asked"]) if message["role"] == "user"]
     return said[-1] if said else ""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.raw_speeches import speech
 
+from psyco_ray.cli.main import main
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.training import Data, Job, Part
 from psyco_ray.data import leakage, mixture, preferences, splits
@@ -46,6 +47,14 @@ def test_a_conversation_under_a_system_message_is_its_messages(tmp_path) -> None
     [pair] = preferences.read(write(tmp_path / "pairs.jsonl", [row])).table.to_pylist()
     assert pair["form"] == "messages"
     assert json.loads(pair["asked"]) == [{"role": "system", "content": "Be brief."}, *SLEEP.messages]
+
+
+def test_a_check_of_a_file_shows_what_is_answered(tmp_path, capsys) -> None:
+    context = Context((speech(1), "What keeps you awake?", speech(2)))
+    assert main(["data", "check", write(tmp_path / "pairs.jsonl", [{"question": context.text, **SIDES}])]) == 0
+    told = capsys.readouterr().out
+    assert f" {len(speech(2))} " in told
+    assert "messages" not in told
 
 
 def test_all_pairs_of_a_conversation_are_in_one_split_and_half(tmp_path) -> None:
