@@ -54,6 +54,7 @@ class ClientRow(NamedTuple):
         more: other cells that the caller asked for, as the file has them.
         dialogue: whether `text` is a whole dialogue, of which contexts are to be made.
         opening: the client's first turn in the dialogue that the context is a part of; None: it is the context's own.
+        turn: of the client in that dialogue, which the context ends with; None: as many as the context has.
     """
 
     number: int
@@ -65,6 +66,7 @@ class ClientRow(NamedTuple):
     more: Mapping[str, Any] = _NOTHING
     dialogue: bool = False
     opening: str | None = None
+    turn: int | None = None
 
 
 class ClientFile:
@@ -150,8 +152,9 @@ class ClientFile:
                 yield row
                 continue
             dialogue = Context.of(row.text)
-            for context in turns.contexts(dialogue, self._reading.max_turns, self._reading.max_context_chars):
-                yield row._replace(text=context.text, dialogue=False, opening=dialogue.opening)
+            contexts = turns.contexts(dialogue, self._reading.max_turns, self._reading.max_context_chars)
+            for turn, context in enumerate(contexts, start=1):
+                yield row._replace(text=context.text, dialogue=False, opening=dialogue.opening, turn=turn)
 
     def dialogues(self, columns: Sequence[str] = ()) -> Iterator[ClientRow]:
         """As `rows`, with one row for each dialogue."""

@@ -251,7 +251,7 @@ def _by_turn(
 
     A turn without any response of the policy has no lengths.
     """
-    titles = [winrates.turn_title(Context.of(row["speech"]).turn) for row in answered]
+    titles = [winrates.turn_title(row["turn"]) for row in answered]
     clusters = conversations(answered)
     measures = {}
     for title in sorted({*titles}):
@@ -298,7 +298,7 @@ def cases(
     return [
         {
             "speech": Context.of(row["speech"]).transcript,
-            "turn": Context.of(row["speech"]).turn,
+            "turn": row["turn"],
             "topic": row["topic"],
             "opponent": {
                 "response": opponent_responses[row["speech_id"]]["response"],

@@ -40,11 +40,12 @@ def check(job: PolicyEvaluationJob) -> None:
 
 
 def load_speeches(settings: Speeches, seed: int) -> list[Row]:
-    """The speeches of an evaluation, ordered by id: `speech_id`, `speech`, `opening`, `topic` and `crisis`.
+    """The speeches of an evaluation, ordered by id: `speech_id`, `speech`, `opening`, `turn`, `topic` and `crisis`.
 
-    `opening` is the client's first turn in the conversation, which a context with a limit may leave out. `topic` is the
-    coarse one, or None. `crisis` tells whether the speech shows signs of a crisis: by the column of that
-    name, else by `crisis.signs`; None: the screen cannot read its language.
+    `opening` is the client's first turn in the conversation, and `turn` the number of the one that is answered; a
+    context with a limit may leave turns out. `topic` is the coarse one, or None. `crisis` tells whether the speech
+    shows signs of a crisis: by the column of that name, else by `crisis.signs`; None: the screen cannot read its
+    language.
 
     Args:
         settings: file, split, topics and limit.
@@ -77,6 +78,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
                 "speech_id": key,
                 "speech": row.text,
                 "opening": row.opening or Context.of(row.text).opening,
+                "turn": row.turn or Context.of(row.text).turn,
                 "topic": coarse.get(row.topic, row.topic) if row.topic else None,
                 "crisis": _has_signs(row.more["crisis"], row.text, f"{source}: row {row.number}"),
             }

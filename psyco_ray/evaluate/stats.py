@@ -52,14 +52,12 @@ def clustered_wilson(values: Sequence[float], clusters: Sequence[Hashable]) -> I
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable], seed: int, draws: int = 2000) -> Interval:
     """95 % percentile bootstrap interval of the mean of values; whole clusters are drawn."""
-    sizes = _sums(np.ones(len(values)), clusters)
-    if len(sizes) == len(values):
+    groups: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        groups.setdefault(cluster, []).append(value)
+    if len(groups) == len(values):
         return bootstrap_mean(values, seed, draws)
-    sums = np.array(list(_sums(np.asarray(values, dtype=float), clusters).values()))
-    counts = np.array(list(sizes.values()))
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
-    return (float(low), float(high))
+    return bootstrap_clusters([*groups.values()], seed, draws)
 
 
 def _sums(values: np.ndarray, clusters: Sequence[Hashable]) -> dict[Hashable, float]:
