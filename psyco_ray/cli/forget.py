@@ -64,9 +64,11 @@ def forget(_: None, options: argparse.Namespace) -> int:
         ]
         roots = [directory.root for directory in directories]
         roots += [cache for cache in [storage.cache_dir()] if cache.is_dir()]
-        for root in roots:
-            desks.learn(root, traces)
-            forgetting.learn(root, traces)
+        known = -1
+        while known != (known := traces.size):  # what one root tells leads to more in another
+            for root in roots:
+                desks.learn(root, traces)
+                forgetting.learn(root, traces)
         targets = {str(directory.root): directory.run_dir for directory in directories}
         outcomes = {str(root): seen(root, traces, targets.get(str(root))) for root in roots}
         said = Traces(set(traces.ids), dict(traces.needles))

@@ -6,15 +6,18 @@ Weights cannot forget: the outcome names those that saw the client.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from psyco_ray.config.contexts import Context
-from psyco_ray.data import forget_exports, forget_tables
+from psyco_ray.data import forget_exports, forget_tables, speakers, turns
 from psyco_ray.data.clean import clean
 from psyco_ray.data.forget_seen import WEIGHTS, Outcome, files, holds
 from psyco_ray.data.splits import speech_id
@@ -31,14 +34,30 @@ _TEXTS = {".html", ".md", ".txt", ".csv", ".tsv", ".yaml", ".log", ".svg"}
 
 
 def traces_of(ids: list[str], texts: list[str]) -> Traces:
-    """What identifies a client, from ids and texts as they are or as `collect` would clean or scrub them."""
+    """What identifies a client, from ids and texts as they are or as `collect` would clean or scrub them.
+
+    A text may be a speech, any turn of a conversation, or a whole one.
+    """
     traces = Traces(set(ids))
     for text in texts:
-        cleaned = Context.of(text).map(clean).text
-        for form in (text, cleaned, scrub(cleaned).text):
+        for form in (text, clean(text), scrub(clean(text)).text):
             traces.ids.add(speech_id(form.strip()))
-            traces.add_context(form.strip())
+            traces.add_text(form)
+        if (dialogue := _dialogue_in(text)) is not None:
+            for change in (str, clean, lambda turn: scrub(clean(turn)).text):
+                traces.add_context(dialogue.map(change).text)
     return traces
+
+
+def _dialogue_in(text: str) -> Context | None:
+    """The conversation that a text is, such as a transcript or messages; None: it is none."""
+    if (stored := Context.stored(text.strip())) is not None:
+        return stored
+    try:
+        dialogue = turns.dialogue_of(speakers.conversation(text))
+    except speakers.UnknownSpeakerError:
+        return None
+    return dialogue if dialogue is not None and dialogue.is_conversation else None
 
 
 def remove_rows(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
@@ -91,16 +110,41 @@ def remove_words(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> 
 
 
 def learn(root: Path, traces: Traces) -> None:
-    """Add the client's words, found by the id, and the keys of rows about them, until no more are found.
+    """Add the client's words, found by the id, their conversations, and the keys of rows about them.
+
+    What is found may lead to more: call it until `traces.size` stays.
 
     Raises:
         InputError: a Parquet file is damaged.
     """
-    known = -1
-    while known != (known := len(traces.ids) + len(traces.needles)):
-        for path in files(root):
-            if path.suffix == ".parquet":
-                forget_tables.learn(path, traces)
+    for path in files(root):
+        if path.suffix == ".parquet":
+            forget_tables.learn(path, traces)
+        elif path.suffix in (".jsonl", ".json") and path.name not in (AUDIT, MANIFEST):
+            _learn_records(path, traces)
+        if path.name == forget_exports.KEY:
+            forget_exports.learn(path, traces)
+
+
+def _learn_records(path: Path, traces: Traces) -> None:
+    """Add the client's conversations in a journal or a JSON file, where they are texts in stored form."""
+    content = path.read_bytes()
+    if not traces.may_be_in(content):
+        return
+    lines = io.BytesIO(content).readlines() if path.suffix == ".jsonl" else [content]
+    for line in filter(traces.within, lines):
+        with contextlib.suppress(ValueError):  # damaged: it is masked as text
+            for text in filter(traces.within, _texts_in(json.loads(line))):
+                if Context.of(text).is_conversation:
+                    traces.add_context(text)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    for one in inner:
+        yield from _texts_in(one)
 
 
 def audit(root: Path, outcome: Outcome) -> None:

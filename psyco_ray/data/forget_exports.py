@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -10,12 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.data import speakers, turns
+from psyco_ray.data.speakers import UnknownSpeakerError
+from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import Traces
 from psyco_ray.files.records import open_records
 from psyco_ray.run import storage
+from psyco_ray.run.types import Row
 
 KEY = "key.json"
 """Name of the key of an export: under `items` what the experts must not see, by item."""
+
+
+def learn(path: Path, traces: Traces) -> None:
+    """Add the conversations in the sheets beside the key of an export in which the client's words are.
+
+    Args:
+        path: the key.
+        traces: of the client.
+    """
+    items = _key(path).get("items", {})
+    for sheet in sorted(path.parent.glob("*.csv")):
+        for cells in _cells(sheet) or ():
+            entry = items.get(next((str(cells[name]).strip() for name in cells if name.casefold() == "item"), ""))
+            for text in cells.values() if isinstance(entry, dict) and traces.within([*cells.values()]) else ():
+                if isinstance(text, str):
+                    _add(text, entry, traces)
+
+
+def _add(text: str, entry: dict[str, Any], traces: Traces) -> None:
+    """Add what an item is about, if a text is its conversation: the ids of both are equal."""
+    with contextlib.suppress(UnknownSpeakerError):
+        dialogue = turns.dialogue_of(speakers.conversation(text))
+        if dialogue is not None and speech_id(dialogue.text) in entry.values():
+            traces.add_context(dialogue.text)
 
 
 def remove(path: Path, traces: Traces) -> Iterator[tuple[Path, int]]:
@@ -51,20 +80,26 @@ def _key(path: Path) -> dict[str, Any]:
     return key if isinstance(key, dict) and isinstance(key.get("items"), dict) else {}
 
 
+def _cells(path: Path) -> list[Row] | None:
+    """The rows of a sheet; None: they cannot all be read."""
+    try:
+        rows = [record.cells for record in open_records(path, "annotation", pad=True)]
+    except InputError:
+        return None
+    cells = [row for row in rows if row is not None]
+    return cells if len(cells) == len(rows) else None
+
+
 def _remove_rows(path: Path, gone: Collection[str]) -> int:
     """Write a sheet without the rows of some items; 0 if it has none, or is no sheet whose rows can all be read."""
-    try:
-        file = open_records(path, "annotation", pad=True)
-        rows = [record.cells for record in file]
-    except InputError:
-        return 0
-    column = next((name for name in file.columns if name.casefold() == "item"), None)
-    cells = [row for row in rows if row is not None]
-    if column is None or len(cells) < len(rows):
+    cells = _cells(path)
+    columns = list(cells[0]) if cells else []
+    column = next((name for name in columns if name.casefold() == "item"), None)
+    if not cells or column is None:
         return 0
     kept = [row for row in cells if row[column].strip() not in gone]
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([file.columns, *([row[name] for name in file.columns] for row in kept)])
+    csv.writer(text).writerows([columns, *([row[name] for name in columns] for row in kept)])
     if len(kept) < len(cells):
         storage.write_text(path, f"\ufeff{text.getvalue()}")
     return len(cells) - len(kept)

@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from psyco_ray.config.contexts import Context
-from psyco_ray.data.traces import SHORTEST, Traces
+from psyco_ray.data.traces import SURELY_OWN, Traces
 from psyco_ray.run import storage
 from psyco_ray.run.records import ParquetReading
 from psyco_ray.screening.personal_data import scrub
 
-_KEYS = ("pair", "pair_id")  # columns by which other tables name a row
-_DIALOGUE = "dialogue"  # column with the id that all contexts of a conversation share
+_KEYS = ("pair", "pair_id", "dialogue")  # columns by which other tables name a row, or rows each other
+_ASKED = ("speech", "question", "asked")  # columns of contexts
 _ROWS = 4096  # that are read together
 _BUFFER = 2**20  # bytes of a column that are read together
 
@@ -52,16 +52,24 @@ def learn(path: Path, traces: Traces) -> None:
     """
     with ParquetReading(path):
         names = set(pq.read_schema(path).names)
-    if not ({"speech", "speech_id"} <= names or names & set(_KEYS)):
+    if not names & {*_KEYS, *_ASKED}:
         return
     for table in parts(path):
         for row in about(table, traces)[1]:
-            text, names = row.get("speech"), {row.get(name) for name in ("speech_id", _DIALOGUE)}
-            if isinstance(text, str) and (names & traces.ids or _is_said(text, traces)):
-                for form in (text, scrub(text).text):  # the second as APIs got it
-                    traces.add_context(form)
-                traces.ids |= {name for name in names if name}
+            for name in _ASKED:
+                if isinstance(row.get(name), str) and _is_theirs(row, row[name], traces):
+                    traces.add_context(row[name])
+                    traces.add_context(Context.of(row[name]).map(lambda turn: scrub(turn).text).text)  # as APIs got it
+            if row.get("dialogue") in traces.ids and row.get("speech_id"):
+                traces.ids.add(row["speech_id"])
             traces.ids |= {row[key] for key in _KEYS if re.fullmatch("[0-9a-f]{12,}", str(row.get(key)))}
+
+
+def _is_theirs(row: dict[str, Any], asked: str, traces: Traces) -> bool:
+    """Whether the context of a row is the client's: by its id, or as a conversation with their words."""
+    if row.get("speech_id") in traces.ids or row.get("dialogue") in traces.ids:
+        return True
+    return Context.of(asked).is_conversation and traces.within(asked)
 
 
 def remove(path: Path, traces: Traces, said: Traces) -> int:
@@ -81,9 +89,8 @@ def remove(path: Path, traces: Traces, said: Traces) -> int:
         stays, rows = about(table, traces)
         stay.append(stays)
         gone += len(rows)
-        for text in (text for row in rows for value in row.values() for text in _texts(value)):
-            if len(text) >= 2 * SHORTEST:
-                said.add_text(text)  # such as the responses, which reports show
+        for value in (value for row in rows for value in row.values()):
+            _add_texts(value, said)
     if gone:
         with storage.atomic_file(path) as file, pq.ParquetWriter(file, pq.read_schema(path)) as writer:
             for table, stays in zip(parts(path), stay, strict=True):
@@ -106,10 +113,15 @@ def about(table: pa.Table, traces: Traces) -> tuple[np.ndarray, list[dict[str, A
     return stays, about
 
 
-def _is_said(text: str, traces: Traces) -> bool:
-    """Whether a context is a conversation in which the client says what is looked for."""
-    context = Context.of(text)
-    return context.is_conversation and traces.within(list(context.client_turns))
+def _add_texts(value: Any, said: Traces) -> None:
+    """Add what a cell says, such as the responses, which reports show: a text, the turns of a context, or a list."""
+    if isinstance(value, list):
+        for inner in value:
+            _add_texts(inner, said)
+    elif isinstance(value, str) and (context := Context.of(value)).is_conversation:
+        said.add_turns(context)
+    elif isinstance(value, str) and len(value) >= SURELY_OWN:
+        said.add_text(value)
 
 
 def _likely(column: pa.ChunkedArray | pa.Array, traces: Traces) -> np.ndarray:
@@ -133,15 +145,6 @@ def _likely(column: pa.ChunkedArray | pa.Array, traces: Traces) -> np.ndarray:
     for word in set(traces.needles.values()):
         likely |= np.asarray(pc.match_substring(column, word.decode(), ignore_case=True).fill_null(False))
     return likely
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts of a cell: its own, the turns of a conversation, or those of a list, such as responses."""
-    if isinstance(value, str):
-        yield from dict.fromkeys((value, *Context.of(value).turns))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
 
 
 def _may_hold_text(kind: pa.DataType) -> bool:

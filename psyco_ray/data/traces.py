@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +17,8 @@ FORGOTTEN = "[forgotten]"
 SHORTEST = 20
 """Letters and digits of a text that is looked for inside others; a shorter one may be somebody else's."""
 
-TELLING = 60
-"""Letters and digits of a client's turn that is looked for outside its conversation; a shorter one is common."""
+SURELY_OWN = 2 * SHORTEST
+"""Letters and digits of a text that is looked for though nobody has named it."""
 
 _TAG = re.compile(r"<[^<>]{1,400}>")
 
@@ -40,29 +41,44 @@ class Traces:
         """Look for a text, unless it is too short to be nobody else's."""
         for form in (_TAG.sub(" ", text), text):  # what looks like a tag is text once a page has escaped it
             if len(found := letters(form, tags=False)) >= SHORTEST:
-                words = re.findall(r"(?<![^\W_])[a-zA-Z]{4,}(?![^\W_])", form)  # no escape is in them
-                self.needles[found] = max(words, key=len, default="").lower().encode()
+                self._look_for(found, form)
 
     def add_context(self, text: str) -> None:
-        """Look for a speech, or for a conversation: its contexts at all turns, and what the client says in them."""
+        """Look for a speech, or for all contexts of a conversation, given as the text of one.
+
+        Another context of the conversation has its opening, or an exchange of it: a turn of the client, the answer and
+        the client's next turn. The client's later turns alone say too little: simulated clients repeat each other's.
+        """
         context = Context.of(text)
         if not context.is_conversation:
             self.add_text(text)
             return
-        told = False
-        for end in range(1, len(context.turns) + 1, 2):
-            part = Context(context.turns[:end])
-            size = len(letters("".join(part.client_turns), tags=False))
-            if size >= SHORTEST:
-                self.ids.add(speech_id(part.text))
-            if size >= TELLING and not told:
-                self.add_text(part.text)  # every later context begins with it
-                told = True
-        for turn in context.client_turns:
-            if len(letters(turn, tags=False)) >= TELLING:
+        for one in (*context.earlier, context):
+            if _count("".join(one.client_turns)) >= SHORTEST:
+                self.ids.add(speech_id(one.text))
+        if _count(context.opening) >= SURELY_OWN:
+            self.add_text(context.opening)
+        for start in range(0, len(context.turns) - 2, 2):
+            exchange = Context(context.turns[start : start + 3])
+            if _count("".join(exchange.turns)) >= SURELY_OWN:
+                for form in (exchange.transcript, json.dumps(exchange.messages, ensure_ascii=False)):
+                    self._look_for(letters(form, tags=False), " ".join(exchange.turns))
+
+    def add_turns(self, context: Context) -> None:
+        """Look for each turn of a conversation, where a mistake masks words and removes nothing."""
+        for number, turn in enumerate(context.turns):
+            if _count(turn) >= (SURELY_OWN if number % 2 else SHORTEST):
                 self.add_text(turn)
-        if not told:
-            self.add_text(text)
+
+    def _look_for(self, found: str, text: str) -> None:
+        """Look for letters, which a text has."""
+        words = re.findall(r"(?<![^\W_])[a-zA-Z]{4,}(?![^\W_])", text)  # no escape is in them
+        self.needles[found] = max(words, key=len, default="").lower().encode()
+
+    @property
+    def size(self) -> int:
+        """Number of ids and texts."""
+        return len(self.ids) + len(self.needles)
 
     def may_be_in(self, content: bytes) -> bool:
         """Whether bytes may hold a trace; a quick test without false negatives."""
@@ -106,6 +122,10 @@ class Traces:
         for needle in sorted(self.needles, key=len, reverse=True):
             text = _without(text, needle)
         return text
+
+
+def _count(text: str) -> int:
+    return len(letters(text, tags=False))
 
 
 def _without(text: str, needle: str) -> str:

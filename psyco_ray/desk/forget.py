@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.data.forget_seen import Outcome
 from psyco_ray.data.traces import Traces
@@ -38,7 +39,9 @@ def learn(root: Path, traces: Traces) -> None:
     if not is_desk(root):
         return
     for row in _about(Store.open(root), traces):
-        traces.add_context(row["speech"])
+        is_speech = not Context.of(row["speech"]).is_conversation
+        if is_speech or row["speech_id"] in traces.ids or traces.within(row["speech"]):
+            traces.add_context(row["speech"])
         traces.ids |= {row["id"], row["speech_id"]}
 
 
@@ -60,7 +63,8 @@ def remove(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
     if not is_desk(root):
         return
     store = Store.open(root)
-    gone = [(row["id"], json.loads(row["responses"])) for row in _about(store, traces)]
+    about = list(_about(store, traces))
+    gone = [(row["id"], json.loads(row["responses"])) for row in about]
     edits = [
         row["text"]
         for key, _ in gone
@@ -68,6 +72,8 @@ def remove(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
     ]
     for text in (*(text for _, responses in gone for text in responses), *edits):
         said.add_text(text)
+    for row in about:
+        said.add_turns(Context.of(row["speech"]))
     removed = 0
     store.read().execute("PRAGMA secure_delete = ON")
     with store.transaction() as db:

@@ -125,6 +125,11 @@ def _labels(record: Mapping[str, Any], base: Mapping[str, Any], key: str) -> dic
 
 
 def _trained_on(root: Path, job: Mapping[str, Any], iteration: int, pairs: bool) -> _Answers:
+    if (turn := (job.get("simulate") or {}).get("branch_turn", 1)) > 1:
+        raise InputError(
+            f"{root} trains on responses at turn {turn} of dialogues with simulated clients, which a desk does not ask "
+            "about; take its held-out answers with --split dev"
+        )
     path = root / f"{stage(max(iteration, 1), 'pairs')}.parquet"
     if not path.exists():
         raise InputError(

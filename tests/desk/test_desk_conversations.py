@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from support import desks
 from support.desk_server import Visitor, serving
 from support.desk_sources import training_run
-from support.talks import contexts_of, talk
+from support.dialogue_files import contexts_of, dialogue
 
 from psyco_ray.config.contexts import Context
 from psyco_ray.data import preferences
@@ -112,7 +113,7 @@ def test_signs_of_a_crisis_in_any_turn_of_the_client_bring_the_warning(desk) -> 
 
 
 def test_earlier_turns_of_a_conversation_come_first_for_everybody(tmp_path) -> None:
-    items = [pair_of(context, seed) for seed in range(6) for context in contexts_of(talk(seed))]
+    items = [pair_of(context, seed) for seed in range(6) for context in contexts_of(dialogue(seed, 3))]
     store = desks.new_desk(tmp_path / "desk", [*items[::-1], pair_of(Context(("I cannot sleep at all.",)), 99)])
     orders = []
     for _ in range(3):
@@ -129,9 +130,9 @@ def test_earlier_turns_of_a_conversation_come_first_for_everybody(tmp_path) -> N
 
 
 def test_what_is_suggested_is_spread_over_conversations() -> None:
-    items = [pair_of(context) for seed in (1, 2) for context in contexts_of(talk(seed))]
+    items = [pair_of(context) for seed in (1, 2) for context in contexts_of(dialogue(seed, 3))]
     clients = [suggest.asked_by(one) for one in items]
-    assert clients == [speech_id(talk(seed).opening) for seed in (1, 1, 1, 2, 2, 2)]
+    assert clients == [speech_id(dialogue(seed, 3).opening) for seed in (1, 1, 1, 2, 2, 2)]
     assert suggest.select(np.zeros((1, 6)) + np.arange(6), clients, 2) == [0, 3]
     alone = pair_of(Context(("I cannot sleep.",)))
     assert suggest.asked_by(alone) == alone.speech_id
@@ -145,7 +146,7 @@ def judged(store: Store, name: str | None = None) -> None:
 
 
 def test_exported_pairs_train_on_the_conversations(tmp_path) -> None:
-    items = [pair_of(context, 1) for context in contexts_of(talk(1))]
+    items = [pair_of(context, 1) for context in contexts_of(dialogue(1, 3))]
     store = desks.new_desk(tmp_path / "desk", [*items, item("draft", ODD, "I hear you.")])
     judged(store)
     export(store)
@@ -159,7 +160,7 @@ def test_exported_pairs_train_on_the_conversations(tmp_path) -> None:
     assert {one.id for one in again} == {one.id for one in items}, "judged responses are shown first"
 
 
-MIXED = [*(pair_of(context, 1) for context in contexts_of(talk(1))), pair_of(ODD, 2)]
+MIXED = [*(pair_of(context, 1) for context in contexts_of(dialogue(1, 3))), pair_of(ODD, 2)]
 MIXED += [item("scores", ODD, "I hear you.", "Cheer up."), item("draft", Context(("I am lost.",)), "Where?")]
 
 
@@ -191,7 +192,7 @@ def test_argilla_gets_a_chat_field(tmp_path) -> None:
     assert kinds == {"pair": ["chat", "text", "text"], "scores": ["chat", "text", "text"], "draft": ["text", "text"]}
     prompts = [record["fields"]["prompt"] for record in json.loads((directory / "pair" / "records.json").read_text())]
     assert ODD.messages in prompts
-    assert [{"role": "user", "content": talk(1).opening}] in prompts, "a field has one type in a dataset"
+    assert [{"role": "user", "content": dialogue(1, 3).opening}] in prompts, "a field has one type in a dataset"
 
 
 def test_label_studio_gets_paragraphs(tmp_path) -> None:
@@ -227,7 +228,7 @@ def test_chats_that_are_no_conversation_with_a_client_are_left_out(tmp_path) -> 
 
 
 def test_runs_evaluations_and_datasets_of_conversations_are_sources(tmp_path) -> None:
-    texts = [context.text for context in (*contexts_of(talk(1)), *contexts_of(talk(2)))]
+    texts = [context.text for context in (*contexts_of(dialogue(1, 3)), *contexts_of(dialogue(2, 3)))]
     rows = [{"speech": DANGER.text, "crisis": []}, {"speech": texts[2], "crisis": ["violence"]}]
     (tmp_path / "speeches.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = training_run(tmp_path / "run", dev=[*texts[:5], DANGER.text], speeches=str(tmp_path / "speeches.jsonl"))
@@ -239,3 +240,16 @@ def test_runs_evaluations_and_datasets_of_conversations_are_sources(tmp_path) ->
     assert len({one.id for one in found}) == 40
     assert {Context.of(one.speech).is_conversation for one in found} == {True, False}
     assert {one.facts.get("form") for one in found} == {None}
+
+
+def test_pairs_at_a_later_turn_with_simulated_clients_are_not_taken_for_answers_to_the_opening(tmp_path) -> None:
+    run = training_run(tmp_path / "run")
+    settings = yaml.safe_load((run / "job.yaml").read_text())
+    for turn, refused in ((1, False), (2, True)):
+        (run / "job.yaml").write_text(yaml.safe_dump(settings | {"simulate": {"turns": 2, "branch_turn": turn}}))
+        assert sources.read(str(run), sources.Request())
+        if refused:
+            with pytest.raises(ValueError, match="trains on responses at turn 2 of dialogues"):
+                sources.read(str(run), sources.Request("pairs", split="train"))
+        else:
+            assert sources.read(str(run), sources.Request("pairs", split="train"))

@@ -1,13 +1,16 @@
 """A client is removed from a desk, down to the bytes of its database."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.desks import add_person, answer_all, draft_answer, new_desk, pair_answer
+from support.dialogue_files import contexts_of, dialogue
 from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
+from psyco_ray.config.contexts import Context
 from psyco_ray.data.splits import speech_id
 from psyco_ray.desk import approvals, exchange, judgements
 from psyco_ray.desk.export import export
@@ -89,6 +92,25 @@ def test_the_other_clients_and_the_audit_stay(desk) -> None:
     assert store.read().execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     assert export(store)["counts"]["pairs"] == 1
     assert main(["forget", str(desk.directory), "--speech-id", speech_id(GONE)]) == 2  # nothing is left of the client
+
+
+def test_all_turns_of_a_conversation_leave_a_desk_and_no_others(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PSYCO_RAY_CACHE", str(tmp_path / "cache"))
+    gone, stays = ([*contexts_of(dialogue(seed, 3)), Context(dialogue(seed, 3).turns[2:])] for seed in (1, 2))
+    items = [item("pair", context.text, f"{REPLY} {context.turn}", "Cheer up.") for context in (*gone, *stays)]
+    items = [replace(one, facts={"split": "train"}) for one in items]
+    store = new_desk(tmp_path / "desk", items)
+    answer_all(store, add_person(store), {one.id: pair_answer(1) for one in items})
+    export(store)
+    for tool in exchange.FORMATS:
+        exchange.write(store, tool)
+    (tmp_path / "words.txt").write_text(dialogue(1, 3).turns[2])
+    assert main(["forget", str(tmp_path / "desk"), "--text-file", str(tmp_path / "words.txt")]) == 0
+    assert [one.speech for one in Store.open(tmp_path / "desk").items()] == [context.text for context in stays]
+    assert holding(tmp_path / "desk", *dialogue(1, 3).turns, *(speech_id(context.text) for context in gone)) == []
+    assert len(holding(tmp_path / "desk", dialogue(2, 3).opening)) >= 3
+    [records] = (tmp_path / "desk" / "export-argilla").rglob("records.json")
+    assert len(json.loads(records.read_text())) == len(stays)
 
 
 def test_a_desk_that_is_served_is_not_changed_under_its_server(desk, capsys) -> None:

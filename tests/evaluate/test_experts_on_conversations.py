@@ -8,8 +8,8 @@ from pathlib import Path
 
 import openpyxl
 import pytest
+from support.dialogue_files import contexts_of, dialogue
 from support.expert_files import fill, items, read
-from support.talks import contexts_of, talk
 
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import PRINCIPLES
@@ -18,7 +18,7 @@ from psyco_ray.evaluate import annotation, experts
 from psyco_ray.evaluate.expert_csv import EXPERTS, original
 
 FORMULA = Context(('=HYPERLINK("http://example.org")', "-2+3;=1+1\n@SUM(A1)", "+cmd|' /C calc'!A0, again"))
-CONTEXTS = [*(context for seed in (1, 2) for context in contexts_of(talk(seed))), FORMULA]
+CONTEXTS = [*(context for seed in (1, 2) for context in contexts_of(dialogue(seed, 3))), FORMULA]
 
 
 def responses(path: Path, said: str) -> str:

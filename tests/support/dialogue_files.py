@@ -16,6 +16,11 @@ def dialogue(seed: int, turns: int = 4) -> Context:
     return Context(tuple(text for pair in zip(said, [*asked, ""], strict=True) for text in pair)[:-1])
 
 
+def contexts_of(whole: Context) -> list[Context]:
+    """The contexts of a conversation, the opening first."""
+    return [*whole.earlier, whole]
+
+
 def annomi(path: Path, dialogues: dict[str, Context]) -> Path:
     """A table with a row per utterance: the therapist begins and ends, and the client's turns are in two rows each."""
     columns = ["mi_quality", "transcript_id", "topic", "utterance_id", "interlocutor", "timestamp", "utterance_text"]
