@@ -77,6 +77,20 @@ def test_scale_is_obeyed_and_remembered(going_on, capsys) -> None:
     assert said[0] == "requested: 6 rollouts"
 
 
+def test_simulated_clients_are_scaled_where_the_run_has_them(going_on, tmp_path) -> None:
+    made, _, run, said = going_on
+    assert main(["scale", str(run), "clients=2", "scorers=3"]) == 0
+    wait_for(run / "status.json", '"scorers": 3')
+    assert made.requested == {"scorers": 3}
+    assert "this run has no clients of its own" in said
+    directory, pool = RunDirectory(str(tmp_path / "other")), Pool()
+    other = Control(directory, {"clients": pool}, {"clients": Rollouts()}, seen)
+    other.scale({"clients": 2})
+    other.close()
+    directory.close()
+    assert pool.sizes == [2]
+
+
 @pytest.mark.parametrize("wish", ["rollouts", "rollouts=0", "rollouts=x", "judges=3", "=3"])
 def test_wishes_that_cannot_be_read_are_refused(wish, tmp_path, capsys) -> None:
     assert main(["scale", str(tmp_path), wish]) == 2
