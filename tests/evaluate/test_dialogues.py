@@ -380,12 +380,8 @@ def test_the_page_shows_dialogues_side_by_side(results, met, tmp_path):
 @pytest.mark.long
 def test_a_policy_and_its_opponent_talk_with_the_same_clients(local_ray, tmp_path, url, tiny_model):
     """A real engine, an opponent and clients behind a real server, and a judge; a second command asks nothing."""
-    rows = [
-        {"messages": [{"role": "user", "content": SAMPLE[0]["question"]}]},
-        {"messages": Context((SAMPLE[1]["question"], "Since when?", "Since May.")).messages},
-    ]
     speeches = tmp_path / "speeches.jsonl"
-    texts = [Context(tuple(m["content"] for m in row["messages"])).text for row in rows]
+    texts = [row["question"] for row in SAMPLE[:2]]
     speeches.write_text("".join(json.dumps({"question": text, "split": "dev"}) + "\n" for text in texts))
     priced = {"price_in": 1.0, "price_out": 2.0}
     job_settings = settings(
@@ -416,6 +412,9 @@ def test_a_policy_and_its_opponent_talk_with_the_same_clients(local_ray, tmp_pat
     results = run()
     found = results["dialogues"]
     assert (found["openings"], found["turns"], found["client"]) == (2, 2, "client")
+    assert len(list((tmp_path / "run" / "answers" / "tiny" / "free").iterdir())) == 2, (
+        "first turns are the free answers"
+    )
     [mine] = found["policies"]
     assert [mine["at_turn"][turn]["speeches"] for turn in ("1", "2")] == [2, 2]
     assert mine["whole"]["rate"] == mine["at_turn"]["2"]["rate"], "all dialogues reach the last turn"
