@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.dialogue_files import contexts_of, dialogue
 
 from psyco_ray.cli.main import main
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.desk import sources, suggest
 from psyco_ray.desk.store import Store
@@ -122,3 +124,18 @@ def test_invalid_arguments_are_refused_and_add_nothing(tmp_path, pairs, models, 
         with pytest.raises(InputError, match=message):
             suggest.suggest(store, pairs, named, count)
     assert store.items() == []
+
+
+def test_every_conversation_has_a_pair_before_one_has_another_at_a_later_turn(tmp_path, models) -> None:
+    contexts = [context for seed in (1, 2, 3) for context in contexts_of(dialogue(seed, 3))]
+    rows = [
+        {"question": context.text, "chosen": f"Say more of that, {n}.", "rejected": f"Hm {n}.", "split": "train"}
+        for n, context in enumerate(contexts)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    desk = tmp_path / "desk"
+    Store.open(desk, create=True)
+    for _ in range(2):
+        assert suggested(desk, str(tmp_path / "pairs.jsonl"), models[:1], 3) == 0
+    asked_about = [Context.of(item.speech).opening for item in Store.open(desk).items()]
+    assert len(set(asked_about[:3])) == len(set(asked_about[3:])) == 3
