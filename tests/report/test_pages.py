@@ -8,6 +8,7 @@ from support.browser import layout_problems
 from support.data_outputs import COLLECT, SPEND, TABLES, stage_outputs
 from support.pages import Page, self_contained
 from support.report_records import (
+    MONITORS,
     annotation_results,
     compared_runs,
     dialogue_cases,
@@ -136,6 +137,16 @@ def test_a_run_with_simulated_clients_shows_turns_and_whole_dialogues(pages, tmp
     assert page.text.count("base model · rewards") == page.text.count("policy of iteration 3 · rewards") == 6
     assert "turns" not in training_page(tmp_path / "other")[1]
     assert "Dialogues" not in pages["training run"]
+
+
+def test_the_monitors_of_conversations_have_columns_where_a_run_has_them(tmp_path, monkeypatch) -> None:
+    assert "Repeats" not in training_page(tmp_path / "speeches")[0]
+    monkeypatch.setitem(MONITORS, "repetition", 0.31)
+    text, _ = training_page(tmp_path / "conversations")
+    page = Page(text)
+    assert ["1", "1.10", "0.93", "0.09", "–", "-3.24", "-0.08", "0.31"] in page.rows
+    assert "are no diagnosis of an answer" in " ".join(page.text.split())
+    assert "Agrees" not in [cell for row in page.rows for cell in row]
 
 
 def test_a_run_without_a_heldout_reward_model_says_so(tmp_path) -> None:
