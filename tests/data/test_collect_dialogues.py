@@ -36,7 +36,7 @@ def files(tmp_path_factory) -> Path:
     told = [dialogue(n, 1 + n % 5) for n in range(20, 40)]
     told.append(like(dialogue(21, 2)))  # near duplicate, 2 contexts
     told.append(dialogue(22, 3))  # exact duplicate, 3 contexts
-    told.append(Context(dialogue(23, 4).turns[:5]))  # is held by another one, 3 contexts
+    told.append(Context(dialogue(23, 4).turns[2:]))  # is held by another one, 3 contexts
     greeted = dialogue(70, 3)
     told.append(Context(("Hi.", "Hello.", *greeted.turns)))  # its first turn is too short
     told.append(Context((dialogue(71, 1).opening, "Go on.", speech(1) + "x" * 1000, "And?", dialogue(72, 1).opening)))
@@ -112,8 +112,8 @@ def test_windows_are_of_one_split_screened_in_every_turn_and_without_names(files
     assert len(set().union(*of_dialogue.values())) > 1
     grave = [row for row in kept if (row["source"], row["source_row"]) == ("esconv", 26)]
     first, last = sorted(grave, key=lambda row: row["turn"])
-    assert (first["crisis"], last["crisis"]) == ([], ["self-harm"])
-    (flag,) = last["crisis_flags"]
+    assert ("self-harm" in first["crisis"], "self-harm" in last["crisis"]) == (False, True)
+    (flag,) = (flag for flag in last["crisis_flags"] if flag["kind"] == "self-harm")
     shown = Context.of(last["speech"]).transcript
     assert shown[flag["start"] : flag["end"]] == "want to die"
     assert shown.startswith("Client: I'm [NAME].")
