@@ -36,7 +36,7 @@ def files(tmp_path_factory) -> Path:
     told = [dialogue(n, 1 + n % 5) for n in range(20, 40)]
     told.append(like(dialogue(21, 2)))  # near duplicate, 2 contexts
     told.append(dialogue(22, 3))  # exact duplicate, 3 contexts
-    told.append(Context(dialogue(23, 4).turns[2:]))  # is held by another one, 3 contexts
+    told.append(Context(dialogue(24, 5).turns[6:]))  # is held by another one, 2 contexts
     greeted = dialogue(70, 3)
     told.append(Context(("Hi.", "Hello.", *greeted.turns)))  # its first turn is too short
     told.append(Context((dialogue(71, 1).opening, "Go on.", speech(1) + "x" * 1000, "And?", dialogue(72, 1).opening)))
@@ -66,11 +66,11 @@ def collected(job: DataJob, out: Path) -> tuple[dict, list[Row], list[Row]]:
 def test_conversations_become_contexts_of_one_split_without_duplicates(files, tmp_path, local_ray) -> None:
     facts, kept, dropped = collected(job_of(files), tmp_path / "one")
     assert all(pq.read_schema(path) == COLLECTED_DIALOGUES for path in (tmp_path / "one" / "speeches").iterdir())
-    assert facts["rows"] == len(kept) + len(dropped) == 120 + 2 + 3 + 3 + 4 + 3 + 2
+    assert facts["rows"] == len(kept) + len(dropped) == 120 + 2 + 3 + 2 + 4 + 3 + 2
     assert facts["dropped"] == Counter(row["reason"] for row in dropped)
     assert facts["dropped"] == {
         "exact duplicate": 3,
-        "contained duplicate": 3,
+        "contained duplicate": 2,
         "near duplicate": 2,
         "too long": 2,
         "too short": 1,
