@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.data.splits import speech_id
 from psyco_ray.desk.candidates import Candidate, flagged, known_facts
 from psyco_ray.evaluate import run_files
 from psyco_ray.files.records import SAMPLES
@@ -64,17 +65,32 @@ def candidates(path: Path, split: str, pairs: bool) -> Iterator[Candidate]:
     answers = _held_out if split == "dev" else _trained_on
     shared = {"run": root.name, "split": split}
     signs = flagged(_speeches_file(job))
+    contexts = _branches(root, job, iteration) if split == "train" else {}
     for key, responses, facts in answers(root, job, iteration, pairs):
-        if key not in speeches:
+        if key not in speeches or (contexts and key not in contexts):
             continue
         row = speeches[key]
+        speech = contexts.get(key, row["speech"])
         yield Candidate(
             source=f"{root.name}, iteration {iteration}",
-            speech=row["speech"],
+            speech=speech,
             responses=responses,
             facts=known_facts(**shared, topic=row["topic"], **facts),
-            crisis=signs.get(key),
+            crisis=signs.get(speech_id(speech)),
         )
+
+
+def _branches(root: Path, job: Mapping[str, Any], iteration: int) -> dict[str, str]:
+    """The contexts that an iteration's pairs answer, by speech id, where these are not the speeches themselves."""
+    if (job.get("simulate") or {}).get("branch_turn", 1) == 1:
+        return {}
+    path = root / f"{stage(max(iteration, 1), 'contexts')}.parquet"
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist, so what the pairs of iteration {iteration} answer is not known; name an iteration "
+            "that has trained, or take held-out answers with --split dev"
+        )
+    return {row["speech_id"]: row["speech"] for row in records.read_table(path, _AGAIN).to_pylist()}
 
 
 _Answers = Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]
@@ -125,11 +141,6 @@ def _labels(record: Mapping[str, Any], base: Mapping[str, Any], key: str) -> dic
 
 
 def _trained_on(root: Path, job: Mapping[str, Any], iteration: int, pairs: bool) -> _Answers:
-    if (turn := (job.get("simulate") or {}).get("branch_turn", 1)) > 1:
-        raise InputError(
-            f"{root} trains on responses at turn {turn} of dialogues with simulated clients, which a desk does not ask "
-            "about; take its held-out answers with --split dev"
-        )
     path = root / f"{stage(max(iteration, 1), 'pairs')}.parquet"
     if not path.exists():
         raise InputError(

@@ -53,6 +53,9 @@ SCORES = pa.schema(
     ]
 )
 
+CONTEXTS = pa.schema([("speech_id", pa.string()), ("speech", pa.string())])
+"""What the pairs of an iteration answer, where its dialogues branch behind their first turn, by the opening's id."""
+
 DIALOGUES = pa.schema(
     [
         ("speech_id", pa.string()),

@@ -16,12 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
 from psyco_ray.data.prompt_room import fitting_ids
 from psyco_ray.data.speeches import shared_tokenizer
 from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.run.schemas import CONTEXTS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, Row, Rows
 from psyco_ray.training.client_turns import ClientTurns
@@ -106,6 +109,7 @@ class Dialogues:
         else:
             at = [_before_branch(dialogue) for dialogue in self._before if dialogue.failed is None]
             branch = list(PromptRows(at, self._prompt_ids))
+            self._ledger.write_table(course.name("contexts.parquet"), pa.Table.from_pylist(branch, schema=CONTEXTS))
         groups = self._pipeline.samples(iteration, branch, version)
         return branch, self._ranked(replace(course, scored_by=("reward",)), at, groups)
 

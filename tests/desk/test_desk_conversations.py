@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from support import desks
 from support.desk_server import Visitor, serving
-from support.desk_sources import training_run
+from support.desk_sources import DEV, TRAIN, training_run
 from support.dialogue_files import contexts_of, dialogue
 
 from psyco_ray.config.contexts import Context
@@ -21,6 +22,7 @@ from psyco_ray.desk import exchange, judgements, queue, sources, suggest
 from psyco_ray.desk.candidates import Candidate
 from psyco_ray.desk.export import export
 from psyco_ray.desk.store import Item, Store
+from psyco_ray.run.schemas import CONTEXTS
 
 ODD = Context(("I <b>cannot</b> & sleep.", 'Since "when"?', "Since May.\nOr June."))
 DANGER = Context(("I am so tired.", "Of what?", "I want to kill myself tonight.", "Are you safe?", "Yes, leave it."))
@@ -242,14 +244,15 @@ def test_runs_evaluations_and_datasets_of_conversations_are_sources(tmp_path) ->
     assert {one.facts.get("form") for one in found} == {None}
 
 
-def test_pairs_at_a_later_turn_with_simulated_clients_are_not_taken_for_answers_to_the_opening(tmp_path) -> None:
+def test_pairs_at_a_later_turn_with_simulated_clients_are_about_that_turn(tmp_path) -> None:
     run = training_run(tmp_path / "run")
     settings = yaml.safe_load((run / "job.yaml").read_text())
-    for turn, refused in ((1, False), (2, True)):
-        (run / "job.yaml").write_text(yaml.safe_dump(settings | {"simulate": {"turns": 2, "branch_turn": turn}}))
-        assert sources.read(str(run), sources.Request())
-        if refused:
-            with pytest.raises(ValueError, match="trains on responses at turn 2 of dialogues"):
-                sources.read(str(run), sources.Request("pairs", split="train"))
-        else:
-            assert sources.read(str(run), sources.Request("pairs", split="train"))
+    (run / "job.yaml").write_text(yaml.safe_dump(settings | {"simulate": {"turns": 2, "branch_turn": 2}}))
+    train = sources.Request("pairs", split="train")
+    with pytest.raises(ValueError, match=r"contexts.parquet does not exist, so what the pairs of iteration 2 answer"):
+        sources.read(str(run), train)
+    said = {text: Context.of(text).answered("Since when?", f"Since {text[-40:]}") for text in TRAIN}
+    rows = [{"speech_id": speech_id(text), "speech": context.text} for text, context in said.items()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CONTEXTS), run / "iteration-002" / "contexts.parquet")
+    assert {one.speech for one in sources.read(str(run), train)} == {context.text for context in said.values()}
+    assert {one.speech for one in sources.read(str(run), sources.Request())} == set(DEV), "held-out ones begin anew"

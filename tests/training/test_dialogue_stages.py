@@ -99,6 +99,8 @@ def test_responses_of_a_later_turn_answer_the_context_that_the_policy_and_the_cl
         ids = templates.conversation_ids(tokenizer, prompt_messages(prompt, row["speech"]))
         assert row["prompt_ids"] == ids == list(groups[row["speech_id"]].prompt.token_ids)
         assert len(groups[row["speech_id"]].responses) == 3
+    stored = {row["speech_id"]: row["speech"] for row in run.table("iteration-001/contexts.parquet")}
+    assert stored == {row["speech_id"]: row["speech"] for row in branch}
     facts = run.dialogues.facts()["dialogues"]
     assert [(turn["turn"], turn["dialogues"], turn["left"]) for turn in facts["turns"]] == [(1, 6, 0), (2, 18, 0)]
     assert facts["turns"][0]["reward"] is None, "nothing ranks the turns before the branch"
