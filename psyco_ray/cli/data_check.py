@@ -108,10 +108,11 @@ def _sampled(found: Check) -> Iterator[str]:
     low, middle, high = (lengths[int(share * (texts - 1))] for share in (0.05, 0.5, 0.95))
     bounds = Collect()
     within = sum(bounds.min_chars <= length <= bounds.max_chars for length in lengths)
-    yield (
-        f"lengths: half below {middle:,} characters, nine in ten from {low:,} to {high:,}; {_share(within, texts)} "
-        f"have {bounds.min_chars} to {bounds.max_chars:,} (min_chars, max_chars)"
-    )
+    if found.reading.conversations == "contexts":
+        limits = "all that the client says in a row counts"
+    else:
+        limits = f"{_share(within, texts)} have {bounds.min_chars} to {bounds.max_chars:,} (min_chars, max_chars)"
+    yield f"lengths: half below {middle:,} characters, nine in ten from {low:,} to {high:,}; {limits}"
     yield f"languages: {_shares(found.languages(), texts)}"
     if near := found.near():
         yield f"duplicates: {near:,} repeat another one of these, exactly or nearly"

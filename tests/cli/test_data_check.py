@@ -80,6 +80,7 @@ def test_conversations_are_counted_and_read_as_the_options_say(tmp_path, capsys)
     assert main(["data", "check", path, "--column", "utterance_text", *options]) == 0
     text = capsys.readouterr().out
     assert "\n  5 conversations with 15 contexts\n" in text
+    assert "; all that the client says in a row counts\n" in text
     source, overrides = text.splitlines()[-2:]
     job = job_file.parse(DataJob, yaml.safe_load(source), "test")
     assert (job.sources[0].dialogue, job.sources[0].conversations) == ("transcript_id", "contexts")
