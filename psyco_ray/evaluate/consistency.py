@@ -163,7 +163,7 @@ class Consistency:
             InputError: the prompts file lacks the entry or its placeholder.
         """
         self._keys = [*dialogues]
-        prompt = PromptsFile(setup.prompts).entry(ENTRY, DIALOGUE)
+        prompt = load_prompt(setup.prompts)
         rows = [
             {"key": key, "speech_id": speech_id(transcript), "dialogue": transcript}
             for key, transcript in dialogues.items()
@@ -189,6 +189,15 @@ class Consistency:
             share = count / len(found) if found else None
             shares[what] = {"share": share, "wilson95": list(stats.wilson(count, len(found)))}
         return shares
+
+
+def load_prompt(file: str) -> dict[str, Any]:
+    """The entry that asks about a dialogue.
+
+    Raises:
+        InputError: it or its placeholder is missing.
+    """
+    return PromptsFile(file).entry(ENTRY, DIALOGUE)
 
 
 def answer_schema(rationale_chars: int | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Variant
 from psyco_ray.config.prompts import SPEECH, PromptsFile
 from psyco_ray.data.respond import ResponseTask
-from psyco_ray.evaluate import answers, checkpoints, dialogue_matchups, dialogues, matchups
+from psyco_ray.evaluate import answers, checkpoints, consistency, dialogue_matchups, dialogues, matchups
 from psyco_ray.evaluate.consistency import Consistency
 from psyco_ray.evaluate.dialogue_matchups import DialogueMatchup, Side
 from psyco_ray.evaluate.matchups import Matchup
@@ -135,6 +135,8 @@ class PolicyEvaluation:
         self._clients: dialogues.Clients | None = None
         if job.simulate is not None:
             load_judge_prompt(job.prompts.file, entry=DIALOGUES)
+            if job.simulate.consistency:
+                consistency.load_prompt(job.prompts.file)
             self._clients = dialogues.Clients(job, directory.root, self._outgoing, progress)
             role = fit.Role.from_config("client", job.simulate.client.rollouts)
             if job.simulate.client.model is not None:

@@ -381,7 +381,7 @@ def test_the_page_shows_dialogues_side_by_side(results, met, tmp_path):
 def test_a_policy_and_its_opponent_talk_with_the_same_clients(local_ray, tmp_path, url, tiny_model):
     """A real engine, an opponent and clients behind a real server, and a judge; a second command asks nothing."""
     speeches = tmp_path / "speeches.jsonl"
-    texts = [row["question"] for row in SAMPLE[:2]]
+    texts = [SAMPLE[0]["question"], Context((SAMPLE[1]["question"], "Since when?", "Since May.")).text]
     speeches.write_text("".join(json.dumps({"question": text, "split": "dev"}) + "\n" for text in texts))
     priced = {"price_in": 1.0, "price_out": 2.0}
     job_settings = settings(
@@ -412,9 +412,9 @@ def test_a_policy_and_its_opponent_talk_with_the_same_clients(local_ray, tmp_pat
     results = run()
     found = results["dialogues"]
     assert (found["openings"], found["turns"], found["client"]) == (2, 2, "client")
-    assert len(list((tmp_path / "run" / "answers" / "tiny" / "free").iterdir())) == 2, (
-        "first turns are the free answers"
-    )
+    assert results["conversations"] == 2
+    free = results["policies"][0]["variants"]["free"]
+    assert {title: of["overall"]["speeches"] for title, of in free["turns"].items()} == {"1": 1, "2": 1}
     [mine] = found["policies"]
     assert [mine["at_turn"][turn]["speeches"] for turn in ("1", "2")] == [2, 2]
     assert mine["whole"]["rate"] == mine["at_turn"]["2"]["rate"], "all dialogues reach the last turn"

@@ -140,6 +140,21 @@ def test_a_run_that_chose_its_base_model_is_refused_before_anything_is_answered(
     assert not (tmp_path / "run" / "answers").exists()
 
 
+def test_entries_that_dialogues_need_are_missed_before_anything_is_answered(tmp_path, tiny_model):
+    opponent = {"name": "talker", "endpoint": local("http://127.0.0.1:1", "talker")}
+    client = {"endpoint": local("http://127.0.0.1:1", "client")}
+    policies = [{"name": "tiny", "model": str(tiny_model)}]
+    for entry in ("judge-dialogue", "consistency", "client", "profiles"):
+        texts = yaml.safe_load(PACKAGED.read_text())
+        del texts[entry]
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(texts))
+        simulate = {"client": client, "consistency": True}
+        job_settings = settings(tmp_path / "run", opponent=opponent, policies=policies, simulate=simulate)
+        with pytest.raises(InputError, match=entry):
+            run(job_settings | {"prompts": {"file": str(tmp_path / "mine.yaml")}})
+        assert not (tmp_path / "run" / "questions").exists()
+
+
 @pytest.mark.slow
 def test_policies_meet_their_opponent_and_nothing_is_done_twice(local_ray, tmp_path, url, tiny_model, responses):
     """The policies are the checkpoints of a run that learned nothing, so they share answers and verdicts."""
