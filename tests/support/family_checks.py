@@ -101,14 +101,23 @@ def engine_logprob(actor: Any) -> float:
 
 
 def synced_logprob(actor: Any, path: Path) -> float:
-    """Send a model's weights, as a learner does, to an engine of the same family; returns the engine's probe."""
+    """Send a model's weights, as a learner does, to an engine of the same family; returns the engine's probe.
+
+    Other weights go first: a model's first reload is watched, and those after it fill embeddings in place.
+    """
     model = load(path)
-    tensors = WeightFiles(model, path).converted(persistent_tensors(model))
-    bucket = {name: as_array(tensor.detach()) for name, tensor in tensors}
-    size = sum(array.nbytes for array, _ in bucket.values())
-    weights = Weights(1, digest([bucket]), (ray.put(bucket),), size)
     probe = PreferencePair("probe", tuple(PROMPT), tuple(RESPONSE), tuple(RESPONSE[::-1]))
-    return ray.get(actor.load_weights.remote(weights, probe), timeout=120).logprobs[0]
+
+    def send(version: int, factor: float) -> float:
+        tensors = WeightFiles(model, path).converted(persistent_tensors(model))
+        scaled = ((name, tensor * factor if tensor.is_floating_point() else tensor) for name, tensor in tensors)
+        bucket = {name: as_array(tensor.detach()) for name, tensor in scaled}
+        size = sum(array.nbytes for array, _ in bucket.values())
+        weights = Weights(version, digest([bucket]), (ray.put(bucket),), size)
+        return ray.get(actor.load_weights.remote(weights, probe), timeout=120).logprobs[0]
+
+    send(0, 1.1)
+    return send(1, 1.0)
 
 
 def unstopped(actor: Any, path: Path, version: int) -> str:
