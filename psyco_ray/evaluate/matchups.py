@@ -129,10 +129,10 @@ def results(
 
 
 def conversations(answered: Sequence[Row]) -> list[str] | None:
-    """The conversation of each context, by the client's first turn; None if all contexts are single speeches."""
+    """The conversation of each context; None if all contexts are single speeches."""
     if not any(Context.of(row["speech"]).is_conversation for row in answered):
         return None
-    return [row["opening"] for row in answered]
+    return [row["conversation"] for row in answered]
 
 
 def _mcnemar(

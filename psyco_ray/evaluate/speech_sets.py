@@ -12,7 +12,7 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Speeches
 from psyco_ray.data import speakers, topics
-from psyco_ray.data.client_rows import COLUMNS, ClientFile, Keys, by_count
+from psyco_ray.data.client_rows import COLUMNS, ClientFile, ClientRow, Keys, by_count
 from psyco_ray.data.speakers import UnknownSpeakerError
 from psyco_ray.data.splits import fold, speech_id, split_of
 from psyco_ray.data.turns import dialogue_of
@@ -23,6 +23,7 @@ from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
 from psyco_ray.screening import crisis
 
+_PLACE = ("dialogue", "turn")  # columns of a dataset with conversations
 _SPEECH_COLUMNS = ("question", "speech", "text")
 
 _log = logging.getLogger(__name__)
@@ -40,10 +41,9 @@ def check(job: PolicyEvaluationJob) -> None:
 
 
 def load_speeches(settings: Speeches, seed: int) -> list[Row]:
-    """The speeches of an evaluation, ordered by id: `speech_id`, `speech`, `opening`, `turn`, `topic` and `crisis`.
+    """The speeches of an evaluation, ordered by id: `speech_id`, `speech`, those of `_place`, `topic` and `crisis`.
 
-    `opening` is the client's first turn in the conversation, and `turn` the number of the one that is answered; a
-    context with a limit may leave turns out. `topic` is the coarse one, or None. `crisis` tells whether the speech
+    `topic` is the coarse one, or None. `crisis` tells whether the speech
     shows signs of a crisis: by the column of that name, else by `crisis.signs`; None: the screen cannot read its
     language.
 
@@ -60,7 +60,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
     speeches: dict[str, Row] = {}
     seen: set[str] = set()  # a file of pairs repeats its speeches
     splits, left_out = Counter[str](), Counter[str]()
-    for row in file.rows(["crisis"]):
+    for row in file.rows(["crisis", *_PLACE]):
         if row.text is None:
             left_out["outside speeches.where" if row.skipped else row.problem or f"with an empty {file.column}"] += 1
             continue
@@ -77,8 +77,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
             speeches[key] = {
                 "speech_id": key,
                 "speech": row.text,
-                "opening": row.opening or Context.of(row.text).opening,
-                "turn": row.turn or Context.of(row.text).turn,
+                **_place(row, row.text),
                 "topic": coarse.get(row.topic, row.topic) if row.topic else None,
                 "crisis": _has_signs(row.more["crisis"], row.text, f"{source}: row {row.number}"),
             }
@@ -181,6 +180,22 @@ def _asked(cell: Any, conversations: bool) -> str:
 def _context(said: Iterable[tuple[str, str]]) -> str:
     dialogue = dialogue_of((role, text_of(words)) for role, words in said)
     return "" if dialogue is None else dialogue.text
+
+
+def _place(row: ClientRow, text: str) -> Row:
+    """Where a context is in its conversation, of which a limit may have left the beginning out.
+
+    Returns:
+        `opening`: the client's first turn; in a dataset that does not have it, the context's first one. `conversation`:
+        what tells the conversation from others. `turn`: the number of the client's turn that is answered.
+    """
+    context = Context.of(text)
+    opening, turn = row.opening or context.opening, row.turn or context.turn
+    conversation = opening
+    if row.opening is None and all(row.more[column] is not None for column in _PLACE):  # as `data build` writes them
+        conversation = str(row.more["dialogue"])
+        turn = row.more["turn"] if isinstance(row.more["turn"], int) and context.is_conversation else turn
+    return {"opening": opening, "conversation": conversation, "turn": turn}
 
 
 def _has_signs(signs: Any, text: str, where: str) -> bool | None:

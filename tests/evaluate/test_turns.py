@@ -176,3 +176,12 @@ def test_a_context_that_begins_later_belongs_to_its_conversation(tmp_path):
     assert sorted((row["turn"], Context.of(row["speech"]).turn) for row in rows) == [(1, 1), (2, 2), (3, 2), (4, 2)]
     assert {row["opening"] for row in rows} == {dialogue(0, 1).opening}
     assert len(set(matchups.conversations(rows))) == 1
+    cut = [dialogue(0, 1), Context(dialogue(0, 3).turns[2:]), Context(dialogue(0, 4).turns[2:])]
+    built = [
+        {"speech": c.text, "dialogue": "3f", "turn": turn, "split": "dev"}
+        for c, turn in zip(cut, (1, 3, 4), strict=True)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in built))
+    rows = load(file=str(file))
+    assert sorted(row["turn"] for row in rows) == [1, 3, 4]
+    assert len(set(matchups.conversations(rows))) == 1, "by the columns of a dataset"

@@ -21,6 +21,7 @@ def context_rows(lengths: list[int]) -> list[dict]:
             "speech_id": speech_id(text),
             "speech": text,
             "opening": dialogue(number, 1).opening,
+            "conversation": str(number),
             "turn": turn,
             "topic": "Social Issues" if number % 2 else None,
             "crisis": False,
