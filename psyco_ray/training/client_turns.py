@@ -19,7 +19,7 @@ from psyco_ray.simulate import clients, replies
 from psyco_ray.simulate.clients import Reply
 from psyco_ray.simulate.profiles import ProfileLists
 from psyco_ray.training import inputs
-from psyco_ray.training.dialogue import Dialogue, PromptRows
+from psyco_ray.training.dialogue import Dialogue, PromptRows, check_room
 from psyco_ray.training.pipeline import Sampling, SamplingPipeline, SamplingStage
 from psyco_ray.training.quarantine import Quarantine
 
@@ -83,6 +83,7 @@ class ClientTurns:
 
         Raises:
             BudgetExceededError, UnavailableError, InputError: the client's API stops.
+            InputError: most prompts are too long for the client's engines.
         """
         began = time.time()
         by_key = {dialogue.key: dialogue for dialogue in dialogues}
@@ -109,6 +110,7 @@ class ClientTurns:
         for group in self._telemetry.track(self._pipeline.groups(work), f"{name}: replies", len(by_key)):
             [response] = group.responses
             found[group.prompt.speech_id] = clients.reply_of(response.text, response.finished)
+        check_room(name, [*by_key.values()], "raise simulate.client.rollouts.max_model_len")
         return found, self._ledger.quarantined(name)
 
     def _from_api(self, name: str, turn: int, by_key: dict[str, Dialogue]) -> tuple[dict[str, Reply], dict[str, str]]:

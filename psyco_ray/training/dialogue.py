@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from psyco_ray.config.contexts import Context
+from psyco_ray.config.errors import InputError
 from psyco_ray.run.schemas import DIALOGUES
 from psyco_ray.run.types import Group, Row
 from psyco_ray.simulate.clients import Reply
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,12 @@ class Dialogue:
         return not self.left and self.failed is None
 
 
+NO_ROOM = "its last turn does not fit the context length"
+"""Why a dialogue is given up whose prompt is too long without its older turns."""
+
+_MOST_WITHOUT_ROOM = 0.5  # of a stage's dialogues
+
+
 class PromptRows:
     """Dialogues as rows of the SPEECHES table. Their prompts are rendered when an item is formed.
 
@@ -114,9 +124,32 @@ class PromptRows:
     def __iter__(self) -> Iterator[Row]:
         for dialogue in self._dialogues:
             if (prompt_ids := self._prompt_of(dialogue)) is None:
-                dialogue.failed = "its last turn does not fit the context length"
+                dialogue.failed = NO_ROOM
             else:
                 yield {"speech_id": dialogue.key, "speech": dialogue.context.text, "prompt_ids": prompt_ids}
+
+
+def check_room(name: str, dialogues: Sequence[Dialogue], way_out: str) -> None:
+    """Say how many dialogues of a stage have been given up because their prompts are too long.
+
+    Args:
+        name: of the stage.
+        dialogues: whose next turn the stage has asked for.
+        way_out: the setting to change.
+
+    Raises:
+        InputError: more than half of them, so that what is left says little.
+    """
+    given_up = sum(dialogue.failed == NO_ROOM for dialogue in dialogues)
+    if not given_up:
+        return
+    sentence = (
+        f"{name}: {given_up} of {len(dialogues)} dialogues are given up, because the prompt with their last turn alone "
+        f"is too long; {way_out}"
+    )
+    if given_up > _MOST_WITHOUT_ROOM * len(dialogues):
+        raise InputError(sentence)
+    _log.warning(sentence)
 
 
 def branches(before: Dialogue, group: Group) -> list[Dialogue]:

@@ -28,8 +28,10 @@ from psyco_ray.run.schemas import CONTEXTS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, Row, Rows
 from psyco_ray.training.client_turns import ClientTurns
-from psyco_ray.training.dialogue import Answer, Dialogue, PromptRows, branches, table_of
+from psyco_ray.training.dialogue import Answer, Dialogue, PromptRows, branches, check_room, table_of
 from psyco_ray.training.pipeline import Sampling, SamplingPipeline, SamplingStage
+
+_LONGER = "raise rollouts.max_model_len, or lower sampling.max_tokens"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Dialogues:
         self._clients = ClientTurns(job, ledger, telemetry, pipeline)
         self._prompt = load_prompt(job.prompts)
         self._before: list[Dialogue] = []  # of the last iteration, up to the branch
+        self._unasked: list[Dialogue] = []  # those without room for the prompt there
         self._after: list[Dialogue] = []  # and from there on, with scores
 
     def samples(self, iteration: int, rows: Rows, version: int) -> tuple[Rows, Iterator[Group]]:
@@ -100,7 +103,7 @@ class Dialogues:
         sampling = self._job.sampling
         one = Sampling(version, 1, sampling.temperature, sampling.top_p, sampling.max_tokens)
         course = _Course("", iteration, "", iteration, one, scored_by=())
-        self._before, self._after = _begun(rows), []
+        self._before, self._unasked, self._after = _begun(rows), [], []
         for turn in range(1, self._settings.branch_turn):
             self._answer(course, turn, self._before)
             self._clients.ask(course.name(f"client-{turn}"), turn, _waiting(self._before))
@@ -109,6 +112,8 @@ class Dialogues:
         else:
             at = [_before_branch(dialogue) for dialogue in self._before if dialogue.failed is None]
             branch = list(PromptRows(at, self._prompt_ids))
+            self._unasked = [dialogue for dialogue in at if dialogue.failed is not None]
+            check_room(course.name("samples"), at, _LONGER)
             self._ledger.write_table(course.name("contexts.parquet"), pa.Table.from_pylist(branch, schema=CONTEXTS))
         groups = self._pipeline.samples(iteration, branch, version)
         return branch, self._ranked(replace(course, scored_by=("reward",)), at, groups)
@@ -130,7 +135,7 @@ class Dialogues:
                 if answer.scores:
                     answered.setdefault(turn, []).append((dialogue, answer))
         turns = [_turn_facts(turn, said) for turn, said in sorted(answered.items())]
-        given_up = {d.key: d.failed for d in [*self._before, *self._after] if d.failed is not None}
+        given_up = {d.key: d.failed for d in [*self._before, *self._unasked, *self._after] if d.failed is not None}
         return {"dialogues": {**self._clients.described, "turns": turns, "given_up": given_up}}
 
     def heldout(self, iteration: int, rows: Rows, groups: Mapping[str, Group], version: int) -> list[Dialogue]:
@@ -203,6 +208,7 @@ class Dialogues:
         for key, reason in self._ledger.quarantined(work.name).items():
             if key in waiting:
                 waiting[key].failed = reason
+        check_room(work.name, [*waiting.values()], _LONGER)
 
     def _prompt_ids(self, dialogue: Dialogue) -> list[int] | None:
         job = self._job

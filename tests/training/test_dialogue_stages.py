@@ -1,5 +1,6 @@
 """Dialogues with simulated clients: contexts, ranking, drop-out, faults, and runs that are stopped and go on."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from support.dialogue_pools import SPEECHES, Engines, Scorers, StoppedError, dialogues, job, rows
 
 from psyco_ray.config.contexts import Context
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.training import Job
 from psyco_ray.data.speeches import shared_tokenizer
 from psyco_ray.data.splits import speech_id
 from psyco_ray.models import templates
@@ -251,3 +254,43 @@ def test_a_dialogue_beyond_the_context_length_loses_its_oldest_exchanges(tmp_pat
     shown = shared_tokenizer(settings.model, ()).decode(list(policy.asked[-1].token_ids))
     assert "since the move" not in shown
     assert shown.count("Well") in (1, 2)
+
+
+def squeezed(path: Path, model: Path, who: str, length: int) -> Job:
+    """A job in which the prompts of who speaks may have this length."""
+    settings = job(path, model, turns=2, rank="dialogue")
+    if who == "policy":
+        return settings.model_copy(update={"rollouts": settings.rollouts.model_copy(update={"max_model_len": length})})
+    client = settings.simulate.client
+    rollouts = client.rollouts.model_copy(update={"max_model_len": length})
+    client = client.model_copy(update={"rollouts": rollouts})
+    return settings.model_copy(update={"simulate": settings.simulate.model_copy(update={"client": client})})
+
+
+@pytest.mark.parametrize("who", ["client", "policy"])
+def test_a_stage_in_which_most_dialogues_have_no_room_ends_with_the_way_out(tmp_path, tiny_model, who: str) -> None:
+    words = " ".join(["and so on"] * 60)
+    client = Engines("", lambda prompt, _: f"Well {prompt.seed} {words}.")
+    settings = squeezed(tmp_path, tiny_model, who, length=150)
+    stage, key = {
+        "client": ("client-1", "simulate.client.rollouts.max_model_len"),
+        "policy": ("turn-2", "rollouts.max_model_len"),
+    }[who]
+    with contextlib.closing(Ledger(settings, False)) as ledger:
+        made, _ = dialogues(settings, ledger, Engines("I hear"), client)
+        _, groups = made.samples(1, rows(settings), 0)
+        with pytest.raises(InputError, match=f"iteration-001/{stage}: 18 of 18 dialogues .* raise {key}"):
+            list(groups)
+
+
+def test_few_dialogues_without_room_are_given_up_with_a_warning(tmp_path, tiny_model, caplog) -> None:
+    long = speech_id(SPEECHES[0])
+    words = " ".join(["and so on"] * 60)
+    client = Engines("", lambda prompt, _: words if prompt.speech_id.startswith(long) else "I see.")
+    settings = squeezed(tmp_path, tiny_model, "policy", length=150)
+    with contextlib.closing(Ledger(settings, False)) as ledger:
+        made, _ = dialogues(settings, ledger, Engines("I hear"), client)
+        _, groups = made.samples(1, rows(settings), 0)
+        assert {group.prompt.speech_id for group in groups} == {speech_id(text) for text in SPEECHES[1:]}
+    assert "iteration-001/turn-2: 3 of 18 dialogues are given up" in caplog.text
+    assert made.facts()["dialogues"]["given_up"].keys() == {f"{long}:{index}" for index in range(3)}
