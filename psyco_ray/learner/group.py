@@ -166,7 +166,6 @@ class LearnerGroup:
         version: int,
         workers: int,
         settings: Sync,
-        probe: PreferencePair | None = None,
     ) -> SentWeights:
         """Send the current weights to rollout actors in chunks, and store them for those that miss any.
 
@@ -178,18 +177,15 @@ class LearnerGroup:
             version: of the weights.
             workers: of each actor's engine.
             settings: deadline and size of a chunk.
-            probe: a pair whose values are computed while the actors load; None: no values.
 
         Raises:
-            NonFiniteError: a weight, or a value of the probe.
+            NonFiniteError: a weight is not finite.
             WeightSendError: no actor received the weights.
         """
         chunk_bytes, deadline_s = settings.bucket_mb * 2**20, settings.deadline_s
         arguments = transport, actors, version, workers, chunk_bytes, 0.9 * deadline_s
-        probes = [] if probe is None else [probe]
-        shards = self._group.plan_values(probes)
         try:
-            sent = self._group.run_sharded(LearnerWorker.send, "sending weights", deadline_s, shards, *arguments)
+            sent = self._group.run(LearnerWorker.send, "sending weights", deadline_s, *arguments)
         except NonFiniteError:
             raise
         except (WorkerGroupFailedError, RayTaskError) as error:
@@ -199,15 +195,14 @@ class LearnerGroup:
             self._group.shutdown()  # the other workers still wait in the transfer
             self._failure = failure  # restarted when needed: until then engines may have the weights on shared GPUs
             raise WeightSendError(str(failure)) from error
-        digest, size, failures, stored, _ = sent[0]
+        digest, size, failures, stored = sent[0]
         if len(failures) == len(actors):
             raise WeightSendError(f"no rollout actor received the weights, {failures[0]}")
         for actor, reason in failures.items():
             _log.warning("rollout actor %d of %d did not receive the weights, %s", actor, len(actors), reason)
         if stored is None:
             stored, *_ = [worker.export.remote(chunk_bytes) for worker in self.workers]
-        values = self._finite(probes, values_of(shards, [part[-1] for part in sent]))
-        return SentWeights(version, digest, size, stored, *values)
+        return SentWeights(version, digest, size, stored)
 
     def save_model(self, target: str | Path) -> None:
         """Write a model directory that transformers and vLLM load, to a path on rank 0's node or a URI."""

@@ -109,8 +109,7 @@ class Receivers:
                     raise TransferError(f"rollout actor {index} failed, {self.failures[index]}") from error
 
 
-@contextlib.contextmanager
-def sending(
+def send(
     transport: str,
     parameters: Parameters,
     sizes: Sequence[int],
@@ -119,10 +118,8 @@ def sending(
     rank: int,
     workers: int,
     chunk_bytes: int,
-) -> Iterator[list[ray.ObjectRef]]:
-    """Send all parameters to the receivers, which load the last ones while the body runs, and finish the update.
-
-    Every rank enters it and runs the body, whatever becomes of the receivers.
+) -> list[ray.ObjectRef]:
+    """Send all parameters to the receivers and finish the update. Every rank calls it, whatever becomes of them.
 
     Args:
         transport: nccl, ipc, gloo, shared_memory or object_store.
@@ -135,7 +132,7 @@ def sending(
         workers: of each actor's engine.
         chunk_bytes: size of a chunk; a larger parameter is a chunk by itself.
 
-    Yields:
+    Returns:
         On rank 0: references to the chunks in the object store, if the transport is that.
     """
     stored: list[ray.ObjectRef] = []
@@ -150,11 +147,11 @@ def sending(
                 _store(parameters, receivers, min(chunk_bytes, STORED_BYTES), stored)
         for _ in parameters:  # the other ranks gather what is left
             pass
-        yield stored
         with _left_out(receivers):
             if not rank:
                 receivers.begin("finish_update", version)
                 receivers.end()
+    return stored
 
 
 @contextlib.contextmanager

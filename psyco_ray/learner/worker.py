@@ -190,18 +190,16 @@ class LearnerWorker:
 
     def send(
         self,
-        probe: list[MicroBatch],
         transport: str,
         actors: list[Any],
         version: int,
         workers: int,
         chunk_bytes: int,
         deadline_s: float,
-    ) -> tuple[str, int, dict[int, str], ray.ObjectRef | None, list[tuple[float, float]]]:
+    ) -> tuple[str, int, dict[int, str], ray.ObjectRef | None]:
         """Send the weights, in the compute dtype, to rollout actors in chunks.
 
         Args:
-            probe: pairs whose values this rank computes while the actors load the last chunks; of all ranks or none.
             transport: nccl, ipc, gloo, shared_memory or object_store.
             actors: receiving rollout actors; one that fails is left out.
             version: of the weights.
@@ -211,8 +209,7 @@ class LearnerWorker:
 
         Returns:
             On rank 0: digest of the weights, their bytes, the reason of each failure by the actor's index, and a
-            reference to what `export` returns, if the weights went through the object store. On every rank: the
-            values of its probe.
+            reference to what `export` returns, if the weights went through the object store.
         """
         from psyco_ray.learner import lora, weight_sender
         from psyco_ray.models import weight_chunks
@@ -232,10 +229,9 @@ class LearnerWorker:
                 parameters = ((name, tensor.cpu()) for name, tensor in parameters)
             parameters = weight_sender.summed(parameters, checksum)
         where = receivers, version, self.rank, workers, chunk_bytes
-        with weight_sender.sending(transport, parameters, sizes, *where) as refs:
-            values = self.evaluate(probe) if probe else []
+        refs = weight_sender.send(transport, parameters, sizes, *where)
         digest, size = checksum.digest(), checksum.bytes
-        return digest, size, receivers.failures, ray.put((refs, digest, size, None)) if refs else None, values
+        return digest, size, receivers.failures, ray.put((refs, digest, size, None)) if refs else None
 
     def keep_on_gpu(self, kept: OnGpu) -> None:
         """Move what is not kept to the host, or everything back; see `LearnerCheckpoint`."""

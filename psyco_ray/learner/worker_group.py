@@ -117,9 +117,7 @@ class WorkerGroup:
         return plan_step(batch, len(self.workers), self._spec.settings.micro_batch_tokens, self._computed)
 
     def plan_values(self, examples: Sequence[PreferencePair]) -> list[list[MicroBatch]]:
-        """Shard examples over the workers for `values_of`; where there are any, every worker has one."""
-        if not examples:
-            return [[] for _ in self.workers]
+        """Shard examples over the workers for `values_of`; every worker has one."""
         # ZeRO-3 workers gather parameters together, so every worker needs a pair
         padded = [*examples, *[examples[-1]] * (len(self.workers) - len(examples))]
         return self.plan([replace(example, key=f"{i:09d}") for i, example in enumerate(padded)])

@@ -150,7 +150,6 @@ class SentWeights:
     digest: str  # by `WeightChecksum`
     bytes: int
     stored: Any  # for other actors: reference to references, digest and size of the same weights in Ray's object store
-    values: tuple[float, float] | None = None  # of a probe on the learner, if it computed them meanwhile
 
 
 @dataclass(frozen=True)

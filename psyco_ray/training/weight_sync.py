@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from psyco_ray.rollout.actor import RolloutActor
-from psyco_ray.run.types import SentWeights
 
 if TYPE_CHECKING:
     from psyco_ray.config.resources import Sync, Transport
     from psyco_ray.learner.group import LearnerGroup
     from psyco_ray.pool.actor_pool import ActorPool
-    from psyco_ray.run.types import PreferencePair, Weights, WeightUpdateAck
+    from psyco_ray.run.types import PreferencePair, SentWeights, Weights, WeightUpdateAck
     from psyco_ray.training.colocation import ColocationManager
 
 
@@ -74,7 +73,7 @@ def push_weights(
         transport: of the job.
         workers: of each actor's engine.
         colocation: of actors and ranks that share GPUs, with the learner on them; None: they share none, and the
-            learner computes the probe's log-probabilities while the actors load.
+            learner computes the probe's log-probabilities while the actors do.
 
     Raises:
         TimeoutError: no actor finished before the deadline.
@@ -84,8 +83,8 @@ def push_weights(
     with ThreadPoolExecutor(1, "probe") as background:
         send = functools.partial(_send_or_export, learner, rollouts, version, settings, transport, workers)
         if colocation is None:
-            weights = send(None, probe)
-            expected = background.submit(_values, learner, probe, weights)
+            weights = send(None)
+            expected = background.submit(_values, learner, probe)
         else:
             expected = background.submit(_values, learner, probe)
             expected.result()
@@ -124,9 +123,7 @@ def _part(pair: PreferencePair) -> PreferencePair:
     )
 
 
-def _values(learner: LearnerGroup, probe: PreferencePair, weights: Weights | SentWeights | None = None) -> Values:
-    if isinstance(weights, SentWeights) and weights.values is not None:
-        return weights.values
+def _values(learner: LearnerGroup, probe: PreferencePair) -> Values:
     [values] = learner.evaluate_pairs([probe])
     return values
 
@@ -163,15 +160,14 @@ def _send_or_export(
     transport: Transport,
     workers: int,
     colocation: ColocationManager | None,
-    probe: PreferencePair | None = None,
 ) -> Weights | SentWeights:
-    """The weights as sent to idle actors, with the values of a probe, and stored for the others; or only stored."""
+    """The weights as sent to idle actors and stored for the others; or only stored."""
     from psyco_ray.learner.recovery import WeightSendError
 
     in_chunks = transport != "object_store" or (colocation is None and not settings.deltas)
     if idle := rollouts.idle if in_chunks else []:
         try:
-            return learner.send(transport, idle, version, workers, settings, probe)
+            return learner.send(transport, idle, version, workers, settings)
         except WeightSendError as error:
             _log.warning(f"{error}; the weights of version {version} go through the object store")
             if colocation is not None:

@@ -147,8 +147,7 @@ def send(actor, transport: str, version: int, tensors: dict[str, torch.Tensor]) 
     receivers, checksum = Receivers([actor], 60, together=transport == "gloo"), WeightChecksum()
     sizes = [tensor.nbytes for tensor in tensors.values()]
     weights = summed(iter(tensors.items()), checksum)
-    with weight_sender.sending(transport, weights, sizes, receivers, version, 0, 1, 2**20):
-        pass
+    weight_sender.send(transport, weights, sizes, receivers, version, 0, 1, 2**20)
     return SentWeights(version, checksum.digest(), sum(sizes), None), receivers.failures
 
 
