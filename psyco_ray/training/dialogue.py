@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -66,6 +66,15 @@ class Dialogue:
     def waits_for_policy(self) -> bool:
         """Whether a response follows."""
         return self._goes_on and len(self.answers) == len(self.replies)
+
+    @property
+    def rewards(self) -> dict[int, float]:
+        """The rewards that rank it, by turn of the policy; turns that were not scored are left out."""
+        return {
+            turn: answer.scores["reward"]
+            for turn, answer in enumerate(self.answers, start=1)
+            if "reward" in answer.scores
+        }
 
     @property
     def response(self) -> str:
@@ -150,6 +159,43 @@ def check_room(name: str, dialogues: Sequence[Dialogue], way_out: str) -> None:
     if given_up > _MOST_WITHOUT_ROOM * len(dialogues):
         raise InputError(sentence)
     _log.warning(sentence)
+
+
+def mean_rewards(dialogues: Iterable[Dialogue]) -> dict[int, float]:
+    """The mean reward at each turn of the policy, over the dialogues that were scored there."""
+    rewards: dict[int, list[float]] = {}
+    for dialogue in dialogues:
+        for turn, reward in dialogue.rewards.items():
+            rewards.setdefault(turn, []).append(reward)
+    return {turn: sum(found) / len(found) for turn, found in rewards.items()}
+
+
+def values_of(
+    dialogues: Sequence[Dialogue], reduce: Literal["mean", "last"], means: Mapping[int, float]
+) -> tuple[float, ...]:
+    """What ranks the dialogues of a group: the mean of their rewards, or the last one.
+
+    Rewards of later turns differ from those of earlier ones. A dialogue that ends before others of its group gets, for
+    each turn that it lacks, the mean of that turn, as far above or below as its own turns are. So ending a dialogue
+    neither raises nor lowers the rank by itself.
+
+    Args:
+        dialogues: from the responses of one group on.
+        reduce: as `simulate.reduce`.
+        means: of `mean_rewards`, over all groups.
+    """
+    longest = max(turn for dialogue in dialogues for turn in dialogue.rewards)
+
+    def value(rewards: Mapping[int, float]) -> float:
+        has = [*rewards] if reduce == "mean" else [max(rewards)]
+        of_all = [*range(min(rewards), longest + 1)] if reduce == "mean" else [longest]
+        own = sum(rewards[turn] for turn in has) / len(has)
+        if has == of_all:
+            return own
+        expected, wanted = (sum(means[turn] for turn in turns) / len(turns) for turns in (has, of_all))
+        return own - expected + wanted
+
+    return tuple(value(dialogue.rewards) for dialogue in dialogues)
 
 
 def branches(before: Dialogue, group: Group) -> list[Dialogue]:

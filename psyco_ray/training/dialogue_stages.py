@@ -28,7 +28,16 @@ from psyco_ray.run.schemas import CONTEXTS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, Row, Rows
 from psyco_ray.training.client_turns import ClientTurns
-from psyco_ray.training.dialogue import Answer, Dialogue, PromptRows, branches, check_room, table_of
+from psyco_ray.training.dialogue import (
+    Answer,
+    Dialogue,
+    PromptRows,
+    branches,
+    check_room,
+    mean_rewards,
+    table_of,
+    values_of,
+)
 from psyco_ray.training.pipeline import Sampling, SamplingPipeline, SamplingStage
 
 _LONGER = "raise rollouts.max_model_len, or lower sampling.max_tokens"
@@ -176,15 +185,11 @@ class Dialogues:
         self._after = [dialogue for dialogues in of_speech.values() for dialogue in dialogues]
         self._go_on(course, self._after, first=self._settings.branch_turn)
         self._write(course, self._after)
+        means = mean_rewards(self._after)
         for key, dialogues in of_speech.items():
             if all(dialogue.failed is None for dialogue in dialogues):  # else they are not compared on equal terms
-                rewards = tuple(self._value(dialogue) for dialogue in dialogues)
+                rewards = values_of(dialogues, self._settings.reduce, means)
                 yield replace(sampled[key], scores={**sampled[key].scores, "reward": rewards})
-
-    def _value(self, dialogue: Dialogue) -> float:
-        """The reward of a dialogue from the branch on, over the turns that it has."""
-        rewards = [answer.scores["reward"] for answer in dialogue.answers if answer.scores]
-        return rewards[-1] if self._settings.reduce == "last" else sum(rewards) / len(rewards)
 
     def _go_on(self, course: _Course, dialogues: Sequence[Dialogue], first: int) -> None:
         """Continue dialogues from the response of turn `first` to that of the last turn."""

@@ -1,7 +1,7 @@
 """Dialogues with simulated clients: contexts, ranking, drop-out, faults, and runs that are stopped and go on."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -119,7 +119,7 @@ def leaving(prompt: Prompt, number: int) -> str:
     return "I have to go. [END]" if prompt.seed % 3 == 0 else f"Client: I see {prompt.seed}."
 
 
-def test_a_dialogue_that_its_client_ends_counts_with_the_turns_it_has(tmp_path, tiny_model) -> None:
+def test_a_dialogue_that_its_client_ends_has_the_turns_before(tmp_path, tiny_model) -> None:
     run = Run(tmp_path, tiny_model, client=Engines("", leaving), turns=3, rank="dialogue")
     _, groups = run.samples()
     left = {}
@@ -129,12 +129,39 @@ def test_a_dialogue_that_its_client_ends_counts_with_the_turns_it_has(tmp_path, 
             turns = len(row["responses"])
             assert row["left"] == (turns < 3)
             assert len(row["replies"]) == min(turns, 2)
-            assert group.scores["reward"][index] == pytest.approx(sum(row["reward"]) / turns)
+            if turns == 3 or not any(len(run.said(key, n)["responses"]) > turns for n in range(3)):
+                assert group.scores["reward"][index] == pytest.approx(sum(row["reward"]) / turns)
             left[turns] = left.get(turns, 0) + 1
     assert set(left) == {1, 2, 3}, "of each kind"
     turns = run.dialogues.facts()["dialogues"]["turns"]
     assert [turn["left"] for turn in turns] == [left[1], left[2], 0]
     assert [turn["dialogues"] for turn in turns] == [18, 18 - left[1], left[3]]
+
+
+class FallingScores(Scorers):
+    """Every later turn is worth less; the response that ends its dialogue a bit less than the others of its turn."""
+
+    def _score(self, model: str, said: Sequence[str]) -> float:
+        return -float(len(said)) - 0.25 * ("goodbye" in said[-1])
+
+
+@pytest.mark.parametrize("reduce", ["mean", "last"])
+def test_a_response_that_makes_its_client_leave_is_not_preferred_because_later_turns_have_lower_rewards(
+    tmp_path, tiny_model, reduce: str
+) -> None:
+    policy = Engines("", lambda prompt, number: "So goodbye." if number == 1 else f"I hear {prompt.seed} {number}.")
+    goodbye = {f"{speech_id(text)}:1" for text in SPEECHES}
+    client = Engines("", lambda prompt, _: "[END]" if prompt.speech_id in goodbye else "I see.")
+    run = Run(tmp_path, tiny_model, policy, client, turns=3, rank="dialogue", reduce=reduce)
+    run.scorers = FallingScores()
+    run.dialogues, _ = dialogues(run.job, run.ledger, policy, client, run.scorers)
+    _, groups = run.samples()
+    assert len(groups) == len(SPEECHES)
+    for key, group in groups.items():
+        assert [len(run.said(key, index)["responses"]) for index in range(3)] == [3, 1, 3]
+        stays, leaves, stays_too = group.scores["reward"]
+        assert stays == stays_too
+        assert -0.25 <= leaves - stays < 0, "as far below as its own turn is"
 
 
 def test_a_client_who_leaves_before_the_branch_is_answered_where_it_last_spoke(tmp_path, tiny_model) -> None:
