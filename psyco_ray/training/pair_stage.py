@@ -73,12 +73,14 @@ class PairStage:
             Facts for the stage's record.
 
         Raises:
-            InputError: no group has a pair, or more than half of the responses are unfinished.
+            InputError: there is no group, no group has a pair, or more than half of the responses are unfinished.
         """
         job, unfinished = self._job, self._job.sampling.unfinished
         outcomes: list[guards.Outcome] = []
         formed_rows: dict[str, Row] = {}  # by speech, without the reference
         slope = 0.0
+        if not len(rows):
+            raise self._no_group(iteration, 0)
         batches, keys = self._batches((row["speech_id"], row["prompt_ids"]) for row in rows)
 
         def arriving() -> Iterator[Group]:
@@ -104,6 +106,8 @@ class PairStage:
             yield from batches.rest()
 
         reference = self._reference(stage(iteration, "pairs"), formed())
+        if not outcomes:
+            raise self._no_group(iteration, len(rows))
         facts = _facts_of(outcomes, unfinished)
         guards.require_finished(facts["finished_share"], f"iteration {iteration}'s sampled responses", job.sampling)
         if not reference:
@@ -192,6 +196,14 @@ class PairStage:
         for start in range(0, len(keys), size := self._job.rollouts.speeches_per_item):
             batches.open(keys[start : start + size])
         return batches, keys
+
+    @staticmethod
+    def _no_group(iteration: int, speeches: int) -> InputError:
+        answered = f"all of its {speeches} speeches were" if speeches else "each of its dialogues was"
+        return InputError(
+            f"iteration {iteration} has no responses to compare: {answered} set aside, for the reasons in the warnings "
+            "above"
+        )
 
     def _no_pair(self, iteration: int, finished_share: float, slope: float) -> InputError:
         return InputError(

@@ -15,6 +15,7 @@ from psyco_ray.cli.plan import advice, allocation, cost_model, devices
 from psyco_ray.cli.plan.cost_model import GpuSplit, Scenario
 from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config import errors, job_file
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
 from psyco_ray.models.shape import SHAPES, ModelShape, shape_of
@@ -298,6 +299,8 @@ def test_clients_keep_their_gpus_in_a_split() -> None:
     client = {"model": "llama-3.2-3b", "rollouts": {"gpus": 1, "actors": 2}}
     job = Job.model_validate({"simulate": {"client": client}})
     assert allocation.allocate(job, shape, h100, 8, 256.0).gpus == 6
+    with pytest.raises(InputError, match="0 GPUs, without the 2 of simulated clients, do not hold"):
+        allocation.allocate(job, shape, h100, 2, 256.0)
 
 
 def write_run(place: Path, gpus: float, rollout_busy: float, scorer_busy: float, train_s: float) -> str:

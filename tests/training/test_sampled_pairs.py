@@ -1,5 +1,6 @@
 """The PAIRS table of sampled groups: unfinished responses, and guards that measure within speeches."""
 
+import contextlib
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.logs import messages
 
+from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
 from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger
@@ -166,6 +168,16 @@ def test_memory_does_not_hold_the_responses_that_make_no_pair(make, tmp_path, gu
         tracemalloc.stop()
         ledger.close()
     assert peak / count < limit * 1000
+
+
+@pytest.mark.parametrize(("speeches", "words"), [(2, "all of its 2 speeches were"), (0, "each of its dialogues was")])
+def test_an_iteration_whose_speeches_are_all_set_aside_ends_with_a_sentence(
+    tmp_path, speeches: int, words: str
+) -> None:
+    ledger = Ledger(job := Job(run_dir=str(tmp_path / "run"), scorers={"reward_model": "a/b"}), resume=False)
+    rows = [{"speech_id": f"s{number}", "prompt_ids": (5, number)} for number in range(speeches)]
+    with contextlib.closing(ledger), pytest.raises(InputError, match=f"no responses to compare: {words} set aside"):
+        PairStage(job, ledger, Progress(), reference).make_sampled(1, rows, iter(()))
 
 
 def test_the_ids_of_a_pair_are_not_copied_and_its_texts_not_read_for_training(tmp_path, monkeypatch) -> None:

@@ -51,10 +51,11 @@ def allocate(job: Job, shape: ModelShape, profile: Profile, gpus: int, response_
         if splits:
             return min(splits, key=lambda s: forecast(Scenario(job, shape, profile, s, response_tokens)).seconds)
     ranks = max(max_ranks, 1)
+    others = f", without the {clients} of simulated clients," if (clients := clients_gpus(job)) else ""
     least = f"{learner_bytes(job, shape, ranks, 3) / 1e9:.0f} GB on each of {ranks} ranks"
     raise InputError(
-        f"{gpus} GPUs do not hold {shape.name}: beside one engine (GPUs: {each}) and one scorer the learner needs "
-        f"{least}, and a GPU of {profile.device} offers {room / 1e9:.0f}; use more GPUs, or set "
+        f"{max(gpus, 0)} GPUs{others} do not hold {shape.name}: beside one engine (GPUs: {each}) and one scorer the "
+        f"learner needs {least}, and a GPU of {profile.device} offers {room / 1e9:.0f}; use more GPUs, or set "
         "learners.gradient_checkpointing=true or a smaller learners.micro_batch_tokens"
     )
 
