@@ -178,8 +178,9 @@ def _of_split(table: pa.Table, split: str) -> pa.Table:
 
 
 def _of_half(table: pa.Table, half: str | None) -> pa.Table:
-    """The pairs of one half, by a hash of the prompt; None: all."""
-    halves = [half is None or splits.half(asked) == half for asked in table["asked"].to_pylist()]
+    """The pairs of one half, by a hash of the prompt or its dialogue; None: all."""
+    asked, dialogues = (table[name].to_pylist() for name in ("asked", "dialogue"))
+    halves = [half is None or splits.half(*pair) == half for pair in zip(asked, dialogues, strict=True)]
     return table.filter(pa.array(halves, pa.bool_()))
 
 

@@ -15,7 +15,7 @@ from psyco_ray.config.data import Pairs
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.run import shards, storage
-from psyco_ray.run.schemas import COLLECTED, PREFERENCES
+from psyco_ray.run.schemas import COLLECTED, COLLECTED_DIALOGUES, PREFERENCES
 from psyco_ray.run.types import Row
 
 SPLITS = ("train", "dev", "test")
@@ -31,6 +31,9 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of built pairs."""
+
+SCHEMA_OF_DIALOGUES = SCHEMA.append(COLLECTED_DIALOGUES.field("dialogue"))
+"""The columns of pairs built from conversations."""
 
 COUNTED = ("responses", "not_fully_rated", "unfinished", "pairs_left_out_as_unfinished")
 _HIGHEST = 5  # rating
@@ -60,19 +63,22 @@ def pair(root: Path, settings: Pairs) -> dict[str, int]:
         raise InputError("pair.weights sets every principle to 0; keep at least one above 0")
     counts = Counter(dict.fromkeys([*(f"{split}_pairs" for split in SPLITS), *COUNTED], 0))
     storage.private_dir(root / "pairs")
+    parts = shards.list_shards(root / "rate")
+    first = shards.read(root / "collect" / "speeches", parts[0])[:1] if parts else []
+    schema = SCHEMA_OF_DIALOGUES if first and "dialogue" in first[0] else SCHEMA
     with contextlib.ExitStack() as stack:
         files = {
             split: stack.enter_context(storage.atomic_file(root / "pairs" / f"{split}.parquet")) for split in SPLITS
         }
-        writers = {split: stack.enter_context(pq.ParquetWriter(file, SCHEMA)) for split, file in files.items()}
-        for part in shards.list_shards(root / "rate"):
+        writers = {split: stack.enter_context(pq.ParquetWriter(file, schema)) for split, file in files.items()}
+        for part in parts:
             pairs, counted = _pairs_of(root, part, settings)
             counts.update(counted)
             for split, writer in writers.items():
                 rows = [row for row in pairs if row["split"] == split]
                 counts[f"{split}_pairs"] += len(rows)
                 if rows:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     return dict(counts)
 
 
@@ -112,6 +118,7 @@ def _pairs_of(root: Path, part: str, settings: Pairs) -> tuple[list[Row], Counte
                     "coarse_topic": topics.get(speech_id, {}).get("coarse_topic"),
                     "split": speech["split"],
                     "crisis": speech["crisis"],
+                    "dialogue": speech.get("dialogue"),
                     **{f"{side}_finished": model not in unfinished for side, model in sides.items()},
                 }
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -201,13 +202,14 @@ def _pairs(name: str, record: Record, number: int, shape: Shape, split: Any, dev
         **{column: _finished(name, record.number, column, cells.get(column)) for column in _FINISHED},
         **_gaps(cells),
         "weight": _weight(name, record.number, cells.get("weight")),
+        "dialogue": (dialogue := _dialogue(cells.get("dialogue"))),
     }
     return [
         {
             **pair,
             **shared,
             "pair_id": f"{pair_id}-{place}" if len(pairs) > 1 else pair_id,
-            "split": _split(name, record.number, split, _question(pair), dev_share),
+            "split": _split(name, record.number, split, dialogue or _question(pair), dev_share),
         }
         for place, pair in enumerate(pairs, start=1)
     ]
@@ -241,6 +243,11 @@ def _label(value: Any) -> str | None:
         return text_of(value) or None
     except CellError:
         return None
+
+
+def _dialogue(value: Any) -> str | None:
+    """The hash of a dialogue as `data build` writes it; None for whatever else a column of that name holds."""
+    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) else None
 
 
 def _gaps(row: Row) -> Row:

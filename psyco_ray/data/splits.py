@@ -57,6 +57,11 @@ def split_of(row: dict[str, Any], text: str, dev_share: float) -> str:
     return split or ("dev" if is_dev(text, dev_share) else "train")
 
 
-def half(text: str) -> str:
-    """The half, `a` or `b`, that the pairs of a speech belong to."""
-    return "a" if unit("half", text) < 0.5 else "b"
+def half(text: str, dialogue: str | None = None) -> str:
+    """The half, `a` or `b`, that the pairs of a speech, or of a dialogue, belong to.
+
+    Args:
+        text: of the context.
+        dialogue: hash of the dialogue, of which a context may lack the beginning; None: not known.
+    """
+    return "a" if unit("half", dialogue or text) < 0.5 else "b"

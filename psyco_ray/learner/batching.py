@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -156,8 +156,8 @@ def plan(
         optimizer: batch size and epochs.
         world_size: number of ranks.
         seed: of the orders.
-        prompts: a number of each pair's prompt, 0, 1, ... as they first appear. The pairs of a prompt follow each
-            other, so that a pass computes it once for them (as Ouyang et al. 2022 train them). None: all differ.
+        prompts: a number of each pair's prompt, 0, 1, ... as they first appear. The pairs of a number follow each
+            other, so that a pass computes their prompt once (as Ouyang et al. 2022 train them). None: all differ.
 
     Raises:
         InputError: there are fewer pairs than ranks.
@@ -179,10 +179,21 @@ def plan(
     return planned
 
 
+def numbered(conversations: Iterable[Hashable | None]) -> list[int]:
+    """Number prompts for `plan`: equal conversations are equal; a single speech (None) has a number of its own.
+
+    The order of pairs of single speeches thus does not depend on which of them share a speech.
+    """
+    numbers: dict[Hashable, int] = {}
+    return [
+        numbers.setdefault(("single", place) if conversation is None else conversation, len(numbers))
+        for place, conversation in enumerate(conversations)
+    ]
+
+
 def batches(
     examples: Sequence[PreferencePair], optimizer: Optimizer, world_size: int, seed: int
 ) -> list[list[PreferencePair]]:
-    """Return the batches of all epochs; see `plan`."""
-    numbers: dict[tuple[int, ...], int] = {}
-    prompts = [numbers.setdefault(tuple(example.prompt_ids), len(numbers)) for example in examples]
+    """Return the batches of all epochs; see `plan`. Pairs of one conversation's turn follow each other."""
+    prompts = numbered(tuple(example.prompt_ids) if example.conversation else None for example in examples)
     return [[examples[i] for i in batch] for batch in plan(len(examples), optimizer, world_size, seed, prompts)]

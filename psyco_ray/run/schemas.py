@@ -95,8 +95,11 @@ PAIRS = pa.schema(
     ]
 )
 
-WEIGHTED_PAIRS = PAIRS.append(pa.field("weight", pa.float32()))
-"""PAIRS of a file that gives weights to pairs."""
+PAIRS_OF_FILES = {
+    "weight": pa.float32(),  # of the pair in the loss; without the column all have 1
+    "conversation": pa.bool_(),  # whether the pair's context is one; without the column none is
+}
+"""Columns that follow those of PAIRS where a pair of a file needs them."""
 
 _SIDES = [f"{side}_{principle}_rating" for side in ("chosen", "rejected") for principle in PRINCIPLES]
 
@@ -130,6 +133,7 @@ COMPARISONS = pa.schema(
         ("gap", pa.float32()),  # of the mean ratings, chosen less rejected; null: not rated
         *[(f"{principle}_gap", pa.float32()) for principle in PRINCIPLES],
         ("weight", pa.float32()),  # of the pair in the loss, above 0 and at most 1; null: 1
+        ("dialogue", pa.string()),  # hash of the dialogue that the asked context is a part of; null: not known
     ]
 )
 """Preference pairs of any source in one form."""

@@ -73,7 +73,8 @@ class PreferencePair:
     `reference` holds the log-probabilities of chosen and rejected under the reference model (nats, summed over the
     response's trained tokens); a reward model needs none. `margin` is the least difference of the two rewards. The
     policy is not trained on the first `context` tokens of chosen and rejected, a thinking model's reasoning; the tokens
-    after them attend to them. The pair's loss is multiplied by `weight`, above 0 and at most 1.
+    after them attend to them. The pair's loss is multiplied by `weight`, above 0 and at most 1. Pairs of one
+    `conversation` up to the same turn are trained one after the other.
     """
 
     key: str
@@ -84,6 +85,7 @@ class PreferencePair:
     margin: float = 0.0
     context: tuple[int, int] = (0, 0)
     weight: float = 1.0
+    conversation: bool = False
 
     @property
     def trained_tokens(self) -> tuple[int, int]:

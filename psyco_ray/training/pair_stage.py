@@ -18,7 +18,7 @@ from psyco_ray.models.layout import common_start
 from psyco_ray.run import records
 from psyco_ray.run.ledger import PLAIN, Ledger, stage
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import PAIRS, WEIGHTED_PAIRS, rows_of, table_of
+from psyco_ray.run.schemas import PAIRS, PAIRS_OF_FILES, rows_of, table_of
 from psyco_ray.run.types import Group, PreferencePair, Rows
 from psyco_ray.training import guards, pairs
 from psyco_ray.training.batches import Batches, tokens_of_call
@@ -213,9 +213,12 @@ class PairStage:
         )
 
     def _write(self, iteration: int, rows: list[Row]) -> None:
-        weighted = any(row.get("weight", 1.0) != 1 for row in rows)
-        table = table_of(rows, WEIGHTED_PAIRS if weighted else PAIRS)
-        self._ledger.write_table(stage(iteration, "pairs.parquet"), table, **PLAIN)
+        needed = {
+            "weight": any(row.get("weight", 1.0) != 1 for row in rows),
+            "conversation": any(row.get("conversation") for row in rows),
+        }
+        schema = pa.schema([*PAIRS, *((name, PAIRS_OF_FILES[name]) for name, is_needed in needed.items() if is_needed)])
+        self._ledger.write_table(stage(iteration, "pairs.parquet"), table_of(rows, schema), **PLAIN)
 
 
 def _facts_of(outcomes: Iterable[guards.Outcome], unfinished: str) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, PreferencePair
 
@@ -98,7 +99,7 @@ def with_reference(row: dict[str, Any], reference: tuple[float, float]) -> dict[
 
 
 def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair from a file as a row of the WEIGHTED_PAIRS table without its reference."""
+    """A pair from a file as a row of the PAIRS table, with the columns of PAIRS_OF_FILES, without its reference."""
     return {
         "speech_id": pair.key,
         "prompt_ids": list(pair.prompt_ids),
@@ -111,6 +112,7 @@ def offline_row(pair: PreferencePair, texts: Mapping[str, Any]) -> dict[str, Any
         "chosen_finished": texts["chosen_finished"],
         "rejected_finished": texts["rejected_finished"],
         "weight": pair.weight,
+        "conversation": Context.of(texts["asked"]).is_conversation,
     }
 
 
@@ -124,4 +126,5 @@ def example_of(row: Mapping[str, Any]) -> PreferencePair:
         reference=(row["chosen_reference"], row["rejected_reference"]),
         context=(row.get("chosen_context") or 0, row.get("rejected_context") or 0),  # older tables have none
         weight=row.get("weight", 1.0),
+        conversation=row.get("conversation", False),
     )

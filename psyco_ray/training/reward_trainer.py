@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.training import Job
 from psyco_ray.data import trained_pairs
 from psyco_ray.data.mixture import Encoder, Mixture, mix
@@ -91,8 +91,8 @@ class RewardTrainer:
         )
         self._facts = self._log.facts
         optimizer, ranks = job.reward.optimizer, job.reward.learners.actors
-        numbers = [chunk.indices for chunk in mixture.train["asked"].dictionary_encode().chunks]
-        prompts = pa.chunked_array(numbers).to_numpy()
+        asked = mixture.train["asked"].to_pylist()
+        prompts = batching.numbered(text if Context.of(text).is_conversation else None for text in asked)
         self._plan = batching.plan(mixture.train.num_rows, optimizer, ranks, job.seed, prompts)
         self._encoder = Encoder(job, cut=self._facts["cut"], too_long=self._facts["too_long"])
         spec = WorkerSpec(

@@ -65,9 +65,10 @@ def test_a_dataset_of_two_corpora_of_conversations(tmp_path, serve, local_ray) -
     turns = Counter()
     for split in pair.SPLITS:
         table = pq.read_table(run / "pairs" / f"{split}.parquet")
-        assert table.schema.equals(pair.SCHEMA)
+        assert table.schema.equals(pair.SCHEMA_OF_DIALOGUES)
         for row in table.to_pylist():
             assert row["question"] == collected[row["ID"]]["speech"]
+            assert row["dialogue"] == collected[row["ID"]]["dialogue"]
             assert collected[row["ID"]]["split"] == split
             turns[Context.of(row["question"]).turn] += 1
     assert set(turns) == set(range(1, TURNS + 1))

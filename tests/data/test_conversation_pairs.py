@@ -66,6 +66,29 @@ def test_all_pairs_of_a_conversation_are_in_one_split_and_half(tmp_path) -> None
     assert len(set(places)) == 4
 
 
+def test_contexts_that_lost_their_beginning_are_in_the_half_and_split_of_their_dialogue(tmp_path) -> None:
+    rows = [
+        {"question": Context(context.turns[-3:]).text, "dialogue": f"{seed:016x}", **SIDES}
+        for seed in range(20)
+        for context in contexts_of(seed)[1:]
+    ]
+    table = preferences.read(write(tmp_path / "pairs.jsonl", rows), dev_share=0.5).table
+    pairs = table.to_pylist()
+    places = [(pair["split"], splits.half(pair["asked"], pair["dialogue"])) for pair in pairs]
+    assert all(len(set(places[start : start + 3])) == 1 for start in range(0, len(places), 3))
+    assert len(set(places)) == 4
+    half = mixture._of_half(table, "a")
+    assert {pair["dialogue"] for pair in half.to_pylist()} == {
+        pair["dialogue"] for pair, (_, of) in zip(pairs, places, strict=True) if of == "a"
+    }
+
+
+def test_a_column_of_that_name_that_holds_something_else_is_not_read(tmp_path) -> None:
+    rows = [{"question": speech(1), "dialogue": text, **SIDES} for text in ("Client: hello", "7", "")]
+    table = preferences.read(write(tmp_path / "pairs.jsonl", rows)).table
+    assert set(table["dialogue"].to_pylist()) == {None}
+
+
 def found(asked: list[str], held_out: list[str]) -> dict[int, str]:
     return {row: kind for row, (kind, _) in leakage.find(asked, {"test": held_out}, 100).items()}
 

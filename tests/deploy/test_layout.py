@@ -52,3 +52,8 @@ def test_rooms_on_one_line_do_not_import_each_other(copied_package: Path) -> Non
     done = lint_imports(copied_package)
     assert done.returncode == 1
     assert "psyco_ray.files.cells -> psyco_ray.screening.languages" in done.stdout
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in names if names.count(name) > 1] == [], "pytest imports test files by their names alone"

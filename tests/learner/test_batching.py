@@ -77,7 +77,8 @@ def dialogues(count: int, turns: int, pairs: int) -> list[PreferencePair]:
             answers = [tuple(rng.randrange(3, 40000) for _ in range(40)) for _ in range(4)]
             for number, sides in enumerate([(0, 3), (1, 2), (0, 1), (2, 3), (0, 2), (1, 3)][:pairs]):
                 key = f"{dialogue}-{turn}-{number}"
-                made.append(PreferencePair(key, tuple(said[: 100 * turn]), *(answers[side] for side in sides)))
+                sampled = (answers[side] for side in sides)
+                made.append(PreferencePair(key, tuple(said[: 100 * turn]), *sampled, conversation=True))
     rng.shuffle(made)
     return made
 
@@ -153,7 +154,7 @@ def test_batches_shuffle_every_epoch_and_contain_every_pair() -> None:
     assert batches(pairs, Optimizer(batch_size=4, epochs=2), 2, seed=3) == planned
 
 
-def test_pairs_of_a_prompt_follow_each_other_and_those_of_their_own_keep_their_order() -> None:
+def test_pairs_of_a_conversations_turn_follow_each_other_and_others_keep_their_order() -> None:
     batch = dialogues(12, turns=1, pairs=2)
     settings = Optimizer(batch_size=8, epochs=2)
     planned = batches(batch, settings, 2, seed=3)
@@ -161,7 +162,7 @@ def test_pairs_of_a_prompt_follow_each_other_and_those_of_their_own_keep_their_o
     for one in planned:
         assert len({pair.prompt_ids for pair in one}) == 4
     assert len({tuple(pair.key for pair in one) for one in planned}) == 6
-    alone = [replace(pair, prompt_ids=(number,)) for number, pair in enumerate(batch)]
+    alone = [replace(pair, conversation=False) for pair in batch]  # several pairs of a speech
     rng, expected = np.random.default_rng(3), []
     for _ in range(2):
         order = rng.permutation(24).tolist()
