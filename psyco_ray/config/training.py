@@ -301,6 +301,13 @@ class Job(Section):
                 "with pairs_from base all pairs are sampled before the first step, by and against the base model; "
                 "set dpo.reference base, or pairs_from policy"
             )
+        if self.pairs_from == "file" and self.simulate is not None:
+            for key in ("branch_turn", "rank", "reduce"):
+                if key in self.simulate.model_fields_set:
+                    raise ValueError(
+                        f"simulate.{key} is of responses that the policy samples for its pairs, and with pairs_from "
+                        "file it has no effect; leave it out, or set pairs_from policy"
+                    )
         check_sharing(self.colocated, self.rollouts, self.learners, self.sync)
         check_engine(self.rollouts, self.sampling.max_tokens)
         return self

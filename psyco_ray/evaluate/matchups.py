@@ -187,6 +187,7 @@ def _statistics(
     signs = [bool(row["crisis"]) for row in answered]
     cut = sum(not row["finished"] for row in matchup.responses.values())
     compared = [row["speech_id"] for row in answered if row["speech_id"] in matchup.responses]
+    assert compared, "a policy that has answered nothing is refused before"
     lengths = _lengths(matchup, outcomes, answered, opponent_responses)
     return {
         "overall": overall,

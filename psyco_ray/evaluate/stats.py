@@ -81,7 +81,9 @@ def bootstrap_mean(values: Sequence[float], seed: int, draws: int = 2000) -> Int
 def bootstrap_clusters(clusters: Sequence[Sequence[float]], seed: int, draws: int = 2000) -> Interval:
     """95 % percentile bootstrap interval of the mean of values that are independent between clusters alone.
 
-    Whole clusters are drawn, such as all contexts of a conversation; clusters of one value each are plain values.
+    Whole clusters are drawn, such as all contexts of a conversation; clusters of one value each are plain values. The
+    quantiles are taken as they are: unlike `clustered_wilson`, it can be narrower than that of independent values, and
+    of one cluster, or of clusters of equal means and sizes, it has no width.
     """
     sums, sizes = np.array([sum(values) for values in clusters]), np.array([len(values) for values in clusters])
     drawn = np.random.default_rng(seed).integers(len(clusters), size=(draws, len(clusters)))

@@ -61,7 +61,7 @@ class LengthControlled(TypedDict):
     """The result of `length_controlled`."""
 
     rate: float  # at equal length
-    ci95: list[float]
+    ci95: list[float] | list[None]  # None where all speeches are of one conversation
     slope: float | None  # logits from equal length to far longer; None if the lengths do not vary
     separable: bool  # whether the prior was needed
 
@@ -169,7 +169,8 @@ def length_controlled(
     Args:
         outcomes: one per speech; None is a loss.
         differences: words of our response minus words of theirs, one per speech.
-        clusters: as in `win_rate`; the interval's covariance is then that of clusters.
+        clusters: as in `win_rate`; the interval's variance is then that of clusters, but never less than that of
+            independent speeches, as in `stats.clustered_wilson`. Of one cluster it is unknown, and so the interval.
 
     Raises:
         InputError: there are no outcomes.
@@ -185,16 +186,19 @@ def length_controlled(
         prior = np.eye(design.shape[1])  # one row per coefficient, each with the outcome of a tie
         design, won = np.vstack([design, prior]), np.append(won, np.full(len(prior), 0.5))
         groups += [*range(len(groups), len(won))]
-    options: dict[str, Any] = {}
-    if len({*groups}) > 1 and clusters is not None and len({*clusters}) < len(clusters):
-        options = {"cov_type": "cluster", "cov_kwds": {"groups": np.array(groups)}}
+    count = len(outcomes) if clusters is None else len({*clusters})
+    dependent, unknown = count < len(outcomes), count == 1 < len(outcomes)
+    model = Logit(won, design)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PerfectSeparationWarning)  # the prior leaves a finite fit
-        fit = Logit(won, design).fit(disp=False, tol=1e-10, **options)
+        fit = widest = model.fit(disp=False, tol=1e-10)
+        if dependent and not unknown:
+            by_cluster = {"cov_type": "cluster", "cov_kwds": {"groups": np.array(groups)}}
+            widest = max(fit, model.fit(disp=False, tol=1e-10, **by_cluster), key=lambda found: float(found.bse[0]))
     assert fit.mle_retvals["converged"], "the regression did not converge"
     return {
         "rate": float(expit(fit.params[0])),
-        "ci95": expit(fit.conf_int()[0]).tolist(),
+        "ci95": [None, None] if unknown else expit(widest.conf_int()[0]).tolist(),
         "slope": float(fit.params[1]) if len(fit.params) > 1 else None,
         "separable": separable,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def _figure(results: Mapping[str, Any]) -> str:
         axes.errorbar(
             [100 * rate["rate"] for rate in rates],
             [place + offset for place in range(len(rates))],
-            xerr=[[100 * abs(rate["rate"] - rate[interval][end]) for rate in rates] for end in (0, 1)],
+            xerr=[[_arm(rate["rate"], rate[interval][end]) for rate in rates] for end in (0, 1)],
             fmt=marker,
             color=color,
             markersize=4,
@@ -176,6 +177,11 @@ def _figure(results: Mapping[str, Any]) -> str:
         for name, variant, measures in variants
     )
     return figures.svg(figure, f"Win rates against {results['opponent']}. {described}.")
+
+
+def _arm(rate: float, bound: float | None) -> float:
+    """From a rate to a bound of its interval, in percent; NaN, which is not drawn, where the interval is unknown."""
+    return math.nan if bound is None else 100 * abs(rate - bound)
 
 
 def _best(results: Mapping[str, Any]) -> dict[str, Any]:

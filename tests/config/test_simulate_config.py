@@ -35,6 +35,15 @@ def test_what_cannot_be_simulated_is_refused(simulate: dict[str, Any], message: 
         parse(simulate)
 
 
+@pytest.mark.parametrize("ranking", [{"branch_turn": 2}, {"rank": "dialogue"}, {"reduce": "last"}])
+def test_what_ranks_sampled_responses_is_refused_with_pairs_of_a_file(ranking: dict[str, Any]) -> None:
+    simulate = {"client": {"model": "m"}, "turns": 3}
+    assert job_file.parse(Job, {"pairs_from": "file", "simulate": simulate}, "job").simulate is not None
+    job_file.parse(Job, {"pairs_from": "base", "simulate": simulate | ranking}, "job")
+    with pytest.raises(InputError, match=f"simulate.{next(iter(ranking))} .* pairs_from file"):
+        job_file.parse(Job, {"pairs_from": "file", "simulate": simulate | ranking}, "job")
+
+
 def test_a_client_is_named_by_its_model() -> None:
     engines, api = parse({"client": {"model": "smollm2-135m"}}), parse({"client": {"endpoint": API}})
     assert engines.simulate is not None

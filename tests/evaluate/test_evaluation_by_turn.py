@@ -8,6 +8,7 @@ import yaml
 from support.conversations_by_hand import context_rows, dialogue
 from support.policy_evaluation import PAIRS, decided, load, parsed, questions, settings, write_verdicts
 from support.quoted import without_marks
+from support.report_records import policy_results
 
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import PACKAGED, PromptsFile, prompt_messages
@@ -115,6 +116,29 @@ def test_single_speeches_have_the_intervals_that_they_had():
     assert winrates.mcnemar(ours, [0.0, 0.5, 1.0], "xyz") == winrates.mcnemar(ours, [0.0, 0.5, 1.0])
     assert winrates.mcnemar(ours, [0.0, 0.5, 1.0], "xxz") == {"a_only": 1, "b_only": 1, "p": 1.0}
     assert stats.clustered_wilson([1.0] * 6, "aaabbb") == stats.wilson(2, 2)
+
+
+def test_length_control_is_never_surer_of_conversations_than_of_single_speeches():
+    outcomes, clusters = [1.0, 0.0] * 8, [n // 2 for n in range(16)]
+    for differences in ([0] * 16, [3, 3, -2, -2] * 4):
+        alone = winrates.length_controlled(outcomes, differences)
+        assert winrates.length_controlled(outcomes, differences, clusters) == alone
+    low, high = winrates.length_controlled(sorted(outcomes), [0] * 16, clusters)["ci95"]
+    assert low < alone["ci95"][0] < alone["ci95"][1] < high
+
+
+def test_the_length_controlled_interval_of_one_conversation_is_unknown():
+    outcomes, differences = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], [3, -1, 2, 5, -4, 1]
+    one = winrates.length_controlled(outcomes, differences, ["a"] * 6)
+    assert one == winrates.length_controlled(outcomes, differences) | {"ci95": [None, None]}
+    assert winrates.length_controlled([1.0], [3], ["a"]) == winrates.length_controlled([1.0], [3])
+
+
+def test_a_report_shows_that_an_interval_is_unknown(tmp_path):
+    results, cases = policy_results()
+    results["policies"][0]["variants"]["free"]["lc"] = {"rate": 0.55, "ci95": [None, None]}
+    report.write_report(results, cases, tmp_path)
+    assert "| 55.0 | – |" in (tmp_path / "tables.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
