@@ -57,14 +57,8 @@ def contexts(dialogue: Context, max_turns: int, max_chars: int) -> Iterator[Cont
     for end in range(1, len(dialogue.turns) + 1, 2):
         context = Context(dialogue.turns[max(0, end - 2 * max_turns + 1) : end])
         while context.is_conversation and sum(map(len, context.turns)) > max_chars:
-            context = without_oldest(context)
+            context = context.without_oldest()
         yield context
-
-
-def without_oldest(context: Context) -> Context:
-    """A conversation without its oldest exchange: it begins at the client's next turn."""
-    assert context.is_conversation
-    return Context(context.turns[2:])
 
 
 def beginning(context: Context, least: int) -> str | None:

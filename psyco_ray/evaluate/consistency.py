@@ -10,11 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from psyco_ray.config.endpoint import Endpoint
 from psyco_ray.config.prompts import PromptsFile, filled_messages
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate import stats
-from psyco_ray.evaluate.verdicts import JudgeSetup
+from psyco_ray.evaluate.verdicts import JudgeSetup, JudgeStage
 from psyco_ray.judge import outside_texts
 from psyco_ray.judge.ask import UnreadableAnswerError, parse_json
 from psyco_ray.judge.call_run import CallRun
@@ -103,24 +102,13 @@ def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class ConsistencyStage:
+class ConsistencyStage(JudgeStage):
     """One call per dialogue."""
 
-    setup: JudgeSetup
     prompt: Mapping[str, str]
     dialogues: Path  # directory of CHECKED
     out: Path
     schema = FOUND
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The judge's API."""
-        return self.setup.endpoint
-
-    @property
-    def attempts(self) -> int:
-        """Attempts per question before it is set aside."""
-        return self.setup.judging.attempts
 
     def questions(self, part: str) -> Iterator[Question]:
         """A question for each dialogue."""

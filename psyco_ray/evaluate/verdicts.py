@@ -69,16 +69,10 @@ class JudgeSetup:
 
 
 @dataclass(frozen=True)
-class VerdictStage:
-    """One call per pair, or two in strict order."""
+class JudgeStage:
+    """What all stages of calls to a judge have in common."""
 
     setup: JudgeSetup
-    prompt: ContextEntry
-    sides: tuple[str, str]  # placeholders of what is compared
-    principles: str
-    pairs: Path  # directory of COMPARED
-    out: Path
-    schema = VERDICTS
 
     @property
     def endpoint(self) -> Endpoint:
@@ -89,6 +83,18 @@ class VerdictStage:
     def attempts(self) -> int:
         """Attempts per question before it is set aside."""
         return self.setup.judging.attempts
+
+
+@dataclass(frozen=True)
+class VerdictStage(JudgeStage):
+    """One call per pair, or two in strict order."""
+
+    prompt: ContextEntry
+    sides: tuple[str, str]  # placeholders of what is compared
+    principles: str
+    pairs: Path  # directory of COMPARED
+    out: Path
+    schema = VERDICTS
 
     def questions(self, part: str) -> Iterator[Question]:
         """A question for each pair and order; a pair with a `certain` outcome needs none."""

@@ -19,7 +19,7 @@ from psyco_ray.report.render import (
     render,
     thousands,
 )
-from psyco_ray.report.tables import Row, Table, of_rows
+from psyco_ray.report.tables import Table, of_rows
 from psyco_ray.run import storage
 
 SETTINGS = {"free": "w/o length constraint", "matched": "w/ length constraint"}
@@ -122,7 +122,7 @@ def _checkpoints(results: Mapping[str, Any]) -> Table:
         f"{f', by its {chosen[0]}' if len(chosen) == 1 else ''}; the same speeches chose it, which biases it upwards. "
         "Iteration 0 is the base model."
     )
-    return Table("Checkpoints", columns, [Row(cells) for cells in rows], columns[:2], note)
+    return of_rows("Checkpoints", columns, rows, columns[:2], note)
 
 
 def _pairs(results: Mapping[str, Any]) -> Table:
@@ -149,7 +149,7 @@ def _pairs(results: Mapping[str, Any]) -> Table:
         "On the speeches that both runs answered. p: exact two-sided sign test without ties, not corrected for the "
         "number of comparisons."
     )
-    return Table("Runs in pairs", columns, [Row(cells) for cells in rows], columns[:3], note)
+    return of_rows("Runs in pairs", columns, rows, columns[:3], note)
 
 
 def _differences(results: Mapping[str, Any]) -> Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from psyco_ray.report import figures
-from psyco_ray.report.policy_tables import SETTINGS, TEXT_COLUMNS, by_variant
+from psyco_ray.report.policy_tables import SETTINGS, TEXT_COLUMNS, by_variant, rate_cells
 from psyco_ray.report.render import DASH, decimal, percent, percent_interval, thousands
 from psyco_ray.report.tables import Table, of_rows
 
@@ -66,7 +66,7 @@ def _turns(results: Mapping[str, Any]) -> Table:
             name,
             SETTINGS[variant],
             title,
-            *_rate_cells(of["overall"]),
+            *rate_cells(of["overall"]),
             percent(of["lc"]["rate"]) if "lc" in of else DASH,
             decimal(of.get("mean_words"), 1),
             decimal(of.get("opponent_mean_words"), 1),
@@ -79,7 +79,7 @@ def _turns(results: Mapping[str, Any]) -> Table:
 
 def _dialogue_wins(dialogues: Mapping[str, Any]) -> Table:
     rows = [
-        [policy["name"], title, *_rate_cells(rate)]
+        [policy["name"], title, *rate_cells(rate)]
         for policy in dialogues["policies"]
         for title, rate in (
             *((f"turn {turn}", rate) for turn, rate in policy["at_turn"].items()),
@@ -110,8 +110,8 @@ def _endings(dialogues: Mapping[str, Any]) -> Table:
         ]
         for side in _sides(dialogues)
     ]
-    table = of_rows("Dialogues: clients who leave", columns, rows, TEXT_COLUMNS)
-    return Table(table.title, table.columns, table.rows, table.text_columns, "The interval is that of the last turn.")
+    below = "The interval is that of the last turn."
+    return of_rows("Dialogues: clients who leave", columns, rows, TEXT_COLUMNS, below)
 
 
 def _lengths(dialogues: Mapping[str, Any]) -> Table:
@@ -151,18 +151,8 @@ def _consistency(dialogues: Mapping[str, Any]) -> Table:
             found = judged and judged[what]
             cells += [percent(found["share"]), percent_interval(found["wilson95"])] if found else [DASH, DASH]
         rows.append(cells)
-    table = of_rows("Dialogues: consistency", columns, rows, TEXT_COLUMNS)
     below = (
         "Repeat: responses at least half of whose runs of four words the same model has said earlier in the dialogue; "
         "said before: the mean share of such runs. Contradict and forget: share of dialogues, by the judge."
     )
-    return Table(table.title, table.columns, table.rows, table.text_columns, below)
-
-
-def _rate_cells(rate: Mapping[str, Any]) -> Sequence[str]:
-    return [
-        thousands(rate["speeches"]),
-        percent(rate["rate"]),
-        percent_interval(rate["wilson95"]),
-        thousands(rate["unreadable"]),
-    ]
+    return of_rows("Dialogues: consistency", columns, rows, TEXT_COLUMNS, below)

@@ -85,7 +85,7 @@ def _intervals(results: Mapping[str, Any]) -> Table:
 def _crisis(results: Mapping[str, Any]) -> Table:
     columns = ("Model", "Setting", "Speeches", "Win rate", "Wilson 95 %", "Unreadable")
     rows = [
-        [name, SETTINGS[variant], *_rate_cells(measures["crisis"])]
+        [name, SETTINGS[variant], *rate_cells(measures["crisis"])]
         for name, variant, measures in by_variant(results)
         if measures["crisis"]
     ]
@@ -102,7 +102,8 @@ def _checkpoints(results: Mapping[str, Any]) -> Table:
     return of_rows("Checkpoints", ("Model", "Run", "Iteration", "Optimizer steps"), rows, (*TEXT_COLUMNS, "Run"))
 
 
-def _rate_cells(rate: Mapping[str, Any]) -> list[str]:
+def rate_cells(rate: Mapping[str, Any]) -> list[str]:
+    """Cells of a `winrates.WinRate`: speeches, rate, interval and unreadable verdicts."""
     return [
         thousands(rate["speeches"]),
         percent(rate["rate"]),
@@ -211,6 +212,6 @@ def by_topic(results: Mapping[str, Any]) -> list[Table]:
     tables = []
     for name, variant, measures in by_variant(results):
         rates = measures["topics"] | ({CRISIS: measures["crisis"]} if measures["crisis"] else {})
-        rows = [[title, *_rate_cells(rate)] for title, rate in rates.items()]
+        rows = [[title, *rate_cells(rate)] for title, rate in rates.items()]
         tables.append(of_rows(f"{name}, {SETTINGS[variant]}", columns, rows, ("Topic",)))
     return tables

@@ -60,9 +60,11 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def of_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Collection[str]) -> Table:
+def of_rows(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Collection[str], note: str = ""
+) -> Table:
     """A table of our own rows alone."""
-    return Table(title, columns, [Row(cells) for cells in rows], text_columns)
+    return Table(title, columns, [Row(cells) for cells in rows], text_columns, note)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import Messages, PromptsFile
 from psyco_ray.config.simulate import Client
 from psyco_ray.config.training import Job
-from psyco_ray.data.prompt_room import fitting_ids
+from psyco_ray.data import fitting
 from psyco_ray.data.speeches import shared_tokenizer
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run.ledger import Ledger
@@ -135,6 +135,6 @@ class ClientTurns:
 
     def _prompt_ids(self, dialogue: Dialogue) -> list[int] | None:
         room = self._client.rollouts.max_model_len - self._client.max_tokens
-        return fitting_ids(
+        return fitting.fitting_ids(
             _tokenizer(self._client), dialogue.context, lambda context: self._messages(dialogue, context), room
         )

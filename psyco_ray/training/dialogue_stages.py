@@ -21,7 +21,7 @@ import pyarrow as pa
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.training import Job
-from psyco_ray.data.prompt_room import fitting_ids
+from psyco_ray.data import fitting
 from psyco_ray.data.speeches import shared_tokenizer
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.schemas import CONTEXTS
@@ -217,11 +217,11 @@ class Dialogues:
 
     def _prompt_ids(self, dialogue: Dialogue) -> list[int] | None:
         job = self._job
-        return fitting_ids(
+        return fitting.fitting_ids(
             shared_tokenizer(job.model, (*job.template_options.items(),)),
             dialogue.context,
             lambda context: prompt_messages(self._prompt, context.text),
-            job.rollouts.max_model_len - job.sampling.max_tokens,
+            fitting.room(job),
         )
 
     def _write(self, course: _Course, dialogues: Sequence[Dialogue]) -> None:
