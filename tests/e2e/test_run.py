@@ -218,7 +218,7 @@ def same_curves(run: Path) -> None:
     assert tensorboard_scalars(run / "tensorboard" / "policy")["loss"] == [
         (number, pytest.approx(loss)) for number, loss in enumerate(losses, 1)
     ]
-    sessions = wandb_sessions(run)
+    sessions = wandb_sessions(run, killed=True)
     assert len(sessions) > 1
     assert len({session.id for session in sessions}) == 1
     logged = {row["policy/step"]: row["policy/loss"] for of in sessions for row in of.rows if "policy/loss" in row}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -91,9 +92,26 @@ def test_a_run_that_starts_anew_in_a_directory_without_results_is_another_wandb_
     assert [found.id for found in wandb_sessions(tmp_path / "my run")] == ids
 
 
+def test_sessions_are_read_when_their_files_are_whole(tmp_path) -> None:
+    session(job_in(tmp_path, wandb_project="psyco"), False, first=1, count=6)
+    wandb_sessions(tmp_path / "my run")
+    [file] = (tmp_path / "my run").glob("wandb/offline-run-*/*.wandb")
+    whole = file.read_bytes()
+    for end in (0, 7, 60, len(whole) - 3):
+        file.write_bytes(whole[:end])
+        with pytest.raises(AssertionError, match="W&B has not written the end of a session"):
+            wandb_sessions(tmp_path / "my run", within_s=0)
+    timer = threading.Timer(0.5, file.write_bytes, [whole])
+    timer.start()
+    [found] = wandb_sessions(tmp_path / "my run")
+    timer.join()
+    assert (found.exit_code, found.steps("policy", "loss")) == (0, [1, 2, 3, 4, 5, 6])
+
+
 def test_no_key_leaves_the_machine_with_the_figures(tmp_path, capsys) -> None:
     session(job_in(tmp_path, wandb_project="psyco", tensorboard=True), False, first=1, count=2)
     print("words of a client")  # the console is not recorded
+    assert wandb_sessions(tmp_path / "my run")
     written = [path for path in (tmp_path / "my run").rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in written)
     assert any("tfevents" in path.name for path in written)

@@ -5,11 +5,13 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.processes import eventually
+
 BLOCK = 1 << 15
 
 
 def wandb_records(file: Path) -> Iterator:
-    """The records of a ``.wandb`` file, a LevelDB log: blocks of pieces with checksum, length, kind and data."""
+    """The whole records of a ``.wandb`` file, a LevelDB log: blocks of pieces with checksum, length, kind and data."""
     from wandb.proto import wandb_internal_pb2
 
     data = file.read_bytes()
@@ -19,6 +21,8 @@ def wandb_records(file: Path) -> Iterator:
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):  # the rest of the piece is not on disk
+            return
         whole += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last piece
@@ -29,17 +33,19 @@ def wandb_records(file: Path) -> Iterator:
 
 
 class WandbSession:
-    """One session of a run: its id, config, summary, step metrics and the logged rows."""
+    """One session of a run: its id, start, config, summary, step metrics and the logged rows."""
 
     def __init__(self, file: Path) -> None:
         self.rows: list[dict] = []
         self.summary: dict = {}
         self.step_metrics: dict[str, str] = {}
         self.exit_code: int | None = None
+        self.id, self.started = "", 0
         for record in wandb_records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 self.id, self.project, self.name = record.run.run_id, record.run.project, record.run.display_name
+                self.started = record.run.start_time.ToNanoseconds()
                 self.config = _values(record.run.config.update)
             elif kind == "history":
                 self.rows.append(_values(record.history.item))
@@ -55,10 +61,32 @@ class WandbSession:
         return [row[f"{group}/step"] for row in self.rows if f"{group}/{figure}" in row]
 
 
-def wandb_sessions(root: Path) -> list[WandbSession]:
-    """The sessions below a run directory, in the order of time."""
-    files = sorted(root.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
-    return [WandbSession(file) for file in files]
+def wandb_sessions(root: Path, killed: bool = False, within_s: float = 30) -> list[WandbSession]:
+    """The sessions below a run directory, in the order of time.
+
+    W&B returns from the end of an offline session before its file is on disk, so this waits for their exit records.
+
+    Args:
+        root: the run directory.
+        killed: whether drivers were killed. Then only the last session has to end, and one that W&B had not begun to
+            write is left out.
+        within_s: seconds to wait for the exit records.
+
+    Raises:
+        AssertionError: a session has not ended in time.
+    """
+
+    def read() -> list[WandbSession]:
+        files = root.glob("wandb/offline-run-*/*.wandb")  # offline-run-DATE_TIME-ID
+        found = [(file.parent.name.rpartition("-")[0], WandbSession(file)) for file in files]
+        return [session for _, session in sorted(found, key=lambda pair: (pair[0], pair[1].started))]
+
+    def ended() -> bool:
+        expected = [session.exit_code for session in read()]
+        return None not in (expected[-1:] if killed else expected)
+
+    assert eventually(ended, within_s), f"W&B has not written the end of a session below {root} in {within_s} s"
+    return [session for session in read() if session.id]
 
 
 def tensorboard_scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
