@@ -15,14 +15,19 @@ from psyco_ray.simulate.profiles import TRAITS, Profile
 
 _OPENING = "user"  # the entry's text before the client's first turn
 _CLIENT = r"(?:the\s+)?(?:client|patient|me)"
-_OTHERS = r"(?:the\s+)?(?:psycho)?(?:therapist|counsell?or|psychologist|assistant|user|you)"
+_OTHERS = r"(?:the\s+)?(?:(?:psycho)?therapist|counsell?or|psychologist|doctor|assistant|user|you)"
 _MARKS = r"[*_#\s]*"  # of Markdown around a label
-_OWN_LABEL = re.compile(rf"^{_MARKS}{_CLIENT}{_MARKS}:{_MARKS}", re.IGNORECASE | re.MULTILINE)
-_OTHER_LABEL = re.compile(rf"^{_MARKS}{_OTHERS}{_MARKS}:", re.IGNORECASE | re.MULTILINE)
+_MANNER = rf"{_MARKS}(?:\([^()\n]{{1,40}}\){_MARKS})?:"  # how it is said, such as (crying), and the colon
+_OWN_LABEL = re.compile(rf"^{_MARKS}{_CLIENT}{_MANNER}{_MARKS}", re.IGNORECASE | re.MULTILINE)
+_OTHER_LABEL = re.compile(rf"^{_MARKS}{_OTHERS}{_MANNER}", re.IGNORECASE | re.MULTILINE)
+_LEAVING = (
+    r"(?:\[\s*(?:the\s+)?(?:end|leaves)\b[^\]\n]*\]|[\[(<*]\s*(?:the\s+)?(?:session\s+ends?|ends?\s+(?:of\s+)?(?:the\s+)?session|"
+    r"(?:client\s+)?leaves)\b[^\n\])>*]*[\])>*])"
+)
+_AROUND = r"[*_\"”».!]*"  # of a mark of the end
+# at the end of the reply or alone on a line: within a sentence the words are the client's own
 _END = re.compile(
-    r"\[\s*(?:the\s+)?(?:end|leaves)\b[^\]\n]*\]|[\[(<*]\s*(?:the\s+)?(?:session\s+ends?|ends?\s+(?:of\s+)?(?:the\s+)?session|"
-    r"(?:client\s+)?leaves)\b[^\n\])>*]*[\])>*]",
-    re.IGNORECASE,
+    rf"(?:{_LEAVING}{_AROUND}\s*)+\Z|^[^\S\n]*[*_]*(?:{_LEAVING}{_AROUND}[^\S\n]*)+$", re.IGNORECASE | re.MULTILINE
 )
 _QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“"}
 _SENTENCE = re.compile(r"[.!?…。！？][\"”»)]*(?=\s|$)")
@@ -86,8 +91,9 @@ def client_messages(prompt: Mapping[str, Any], profile: Profile, context: Contex
 def reply_of(text: str, finished: bool = True) -> Reply:
     """The client's turn in a model's answer.
 
-    Labels and quotation marks around it are left out, and what the model says for the therapist. A sentence that was
-    cut is left out if another one precedes it. A client who says nothing leaves.
+    Labels and quotation marks around it are left out, and what the model says for the therapist, before or after it. A
+    sentence that was cut is left out if another one precedes it. A client who says nothing leaves. So does one who
+    says that the session ends, in a mark at the end of the reply or alone on a line.
 
     Args:
         text: the answer, without reasoning.
@@ -99,8 +105,10 @@ def reply_of(text: str, finished: bool = True) -> Reply:
         >>> reply_of("This leads nowhere. [END]")
         Reply(text='This leads nowhere.', ended=True)
     """
-    if label := _OWN_LABEL.match(text.lstrip()):
-        text = text.lstrip()[label.end() :]
+    text = text.lstrip()
+    find = _OWN_LABEL.search if _OTHER_LABEL.match(text) else _OWN_LABEL.match  # behind what it says for the therapist
+    if label := find(text):
+        text = text[label.end() :]
     for other in (_OTHER_LABEL, _OWN_LABEL):  # a model that goes on writes the next turns too
         if found := other.search(text):
             text, finished = text[: found.start()], True
