@@ -11,6 +11,9 @@ from psyco_ray.training.dialogue import Answer, Dialogue
 
 Record = dict[str, Any]
 
+_TELLING = 40
+"""Characters of a client's turn that only contexts of one conversation share."""
+
 
 def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, seed: int) -> list[Record]:
     """Rewards, lengths and drop-out of dialogues, turn by turn.
@@ -29,15 +32,40 @@ def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, 
         independent.
     """
     last = max(len(dialogue.answers) for dialogue in dialogues)
+    conversation = _conversations(dialogues)
     return [
-        _measure(turn, dialogues, base[turn - 1] if base is not None and turn <= len(base) else None, seed)
+        _measure(
+            turn, dialogues, conversation, base[turn - 1] if base is not None and turn <= len(base) else None, seed
+        )
         for turn in range(1, last + 1)
     ]
 
 
-def _measure(turn: int, dialogues: Sequence[Dialogue], base: Record | None, seed: int) -> Record:
+def _conversations(dialogues: Sequence[Dialogue]) -> dict[str, str]:
+    """The conversation of each speech id, named by one of its ids.
+
+    The table of speeches does not tell. Contexts that begin alike are of one conversation, and so are those that share
+    a turn of the client with at least `_TELLING` characters, as windows of a conversation do; also by way of a third.
+    """
+    parent: dict[str, str] = {}
+    first: dict[str, str] = {}  # a speech id by what it shares with others
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    for key, start in sorted({dialogue.speech_id: dialogue.start for dialogue in dialogues}.items()):
+        parent[key] = key
+        for turn in (start.opening, *(turn for turn in start.client_turns if len(turn) >= _TELLING)):
+            parent[root(key)] = root(first.setdefault(turn, key))
+    return {key: root(key) for key in parent}
+
+
+def _measure(
+    turn: int, dialogues: Sequence[Dialogue], conversation: Mapping[str, str], base: Record | None, seed: int
+) -> Record:
     by_speech: dict[str, list[Answer]] = {}
-    opening = {dialogue.speech_id: dialogue.start.opening for dialogue in dialogues}
     for dialogue in sorted(dialogues, key=lambda dialogue: (dialogue.speech_id, dialogue.index)):
         if len(dialogue.answers) >= turn:
             by_speech.setdefault(dialogue.speech_id, []).append(dialogue.answers[turn - 1])
@@ -56,23 +84,23 @@ def _measure(turn: int, dialogues: Sequence[Dialogue], base: Record | None, seed
         scores = {key: sum(answer.scores[model] for answer in said) / len(said) for key, said in by_speech.items()}
         measures[model] = {
             "reward": sum(scores.values()) / len(scores),
-            "ci95": _interval(scores, opening, seed),
+            "ci95": _interval(scores, conversation, seed),
             "scores": scores,
-            **({} if base is None else _gain(scores, base[model]["scores"], opening, seed)),
+            **({} if base is None else _gain(scores, base[model]["scores"], conversation, seed)),
         }
     return measures
 
 
-def _gain(scores: Mapping[str, float], base: Mapping[str, float], opening: Mapping[str, str], seed: int) -> Record:
+def _gain(scores: Mapping[str, float], base: Mapping[str, float], conversation: Mapping[str, str], seed: int) -> Record:
     gains = {key: score - base[key] for key, score in scores.items() if key in base}
     if not gains:
         return {"gain": None, "gain_ci95": None}
-    return {"gain": sum(gains.values()) / len(gains), "gain_ci95": _interval(gains, opening, seed)}
+    return {"gain": sum(gains.values()) / len(gains), "gain_ci95": _interval(gains, conversation, seed)}
 
 
-def _interval(values: Mapping[str, float], opening: Mapping[str, str], seed: int) -> stats.Interval:
+def _interval(values: Mapping[str, float], conversation: Mapping[str, str], seed: int) -> stats.Interval:
     """The interval of the mean of values by speech, with the contexts of a conversation as one cluster."""
     clusters: dict[str, list[float]] = {}
     for key, value in values.items():
-        clusters.setdefault(opening[key], []).append(value)
+        clusters.setdefault(conversation[key], []).append(value)
     return stats.bootstrap_clusters([*clusters.values()], seed)

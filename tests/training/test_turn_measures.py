@@ -70,3 +70,24 @@ def test_contexts_of_a_conversation_are_one_cluster_of_an_interval() -> None:
 
     (low, high), (wide_low, wide_high) = measured(together=False), measured(together=True)
     assert wide_high - wide_low > 2 * (high - low), "five conversations tell less than forty"
+
+
+def test_windows_of_a_conversation_that_have_lost_its_beginning_are_one_cluster() -> None:
+    said = [f"This is what I want to tell you about day {day}." for day in range(8)]
+
+    def measured(*windows: list[str]) -> tuple[float, float]:
+        found = []
+        for number, (first, *later) in enumerate(windows):
+            one = dialogue(f"{number:02d}", float(number))
+            one.start = Context.of(first)
+            for turn in later:
+                one.start = one.start.answered("Oh.", turn)
+            found.append(one)
+        [measures] = measure_turns(found, None, seed=0)
+        return measures["reward"]["ci95"]
+
+    assert measured(said[0:2], said[1:3], said[2:4]) == (1.0, 1.0), "the first and the last by the one between"
+    assert measured(said[0:2], said[2:4], said[1:3]) == (1.0, 1.0), "in any order"
+    apart = measured(said[0:2], said[2:4], said[4:6])
+    assert apart[0] < apart[1]
+    assert measured([said[0], "Yes."], [said[1], "Yes."], [said[2], "Yes."]) == apart, "short turns tell nothing"
