@@ -12,7 +12,7 @@ import numpy as np
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.optimizer import Optimizer
 from psyco_ray.models.layout import common_start
-from psyco_ray.models.sharing import Computed, families
+from psyco_ray.models.sharing import Computed, Tree, families, join
 from psyco_ray.run.types import PreferencePair
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def _units(
         computed: how a model computes a pass.
         start: tokens with which all prompts begin and which a pass computes once.
     """
-    trees = [(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in batch]
+    trees = _trees(batch)
     found = families(trees, computed, max_tokens)
     if world_size > 1 and len(found) < len(batch):
         most = sum(family.size(computed) for family in found) // (2 * world_size)
@@ -115,6 +115,22 @@ def _units(
         )
         for family in found
     ]
+
+
+def _trees(pairs: Sequence[PreferencePair]) -> list[Tree]:
+    return [(pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids)) for pair in pairs]
+
+
+def computed_tokens(shards: Sequence[Sequence[MicroBatch]], computed: Computed) -> int:
+    """Return the tokens that all ranks compute in a step, without padding; what a pass computes once counts once."""
+    trees = [_trees(pairs) for passes in shards for pairs in passes]
+    if computed != "plain":
+        return sum(len(join(of_pass, computed).ids) for of_pass in trees)
+    return sum(
+        len(prompt) + len(response)
+        for of_pass in trees
+        for prompt, response in {(tuple(prompt), tuple(ids)) for prompt, responses in of_pass for ids in responses}
+    )
 
 
 def _deal(units: Sequence[T], world_size: int, rank: int) -> list[T]:

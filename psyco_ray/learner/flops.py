@@ -31,7 +31,7 @@ def mfu(tokens_per_s: float, parameters: int, trained: int, peak: float) -> floa
     """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B, without attention).
 
     Args:
-        tokens_per_s: trained tokens a second, over all ranks.
+        tokens_per_s: tokens that all ranks compute in a second; a prompt that several responses share counts once.
         parameters: of the model; each takes 2 FLOPs forward and 2 backward a token.
         trained: of them; the gradient of each takes 2 more.
         peak: FLOP/s of all ranks' devices.

@@ -246,7 +246,7 @@ class LearnerGroup:
             self._restart(failure)
 
     def mfu(self, tokens_per_s: float) -> float | None:
-        """Return the model FLOPs utilisation at a speed in trained tokens a second; None if the peak is unknown."""
+        """Return the model FLOPs utilisation at a speed in computed tokens a second; None if the peak is unknown."""
         return mfu_of_ranks(tokens_per_s, self._run(LearnerWorker.size, "reporting its size"))
 
     def _step(self, batch: Sequence[PreferencePair], step: int, total_steps: int) -> StepResult:
@@ -269,7 +269,7 @@ class LearnerGroup:
             learning_rate=rate,
             grad_norm=sums[0].get("grad_norm"),
             metrics=means,
-            tokens=sum(e.tokens for e in batch),
+            tokens=self._group.tokens(shards),
             seconds=time.monotonic() - started,
         )
 

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from psyco_ray.learner.batching import MicroBatch, plan_step
+from psyco_ray.learner.batching import MicroBatch, computed_tokens, plan_step
 from psyco_ray.learner.spec import WorkerSpec
 from psyco_ray.learner.worker import LearnerWorker
 from psyco_ray.models.sharing import Computed
@@ -115,6 +115,10 @@ class WorkerGroup:
             InputError: there are fewer pairs than workers.
         """
         return plan_step(batch, len(self.workers), self._spec.settings.micro_batch_tokens, self._computed)
+
+    def tokens(self, shards: Sequence[Sequence[MicroBatch]]) -> int:
+        """Return the tokens that the workers compute for the shards of a batch, see `computed_tokens`."""
+        return computed_tokens(shards, self._computed)
 
     def plan_values(self, examples: Sequence[PreferencePair]) -> list[list[MicroBatch]]:
         """Shard examples over the workers for `values_of`; every worker has one."""

@@ -94,13 +94,8 @@ class PreferencePair:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a forward pass computes: the prompt once, then both responses."""
+        """Tokens of a forward pass of this pair alone: the prompt once, then both responses."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens that a forward pass computes in padded rows: the prompt with the longer response, twice."""
-        return 2 * (len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids)))
 
 
 @dataclass(frozen=True)
@@ -175,5 +170,5 @@ class StepResult:
     learning_rate: float
     grad_norm: float | None  # before clipping; None if DeepSpeed does not report it
     metrics: dict[str, float]
-    tokens: int
+    tokens: int  # that all ranks computed; prompts that a pass shares count once
     seconds: float

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psyco_ray.config.training import Optimizer
-from psyco_ray.learner.batching import batches, learning_rate, plan_step
-from psyco_ray.models.sharing import join
+from psyco_ray.learner.batching import batches, computed_tokens, learning_rate, plan_step
 from psyco_ray.run.types import PreferencePair
 
 
@@ -83,10 +82,6 @@ def dialogues(count: int, turns: int, pairs: int) -> list[PreferencePair]:
     return made
 
 
-def computed_tokens(passed: list[PreferencePair], computed: str) -> int:
-    return len(join([(p.prompt_ids, (p.chosen_ids, p.rejected_ids)) for p in passed], computed).ids)
-
-
 @pytest.mark.parametrize("computed", ["packed", "shared", "plain"])
 def test_pairs_of_one_prompt_are_one_pass_of_one_rank(computed: str) -> None:
     batch = dialogues(4, turns=1, pairs=6)
@@ -99,14 +94,14 @@ def test_pairs_of_one_prompt_are_one_pass_of_one_rank(computed: str) -> None:
         assert {len(shard) for shard in shards} == {2 // world_size}
         for passed in (passed for shard in shards for passed in shard):
             assert len(passed) == 12, "two prompts with six pairs each"
-            assert computed_tokens(passed, computed) == 2 * (100 + 4 * 40)
+            assert computed_tokens([[passed]], computed) == 2 * ((4 if computed == "plain" else 1) * 100 + 4 * 40)
 
 
 @pytest.mark.parametrize("computed", ["packed", "shared"])
 def test_turns_of_a_dialogue_are_one_pass(computed: str) -> None:
     [shard] = plan_step(dialogues(3, turns=6, pairs=2), 1, 1600, computed)
     assert [len(passed) for passed in shard] == [12, 12, 12]
-    assert [computed_tokens(passed, computed) for passed in shard] == [600 + 6 * 4 * 40] * 3
+    assert [computed_tokens([[passed]], computed) for passed in shard] == [600 + 6 * 4 * 40] * 3
 
 
 @given(
@@ -129,8 +124,9 @@ def test_families_are_sharded_completely_and_within_bounds(
     assert sorted(pair.key for passed in passes for pair in passed) == sorted(pair.key for pair in batch)
     assert all(passes)
     if world_size == 1:
-        tokens = computed_tokens if computed != "plain" else lambda passed, _: plain_tokens_of(passed)
-        assert all(tokens(passed, computed) <= max_tokens or len(passed) == 1 for passed in passes)
+        for passed in passes:
+            tokens = plain_tokens_of(passed) if computed == "plain" else computed_tokens([[passed]], computed)
+            assert tokens <= max_tokens or len(passed) == 1
 
 
 def plain_tokens_of(passed: list[PreferencePair]) -> int:
@@ -179,3 +175,17 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert learning_rate(cosine, 11, 20) == pytest.approx(0.1 + 0.9 * 0.5)
     constant = settings.model_copy(update={"schedule": "constant"})
     assert {learning_rate(constant, step, 20) for step in range(2, 20)} == {1.0}
+
+
+def test_a_prompt_that_a_pass_shares_counts_once_in_the_tokens_of_a_step() -> None:
+    history = tuple(range(200))
+    pairs = [PreferencePair(str(i), history, (300 + i,) * 10, (400 + i,) * 5, conversation=True) for i in range(4)]
+    alone = [[pair] for pair in pairs]
+    assert computed_tokens([alone], "packed") == 4 * (200 + 15)
+    assert computed_tokens([[pairs]], "packed") == 200 + 4 * 15
+    assert computed_tokens([[pairs[:2]], [pairs[2:]]], "packed") == 2 * 200 + 4 * 15, "each rank computes it"
+    assert computed_tokens([[pairs]], "shared") == 200 + 4 * 15
+    assert computed_tokens([[pairs]], "plain") == 8 * 200 + 4 * 15
+    same = [pairs[0], replace(pairs[1], chosen_ids=pairs[0].chosen_ids)]
+    assert computed_tokens([[same]], "packed") == 200 + 10 + 5 + 5, "a response of two pairs is computed once"
+    assert computed_tokens([[same]], "plain") == 3 * 200 + 10 + 5 + 5

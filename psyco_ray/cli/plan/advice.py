@@ -67,12 +67,17 @@ def forecast(
         _table(result, profile),
         f"{job.iterations} iterations: {_time(job.iterations * result.seconds)}, without starts and reward training",
         f"most sensitive to: a quarter more {assumption} makes an iteration {100 * share:.0f} % longer",
-        f"assumed: {cost_model.prompt_tokens(job.prompts):.0f} tokens per prompt and {tokens:.0f} per response"
+        f"assumed: {scenario.prompt_tokens:.0f} tokens per prompt{_growing(job)} and {tokens:.0f} per response"
         + (f" (measured in {finished})" if sampled else "")
         + f"; rates scaled from {profile.model} by parameter count, with sampling bound by memory bandwidth and "
         "training by operations; reward models as large as the policy; no judge calls",
     ]
     return "\n".join([*lines, *([_lessons_from_run(finished, records)] if finished else [])])
+
+
+def _growing(job: Job) -> str:
+    """What is added to a prompt with each turn of a dialogue."""
+    return "" if job.simulate is None else f", {cost_model.reply_tokens(job.simulate):.0f} per reply of a client"
 
 
 def _on_gpus(job: Job) -> Job:

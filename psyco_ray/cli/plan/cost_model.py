@@ -13,12 +13,16 @@ from dataclasses import dataclass, replace
 
 from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.reading import Reading
+from psyco_ray.config.simulate import Simulation
 from psyco_ray.config.training import Job, Prompts
 from psyco_ray.models.shape import ModelShape, shape_of
 from psyco_ray.run import hub
 
 CLIENT_TOKENS = 100
 """Mean tokens of a simulated client's turn, unless its `max_tokens` is lower."""
+EXCHANGE_TOKENS = 150
+"""Mean tokens of a client's turn and the therapist's answer in a file of conversations."""
 RESPONSE_TOKENS = 256
 """Mean tokens of a response (about 190 words), unless `sampling.max_tokens` is lower or a run has measured them."""
 DEV_SPEECHES = 2319
@@ -88,6 +92,7 @@ class Scenario:
         split: the actors.
         response_tokens: mean tokens of a response.
         cores: cores that all actors share on a CPU; None: each actor has a GPU.
+        said: tokens of the turns that a dialogue with a simulated client has before the one that is answered.
 
     Example:
         >>> shape, profile = shape_of("llama-3.1-8b"), profile_of("h100")
@@ -100,6 +105,7 @@ class Scenario:
     split: GpuSplit
     response_tokens: float
     cores: int | None = None
+    said: float = 0.0
 
     @property
     def fed(self) -> bool:
@@ -114,9 +120,14 @@ class Scenario:
         return self.shape.parameters / self.profile.parameters
 
     @property
+    def prompt_tokens(self) -> float:
+        """Tokens of a prompt, with the conversation so far."""
+        return prompt_tokens(self.job.prompts, self.job.data) + self.said
+
+    @property
     def pair_tokens(self) -> float:
         """Tokens of all pairs; a prompt is read once for both of its responses."""
-        return self.job.speeches_per_iteration * (prompt_tokens(self.job.prompts) + 2 * self.response_tokens)
+        return self.job.speeches_per_iteration * (self.prompt_tokens + 2 * self.response_tokens)
 
     @property
     def reference(self) -> float:
@@ -154,7 +165,7 @@ class Scenario:
             steps = (sequences / min(sequences, self.job.rollouts.max_num_seqs) - 1) * mean + longest
         else:
             steps = longest * math.ceil(sequences / self.job.rollouts.max_num_seqs)
-        read = prompts * prompt_tokens(self.job.prompts) * profile.prompt_token_s
+        read = prompts * self.prompt_tokens * profile.prompt_token_s
         sampled = sequences * self.response_tokens * profile.decode_token_s
         return (read + steps * profile.decode_step_s + sampled) * self.scale / self.split.gpus_per_rollout
 
@@ -169,7 +180,7 @@ class Scenario:
 
     def scoring(self, speeches: int, responses: int, models: int) -> float:
         """Seconds of one scorer that scores all responses with `models` reward models."""
-        tokens = speeches * models * (prompt_tokens(self.job.prompts) + responses * self.response_tokens)
+        tokens = speeches * models * (self.prompt_tokens + responses * self.response_tokens)
         return tokens * self.profile.score_token_s * self.scale
 
     def overlapped(self, sampling: Sampling, scoring: float) -> float:
@@ -186,28 +197,38 @@ class Scenario:
         sampling = self.job.sampling.model_copy(update={"max_tokens": client.max_tokens})
         job = self.job.model_copy(update={"rollouts": client.rollouts, "sampling": sampling})
         split = GpuSplit(client.rollouts.actors, 1, 1, max(1, math.ceil(client.rollouts.gpus)))
-        tokens = min(float(client.max_tokens), CLIENT_TOKENS)
+        tokens = reply_tokens(self.job.simulate)
         return replace(self, job=job, shape=shape, split=split, response_tokens=tokens)
 
-    def turns(self, dialogues: int, count: int, models: int) -> float:
-        """Seconds of so many further turns of dialogues, each a client's turn and a response that `models` score."""
-        if not count:
-            return 0.0
-        replied = self.client.overlapped(self.client.sampling(dialogues, 1), 0.0) if self.client else 0.0
-        return count * (replied + self.overlapped(self.sampling(dialogues, 1), self.scoring(dialogues, 1, models)))
+    def after(self, exchanges: int) -> Scenario:
+        """The same work later in a dialogue: a prompt grows with each response and reply of the client."""
+        if self.job.simulate is None or not exchanges:
+            return self
+        return replace(self, said=exchanges * (self.response_tokens + reply_tokens(self.job.simulate)))
+
+    def turns(self, dialogues: int, which: range, models: int) -> float:
+        """Seconds of further turns (1, 2, ...) of dialogues: a client's reply and a response that `models` score."""
+        seconds = 0.0
+        for exchanges in which:
+            now = self.after(exchanges)
+            if now.client:
+                seconds += now.client.overlapped(now.client.sampling(dialogues, 1), 0.0)
+            seconds += now.overlapped(now.sampling(dialogues, 1), now.scoring(dialogues, 1, models))
+        return seconds
 
 
 def forecast(scenario: Scenario) -> Forecast:
     """The time of an iteration."""
     job, profile, split = scenario.job, scenario.profile, scenario.split
+    branch = scenario.after(job.simulate.branch_turn - 1) if job.simulate else scenario
     drawn = job.speeches_per_iteration, job.sampling.responses
     held_out = job.evaluation.speeches or DEV_SPEECHES, job.evaluation.responses
     sampled, scored = Sampling(0.0, 0.0), 0.0
     if job.pairs_from != "file":
-        sampled = scenario.sampling(*drawn)
-        scored = scenario.scoring(*drawn, models=2 if job.scorers.safety_model else 1)
+        sampled = branch.sampling(*drawn)
+        scored = branch.scoring(*drawn, models=2 if job.scorers.safety_model else 1)
     if job.dpo.reference == "base":
-        scored += scenario.reference
+        scored += branch.reference
     in_samples, in_evaluation = _in_dialogues(scenario, drawn, held_out)
     answered, judged = scenario.sampling(*held_out), scenario.scoring(*held_out, models=len(reward_models(job)))
     moments = 8 if job.applied_dpo.keep_optimizer else 0  # bytes per parameter
@@ -215,8 +236,8 @@ def forecast(scenario: Scenario) -> Forecast:
     # a policy is saved beside the sampling that follows, unless they have the same GPUs or cores
     waited = save if split.colocated or scenario.cores else max(0.0, save - scenario.overlapped(answered, judged))
     stages = {
-        "sample and score": scenario.overlapped(sampled, scored) + in_samples,
-        "train": scenario.training,
+        "sample and score": branch.overlapped(sampled, scored) + in_samples,
+        "train": branch.training,
         "save": waited,
         "sync": 2 * scenario.shape.parameters / profile.sync_bytes_per_s + scenario.hand_over,
         "evaluate": scenario.overlapped(answered, judged) + in_evaluation,
@@ -236,10 +257,16 @@ def _in_dialogues(scenario: Scenario, drawn: tuple[int, int], held_out: tuple[in
     if simulate is None:
         return 0.0, 0.0
     speeches, responses = drawn
-    after = simulate.turns - simulate.branch_turn if simulate.rank == "dialogue" else 0
-    sampled = scenario.turns(speeches, simulate.branch_turn - 1, 0) + scenario.turns(speeches * responses, after, 1)
-    evaluated = scenario.turns(math.prod(held_out), simulate.turns - 1, len(reward_models(job)))
-    return 0.0 if job.pairs_from == "file" else sampled, evaluated
+    branch, last = simulate.branch_turn, simulate.turns
+    before = scenario.turns(speeches, range(1, branch), 0)
+    after = scenario.turns(speeches * responses, range(branch, last), 1) if simulate.rank == "dialogue" else 0.0
+    evaluated = scenario.turns(math.prod(held_out), range(1, last), len(reward_models(job)))
+    return 0.0 if job.pairs_from == "file" else before + after, evaluated
+
+
+def reply_tokens(simulate: Simulation) -> float:
+    """Mean tokens of a simulated client's turn."""
+    return min(float(simulate.client.max_tokens), CLIENT_TOKENS)
 
 
 def client_shape(job: Job) -> ModelShape | None:
@@ -253,13 +280,20 @@ def client_shape(job: Job) -> ModelShape | None:
     return shape_of(str(hub.on_this_machine(model) or model))
 
 
-@functools.cache
-def prompt_tokens(prompts: Prompts) -> float:
-    """Tokens of a rendered prompt with a speech of `SPEECH_CHARS`.
+def prompt_tokens(prompts: Prompts, reading: Reading) -> float:
+    """Tokens of a rendered prompt with a speech of `SPEECH_CHARS`, or with half of the turns that a context may have.
 
     Raises:
         InputError: the prompts file or its entry does not exist.
     """
+    tokens = _entry_tokens(prompts)
+    if reading.conversations == "contexts":
+        tokens += min((reading.max_turns - 1) / 2 * EXCHANGE_TOKENS, reading.max_context_chars / CHARS_PER_TOKEN)
+    return tokens
+
+
+@functools.cache
+def _entry_tokens(prompts: Prompts) -> float:
     texts = prompt_messages(load_prompt(prompts), "x" * SPEECH_CHARS)
     return sum(len(text["content"]) for text in texts) / CHARS_PER_TOKEN + TEMPLATE_TOKENS
 

@@ -169,7 +169,7 @@ def _small_cache(job: Job, shape: ModelShape) -> list[str]:
     if not settings.gpus or settings.kv_cache_gb is None:
         return []
     tokens = settings.kv_cache_gb * 2**30 / kv_cache.token_bytes(shape, settings)
-    typical = cost_model.prompt_tokens(job.prompts) + min(job.sampling.max_tokens, cost_model.RESPONSE_TOKENS)
+    typical = cost_model.prompt_tokens(job.prompts, job.data) + min(job.sampling.max_tokens, cost_model.RESPONSE_TOKENS)
     if tokens >= settings.max_num_seqs * typical:
         return []
     return [
