@@ -44,7 +44,7 @@ class Data(Reading):
     max_chars: Count = 1000
     """Longest speech, characters (paper §3.1); of a conversation each turn of the client."""
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of speeches held out, by a hash of the text; of a conversation of its first turn."""
+    """Share of speeches held out, by a hash of the text; of a conversation of how it begins."""
     leakage: Literal["refuse", "drop", "allow"] = "refuse"
     """Training pairs and speeches that repeat a dev or test question, exactly or nearly; drop: leave them out."""
     cpus: Annotated[float, Field(ge=1)] = 1.0

@@ -21,10 +21,11 @@ from psyco_ray.config.reading import Reading
 from psyco_ray.data import duplicates, preferences, sources, speakers
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_cells import CellReader
-from psyco_ray.data.client_rows import MOST_SPEAKERS, ClientFile, Keys
+from psyco_ray.data.client_rows import ClientFile
 from psyco_ray.data.roles import role_of
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.table import Shape
+from psyco_ray.data.speaker_columns import MOST_SPEAKERS, Keys
 from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
 from psyco_ray.data.turns import words_of_client
 from psyco_ray.files.records import Record, RecordFile, open_records, shown
@@ -33,7 +34,7 @@ from psyco_ray.screening import crisis
 from psyco_ray.screening.languages import UNKNOWN, language_of
 from psyco_ray.screening.personal_data import personal_data
 
-KEYS = Keys("--column NAME", "where in the job (here --where COLUMN=VALUE)")
+KEYS = Keys("--column NAME", "where in the job (here --where COLUMN=VALUE)", "dialogue (here --dialogue COLUMN)")
 _CELL_CHARS = 50_000  # of a cell in which the client's words are looked for
 _TEXT_CHARS = 2000  # of a text that are kept
 _PROBE = 100  # rows that a format of pairs is recognised by

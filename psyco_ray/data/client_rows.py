@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,30 +11,16 @@ from typing import Any, NamedTuple
 from psyco_ray.config.contexts import CLIENT, THERAPIST, Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
-from psyco_ray.data import speakers, turns
+from psyco_ray.data import speaker_columns, speakers, splits, turns
 from psyco_ray.data.client_cells import CellReader, ClientText
 from psyco_ray.data.roles import role_of
+from psyco_ray.data.speaker_columns import MOST_SPEAKERS, Keys, folded, plain
 from psyco_ray.files import records
-from psyco_ray.files.cells import CellError, text_of
 
 COLUMNS = ("question", "speech", "text", *speakers.LIST_KEYS)
 """Columns of a speech or a conversation that commands know."""
 
-_PROBE = 1000  # rows in which speakers are looked for
-MOST_SPEAKERS = 20
-"""Different values in a column of speakers; more are names of people who post."""
-
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What a job calls the settings of a file, for messages."""
-
-    text: str  # the column of the client's words
-    where: str
 
 
 class ClientRow(NamedTuple):
@@ -54,6 +37,7 @@ class ClientRow(NamedTuple):
         more: other cells that the caller asked for, as the file has them.
         dialogue: whether `text` is a whole dialogue, of which contexts are to be made.
         opening: the client's first turn in the dialogue that the context is a part of; None: it is the context's own.
+        begins: how the client begins that dialogue, which decides its split; None: as the context does.
         turn: of the client in that dialogue, which the context ends with; None: as many as the context has.
     """
 
@@ -66,6 +50,7 @@ class ClientRow(NamedTuple):
     more: Mapping[str, Any] = _NOTHING
     dialogue: bool = False
     opening: str | None = None
+    begins: str | None = None
     turn: int | None = None
 
 
@@ -78,7 +63,8 @@ class ClientFile:
         seen: number of the last row that was read.
 
     Example:
-        >>> file = ClientFile("notes.csv", "speeches", ["text"], Keys("data.speech_column", "data.where"), Reading())
+        >>> keys = Keys("data.speech_column", "data.where", "data.dialogue")
+        >>> file = ClientFile("notes.csv", "speeches", ["text"], keys, Reading())
         >>> texts = [row.text for row in file.rows() if row.text]
     """
 
@@ -106,7 +92,7 @@ class ClientFile:
 
         Raises:
             InputError: the file cannot be read, has none of the columns, or names speakers that `where` does not
-                choose among.
+                choose among, or whose dialogues nothing tells apart.
         """
         self.file = records.open_records(name, what, reading.encoding)
         self._columns = self._of_file(columns)
@@ -116,8 +102,10 @@ class ClientFile:
             self.file.column([column], keys.where)
         self._reading, self._keys = reading, keys
         self._contexts = reading.conversations == "contexts"
-        self._where = {column: {_folded(value) for value in values} for column, values in reading.where.items()}
+        self._where = {column: {folded(value) for value in values} for column, values in reading.where.items()}
         self._cells = CellReader(reading, openings)
+        self._speakers = speaker_columns.columns_of(self.file, self._columns)
+        self._speakers.sort(key=lambda name: name not in self._where)  # the job's own column knows best
         self._speaker = self._speaker_column()
 
     def check(self) -> None:
@@ -134,7 +122,7 @@ class ClientFile:
                 return
             for column, found in values.items():
                 if record.cells is not None and len(found) <= MOST_SPEAKERS:
-                    found[_plain(record.cells.get(column)) or ""] += 1
+                    found[plain(record.cells.get(column)) or ""] += 1
         have = "; ".join(f"{column} is {speakers.listed(found)}" for column, found in values.items())
         raise InputError(f"{self._name}: no row is chosen by {self._keys.where}; {have}")
 
@@ -153,14 +141,16 @@ class ClientFile:
                 continue
             dialogue = Context.of(row.text)
             contexts = turns.contexts(dialogue, self._reading.max_turns, self._reading.max_context_chars)
+            row = row._replace(dialogue=False, opening=dialogue.opening, begins=splits.begins(dialogue))
             for turn, context in enumerate(contexts, start=1):
-                yield row._replace(text=context.text, dialogue=False, opening=dialogue.opening, turn=turn)
+                yield row._replace(text=context.text, turn=turn)
 
     def dialogues(self, columns: Sequence[str] = ()) -> Iterator[ClientRow]:
         """As `rows`, with one row for each dialogue."""
         by = self._reading.dialogue
         more = [*self._where, by, self._speaker, "split", *self._topic, *columns]
-        found = self._counted(self.file.read([*self._columns, *filter(None, more)]))
+        of_rows = self._speakers if by is not None and self._contexts else []
+        found = self._counted(self.file.read(list(dict.fromkeys([*self._columns, *filter(None, more), *of_rows]))))
         if by is None:
             yield from (self.row(record, columns) for record in found)
         elif self._contexts:
@@ -190,14 +180,14 @@ class ClientFile:
         """A row with its text, which may be a whole dialogue."""
         text, is_dialogue = read or (None, False)
         others = {name: cells.get(name) for name in columns} if columns else _NOTHING
-        split = _plain(cells.get("split"))
+        split = plain(cells.get("split"))
         return ClientRow(number, text, self._topic_of(cells), split, more=others, dialogue=is_dialogue)
 
     def _first_turns(self, found: Iterable[records.Record], by: str, columns: Sequence[str]) -> Iterator[ClientRow]:
         """All rows, of which the client's first one of each dialogue is read."""
         heard: set[str] = set()  # dialogues whose first turn was read
         for record in found:
-            dialogue = _plain((record.cells or {}).get(by))
+            dialogue = plain((record.cells or {}).get(by))
             row = ClientRow(record.number, skipped=True) if dialogue in heard else self.row(record, columns)
             if dialogue is not None and row.text:
                 heard.add(dialogue)
@@ -205,7 +195,7 @@ class ClientFile:
 
     def _gathered(self, found: Iterable[records.Record], by: str, columns: Sequence[str]) -> Iterator[ClientRow]:
         """One row for each dialogue over several rows, and those that cannot be read."""
-        keys = (_plain((record.cells or {}).get(by)) for record in self.file.read([by]) if record.cells is not None)
+        keys = (plain((record.cells or {}).get(by)) for record in self.file.read([by]) if record.cells is not None)
         scattered = turns.scattered(keys)
         current: turns.Gathered | None = None
         bad: str | None = None  # why the rows before cannot be read, which may be of the current dialogue
@@ -214,7 +204,7 @@ class ClientFile:
                 bad = record.problem
                 yield ClientRow(record.number, problem=record.problem)
                 continue
-            key = _plain(record.cells.get(by))
+            key = plain(record.cells.get(by))
             if current is not None and key != current.key:
                 yield self._of_gathered(current, scattered, columns)
                 current = None
@@ -223,13 +213,20 @@ class ClientFile:
                 continue
             if current is None:
                 current, bad = turns.Gathered(key, record.number), None
-            role = CLIENT if self.chosen(record.cells) else THERAPIST
+            if (role := self._role(record.cells)) is None:
+                continue
             try:
                 current.add(record, role, self._utterance(record.cells), bad)
             except speakers.UnknownSpeakerError as error:
                 current.add(record, role, None, str(error))
         if current is not None:
             yield self._of_gathered(current, scattered, columns)
+
+    def _role(self, cells: Mapping[str, Any]) -> str | None:
+        """Whose turn a row of a dialogue is; None: nobody's, as one of the client's that `where` does not choose."""
+        if self.chosen(cells):
+            return CLIENT
+        return None if speaker_columns.role_in(cells, self._speakers) in ("user", "system") else THERAPIST
 
     def _of_gathered(self, found: turns.Gathered, scattered: Collection[str], columns: Sequence[str]) -> ClientRow:
         if found.key in scattered:
@@ -258,34 +255,17 @@ class ClientFile:
         """A column that names who wrote each row, if every row may be the client's.
 
         Raises:
-            InputError: it names speakers, and `where` does not choose among them.
+            InputError: it names speakers, and `where` does not choose among them, or nothing tells their dialogues.
         """
-        columns = [name for name in self.file.columns if name.strip().casefold() in speakers.ROLE_KEYS]
-        columns = [name for name in columns if name not in self._columns]
-        if not columns or any(name in self._where for name in columns):
-            return None
-        values: dict[str, dict[str, None]] = {name: {} for name in columns}
-        for record in islice(self.file.read(columns), _PROBE):
-            for name in columns:
-                if record.cells is not None and (value := _plain(record.cells.get(name))):
-                    values[name][value] = None
-        for name, found in values.items():
-            roles = [role_of(value) for value in found]
-            if set(roles) <= {"user"}:
-                continue
-            if len(found) > MOST_SPEAKERS and roles.count(None) > len(found) / 2:
-                _log.info(f"{self._name}: {name} has {len(found)} values or more and is taken for names of authors")
-                continue
-            client = next((value for value in found if role_of(value) == "user"), "the client's name in it")
-            raise InputError(
-                f"{self._name}: the column {name} names who speaks ({speakers.listed(found)}); say which rows are the "
-                f"client's with {self._keys.where}: {{{name}: {client}}}"
-            )
-        return columns[0]
+        if not any(name in self._where for name in self._speakers):
+            return speaker_columns.column_of_authors(self.file, self._speakers, self._keys, self._contexts)
+        if self._contexts and self._reading.dialogue is None and self.column not in speakers.LIST_KEYS:
+            speaker_columns.check_dialogues(self.file, self._where, self._speakers, self._keys)
+        return None
 
     def chosen(self, cells: Mapping[str, Any]) -> bool:
         """Whether `where` chooses a row."""
-        return all(_folded(_plain(cells.get(column)) or "") in values for column, values in self._where.items())
+        return all(folded(plain(cells.get(column)) or "") in values for column, values in self._where.items())
 
     def _read(self, cells: Mapping[str, Any]) -> ClientText | None:
         """The client's words; None if every column is empty.
@@ -293,7 +273,7 @@ class ClientFile:
         Raises:
             UnknownSpeakerError: they cannot be told.
         """
-        if self._speaker and role_of(_plain(cells.get(self._speaker))) in ("assistant", "system"):
+        if self._speaker and role_of(plain(cells.get(self._speaker))) in ("assistant", "system"):
             raise speakers.UnknownSpeakerError(f"{self._speaker} names another speaker than the client")
         return next(filter(None, (self._cells.read(cells.get(column), column) for column in self._columns)), None)
 
@@ -310,7 +290,7 @@ class ClientFile:
             value = cells.get(column)
             if isinstance(value, list):
                 value = "; ".join(part for part in value if isinstance(part, str))
-            if topic := _plain(value):
+            if topic := plain(value):
                 return topic
         return None
 
@@ -319,17 +299,3 @@ def by_count(reasons: Mapping[str, int]) -> str:
     """Numbers of rows by reason, the commonest first."""
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
-
-
-def _plain(value: Any) -> str | None:
-    """A cell as text without white space around it; None: it is blank or not text."""
-    if value is None:
-        return None
-    try:
-        return (str(value).lower() if isinstance(value, bool) else text_of(value)).strip() or None
-    except CellError:
-        return None
-
-
-def _folded(value: str) -> str:
-    return value.strip().casefold()

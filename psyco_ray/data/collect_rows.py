@@ -71,15 +71,20 @@ class _Cleaned:
     scrubbed: Sequence[Sequence[str]]  # kind of each replacement, by turn
     contexts: Sequence[Context]
     is_dialogue: bool
+    min_chars: int  # of the client in a context
 
     @property
     def key(self) -> str:
-        """The id of the dialogue; contexts that files hold in their stored form belong together by their opening."""
-        return speech_id(self.whole.text if self.is_dialogue else self.whole.opening)
+        """The id of the dialogue; contexts that files hold in their stored form belong together by how they begin."""
+        return speech_id(self.whole.text) if self.is_dialogue else speech_id(self.begins)
 
-    def split_by(self, min_chars: int) -> str:
-        """The words whose hash decides the split: dialogues that begin alike are in one, but for greetings."""
-        return (turns.beginning(self.whole, min_chars) if self.is_dialogue else None) or self.whole.opening
+    @property
+    def begins(self) -> str:
+        """The words whose hash decides the split: dialogues that begin alike are in one, but for greetings.
+
+        Contexts in which the client says less are known by their opening; they are too short to be kept.
+        """
+        return turns.beginning(self.whole, self.min_chars) or self.whole.opening
 
     def places(self, context: Context, number: int) -> range:
         """The turns of the whole that a context has, by the place of the context among all."""
@@ -107,7 +112,7 @@ def _rows(raw: Row, job: DataJob) -> Iterator[Row]:
         yield {**place, "turn": 1, "reason": reason, "detail": detail}
         return
     topic, dialogue = clean(raw["topic"] or "") or None, int(cleaned.key, 16)
-    split, is_signed = _split(cleaned.split_by(job.collect.min_chars), job.collect), False
+    split, is_signed = _split(cleaned.begins, job.collect), False
     said = "\n".join(cleaned.whole.client_turns)
     for number, context in enumerate(cleaned.contexts):
         turn = number + 1 if cleaned.is_dialogue else context.turn
@@ -154,7 +159,7 @@ def _cleaned(raw: Row, job: DataJob) -> tuple[_Cleaned | None, str | None, str]:
     reading = job.sources[raw["source"]]
     is_dialogue = bool(raw["dialogue"])
     contexts = list(turns.contexts(whole, reading.max_turns, reading.max_context_chars)) if is_dialogue else [whole]
-    return _Cleaned(whole, scrubbed, contexts, is_dialogue), None, ""
+    return _Cleaned(whole, scrubbed, contexts, is_dialogue, job.collect.min_chars), None, ""
 
 
 def _outside(context: Context, bounds: Collect) -> tuple[str | None, str]:

@@ -14,7 +14,8 @@ from pydantic import Field
 from psyco_ray.config import job_file
 from psyco_ray.config.data import Source
 from psyco_ray.config.errors import InputError
-from psyco_ray.data.client_rows import ClientFile, Keys
+from psyco_ray.data.client_rows import ClientFile
+from psyco_ray.data.speaker_columns import Keys
 from psyco_ray.files import records
 from psyco_ray.run import hub
 
@@ -136,7 +137,7 @@ def _open(path: Path, source: Source, adapter: Adapter) -> ClientFile:
     Raises:
         InputError: it cannot be read, or lacks a column that the job names.
     """
-    keys = Keys("the source's text", "the source's where")
+    keys = Keys("the source's text", "the source's where", "the source's dialogue")
     file = ClientFile(path, f"source {source.name}:", adapter.text, keys, source, adapter.topic, adapter.strip)
     if source.topic is not None:
         file.file.column([source.topic], "the source's topic")

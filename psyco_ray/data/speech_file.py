@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
-from psyco_ray.data.client_rows import COLUMNS, ClientFile, ClientRow, Keys
+from psyco_ray.data.client_rows import COLUMNS, ClientFile, ClientRow
+from psyco_ray.data.speaker_columns import Keys
 from psyco_ray.data.splits import split_of
 from psyco_ray.files import parquet
 from psyco_ray.files.records import SAMPLES, digest_of, locate
@@ -23,7 +24,7 @@ READ = pa.schema(
     [
         ("row", pa.int64()),  # of the file, from 1; 0: the file cannot be read
         *[(name, pa.string()) for name in ("speech", "topic", "split")],
-        ("opening", pa.string()),  # of the dialogue that a context is a part of; null: it is the context's own
+        ("begins", pa.string()),  # how the dialogue of a context begins; null: as the context does
         ("left_out", pa.string()),  # why the row has no speech
         ("problem", pa.string()),  # a message for the user
     ]
@@ -39,7 +40,9 @@ def open_file(data: Data) -> ClientFile:
         InputError: it cannot be read, has no column of speeches, or names speakers without `data.where`.
     """
     columns = [data.speech_column] if data.speech_column else COLUMNS
-    return ClientFile(data.speeches, "speeches", columns, Keys("data.speech_column", "data.where"), data)
+    return ClientFile(
+        data.speeches, "speeches", columns, Keys("data.speech_column", "data.where", "data.dialogue"), data
+    )
 
 
 def check(data: Data, record: Row | None, changes: Changes) -> bool:
@@ -99,7 +102,7 @@ def speech_and_split(row: Row, data: Data) -> tuple[str, str]:
     if row["problem"] is not None:
         raise InputError(row["problem"])
     try:
-        return row["speech"], split_of(row, row["opening"] or row["speech"], data.dev_share)
+        return row["speech"], split_of(row, row["begins"] or row["speech"], data.dev_share)
     except InputError as error:
         # named by number, never by a client's words
         raise InputError(f"{data.speeches}: row {row['row']}: {error}") from None
@@ -112,6 +115,6 @@ def _row(row: ClientRow, column: str) -> Row:
         "speech": row.text,
         "topic": row.topic,
         "split": row.split,
-        "opening": row.opening,
+        "begins": row.begins,
         "left_out": reason,
     }

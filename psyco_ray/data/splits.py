@@ -8,7 +8,11 @@ from typing import Any
 
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
+from psyco_ray.data import turns
 from psyco_ray.files.cells import quoted
+
+_GREETING = 40
+"""Characters of a greeting at most. No setting, as the splits of speeches, pairs and evaluations are to agree."""
 
 
 @functools.lru_cache(maxsize=1)  # id, split and screening fold the same text in a row
@@ -25,9 +29,18 @@ def text_hash(purpose: str, text: str) -> str:
 def unit(purpose: str, text: str) -> float:
     """A number in [0, 1) by the hash of a text: stable when data is added.
 
-    Of a conversation the client's first turn is hashed, so that all contexts of one conversation get the same number.
+    Of a conversation its beginning is hashed, so that all contexts of one conversation get the same number.
     """
-    return share_of(purpose, Context.of(text).opening)
+    return share_of(purpose, begins(Context.of(text)))
+
+
+def begins(context: Context) -> str:
+    """How the client begins a conversation, by which it is known: the first turns that are more than a greeting.
+
+    If the client has said no more than a greeting, it is the first turn. Such a context does not know the conversation
+    that it is a part of; of what is read as whole conversations, the whole is asked for.
+    """
+    return turns.beginning(context, _GREETING) or context.opening
 
 
 def share_of(purpose: str, words: str) -> float:

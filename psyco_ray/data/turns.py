@@ -94,10 +94,13 @@ class Gathered:
     problem: str | None = None
 
     def add(self, record: Record, role: str, words: str | None, problem: str | None) -> None:
-        """Add a row, or why it cannot be read."""
+        """Add a row, or why it cannot be read.
+
+        A table with a row for each annotator of an utterance repeats it: the same words of the same speaker are one.
+        """
         if role == CLIENT and self.cells is None:
             self.number, self.cells = record.number, record.cells
-        if words:
+        if words and (role, words) not in self.said[-1:]:
             self.said.append((role, words))
         if problem is not None and self.problem is None:
             self.problem = f"a dialogue with a row that cannot be read: {problem}"

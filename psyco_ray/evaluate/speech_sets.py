@@ -12,9 +12,10 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob, Speeches
 from psyco_ray.data import speakers, topics
-from psyco_ray.data.client_rows import COLUMNS, ClientFile, ClientRow, Keys, by_count
+from psyco_ray.data.client_rows import COLUMNS, ClientFile, ClientRow, by_count
+from psyco_ray.data.speaker_columns import Keys
 from psyco_ray.data.speakers import UnknownSpeakerError
-from psyco_ray.data.splits import fold, speech_id, split_of
+from psyco_ray.data.splits import begins, fold, speech_id, split_of
 from psyco_ray.data.turns import dialogue_of
 from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.records import open_records, read_rows
@@ -65,7 +66,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
             left_out["outside speeches.where" if row.skipped else row.problem or f"with an empty {file.column}"] += 1
             continue
         try:
-            split = split_of({"split": row.split}, row.opening or row.text, settings.dev_share)
+            split = split_of({"split": row.split}, row.begins or row.text, settings.dev_share)
         except InputError as error:
             raise InputError(f"{source}: row {row.number}: {error}") from None
         key = speech_id(row.text)
@@ -123,7 +124,7 @@ def load_responses(file: str, speeches: Sequence[Row]) -> dict[str, str]:
 
 def _opened(settings: Speeches) -> ClientFile:
     columns = [settings.speech_column] if settings.speech_column else COLUMNS
-    keys = Keys("speeches.speech_column", "speeches.where")
+    keys = Keys("speeches.speech_column", "speeches.where", "speeches.dialogue")
     return ClientFile(settings.file, "speeches", columns, keys, settings, topic=("coarse_topic", "topic"))
 
 
@@ -191,7 +192,8 @@ def _place(row: ClientRow, text: str) -> Row:
     """
     context = Context.of(text)
     opening, turn = row.opening or context.opening, row.turn or context.turn
-    conversation = opening
+    # transcripts may open alike; contexts in their stored form are of one conversation if they begin alike
+    conversation = begins(context) if row.opening is None else str(row.number)
     if row.opening is None and all(row.more[column] is not None for column in _PLACE):  # as `data build` writes them
         conversation = str(row.more["dialogue"])
         turn = row.more["turn"] if isinstance(row.more["turn"], int) and context.is_conversation else turn

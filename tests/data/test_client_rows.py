@@ -12,9 +12,10 @@ from support.files import write_content
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.reading import Reading
-from psyco_ray.data.client_rows import ClientFile, ClientRow, Keys, by_count
+from psyco_ray.data.client_rows import ClientFile, ClientRow, by_count
+from psyco_ray.data.speaker_columns import Keys
 
-KEYS = Keys("data.speech_column", "data.where")
+KEYS = Keys("data.speech_column", "data.where", "data.dialogue")
 
 
 def open_file(path: Path, **reading) -> ClientFile:

@@ -117,3 +117,13 @@ def test_without_near_duplicates_only_equal_contexts_go(tmp_path) -> None:
     assert held == set()
     representative, held = repeats.find(table, np.arange(len(table)), 0.6, tmp_path / "signatures")
     assert representative.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_stored_contexts_of_conversations_that_only_greet_alike_are_told_apart() -> None:
+    wholes = [Context(("Hello.", "Hi.", *dialogue(n, 2).turns)) for n in range(2, 14)]
+    contexts = [Context(whole.turns[:end]) for whole in wholes for end in (3, 5)]
+    rows = cleaned(contexts, job_of(min_chars=100, max_chars=1000), is_dialogue=False).to_pylist()
+    keys = [{(row["dialogue"], row["split"]) for row in rows[n : n + 2]} for n in range(0, len(rows), 2)]
+    assert {len(found) for found in keys} == {1}
+    assert len(set.union(*keys)) == len(wholes)
+    assert len({row["split"] for row in rows}) == 3

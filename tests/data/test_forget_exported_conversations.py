@@ -12,7 +12,8 @@ from support.raw_speeches import speech
 
 from psyco_ray.cli.main import main
 from psyco_ray.config.contexts import Context
-from psyco_ray.data import pair
+from psyco_ray.config.data import DataJob, Source
+from psyco_ray.data import collect_rows, forget_tables, pair
 from psyco_ray.data.splits import speech_id
 from psyco_ray.data.traces import Traces
 from psyco_ray.evaluate import annotation, experts
@@ -201,3 +202,24 @@ def test_words_that_two_conversations_hold_are_found_in_both(tmp_path, monkeypat
     same = "I do not know what else I could say about it, really, I am so tired of all of this."
     first, second = (Context((speech(n), f"Tell me more, {n}.", same)) for n in (1, 2))
     assert forgotten(tmp_path, monkeypatch, [*contexts_of(first), *contexts_of(second), STAYS], same) == [STAYS.text]
+
+
+def test_a_greeting_that_clients_share_ties_no_stored_contexts_together(tmp_path) -> None:
+    """A dataset of contexts in their stored form knows a conversation by how it begins."""
+    gone, stays = ([Context(("Hi", "Hello.", *dialogue(n, 2).turns)), Context(("Hi",))] for n in (1, 2))
+    later = Context((*gone[0].turns, "And then?", "Nothing."))
+    contexts = [gone[0], later, stays[0]]
+    raw = [{"source": 0, "row": n, "text": c.text, "dialogue": False} for n, c in enumerate(contexts, 1)]
+    job = DataJob(sources=[Source(name="a", path="a.json")], collect={"max_chars": 2000})
+    table = collect_rows.clean_batch(pa.Table.from_pylist(raw, schema=collect_rows.RAW), job)
+    rows = [
+        {"speech_id": speech_id(row["speech"]), "speech": row["speech"], "dialogue": f"{row['dialogue']:016x}"}
+        for row in table.to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    traces = Traces()
+    traces.add_context(gone[0].text)
+    forget_tables.learn(tmp_path / "0.parquet", traces)
+    assert {row["speech_id"] in traces.ids for row in rows[:2]} == {True}
+    assert forget_tables.remove(tmp_path / "0.parquet", traces, Traces()) == 2
+    assert pq.read_table(tmp_path / "0.parquet")["speech"].to_pylist() == [stays[0].text]

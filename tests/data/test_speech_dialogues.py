@@ -11,7 +11,7 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Data, Job, Sampling
-from psyco_ray.data import fitting, held_out, leakage, splits
+from psyco_ray.data import fitting, held_out, leakage, speech_file, splits
 from psyco_ray.models import templates
 
 
@@ -42,7 +42,7 @@ def test_contexts_of_a_dialogue_are_in_one_split(local_ray, tmp_path, tiny_model
     for row in rows:
         whole = of_dialogue[row["speech"]]
         found[whole].add(row["split"])
-        assert row["split"] == ("dev" if splits.is_dev(whole.opening, 0.5) else "train")
+        assert row["split"] == ("dev" if splits.is_dev(whole.text, 0.5) else "train")
         messages = prompt_messages(load_prompt(job.prompts), row["speech"])
         assert row["prompt_ids"] == templates.conversation_ids(tokenizer, messages)
     assert {len(names) for names in found.values()} == {1}
@@ -104,3 +104,16 @@ def test_a_training_context_leaks_if_its_dialogue_is_held_out(local_ray, tmp_pat
     assert [len(texts) for texts in read.values()] == [3, 6]
     asked = [dialogue(4, 3).text, dialogue(1, 3).text]
     assert list(leakage.find(asked, read, 100)) == [0]
+
+
+def test_dialogues_that_begin_with_a_greeting_are_spread_over_the_splits(tmp_path) -> None:
+    wholes = [
+        Context(("Hi", "Go on.", f"This is the story number {n} that I tell.", "And?", "Yes.")) for n in range(40)
+    ]
+    data = Data(speeches=str(esconv(tmp_path / "a.json", wholes)), conversations="contexts", dev_share=0.5)
+    (table,) = speech_file.read(data)
+    found = defaultdict(set)
+    for row in table.to_pylist():
+        found[row["row"]].add(speech_file.speech_and_split(row, data)[1])
+    assert list(found.values()) == [{"dev" if splits.is_dev(whole.text, 0.5) else "train"} for whole in wholes]
+    assert set().union(*found.values()) == {"train", "dev"}

@@ -10,6 +10,7 @@ from support import logs
 from support.prepared_speeches import prepared
 from support.raw_speeches import speech
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
@@ -312,3 +313,16 @@ def test_the_packaged_pairs_show_that_a_cut_response_is_worse() -> None:
     for row in cut:
         assert row["chosen"].startswith(row["rejected"])
         assert row["rejected_model"] == "synthetic:cut"
+
+
+def test_a_greeting_does_not_decide_the_split_of_a_conversation() -> None:
+    greeted = [
+        Context(("Hi", "Go on.", f"This is the story number {n} that I tell.", "And?", "Yes.")) for n in range(40)
+    ]
+    dev = [{splits.is_dev(Context(whole.turns[:end]).text, 0.5) for end in (3, 5)} for whole in greeted]
+    assert {len(found) for found in dev} == {1}
+    assert 10 < sum(found == {True} for found in dev) < 30
+    halves = [splits.half(whole.text) for whole in greeted]
+    assert 10 < halves.count("a") < 30
+    for text in ("Hi", "I cannot sleep."):
+        assert splits.unit("split", text) == splits.share_of("split", text)

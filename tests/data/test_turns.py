@@ -16,9 +16,10 @@ from psyco_ray.config.job_file import parse
 from psyco_ray.config.reading import Reading
 from psyco_ray.config.training import Data
 from psyco_ray.data import turns
-from psyco_ray.data.client_rows import ClientFile, ClientRow, Keys
+from psyco_ray.data.client_rows import ClientFile, ClientRow
+from psyco_ray.data.speaker_columns import Keys
 
-KEYS = Keys("data.speech_column", "data.where")
+KEYS = Keys("data.speech_column", "data.where", "data.dialogue")
 SAID = st.lists(st.tuples(st.sampled_from([CLIENT, THERAPIST]), st.text("ab \n", max_size=5)), max_size=12)
 
 
@@ -253,3 +254,48 @@ def test_reading_says_nothing_of_what_was_said(tmp_path, caplog) -> None:
     path = esconv(tmp_path / "a.json", [Context((SECRET, SECRET, SECRET))])
     read(path, "dialog")
     assert SECRET not in caplog.text
+
+
+def utterances(path: Path, *rows: tuple, columns: tuple[str, ...] = ("id", "interlocutor", "text")) -> Path:
+    return write_content(path, "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in rows))
+
+
+def test_contexts_of_a_table_of_utterances_need_the_column_of_dialogues(tmp_path) -> None:
+    path = utterances(tmp_path / "a.jsonl", ("a", "Client", "one"), ("a", "therapist", SECRET), ("a", "client", "two"))
+    with pytest.raises(InputError) as caught:
+        rows_of(path, "text", where={"interlocutor": "client"})
+    assert str(caught.value) == (
+        f"speeches file {path}: interlocutor names the speaker of each row (Client, therapist, client), so a "
+        "conversation is in several rows; name the column with the id of each dialogue with data.dialogue"
+    )
+    with pytest.raises(InputError, match=r"data\.where: \{interlocutor: Client\}, and the column .*dialogue$"):
+        rows_of(path, "text")
+    openings = read(path, "text", where={"interlocutor": "client"}, conversations="opening")
+    assert [context.text for context in openings] == ["one", "two"]
+    alone = utterances(tmp_path / "b.jsonl", ("a", "client", "one"), ("b", None, "two"))
+    assert read(alone, "text", where={"interlocutor": "client"}) == [Context(("one",))]
+
+
+def test_rows_of_a_dialogue_that_are_nobodys_turn_are_left_out(tmp_path) -> None:
+    columns = ("id", "speaker", "text", "rating")
+    rows = [
+        ("a", "client", "I lie awake.", "good"),
+        ("a", "system", SECRET, "good"),
+        ("a", "therapist", "Since when?", "good"),
+        ("a", "Client", SECRET, "bad"),
+        ("a", "client", "Since May.", "good"),
+    ]
+    path = utterances(tmp_path / "a.jsonl", *rows, columns=columns)
+    reading = {"where": {"speaker": "client", "rating": "good"}, "dialogue": "id"}
+    assert read(path, "text", **reading) == so_far(Context(("I lie awake.", "Since when?", "Since May.")))
+    plain = utterances(tmp_path / "b.jsonl", *rows, columns=("id", "wrote", "text", "rating"))
+    assert read(plain, "text", where={"wrote": "client"}, dialogue="id")[-1] == Context(
+        ("I lie awake.", f"{SECRET}\nSince when?", f"{SECRET}\nSince May.")
+    )
+
+
+def test_an_utterance_that_a_table_repeats_is_one_turn(tmp_path) -> None:
+    said = [("a", "client", "No."), ("a", "therapist", "No?"), ("a", "client", "No."), ("a", "client", "Never.")]
+    path = utterances(tmp_path / "a.jsonl", *(row for row in said for _ in range(3)))
+    whole = Context(("No.", "No?", "No.\nNever."))
+    assert read(path, "text", where={"interlocutor": "client"}, dialogue="id") == so_far(whole)

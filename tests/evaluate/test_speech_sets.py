@@ -199,3 +199,17 @@ def test_an_incomplete_opponents_file_is_named(tmp_path):
             speech_sets.load_responses(write_lines(tmp_path / "some.jsonl", file_rows), rows)
     again = write_lines(tmp_path / "again.jsonl", [*full, full[0]])
     assert len(speech_sets.load_responses(again, rows)) == 3
+
+
+def test_conversations_that_only_greet_alike_are_of_their_own(tmp_path):
+    wholes = [Context(("Hi", "Go on.", f"This is the story number {n} that I tell.", "And?", "Yes.")) for n in range(9)]
+    contexts = [Context(whole.turns[:end]) for whole in wholes for end in (3, 5)]
+    lists = write_lines(tmp_path / "lists.jsonl", [{"messages": whole.messages} for whole in wholes])
+    held = write_lines(tmp_path / "stored.jsonl", [{"text": context.text} for context in contexts])
+    for file, reading in ((lists, {"conversations": "contexts"}), (held, {})):
+        rows = {row["speech"]: row for row in load(file=file, split="all", **reading)}
+        found = [{rows[context.text]["conversation"] for context in contexts[n : n + 2]} for n in range(0, 18, 2)]
+        assert {len(names) for names in found} == {1}
+        assert len(set().union(*found)) == len(wholes)
+        dev = load(file=file, split="dev", dev_share=0.5, **reading)
+        assert 0 < len(dev) < len(rows), "and they are in splits of their own"
