@@ -52,6 +52,8 @@ def iterate(job: Job, ledger: Ledger, telemetry: Telemetry) -> dict[str, Any]:
         draws = draw(total, job.speeches_per_iteration, job.iterations, job.seed)
         orchestrator.wait_ready()
         _log.info(f"{total} to train on, {len(dev)} speeches held out; all actors are ready")
+        if job.simulate is not None:
+            _log.info(f"the best checkpoint is that of the highest {run_state.measure}")
 
         orchestrator.evaluate(0, dev)
         if job.pairs_from == "base":  # the rollouts hold the base model until the first sync, also after a resume

@@ -79,6 +79,13 @@ class Simulate(Simulation):
     reduce: Literal["mean", "last"] = "mean"
     """Of the rewards of turns t to k that rank a dialogue: their mean, or that of its last turn."""
 
+    @property
+    def ranking_turns(self) -> tuple[int, ...]:
+        """The turns of the policy whose rewards rank a response, as far as its dialogue has them."""
+        if self.rank == "turn":
+            return (self.branch_turn,)
+        return (self.turns,) if self.reduce == "last" else tuple(range(self.branch_turn, self.turns + 1))
+
     @model_validator(mode="after")
     def _turns_in_order(self) -> Self:
         if self.branch_turn > self.turns:

@@ -172,7 +172,8 @@ class Evaluation(Section):
     temperature: NotNegative = 0.0
     """Sampling temperature; 0: greedy (paper §4.2)."""
     judge: Endpoint | None = None
-    """API that compares the answers with the base model's and so selects the best checkpoint; null: none."""
+    """API that compares the answers with the base model's and so selects the best checkpoint, unless
+    `simulate` ranks by later turns; null: none."""
     judged: Count = 200
     """Largest number of these speeches whose answers the judge compares; each is a paid call per checkpoint."""
     judging: Judging = Judging()

@@ -67,13 +67,10 @@ class Dialogue:
         """Whether a response follows."""
         return self._goes_on and len(self.answers) == len(self.replies)
 
-    @property
-    def rewards(self) -> dict[int, float]:
-        """The rewards that rank it, by turn of the policy; turns that were not scored are left out."""
+    def rewards(self, model: str = "reward") -> dict[int, float]:
+        """The scores of a reward model, by turn of the policy; turns that were not scored are left out."""
         return {
-            turn: answer.scores["reward"]
-            for turn, answer in enumerate(self.answers, start=1)
-            if "reward" in answer.scores
+            turn: answer.scores[model] for turn, answer in enumerate(self.answers, start=1) if model in answer.scores
         }
 
     @property
@@ -161,11 +158,11 @@ def check_room(name: str, dialogues: Sequence[Dialogue], way_out: str) -> None:
     _log.warning(sentence)
 
 
-def mean_rewards(dialogues: Iterable[Dialogue]) -> dict[int, float]:
-    """The mean reward at each turn of the policy, over the dialogues that were scored there."""
+def mean_rewards(dialogues: Iterable[Dialogue], model: str = "reward") -> dict[int, float]:
+    """The mean score by a reward model at each turn of the policy, over the dialogues that were scored there."""
     rewards: dict[int, list[float]] = {}
     for dialogue in dialogues:
-        for turn, reward in dialogue.rewards.items():
+        for turn, reward in dialogue.rewards(model).items():
             rewards.setdefault(turn, []).append(reward)
     return {turn: sum(found) / len(found) for turn, found in rewards.items()}
 
@@ -184,18 +181,30 @@ def values_of(
         reduce: as `simulate.reduce`.
         means: of `mean_rewards`, over all groups.
     """
-    longest = max(turn for dialogue in dialogues for turn in dialogue.rewards)
+    rewards = [dialogue.rewards() for dialogue in dialogues]
+    longest = max(turn for of in rewards for turn in of)
+    return tuple(
+        value_of(of, [*range(min(of), longest + 1)] if reduce == "mean" else [longest], means) for of in rewards
+    )
 
-    def value(rewards: Mapping[int, float]) -> float:
-        has = [*rewards] if reduce == "mean" else [max(rewards)]
-        of_all = [*range(min(rewards), longest + 1)] if reduce == "mean" else [longest]
-        own = sum(rewards[turn] for turn in has) / len(has)
-        if has == of_all:
-            return own
-        expected, wanted = (sum(means[turn] for turn in turns) / len(turns) for turns in (has, of_all))
-        return own - expected + wanted
 
-    return tuple(value(dialogue.rewards) for dialogue in dialogues)
+def value_of(rewards: Mapping[int, float], turns: Sequence[int], means: Mapping[int, float]) -> float:
+    """The mean reward of a dialogue over turns of the policy.
+
+    A dialogue that lacks some gets their means, as far above or below as its own turns are; one without any of them is
+    valued by its last turn.
+
+    Args:
+        rewards: of the dialogue, by turn.
+        turns: whose rewards count.
+        means: of the rewards of all dialogues, by turn.
+    """
+    has = [turn for turn in turns if turn in rewards] or [max(rewards)]
+    own = sum(rewards[turn] for turn in has) / len(has)
+    if has == [*turns]:
+        return own
+    expected, wanted = (sum(means[turn] for turn in of) / len(of) for of in (has, turns))
+    return own - expected + wanted
 
 
 def branches(before: Dialogue, group: Group) -> list[Dialogue]:

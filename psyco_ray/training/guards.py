@@ -24,8 +24,8 @@ _LEAST_ERROR = 1e-6  # of a mean fall; without it, equal falls on all speeches w
 _LEAST_FINISHED = 0.5  # share of a stage's answers; with less, its figures are those of cut answers
 
 Facts = Mapping[str, Any]
-"""An evaluation's record: `mean_tokens`, `distinct_2`, perhaps `kl` and `conversation`, and of each reward model its
-`scores`."""
+"""An evaluation's record: `mean_tokens`, `distinct_2`, perhaps `kl` and `conversation`, of each reward model its
+`scores`, and `ranked` with those of whole dialogues where they rank."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,12 @@ def gain(now: Facts, before: Facts, model: str) -> np.ndarray:
     return np.array([np.mean(new[key]) - np.mean(old[key]) for key in sorted(new.keys() & old.keys())])
 
 
+def ranked(facts: Facts) -> Facts:
+    """The measures by reward model that policies are compared by: of dialogues where these rank, else of responses."""
+    measures: Facts = facts.get("ranked", facts)
+    return measures
+
+
 def monitors(now: Facts, base: Facts, best: Facts, length_share: float | None) -> dict[str, float]:
     """Signs of trouble in a policy's evaluation.
 
@@ -157,15 +163,16 @@ def monitors(now: Facts, base: Facts, best: Facts, length_share: float | None) -
     }
     if length_share is not None:
         values["length_share"] = length_share
+    scored, of_base = ranked(now), ranked(base)
     if "heldout" in now:
-        fall = -gain(now, best, "heldout")
+        fall = -gain(scored, ranked(best), "heldout")
         error = fall.std(ddof=1) / len(fall) ** 0.5 if len(fall) > 1 else 0.0
         values["fall"] = float(fall.mean() / max(error, _LEAST_ERROR))
     if "reward" in now and "heldout" in now:
         rises = {}
         for model in ("reward", "heldout"):
-            spread = np.std(_scores(base, model))
-            rises[model] = gain(now, base, model).mean() / spread if spread else 0.0
+            spread = np.std(_scores(of_base, model))
+            rises[model] = gain(scored, of_base, model).mean() / spread if spread else 0.0
         values["reward_gap"] = float(rises["reward"] - rises["heldout"])
     if "kl" in now:
         values["kl"] = now["kl"]

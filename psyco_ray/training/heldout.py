@@ -20,7 +20,7 @@ from psyco_ray.run.types import Group
 from psyco_ray.training import conversation_guards, guards
 from psyco_ray.training.dialogue import Dialogue
 from psyco_ray.training.run_state import RunState
-from psyco_ray.training.turn_measures import measure_turns
+from psyco_ray.training.turn_measures import measure_ranked, measure_turns
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class HeldoutEvaluation:
     ) -> Record:
         """Lengths, variety and rewards of an iteration's responses, see `measure`, and of dialogues by turn.
 
+        `turns` is of `measure_turns`; `ranked` of `measure_ranked`, where more than the first turn ranks responses.
+
         If a context is a conversation, also `conversation`, over all turns of dialogues, see
         `conversation_guards.measure`.
 
@@ -76,7 +78,12 @@ class HeldoutEvaluation:
             answers = "the base model's answers to the held-out speeches"
             guards.require_finished(measures["finished_share"], answers, self._job.sampling)
         if dialogues is not None:
-            measures["turns"] = measure_turns(dialogues, None if base is None else base["turns"], self._job.seed)
+            assert self._job.simulate is not None, "the job has simulated clients"
+            seed = self._job.seed
+            measures["turns"] = measure_turns(dialogues, None if base is None else base["turns"], seed)
+            before = None if base is None else base.get("ranked")
+            if (ranked := measure_ranked(dialogues, before, self._job.simulate, seed)) is not None:
+                measures["ranked"] = ranked
         return measures
 
     def judge(self, groups: Mapping[str, Group], speeches: Mapping[str, str]) -> Record:

@@ -11,6 +11,12 @@ from psyco_ray.training import guards
 
 Record = dict[str, Any]
 
+_MEASURES = {
+    "judge": "win rate against the base model by the judge",
+    "heldout": "mean reward by the held-out reward model",
+    "reward": "mean reward by the training reward model",
+}
+
 
 class RunState:
     """Decisions that follow from a run's records; after a resume the same records give the same decisions.
@@ -23,8 +29,20 @@ class RunState:
 
     def __init__(self, job: Job, ledger: Ledger) -> None:
         self._job, self._ledger = job, ledger
-        # a judge or held-out model is preferred: the policy was not trained on its scores
-        self.judge = "judge" if job.evaluation.judge else "heldout" if job.scorers.heldout_model else "reward"
+        simulate = job.simulate
+        self._turns = (1,) if simulate is None else simulate.ranking_turns
+        # a judge or held-out model is preferred: the policy was not trained on its scores; a judge sees the first turn
+        judged = job.evaluation.judge is not None and self._turns == (1,)
+        self.judge = "judge" if judged else "heldout" if job.scorers.heldout_model else "reward"
+
+    @property
+    def measure(self) -> str:
+        """What policies are compared by, in words."""
+        by = _MEASURES[self.judge]
+        if self._turns == (1,):
+            return f"{by} on the held-out speeches"
+        first, last = self._turns[0], self._turns[-1]
+        return f"{by} {f'over turns {first} to {last}' if first < last else f'at turn {last}'} of held-out dialogues"
 
     def evaluation(self, iteration: int) -> Record | None:
         """Record of an iteration's evaluation; None before it is done."""
@@ -75,7 +93,7 @@ class RunState:
         """The score that policies are compared by: the judge's win rate against the base model, or the mean reward."""
         if self.judge == "judge":
             return float(evaluation["judge"]["win_rate_vs_base"]) if iteration else 0.5
-        return float(evaluation[self.judge]["reward"])
+        return float(guards.ranked(evaluation)[self.judge]["reward"])
 
     def kept_checkpoints(self, until: int) -> set[int]:
         """Iterations up to `until` whose checkpoints are kept; a removed one can never become the best later."""

@@ -16,12 +16,6 @@ from psyco_ray.training.run_state import RunState
 METHODS = {"policy": "dpo-iter", "base": "online", "file": "dpo"}
 """Names of the training methods, by `pairs_from` of the job."""
 
-_MEASURES = {
-    "judge": "win rate against the base model by the judge",
-    "heldout": "mean reward by the held-out reward model",
-    "reward": "mean reward by the training reward model",
-}
-
 
 def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
     """The metrics of an iteration: rewards, losses, lengths, seconds of each stage, tokens per second."""
@@ -56,6 +50,8 @@ def iteration_metrics(ledger: Ledger, iteration: int) -> dict[str, float]:
         if model in evaluate:
             metrics[f"dev_{model}"] = evaluate[model]["reward"]
             metrics[f"dev_{model}_win_rate"] = evaluate[model]["win_rate_vs_base"]
+            if "ranked" in evaluate:
+                metrics[f"dev_{model}_ranked"] = evaluate["ranked"][model]["reward"]
     return metrics
 
 
@@ -82,7 +78,7 @@ def write_summary(job: Job, ledger: Ledger, run_state: RunState) -> dict[str, An
         "best": {
             "iteration": best,
             "name": f"iteration {best}" if best else "the base model",
-            "by": f"{_MEASURES[run_state.judge]} on the held-out speeches",
+            "by": run_state.measure,
             "value": run_state.score_of(best, _record(ledger, best, "evaluate")),
             "steps": sum(steps[:best]),
             "alarms": _record(ledger, best, "evaluate").get("alarms", []),

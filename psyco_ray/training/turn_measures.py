@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psyco_ray.config.simulate import Simulate
 from psyco_ray.evaluate import stats
 from psyco_ray.rollout.scorer import REFERENCE
-from psyco_ray.training.dialogue import Answer, Dialogue
+from psyco_ray.training.dialogue import Answer, Dialogue, mean_rewards, value_of
 
 Record = dict[str, Any]
 
@@ -39,6 +40,45 @@ def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, 
         )
         for turn in range(1, last + 1)
     ]
+
+
+def measure_ranked(dialogues: Sequence[Dialogue], base: Record | None, settings: Simulate, seed: int) -> Record | None:
+    """Rewards of held-out dialogues over the turns that rank responses in training.
+
+    Args:
+        dialogues: of one policy.
+        base: the base model's measures of the same dialogues; None for the base model itself.
+        settings: say which turns.
+        seed: of the bootstrap.
+
+    Returns:
+        For each reward model the mean `reward` over speeches with its `ci95`, the `scores` of the dialogues by speech,
+        and against the base model the mean `gain` over the speeches that both have, with its paired `gain_ci95`. A
+        dialogue that lacks some of the turns is valued as `value_of` says. None where the first turn ranks alone.
+    """
+    if settings.ranking_turns == (1,):
+        return None
+    in_order = sorted(dialogues, key=lambda dialogue: (dialogue.speech_id, dialogue.index))
+    conversation = _conversations(dialogues)
+    measures: Record = {}
+    for model in (name for name in in_order[0].answers[0].scores if name != REFERENCE):
+        means = mean_rewards(dialogues, model)
+        turns = [turn for turn in settings.ranking_turns if turn in means] or [max(means)]
+        scores: dict[str, list[float]] = {}
+        for dialogue in in_order:
+            scores.setdefault(dialogue.speech_id, []).append(value_of(dialogue.rewards(model), turns, means))
+        mean = _mean_by_speech(scores)
+        measures[model] = {
+            "reward": sum(mean.values()) / len(mean),
+            "ci95": _interval(mean, conversation, seed),
+            "scores": scores,
+            **({} if base is None else _gain(mean, _mean_by_speech(base[model]["scores"]), conversation, seed)),
+        }
+    return measures
+
+
+def _mean_by_speech(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {key: sum(values) / len(values) for key, values in scores.items()}
 
 
 def _conversations(dialogues: Sequence[Dialogue]) -> dict[str, str]:

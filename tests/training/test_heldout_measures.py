@@ -2,11 +2,13 @@
 
 import pytest
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.training import Job
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group, Prompt, Response
 from psyco_ray.training import heldout
+from psyco_ray.training.dialogue import Answer, Dialogue
 from psyco_ray.training.heldout import HeldoutEvaluation
 from psyco_ray.training.run_state import RunState
 
@@ -78,4 +80,62 @@ def test_the_alarm_rings_where_the_share_of_finished_answers_falls(run) -> None:
     measures = evaluation.measure(1, answers(3), SPEECHES)  # a trained policy's answers stop nothing
     assert evaluation.check_guards(1, measures)["alarms"] == ["only 30% of the answers are finished"]
     assert evaluation.check_guards(1, evaluation.measure(1, answers(8), SPEECHES))["alarms"] == []
+    ledger.close()
+
+
+def told(first: float, last: float) -> list[Dialogue]:
+    """Held-out dialogues of two turns with these rewards, more or less."""
+    dialogues = []
+    for number, (key, speech) in enumerate(SPEECHES.items()):
+        start = Context.of(speech)
+        answers = [
+            Answer("Oh.", 3, True, {"reward": reward + number % 2, "heldout": -reward}) for reward in (first, last)
+        ]
+        dialogues.append(Dialogue(f"{key}:0", key, start, start, 0, answers, ["Yes."]))
+    return dialogues
+
+
+@pytest.mark.parametrize(
+    ("simulate", "best", "by"),
+    [
+        ({"rank": "dialogue"}, 2, "mean reward by the training reward model over turns 1 to 2 of held-out dialogues"),
+        ({"rank": "dialogue", "reduce": "last"}, 2, "mean reward by the training reward model at turn 2 of held-out"),
+        ({"branch_turn": 2}, 2, "mean reward by the training reward model at turn 2 of held-out dialogues"),
+        ({}, 1, "mean reward by the training reward model on the held-out speeches"),
+        ({"rank": "dialogue", "judge": True}, 2, "mean reward by the training reward model over turns 1 to 2"),
+        ({"rank": "dialogue", "heldout": True}, 0, "mean reward by the held-out reward model over turns 1 to 2"),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_what_ranks_responses(tmp_path, simulate, best, by) -> None:
+    judge = {"model": "judge", "base_url": "http://127.0.0.1:1", "key_env": None} if simulate.pop("judge", 0) else None
+    scorers = {"reward_model": "a/b", **({"heldout_model": "c/d"} if simulate.pop("heldout", 0) else {})}
+    job = Job(
+        run_dir=str(tmp_path / "run"),
+        scorers=scorers,
+        simulate={"client": {"model": "smol"}, "turns": 2, **simulate},
+        evaluation={"judge": judge},
+    )
+    ledger = Ledger(job, resume=False)
+    run_state = RunState(job, ledger)
+    evaluation = HeldoutEvaluation(job, ledger, run_state, Progress())
+    for iteration, (first, last) in enumerate([(1.0, 1.0), (3.0, 0.0), (2.0, 4.0)]):
+        dialogues = told(first, last)
+        groups = {
+            dialogue.speech_id: group(
+                dialogue.speech_id,
+                ["Oh."],
+                [True],
+                [-2.0],
+                **{name: [score] for name, score in dialogue.answers[0].scores.items()},
+            )
+            for dialogue in dialogues
+        }
+        measures = evaluation.measure(iteration, groups, SPEECHES, dialogues)
+        ledger.finish(stage(iteration, "pairs"), 0.0, length_share=0.1)
+        monitors = evaluation.check_guards(iteration, measures)
+        judged = {"judge": {"win_rate_vs_base": 1 / (1 + iteration)}}
+        ledger.finish(stage(iteration, "evaluate"), 0.0, **measures, **monitors, **judged)
+    assert run_state.best(2) == best
+    assert run_state.measure.startswith(by)
+    assert (monitors["monitors"]["fall"] > 0) == (best != 1), "of the same rewards"
     ledger.close()

@@ -3,9 +3,10 @@
 import pytest
 
 from psyco_ray.config.contexts import Context
+from psyco_ray.config.simulate import Client, Simulate
 from psyco_ray.evaluate import stats
 from psyco_ray.training.dialogue import Answer, Dialogue
-from psyco_ray.training.turn_measures import measure_turns
+from psyco_ray.training.turn_measures import measure_ranked, measure_turns
 
 
 def dialogue(speech: str, *scores: float, index: int = 0, left: bool = False, failed: str | None = None) -> Dialogue:
@@ -42,6 +43,38 @@ def test_the_gain_is_paired_over_speeches_that_both_policies_have() -> None:
     assert two["reward"]["gain_ci95"] == stats.bootstrap_clusters([[gain] for gain in gains], 0)
     low, high = two["reward"]["gain_ci95"]
     assert low < two["reward"]["gain"] < high
+
+
+def ranking(**settings: object) -> Simulate:
+    return Simulate(client=Client(model="smol"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "second", "left"),
+    [
+        ({"turns": 3, "rank": "dialogue"}, 3.0, 4.0, (5 / 3 + 3.5 + 5) / 3),
+        ({"turns": 3, "rank": "dialogue", "branch_turn": 2}, 4.0, 4.5, (3.5 + 5) / 2),
+        ({"turns": 3, "rank": "dialogue", "reduce": "last"}, 5.0, 5.0, 5.0),
+        ({"turns": 5, "rank": "dialogue", "reduce": "last"}, 5.0, 5.0, 5.0),  # nobody reaches turn 5
+        ({"turns": 3, "branch_turn": 2}, 3.0, 4.0, 3.5),
+    ],
+)
+def test_held_out_dialogues_are_valued_by_the_turns_that_rank_in_training(settings, first, second, left) -> None:
+    dialogues = [
+        dialogue("a", 3.0, 4.0, 5.0, index=1),
+        dialogue("b", 1.0, left=True),
+        dialogue("a", 1.0, 3.0, 5.0),
+    ]
+    found = measure_ranked(dialogues, None, ranking(**settings), seed=0)["reward"]
+    assert found["scores"]["a"] == pytest.approx([first, second])
+    assert found["scores"]["b"] == pytest.approx([1 - 5 / 3 + left]), "as far below the means as its own turn is"
+    assert found["reward"] == pytest.approx(((first + second) / 2 + found["scores"]["b"][0]) / 2)
+    again = measure_ranked(dialogues[:2], {"reward": found}, ranking(**settings), seed=0)["reward"]
+    assert set(again) == {"reward", "ci95", "scores", "gain", "gain_ci95"}
+
+
+def test_where_the_first_turn_ranks_nothing_else_is_measured() -> None:
+    assert measure_ranked([dialogue("a", 1.0, 2.0)], None, ranking(turns=2), seed=0) is None
 
 
 def test_a_turn_that_the_base_model_never_reached_has_no_gain() -> None:
