@@ -99,6 +99,11 @@ class Context:
         return self.turns[::2]
 
     @property
+    def client_words(self) -> str:
+        """What the client says, a line per turn; of a speech its text."""
+        return "\n".join(self.client_turns)
+
+    @property
     def therapist_turns(self) -> tuple[str, ...]:
         """What the therapist says, turn by turn."""
         return self.turns[1::2]

@@ -27,7 +27,6 @@ from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.speaker_columns import MOST_SPEAKERS, Keys
 from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
-from psyco_ray.data.turns import words_of_client
 from psyco_ray.files.records import Record, RecordFile, open_records, shown
 from psyco_ray.run.types import Row
 from psyco_ray.screening import crisis
@@ -265,7 +264,7 @@ def _look(client: ClientFile, contexts: CellReader, record: Record, column: str)
     row = client.row(record)
     if row.skipped:
         return _Look("outside where")
-    speech = clean(words_of_client(row.text or ""))
+    speech = clean(Context.of(row.text or "").client_words)
     if not speech:
         return _Look(row.problem or f"with an empty {column}")
     chars = whole if whole > _CELL_CHARS and len(speech) > _CELL_CHARS / 2 else len(speech)

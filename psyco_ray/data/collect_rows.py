@@ -113,7 +113,7 @@ def _rows(raw: Row, job: DataJob) -> Iterator[Row]:
         return
     topic, dialogue = clean(raw["topic"] or "") or None, int(cleaned.key, 16)
     split, is_signed = _split(cleaned.begins, job.collect), False
-    said = "\n".join(cleaned.whole.client_turns)
+    said = cleaned.whole.client_words
     for number, context in enumerate(cleaned.contexts):
         turn = number + 1 if cleaned.is_dialogue else context.turn
         row = {**place, "turn": turn}
@@ -164,7 +164,7 @@ def _cleaned(raw: Row, job: DataJob) -> tuple[_Cleaned | None, str | None, str]:
 
 def _outside(context: Context, bounds: Collect) -> tuple[str | None, str]:
     """Why a context is dropped (None: it is kept), and a detail of the reason."""
-    length, longest = len("\n".join(context.client_turns)), max(map(len, context.client_turns))
+    length, longest = len(context.client_words), max(map(len, context.client_turns))
     if length < bounds.min_chars:
         return "too short", f"{length} characters"
     if longest > bounds.max_chars:

@@ -12,7 +12,6 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
 from psyco_ray.data import containment, duplicates, leakage, speech_file
 from psyco_ray.data.splits import speech_id
-from psyco_ray.data.turns import words_of_client
 from psyco_ray.run.types import Row
 
 _HELD_OUT = pa.schema(
@@ -53,9 +52,9 @@ def signed(batch: pa.Table, data: Data) -> pa.Table:
         except InputError:  # raised for the training speeches
             continue
         if split != "train":
-            marks = containment.marks(words_of_client(text))
+            marks = containment.marks(Context.of(text).client_words)
             rows.append({"speech_id": speech_id(text), "speech": text, "split": split, "marks": marks})
-    signatures = duplicates.signatures([words_of_client(row["speech"]) for row in rows])
+    signatures = duplicates.signatures([Context.of(row["speech"]).client_words for row in rows])
     for row, signature in zip(rows, signatures, strict=True):
         row["signature"] = signature.tobytes()
     return pa.Table.from_pylist(rows, schema=_HELD_OUT)
@@ -79,7 +78,7 @@ def known(tables: Iterable[pa.Table], data: Data) -> leakage.Known:
         if Context.of(text).is_conversation:
             for key in leakage.keys(text, data.min_chars):
                 origin.setdefault(key, _origin(split, data))
-    long = [len(words_of_client(text)) >= data.min_chars for text in texts]
+    long = [len(Context.of(text).client_words) >= data.min_chars for text in texts]
     held_out = held_out.filter(pa.array(long, pa.bool_()))
     signed = held_out["signature"].combine_chunks()
     signatures = np.frombuffer(signed.buffers()[1], np.uint32).reshape(-1, duplicates.PERMUTATIONS)

@@ -22,7 +22,6 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Data
 from psyco_ray.data import containment, duplicates, turns
 from psyco_ray.data.splits import speech_id
-from psyco_ray.data.turns import words_of_client
 
 NEAR = Collect().near_duplicates
 """Similarity from which two questions are near duplicates: the one that datasets are built with."""
@@ -152,10 +151,10 @@ def find(asked: Sequence[str], held_out: HeldOut, min_chars: int) -> dict[int, t
     for name, texts in held_out.items():
         for text in texts:
             own, *beginning = keys(text, min_chars)
-            known += [text] * (own not in origin and len(words_of_client(text)) >= min_chars)
+            known += [text] * (own not in origin and len(Context.of(text).client_words) >= min_chars)
             for key in (own, *beginning):
                 origin.setdefault(key, name)
-    words = list(map(words_of_client, known))
+    words = [Context.of(text).client_words for text in known]
     marks = list(map(containment.marks, words))
     return find_known(asked, Known(origin, known, duplicates.signatures(words), marks), min_chars)
 
@@ -166,13 +165,14 @@ def find_known(asked: Sequence[str], known: Known, min_chars: int) -> dict[int, 
     ids = [keys(text, min_chars) for text in asked]
     exact = [next((origin[key] for key in own if key in origin), None) for own in ids]
     found = {row: ("exact", name) for row, name in enumerate(exact) if name is not None}
-    others = {own[0]: words_of_client(text) for own, text, name in zip(ids, asked, exact, strict=True) if name is None}
+    unknown = {own[0]: text for own, text, name in zip(ids, asked, exact, strict=True) if name is None}
+    others = {key: Context.of(text).client_words for key, text in unknown.items()}
     others = {key: words for key, words in others.items() if len(words) >= min_chars}
     others_keys, others_words, first = list(others), list(others.values()), len(known.texts)
     signed = np.concatenate([known.signatures, duplicates.signatures(others_words)])
 
     def words_of(row: int) -> str:
-        return words_of_client(known.texts[row]) if row < first else others_words[row - first]
+        return Context.of(known.texts[row]).client_words if row < first else others_words[row - first]
 
     near = duplicates.resembling(signed, first, words_of, NEAR)
     holding = containment.holders(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.pairs import SYSTEM, number
 from psyco_ray.data.shapes.table import Shape
-from psyco_ray.data.splits import is_dev, text_hash
+from psyco_ray.data.splits import dialogue_in, is_dev, text_hash
 from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.parquet import SPLITS
 from psyco_ray.files.records import SAMPLES, Record, RecordFile
@@ -202,7 +201,7 @@ def _pairs(name: str, record: Record, number: int, shape: Shape, split: Any, dev
         **{column: _finished(name, record.number, column, cells.get(column)) for column in _FINISHED},
         **_gaps(cells),
         "weight": _weight(name, record.number, cells.get("weight")),
-        "dialogue": (dialogue := _dialogue(cells.get("dialogue"))),
+        "dialogue": (dialogue := dialogue_in(cells.get("dialogue"))),
     }
     return [
         {
@@ -243,11 +242,6 @@ def _label(value: Any) -> str | None:
         return text_of(value) or None
     except CellError:
         return None
-
-
-def _dialogue(value: Any) -> str | None:
-    """The hash of a dialogue as `data build` writes it; None for whatever else a column of that name holds."""
-    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) else None
 
 
 def _gaps(row: Row) -> Row:

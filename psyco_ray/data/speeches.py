@@ -30,7 +30,6 @@ from psyco_ray.config.training import Data, Job
 from psyco_ray.data import fitting, held_out, leakage, speech_file
 from psyco_ray.data.client_rows import by_count
 from psyco_ray.data.splits import speech_id
-from psyco_ray.data.turns import words_of_client
 from psyco_ray.run.schemas import SPEECHES
 from psyco_ray.run.startup import gc_paused
 from psyco_ray.run.types import Row
@@ -205,7 +204,7 @@ def _outside(text: str, split: str, data: Data) -> str | None:
     """Why a speech is not trained on; None: it is."""
     if split == "test":
         return "of the test split"
-    if len(words_of_client(text)) < data.min_chars:
+    if len(Context.of(text).client_words) < data.min_chars:
         return f"shorter than data.min_chars {data.min_chars}"
     longest = max(map(len, Context.of(text).client_turns))
     return f"longer than data.max_chars {data.max_chars}" if longest > data.max_chars else None

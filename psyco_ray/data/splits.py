@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from typing import Any
 
 from psyco_ray.config.contexts import Context
@@ -41,6 +42,21 @@ def begins(context: Context) -> str:
     that it is a part of; of what is read as whole conversations, the whole is asked for.
     """
     return turns.beginning(context, _GREETING) or context.opening
+
+
+def conversation_of(text: str, dialogue: str | None = None) -> str:
+    """The id of the conversation that a context is a part of: of a speech its own id, of other contexts one for all.
+
+    Args:
+        text: of the context, or how its conversation begins.
+        dialogue: id of the conversation, where it is known; None: contexts that begin alike are of one.
+    """
+    return dialogue or speech_id(begins(Context.of(text)))
+
+
+def dialogue_in(cell: Any) -> str | None:
+    """The id of a dialogue as `data build` writes it; None for whatever else a column `dialogue` holds."""
+    return cell if isinstance(cell, str) and re.fullmatch(r"[0-9a-f]{16}", cell) else None
 
 
 def share_of(purpose: str, words: str) -> float:

@@ -70,11 +70,6 @@ def beginning(context: Context, least: int) -> str | None:
     return next((words for words in said if len(words) >= least), None)
 
 
-def words_of_client(text: str) -> str:
-    """What the client says in a context, a line per turn; the text of a speech itself."""
-    return "\n".join(Context.of(text).client_turns)
-
-
 @dataclass
 class Gathered:
     """The rows of one dialogue.

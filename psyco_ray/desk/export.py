@@ -47,6 +47,8 @@ PAIRS_SCHEMA = pa.schema(
 )
 """The columns of exported pairs: those of built ones, and what people said. `prefID` is the item's id."""
 
+_DIALOGUE = pair.SCHEMA_OF_DIALOGUES.field("dialogue")  # one more column where an item knows its dialogue
+
 _SIDES = ("chosen", "rejected")
 _SHOWN = {1: "first", -1: "second", 0: "tie"}
 _COLUMNS = (
@@ -104,7 +106,9 @@ def _export(store: Store) -> dict[str, Any]:
     counts.update(judgements=len(judged), annotators=len(names), adjudicated=len(adjudicated))  # `|=` drops zeros
     with storage.atomic_dir(store.directory / DIRECTORY) as out:
         if rows:
-            write_parquet(out / PAIRS, pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA))
+            known = any(row["dialogue"] is not None for row in rows)
+            schema = PAIRS_SCHEMA.append(_DIALOGUE) if known else PAIRS_SCHEMA
+            write_parquet(out / PAIRS, pa.Table.from_pylist(rows, schema=schema))
         sheet = [_sheet_row(items[one.item_id], names[one.person_id], one) for one in judged]
         sheet += [_sheet_row(items[key], "adjudication", None, answer) for key, answer in sorted(adjudicated.items())]
         write_table(out / "judgements.csv", _COLUMNS, sheet)
@@ -227,6 +231,7 @@ def _question_columns(item: Item, pair_id: str) -> Row:
         "topic": facts.get("topic"),
         "coarse_topic": facts.get("coarse_topic") or facts.get("topic"),
         "split": facts.get("split"),
+        "dialogue": facts.get("dialogue"),
         "crisis": list(item.crisis) if facts.get("screened", True) else None,
     }
 

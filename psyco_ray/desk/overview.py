@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from psyco_ray.desk import judgements, people, queue
+from psyco_ray.desk import judgements, people, queue, turns
 from psyco_ray.desk.judgements import Judgement
 from psyco_ray.desk.store import Item, Store
 
@@ -45,7 +45,7 @@ class Figures:
 
 
 def figures(store: Store) -> dict[str, Any]:
-    """Agreement, drift and sides, from all complete judgements.
+    """Agreement, drift and sides, from all complete judgements. Items of one conversation are not independent.
 
     Returns:
         `between`: by kind (pair, scores), see `rater_agreement.between`; None without judgements. `with_labels`: by who
@@ -57,25 +57,26 @@ def figures(store: Store) -> dict[str, Any]:
     names = {person.id: person.name for person in people.everyone(store, active=False)}
     seed = store.settings.seed
     pairs, scores = (judgements.latest(store, kind) for kind in ("pair", "scores"))
-    facts = {item.id: item.facts for item in store.items() if item.kind != "draft"}
+    items = [item for item in store.items() if item.kind != "draft"]
+    facts, of = {item.id: item.facts for item in items}, turns.conversations(items)
     labels: dict[str, dict[str, Any]] = defaultdict(dict)
     for judgement in pairs:
         if given := facts[judgement.item_id].get("labels"):
             labels[facts[judgement.item_id].get("labels_by", "the source")][judgement.item_id] = given
     rows = store.read().execute("SELECT item_id, person_id, sides FROM assignments")
     swapped = {(row["item_id"], row["person_id"]): bool(row["sides"]) for row in rows}
-    by_labeller = {by: rater_agreement.with_labels(pairs, given, seed) for by, given in sorted(labels.items())}
+    by_labeller = {by: rater_agreement.with_labels(pairs, given, seed, of) for by, given in sorted(labels.items())}
     return {
         "between": {
-            "pair": rater_agreement.between(pairs, "pair", seed) if pairs else None,
-            "scores": rater_agreement.between(scores, "scores", seed) if scores else None,
+            "pair": rater_agreement.between(pairs, "pair", seed, of) if pairs else None,
+            "scores": rater_agreement.between(scores, "scores", seed, of) if scores else None,
         },
         "with_labels": {
             by: {"people": _named(compared["people"], names), "majority": compared["majority"]}
             for by, compared in by_labeller.items()
         },
-        "with_ratings": rater_agreement.with_ratings(scores, facts, seed),
-        "drift": _named(rater_agreement.drift(pairs), names),
+        "with_ratings": rater_agreement.with_ratings(scores, facts, seed, of),
+        "drift": _named(rater_agreement.drift(pairs, conversations=of), names),
         "sides": _named(rater_agreement.positions(pairs, swapped), names),
     }
 

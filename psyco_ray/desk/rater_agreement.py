@@ -1,7 +1,7 @@
 """Agreement of annotators with each other and with a judge, their drift, and their preference for a side.
 
 All choices are about an item's responses, whatever side they were shown on: 1 for the first, -1 for the second, 0 for a
-tie.
+tie. Items of one conversation are not independent: intervals take whole conversations where `conversations` names them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.desk.judgements import Judgement
 from psyco_ray.evaluate.agreement import cohen_kappa, krippendorff_alpha, percent
-from psyco_ray.evaluate.stats import bootstrap_mean, wilson
+from psyco_ray.evaluate.stats import clustered_mean, clustered_wilson, wilson
 
 ASPECTS = ("overall", *PRINCIPLES)
 """What a pair is judged by."""
@@ -29,17 +29,23 @@ BLOCK = 20
 Labels = Mapping[str, Mapping[str, Any]]
 """The judge's choice by item and aspect: 1, -1, or 0 for none."""
 
+Conversations = Mapping[str, str] | None
+"""The conversation of each item; None: each is of its own."""
+
 Ratings = dict[str, dict[int, float]]
 """Ratings by item and person."""
 
 
-def between(judgements: Sequence[Judgement], kind: Literal["pair", "scores"], seed: int) -> dict[str, Any]:
+def between(
+    judgements: Sequence[Judgement], kind: Literal["pair", "scores"], seed: int, conversations: Conversations = None
+) -> dict[str, Any]:
     """Agreement of the annotators, by aspect.
 
     Args:
         judgements: complete ones of this kind, one for each item and person.
         kind: choices between two responses, or scores from 1 to 5, of which each response is an item.
         seed: of the bootstrap.
+        conversations: of the items.
 
     Returns:
         By aspect (scores have no overall): the number of `items` that two or more have judged, of `raters`, and with
@@ -48,10 +54,12 @@ def between(judgements: Sequence[Judgement], kind: Literal["pair", "scores"], se
         choices, ordinal for scores), as `evaluate.agreement` computes them.
     """
     by_aspect = choices(judgements) if kind == "pair" else _scores(judgements)
-    return {aspect: _measures(ratings, kind, seed) for aspect, ratings in by_aspect.items()}
+    return {aspect: _measures(ratings, kind, seed, conversations) for aspect, ratings in by_aspect.items()}
 
 
-def with_labels(judgements: Sequence[Judgement], labels: Labels, seed: int) -> dict[str, Any]:
+def with_labels(
+    judgements: Sequence[Judgement], labels: Labels, seed: int, conversations: Conversations = None
+) -> dict[str, Any]:
     """Agreement of the annotators with a judge's labels, on pairs whose label names a response.
 
     Returns:
@@ -65,26 +73,33 @@ def with_labels(judgements: Sequence[Judgement], labels: Labels, seed: int) -> d
     for aspect, by_item in choices(judgements).items():
         named = {item: label for item in by_item if (label := labels.get(item, {}).get(aspect))}
         for person, compared in people.items():
-            both = [(by_item[item][person], label) for item, label in named.items() if person in by_item[item]]
-            compared[aspect] = _equal(both)
-        most = {item: _most(by_item[item].values()) for item in named}
-        both = [(choice, named[item]) for item, choice in most.items() if choice is not None]
-        majority[aspect] = _equal(both)
+            own = {item: (by_item[item][person], label) for item, label in named.items() if person in by_item[item]}
+            compared[aspect] = _equal(own, conversations)
+        most = {item: choice for item in named if (choice := _most(by_item[item].values())) is not None}
+        both = {item: (choice, named[item]) for item, choice in most.items()}
+        majority[aspect] = _equal(both, conversations)
         if both:
+            pairs, clusters = [*both.values()], _clusters(both, conversations)
             majority[aspect] |= {
-                "kappa": asdict(cohen_kappa(both, seed=seed)),
-                "alpha": asdict(krippendorff_alpha(both, "nominal", seed=seed)),
+                "kappa": asdict(cohen_kappa(pairs, seed=seed, clusters=clusters)),
+                "alpha": asdict(krippendorff_alpha(pairs, "nominal", seed=seed, clusters=clusters)),
             }
     return {"people": people, "majority": majority}
 
 
-def with_ratings(judgements: Sequence[Judgement], facts: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+def with_ratings(
+    judgements: Sequence[Judgement],
+    facts: Mapping[str, Mapping[str, Any]],
+    seed: int,
+    conversations: Conversations = None,
+) -> dict[str, Any]:
     """The annotators' scores beside those of a judge.
 
     Args:
         judgements: of scores, complete.
         facts: by item; its `ratings` hold the judge's scores by response and principle.
         seed: of the bootstrap.
+        conversations: of the items.
 
     Returns:
         By principle with rated responses: their number as `items`, the mean `difference` of the annotators' mean score
@@ -93,26 +108,29 @@ def with_ratings(judgements: Sequence[Judgement], facts: Mapping[str, Mapping[st
     """
     found = {}
     for principle, by_response in _scores(judgements).items():
-        differences = []
+        differences: dict[str, float] = {}
         for response, by_person in sorted(by_response.items()):
             item, number = response.rsplit("/", 1)
             ratings = facts[item].get("ratings") or []
             rating = ratings[int(number)].get(principle) if int(number) < len(ratings) else None
             if rating is not None:
-                differences.append(statistics.fmean(by_person.values()) - rating)
+                differences[response] = statistics.fmean(by_person.values()) - rating
         if differences:
-            near = sum(abs(difference) <= 1 for difference in differences)
+            values, clusters = [*differences.values()], _clusters(differences, conversations) or [*differences]
+            near = [float(abs(difference) <= 1) for difference in values]
             found[principle] = {
-                "items": len(differences),
-                "difference": statistics.fmean(differences),
-                "interval": bootstrap_mean(differences, seed),
-                "share": near / len(differences),
-                "wilson": wilson(near, len(differences)),
+                "items": len(values),
+                "difference": statistics.fmean(values),
+                "interval": clustered_mean(values, clusters, seed),
+                "share": sum(near) / len(near),
+                "wilson": clustered_wilson(near, clusters),
             }
     return found
 
 
-def drift(judgements: Sequence[Judgement], block: int = BLOCK) -> dict[int, dict[str, Any]]:
+def drift(
+    judgements: Sequence[Judgement], block: int = BLOCK, conversations: Conversations = None
+) -> dict[int, dict[str, Any]]:
     """How each annotator's agreement with the others and pace change, in blocks of judgements by time.
 
     Returns:
@@ -125,18 +143,19 @@ def drift(judgements: Sequence[Judgement], block: int = BLOCK) -> dict[int, dict
     found = {}
     for person in sorted({judgement.person_id for judgement in judgements}):
         own = sorted((j for j in judgements if j.person_id == person), key=lambda j: (j.saved_at, j.item_id))
-        pairs = [_with_others(by_item.get(judgement.item_id, {}), person) for judgement in own]
+        items = [judgement.item_id for judgement in own]
+        compared = {item: both for item in items if (both := _with_others(by_item.get(item, {}), person)) is not None}
         starts = range(0, len(own), block)
         blocks = [
             {"first": start + 1, "last": min(start + block, len(own))}
             | (
-                _equal(_compared(pairs[start : start + block]))
+                _equal(_of(compared, items[start : start + block]), conversations)
                 or {"items": 0, "equal": 0, "share": None, "wilson": None}
             )
             | {"seconds": statistics.median(judgement.seconds for judgement in own[start : start + block])}
             for start in starts
         ]
-        earlier = _equal(_compared(pairs[: starts[-1]])) if len(blocks) > 1 else None
+        earlier = _equal(_of(compared, items[: starts[-1]]), conversations) if len(blocks) > 1 else None
         found[person] = {"blocks": blocks, "drifts": _apart(earlier, blocks[-1])}
     return found
 
@@ -200,25 +219,34 @@ def matrix(ratings: Ratings) -> NDArray[np.float64]:
     return np.array(rows, dtype=float).reshape(len(rows), len(people))
 
 
-def _measures(ratings: Ratings, kind: Literal["pair", "scores"], seed: int) -> dict[str, Any]:
-    rows = matrix(ratings)
-    share = percent(rows, seed=seed)
+def _measures(
+    ratings: Ratings, kind: Literal["pair", "scores"], seed: int, conversations: Conversations
+) -> dict[str, Any]:
+    rows, clusters = matrix(ratings), _clusters(sorted(ratings), conversations)
+    share = percent(rows, seed=seed, clusters=clusters)
+    weights: Literal["quadratic"] | None = None if kind == "pair" else "quadratic"
+    level: Literal["nominal", "ordinal"] = "nominal" if kind == "pair" else "ordinal"
     return {
         "items": share.items,
         "raters": rows.shape[1],
         "percent": asdict(share),
-        "kappa": asdict(cohen_kappa(rows, None if kind == "pair" else "quadratic", seed=seed))
-        if rows.shape[1] == 2
-        else None,
-        "alpha": asdict(krippendorff_alpha(rows, "nominal" if kind == "pair" else "ordinal", seed=seed)),
+        "kappa": asdict(cohen_kappa(rows, weights, seed, clusters=clusters)) if rows.shape[1] == 2 else None,
+        "alpha": asdict(krippendorff_alpha(rows, level, seed, clusters=clusters)),
     }
 
 
-def _equal(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+def _clusters(keys: Iterable[str], conversations: Conversations) -> list[str] | None:
+    """The conversations of items, or of responses as `_scores` names them."""
+    return None if conversations is None else [conversations[key.split("/")[0]] for key in keys]
+
+
+def _equal(pairs: Mapping[str, tuple[float, float]], conversations: Conversations) -> dict[str, Any] | None:
+    """How many pairs are of equal values, by item."""
     if not pairs:
         return None
-    equal = sum(own == other for own, other in pairs)
-    return {"items": len(pairs), "equal": equal, "share": equal / len(pairs), "wilson": wilson(equal, len(pairs))}
+    equal = [float(own == other) for own, other in pairs.values()]
+    interval = clustered_wilson(equal, _clusters(pairs, conversations) or [*pairs])
+    return {"items": len(pairs), "equal": int(sum(equal)), "share": sum(equal) / len(equal), "wilson": interval}
 
 
 def _most(votes: Iterable[float]) -> float | None:
@@ -234,8 +262,8 @@ def _with_others(by_person: Mapping[int, float], person: int) -> tuple[float, fl
     return None if others is None or person not in by_person else (by_person[person], others)
 
 
-def _compared(pairs: Iterable[tuple[float, float] | None]) -> list[tuple[float, float]]:
-    return [pair for pair in pairs if pair is not None]
+def _of(compared: Mapping[str, tuple[float, float]], items: Iterable[str]) -> dict[str, tuple[float, float]]:
+    return {item: compared[item] for item in items if item in compared}
 
 
 def _apart(earlier: Mapping[str, Any] | None, last: Mapping[str, Any]) -> bool:

@@ -51,6 +51,7 @@ def candidates(source: str) -> Iterator[Candidate]:
                 topic=own.get("topic"),
                 coarse_topic=row["topic"],
                 split=row["split"],
+                dialogue=row["dialogue"],
                 form=None if plain else row["form"],
                 asked=None if plain else row["asked"],
             ),

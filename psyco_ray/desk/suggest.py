@@ -14,15 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr, expit
 
-from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError, require_finite
 from psyco_ray.config.prompts import load_prompt, without_examples
 from psyco_ray.config.resources import Scorers
 from psyco_ray.config.training import Prompts
 from psyco_ray.data import preferences
-from psyco_ray.data.splits import speech_id
 from psyco_ray.desk import sources
 from psyco_ray.desk.store import Item, Store
+from psyco_ray.desk.turns import conversation_of
 from psyco_ray.evaluate import pair_scores
 from psyco_ray.models.reward_model import RewardModel
 from psyco_ray.run.types import ScoreRequest
@@ -75,7 +74,9 @@ def suggest(store: Store, source: str, models: Sequence[str], count: int, seed: 
     if too_long := len(candidates) - len(fitting):
         _log.warning(f"{too_long} pairs are left out: a response alone fills the context of a reward model")
     usable, margins = [candidates[i] for i in fitting], margins[:, fitting]
-    chosen = select(margins, [asked_by(item) for item in usable], count, seed, [asked_by(item) for item in held])
+    chosen = select(
+        margins, [conversation_of(item) for item in usable], count, seed, [conversation_of(item) for item in held]
+    )
     if len(chosen) < count:
         _log.warning(f"{source} has {len(chosen)} pairs to ask about, fewer than --count {count}")
     added = [_with_margins(usable[i], models, margins[:, i]) for i in chosen]
@@ -86,11 +87,6 @@ def askable(items: Iterable[Item], held: Iterable[Item]) -> list[Item]:
     """The items that the desk has not, but those of dev and test speeches."""
     known = {item.id for item in held}
     return [item for item in items if item.id not in known and item.facts.get("split") in (None, "train")]
-
-
-def asked_by(item: Item) -> str:
-    """What stands for the client of an item: the id of the speech, of a conversation that of its first turn."""
-    return speech_id(Context.of(item.speech).opening)
 
 
 def margins_of(items: Sequence[Item], model: str) -> NDArray[np.float64]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from psyco_ray.config.contexts import CLIENT, THERAPIST, Context
+from psyco_ray.data import splits, turns
 from psyco_ray.desk.store import Item
 
 SPEAKERS = {"system": "System", CLIENT: "Client", THERAPIST: "Therapist"}
@@ -22,6 +24,30 @@ class Turn:
 
 def turns_of(item: Item) -> list[Turn]:
     """The turns of an item's context, or of the messages that it asks; the last one is what the responses answer."""
-    of_messages = item.facts.get("form") == "messages"
-    messages = json.loads(item.facts["asked"]) if of_messages else Context.of(item.speech).messages
-    return [Turn(SPEAKERS.get(turn["role"], turn["role"]), turn["content"]) for turn in messages]
+    return [Turn(SPEAKERS.get(turn["role"], turn["role"]), turn["content"]) for turn in _messages(item)]
+
+
+def conversations(items: Iterable[Item]) -> dict[str, str] | None:
+    """The id of the conversation by item; None if all items are about single speeches."""
+    items = list(items)
+    if not any(_context(item).is_conversation for item in items):
+        return None
+    return {item.id: conversation_of(item) for item in items}
+
+
+def conversation_of(item: Item) -> str:
+    """The id of the conversation that an item is about; of a speech its own."""
+    return splits.conversation_of(_context(item).text, item.facts.get("dialogue"))
+
+
+def _context(item: Item) -> Context:
+    """The context of an item, of messages without those of a system."""
+    spoken = ((turn["role"], turn["content"]) for turn in _messages(item) if turn["role"] in (CLIENT, THERAPIST))
+    return turns.dialogue_of(spoken) or Context((item.speech,))
+
+
+def _messages(item: Item) -> list[dict[str, str]]:
+    if item.facts.get("form") == "messages":
+        found: list[dict[str, str]] = json.loads(item.facts["asked"])
+        return found
+    return Context.of(item.speech).messages

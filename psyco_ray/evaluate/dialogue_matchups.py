@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
-from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate import consistency, stats, winrates
 from psyco_ray.evaluate.consistency import Consistency
 from psyco_ray.evaluate.dialogues import Dialogue
@@ -25,10 +24,13 @@ Dialogues = Mapping[str, Dialogue]
 
 
 def openings(answered: Sequence[Row]) -> dict[str, Row]:
-    """What clients begin with, by id: `opening` and `topic`. Contexts of one conversation have one opening."""
+    """What clients begin with, by the id of their conversation: `opening` and `topic`.
+
+    Contexts of one conversation have one opening. Where a limit has left it out of some, the earliest turn is taken.
+    """
     found: dict[str, Row] = {}
-    for row in answered:
-        found.setdefault(speech_id(row["opening"]), {"opening": row["opening"], "topic": row["topic"]})
+    for row in sorted(answered, key=lambda row: row["turn"]):
+        found.setdefault(row["conversation"], {"opening": row["opening"], "topic": row["topic"]})
     return dict(sorted(found.items()))
 
 

@@ -122,9 +122,7 @@ def results(
             variant: _mcnemar(policies, [m for m in matchups if m.variant == variant], main, answered)
             for variant in job.variants
         },
-        "agreement": [
-            _agreement(matchup, main, judge.name, job.seed) for judge in job.judges[1:] for matchup in matchups
-        ],
+        "agreement": [_agreement(job, of, judge.name, answered) for judge in job.judges[1:] for of in matchups],
     }
 
 
@@ -274,16 +272,19 @@ def _first_chosen(verdicts: Verdicts) -> float | None:
     return sum(row["ours"] == row["ours_first"] for row in rows) / len(rows) if rows else None
 
 
-def _agreement(matchup: Matchup, main: str, other: str, seed: int) -> dict[str, Any]:
-    """Agreement of two judges on the judged speeches; an unreadable verdict is a missing rating."""
+def _agreement(job: PolicyEvaluationJob, matchup: Matchup, other: str, answered: Sequence[Row]) -> dict[str, Any]:
+    """Agreement of the first judge with another on the judged speeches; an unreadable verdict is a missing rating."""
+    main, seed = job.judges[0].name, job.seed
     first, second = (matchup.verdicts[judge].outcomes() for judge in (main, other))
     ratings = np.array([(first[key], second[key]) for key in first], dtype=float).reshape(-1, 2)
+    of = dict(zip([row["speech_id"] for row in answered], conversations(answered) or (), strict=False))
+    clusters = [of[key] for key in first] if of else None
     return {
         "judges": [main, other],
         "policy": matchup.policy,
         "variant": matchup.variant,
-        "percent": asdict(agreement.percent(ratings, seed)),
-        "kappa": asdict(agreement.cohen_kappa(ratings, seed=seed)),
+        "percent": asdict(agreement.percent(ratings, seed, clusters=clusters)),
+        "kappa": asdict(agreement.cohen_kappa(ratings, seed=seed, clusters=clusters)),
     }
 
 

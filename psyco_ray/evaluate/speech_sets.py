@@ -15,7 +15,7 @@ from psyco_ray.data import speakers, topics
 from psyco_ray.data.client_rows import COLUMNS, ClientFile, ClientRow, by_count
 from psyco_ray.data.speaker_columns import Keys
 from psyco_ray.data.speakers import UnknownSpeakerError
-from psyco_ray.data.splits import begins, fold, speech_id, split_of
+from psyco_ray.data.splits import conversation_of, dialogue_in, fold, speech_id, split_of
 from psyco_ray.data.turns import dialogue_of
 from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.records import open_records, read_rows
@@ -188,16 +188,14 @@ def _place(row: ClientRow, text: str) -> Row:
 
     Returns:
         `opening`: the client's first turn; in a dataset that does not have it, the context's first one. `conversation`:
-        what tells the conversation from others. `turn`: the number of the client's turn that is answered.
+        the id of the conversation. `turn`: the number of the client's turn that is answered.
     """
     context = Context.of(text)
     opening, turn = row.opening or context.opening, row.turn or context.turn
-    # transcripts may open alike; contexts in their stored form are of one conversation if they begin alike
-    conversation = begins(context) if row.opening is None else str(row.number)
-    if row.opening is None and all(row.more[column] is not None for column in _PLACE):  # as `data build` writes them
-        conversation = str(row.more["dialogue"])
-        turn = row.more["turn"] if isinstance(row.more["turn"], int) and context.is_conversation else turn
-    return {"opening": opening, "conversation": conversation, "turn": turn}
+    dialogue = dialogue_in(row.more["dialogue"]) if row.opening is None else None  # as `data build` writes it
+    if dialogue is not None and isinstance(row.more["turn"], int):
+        turn = row.more["turn"]
+    return {"opening": opening, "conversation": conversation_of(row.begins or text, dialogue), "turn": turn}
 
 
 def _has_signs(signs: Any, text: str, where: str) -> bool | None:

@@ -80,9 +80,8 @@ def screen(text: str) -> Screened:
     are those in its transcript.
     """
     context = Context.of(text)
-    spoken = "\n".join(context.client_turns)
-    language, _ = language_of(spoken)
-    own, screened = _lexicons(language, spoken)
+    language, _ = language_of(context.client_words)
+    own, screened = _lexicons(language, context.client_words)
     flags = {
         Flag(flag.kind, place + flag.start, place + flag.end)
         for place, turn in zip(context.places[::2], context.client_turns, strict=True)

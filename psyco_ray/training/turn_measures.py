@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psyco_ray.config.simulate import Simulate
+from psyco_ray.data import splits
 from psyco_ray.evaluate import stats
 from psyco_ray.rollout.scorer import REFERENCE
 from psyco_ray.training.dialogue import Answer, Dialogue, mean_rewards, value_of
@@ -84,8 +85,9 @@ def _mean_by_speech(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def _conversations(dialogues: Sequence[Dialogue]) -> dict[str, str]:
     """The conversation of each speech id, named by one of its ids.
 
-    The table of speeches does not tell. Contexts that begin alike are of one conversation, and so are those that share
-    a turn of the client with at least `_TELLING` characters, as windows of a conversation do; also by way of a third.
+    The table of speeches does not tell. Contexts that begin alike are of one conversation, though not those that only
+    greet alike, and so are those that share a turn of the client with at least `_TELLING` characters, as windows of a
+    conversation do; also by way of a third.
     """
     parent: dict[str, str] = {}
     first: dict[str, str] = {}  # a speech id by what it shares with others
@@ -97,7 +99,7 @@ def _conversations(dialogues: Sequence[Dialogue]) -> dict[str, str]:
 
     for key, start in sorted({dialogue.speech_id: dialogue.start for dialogue in dialogues}.items()):
         parent[key] = key
-        for turn in (start.opening, *(turn for turn in start.client_turns if len(turn) >= _TELLING)):
+        for turn in (splits.begins(start), *(turn for turn in start.client_turns if len(turn) >= _TELLING)):
             parent[root(key)] = root(first.setdefault(turn, key))
     return {key: root(key) for key in parent}
 

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from support.dialogue_files import contexts_of, dialogue
 from psyco_ray.config.contexts import Context
 from psyco_ray.data import preferences
 from psyco_ray.data.splits import speech_id
-from psyco_ray.desk import exchange, judgements, queue, sources, suggest
+from psyco_ray.desk import exchange, judgements, overview, queue, sources, suggest, turns
 from psyco_ray.desk.candidates import Candidate
 from psyco_ray.desk.export import export
 from psyco_ray.desk.store import Item, Store
@@ -133,11 +134,66 @@ def test_earlier_turns_of_a_conversation_come_first_for_everybody(tmp_path) -> N
 
 def test_what_is_suggested_is_spread_over_conversations() -> None:
     items = [pair_of(context) for seed in (1, 2) for context in contexts_of(dialogue(seed, 3))]
-    clients = [suggest.asked_by(one) for one in items]
+    clients = [turns.conversation_of(one) for one in items]
     assert clients == [speech_id(dialogue(seed, 3).opening) for seed in (1, 1, 1, 2, 2, 2)]
     assert suggest.select(np.zeros((1, 6)) + np.arange(6), clients, 2) == [0, 3]
     alone = pair_of(Context(("I cannot sleep.",)))
-    assert suggest.asked_by(alone) == alone.speech_id
+    assert turns.conversation_of(alone) == alone.speech_id
+
+
+GREETED = [Context(("Hi", "Hello.", *dialogue(seed, 3).turns)) for seed in (1, 2)]
+OF_GREETED = [(place, context) for place, whole in enumerate(GREETED) for context in contexts_of(whole)[1:]]
+
+
+def read_pairs(path: Path, *columns: dict) -> list[Item]:
+    """Items of a file of pairs, in its order."""
+    path.write_text(
+        "".join(
+            json.dumps({"chosen": f"Say more, {n}.", "rejected": f"Hm {n}.", "split": "train", **cells}) + "\n"
+            for n, cells in enumerate(columns)
+        )
+    )
+    items = sources.read(str(path), sources.Request())
+    return sorted(items, key=lambda one: int(re.findall(r"\d+", one.responses[0])[0]))
+
+
+def test_clients_who_greet_alike_are_two(tmp_path) -> None:
+    """By how they begin, in stored form or in messages, or by the dialogue that a dataset names."""
+    system = {"role": "system", "content": "Be kind."}
+    stored = read_pairs(tmp_path / "a.jsonl", *({"question": context.text} for _, context in OF_GREETED))
+    messages = read_pairs(tmp_path / "b.jsonl", *({"prompt": [system, *c.messages]} for _, c in OF_GREETED))
+    cut = [{"question": context.last, "dialogue": f"{place:016x}"} for place, context in OF_GREETED]
+    for items in (stored, messages, read_pairs(tmp_path / "c.jsonl", *cut)):
+        clients = [turns.conversation_of(one) for one in items]
+        assert [clients.index(client) // 3 for client in clients] == [place for place, _ in OF_GREETED]
+        assert suggest.select(np.zeros((1, 6)) + np.arange(6), clients, 2) == [0, 3]
+    assert turns.conversations(stored) == {one.id: turns.conversation_of(one) for one in stored}
+    assert turns.conversations([pair_of(Context(("I cannot sleep.",)))]) is None
+
+
+def test_the_overview_takes_the_items_of_a_conversation_together(tmp_path) -> None:
+    """Of two conversations, one is judged alike and one is not."""
+    items = [(pair_of(context), place) for place, context in OF_GREETED]
+    store = desks.new_desk(tmp_path / "desk", [one for one, _ in items])
+    for turned in (1, -1):
+        said = {one.id: desks.pair_answer(1 if place == 0 else turned) for one, place in items}
+        desks.answer_all(store, desks.add_person(store), said)
+    percent = overview.figures(store)["between"]["pair"]["overall"]["percent"]
+    assert (percent["value"], percent["low"], percent["high"]) == (0.5, 0.0, 1.0)
+
+
+def test_exported_pairs_keep_the_dialogue_that_decides_their_half(tmp_path) -> None:
+    cells = [{"question": context.text, "dialogue": f"{place:016x}"} for place, context in OF_GREETED]
+    items = read_pairs(tmp_path / "a.jsonl", *cells)
+    alone = pair_of(Context(("I cannot sleep.",)))
+    store = desks.new_desk(tmp_path / "desk", [*items, alone])
+    judged(store)
+    export(store)
+    found = pq.read_table(tmp_path / "desk" / "export" / "pairs.parquet").to_pylist()
+    assert {row["prefID"]: row["dialogue"] for row in found} == {
+        **{one.id: f"{place:016x}" for one, (place, _) in zip(items, OF_GREETED, strict=True)},
+        alone.id: None,
+    }
 
 
 def judged(store: Store, name: str | None = None) -> None:

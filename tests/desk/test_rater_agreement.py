@@ -108,3 +108,37 @@ def test_a_preference_for_the_left_is_seen_whatever_the_sides_hold() -> None:
     found = rater_agreement.positions(judged, swapped)
     assert found[1] == {"choices": 20, "left": 20, "share": 1.0, "wilson": wilson(20, 20), "one_sided": True}
     assert (found[2]["choices"], found[2]["left"], found[2]["one_sided"]) == (18, 9, False)
+
+
+def test_items_of_one_conversation_are_one_cluster_of_every_interval() -> None:
+    """Two people agree on whole conversations of ten turns, so there are four observations and not forty."""
+    truth = [1] * 10 + [-1] * 10 + [1] * 10 + [-1] * 10
+    other = [1] * 10 + [-1] * 10 + [1] * 10 + [1] * 10
+    judged = chose(1, *truth) + chose(2, *other) + chose(3, *truth)
+    of = {f"i{k:03}": f"c{k // 10}" for k in range(40)}
+    labels = {item: {"overall": 1} for item in of}
+
+    def widths(conversations: dict[str, str] | None) -> list[float]:
+        between = rater_agreement.between(judged, "pair", 0, conversations)["overall"]
+        with_labels = rater_agreement.with_labels(judged, labels, 0, conversations)
+        block = rater_agreement.drift(judged, 40, conversations)[2]["blocks"][0]
+        bounds = [(between[name]["low"], between[name]["high"]) for name in ("percent", "alpha")]
+        bounds += [with_labels["people"][1]["overall"]["wilson"], with_labels["majority"]["overall"]["wilson"]]
+        return [high - low for low, high in (*bounds, block["wilson"])]
+
+    alone, together = widths(None), widths(of)
+    assert widths({item: item for item in of}) == alone
+    assert all(wide > 1.5 * narrow for wide, narrow in zip(together, alone, strict=True))
+
+
+def test_scores_of_one_conversation_are_one_cluster() -> None:
+    judged = [
+        Judgement(f"s{k:02}", 1, {"scores": [{"empathy": 1 + k // 10}, {"empathy": 1 + k // 10}]}, 1, 0.0, 1.0)
+        for k in range(40)
+    ]
+    facts = {f"s{k:02}": {"ratings": [{"empathy": 1}, {"empathy": 1}]} for k in range(40)}
+    alone = rater_agreement.with_ratings(judged, facts, 0)["empathy"]
+    together = rater_agreement.with_ratings(judged, facts, 0, {key: key[:2] for key in facts})["empathy"]
+    assert (together["difference"], together["share"]) == (alone["difference"], alone["share"])
+    for name in ("interval", "wilson"):
+        assert together[name][1] - together[name][0] > 1.5 * (alone[name][1] - alone[name][0])

@@ -161,6 +161,35 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
         assert (estimate.low, estimate.high) == pytest.approx(np.quantile(plain[name], [0.025, 0.975]), abs=0.015)
 
 
+def test_intervals_over_conversations_are_those_of_a_plain_bootstrap_of_conversations() -> None:
+    generator = np.random.default_rng(6)
+    of = generator.integers(0, 25, 150).tolist()
+    first = generator.integers(1, 6, 150)
+    kept = (generator.random(25) < 0.6)[of]  # the two agree on whole conversations
+    rated = np.stack([first, np.where(kept, first, first % 5 + 1)], axis=1).astype(float)
+    rows = [rated[[place for place, other in enumerate(of) if other == one]] for one in range(25)]
+    measures = {
+        "percent": lambda r, **more: percent(r, **more),
+        "kappa": lambda r, **more: cohen_kappa(r, **more),
+        "alpha": lambda r, **more: krippendorff_alpha(r, "ordinal", **more),
+    }
+    for measure in measures.values():
+        plain = [
+            figure(measure(np.concatenate([rows[one] for one in generator.integers(0, 25, 25)]), draws=1))
+            for _ in range(600)
+        ]
+        ours, alone = measure(rated, clusters=of), measure(rated)
+        assert (ours.low, ours.high) == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.03)
+        assert ours.value == alone.value
+        assert ours.low < alone.low < alone.high < ours.high
+        assert measure(rated, clusters=range(150)) == alone, "conversations of one item change nothing"
+
+
+def test_one_conversation_has_no_interval() -> None:
+    rated = [(1, 1), (1, 2), (2, 2), (NAN, 1)]
+    assert percent(rated, clusters=["a", "a", "a", "b"]) == Estimate(percent(rated).value, None, None, 3)
+
+
 def test_the_seed_alone_decides_the_interval() -> None:
     rated = np.random.default_rng(1).integers(1, 6, (40, 2)).astype(float)
     assert krippendorff_alpha(rated, "ordinal", seed=3) == krippendorff_alpha(rated, "ordinal", seed=3)

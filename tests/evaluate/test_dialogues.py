@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from support.pages import self_contained
-from support.policy_evaluation import ENGINE, SAMPLE, counts, local, parsed, settings
+from support.policy_evaluation import ENGINE, SAMPLE, counts, load, local, parsed, settings, write_lines
 from support.quoted import without_marks
 from support.report_records import policy_results
 
@@ -16,6 +16,7 @@ from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.config.prompts import PACKAGED, prompt_messages
+from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate import consistency, dialogue_matchups, dialogues, policies, stats, verdicts, winrates
 from psyco_ray.evaluate.dialogues import Clients, Dialogue
 from psyco_ray.judge.ask import UnreadableAnswerError
@@ -39,6 +40,11 @@ def told(*exchanges: tuple[str | None, str | None], left: bool = False, opening:
         if reply is not None:
             dialogue = dialogue.replied(Reply(reply, left and place == len(exchanges) - 1))
     return dialogue
+
+
+def began(opening: str, turn: int = 1) -> dict:
+    """A row of an evaluation's contexts."""
+    return {"opening": opening, "conversation": speech_id(opening), "turn": turn}
 
 
 def setup_of(**judging) -> verdicts.JudgeSetup:
@@ -183,10 +189,30 @@ def test_a_prompts_file_without_an_entry_is_refused_before_anything_is_asked(tmp
 
 
 def test_openings_are_the_first_turns_of_speeches_and_conversations():
-    begins = [OPENING, OPENING, "I drink."]
-    found = dialogue_matchups.openings([{"opening": text, "topic": str(n)} for n, text in enumerate(begins)])
-    assert sorted(row["opening"] for row in found.values()) == sorted([OPENING, "I drink."])
-    assert {row["topic"] for row in found.values()} == {"0", "2"}
+    answered = [began(OPENING), began(OPENING, turn=2), began("I drink.")]
+    found = dialogue_matchups.openings([row | {"topic": str(n)} for n, row in enumerate(answered)])
+    assert found == {
+        speech_id(OPENING): {"opening": OPENING, "topic": "0"},
+        speech_id("I drink."): {"opening": "I drink.", "topic": "2"},
+    }
+
+
+@pytest.mark.parametrize("form", ["messages", "stored", "dataset"])
+def test_clients_who_greet_alike_have_dialogues_of_their_own(form, tmp_path):
+    wholes = [Context(("Hi", "Go on.", f"This is the story number {n} that I tell.", "And?", "Yes.")) for n in range(3)]
+    cut = [(n, whole, turn) for n, whole in enumerate(wholes) for turn in (1, 2, 3)]
+    contexts = [Context(whole.turns[max(0, 2 * turn - 4) : 2 * turn - 1]) for _, whole, turn in cut]
+    rows = {
+        "messages": [{"messages": whole.messages} for whole in wholes],
+        "stored": [{"text": Context(whole.turns[:end]).text} for whole in wholes for end in (5, 3)],
+        "dataset": [
+            {"speech": context.text, "dialogue": f"{n:016x}", "turn": turn}
+            for context, (n, _, turn) in zip(contexts, cut, strict=True)
+        ],
+    }[form]
+    reading = {"conversations": "contexts"} if form == "messages" else {}
+    found = dialogue_matchups.openings(load(file=write_lines(tmp_path / "a.jsonl", rows), split="all", **reading))
+    assert [row["opening"] for row in found.values()] == ["Hi"] * 3
 
 
 OURS = {
@@ -352,10 +378,8 @@ def test_the_judge_of_consistency_reads_whole_dialogues_of_two_turns(tmp_path):
 
 def test_the_page_shows_dialogues_side_by_side(results, met, tmp_path):
     job = job_of(tmp_path)
-    began = dialogue_matchups.openings([{"opening": d.opening, "topic": "Sleep"} for d in OURS.values()])
-    by_opening = {d.opening: key for key, d in OURS.items()}
-    began = {by_opening[row["opening"]]: row for row in began.values()}
-    shown = dialogue_matchups.cases(job, [met], began)
+    openings = {key: {"opening": dialogue.opening, "topic": "Sleep"} for key, dialogue in OURS.items()}
+    shown = dialogue_matchups.cases(job, [met], openings)
     assert len(shown) == 5
     facts, cases = policy_results()
     facts["opponent"] = "other"

@@ -182,6 +182,27 @@ def test_win_rates_and_lengths_by_turn(evaluated, tmp_path):
     assert "| mine | w/o Length Constraint | 4+ | 5 | 0.0 |" in (tmp_path / "tables.md").read_text()
 
 
+def test_agreement_of_judges_is_over_conversations(tmp_path):
+    """Two judges who differ on whole conversations have as many observations as there are conversations."""
+    rows = [row for row in ROWS if row["conversation"] in {ROWS[0]["conversation"], ROWS[-1]["conversation"]}]
+    job = parsed(settings(tmp_path / "demo", variants=["free"], judging={"order": "strict"}))
+    judges = [*job.judges, job.judges[0].model_copy(update={"name": "other"})]
+    opponent = {row["speech_id"]: {"response": "their words", "finished": True} for row in rows}
+    responses = {row["speech_id"]: {"response": "our own words", "finished": True} for row in rows}
+    said = {}
+    for judge in judges:
+        wins = {
+            row["speech_id"]: judge.name != "other" or row["conversation"] == ROWS[0]["conversation"] for row in rows
+        }
+        chosen = {key: [(True, won), (False, won)] for key, won in wins.items()}
+        pairs = matchups.pairs(responses, rows, opponent)
+        said[judge.name] = decided(tmp_path / judge.name, pairs, chosen, order="strict")
+    job = job.model_copy(update={"judges": judges})
+    met = [matchups.Matchup("mine", "free", responses, said)]
+    [found] = matchups.results(job, [Candidate("mine", Checkpoint("x/y"))], met, rows, opponent, silent=0)["agreement"]
+    assert (found["percent"]["low"], found["percent"]["high"]) == (0.0, 1.0), "both of one, or both of the other"
+
+
 def test_single_speeches_have_no_turns(evaluated):
     job, met, opponent = evaluated
     first = [row for row in ROWS if Context.of(row["speech"]).turn == 1]
@@ -202,7 +223,7 @@ def test_a_context_that_begins_later_belongs_to_its_conversation(tmp_path):
     assert len(set(matchups.conversations(rows))) == 1
     cut = [dialogue(0, 1), Context(dialogue(0, 3).turns[2:]), Context(dialogue(0, 4).turns[2:])]
     built = [
-        {"speech": c.text, "dialogue": "3f", "turn": turn, "split": "dev"}
+        {"speech": c.text, "dialogue": "3f" * 8, "turn": turn, "split": "dev"}
         for c, turn in zip(cut, (1, 3, 4), strict=True)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in built))

@@ -124,3 +124,14 @@ def test_windows_of_a_conversation_that_have_lost_its_beginning_are_one_cluster(
     apart = measured(said[0:2], said[2:4], said[4:6])
     assert apart[0] < apart[1]
     assert measured([said[0], "Yes."], [said[1], "Yes."], [said[2], "Yes."]) == apart, "short turns tell nothing"
+
+
+def test_clients_who_greet_alike_are_clusters_of_their_own() -> None:
+    found = []
+    for number in range(8):
+        said = dialogue(f"{number}", float(number % 2))
+        said.start = Context.of("Hi").answered("Hello, what brings you here?", f"I have not slept for {number} weeks.")
+        said.start = said.start.answered("Since when?", "Since my brother left.")
+        found.append(said)
+    [one] = measure_turns(found, None, seed=0)
+    assert one["reward"]["ci95"][0] < 0.5 < one["reward"]["ci95"][1], "one cluster has no width"
