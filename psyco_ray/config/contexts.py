@@ -17,6 +17,8 @@ _START = f'{{"messages": [{{"role": "{CLIENT}", "content": '  # of a conversatio
 _SPEAKERS = {CLIENT: "Client", THERAPIST: "Therapist"}
 LABELS = tuple(f"{speaker}:" for speaker in _SPEAKERS.values())
 """What the turns of a transcript begin with."""
+LEAVES, NO_RESPONSE = "[The client leaves.]", "[No response.]"
+"""How a transcript says that a dialogue ended early."""
 
 
 class ContextError(ValueError):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from psyco_ray.config.contexts import LABELS
 from psyco_ray.config.evaluate_policy import PolicyEvaluationJob
 from psyco_ray.evaluate import consistency, stats, winrates
 from psyco_ray.evaluate.consistency import Consistency
-from psyco_ray.evaluate.dialogues import Dialogue
 from psyco_ray.evaluate.matchups import CASES, words
 from psyco_ray.evaluate.verdicts import DIALOGUES, ENTRY, JudgeSetup, ResponsePair, Verdicts
+from psyco_ray.judge import outside_texts
 from psyco_ray.judge.call_run import execute_together
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Row
 from psyco_ray.screening import crisis
+from psyco_ray.simulate.dialogue import Dialogue
 
 Dialogues = Mapping[str, Dialogue]
 """Dialogues of a model, by id."""
@@ -56,7 +59,7 @@ class DialogueMatchup:
         """
         self.policy, self.ours, self.theirs = policy, ours, theirs
         self._setup = setup
-        turns = max(len(dialogue.exchanges) for dialogue in (*ours.values(), *theirs.values()))
+        turns = max(len(dialogue.answers) for dialogue in (*ours.values(), *theirs.values()))
         places: list[int | None] = [*range(1, turns + 1), None]
         self._met = {turn: self._both(turn) for turn in places}
         self._verdicts = {
@@ -104,7 +107,7 @@ class DialogueMatchup:
         return [
             key
             for key in sorted(self.ours)
-            if len(self.theirs[key].responses) >= place and len(self.ours[key].exchanges) >= place
+            if len(self.theirs[key].responses) >= place and len(self.ours[key].answers) >= place
         ]
 
     def _pairs(self, turn: int | None) -> list[ResponsePair]:
@@ -117,7 +120,7 @@ class DialogueMatchup:
 
         return [
             ResponsePair(
-                key=key, speech=self.ours[key].opening, ours=side(self.ours[key]), theirs=side(self.theirs[key])
+                key=key, speech=self.ours[key].start.text, ours=side(self.ours[key]), theirs=side(self.theirs[key])
             )
             for key in self._met[turn]
             if len(self.ours[key].responses) >= (turn or 1)
@@ -136,15 +139,18 @@ class Side:
         """Endings, lengths and consistency.
 
         Returns:
-            `dropped`: by turn the share of dialogues that the client has left by then, with `wilson95`. `unanswered`
-            dialogues end for want of a response, `unreplied` ones for want of the client's reply. `mean_words` of a
-            response by turn; `repetition` and `consistency` of the module of that name, or None.
+            `dropped`: by turn the share of dialogues that the client has left by then, of those that have not failed by
+            then, with `wilson95`. `unanswered` dialogues end for want of a response, `unreplied` ones fail for want of
+            the client's reply. `mean_words` of a response by turn; `repetition` and `consistency` of the module of that
+            name, or None.
         """
         of = list(self.dialogues.values())
         dropped = {}
         for turn in range(1, turns):
-            count = sum(dialogue.left_at is not None and dialogue.left_at <= turn for dialogue in of)
-            dropped[str(turn)] = {"share": count / len(of), "wilson95": list(stats.wilson(count, len(of)))}
+            count = sum(dialogue.left and len(dialogue.answers) <= turn for dialogue in of)
+            failed = sum(dialogue.failed is not None and len(dialogue.answers) <= turn for dialogue in of)
+            others = max(1, len(of) - failed)
+            dropped[str(turn)] = {"share": count / others, "wilson95": list(stats.wilson(count, others))}
         lengths: dict[str, list[int]] = {}
         for dialogue in of:
             for turn, response in enumerate(dialogue.responses, start=1):
@@ -152,8 +158,8 @@ class Side:
         return {
             "name": self.name,
             "dropped": dropped,
-            "unanswered": sum(len(dialogue.responses) < len(dialogue.exchanges) for dialogue in of),
-            "unreplied": sum(any(exchange.unreplied for exchange in dialogue.exchanges) for dialogue in of),
+            "unanswered": sum(len(dialogue.responses) < len(dialogue.answers) for dialogue in of),
+            "unreplied": sum(dialogue.failed is not None for dialogue in of),
             "mean_words": {turn: sum(counts) / len(counts) for turn, counts in lengths.items()},
             "repetition": consistency.repetition([dialogue.responses for dialogue in of], seed),
             "consistency": None if self.checked is None else self.checked.shares(),
@@ -166,8 +172,11 @@ def transcripts(dialogues: Dialogues, setup: JudgeSetup) -> dict[str, str]:
     def change(text: str) -> str:
         return setup.outgoing.text(setup.endpoint, text)
 
+    def opening(dialogue: Dialogue) -> str:
+        return f"{LABELS[0]} {outside_texts.as_data(change(dialogue.start.text), LABELS)}"
+
     return {
-        key: f"Client: {change(dialogue.opening)}\n\n{dialogue.transcript(change=change)}"
+        key: f"{opening(dialogue)}\n\n{dialogue.transcript(change=change)}"
         for key, dialogue in dialogues.items()
         if len(dialogue.responses) > 1
     }
@@ -175,7 +184,7 @@ def transcripts(dialogues: Dialogues, setup: JudgeSetup) -> dict[str, str]:
 
 def signs(dialogue: Dialogue) -> bool | None:
     """Whether a client's turns show signs of a crisis, simulated turns included; None: they could not be screened."""
-    found = crisis.signs(dialogue.context.text)
+    found = crisis.signs(dialogue.whole.text)
     return None if found is None else bool(found)
 
 
@@ -260,19 +269,18 @@ def cases(
 
 
 def _side_by_side(ours: Dialogue, theirs: Dialogue) -> list[dict[str, dict[str, Any]]]:
-    count = max(len(ours.exchanges), len(theirs.exchanges))
-    return [{"ours": _shown(ours, place), "theirs": _shown(theirs, place)} for place in range(count)]
+    sides = itertools.zip_longest(_shown(ours), _shown(theirs), fillvalue={"over": True})
+    return [{"ours": mine, "theirs": other} for mine, other in sides]
 
 
-def _shown(dialogue: Dialogue, place: int) -> dict[str, Any]:
-    """One turn of a dialogue, as the report prints it."""
-    if place >= len(dialogue.exchanges):
-        return {"over": True}
-    exchange = dialogue.exchanges[place]
-    return {
-        "over": False,
-        "response": exchange.response,
-        "words": words(exchange.response or ""),
-        "reply": exchange.reply.text if exchange.reply is not None else "",
-        "ended": exchange.reply is not None and exchange.reply.ended,
-    }
+def _shown(dialogue: Dialogue) -> Iterator[dict[str, Any]]:
+    """The turns of a dialogue, as the report prints them."""
+    for turn, (_, answer, reply) in enumerate(dialogue.exchanges(), start=1):
+        yield {
+            "over": False,
+            "response": answer.text,
+            "words": words(answer.text),
+            "reply": "" if reply is None else reply.text,
+            "ended": reply is not None and reply.ended,
+            "failed": dialogue.failed is not None and turn == len(dialogue.answers),
+        }

@@ -110,7 +110,10 @@ def _endings(dialogues: Mapping[str, Any]) -> Table:
         ]
         for side in _sides(dialogues)
     ]
-    below = "The interval is that of the last turn."
+    below = (
+        "Shares are of the dialogues that have not failed for want of a client's reply. "
+        "The interval is that of the last turn."
+    )
     return of_rows("Dialogues: clients who leave", columns, rows, TEXT_COLUMNS, below)
 
 

@@ -14,6 +14,7 @@ from psyco_ray.report import figures
 from psyco_ray.report.render import MODEL_TITLES, judge_note, render
 from psyco_ray.run import records
 from psyco_ray.run.ledger import Ledger, stage
+from psyco_ray.simulate.dialogue import Answer, Dialogue, Reply
 
 SAMPLES_SHOWN = 8
 DIALOGUES_SHOWN = 6
@@ -188,12 +189,10 @@ def _dialogues_of(ledger: Ledger, iteration: int) -> dict[str, dict[str, Any]]:
 
 def _panel(row: Mapping[str, Any]) -> dict[str, Any]:
     """What was said in a dialogue after its beginning, and its rewards by turn."""
-    lines = []
-    for turn, response in enumerate(row["responses"]):
-        lines.append(f"Therapist: {response}")
-        if turn < len(row["replies"]):
-            lines.append(f"Client: {row['replies'][turn]}".rstrip())
-    if row["left"]:
-        lines.append("(The client ends the session.)")
+    ended = len(row["replies"]) if row["left"] else None
+    replies = [Reply(text, turn == ended) for turn, text in enumerate(row["replies"], start=1)]
+    answers = [Answer(text) for text in row["responses"]]
+    dialogue = Dialogue(row["speech_id"], Context.of(row["speech"]), answers=answers, replies=replies)
+    failed = f"\n\nThe dialogue fails: {row['failed']}." if row["failed"] is not None else ""
     rewards = row["heldout"] if row["heldout"][0] is not None else row["reward"]
-    return {"text": "\n\n".join(lines), "rewards": rewards}
+    return {"text": dialogue.transcript() + failed, "rewards": rewards}

@@ -10,8 +10,12 @@ from typing import Any
 from psyco_ray.config.contexts import THERAPIST, Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import Messages, PromptsFile, fill
+from psyco_ray.config.simulate import Client
+from psyco_ray.judge import outside_texts
+from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.run.hashing import key_of
-from psyco_ray.simulate.profiles import TRAITS, Profile
+from psyco_ray.simulate.dialogue import Answer, Dialogue, Reply
+from psyco_ray.simulate.profiles import TRAITS, Profile, ProfileLists
 
 _OPENING = "user"  # the entry's text before the client's first turn
 _CLIENT = r"(?:the\s+)?(?:client|patient|me)"
@@ -32,13 +36,65 @@ _END = re.compile(
 _QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“"}
 _SENTENCE = re.compile(r"[.!?…。！？][\"”»)]*(?=\s|$)")
 
+ATTEMPTS = 3
+"""Times that a client's model is asked for a turn before its dialogue fails."""
+
 
 @dataclass(frozen=True)
-class Reply:
-    """A client's turn."""
+class Questions:
+    """What the clients of a job are asked.
 
-    text: str
-    ended: bool  # the client leaves: no turn follows, and the text may be empty
+    Example:
+        >>> questions = Questions.of(job.simulate.client, "default", seed=0, outgoing=Outgoing(job.scrub, job.privacy))
+        >>> messages = questions.messages(dialogue, dialogue.context)
+    """
+
+    client: Client
+    prompt: Mapping[str, Any]
+    lists: ProfileLists
+    seed: int  # of the job
+    outgoing: Outgoing
+
+    @classmethod
+    def of(cls, client: Client, prompts: str, seed: int, outgoing: Outgoing) -> Questions:
+        """Read prompt and profiles.
+
+        Args:
+            client: of the job.
+            prompts: a prompts file, or `default`.
+            seed: of the job.
+            outgoing: the terms on which texts are sent to the client's API.
+
+        Raises:
+            InputError: the client's prompt or the lists of profiles are invalid.
+        """
+        prompt, lists = load_client_prompt(prompts, client.prompt), ProfileLists.of(PromptsFile(prompts))
+        return cls(client, prompt, lists, seed, outgoing)
+
+    def check(self, tokenizer: Any) -> None:
+        """Check that a model's chat template takes the prompt.
+
+        Raises:
+            InputError: it does not.
+        """
+        from psyco_ray.models import templates
+
+        trial = Dialogue("", Context.of("I cannot sleep."), answers=[Answer("What keeps you awake?")])
+        templates.check(tokenizer, self.messages(trial, trial.context))
+
+    def messages(self, dialogue: Dialogue, context: Context) -> Messages:
+        """What asks for the client's next turn; to an API as it is sent, scrubbed where the job says so.
+
+        Args:
+            dialogue: that waits for the client.
+            context: of its last response, or what is left of it where it is too long.
+        """
+        profile = self.lists.draw(self.seed, dialogue.speech_id, dialogue.start)
+        messages = client_messages(self.prompt, profile, context, dialogue.response)
+        if (endpoint := self.client.endpoint) is None:
+            return messages
+        sent = [outside_texts.as_data(self.outgoing.text(endpoint, message["content"])) for message in messages]
+        return [{**message, "content": text} for message, text in zip(messages, sent, strict=True)]
 
 
 def load_client_prompt(file: str, entry: str) -> dict[str, Any]:
@@ -88,16 +144,19 @@ def client_messages(prompt: Mapping[str, Any], profile: Profile, context: Contex
     return [*system, *({"role": ("user", THERAPIST)[place % 2], "content": said} for place, said in enumerate(spoken))]
 
 
-def reply_of(text: str, finished: bool = True) -> Reply:
+def reply_of(text: str, finished: bool = True) -> Reply | None:
     """The client's turn in a model's answer.
 
     Labels and quotation marks around it are left out, and what the model says for the therapist, before or after it. A
-    sentence that was cut is left out if another one precedes it. A client who says nothing leaves. So does one who
-    says that the session ends, in a mark at the end of the reply or alone on a line.
+    sentence that was cut is left out if another one precedes it. A client leaves who says that the session
+    ends, in a mark at the end of the reply or alone on a line. An answer without a word of the client is no turn.
 
     Args:
         text: the answer, without reasoning.
         finished: whether it was not cut at the token limit.
+
+    Returns:
+        The turn; None where the answer has nothing that the client says.
 
     Example:
         >>> reply_of('Client: "I do not know."\\n\\nTherapist: What do you feel?')
@@ -118,18 +177,24 @@ def reply_of(text: str, finished: bool = True) -> Reply:
     if not finished and (ends := [match.end() for match in _SENTENCE.finditer(text)]):
         text = text[: ends[-1]]
     text = _unquoted(text.strip())
-    return Reply(text, ended is not None or not text)
+    return Reply(text, ended is not None) if text or ended else None
 
 
-def reply_seed(seed: int, dialogue: str, turn: int) -> int:
+def reply_seed(seed: int, dialogue: str, turn: int, attempt: int = 1) -> int:
     """The seed of a client's turn.
 
     Args:
         seed: of the job.
         dialogue: its id, of speech and response.
         turn: of the policy, which the client reacts to.
+        attempt: up to ATTEMPTS.
     """
-    return int(key_of(seed, "client", turn, dialogue), 16) % 2**31
+    return int(key_of(seed, purpose_of(attempt), turn, dialogue), 16) % 2**31
+
+
+def purpose_of(attempt: int) -> str:
+    """What the seeds of an attempt are for."""
+    return "client" if attempt == 1 else f"client-attempt-{attempt}"
 
 
 def _unquoted(text: str) -> str:

@@ -1,106 +1,20 @@
-"""Dialogues of a policy with simulated clients: what was said, how it was scored, and their table."""
+"""Dialogues of a training run: prompts, the rewards that rank them, and their table."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.run.schemas import DIALOGUES
 from psyco_ray.run.types import Group, Row
-from psyco_ray.simulate.clients import Reply
+from psyco_ray.simulate.dialogue import Answer, Dialogue
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response of the policy in a dialogue."""
-
-    text: str
-    tokens: int
-    finished: bool
-    scores: Mapping[str, float]  # by reward model; empty where it was not scored
-
-    @classmethod
-    def of(cls, group: Group, index: int) -> Answer:
-        """A response of a group."""
-        response = group.responses[index]
-        scores = {model: values[index] for model, values in group.scores.items()}
-        return cls(response.text, response.tokens, response.finished, scores)
-
-
-@dataclass
-class Dialogue:
-    """A dialogue as far as it has come.
-
-    Example:
-        >>> dialogue = Dialogue("3f2a", "3f2a", start := Context.of("I cannot sleep."), start)
-        >>> dialogue.answer(Answer("What keeps you awake?", 5, True, {}))
-        >>> dialogue.reply(Reply("My job.", ended=False))
-        >>> dialogue.context.turn, dialogue.waits_for_policy
-        (2, True)
-    """
-
-    key: str  # the speech's id, from the branch on with the number of the response
-    speech_id: str
-    start: Context  # where it began, which the client's profile is drawn for
-    context: Context  # that the next response answers, or the last one if no other follows
-    index: int = 0  # of the response at the branch
-    answers: list[Answer] = field(default_factory=list)
-    replies: list[str] = field(default_factory=list)
-    left: bool = False  # the client has ended it
-    failed: str | None = None  # why it was given up
-
-    @property
-    def waits_for_client(self) -> bool:
-        """Whether the client's turn follows; nobody reacts to a response without text."""
-        return self._goes_on and len(self.answers) > len(self.replies) and bool(self.response.strip())
-
-    @property
-    def waits_for_policy(self) -> bool:
-        """Whether a response follows."""
-        return self._goes_on and len(self.answers) == len(self.replies)
-
-    def rewards(self, model: str = "reward") -> dict[int, float]:
-        """The scores of a reward model, by turn of the policy; turns that were not scored are left out."""
-        return {
-            turn: answer.scores[model] for turn, answer in enumerate(self.answers, start=1) if model in answer.scores
-        }
-
-    @property
-    def response(self) -> str:
-        """The last response."""
-        return self.answers[-1].text
-
-    def answer(self, answer: Answer) -> None:
-        """Add a response."""
-        self.answers.append(answer)
-
-    def reply(self, reply: Reply) -> None:
-        """Add the client's turn; a client who leaves asks for no response."""
-        self.replies.append(reply.text)
-        if reply.ended:
-            self.left = True
-        else:
-            self.context = self.context.answered(self.response, reply.text)
-
-    def answered(self) -> Iterator[tuple[Context, str]]:
-        """Each response with the context that it answers."""
-        context = self.start
-        for turn, answer in enumerate(self.answers):
-            yield context, answer.text
-            if turn < len(self.replies):
-                context = context.answered(answer.text, self.replies[turn])
-
-    @property
-    def _goes_on(self) -> bool:
-        return not self.left and self.failed is None
 
 
 NO_ROOM = "its last turn does not fit the context length"
@@ -215,14 +129,7 @@ def branches(before: Dialogue, group: Group) -> list[Dialogue]:
         group: of responses to it.
     """
     return [
-        replace(
-            before,
-            key=f"{before.speech_id}:{index}",
-            index=index,
-            answers=[*before.answers, Answer.of(group, index)],
-            replies=[*before.replies],
-            left=False,
-        )
+        replace(before, index=index, answers=[*before.answers, Answer.of(group, index)], replies=[*before.replies])
         for index in range(len(group.responses))
     ]
 
@@ -242,7 +149,7 @@ def table_of(dialogues: Iterable[Dialogue], version: int, client: Mapping[str, A
             "speech": dialogue.start.text,
             "responses": [answer.text for answer in dialogue.answers],
             "finished": [answer.finished for answer in dialogue.answers],
-            "replies": dialogue.replies,
+            "replies": [reply.text for reply in dialogue.replies],
             "reward": [answer.scores.get("reward") for answer in dialogue.answers],
             "heldout": [answer.scores.get("heldout") for answer in dialogue.answers],
             "left": dialogue.left,

@@ -27,17 +27,9 @@ from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.schemas import CONTEXTS
 from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.run.types import Group, Row, Rows
+from psyco_ray.simulate.dialogue import Answer, Dialogue
 from psyco_ray.training.client_turns import ClientTurns
-from psyco_ray.training.dialogue import (
-    Answer,
-    Dialogue,
-    PromptRows,
-    branches,
-    check_room,
-    mean_rewards,
-    table_of,
-    values_of,
-)
+from psyco_ray.training.dialogue import PromptRows, branches, check_room, mean_rewards, table_of, values_of
 from psyco_ray.training.pipeline import Sampling, SamplingPipeline, SamplingStage
 
 _LONGER = "raise rollouts.max_model_len, or lower sampling.max_tokens"
@@ -132,8 +124,8 @@ class Dialogues:
 
         Returns:
             `dialogues`: the client with its digest, and for each turn the number of dialogues, how many clients left
-            after it, mean reward (None where no response was scored), mean tokens and finished share; and why dialogues
-            were `given_up`.
+            after it, how many dialogues `failed` there, mean reward (None where no response was scored), mean tokens
+            and finished share; and why dialogues were `given_up`.
         """
         answered: dict[int, list[tuple[Dialogue, Answer]]] = {}
         for dialogue in self._before:
@@ -209,7 +201,7 @@ class Dialogues:
         )
         what = f"iteration {course.iteration}: {course.prefix}turn {turn}"
         for group in self._telemetry.track(self._pipeline.groups(work), what, len(waiting)):
-            waiting[group.prompt.speech_id].answer(Answer.of(group, 0))
+            waiting[group.prompt.speech_id].answers.append(Answer.of(group, 0))
         for key, reason in self._ledger.quarantined(work.name).items():
             if key in waiting:
                 waiting[key].failed = reason
@@ -231,8 +223,7 @@ class Dialogues:
 
 def _begun(rows: Rows) -> list[Dialogue]:
     """A dialogue for each context."""
-    contexts = [(row["speech_id"], Context.of(row["speech"])) for row in rows]
-    return [Dialogue(key, key, context, context) for key, context in contexts]
+    return [Dialogue(row["speech_id"], Context.of(row["speech"])) for row in rows]
 
 
 def _waiting(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
@@ -244,7 +235,7 @@ def _before_branch(dialogue: Dialogue) -> Dialogue:
     answers = len(dialogue.answers)
     if not dialogue.waits_for_policy:
         answers -= 1
-    return replace(dialogue, answers=dialogue.answers[:answers], replies=dialogue.replies[:answers], left=False)
+    return replace(dialogue, answers=dialogue.answers[:answers], replies=dialogue.replies[:answers])
 
 
 def _turn_facts(turn: int, said: Sequence[tuple[Dialogue, Answer]]) -> dict[str, Any]:
@@ -253,6 +244,7 @@ def _turn_facts(turn: int, said: Sequence[tuple[Dialogue, Answer]]) -> dict[str,
         "turn": turn,
         "dialogues": len(said),
         "left": sum(dialogue.left and len(dialogue.answers) == turn for dialogue, _ in said),
+        "failed": sum(dialogue.failed is not None and len(dialogue.answers) == turn for dialogue, _ in said),
         "reward": sum(rewards) / len(rewards) if rewards else None,
         "mean_tokens": sum(answer.tokens for _, answer in said) / len(said),
         "finished_share": sum(answer.finished for _, answer in said) / len(said),

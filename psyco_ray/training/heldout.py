@@ -17,8 +17,8 @@ from psyco_ray.run import storage
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group
+from psyco_ray.simulate.dialogue import Dialogue
 from psyco_ray.training import conversation_guards, guards
-from psyco_ray.training.dialogue import Dialogue
 from psyco_ray.training.run_state import RunState
 from psyco_ray.training.turn_measures import measure_ranked, measure_turns
 
@@ -71,7 +71,7 @@ class HeldoutEvaluation:
             (Context.of(speeches[key]), response.text) for key in sorted(groups) for response in groups[key].responses
         ]
         if dialogues is not None:
-            answered = [said for dialogue in dialogues for said in dialogue.answered()]
+            answered = [(context, answer.text) for told in dialogues for context, answer, _ in told.exchanges()]
         if any(context.is_conversation for context, _ in answered):
             measures["conversation"] = conversation_guards.measure(answered)
         if base is None:

@@ -48,7 +48,7 @@ class SamplingStage:
     sampling: Sampling
     scored_by: tuple[str, ...]  # reward models, and the reference policy; empty: the groups are not scored
     training: bool = False  # whether the groups are trained on
-    by_clients: bool = False  # whether the simulated clients' engines sample, not the policy's
+    client: str = ""  # digest of the simulated clients' model, whose engines sample; empty: the policy's engines do
 
 
 class SamplingPipeline:
@@ -180,7 +180,7 @@ class SamplingPipeline:
         self, work: SamplingStage, items: Iterable[PromptBatch], give_up: Callable[[str, str], None]
     ) -> Iterator[Group]:
         """Sample the items; `give_up` gets the id of each speech that fails, and the reason."""
-        pool = self._clients if work.by_clients else self._rollouts
+        pool = self._clients if work.client else self._rollouts
         assert pool is not None, "simulated clients have engines"
 
         def failed(request: SamplingRequest, reason: str) -> None:
@@ -198,8 +198,8 @@ class SamplingPipeline:
         )
         for group, seconds in sampled:
             assert group.version == work.sampling.version, f"version {group.version} comes from a stale policy"
-            self._busy_s["client" if work.by_clients else "rollout"] += seconds
-            if not work.by_clients:
+            self._busy_s["client" if work.client else "rollout"] += seconds
+            if not work.client:
                 tokens = sum(len(response.token_ids) for response in group.responses)
                 self._telemetry.rolling.add(
                     rollout_tokens=tokens, response_tokens_sum=tokens, responses=len(group.responses)
@@ -269,14 +269,15 @@ class SamplingPipeline:
     def _items(self, work: SamplingStage, speeches: dict[str, str]) -> Iterator[PromptBatch]:
         """Batches of prompts, each keyed by everything its responses depend on; the texts go to `speeches`."""
         sampling, rows = asdict(work.sampling), iter(work.rows)
+        client = [work.client] if work.client else []  # the policy has its version
         while batch := list(itertools.islice(rows, self._engines(work).speeches_per_item)):
             speeches |= {row["speech_id"]: row["speech"] for row in batch}
             prompts = tuple(self._prompt_of(row, work.seed) for row in batch)
-            yield PromptBatch(key_of(sampling, [[p.token_ids, p.seed] for p in prompts]), prompts)
+            yield PromptBatch(key_of(*client, sampling, [[p.token_ids, p.seed] for p in prompts]), prompts)
 
     def _engines(self, work: SamplingStage) -> Rollouts:
         """The settings of the engines that sample a stage."""
-        if not work.by_clients:
+        if not work.client:
             return self._job.rollouts
         assert self._job.simulate is not None, "the job has simulated clients"
         return self._job.simulate.client.rollouts

@@ -203,7 +203,7 @@ def _turns(job: Job, before: dict[str, Any], after: dict[str, Any]) -> dict[str,
         gains = {key: policy[model][key] for key in ("gain", "gain_ci95")}
         compared = {
             f"{name}_{when}": turn[name]
-            for name in ("speeches", "mean_tokens", "finished_share", "drop_out")
+            for name in ("speeches", "mean_tokens", "finished_share", "drop_out", "failed")
             for when, turn in (("before", base), ("after", policy))
         }
         turns.append({"turn": policy["turn"], **rewards, **gains, **compared})

@@ -9,7 +9,8 @@ from psyco_ray.config.simulate import Simulate
 from psyco_ray.data import splits
 from psyco_ray.evaluate import stats
 from psyco_ray.rollout.scorer import REFERENCE
-from psyco_ray.training.dialogue import Answer, Dialogue, mean_rewards, value_of
+from psyco_ray.simulate.dialogue import Answer, Dialogue
+from psyco_ray.training.dialogue import mean_rewards, value_of
 
 Record = dict[str, Any]
 
@@ -27,11 +28,11 @@ def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, 
 
     Returns:
         For each `turn` the number of `speeches` whose dialogues have it, `mean_tokens` and `finished_share` of its
-        responses, `drop_out` (share of all dialogues that the client has left before it), `failed` (their number), and
-        for each reward model the mean `reward` over speeches with its `ci95`, the mean by speech as `scores`, and
-        against the base model the mean `gain` over the speeches whose dialogues have the turn under both, with its
-        paired `gain_ci95`; None without such a speech. Bootstraps draw whole conversations, whose contexts are not
-        independent.
+        responses, `failed` (number of dialogues given up before it), `drop_out` (share of the others that the client
+        has left before it), and for each reward model the mean `reward` over speeches with its `ci95`, the mean by
+        speech as `scores`, and against the base model the mean `gain` over the speeches whose dialogues have the turn
+        under both, with its paired `gain_ci95`; None without such a speech. Bootstraps draw whole conversations, whose
+        contexts are not independent.
     """
     last = max(len(dialogue.answers) for dialogue in dialogues)
     conversation = _conversations(dialogues)
@@ -112,13 +113,15 @@ def _measure(
         if len(dialogue.answers) >= turn:
             by_speech.setdefault(dialogue.speech_id, []).append(dialogue.answers[turn - 1])
     answers = [answer for said in by_speech.values() for answer in said]
+    failed = sum(dialogue.failed is not None and len(dialogue.answers) < turn for dialogue in dialogues)
     measures: Record = {
         "turn": turn,
         "speeches": len(by_speech),
         "mean_tokens": sum(answer.tokens for answer in answers) / len(answers),
         "finished_share": sum(answer.finished for answer in answers) / len(answers),
-        "drop_out": sum(dialogue.left and len(dialogue.answers) < turn for dialogue in dialogues) / len(dialogues),
-        "failed": sum(dialogue.failed is not None and len(dialogue.answers) < turn for dialogue in dialogues),
+        "drop_out": sum(dialogue.left and len(dialogue.answers) < turn for dialogue in dialogues)
+        / max(1, len(dialogues) - failed),
+        "failed": failed,
     }
     for model in answers[0].scores:
         if model == REFERENCE:

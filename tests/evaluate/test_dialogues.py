@@ -11,22 +11,25 @@ from support.policy_evaluation import ENGINE, SAMPLE, counts, load, local, parse
 from support.quoted import without_marks
 from support.report_records import policy_results
 
-from psyco_ray.config.contexts import Context
+from psyco_ray.config.contexts import LEAVES, Context
 from psyco_ray.config.endpoint import Endpoint, Judging
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.privacy import Privacy, ScrubSent
 from psyco_ray.config.prompts import PACKAGED, prompt_messages
+from psyco_ray.data.respond import EMPTY, response_row
 from psyco_ray.data.splits import speech_id
 from psyco_ray.evaluate import consistency, dialogue_matchups, dialogues, policies, stats, verdicts, winrates
-from psyco_ray.evaluate.dialogues import Clients, Dialogue
+from psyco_ray.evaluate.dialogues import Clients
 from psyco_ray.judge.ask import UnreadableAnswerError
+from psyco_ray.judge.callers import set_aside_row
 from psyco_ray.judge.outgoing import Outgoing
 from psyco_ray.report import dialogues as dialogue_report
 from psyco_ray.report import policies as report
 from psyco_ray.run import shards
 from psyco_ray.run.directory import RunDirectory
 from psyco_ray.run.progress import Progress
-from psyco_ray.simulate.clients import Reply
+from psyco_ray.simulate import replies
+from psyco_ray.simulate.dialogue import Answer, Dialogue, Reply
 
 CLIENT = {"endpoint": local("http://127.0.0.1:1", "client")}
 OPENING = "I cannot sleep since May."
@@ -34,11 +37,11 @@ OPENING = "I cannot sleep since May."
 
 def told(*exchanges: tuple[str | None, str | None], left: bool = False, opening: str = OPENING) -> Dialogue:
     """A dialogue of responses and replies; a reply of None is that of the last turn, which nobody asked for."""
-    dialogue = Dialogue(opening)
+    dialogue = Dialogue("k", Context((opening,)))
     for place, (response, reply) in enumerate(exchanges):
-        dialogue = dialogue.answered(response, True)
+        dialogue.answers.append(Answer(response or "", finished=response is not None))
         if reply is not None:
-            dialogue = dialogue.replied(Reply(reply, left and place == len(exchanges) - 1))
+            dialogue.replies.append(Reply(reply, left and place == len(exchanges) - 1))
     return dialogue
 
 
@@ -77,45 +80,19 @@ def test_an_invalid_section_is_reported_in_one_sentence(changes, message, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_dialogue_goes_on_until_one_of_the_two_stops():
-    dialogue = told(("Since when?", "May."))
-    assert dialogue.going
-    assert not dialogue.waiting
-    assert dialogue.context == Context((OPENING, "Since when?", "May."))
-    assert dialogue.answered("What happened?").waiting
-    ended = told(("Since when?", "May."), ("I see.", "Thank you."), left=True)
-    assert (ended.going, ended.waiting, ended.left_at) == (False, False, 2)
-    assert ended.context.client_turns == (OPENING, "May.", "Thank you.")
-    silent = told(("Since when?", "May."), (None, None))
-    assert (silent.going, silent.waiting, silent.left_at) == (False, False, None)
-    unreplied = Dialogue(OPENING).answered("Since when?").replied(None)
-    assert (unreplied.going, unreplied.waiting, unreplied.left_at) == (False, False, None)
-
-
-def test_a_transcript_has_both_sides_and_no_turn_passes_for_another():
-    dialogue = told(("Since when?\nClient: I lied.", "May."), ("I see.", ""), left=True)
-    first = "Therapist: Since when?\nClient : I lied."
-    assert dialogue.transcript(1) == first
-    assert dialogue.transcript(2) == f"{first}\n\nClient: May.\n\nTherapist: I see."
-    assert dialogue.transcript() == f"{dialogue.transcript(2)}\n\nClient: {dialogues.LEAVES}"
-    assert told((None, None)).transcript() == f"Therapist: {dialogues.NO_RESPONSE}"
-    assert (
-        told(("A.", "B."), ("C.", None)).transcript(change=str.lower) == "Therapist: a.\n\nClient: b.\n\nTherapist: c."
-    )
-
-
 class Script:
     """Clients of fixed replies, without a model."""
 
     def __init__(self, replies: dict[tuple[str, int], Reply | None]) -> None:
         self.replies = replies
 
-    def replied(self, turn, told):
-        return {
-            name: {k: d.replied(self.replies.get((k, turn), Reply("Go on.", False))) if d.waiting else d
-                   for k, d in of.items()}
-            for name, of in told.items()
-        }  # fmt: skip
+    def reply(self, turn, told):
+        for dialogue in (d for of in told.values() for d in of.values() if d.waits_for_client):
+            reply = self.replies.get((dialogue.key, turn), Reply("Go on.", False))
+            if reply is None:
+                dialogue.failed = replies.UNUSABLE
+            else:
+                dialogue.replies.append(reply)
 
 
 def test_every_model_answers_the_contexts_of_its_own_dialogues_that_go_on():
@@ -137,20 +114,23 @@ def test_every_model_answers_the_contexts_of_its_own_dialogues_that_go_on():
     ]  # fmt: skip
     assert asked[2][1]["b"] == Context(("I am b.", "mine 1", "Go on.")).text
     mine, other = found["mine"], found["other"]
-    assert [len(mine[key].exchanges) for key in "abc"] == [1, 2, 2]
-    assert [len(other[key].exchanges) for key in "abc"] == [1, 2, 3]
-    assert (mine["a"].left_at, mine["b"].exchanges[-1].unreplied, mine["c"].responses) == (1, True, ["mine 1"])
-    assert other["c"].exchanges[-1].reply is None, "nobody asks for a reply to the last response"
+    assert [len(mine[key].answers) for key in "abc"] == [1, 2, 2]
+    assert [len(other[key].answers) for key in "abc"] == [1, 2, 3]
+    assert (mine["a"].left, mine["b"].failed, mine["c"].responses) == (True, replies.UNUSABLE, ["mine 1"])
+    assert len(other["c"].replies) == 2, "nobody asks for a reply to the last response"
     rows = dialogues.table("other", other, "client-model", "3f").to_pylist()
     last = [row for row in rows if row["dialogue"] == "c"][-1]
     assert last["speech"] == Context(("I am c.", "other 1", "Go on.", "other 2", "Go on.")).text
     assert (last["turn"], last["response"], last["reply"], last["left"]) == (3, "other 3", None, False)
     assert {(row["client"], row["client_state"]) for row in rows} == {("client-model", "3f")}
+    failed = {(row["dialogue"], row["turn"]): row["failed"] for row in rows if row["failed"] is not None}
+    assert failed == {("b", 2): replies.UNUSABLE}
+    assert not any(row["left"] for row in rows if row["dialogue"] == "b")
 
 
 def test_clients_of_both_models_have_one_profile_and_one_seed(tmp_path):
     clients = Clients(job_of(tmp_path), tmp_path, Outgoing(ScrubSent(), Privacy()), Progress())
-    waiting = {name: {"k": Dialogue(OPENING).answered(f"{name} asks: since when?")} for name in ("mine", "other")}
+    waiting = {name: {"k": told((f"{name} asks: since when?", None))} for name in ("mine", "other")}
     tasks = [clients._task(1, of) for of in waiting.values()]
     messages = []
     for task in tasks:
@@ -173,7 +153,8 @@ def test_what_leaves_this_machine_is_scrubbed_turn_by_turn(tmp_path):
     job = job_of(tmp_path, simulate={"client": away})
     clients = Clients(job, tmp_path, Outgoing(ScrubSent(enabled=True), Privacy()), Progress())
     opening = "Write to me at jo.doe@example.org, please."
-    sent = clients._messages("k", Dialogue(opening).answered("At jo.doe@example.org?<|im_end|>"))
+    asked = told(("At jo.doe@example.org?<|im_end|>", None), opening=opening)
+    sent = clients._questions.messages(asked, asked.context)
     assert "jo.doe" not in json.dumps(sent)
     assert "<|im_end|>" not in json.dumps(sent)
 
@@ -186,6 +167,62 @@ def test_a_prompts_file_without_an_entry_is_refused_before_anything_is_asked(tmp
         job = job_of(tmp_path, prompts={"file": str(tmp_path / "mine.yaml")})
         with pytest.raises(InputError, match=name):
             Clients(job, tmp_path, Outgoing(ScrubSent(), Privacy()), Progress())
+
+
+class Played:
+    """A client's model whose answers are written by hand, by attempt; it stores them as engines do."""
+
+    def __init__(self, answers: list[dict[str, str]]) -> None:
+        self.answers, self.seeds = answers, []
+
+    def __call__(self, job, what, model, tasks, progress, rollouts) -> None:
+        for task in tasks:
+            for part in task.missing():
+                keys = [row["speech_id"] for row in task.rows(part)]
+                self.seeds += [(task.attempt, key, task.seed_of(key)) for key in keys]
+                said = {key: self.answers[task.attempt - 1].get(key, "Go on.") for key in keys}
+                rows = [response_row(key, "m", text, True) for key, text in said.items() if text]
+                task.write(part, rows, [set_aside_row(key, "m", EMPTY, "") for key, text in said.items() if not text])
+
+
+def test_an_answer_that_is_no_clients_turn_is_asked_for_again_and_then_fails_without_counting_as_left(
+    tmp_path, tiny_model, monkeypatch
+):
+    played = Played([{"a": "Therapist: Why?", "b": "", "c": "[END]"}, {"a": "", "b": "Yes."}, {"a": "Therapist: Oh."}])
+    monkeypatch.setattr(dialogues.answers, "generate", played)
+    job = job_of(tmp_path, simulate={"client": {"model": str(tiny_model), "rollouts": {"max_model_len": 1024}}})
+    clients = Clients(job, tmp_path, Outgoing(ScrubSent(), Privacy()), Progress())
+
+    def asked() -> dict[str, Dialogue]:
+        return {key: Dialogue(key, Context((OPENING,)), answers=[Answer("Since when?")]) for key in "abcd"}
+
+    found = asked()
+    clients.reply(1, {"mine": found})
+    assert {key: dialogue.replies for key, dialogue in found.items()} == {
+        "a": [], "b": [Reply("Yes.", False)], "c": [Reply("", True)], "d": [Reply("Go on.", False)]
+    }  # fmt: skip
+    assert {key: dialogue.failed for key, dialogue in found.items()} == dict.fromkeys("bcd") | {"a": replies.UNUSABLE}
+    assert [key for key, dialogue in found.items() if dialogue.left] == ["c"]
+    assert [(attempt, key) for attempt, key, _ in played.seeds[4:]] == [(2, "a"), (2, "b"), (3, "a")]
+    assert len({seed for _, key, seed in played.seeds if key == "a"}) == 3, "each attempt has a seed of its own"
+    facts = dialogue_matchups.Side("mine", found, None).facts(2, seed=0)
+    assert facts["dropped"]["1"] == {"share": 1 / 3, "wilson95": list(stats.wilson(1, 3))}
+    assert (facts["unanswered"], facts["unreplied"]) == (0, 1)
+    before, again = len(played.seeds), asked()
+    clients.reply(1, {"mine": again})
+    assert again == found
+    assert len(played.seeds) == before, "what is stored is not asked for again"
+
+
+def test_clients_that_mostly_give_no_reply_stop_the_evaluation(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr(dialogues.answers, "generate", Played([{"a": "", "b": ""}] * 3))
+    job = job_of(tmp_path, simulate={"client": {"model": str(tiny_model), "rollouts": {"max_model_len": 1024}}})
+    clients = Clients(job, tmp_path, Outgoing(ScrubSent(), Privacy()), Progress())
+    told_by = {key: Dialogue(key, Context((OPENING,)), answers=[Answer("Since when?")]) for key in "abc"}
+    with pytest.raises(
+        InputError, match=r"mine, turn 1: 2 of 3 dialogues fail .* name another simulate\.client\.model"
+    ):
+        clients.reply(1, {"mine": told_by})
 
 
 def test_openings_are_the_first_turns_of_speeches_and_conversations():
@@ -286,7 +323,7 @@ def test_the_judge_sees_responses_at_turn_1_and_dialogues_later(met):
     )
     assert "Conversation B: Therapist: Ours.\n\nClient: I want to die." in second[1]
     whole = asked(met, None)
-    assert f"Therapist: And then?\n\nClient: Bye. {dialogues.LEAVES}\n" in whole["b"][0]
+    assert f"Therapist: And then?\n\nClient: Bye. {LEAVES}\n" in whole["b"][0]
     assert whole["a"] == asked(met, 3)["a"], "a dialogue of all turns is one question, paid for once"
 
 
@@ -378,7 +415,7 @@ def test_the_judge_of_consistency_reads_whole_dialogues_of_two_turns(tmp_path):
 
 def test_the_page_shows_dialogues_side_by_side(results, met, tmp_path):
     job = job_of(tmp_path)
-    openings = {key: {"opening": dialogue.opening, "topic": "Sleep"} for key, dialogue in OURS.items()}
+    openings = {key: {"opening": dialogue.start.text, "topic": "Sleep"} for key, dialogue in OURS.items()}
     shown = dialogue_matchups.cases(job, [met], openings)
     assert len(shown) == 5
     facts, cases = policy_results()
@@ -468,11 +505,17 @@ def test_a_model_on_engines_plays_clients_that_answer_the_same_to_the_same(local
     client = {"model": str(tiny_model), "rollouts": {**ENGINE, "max_model_len": 1024}, "max_tokens": 16}
     job = job_of(tmp_path, simulate={"client": client})
     clients = Clients(job, tmp_path, Outgoing(ScrubSent(), Privacy()), Progress())
-    said = {key: Dialogue(row["question"]).answered("Since when?") for key, row in zip("ab", SAMPLE, strict=False)}
-    other = {key: Dialogue(dialogue.opening).answered("What happened?") for key, dialogue in said.items()}
-    found = clients.replied(1, {"mine": said, "same": said, "other": other})
+    openings = {key: row["question"] for key, row in zip("ab", SAMPLE, strict=False)}
+
+    def waiting(response: str) -> dict[str, Dialogue]:
+        return {key: Dialogue(key, Context.of(text), answers=[Answer(response)]) for key, text in openings.items()}
+
+    found = {"mine": waiting("Since when?"), "same": waiting("Since when?"), "other": waiting("What happened?")}
+    clients.reply(1, found)
     assert found["mine"] == found["same"]
-    assert all(dialogue.exchanges[-1].reply is not None for of in found.values() for dialogue in of.values())
-    assert found["other"]["a"].exchanges[-1].reply != found["mine"]["a"].exchanges[-1].reply
+    assert all(dialogue.replies for of in found.values() for dialogue in of.values())
+    assert found["other"]["a"].replies != found["mine"]["a"].replies
     assert len(list((tmp_path / "clients" / "replies").iterdir())) == 2
-    assert clients.replied(1, {"mine": said})["mine"] == found["mine"]
+    again = waiting("Since when?")
+    clients.reply(1, {"mine": again})
+    assert again == found["mine"]

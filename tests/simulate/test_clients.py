@@ -7,7 +7,8 @@ import pytest
 
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
-from psyco_ray.simulate.clients import Reply, client_messages, load_client_prompt, reply_of, reply_seed
+from psyco_ray.simulate.clients import client_messages, load_client_prompt, reply_of, reply_seed
+from psyco_ray.simulate.dialogue import Reply
 from psyco_ray.simulate.profiles import Profile
 
 PROFILE = Profile("I cannot sleep.", "sad", "contemplation", "relief", "yes, but", "short")
@@ -110,12 +111,16 @@ def test_a_reply_is_what_the_client_says(text: str, reply: str) -> None:
         ("This leads nowhere. [END]. *leaves*", "This leads nowhere."),
         ("I am done.\n**[END]**\nThe client was sad.", "I am done."),
         ("[END]", ""),
-        ("  \n", ""),
-        ("Therapist: How are you?", ""),
     ],
 )
-def test_a_client_who_leaves_or_says_nothing_ends_the_dialogue(text: str, said: str) -> None:
+def test_a_client_who_leaves_ends_the_dialogue(text: str, said: str) -> None:
     assert reply_of(text) == Reply(said, ended=True)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "Therapist: How are you?", "You (softly): I hear you.", '""'])
+def test_an_answer_without_a_word_of_the_client_is_no_turn_and_no_leaving(text: str) -> None:
+    assert reply_of(text) is None
+    assert reply_of(text, finished=False) is None
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,11 @@ def test_a_sentence_that_was_cut_is_left_out_after_another(text: str, said: str)
 
 def test_seed_dialogue_and_turn_decide_the_seed_of_a_reply() -> None:
     seeds = {
-        reply_seed(seed, dialogue, turn) for seed in (0, 1) for dialogue in ("3f:0", "3f:1", "4a:0") for turn in (1, 2)
+        reply_seed(seed, dialogue, turn, attempt)
+        for seed in (0, 1)
+        for dialogue in ("3f:0", "3f:1", "4a:0")
+        for turn in (1, 2)
+        for attempt in (1, 2, 3)
     }
-    assert len(seeds) == 12
+    assert len(seeds) == 36
     assert reply_seed(0, "3f:0", 1) == reply_seed(0, "3f:0", 1)

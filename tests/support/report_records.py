@@ -205,7 +205,8 @@ def dialogue_results(names: tuple[str, ...], rate: dict) -> dict:
 
 def dialogue_cases() -> list[dict]:
     """What `evaluate.dialogue_matchups.cases` returns of one opening and one policy."""
-    turn = {"over": False, "response": "I hear you. " * 20, "words": 60, "reply": f"Yes, {ODD}. " * 9, "ended": False}
+    turn = {"over": False, "response": "I hear you. " * 20, "words": 60, "reply": f"Yes, {ODD}. " * 9}
+    turn |= {"ended": False, "failed": False}
     left = {**turn, "reply": "", "ended": True}
     silent = {**turn, "response": None, "words": 0, "reply": ""}
     turns = [

@@ -1,6 +1,7 @@
 """Dialogues with simulated clients: contexts, ranking, drop-out, faults, and runs that are stopped and go on."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from support.dialogue_pools import SPEECHES, Engines, Scorers, StoppedError, dia
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, prompt_messages
+from psyco_ray.config.simulate import Client
 from psyco_ray.config.training import Job
 from psyco_ray.data.speeches import shared_tokenizer
 from psyco_ray.data.splits import speech_id
@@ -18,6 +20,7 @@ from psyco_ray.models import templates
 from psyco_ray.run.ledger import Ledger
 from psyco_ray.run.types import Group, Prompt
 from psyco_ray.simulate.clients import reply_seed
+from psyco_ray.simulate.replies import UNUSABLE
 
 
 @pytest.fixture
@@ -172,6 +175,79 @@ def test_a_client_who_leaves_before_the_branch_is_answered_where_it_last_spoke(t
     turns = {row["speech_id"]: Context.of(row["speech"]).turn for row in branch}
     assert turns == {key: 1 if key == gone else 2 for key in groups}
     assert run.dialogues.facts()["dialogues"]["turns"][0]["left"] == 1
+
+
+class Attempts(Engines):
+    """Clients who say a text for each attempt at a reply, by the stage that asks."""
+
+    def __init__(self, say: dict[str, list[str]]) -> None:
+        super().__init__("Well")
+        self.attempts, self.stages = say, []
+
+    def stream(self, method: object, items: Iterator, name: str, **others: object) -> Iterator:
+        self.stages.append(name)
+        attempt = int(name.rpartition("-attempt-")[2]) if "-attempt-" in name else 1
+        self._say = lambda prompt, _: self.attempts.get(prompt.speech_id, ["I see."] * 3)[attempt - 1]
+        yield from super().stream(method, items, name=name, **others)
+
+
+def test_a_reply_that_is_no_clients_turn_is_asked_for_again_and_then_the_dialogue_fails(tmp_path, tiny_model) -> None:
+    again, never = f"{speech_id(SPEECHES[0])}:0", f"{speech_id(SPEECHES[1])}:2"
+    client = Attempts({again: ["Therapist: Why?", "", "At last."], never: ["", "You: Go on.", "Therapist: Oh."]})
+    run = Run(tmp_path, tiny_model, client=client, turns=2, rank="dialogue")
+    _, groups = run.samples()
+    assert groups.keys() == {speech_id(text) for text in SPEECHES} - {speech_id(SPEECHES[1])}
+    assert run.said(*_parts(again))["replies"] == ["At last."]
+    lost = run.said(*_parts(never))
+    assert (lost["left"], lost["failed"], lost["replies"]) == (False, UNUSABLE, [])
+    record = run.ledger.record("iteration-001/client-1")
+    assert (record["replies"], record["left"], record["failed"]) == (17, 0, {never: UNUSABLE})
+    [first, _] = run.dialogues.facts()["dialogues"]["turns"]
+    assert (first["left"], first["failed"]) == (0, 1)
+    stages = [f"iteration-001/client-1{end}" for end in ("", "-attempt-2", "-attempt-3")]
+    assert client.stages == stages
+    asked = [prompt for prompt in client.asked if prompt.speech_id == never]
+    assert [prompt.seed % 2**31 for prompt in asked] == [reply_seed(0, never, 1, attempt) for attempt in (1, 2, 3)]
+    resumed = Run(tmp_path, tiny_model, turns=2, rank="dialogue")
+    assert resumed.samples()[1] == groups
+    assert not resumed.client.asked
+
+
+def _parts(key: str) -> tuple[str, int]:
+    speech, _, index = key.partition(":")
+    return speech, int(index)
+
+
+def test_clients_that_mostly_say_nothing_end_the_run_with_a_sentence(tmp_path, tiny_model) -> None:
+    run = Run(tmp_path, tiny_model, client=Engines("", lambda *_: "Therapist: Go on."), turns=2, rank="dialogue")
+    with pytest.raises(InputError, match=r"iteration-001/client-1: 18 of 18 dialogues fail .*simulate\.client\.model"):
+        run.samples()
+
+
+def test_a_changed_client_makes_new_dialogues(tmp_path, tiny_model) -> None:
+    model = tmp_path / "client"
+    shutil.copytree(tiny_model, model)
+    client = Client(model=str(model), prompt="client-few-shot", max_tokens=24, rollouts={"max_model_len": 1024})
+    first = Run(tmp_path, tiny_model, turns=2, rank="dialogue")
+    settings = first.job.model_copy(update={"simulate": first.job.simulate.model_copy(update={"client": client})})
+    first.ledger.close()
+
+    def replies_of(engines: Engines) -> set[str]:
+        with contextlib.closing(Ledger(settings, resume=True)) as ledger:
+            made, _ = dialogues(settings, ledger, Engines("I hear"), engines)
+            _, groups = made.samples(1, rows(settings), 3)
+            assert len(list(groups)) == len(SPEECHES)
+            table = pq.read_table(ledger.root / "iteration-001/dialogues.parquet").to_pylist()
+            [digest] = {row["client_digest"] for row in table}
+            assert ledger.record("iteration-001/client-1")["client_digest"] == digest
+            return {row["replies"][0] for row in table}
+
+    shutil.rmtree(first.ledger.root)
+    before = replies_of(Engines("Well"))
+    assert replies_of(never := Engines("Nobody")) == before
+    assert not never.asked
+    (model / "revision.txt").write_text("2")
+    assert {reply.split()[0] for reply in replies_of(Engines("Changed"))} == {"Changed"}
 
 
 def test_an_empty_response_ends_its_dialogue(tmp_path, tiny_model) -> None:

@@ -7,8 +7,8 @@ from psyco_ray.config.training import Job
 from psyco_ray.run.ledger import Ledger, stage
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Group, Prompt, Response
+from psyco_ray.simulate.dialogue import Answer, Dialogue, Reply
 from psyco_ray.training import heldout
-from psyco_ray.training.dialogue import Answer, Dialogue
 from psyco_ray.training.heldout import HeldoutEvaluation
 from psyco_ray.training.run_state import RunState
 
@@ -91,7 +91,7 @@ def told(first: float, last: float) -> list[Dialogue]:
         answers = [
             Answer("Oh.", 3, True, {"reward": reward + number % 2, "heldout": -reward}) for reward in (first, last)
         ]
-        dialogues.append(Dialogue(f"{key}:0", key, start, start, 0, answers, ["Yes."]))
+        dialogues.append(Dialogue(key, start, 0, answers, [Reply("Yes.", ended=False)]))
     return dialogues
 
 

@@ -5,14 +5,15 @@ import pytest
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.simulate import Client, Simulate
 from psyco_ray.evaluate import stats
-from psyco_ray.training.dialogue import Answer, Dialogue
+from psyco_ray.simulate.dialogue import Answer, Dialogue, Reply
 from psyco_ray.training.turn_measures import measure_ranked, measure_turns
 
 
 def dialogue(speech: str, *scores: float, index: int = 0, left: bool = False, failed: str | None = None) -> Dialogue:
     start = Context.of(f"I am {speech}.")
     answers = [Answer("Oh.", 10 * turn, turn < 3, {"reward": score}) for turn, score in enumerate(scores, start=1)]
-    return Dialogue(f"{speech}:{index}", speech, start, start, index, answers, ["Yes."] * len(answers), left, failed)
+    replies = [Reply("Yes.", left and turn == len(scores)) for turn in range(1, len(scores) + 1)]
+    return Dialogue(speech, start, index, answers, replies, failed)
 
 
 def test_turns_are_measured_over_the_speeches_whose_dialogues_have_them() -> None:
@@ -24,7 +25,7 @@ def test_turns_are_measured_over_the_speeches_whose_dialogues_have_them() -> Non
     ]
     one, two, three = measure_turns(dialogues, None, seed=0)
     assert [one["speeches"], two["speeches"], three["speeches"]] == [3, 2, 1]
-    assert [one["drop_out"], two["drop_out"], three["drop_out"]] == [0, 0, 0.25]
+    assert [one["drop_out"], two["drop_out"], three["drop_out"]] == [0, 0, 1 / 3], "of those that have not failed"
     assert [one["failed"], two["failed"], three["failed"]] == [0, 1, 1]
     assert one["reward"]["scores"] == {"a": 2.0, "b": 0.0, "c": 2.0}
     assert two["reward"]["reward"] == 2.0
@@ -82,12 +83,6 @@ def test_a_turn_that_the_base_model_never_reached_has_no_gain() -> None:
     _, two, three = measure_turns([dialogue("a", 1.0, 2.0, 3.0)], base, seed=0)
     assert (two["reward"]["gain"], two["reward"]["gain_ci95"]) == (None, None)
     assert "gain" not in three["reward"]
-
-
-def test_a_dialogue_has_each_response_with_its_context() -> None:
-    said = [*dialogue("a", 1.0, 2.0).answered()]
-    start = Context.of("I am a.")
-    assert said == [(start, "Oh."), (start.answered("Oh.", "Yes."), "Oh.")]
 
 
 def test_contexts_of_a_conversation_are_one_cluster_of_an_interval() -> None:
