@@ -131,7 +131,7 @@ def test_a_run_with_simulated_clients_shows_turns_and_whole_dialogues(pages, tmp
     text, written = training_page(tmp_path / "run", simulate=DIALOGUES, rise=0.5)
     page = Page(text)
     assert [turn["gain"] for turn in written["turns"]] == [0, 1.5]
-    assert ["2", "11", "0.417", "1.917", "1.500", "1.400 to 9.000", "30.0", "33.0", "8.3", "8.3"] in page.rows
+    assert ["2", "11", "0.417", "1.917", "1.500", "1.400 to 9.000", "30.0", "33.0", "8.3", "8.3", "0", "0"] in page.rows
     assert "turn 2 of dialogues with simulated clients: reward 0.417 before, 1.917 after" in summary.headline(written)
     assert "<b>Answer</b> 3, turn 2." in page.text, "texts are no markup"
     assert page.text.count("base model · rewards") == page.text.count("policy of iteration 3 · rewards") == 6
