@@ -6,18 +6,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from psyco_ray.config import job_file
 from psyco_ray.config.contexts import THERAPIST, Context
 from psyco_ray.config.errors import InputError
-from psyco_ray.config.training import Prompts
+from psyco_ray.config.training import Principle, Prompts
 
 PACKAGED = Path(__file__).with_name("prompts.yaml")
 """The prompts of the package; a job's own file replaces them."""
 
-PRINCIPLES = ("empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging")
-"""The principles that judges rate by, in the released dataset's order (paper §3.2); keys in a prompts file."""
+PRINCIPLES: tuple[str, ...] = get_args(Principle)
+"""The principles, which are keys in a prompts file."""
 
 SPEECH, CONVERSATION = "{client_speech}", "{conversation}"
 """Placeholders of a speech, and of a conversation's transcript."""

@@ -27,6 +27,9 @@ from psyco_ray.config.resources import (
 )
 from psyco_ray.config.simulate import Simulate
 
+Principle = Literal["empathy", "relevance", "clarity", "safety", "exploration", "autonomy", "staging"]
+"""What judges rate responses by, in the released dataset's order (paper §3.2)."""
+
 
 class Data(Reading):
     """Client speeches and preference pairs (paper §3)."""
@@ -129,6 +132,9 @@ class Part(Section):
     """Share of pairs drawn from the training split."""
     by_hash: bool = False
     """Split by a hash of the prompt even where the file names splits."""
+    principle: Principle | None = None
+    """Order the responses of a pair by the ratings of this principle, and leave out pairs that it rates alike; null: as
+    the file orders them."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -149,7 +155,7 @@ class Reward(Section):
     max_tokens: Count = 4096
     """Tokens of a conversation; a longer one loses the start of its prompt, never its response."""
     margin: NotNegative = 0.0
-    """Required lead of the chosen reward per point of difference in the mean ratings."""
+    """Required lead of the chosen reward per point of difference in the mean ratings, or in those of `principle`."""
     centre: NotNegative = 0.0
     """Weight of the squared sum of both rewards."""
     lora: Lora | None = None

@@ -16,6 +16,7 @@ from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import load_prompt, without_examples
 from psyco_ray.config.training import Data, Job, Part
 from psyco_ray.data import held_out, leakage, preferences, speeches, splits
+from psyco_ray.data.principle_pairs import by_principle
 from psyco_ray.models import loading
 from psyco_ray.run import reasoning
 from psyco_ray.run.changes import Changes
@@ -56,6 +57,7 @@ class PartOrigin(TypedDict):
     leaks: leakage.Leaks
     seed: list[int]
     weight: NotRequired[float]  # mean of the drawn pairs, of a file that gives weights
+    principle: NotRequired[str]  # whose ratings order the responses
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def mix(
     parts = parts or (Part(pairs=data.pairs),)
     comparisons = [preferences.read(part.pairs, data.dev_share, part.by_hash) for part in parts]
     held_out = _held_out(parts, comparisons, data)  # also the questions of pairs that are left out below
+    comparisons = [_by_principle(read, part) for read, part in zip(comparisons, parts, strict=True)]
     if unfinished != "allow":
         comparisons = [_with_finished_chosen(read, part) for read, part in zip(comparisons, parts, strict=True)]
     tables = [_by_text(read.table) for read in comparisons]
@@ -139,6 +142,8 @@ def mix(
                 "seed": [seed, number],
             }
         )
+        if part.principle is not None:
+            origins[-1]["principle"] = part.principle
         if train["weight"].null_count < train.num_rows:
             origins[-1]["weight"] = pc.mean(pc.fill_null(train["weight"], 1.0)).as_py()
     dev = _by_text(pa.concat_tables([_of_split(table, "dev") for table in tables]))
@@ -161,6 +166,15 @@ def _held_out(parts: Sequence[Part], comparisons: Sequence[preferences.Compariso
         for split in ("test", "dev"):
             questions[f"the {split} split of pairs file {part.pairs}"] = leakage.questions(_of_split(read.table, split))
     return questions
+
+
+def _by_principle(read: preferences.Comparisons, part: Part) -> preferences.Comparisons:
+    """The pairs of a file as its part's principle orders them, if it names one."""
+    if part.principle is None:
+        return read
+    table, left_out = by_principle(read.table, part.principle, part.pairs)
+    _log.info(f"{part.pairs}: {table.num_rows} pairs differ by {part.principle}, {sum(left_out.values())} are left out")
+    return replace(read, table=table, left_out={**read.left_out, **left_out})
 
 
 def _with_finished_chosen(read: preferences.Comparisons, part: Part) -> preferences.Comparisons:
