@@ -102,12 +102,13 @@ class DialogueMatchup:
         return f"judge on the dialogues of {self.policy}, " + (f"turn {turn}" if turn else "whole")
 
     def _both(self, turn: int | None) -> list[str]:
-        """The dialogues in which both reach a turn and the opponent answers it."""
+        """The dialogues in which both reach a turn that the opponent answers; of whole ones those that did not fail."""
         place = turn or 1
         return [
             key
             for key in sorted(self.ours)
             if len(self.theirs[key].responses) >= place and len(self.ours[key].answers) >= place
+            if turn is not None or not (self.ours[key].failed or self.theirs[key].failed)
         ]
 
     def _pairs(self, turn: int | None) -> list[ResponsePair]:

@@ -149,5 +149,8 @@ def check(name: str, asked: int, failed: Mapping[str, str]) -> None:
         f"{name}: {len(failed)} of {asked} dialogues fail for want of a client's reply, most of them because {reason}"
     )
     if len(failed) > _MOST_FAILED * asked:
-        raise InputError(f"{sentence}; name another simulate.client.model or simulate.client.prompt")
+        way_out = (
+            "; name another simulate.client.model or simulate.client.prompt" if reason.startswith(UNUSABLE) else ""
+        )
+        raise InputError(f"{sentence}{way_out}")
     _log.warning(sentence)

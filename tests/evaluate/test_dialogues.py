@@ -327,6 +327,14 @@ def test_the_judge_sees_responses_at_turn_1_and_dialogues_later(met):
     assert whole["a"] == asked(met, 3)["a"], "a dialogue of all turns is one question, paid for once"
 
 
+def test_a_dialogue_that_failed_is_compared_as_far_as_it_came_and_not_as_a_whole(tmp_path):
+    ours, theirs = ({key: told((f"{who}.", "Yes."), ("Mm.", None)) for key in "ab"} for who in ("Ours", "Theirs"))
+    ours["b"] = told(("Ours.", None))
+    ours["b"].failed = replies.UNUSABLE
+    matchup = dialogue_matchups.DialogueMatchup("mine", ours, theirs, setup_of(), tmp_path)
+    assert {turn: sorted(asked(matchup, turn)) for turn in (1, 2, None)} == {1: ["a", "b"], 2: ["a"], None: ["a"]}
+
+
 @pytest.fixture
 def results(met, tmp_path) -> dict:
     job = job_of(tmp_path)

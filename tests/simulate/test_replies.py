@@ -81,8 +81,10 @@ def test_few_dialogues_without_a_reply_are_a_warning_and_most_an_error(caplog: p
     assert not caplog.text
     replies.check("client-1", 200, {f"{number}": replies.UNUSABLE for number in range(100)})
     assert "client-1: 100 of 200 dialogues fail" in caplog.text
-    with pytest.raises(InputError, match=r"3 of 4 dialogues fail .* because refused; name another simulate"):
+    with pytest.raises(InputError, match=r"3 of 4 dialogues fail .* because refused$"):
         replies.check("client-1", 4, {"a": "refused", "b": replies.UNUSABLE, "c": "refused"})
+    with pytest.raises(InputError, match=r"3 of 4 dialogues fail .* name another simulate\.client\.model"):
+        replies.check("client-1", 4, dict.fromkeys("abc", replies.UNUSABLE))
 
 
 def test_texts_are_scrubbed_and_data_on_their_way_to_an_api() -> None:
