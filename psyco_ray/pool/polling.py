@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 POLL_S = 0.02
-_QUICK_S = 0.0005  # a poll of a few actors, after which there is no rest
+_QUICK_S = 0.0001  # a poll of a few actors, after which there is no rest
 _REST = 40.0  # seconds per second of polling
 _LONGEST_REST_S = 0.2
 

@@ -54,7 +54,9 @@ class Task:
 
     @property
     def has_more(self) -> bool:
-        """Whether another result of a generator, or the end of the results, has come."""
+        """Whether results that nobody has taken, or the end of the results, have come."""
+        if not self.stream.one_by_one:
+            return bool(ray.wait([self.ref], timeout=0)[0])
         return bool(self.ref.next_ready() or self.ref.is_finished())
 
     def take(self) -> tuple[list[Any], bool]:
@@ -116,7 +118,9 @@ class Slot:
         stream.running.add(work)
         call = actor_method(self.actor, stream.method)
         ref = (call.options(num_returns="streaming") if stream.one_by_one else call).remote(work.item)
-        self.tasks.append(Task(stream, work, ref, now))
+        task = Task(stream, work, ref, now)
+        self.tasks.append(task)
+        work.has_come = lambda: task.has_more
         if self.state is not states.BUSY:
             self.enter(states.BUSY)
 

@@ -32,7 +32,7 @@ _ITEM_ERRORS = (InputError, ValueError, AssertionError)
 class Supervisor:
     """Slots of one role and the thread that serves them; `ActorPool` owns one.
 
-    The thread repeats: start, update, dispatch; wait for a reply; poll the replies; health-check. Public methods may
+    The thread repeats: start, update; wait for a reply; poll the replies; health-check, dispatch. Public methods may
     be called from any thread. The arguments are those of `ActorPool`.
     """
 
@@ -161,25 +161,30 @@ class Supervisor:
     def _run(self) -> None:
         try:
             polling = Polling(self._closed.wait)
+            starved = True
             while not self._closed.is_set():
                 polling.start()
                 with self._lock:
                     self._start_and_update()
-                    most = self._dispatcher.in_flight
-                    more = [slot for slot in self._slots.values() if self._may_take(slot, most)]
-                    self._dispatcher.dispatch(more)
                     pending = pending_of(self._slots.values())
-                    starved = self._dispatcher.active and any(self._may_take(slot, most) for slot in more)
                 ready = polling.ready(list(pending), POLL_S if starved else _QUIET_POLL_S)
                 with self._lock:
                     for ref in ready:
                         self._poll(ref, *pending[ref])
                     self._health_check()
+                    starved = self._dispatch()  # before the rest: an actor that is done has its next item at once
                 polling.rest()
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait for the pool
             with self._lock:
                 self._error = error
                 self._dispatcher.end_all(error)
+
+    def _dispatch(self) -> bool:
+        """Give items to actors that may take more; whether there are too few items for them."""
+        most = self._dispatcher.in_flight
+        more = [slot for slot in self._slots.values() if self._may_take(slot, most)]
+        self._dispatcher.dispatch(more)
+        return self._dispatcher.active and any(self._may_take(slot, most) for slot in more)
 
     def _may_take(self, slot: Slot, most: int) -> bool:
         """Whether an actor may get one more item of at most so many."""

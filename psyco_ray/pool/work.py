@@ -24,6 +24,7 @@ class WorkItem:
     delivered: set[Hashable] = field(default_factory=set)  # identities of the delivered results
     actors: int = 0  # that work on it now
     began: float = 0.0  # time.monotonic() of its first dispatch
+    has_come: Callable[[], bool] = lambda: False  # whether the last actor's results have come and are not taken
     finished: bool = False
     alone: bool = False  # an actor died of it or of an item beside it: it gets an actor without other items
 
@@ -116,12 +117,16 @@ class WorkStream:
         return None
 
     def straggler(self) -> WorkItem | None:
-        """A running item that takes much longer than usual, once no other item is left."""
+        """A running item that takes much longer than usual, once no other item is left.
+
+        One whose results have come, but are not taken yet, is not late: the caller is.
+        """
         if not self.exhausted or not self._durations:
             return None
         limit_s, now = max(1.0, _STRAGGLER * statistics.median(self._durations)), time.monotonic()
         late = [work for work in self.running if work.actors == 1 and now - work.began > limit_s]
-        return min(late, key=lambda work: work.began, default=None)
+        late.sort(key=lambda work: work.began)
+        return next((work for work in late if not work.has_come()), None)
 
     def deliver(self, work: WorkItem, result: Any) -> None:
         """Hand a result over unless it was delivered before."""

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,12 @@ from psyco_ray.run import records, storage
 from psyco_ray.run.directory import RunDirectory, versions
 from psyco_ray.run.schemas import group_tables, groups_from_tables
 from psyco_ray.run.types import Group, PromptBatch
+from psyco_ray.run.writers import Writers
 
 _BEFORE_WORK = {"LOCK", "job.yaml", "versions.json", "status.json", "scale.json"}  # exist before the first stage
 _BEFORE_WORK |= {"inputs.json", "telemetry.json", "wandb", "tensorboard"}
-_WRITERS = 2  # threads: a disk is written and waited for beside the stream
-_MOST_STORES = 8  # items that wait for them; the stream waits when there are more
 _TABLES = ("samples", "scores")  # of an item
+_Whole = tuple[PromptBatch, dict[str, Group]]  # an item with its groups by speech id
 PLAIN: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 """Options of Parquet for responses: compressing them would take most of the driver's time per group."""
 
@@ -135,9 +133,9 @@ class Ledger(RunDirectory):
     ) -> Iterator[Group]:
         """Produce the groups of items that are not stored; store an item as soon as all of its groups have arrived.
 
-        Items are read when `produce` takes them and forgotten when they are stored, by threads beside the stream. All
-        are stored when the stream ends. A crash loses only items in flight. An item with quarantined speeches is stored
-        at the end of the stream.
+        Items are read when `produce` takes them and forgotten when they are stored, by threads beside the stream; those
+        that have to wait for the disk are stored together. All are stored when the stream ends. A crash loses only
+        items in flight. An item with quarantined speeches is stored at the end of the stream.
 
         Args:
             stage: its name.
@@ -145,7 +143,7 @@ class Ledger(RunDirectory):
             produce: the groups of missing items, in any order; not called if none is missing.
             quarantined: reason by speech id, complete when the groups end.
         """
-        in_flight: dict[str, tuple[PromptBatch, dict[str, Group]]] = {}  # an item and its groups, by speech id
+        in_flight: dict[str, _Whole] = {}  # by speech id
         missing = (item for item in items if not self._stored(stage, item))
         first = list(itertools.islice(missing, 1))
         if not first:
@@ -156,27 +154,22 @@ class Ledger(RunDirectory):
                 in_flight.update(dict.fromkeys((prompt.speech_id for prompt in item.prompts), (item, {})))
                 yield item
 
-        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="ledger") as writers:
-            stores: deque[Future[None]] = deque()  # that may be running, in order
+        with Writers[_Whole](lambda whole: self._store(stage, whole), "ledger") as writers:
             for group in produce(taken()):
                 item, arrived = in_flight[group.prompt.speech_id]
                 arrived[group.prompt.speech_id] = group
                 if len(arrived) == len(item.prompts):
-                    stores.append(writers.submit(self._store, stage, item, arrived))
+                    writers.write((item, arrived))
                     for prompt in item.prompts:
                         del in_flight[prompt.speech_id]
-                while stores and (stores[0].done() or len(stores) > _MOST_STORES):
-                    stores.popleft().result()
                 yield group
-            for store in stores:
-                store.result()
         for key, (item, arrived) in {item.key: (item, arrived) for item, arrived in in_flight.values()}.items():
             absent = {prompt.speech_id for prompt in item.prompts} - arrived.keys()
             assert absent <= quarantined.keys(), f"item {key} is incomplete without a quarantined speech"
             reasons = {speech_id: quarantined[speech_id] for speech_id in sorted(absent)}
             self._wait()
             self.write_json(f"{stage}/{key}.quarantine.json", reasons)
-            self._store(stage, item, arrived)
+            self._store(stage, [(item, arrived)])
 
     def quarantined(self, stage: str) -> dict[str, str]:
         """The quarantined speeches of a stage: reason by speech id."""
@@ -196,10 +189,13 @@ class Ledger(RunDirectory):
     def _stored(self, stage: str, item: PromptBatch) -> bool:
         return all((self.root / stage / f"{item.key}.{kind}.parquet").exists() for kind in _TABLES)
 
-    def _store(self, stage: str, item: PromptBatch, groups: dict[str, Group]) -> None:
+    def _store(self, stage: str, items: Iterable[_Whole]) -> None:
         self._wait()
-        tables = group_tables([groups[prompt.speech_id] for prompt in item.prompts if prompt.speech_id in groups])
-        self.write_tables({f"{stage}/{item.key}.{kind}.parquet": tables[kind] for kind in _TABLES}, **PLAIN)
+        files: dict[str, pa.Table] = {}
+        for item, groups in items:
+            tables = group_tables([groups[prompt.speech_id] for prompt in item.prompts if prompt.speech_id in groups])
+            files |= {f"{stage}/{item.key}.{kind}.parquet": tables[kind] for kind in _TABLES}
+        self.write_tables(files, **PLAIN)
 
 
 def _require_same_job(old: Job, new: Job, where: str) -> None:

@@ -24,6 +24,8 @@ from psyco_ray.run.disk_errors import writing_in
 from psyco_ray.run.locks import locked
 from psyco_ray.run.remote import MANIFEST, RemoteDirectory, is_remote
 
+_NAMED = 2  # files in an error
+
 
 def cache_dir() -> Path:
     """Directory for data that can be restored: ``$PSYCO_RAY_CACHE``, else ``~/.cache/psyco_ray``."""
@@ -216,7 +218,8 @@ def atomic_files(paths: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
     assert all(path.parent == directory for path in paths), "the files are in one directory"
     # two processes may write the same file
     partials = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
-    with writing_in(directory, ", ".join(path.name for path in paths)):
+    more = f" and {len(paths) - _NAMED} others" if len(paths) > _NAMED else ""
+    with writing_in(directory, ", ".join(path.name for path in paths[:_NAMED]) + more):
         try:
             with ExitStack() as opened:
                 files: list[IO[bytes]] = [

@@ -9,6 +9,8 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.run.token_ids import TokenIds
 from psyco_ray.run.types import Group, PreferencePair
 
+_SEEN = 32  # characters at each end of a text
+
 
 def pair_of(
     group: Group,
@@ -64,8 +66,13 @@ def pair_of(
 
 def _same_words(a: str, b: str) -> bool:
     """Whether texts differ in white space alone; nearly all differ in their first or last words."""
-    ends = a.split(maxsplit=1)[:1] == b.split(maxsplit=1)[:1] and a.rsplit(maxsplit=1)[-1:] == b.rsplit(maxsplit=1)[-1:]
-    return ends and a.split() == b.split()
+    return _ends(a) == _ends(b) and a.split() == b.split()
+
+
+def _ends(text: str) -> tuple[list[str], list[str]]:
+    """First and last word, of long ones the first and the last letters; does not copy the text."""
+    first = text.lstrip()[:_SEEN].split(maxsplit=1)[:1]
+    return first, text.rstrip()[-_SEEN:].rsplit(maxsplit=1)[-1:]
 
 
 def row_of(pair: PreferencePair, group: Group) -> dict[str, Any]:

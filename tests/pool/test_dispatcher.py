@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from psyco_ray.pool import slot
 from psyco_ray.pool.dispatcher import Dispatcher
 from psyco_ray.pool.slot import Slot
 from psyco_ray.pool.states import State
@@ -154,15 +155,19 @@ def test_an_error_in_the_items_ends_their_stream_alone(dispatcher) -> None:
     assert dispatcher.active
 
 
-def test_an_idle_actor_repeats_a_straggler_once_no_item_is_left(dispatcher) -> None:
-    numbers = stream([1, 2])
+def test_an_idle_actor_repeats_a_straggler_once_no_item_is_left(dispatcher, monkeypatch) -> None:
+    come: list[object] = []
+    monkeypatch.setattr(slot.ray, "wait", lambda refs, timeout: ([ref for ref in refs if ref in come], []))
+    numbers = stream([1, 2, 3])
     dispatcher.add(numbers)
     [quick] = dispatch(dispatcher)
     numbers.finish(quick.release_all()[0][1])
     [slow] = dispatch(dispatcher)
-    slow.work.began = time.monotonic() - 10
+    [unread] = dispatch(dispatcher)
+    slow.work.began, unread.work.began = time.monotonic() - 10, time.monotonic() - 20
+    come.append(unread.tasks[0].ref)
     [repeated] = dispatch(dispatcher)
-    assert repeated.work is slow.work
+    assert repeated.work is slow.work, "what has come and was not read is not repeated"
     dispatcher.fail(slow.release_all(), "died", actors=2)
     assert repeated.work.attempts == 0, "the other actor still works on it"
 

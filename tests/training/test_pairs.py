@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,3 +89,19 @@ def test_equal_texts_make_no_pair() -> None:
     other = Group(Prompt("s", (5,), 0), (same, Response("b", (2,), True)), 0, {"reward": (0.0, 1.0)})
     pair = pairs.pair_of(other)
     assert (pair.chosen_ids, pair.rejected_ids, pair.prompt_ids) == ((2,), (1,), (5,))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (" a  b", "a b\n", True),
+        ("x" * 40 + " y " + "z" * 40, "x" * 40 + "\ty\n" + "z" * 40 + " ", True),
+        ("", " ", True),
+        ("x" * 40, "x" * 41, False),
+        ("a b c", "a d c", False),
+        ("a b", "a c", False),
+    ],
+)
+def test_texts_that_differ_in_white_space_alone_make_no_pair(a: str, b: str, same: bool) -> None:
+    group = Group(Prompt("s", (5,), 0), (Response(a, (1,), True), Response(b, (2,), True)), 0, {"reward": (1.0, 0.0)})
+    assert (pairs.pair_of(group) is None) == same
