@@ -57,23 +57,30 @@ def test_what_cannot_be_answered_is_refused_in_one_sentence(run_dir, capsys, mon
     assert "has no summary.json yet; name one of its checkpoints" in refused(capsys, str(run_dir), SPEECH)
 
 
+COMMANDS = """
+import json, sys
+from psyco_ray.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    print("code", main(["sample", *arguments]), flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_a_speech_is_answered_and_nothing_of_it_is_kept(run_dir, tmp_path) -> None:
-    def answer(checkpoint: Path, speech: str, stdin: str = "", *options: str) -> str:
-        command = [sys.executable, "-m", "psyco_ray.cli", "sample", str(checkpoint), speech, *options]
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=400, cwd=tmp_path, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "father" not in done.stderr
-        return done.stdout
-
     before = sorted(tmp_path.rglob("*"))
-    said = answer(run_dir, "-", f"{SPEECH}\n")
+    asked = [str(run_dir), "-"], [str(run_dir / "iteration-002" / "checkpoint"), SPEECH]
+    asked += ([str(run_dir), SPEECH, "--temperature", "2", "--seed", "7"],)
+    command = [sys.executable, "-c", COMMANDS, json.dumps(asked)]  # one process, since it imports vLLM
+    done = subprocess.run(
+        command, input=f"{SPEECH}\n", capture_output=True, text=True, timeout=400, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "father" not in done.stderr
+    said, of_checkpoint, other, nothing = done.stdout.split("code 0\n")
+    assert not nothing
     assert said.startswith(f"{DRAFT}\n\n")
     assert said.rstrip().endswith("[cut after 12 tokens]"), "the run's own number"
-    assert answer(run_dir / "iteration-002" / "checkpoint", SPEECH) == said, "the run's own prompt"
-    other = answer(run_dir, SPEECH, "", "--temperature", "2", "--seed", "7")
+    assert of_checkpoint == said, "the run's own prompt"
     assert other.splitlines()[0] == DRAFT
     assert other != said
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,5 +1,7 @@
 """Responses of open models that share one set of weights."""
 
+from dataclasses import replace
+
 import pytest
 from support.chat_templates import R1, with_template
 
@@ -9,7 +11,7 @@ from psyco_ray.config.training import Deadlines, Prompts
 from psyco_ray.data import generate, respond
 from psyco_ray.run import shards
 from psyco_ray.run.progress import Progress
-from psyco_ray.run.schemas import COLLECTED
+from psyco_ray.run.schemas import COLLECTED, RESPONSES
 
 ROOM = 256 - 16  # tokens of a prompt
 
@@ -32,7 +34,11 @@ def test_models_answer_the_speeches_drawn_for_them(tmp_path, tiny_model, local_r
     rollouts = Rollouts(cpus=0.5, max_model_len=256, max_num_seqs=8, kv_cache_gb=0.5)
     model = generate.LocalModel(str(tiny_model), rollouts, seed=3)
 
-    generate.generate(model, tasks, Deadlines(), Progress(), "respond")
+    resumed = replace(tasks[0], out=tmp_path / "resumed")
+    for part in "023":  # done before
+        shards.write(resumed.out, part, [], RESPONSES)
+
+    generate.generate(model, [*tasks, resumed], Deadlines(), Progress(), "respond")
     responses = {}
     for task in tasks:
         assert task.missing() == []
@@ -49,9 +55,8 @@ def test_models_answer_the_speeches_drawn_for_them(tmp_path, tiny_model, local_r
     both = [key for name, key in responses if name == "b" and ("c", key) in responses]
     assert sum(responses["b", key] != responses["c", key] for key in both) > len(both) / 2, "seeds differ by model"
 
-    (tasks[0].out / "1.parquet").unlink()
-    generate.generate(model, tasks, Deadlines(), Progress(), "respond")
-    again = {row["speech_id"]: row["response"] for row in shards.read(tasks[0].out, "1")}
+    assert not any(shards.read(resumed.out, part) for part in "023"), "what is done is not done again"
+    again = {row["speech_id"]: row["response"] for row in shards.read(resumed.out, "1")}
     assert again == {key: text for (name, key), text in responses.items() if name == "a" and key.startswith("1")}
 
     merged = sum(respond.merge(tasks, tmp_path / "merged", part) for part in tasks[0].parts())

@@ -11,6 +11,7 @@ import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import families
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -135,13 +136,15 @@ def test_a_classifier_with_two_labels_is_refused(tiny_model, tmp_path) -> None:
         ScorerActor("x", {"reward": str(tmp_path)}, None, Scorers()).ready()
 
 
+WORDS = ["sleep", "work", "alone", "father", "door", "quiet", "never", "why", "tell", "friend", "again"]
+
+
 def conversations(count: int, seed: int = 0, max_responses: int = 4) -> list[ScoreRequest]:
     """Conversations of one or three messages with up to `max_responses` responses, of very different lengths."""
     rng = random.Random(seed)
-    vocabulary = ["sleep", "work", "alone", "father", "door", "quiet", "never", "why", "tell", "friend", "again"]
 
     def text(low: int, high: int) -> str:
-        return " ".join(rng.choices(vocabulary, k=rng.randint(low, high)))
+        return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
 
     def request(index: int) -> ScoreRequest:
         roles = ["user", "assistant", "user"] if rng.random() < 0.3 else ["user"]
@@ -190,11 +193,11 @@ ENCODERS: dict[str, dict] = {
 }
 
 
-def saved(path: Path, base: Path, kind: str, template: str | None, **changes) -> Path:
-    """Saves a random reward model with SmolLM2's vocabulary; without a template its tokenizer is an encoder's."""
+def saved(path: Path, kind: str, template: str | None, **changes) -> Path:
+    """Saves a random reward model with a small vocabulary; without a template its tokenizer is an encoder's."""
     settings = {**TINY, **(DECODERS | ENCODERS)[kind], **changes}
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = template
+    tokenizer = families.new_tokenizer(template=template)
+    tokenizer.add_tokens([f" {word}" for word in [*WORDS, "so"]])
     tokenizer.pad_token_id = settings["pad_token_id"]
     start, end = (tokenizer.convert_ids_to_tokens(i) for i in (1, 2))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -235,8 +238,8 @@ def flat(scored: list[ScoreResult]) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
-def test_scores_of_a_family_equal_those_of_transformers(kind, base_model, tmp_path) -> None:
-    path = saved(tmp_path / kind, base_model, kind, WRITES_BOS if kind in DECODERS else None)
+def test_scores_of_a_family_equal_those_of_transformers(kind, tmp_path) -> None:
+    path = saved(tmp_path / kind, kind, WRITES_BOS if kind in DECODERS else None)
     requests = conversations(8)
     expected = [value for values in by_transformers(path, requests) for value in values]
     for row_tokens in (1, 150, 4096):
@@ -247,14 +250,14 @@ def test_scores_of_a_family_equal_those_of_transformers(kind, base_model, tmp_pa
     assert len({round(value, 3) for value in expected}) > 0.9 * len(expected), "equal scores would prove nothing"
 
 
-def test_a_decoder_without_a_pad_token_or_a_template(base_model, tmp_path) -> None:
+def test_a_decoder_without_a_pad_token_or_a_template(tmp_path) -> None:
     requests = conversations(5)
     for kind, changes in (
         ("gpt2", {"template": WRITES_BOS}),
         ("gpt2", {"template": None}),
         ("llama", {"template": None}),
     ):
-        path = saved(tmp_path / "model", base_model, kind, **changes)
+        path = saved(tmp_path / "model", kind, **changes)
         config = AutoConfig.from_pretrained(path)
         config.pad_token_id = None
         config.save_pretrained(path)
@@ -269,10 +272,10 @@ def many() -> list[ScoreRequest]:
 
 
 @pytest.fixture(scope="module", params=["packed", "padded"])
-def family(request, base_model, tiny_reward_model, tmp_path_factory) -> Path:
+def family(request, tiny_reward_model, tmp_path_factory) -> Path:
     if request.param == "packed":
         return tiny_reward_model
-    return saved(tmp_path_factory.mktemp("models") / "deberta", base_model, "deberta-v2", None)
+    return saved(tmp_path_factory.mktemp("models") / "deberta", "deberta-v2", None)
 
 
 @pytest.fixture(scope="module")
@@ -342,8 +345,8 @@ def test_score_many_returns_scores_by_request_and_the_seconds(scorer, many) -> N
 
 
 @pytest.mark.parametrize("kind", ["llama", "roberta"])
-def test_a_long_prompt_is_cut_and_a_long_response_has_no_score(kind, base_model, tmp_path) -> None:
-    path = saved(tmp_path / "model", base_model, kind, WRITES_BOS if kind == "llama" else None)
+def test_a_long_prompt_is_cut_and_a_long_response_has_no_score(kind, tmp_path) -> None:
+    path = saved(tmp_path / "model", kind, WRITES_BOS if kind == "llama" else None)
     tokenizer = AutoTokenizer.from_pretrained(path)
     long = "the first words of a long letter " * 9 + "and its end"
     response = "I hear you."
@@ -364,8 +367,8 @@ def test_a_long_prompt_is_cut_and_a_long_response_has_no_score(kind, base_model,
     assert cut.values == pytest.approx([expected], abs=1e-5)
 
 
-def test_a_response_longer_than_the_context_is_refused(base_model, tmp_path) -> None:
-    path = saved(tmp_path / "model", base_model, "roberta", None, max_position_embeddings=54)
+def test_a_response_longer_than_the_context_is_refused(tmp_path) -> None:
+    path = saved(tmp_path / "model", "roberta", None, max_position_embeddings=54)
     actor = ScorerActor("scorer-0", {"heldout": str(path)}, None, Scorers(dtype="float32"))
     actor.ready()
     messages = [{"role": "user", "content": "so " * 100}]

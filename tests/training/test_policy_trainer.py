@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from support.groups import job as job_in
@@ -22,6 +23,7 @@ from psyco_ray.run.types import PreferencePair
 from psyco_ray.training.policy_trainer import Batches, PolicyTrainer, schedule_position, worker_count
 
 OPTIMIZER = Optimizer(learning_rate=1.0, batch_size=4, warmup_ratio=0.25, schedule="linear", min_lr_ratio=0.0)
+LEARNERS = Learners(actors=1, cpus=0.5, zero_stage=0, dtype="float32", micro_batch_tokens=80, logit_rows=16)
 OVER_ITERATIONS = [1, 1, 2 / 3, 1 / 3, 1, 1, 2 / 3, 1 / 3]  # of 4 steps each, the first of them the warm-up
 OVER_RUN = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
 
@@ -74,19 +76,24 @@ def test_an_iteration_with_fewer_pairs_leaves_the_rates_of_the_next_as_they_are(
     assert rates(job, [2, 4]) == pytest.approx(OVER_RUN[:2] + OVER_RUN[4:])
 
 
+@pytest.fixture(scope="module")
+def learner(local_ray, tiny_model) -> Iterator[LearnerGroup]:
+    deadlines, optimizer = Deadlines(start_s=180, step_s=120), OPTIMIZER.model_copy(update={"learning_rate": 1e-4})
+    learner = LearnerGroup(WorkerSpec(str(tiny_model), DpoObjective(DpoConfig()), LEARNERS, optimizer, 0, deadlines))
+    learner.wait_ready()
+    yield learner
+    learner.close()
+
+
 @pytest.mark.parametrize(("over", "expected"), [("iteration", OVER_ITERATIONS), ("run", OVER_RUN)])
 def test_a_stopped_and_resumed_training_logs_the_learning_rates_of_its_schedule(
-    local_ray, tiny_model, tmp_path, over, expected
+    learner, tmp_path, over, expected
 ) -> None:
-    settings = Learners(actors=1, cpus=0.5, zero_stage=0, dtype="float32", micro_batch_tokens=80, logit_rows=16)
-    dpo = DpoConfig(schedule_over=over, optimizer=OPTIMIZER.model_copy(update={"learning_rate": 1e-4}))
+    dpo = DpoConfig(schedule_over=over, optimizer=learner.spec.optimizer)
     telemetry = TelemetryConfig(tensorboard=True)
-    job = job_in(tmp_path, iterations=2, speeches_per_iteration=16, learners=settings, dpo=dpo, telemetry=telemetry)
+    job = job_in(tmp_path, iterations=2, speeches_per_iteration=16, learners=LEARNERS, dpo=dpo, telemetry=telemetry)
     ledger = Ledger(job, resume=False)
-    deadlines = Deadlines(start_s=180, step_s=120)
-    learner = LearnerGroup(WorkerSpec(str(tiny_model), DpoObjective(dpo), settings, dpo.optimizer, 0, deadlines))
     try:
-        learner.wait_ready()
         trainer = PolicyTrainer(job, ledger, Telemetry(job, ledger), Timeline(ledger, dict), learner)
         trainer.save(trainer.train(1, trainer.plan(1, pairs_of(16))))
         second = trainer.plan(2, pairs_of(16, first=16))
@@ -96,7 +103,6 @@ def test_a_stopped_and_resumed_training_logs_the_learning_rates_of_its_schedule(
         with preemption.stop_on_signals():
             trainer.save(trainer.train(2, second))
     finally:
-        learner.close()
         ledger.close()
     shown = tensorboard_scalars(ledger.root / "tensorboard" / "policy")["lr"]
     assert [number for number, _ in shown] == list(range(1, 9)), "steps count on over iterations and stops"
