@@ -98,6 +98,14 @@ def pool(local_ray) -> Iterator[ActorPool]:
     pool.close()
 
 
+@pytest.fixture(scope="module")
+def unharmed(local_ray) -> Iterator[ActorPool]:
+    """A pool for tests that end no actor and load nothing."""
+    pool = make_pool()
+    yield pool
+    pool.close()
+
+
 def thrice(pool: ActorPool, items) -> Iterator[tuple[int, int, int]]:
     return pool.stream(Worker.thrice, items, identity=lambda result: result[1])
 
@@ -106,8 +114,8 @@ def pids(pool: ActorPool) -> list[int]:
     return ray.get([actor.pid.remote() for actor in pool.actors])
 
 
-def test_every_result_comes_once(pool) -> None:
-    results = list(thrice(pool, range(20)))
+def test_every_result_comes_once(unharmed) -> None:
+    results = list(thrice(unharmed, range(20)))
     assert sorted(r[:2] for r in results) == [(item, part) for item in range(20) for part in range(3)]
     assert {r[2] for r in results} == {0, 1}
 
@@ -161,7 +169,7 @@ def test_chained_streams_share_one_actor(local_ray) -> None:
         pool.close()
 
 
-def test_results_come_before_the_last_item_is_read(pool) -> None:
+def test_results_come_before_the_last_item_is_read(unharmed) -> None:
     release = threading.Event()
 
     def items():
@@ -169,7 +177,7 @@ def test_results_come_before_the_last_item_is_read(pool) -> None:
         assert release.wait(30)
         yield 99
 
-    stream = thrice(pool, items())
+    stream = thrice(unharmed, items())
     first = [next(stream) for _ in range(9)]
     assert {r[0] for r in first} == {0, 1, 2}
     release.set()
@@ -201,23 +209,23 @@ def test_an_idle_actor_repeats_the_last_item_of_a_slow_one(local_ray) -> None:
 
 
 @pytest.mark.parametrize("error", [InputError, ValueError, AssertionError])
-def test_an_error_of_the_item_is_raised_as_it_is_and_the_actor_stays(pool, error) -> None:
-    before = pids(pool)
+def test_an_error_of_the_item_is_raised_as_it_is_and_the_actor_stays(unharmed, error) -> None:
+    before = pids(unharmed)
     with pytest.raises(error, match="the item is invalid") as raised:
-        list(pool.stream(Worker.reject, [error]))
+        list(unharmed.stream(Worker.reject, [error]))
     assert type(raised.value.cause) is error
-    assert pids(pool) == before
-    assert len(list(thrice(pool, range(4)))) == 12
+    assert pids(unharmed) == before
+    assert len(list(thrice(unharmed, range(4)))) == 12
 
 
-def test_an_error_in_the_items_reaches_the_caller(pool) -> None:
+def test_an_error_in_the_items_reaches_the_caller(unharmed) -> None:
     def items():
         yield 1
         raise KeyError("the source broke")
 
     with pytest.raises(KeyError, match="the source broke"):
-        list(thrice(pool, items()))
-    assert len(list(thrice(pool, range(4)))) == 12
+        list(thrice(unharmed, items()))
+    assert len(list(thrice(unharmed, range(4)))) == 12
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
