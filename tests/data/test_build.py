@@ -63,7 +63,7 @@ def rows_of(directory: Path) -> list[dict]:
 def test_build_from_raw_file_to_pairs_with_a_faulty_server(tmp_path, serve, local_ray):
     url = serve("--share", "0.2", "--kinds", "429,500,cut,malformed,truncated,range", "--retry-after", "ms:50")
     job, run = write_job(tmp_path, url, 30), tmp_path / "run"
-    done = commands.run("data", "build", job)
+    done = psyco_ray("build", job)
     assert done.returncode == 0, done.stderr[-3000:]
     kept = {row["speech_id"]: row for row in rows_of(run / "collect" / "speeches")}
     answers, ratings = rows_of(run / "respond"), rows_of(run / "rate")

@@ -187,8 +187,9 @@ def test_a_driver_stopped_and_killed_again_and_again_goes_on_to_the_same_result(
         assert not still_there(children, 20), "a process was left behind"
         assert no_segment_left(before)
         assert not (run / "iteration-002" / "train.json").exists(), "it came too late to show anything"
-    finish(job, log, *settings)
-    assert log.read_text().count(" steps are done") == len({*moments} - {"sampling"}), (
+    done = here("iterate", job, "--resume", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (log.read_text() + done.stderr).count(" steps are done") == len({*moments} - {"sampling"}), (
         "training went on from its checkpoints"
     )
     for iteration in (1, 2):
