@@ -45,7 +45,9 @@ def traces_of(ids: list[str], texts: list[str]) -> Traces:
             traces.add_text(form)
         if (dialogue := _dialogue_in(text)) is not None:
             for change in (str, clean, lambda turn: scrub(clean(turn)).text):
-                traces.add_context(dialogue.map(change).text)
+                named = dialogue.map(change)
+                traces.add_context(named.text)
+                traces.add_later_turns(named)
     return traces
 
 
@@ -134,7 +136,7 @@ def _learn_records(path: Path, traces: Traces) -> None:
     lines = io.BytesIO(content).readlines() if path.suffix == ".jsonl" else [content]
     for line in filter(traces.within, lines):
         with contextlib.suppress(ValueError):  # damaged: it is masked as text
-            for text in filter(traces.within, _texts_in(json.loads(line))):
+            for text in filter(traces.surely_within, _texts_in(json.loads(line))):
                 if Context.of(text).is_conversation:
                     traces.add_context(text)
 

@@ -34,7 +34,7 @@ def learn(path: Path, traces: Traces) -> None:
     for sheet in sorted(path.parent.glob("*.csv")):
         for cells in _cells(sheet) or ():
             entry = items.get(next((str(cells[name]).strip() for name in cells if name.casefold() == "item"), ""))
-            for text in cells.values() if isinstance(entry, dict) and traces.within([*cells.values()]) else ():
+            for text in cells.values() if isinstance(entry, dict) and traces.surely_within([*cells.values()]) else ():
                 if isinstance(text, str):
                     _add(text, entry, traces)
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from psyco_ray.config.contexts import Context
+from psyco_ray.data.splits import dialogue_in
 from psyco_ray.data.traces import SURELY_OWN, Traces
 from psyco_ray.run import storage
 from psyco_ray.run.records import ParquetReading
@@ -56,20 +57,31 @@ def learn(path: Path, traces: Traces) -> None:
         return
     for table in parts(path):
         for row in about(table, traces)[1]:
-            for name in _ASKED:
-                if isinstance(row.get(name), str) and _is_theirs(row, row[name], traces):
-                    traces.add_context(row[name])
-                    traces.add_context(Context.of(row[name]).map(lambda turn: scrub(turn).text).text)  # as APIs got it
-            if row.get("dialogue") in traces.ids and row.get("speech_id"):
-                traces.ids.add(row["speech_id"])
-            traces.ids |= {row[key] for key in _KEYS if re.fullmatch("[0-9a-f]{12,}", str(row.get(key)))}
+            _learn_row(row, traces)
 
 
-def _is_theirs(row: dict[str, Any], asked: str, traces: Traces) -> bool:
+def _learn_row(row: dict[str, Any], traces: Traces) -> None:
+    """Add what a row about the client tells; of one with no more than an opening, the ids of its pairs."""
+    keys = {key: row[key] for key in _KEYS if re.fullmatch("[0-9a-f]{12,}", str(row.get(key)))}
+    if not traces.surely_within(list(row.values())):
+        traces.add_ids([value for key, value in keys.items() if key != "dialogue"], shared=True)
+        return
+    is_known = dialogue_in(row.get("dialogue")) is not None
+    asked = [Context.of(row[name]) for name in _ASKED if isinstance(row.get(name), str)]
+    for context in asked:
+        if _is_theirs(row, context, traces):
+            traces.add_context(context.text, shared=is_known)
+            traces.add_context(context.map(lambda turn: scrub(turn).text).text, shared=is_known)  # as APIs got it
+    if row.get("dialogue") in traces.ids and row.get("speech_id"):
+        traces.add_ids([row["speech_id"]], shared=not any(context.is_conversation for context in asked))
+    traces.add_ids(keys.values())
+
+
+def _is_theirs(row: dict[str, Any], asked: Context, traces: Traces) -> bool:
     """Whether the context of a row is the client's: by its id, or as a conversation with their words."""
     if row.get("speech_id") in traces.ids or row.get("dialogue") in traces.ids:
         return True
-    return Context.of(asked).is_conversation and traces.within(asked)
+    return asked.is_conversation and traces.surely_within(asked.text)
 
 
 def remove(path: Path, traces: Traces, said: Traces) -> int:
@@ -107,10 +119,17 @@ def about(table: pa.Table, traces: Traces) -> tuple[np.ndarray, list[dict[str, A
     stays, about = ~np.zeros(len(table), bool), list[dict[str, Any]]()
     for number in np.flatnonzero(likely):
         row = table.select(texts).slice(number, 1).to_pylist()[0]
-        if traces.within(list(row.values())):
+        if traces.within(list(row.values())) and not _is_anothers(row, traces):
             stays[number] = False
             about.append(row)
     return stays, about
+
+
+def _is_anothers(row: dict[str, Any], traces: Traces) -> bool:
+    """Whether a row that holds a trace is about another client."""
+    if "reply" in row:  # of a dialogue with a simulated client, which begins with somebody's own words
+        return False
+    return traces.is_of_another(row.get("dialogue"), [row.get(name) for name in _ASKED], list(row.values()))
 
 
 def _add_texts(value: Any, said: Traces) -> None:

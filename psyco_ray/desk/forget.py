@@ -39,10 +39,13 @@ def learn(root: Path, traces: Traces) -> None:
     if not is_desk(root):
         return
     for row in _about(Store.open(root), traces):
+        if not traces.surely_within([*row]):  # it has the opening alone, as another client's may
+            traces.add_ids([row["id"]], shared=True)
+            continue
         is_speech = not Context.of(row["speech"]).is_conversation
-        if is_speech or row["speech_id"] in traces.ids or traces.within(row["speech"]):
+        if is_speech or row["speech_id"] in traces.ids or traces.surely_within(row["speech"]):
             traces.add_context(row["speech"])
-        traces.ids |= {row["id"], row["speech_id"]}
+        traces.add_ids([row["id"], row["speech_id"]])
 
 
 def remove(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
@@ -96,8 +99,11 @@ def remove(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
 def _about(store: Store, traces: Traces) -> Iterator[sqlite3.Row]:
     """The items about the client: by the speech or its id, or with the client's words in a response."""
     for row in store.read().execute("SELECT * FROM items"):
-        if row["speech_id"] in traces.ids or traces.within([row["speech"], row["responses"], row["facts"]]):
-            yield row
+        texts = [row["speech"], row["responses"], row["facts"]]
+        if row["speech_id"] in traces.ids or traces.within(texts):
+            dialogue = json.loads(row["facts"]).get("dialogue")
+            if not traces.is_of_another(dialogue, [row["speech"]], [row["speech_id"], *texts]):
+                yield row
 
 
 def _mask(db: sqlite3.Connection, table: str, column: str, traces: Traces) -> int:

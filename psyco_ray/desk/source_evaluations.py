@@ -49,6 +49,7 @@ def candidates(root: Path) -> Iterator[Candidate]:
                         models=[policy["name"], opponent],
                         finished=[ours["finished"], theirs[key]["finished"]],
                         coarse_topic=ours["topic"],
+                        dialogue=ours.get("dialogue"),
                         split=split if split in ("dev", "test") else "test",
                         labels=None if label is None else {"overall": label},
                         labels_by=None if label is None else judges[0],

@@ -7,7 +7,7 @@ The `facts` of an item are never shown before it is judged:
 - `ratings`: 1 to 5 by principle, of each response; `models`: what wrote each response; `finished`: whether each ended
   by itself.
 - `split` (train, dev or test), `topic`, `coarse_topic`, `pair_id`, `run`, `iteration`, `policy`, `variant`, `screened`.
-- `dialogue` of a pair whose file knows the dialogue that its context is a part of.
+- `dialogue` of a pair or an evaluation that knows the dialogue which the context is a part of.
 - `form` and `asked` of a pair whose question is no client speech, as in COMPARISONS.
 """
 

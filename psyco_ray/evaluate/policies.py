@@ -38,7 +38,10 @@ ANSWERED = pa.schema(
         ("finished", pa.bool_()),  # false where it was cut at the token limit; null: not known
     ]
 )
-"""``responses/<policy>/<variant>/responses.parquet`` (the opponent has no variant): all responses of a model."""
+"""``responses/<policy>/<variant>/responses.parquet`` (the opponent has no variant): all responses of a model.
+
+Where a context is a conversation there is one more column, `dialogue`: the id of each one's conversation.
+"""
 
 JUDGED = pa.schema([("key", pa.string()), ("better", pa.string()), ("outcome", pa.float64())])
 """``judged/<judge>/<policy>/<variant>.parquet``: by speech id ours, theirs, tie or, where unreadable, nothing."""
@@ -85,6 +88,22 @@ def evaluate(
         facts["dialogues"], conversed = evaluation.converse(answered)
     directory.write_json("evaluation.json", facts)
     return facts, matchups.cases(job, met, answered, opponent_responses), conversed
+
+
+def answered_table(answered: Sequence[Row], responses: Mapping[str, Row]) -> pa.Table:
+    """A model's responses as rows of ANSWERED.
+
+    Args:
+        answered: the contexts of the evaluation.
+        responses: by speech id.
+    """
+    rows = [
+        {**row, "dialogue": row["conversation"], **responses[row["speech_id"]]}
+        for row in answered
+        if row["speech_id"] in responses
+    ]
+    is_single = matchups.conversations(answered) is None
+    return pa.Table.from_pylist(rows, ANSWERED if is_single else ANSWERED.append(pa.field("dialogue", pa.string())))
 
 
 def _warn_of_unfinished(job: PolicyEvaluationJob, facts: Mapping[str, Any]) -> None:
@@ -223,9 +242,8 @@ class PolicyEvaluation:
 
     def write_responses(self, place: str, answered: Sequence[Row], responses: Mapping[str, Row]) -> None:
         """Write a model's responses to ``responses/<place>``, where `experts.export` reads them too."""
-        rows = [{**row, **responses[row["speech_id"]]} for row in answered if row["speech_id"] in responses]
         path = self._directory.path(f"responses/{place}/responses.parquet")
-        write_table(path, pa.Table.from_pylist(rows, schema=ANSWERED))
+        write_table(path, answered_table(answered, responses))
 
     def _answer(self, name: str, contexts: Mapping[str, str]) -> ResponseTask:
         """Let a policy or the opponent answer contexts freely, by id; the opponent is no file."""
