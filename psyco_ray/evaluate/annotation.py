@@ -13,17 +13,19 @@ from typing import Any
 
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
+from psyco_ray.data.splits import dialogue_in
 from psyco_ray.evaluate.agreement import cohen_kappa, krippendorff_alpha
 from psyco_ray.evaluate.expert_csv import (
     ASPECTS,
     EXPERTS,
     PREFERENCES,
+    conversations,
     ordering_hash,
     read_items,
     read_key,
     write_table,
 )
-from psyco_ray.evaluate.stats import wilson
+from psyco_ray.evaluate.stats import clustered_wilson
 from psyco_ray.files.cells import quoted
 from psyco_ray.run import storage
 
@@ -79,6 +81,10 @@ def export(pairs: Sequence[dict[str, Any]], out: Path, count: int = 200, seed: i
         item: {**sides[item], **{name: value for name, value in pair.items() if name not in _TEXTS}}
         for item, pair in sorted(items.items())
     }
+    contexts = {item: pair["question"] for item, pair in items.items()}
+    dialogues = {item: dialogue_in(pair.get("dialogue")) for item, pair in items.items()}
+    for item, conversation in conversations(contexts, dialogues).items():
+        key[item]["conversation"] = conversation
     key_file = {"seed": seed, "aspects": list(ASPECTS), "items": key}
     storage.write_text(out / "key.json", json.dumps(key_file, indent=1) + "\n")
 
@@ -113,9 +119,9 @@ def score(directory: Path) -> dict[str, Any]:
         "experts": {
             expert: {"filled": count, "unfilled": len(columns) * len(items) - count} for expert, count in filled.items()
         },
-        "between_experts": {aspect: _compare(first[aspect], second[aspect], seed) for aspect in columns},
+        "between_experts": {aspect: _compare(first[aspect], second[aspect], items, seed) for aspect in columns},
         "with_labels": {
-            expert: {aspect: _compare(own[aspect], labels[aspect], seed) for aspect in columns}
+            expert: {aspect: _compare(own[aspect], labels[aspect], items, seed) for aspect in columns}
             for expert, own in choices.items()
         },
         "paper": PAPER,
@@ -136,19 +142,23 @@ def _labels(items: Mapping[str, dict[str, Any]], aspect: str) -> dict[str, str]:
     return labels
 
 
-def _compare(first: dict[str, str], second: dict[str, str], seed: int) -> dict[str, Any] | None:
+def _compare(
+    first: dict[str, str], second: dict[str, str], items: Mapping[str, dict[str, Any]], seed: int
+) -> dict[str, Any] | None:
     both = sorted(first.keys() & second.keys())
     if not both:
         return None
     ratings = [[float(choices[item] == "B") for choices in (first, second)] for item in both]
-    equal = sum(a == b for a, b in ratings)
+    equal = [float(a == b) for a, b in ratings]
+    of = [items[item].get("conversation") for item in both]
+    clusters = None if None in of else of
     return {
         "items": len(both),
-        "equal": equal,
-        "share": equal / len(both),
-        "wilson": wilson(equal, len(both)),
-        "kappa": asdict(cohen_kappa(ratings, seed=seed)),
-        "alpha": asdict(krippendorff_alpha(ratings, "nominal", seed=seed)),
+        "equal": int(sum(equal)),
+        "share": sum(equal) / len(both),
+        "wilson": clustered_wilson(equal, clusters or both),
+        "kappa": asdict(cohen_kappa(ratings, seed=seed, clusters=clusters)),
+        "alpha": asdict(krippendorff_alpha(ratings, "nominal", seed=seed, clusters=clusters)),
     }
 
 

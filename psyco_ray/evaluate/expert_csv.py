@@ -6,14 +6,17 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
+from psyco_ray.data.splits import conversation_of
 from psyco_ray.files.cells import CellError, quoted, text_of
-from psyco_ray.files.records import open_records
+from psyco_ray.files.records import open_records, read_rows
 from psyco_ray.run import records, storage
 
 EXPERTS = ("expert-1", "expert-2")
@@ -26,6 +29,7 @@ PREFERENCES = {aspect: f"{aspect} preference" for aspect in ASPECTS}
 """Columns of the preferences."""
 
 
+_VERDICTS = {"ours": 1.0, "theirs": -1.0, "tie": 0.0}
 _MARK = "\u200c"  # zero width, and no program trims it
 
 # A spreadsheet whose list separator is not the file's splits texts at its own and ignores quotes inside of such cells,
@@ -135,3 +139,47 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
             ) from None
         if any(cell.strip() for cell in cells.values()):
             yield number, cells
+
+
+def read_verdicts(path: str) -> dict[str, float]:
+    """A judge's choices by speech: 1 for the policy, -1 for the opponent, 0 for a tie, without unreadable ones.
+
+    Args:
+        path: a file of any kind that `files.records` reads, of rows with a `key`, the speech's id, and `better`: ours,
+            theirs or tie, and null where the judge's answer was unreadable. Evaluate-policy writes such files.
+
+    Raises:
+        InputError: the file is unreadable, or a row is invalid.
+    """
+    rows = read_rows(path, "verdicts")
+    if not all({"key", "better"} <= row.keys() for row in rows):
+        raise InputError(f"verdicts file {path} does not hold rows with key and better; write both for every speech")
+    choices: dict[str, float] = {}
+    for number, row in enumerate(rows, start=1):
+        if row["better"] in (None, ""):  # CSV has no null
+            continue
+        if row["better"] not in list(_VERDICTS):
+            raise InputError(
+                f"verdicts file {path}: row {number} has better {quoted(row['better'])}; {', '.join(_VERDICTS)} are "
+                "known, and null where the judge's answer was unreadable"
+            )
+        if row["key"] in choices:
+            raise InputError(
+                f"verdicts file {path}: row {number} has the key {quoted(row['key'])} again; keep one of the rows"
+            )
+        choices[row["key"]] = _VERDICTS[row["better"]]
+    return choices
+
+
+def conversations(
+    contexts: Mapping[str, str], dialogues: Mapping[str, str | None] = MappingProxyType({})
+) -> dict[str, str]:
+    """The id of the conversation of each item; empty if all are about single speeches.
+
+    Args:
+        contexts: what each item is about.
+        dialogues: ids of their dialogues, where they are known.
+    """
+    if not any(Context.of(text).is_conversation for text in contexts.values()):
+        return {}
+    return {item: conversation_of(text, dialogues.get(item)) for item, text in contexts.items()}

@@ -7,11 +7,11 @@ the two responses scores from 1 to 5. They fill in a spreadsheet; `export` write
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,14 @@ from psyco_ray.evaluate.expert_csv import (
     ASPECTS,
     EXPERTS,
     PREFERENCES,
+    conversations,
     ordering_hash,
     read_items,
     read_key,
+    read_verdicts,
     write_table,
 )
 from psyco_ray.files.cells import quoted
-from psyco_ray.files.records import read_rows
 from psyco_ray.run import storage
 
 PAPER_JUDGE = 0.825
@@ -47,7 +48,6 @@ Answers = dict[tuple[str, str], float]
 
 _CHOICES = {"a": 1.0, "b": -1.0, "response a": 1.0, "response b": -1.0, "tie": 0.0, "equal": 0.0}
 _POINTS = {form.format(points): float(points) for points in range(1, 6) for form in ("{}", "{}.0", "{},0")}
-_VERDICTS = {"ours": 1.0, "theirs": -1.0, "tie": 0.0}
 _OUTCOMES = (("wins", 1.0), ("ties", 0.0), ("losses", -1.0))
 
 _SCORES = {(principle, side): f"{principle} {side}" for principle in PRINCIPLES for side in "AB"}
@@ -64,6 +64,7 @@ class Item(TypedDict):
     speech_id: str
     A: str
     B: str
+    conversation: NotRequired[str]  # its id, where an item of the export is about one
 
 
 _Items = Mapping[str, Item]
@@ -112,6 +113,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
         raise InputError(f"{out} already holds an export, perhaps filled in; choose another directory")
     theirs = read_responses(opponent)
     items: dict[str, Item] = {}
+    contexts: dict[str, str] = {}
     texts: dict[str, tuple[str, str, str]] = {}  # speech or transcript, responses A and B
     for name, path in policies.items():
         ours = read_responses(path)
@@ -130,6 +132,7 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
             a, b = SIDES if int(ordering_hash(seed, f"sides {name}", key)[0], 16) % 2 else SIDES[::-1]
             responses = {"policy": ours[key][1], "opponent": theirs[key][1]}
             items[item] = Item(comparison=name, speech_id=key, A=a, B=b)
+            contexts[item] = ours[key][0]
             texts[item] = (Context.of(ours[key][0]).transcript, responses[a], responses[b])
     header = ["item", "client speech", "response A", "response B", *_COLUMNS, "comment"]
     for expert in EXPERTS:
@@ -138,6 +141,8 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
             for item in sorted(items, key=lambda item: ordering_hash(seed, expert, item))
         ]
         write_table(out / f"{expert}.csv", header, rows)
+    for item, conversation in conversations(contexts).items():
+        items[item]["conversation"] = conversation
     key_file = {"seed": seed, "comparisons": list(policies), "items": dict(sorted(items.items()))}
     storage.write_text(out / "key.json", json.dumps(key_file, indent=1) + "\n")
 
@@ -145,11 +150,12 @@ def export(policies: Mapping[str, str], opponent: str, out: Path, count: int = 1
 def score(directory: Path, verdicts: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The experts' preferences and scores, and their agreement with each other and with a judge.
 
-    A pair counts once: if both experts filled it in, each counts half.
+    A pair counts once: if both experts filled it in, each counts half. The items of a conversation are one
+    cluster of every interval.
 
     Args:
         directory: of the export, with the filled files.
-        verdicts: files of a judge's choices by the comparison's name, as `read_verdicts` takes them.
+        verdicts: files of a judge's choices by the comparison's name, as `expert_csv.read_verdicts` takes them.
 
     Returns:
         `experts`: numbers of cells `filled` and `unfilled` of each. `comparisons`: by name the `items`; `preferences`:
@@ -184,44 +190,14 @@ def score(directory: Path, verdicts: Mapping[str, str] | None = None) -> dict[st
                     principle: {side: _scores(answers, items, own, principle, side, seed) for side in SIDES}
                     for principle in PRINCIPLES
                 },
-                "judge": _with_judge(answers, judged, own, seed),
+                "judge": _with_judge(answers, items, judged, own, seed),
             }
             for name, own in by_name.items()
         },
         "agreement": _between_experts(answers, items, seed),
-        "judge": _with_judge(answers, judged, list(items), seed),
+        "judge": _with_judge(answers, items, judged, list(items), seed),
         "paper": PAPER_JUDGE,
     }
-
-
-def read_verdicts(path: str) -> dict[str, float]:
-    """A judge's choices by speech: 1 for the policy, -1 for the opponent, 0 for a tie, without unreadable ones.
-
-    Args:
-        path: a file of any kind that `files.records` reads, of rows with a `key`, the speech's id, and `better`: ours,
-            theirs or tie, and null where the judge's answer was unreadable. Evaluate-policy writes such files.
-
-    Raises:
-        InputError: the file is unreadable, or a row is invalid.
-    """
-    rows = read_rows(path, "verdicts")
-    if not all({"key", "better"} <= row.keys() for row in rows):
-        raise InputError(f"verdicts file {path} does not hold rows with key and better; write both for every speech")
-    choices: dict[str, float] = {}
-    for number, row in enumerate(rows, start=1):
-        if row["better"] in (None, ""):  # CSV has no null
-            continue
-        if row["better"] not in list(_VERDICTS):
-            raise InputError(
-                f"verdicts file {path}: row {number} has better {quoted(row['better'])}; {', '.join(_VERDICTS)} are "
-                "known, and null where the judge's answer was unreadable"
-            )
-        if row["key"] in choices:
-            raise InputError(
-                f"verdicts file {path}: row {number} has the key {quoted(row['key'])} again; keep one of the rows"
-            )
-        choices[row["key"]] = _VERDICTS[row["better"]]
-    return choices
 
 
 def _choices_by_item(verdicts: Mapping[str, float], own: Sequence[str], items: _Items) -> dict[str, float]:
@@ -252,16 +228,15 @@ def _preferences(
 ) -> dict[str, Any] | None:
     """Shares of pairs that the policy wins, ties and loses; a pair on which the experts differ is divided."""
     signs = np.array([_sign(items[item]) for item in own])
-    chosen = _filled(_values(answers, [(item, PREFERENCES[aspect]) for item in own]) * signs[:, None])
+    chosen, of = _filled(_values(answers, [(item, PREFERENCES[aspect]) for item in own]) * signs[:, None], items, own)
     if not len(chosen):
         return None
-    counts = {
-        name: float(np.nanmean(np.where(np.isnan(chosen), np.nan, chosen == value), axis=1).sum())
-        for name, value in _OUTCOMES
+    shares = {
+        name: np.nanmean(np.where(np.isnan(chosen), np.nan, chosen == value), axis=1) for name, value in _OUTCOMES
     }
     return {"items": len(chosen)} | {
-        name: {"share": count / len(chosen), "wilson95": stats.wilson(count, len(chosen))}
-        for name, count in counts.items()
+        name: {"share": float(won.sum()) / len(chosen), "wilson95": stats.clustered_wilson(won.tolist(), of)}
+        for name, won in shares.items()
     }
 
 
@@ -270,57 +245,72 @@ def _scores(
 ) -> dict[str, Any] | None:
     """Mean score of the responses of one side; the scores of two experts are averaged first."""
     cells = [(item, _SCORES[principle, "A" if items[item]["A"] == side else "B"]) for item in own]
-    filled = _filled(_values(answers, cells))
+    filled, of = _filled(_values(answers, cells), items, own)
     if not len(filled):
         return None
     means = np.nanmean(filled, axis=1).tolist()
-    return {"items": len(means), "mean": fmean(means), "ci95": stats.bootstrap_mean(means, seed)}
+    return {"items": len(means), "mean": fmean(means), "ci95": stats.clustered_mean(means, of, seed)}
 
 
-def _filled(values: _Values) -> _Values:
-    """The rows with at least one value."""
-    return values[~np.isnan(values).all(axis=1)]
+def _filled(values: _Values, items: _Items, own: Sequence[str]) -> tuple[_Values, list[str]]:
+    """The rows with at least one value, and the conversation of each, or else its item."""
+    kept = np.flatnonzero(~np.isnan(values).all(axis=1))
+    clusters = _clusters(items, own) or own
+    return values[kept], [clusters[row] for row in kept]
+
+
+def _clusters(items: _Items, own: Iterable[str]) -> list[str] | None:
+    """The conversations of items; None: they are about single speeches."""
+    found = [of for item in own if (of := items[item].get("conversation")) is not None]
+    return found or None
 
 
 def _between_experts(answers: Mapping[str, Answers], items: _Items, seed: int) -> dict[str, Any]:
     preferences = {
-        aspect: _agreement(_values(answers, [(item, column) for item in items]), None, "nominal", seed)
+        aspect: _agreement(
+            _values(answers, [(item, column) for item in items]), None, "nominal", seed, _clusters(items, items)
+        )
         for aspect, column in PREFERENCES.items()
     }
     scores = {}
     for principle in PRINCIPLES:
         cells = [(item, _SCORES[principle, side]) for item in items for side in "AB"]
-        scores[principle] = _agreement(_values(answers, cells), "quadratic", "ordinal", seed)
+        clusters = _clusters(items, [item for item, _ in cells])
+        scores[principle] = _agreement(_values(answers, cells), "quadratic", "ordinal", seed, clusters)
     return {"preferences": preferences, "scores": scores}
 
 
 def _agreement(
-    ratings: _Values, weights: Literal["quadratic"] | None, level: agreement.Level, seed: int
+    ratings: _Values,
+    weights: Literal["quadratic"] | None,
+    level: agreement.Level,
+    seed: int,
+    clusters: agreement.Clusters,
 ) -> dict[str, Any]:
     return {
-        "percent": asdict(agreement.percent(ratings, seed)),
-        "kappa": asdict(agreement.cohen_kappa(ratings, weights, seed)),
-        "alpha": asdict(agreement.krippendorff_alpha(ratings, level, seed)),
+        "percent": asdict(agreement.percent(ratings, seed, clusters=clusters)),
+        "kappa": asdict(agreement.cohen_kappa(ratings, weights, seed, clusters=clusters)),
+        "alpha": asdict(agreement.krippendorff_alpha(ratings, level, seed, clusters=clusters)),
     }
 
 
 def _with_judge(
-    answers: Mapping[str, Answers], judged: Mapping[str, float], own: Sequence[str], seed: int
+    answers: Mapping[str, Answers], items: _Items, judged: Mapping[str, float], own: Sequence[str], seed: int
 ) -> dict[str, Any] | None:
     """Agreement of the experts' overall preferences with the judge; a tie equals only a tie."""
     pairs = [item for item in own if item in judged]
     chosen = _values(answers, [(item, PREFERENCES["overall"]) for item in pairs])
     judge = np.array([judged[item] for item in pairs]).reshape(-1, 1)
-    equal = _filled(np.where(np.isnan(chosen), np.nan, chosen == judge))
+    equal, of = _filled(np.where(np.isnan(chosen), np.nan, chosen == judge), items, pairs)
     if not len(equal):
         return None
     shares = np.nanmean(equal, axis=1).tolist()
     return {
         "items": len(shares),
         "share": fmean(shares),
-        "ci95": stats.bootstrap_mean(shares, seed),
+        "ci95": stats.clustered_mean(shares, of, seed),
         "experts": {
-            expert: _agreement(np.hstack([chosen[:, [column]], judge]), None, "nominal", seed)
+            expert: _agreement(np.hstack([chosen[:, [column]], judge]), None, "nominal", seed, _clusters(items, pairs))
             for column, expert in enumerate(EXPERTS)
         },
     }

@@ -88,3 +88,75 @@ def test_no_turn_is_a_formula_whatever_separates_cells(tmp_path, delimiter) -> N
     ]
     starts = [line for cell in cells for line in cell.splitlines()]
     assert not [line for line in starts if re.match(r"[\s\"']*[=+@-]", line)]
+
+
+LONG = [context for seed in range(4) for context in contexts_of(dialogue(seed, 6))]
+PLACE = {context.transcript: number // 6 for number, context in enumerate(LONG)}
+
+
+def widths(*intervals: tuple[float, float]) -> list[float]:
+    return [high - low for low, high in intervals]
+
+
+def without_conversations(directory: Path) -> None:
+    """Let the key of an export know no conversations."""
+    key = json.loads((directory / "key.json").read_text())
+    for entry in key["items"].values():
+        del entry["conversation"]
+    (directory / "key.json").write_text(json.dumps(key))
+
+
+def test_contexts_of_a_conversation_are_one_cluster_of_the_experts_intervals(tmp_path) -> None:
+    """The experts, the judge and the scores agree on three of four conversations."""
+    for name in ("policy", "opponent"):
+        rows = [{"speech": context.text, "response": f"{name} {n}"} for n, context in enumerate(LONG)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    experts.export({"free": str(tmp_path / "policy.jsonl")}, str(tmp_path / "opponent.jsonl"), out, count=len(LONG))
+
+    def first(row: dict[str, str], policy: str) -> dict[str, str]:
+        better = PLACE[original(row["client speech"])] < 3
+        return {
+            "overall preference": policy if better else "BA"["AB".index(policy)],
+            f"empathy {policy}": "5" if better else "1",
+        }
+
+    fill(out, EXPERTS[0], first)
+    fill(out, EXPERTS[1], lambda row, policy: {"overall preference": policy})
+    (tmp_path / "verdicts.jsonl").write_text(
+        "".join(json.dumps({"key": speech_id(context.text), "better": "ours"}) + "\n" for context in LONG)
+    )
+
+    def found() -> list[float]:
+        scored = experts.score(out, {"free": str(tmp_path / "verdicts.jsonl")})
+        free, between = scored["comparisons"]["free"], scored["agreement"]["preferences"]["overall"]["percent"]
+        wins, empathy = free["preferences"]["overall"]["wins"], free["scores"]["empathy"]["policy"]
+        return widths(wins["wilson95"], empathy["ci95"], free["judge"]["ci95"], (between["low"], between["high"]))
+
+    together = found()
+    without_conversations(out)
+    assert all(wide > 1.4 * narrow for wide, narrow in zip(together, found(), strict=True))
+
+
+def test_contexts_of_a_conversation_are_one_cluster_of_annotations(tmp_path) -> None:
+    """By the dialogue that a dataset names, as contexts with a limit do not tell."""
+    rows = [
+        {**pairs()[0], "prefID": f"{n}", "question": Context(context.turns[-3:]).text, "dialogue": f"{n // 6:016x}"}
+        for n, context in enumerate(LONG)
+    ]
+    annotation.export(rows, tmp_path / "out", count=len(rows))
+    key = items(tmp_path / "out")
+    for expert in EXPERTS:
+
+        def choice(row: dict[str, str], _: str) -> dict[str, str]:
+            entry = key[row["item"]]
+            wanted = "chosen" if int(entry["dialogue"], 16) < 3 else "rejected"
+            return {"overall preference": "A" if entry["A"] == wanted else "B"}
+
+        fill(tmp_path / "out", expert, choice)
+    together = annotation.score(tmp_path / "out")["with_labels"]["expert-1"]["overall"]
+    without_conversations(tmp_path / "out")
+    alone = annotation.score(tmp_path / "out")["with_labels"]["expert-1"]["overall"]
+    assert together["share"] == alone["share"] == 0.75
+    wide, narrow = widths(together["wilson"], alone["wilson"])
+    assert wide > 1.4 * narrow

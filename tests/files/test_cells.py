@@ -5,7 +5,7 @@ import json
 import pytest
 
 from psyco_ray.data import rate, splits
-from psyco_ray.evaluate import experts, verdicts
+from psyco_ray.evaluate import expert_csv, verdicts
 from psyco_ray.evaluate.pairwise_ranker import read_choice
 from psyco_ray.files.cells import quoted
 from psyco_ray.judge.ask import UnreadableAnswerError
@@ -30,7 +30,7 @@ def test_short_values_are_shown() -> None:
         lambda path: read_choice(json.dumps({"better": [WORDS]})),
         lambda path: read_choice(json.dumps({"better": 1})[:-1] + f', "{WORDS}": 1, "{WORDS}": 2}}'),
         lambda path: splits.split_of({"split": WORDS}, "x", 0.1),
-        lambda path: experts.read_verdicts(str(path)),
+        lambda path: expert_csv.read_verdicts(str(path)),
     ],
 )
 def test_what_is_invalid_is_told_by_its_kind(read, tmp_path) -> None:
