@@ -193,9 +193,11 @@ def _of_split(table: pa.Table, split: str) -> pa.Table:
 
 def _of_half(table: pa.Table, half: str | None) -> pa.Table:
     """The pairs of one half, by a hash of the prompt or its dialogue; None: all."""
-    asked, dialogues = (table[name].to_pylist() for name in ("asked", "dialogue"))
-    halves = [half is None or splits.half(*pair) == half for pair in zip(asked, dialogues, strict=True)]
-    return table.filter(pa.array(halves, pa.bool_()))
+    if half is None:
+        return table
+    rows = zip(*(table[name].to_pylist() for name in ("form", "asked", "dialogue")), strict=True)
+    halves = [splits.half(preferences.parted_by(form, asked), dialogue) for form, asked, dialogue in rows]
+    return table.filter(pa.array([of == half for of in halves], pa.bool_()))
 
 
 def _draw(train: pa.Table, part: Part, seed: list[int]) -> pa.Table:

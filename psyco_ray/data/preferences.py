@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from psyco_ray.config.contexts import CLIENT
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
-from psyco_ray.data import pair_files
+from psyco_ray.data import pair_files, turns
 from psyco_ray.data.conversations import UnusablePairError
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.pairs import SYSTEM, number
 from psyco_ray.data.shapes.table import Shape
-from psyco_ray.data.splits import dialogue_in, is_dev, text_hash
+from psyco_ray.data.splits import begins, dialogue_in, is_dev, text_hash
 from psyco_ray.files.cells import CellError, quoted, text_of
 from psyco_ray.files.parquet import SPLITS
 from psyco_ray.files.records import SAMPLES, Record, RecordFile
@@ -227,6 +228,19 @@ def conversation(form: str, asked: str, prompt: dict[str, str]) -> Messages:
     return json.loads(asked) if form == "messages" else [{"role": "user", "content": asked}]
 
 
+def parted_by(form: str, asked: str) -> str:
+    """The text whose hash decides the split and the half of a pair; of messages at a later turn, how they begin.
+
+    Args:
+        form: of `asked`, as in COMPARISONS.
+        asked: a client speech, a text, or messages as JSON.
+    """
+    context = turns.of_messages(json.loads(asked)) if form == "messages" else None
+    if context is None or not context.is_conversation:
+        return asked
+    return json.dumps([{"role": CLIENT, "content": begins(context)}])  # as the pair at the first turn has it
+
+
 def _check_scores(row: Row) -> None:
     """Refuse a pair whose own scores do not prefer the chosen response."""
     for better, worse in _SCORES:
@@ -277,8 +291,8 @@ def _weight(name: str, row: int, value: Any) -> float | None:
 
 def _question(row: Row) -> str:
     """What a pair asks, without a system message: the same question under two of them is in one split."""
-    if row["form"] != "messages":
-        return str(row["asked"])
+    if (text := parted_by(row["form"], row["asked"])) != row["asked"] or row["form"] != "messages":
+        return text
     first, *later = json.loads(row["asked"])
     return json.dumps(later) if first["role"] == "system" and later else str(row["asked"])
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from psyco_ray.config.contexts import CLIENT, Context
+from psyco_ray.config.contexts import CLIENT, THERAPIST, Context
 from psyco_ray.files.records import Record
 
 
@@ -39,6 +39,12 @@ def dialogue_of(said: Iterable[tuple[str, str]]) -> Context | None:
             turns[-1] += "\n" + words
     turns = turns if len(turns) % 2 else turns[:-1]
     return Context(tuple(turns)) if turns else None
+
+
+def of_messages(messages: Iterable[Mapping[str, str]]) -> Context | None:
+    """What was said in chat messages, without those of a system; None: the client says nothing."""
+    said = ((message["role"], message["content"]) for message in messages)
+    return dialogue_of((role, words) for role, words in said if role in (CLIENT, THERAPIST))
 
 
 def changed(dialogue: Context, change: Callable[[str], str]) -> Context | None:

@@ -42,8 +42,7 @@ def conversation_of(item: Item) -> str:
 
 def _context(item: Item) -> Context:
     """The context of an item, of messages without those of a system."""
-    spoken = ((turn["role"], turn["content"]) for turn in _messages(item) if turn["role"] in (CLIENT, THERAPIST))
-    return turns.dialogue_of(spoken) or Context((item.speech,))
+    return turns.of_messages(_messages(item)) or Context((item.speech,))
 
 
 def _messages(item: Item) -> list[dict[str, str]]:

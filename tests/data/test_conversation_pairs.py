@@ -137,6 +137,20 @@ def test_the_packaged_pairs_of_conversations() -> None:
     assert not openings["train"] & openings["dev"]
 
 
+@pytest.mark.parametrize("greeting", [(), ("Hi", "Hello, what brings you here?")])
+def test_lists_of_messages_of_one_conversation_are_in_one_split_and_one_half(tmp_path, greeting) -> None:
+    wholes = [Context((*greeting, *dialogue(seed, 4).turns)) for seed in range(20)]
+    contexts = [context for whole in wholes for context in (*whole.earlier[len(greeting) // 2 :], whole)]
+    rows = [{"prompt": c.messages, "chosen": f"Good {n}", "rejected": f"Bad {n}"} for n, c in enumerate(contexts)]
+    table = preferences.read(write(tmp_path / "pairs.jsonl", rows), dev_share=0.5).table
+    halves = {half: set(mixture._of_half(table, half)["pair_id"].to_pylist()) for half in "ab"}
+    assert sorted([*halves["a"], *halves["b"]]) == sorted(table["pair_id"].to_pylist())
+    placed = [(row["split"], row["pair_id"] in halves["a"]) for row in table.to_pylist()]
+    of = [{*placed[n : n + 4]} for n in range(0, len(placed), 4)]
+    assert {len(places) for places in of} == {1}
+    assert len(set.union(*of)) == 4, "conversations are spread over both"
+
+
 def test_the_packaged_files_are_mixed_without_leaks() -> None:
     parts = (Part(pairs="sample"), Part(pairs="sample-conversations"))
     mixed = mixture.mix(parts, Data(), seed=0)
