@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from psyco_ray.config.contexts import Context
+from psyco_ray.data import turns
 from psyco_ray.data.splits import dialogue_in
 from psyco_ray.data.traces import SURELY_OWN, Traces
 from psyco_ray.run import storage
@@ -67,7 +70,7 @@ def _learn_row(row: dict[str, Any], traces: Traces) -> None:
         traces.add_ids([value for key, value in keys.items() if key != "dialogue"], shared=True)
         return
     is_known = dialogue_in(row.get("dialogue")) is not None
-    asked = [Context.of(row[name]) for name in _ASKED if isinstance(row.get(name), str)]
+    asked = _contexts(row)
     for context in asked:
         if _is_theirs(row, context, traces):
             traces.add_context(context.text, shared=is_known)
@@ -75,6 +78,15 @@ def _learn_row(row: dict[str, Any], traces: Traces) -> None:
     if row.get("dialogue") in traces.ids and row.get("speech_id"):
         traces.add_ids([row["speech_id"]], shared=not any(context.is_conversation for context in asked))
     traces.add_ids(keys.values())
+
+
+def _contexts(row: dict[str, Any]) -> list[Context]:
+    """What a row asks, also as messages."""
+    found = [Context.of(row[name]) for name in _ASKED if isinstance(row.get(name), str)]
+    if row.get("form") == "messages":
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a column of that name in another table
+            found += filter(None, [turns.of_messages(json.loads(row["asked"]))])
+    return found
 
 
 def _is_theirs(row: dict[str, Any], asked: Context, traces: Traces) -> bool:
@@ -129,7 +141,7 @@ def _is_anothers(row: dict[str, Any], traces: Traces) -> bool:
     """Whether a row that holds a trace is about another client."""
     if "reply" in row:  # of a dialogue with a simulated client, which begins with somebody's own words
         return False
-    return traces.is_of_another(row.get("dialogue"), [row.get(name) for name in _ASKED], list(row.values()))
+    return traces.is_of_another(row.get("dialogue"), _contexts(row), list(row.values()))
 
 
 def _add_texts(value: Any, said: Traces) -> None:

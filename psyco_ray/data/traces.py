@@ -115,18 +115,17 @@ class Traces:
         own = {needle: word for needle, word in self.needles.items() if needle not in self.shared}
         return Traces(self.ids - self.shared, own).within(value)
 
-    def is_of_another(self, dialogue: Any, contexts: Iterable[Any], value: Any) -> bool:
+    def is_of_another(self, dialogue: Any, contexts: Iterable[Context], value: Any) -> bool:
         """Whether what holds a trace is about another client, who only opens as this one does.
 
         Args:
             dialogue: the id of its dialogue, if it is known.
-            contexts: the texts of its contexts.
+            contexts: that it is about.
             value: all of it.
         """
         if dialogue_in(dialogue) is None or dialogue in self.ids or self.surely_within(value):
             return False
-        said = [Context.of(text) for text in contexts if isinstance(text, str)]
-        return not any(not context.is_conversation and self.within(context.opening) for context in said)
+        return not any(not context.is_conversation and self.within(context.opening) for context in contexts)
 
     def may_be_in(self, content: bytes) -> bool:
         """Whether bytes may hold a trace; a quick test without false negatives."""

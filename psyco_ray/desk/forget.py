@@ -7,12 +7,12 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.data.forget_seen import Outcome
 from psyco_ray.data.traces import Traces
 from psyco_ray.desk import audit
-from psyco_ray.desk.store import Store
+from psyco_ray.desk.store import Store, item_of
+from psyco_ray.desk.turns import context_of
 from psyco_ray.run import manifests, records, storage
 
 DATABASE = "desk.db"
@@ -42,9 +42,11 @@ def learn(root: Path, traces: Traces) -> None:
         if not traces.surely_within([*row]):  # it has the opening alone, as another client's may
             traces.add_ids([row["id"]], shared=True)
             continue
-        is_speech = not Context.of(row["speech"]).is_conversation
-        if is_speech or row["speech_id"] in traces.ids or traces.surely_within(row["speech"]):
+        context = context_of(item_of(row))
+        if not context.is_conversation:
             traces.add_context(row["speech"])
+        elif row["speech_id"] in traces.ids or traces.surely_within([row["speech"], context.text]):
+            traces.add_context(context.text)
         traces.add_ids([row["id"], row["speech_id"]])
 
 
@@ -76,7 +78,7 @@ def remove(root: Path, traces: Traces, said: Traces, outcome: Outcome) -> None:
     for text in (*(text for _, responses in gone for text in responses), *edits):
         said.add_text(text)
     for row in about:
-        said.add_turns(Context.of(row["speech"]))
+        said.add_turns(context_of(item_of(row)))
     removed = 0
     store.read().execute("PRAGMA secure_delete = ON")
     with store.transaction() as db:
@@ -102,7 +104,7 @@ def _about(store: Store, traces: Traces) -> Iterator[sqlite3.Row]:
         texts = [row["speech"], row["responses"], row["facts"]]
         if row["speech_id"] in traces.ids or traces.within(texts):
             dialogue = json.loads(row["facts"]).get("dialogue")
-            if not traces.is_of_another(dialogue, [row["speech"]], [row["speech_id"], *texts]):
+            if not traces.is_of_another(dialogue, [context_of(item_of(row))], [row["speech_id"], *texts]):
                 yield row
 
 

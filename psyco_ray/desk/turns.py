@@ -30,17 +30,17 @@ def turns_of(item: Item) -> list[Turn]:
 def conversations(items: Iterable[Item]) -> dict[str, str] | None:
     """The id of the conversation by item; None if all items are about single speeches."""
     items = list(items)
-    if not any(_context(item).is_conversation for item in items):
+    if not any(context_of(item).is_conversation for item in items):
         return None
     return {item.id: conversation_of(item) for item in items}
 
 
 def conversation_of(item: Item) -> str:
     """The id of the conversation that an item is about; of a speech its own."""
-    return splits.conversation_of(_context(item).text, item.facts.get("dialogue"))
+    return splits.conversation_of(context_of(item).text, item.facts.get("dialogue"))
 
 
-def _context(item: Item) -> Context:
+def context_of(item: Item) -> Context:
     """The context of an item, of messages without those of a system."""
     return turns.of_messages(_messages(item)) or Context((item.speech,))
 

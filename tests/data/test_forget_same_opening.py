@@ -175,3 +175,45 @@ def test_a_desk_keeps_the_items_of_the_other_client(tmp_path) -> None:
     (tmp_path / "words.txt").write_text(gone.transcript)
     assert main(["forget", str(tmp_path / "desk"), "--text-file", str(tmp_path / "words.txt")]) == 0
     assert [item.id for item in Store.open(tmp_path / "desk").items()] == [item.id for item in items[stays]]
+
+
+@pytest.mark.parametrize("by", ["an opening", "a later turn", "a transcript"])
+@pytest.mark.parametrize("opening", [SHORT, "I have not slept well since my brother left us in May, and nobody knows."])
+def test_pairs_of_messages_go_at_every_turn(tmp_path, opening, by) -> None:
+    gone, stays = opened(opening, 1), opened(SHORT, 2)
+    asked = [
+        {
+            "pair_id": f"{n}",
+            "form": "messages",
+            "asked": json.dumps(context.messages),
+            "chosen": "Yes?",
+            "rejected": "Hm.",
+        }
+        for n, context in enumerate([*contexts_of(gone)[1:], *contexts_of(stays)[1:]])
+    ]
+    (tmp_path / "run").mkdir()
+    pq.write_table(pa.Table.from_pylist(asked, schema=COMPARISONS), tmp_path / "run" / "comparisons.parquet")
+    texts = {"an opening": gone.turns[2], "a later turn": gone.last, "a transcript": gone.transcript}
+    (tmp_path / "words.txt").write_text(texts[by])
+    assert main(["forget", str(tmp_path / "run"), "--text-file", str(tmp_path / "words.txt")]) == 0
+    left = pq.read_table(tmp_path / "run" / "comparisons.parquet")["pair_id"].to_pylist()
+    assert left == ["3", "4", "5"]
+
+
+def test_items_of_messages_go_at_every_turn(tmp_path) -> None:
+    gone, stays = opened(SHORT, 1), opened(SHORT, 2)
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": "Be kind."}, *context.messages],
+            "chosen": f"Go on {n}.",
+            "rejected": "No.",
+        }
+        for n, context in enumerate([*contexts_of(gone)[1:], *contexts_of(stays)[1:]])
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = Store.open(tmp_path / "desk", create=True)
+    store.add_items(sources.read(str(tmp_path / "pairs.jsonl"), sources.Request()))
+    (tmp_path / "words.txt").write_text(gone.last)
+    assert main(["forget", str(tmp_path / "desk"), "--text-file", str(tmp_path / "words.txt")]) == 0
+    left = {item.responses[0] for item in Store.open(tmp_path / "desk").items()}
+    assert left == {"Go on 3.", "Go on 4.", "Go on 5."}
