@@ -129,24 +129,34 @@ def learn(root: Path, traces: Traces) -> None:
 
 
 def _learn_records(path: Path, traces: Traces) -> None:
-    """Add the client's conversations in a journal or a JSON file, where they are texts in stored form."""
+    """Add the client's conversations in a journal or a JSON file."""
     content = path.read_bytes()
     if not traces.may_be_in(content):
         return
     lines = io.BytesIO(content).readlines() if path.suffix == ".jsonl" else [content]
     for line in filter(traces.within, lines):
         with contextlib.suppress(ValueError):  # damaged: it is masked as text
-            for text in filter(traces.surely_within, _texts_in(json.loads(line))):
-                if Context.of(text).is_conversation:
-                    traces.add_context(text)
+            for context in _conversations_in(json.loads(line)):
+                if traces.surely_within(context.text):
+                    traces.add_context(context.text)
 
 
-def _texts_in(value: Any) -> Iterator[str]:
+def _conversations_in(value: Any) -> Iterator[Context]:
+    """The conversations in a JSON value: texts in stored form, and lists of messages."""
+    found = None
     if isinstance(value, str):
-        yield value
+        found = Context.stored(value)
+    elif isinstance(value, list) and all(_is_message(entry) for entry in value):
+        found = turns.of_messages(value)
+    if found is not None and found.is_conversation:
+        yield found
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     for one in inner:
-        yield from _texts_in(one)
+        yield from _conversations_in(one)
+
+
+def _is_message(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("role", "content"))
 
 
 def audit(root: Path, outcome: Outcome) -> None:

@@ -217,3 +217,16 @@ def test_items_of_messages_go_at_every_turn(tmp_path) -> None:
     assert main(["forget", str(tmp_path / "desk"), "--text-file", str(tmp_path / "words.txt")]) == 0
     left = {item.responses[0] for item in Store.open(tmp_path / "desk").items()}
     assert left == {"Go on 3.", "Go on 4.", "Go on 5."}
+
+
+def test_records_with_lists_of_messages_go_at_every_turn(tmp_path) -> None:
+    gone, stays = opened(SHORT, 1), opened(SHORT, 2)
+    contexts = [*contexts_of(gone)[1:], *contexts_of(stays)[1:]]
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"n": n, "prompt": c.messages}) + "\n" for n, c in enumerate(contexts)))
+    (tmp_path / "words.txt").write_text(gone.last)
+    assert main(["forget", str(tmp_path / "run"), "--text-file", str(tmp_path / "words.txt")]) == 0
+    left = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["n"] for row in left if "prompt" in row] == [3, 4, 5]
+    assert gone.turns[2][-40:] not in path.read_text()
