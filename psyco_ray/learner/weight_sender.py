@@ -20,10 +20,13 @@ from psyco_ray.learner import rendezvous
 from psyco_ray.models import weight_chunks, weight_codec, weight_memory
 from psyco_ray.models.weight_checksum import WeightChecksum
 from psyco_ray.models.weight_chunks import StoredChunk, TransferError
+from psyco_ray.models.weight_files import layer_of
 from psyco_ray.models.weight_group import TransferGroup
 from psyco_ray.models.weight_memory import SharedMemory
 
 Parameters = Iterator[tuple[str, torch.Tensor]]
+Exported = tuple[str, torch.Tensor, Any]
+"""What `lora.exported` yields."""
 
 STORED_BYTES = 64 * 2**20  # of weights that are stored while the next ones are gathered, or those before are loaded
 _FIRST_BYTES = 8 * 2**20  # of the first chunk, for which all engines wait
@@ -34,6 +37,26 @@ def summed(parameters: Parameters, checksum: WeightChecksum) -> Parameters:
     for name, tensor in parameters:
         checksum.add(name, tensor)
         yield name, tensor
+
+
+def in_sending_order(exported: Sequence[Exported], embedding: torch.Tensor) -> list[Exported]:
+    """Put the input embedding, the largest tensor of many models, behind layers that are as large together.
+
+    Engines wait for the first chunk alone then, and on a CPU they fill and pack the embedding beside later layers. No
+    layer is parted, because `WeightFiles` converts its tensors together.
+    """
+    own = [item for item in exported if item[1] is embedding]
+    others = [item for item in exported if item[1] is not embedding]
+    left, place, layer = _elements(embedding), 0, ""
+    for name, tensor, _ in others:
+        if left <= 0 and layer_of(name) != layer:
+            break
+        layer, place, left = layer_of(name), place + 1, left - _elements(tensor)
+    return [*others[:place], *own, *others[place:]]
+
+
+def _elements(tensor: torch.Tensor) -> int:
+    return getattr(tensor, "ds_numel", tensor.numel())  # ZeRO-3 has emptied it
 
 
 class Receivers:

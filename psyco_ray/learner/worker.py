@@ -279,10 +279,10 @@ class LearnerWorker:
         import deepspeed
 
         from psyco_ray.learner import lora
+        from psyco_ray.learner.weight_sender import in_sending_order
 
-        embedding = self._model.get_input_embeddings().weight
-        # the largest of many models comes last: engines load layers meanwhile, and wait for the first chunk alone
-        for name, tensor, layer in sorted(lora.exported(self._model), key=lambda item: item[1] is embedding):
+        exported = list(lora.exported(self._model))
+        for name, tensor, layer in in_sending_order(exported, self._model.get_input_embeddings().weight):
             gathered = [tensor, *(lora.adapters(layer) if layer is not None else [])]
             with deepspeed.zero.GatheredParameters(gathered, enabled=self._zero_stage == 3):
                 whole = tensor.data

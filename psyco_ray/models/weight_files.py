@@ -108,7 +108,7 @@ class WeightFiles:
             for name, tensor in tensors:
                 yield self._in_files(name), tensor
             return
-        for _, group in itertools.groupby(tensors, key=lambda item: _layer(item[0])):
+        for _, group in itertools.groupby(tensors, key=lambda item: layer_of(item[0])):
             for name, tensor in revert_weight_conversion(self.model, dict(group)).items():
                 yield self._in_files(name), tensor.contiguous()
 
@@ -162,7 +162,7 @@ class WeightFiles:
         return bool(kept)
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
     """The path of the layer that has a tensor; outside of layers the tensor itself."""
     found = _LAYER.match(name)
     return found.group() if found else name

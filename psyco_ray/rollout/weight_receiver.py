@@ -69,8 +69,9 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
     def __init__(self, config: WeightTransferConfig, *parts: Any) -> None:
         super().__init__(config, *parts)
         self._transport: TransferGroup | MemoryReader | None = None
-        self._reload = contextlib.ExitStack()  # open while chunks are loaded
-        self._started, self._checksum, self._problem = False, WeightChecksum(), ""
+        self._reload = contextlib.ExitStack()  # open during a reload
+        self._chunks, self._started = False, False  # whether the next weights come in chunks; whether a reload is open
+        self._checksum, self._problem = WeightChecksum(), ""
         self._held: dict[str, tuple[np.ndarray, str]] = {}
         self._summing = ThreadPoolExecutor(1, "checksum")  # of weights in the host's memory, while they are loaded
 
@@ -81,7 +82,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
             TransferError: not all came in time, or the sender gave up.
         """
         self.shutdown()
-        self._started, self._checksum, self._problem = False, WeightChecksum(), ""
+        self._chunks, self._started, self._checksum, self._problem = True, False, WeightChecksum(), ""
         if init_info.transport in weight_chunks.SHARED:
             self._transport = MemoryReader(init_info.transport)
         if init_info.transport not in weight_chunks.GROUPS:
@@ -92,7 +93,9 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         self._transport.open()
 
     def start_weight_update(self) -> None:
-        """Do nothing: the first chunk starts the reload."""
+        """Start the reload while the first chunk is made; stored weights are checked before theirs."""
+        if self._chunks:
+            self._start_reload()
 
     def receive_weights(self, update_info: WeightUpdate, load_weights: Load | None = None) -> None:
         """Load all weights of the object store, or a chunk.
@@ -129,11 +132,8 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
 
     def finish_weight_update(self) -> None:
         """Finish the reload that the first chunk started."""
-        if not self._started or self._problem:
-            return
-        self._started = False
-        self._problem = weight_reload.finish(self.model, self._finalize)
-        self._reload.close()
+        if self._started and not self._problem:
+            self._problem = self._finish_reload()
 
     def received_digest(self) -> str:
         """Disconnect; returns the digest of the weights since `init_transfer_engine`.
@@ -149,7 +149,7 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
 
     def abandon(self) -> None:
         """Forget an update that broke off, and the weights held for a delta."""
-        self._started, self._held = False, {}
+        self._chunks, self._started, self._held = False, False, {}
         self._reload.close()
         self.shutdown()
 
@@ -163,14 +163,19 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         if load_weights is not None:
             load_weights(weights)
             return
+        self._start_reload()
+        weight_reload.load_weights(self.model, weights)
+
+    def _start_reload(self) -> None:
         if not self._started:
             self._reload.enter_context(weight_reload.experts_packed_again(self.model))
             weight_reload.start(self.model)
             self._started = True
-        weight_reload.load_weights(self.model, weights)
 
-    def _finalize(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+    def _finish_reload(self) -> str:
+        self._chunks, self._started = False, False
+        with self._reload:
+            return weight_reload.finish(self.model, lambda: finalize_layerwise_reload(self.model, self.model_config))
 
     @staticmethod
     def trainer_send_weights(*_: Any) -> None:
@@ -198,11 +203,9 @@ class WeightReceiver(WeightTransferEngine[TransferInit, WeightUpdate]):
         if load_weights is not None:
             load_weights(weights)
             return
-        with weight_reload.experts_packed_again(self.model):
-            weight_reload.start(self.model)
-            weight_reload.load_weights(self.model, weights)
-            problem = weight_reload.finish(self.model, self._finalize)
-        if problem:
+        self._start_reload()
+        weight_reload.load_weights(self.model, weights)
+        if problem := self._finish_reload():
             raise WeightTransferError(problem)
 
 

@@ -8,10 +8,8 @@ layer without new weights goes on with the old ones, with a warning. On a CPU it
 from __future__ import annotations
 
 import contextlib
-import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,24 +17,25 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
-    UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
 from vllm.model_executor.model_loader.reload import layerwise
 from vllm.platforms import current_platform
 
+from psyco_ray.rollout.weight_packing import Packing
+
 _NAMED = 3  # parameters in a message
 
 _reloaded: weakref.WeakSet[Any] = weakref.WeakSet()  # models that have had a whole reload
 _copying: weakref.WeakSet[Any] = weakref.WeakSet()  # those of them that copy weights themselves
-_in_place: weakref.WeakKeyDictionary[Any, _InPlace] = weakref.WeakKeyDictionary()  # by layer, during a reload
+_packing: weakref.WeakKeyDictionary[Any, Packing] = weakref.WeakKeyDictionary()  # by model, during a reload on a CPU
 
 
 def start(model: Any) -> None:
     """Start a reload."""
     layerwise.initialize_layerwise_reload(model)
     if current_platform.is_cpu() and model in _reloaded and model not in _copying:
-        _load_embeddings_in_place(model)
+        _packing[model] = Packing(model)
 
 
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
@@ -51,9 +50,12 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Any
 
 
 def finish(model: Any, finish_reload: Callable[[], None]) -> str:
-    """Finish a reload; returns which parameters got no weights since it started and keep the old ones, if any did."""
+    """Finish a reload; returns what went wrong, such as parameters that got no weights and keep the old ones."""
+    problem = _packing[model].wait() if model in _packing else ""
     missing = _without_weights(model)
     _end(model, finish_reload)
+    if problem:
+        return problem
     if not missing:
         _reloaded.add(model)
         return ""
@@ -78,10 +80,9 @@ def abandon(model: Any, finish_reload: Callable[[], None]) -> None:
 
 
 def _end(model: Any, finish_reload: Callable[[], None]) -> None:
+    if model in _packing:
+        _packing.pop(model).end()
     finish_reload()
-    for layer in model.modules():
-        if layer in _in_place:
-            layer.weight.weight_loader = _in_place.pop(layer).loader
     _refresh_tied_heads(model)
 
 
@@ -100,41 +101,6 @@ def experts_packed_again(model: Any) -> Iterator[None]:
         for method, kernel in kernels:
             if method.moe_kernel is None:  # the layer was not reloaded
                 method.moe_kernel = kernel
-
-
-@dataclass
-class _InPlace:
-    """An embedding that is loaded in place."""
-
-    loader: Callable[..., Any]  # of its weight
-    filled: bool = False
-
-
-def _load_embeddings_in_place(model: Any) -> None:
-    """Have embeddings get their weights without a copy in new memory, which takes the system as long as all else.
-
-    On a CPU nothing else refers to a weight's memory, and a layer with one parameter has all of its weights at once.
-    """
-    found: set[int] = set()
-    for layer in model.modules():
-        info = layerwise.get_layerwise_info(layer)
-        if type(getattr(layer, "quant_method", None)) is not UnquantizedEmbeddingMethod or not info.can_load():
-            continue
-        assert info.kernel_tensors is not None
-        parameters = info.kernel_tensors[0]
-        if list(parameters) == ["weight"] and id(parameters["weight"]) not in found:  # else of a tied output layer
-            found.add(id(parameters["weight"]))
-            layerwise._place_kernel_tensors(layer, info)
-            info.reset()
-            _in_place[layer] = _InPlace(_loader(layer.weight))
-            layer.weight.weight_loader = functools.partial(_fill, layer)
-
-
-def _fill(layer: Any, *arguments: Any, **keywords: Any) -> None:
-    """Load an embedding's weight and pack it; the arguments are the weight loader's."""
-    _in_place[layer].loader(*arguments, **keywords)
-    layer.quant_method.process_weights_after_loading(layer)
-    _in_place[layer].filled = True
 
 
 class _DirectCopies(TorchDispatchMode):
@@ -188,11 +154,11 @@ def _place(
 
 def _without_weights(model: Any) -> list[str]:
     """Names of the parameters that have got no weights since a reload started; tied ones count as one."""
-    kept, waiting = set(), []
+    kept, waiting, packing = set(), [], _packing.get(model)
     for prefix, layer in model.named_modules():
         info = layerwise.get_layerwise_info(layer)
         own = {name: parameter for name, parameter in layer._parameters.items() if parameter is not None}
-        if layer in _in_place and not _in_place[layer].filled:
+        if packing is not None and packing.unfilled(layer):
             waiting.append((f"{prefix}.weight", id(layer.weight)))
         elif not info.can_load():  # all of its weights have arrived
             kept |= {id(parameter) for parameter in own.values()}

@@ -62,9 +62,8 @@ def break_off(actor, step: str) -> None:
         from psyco_ray.rollout import weight_reload
 
         model, receiver = worker.model_runner.model, worker.weight_transfer_engine
-        weight_reload.start(model)
+        receiver._start_reload()
         assert not model.model.embed_tokens.weight.is_meta, "the embedding is filled where it is"
-        receiver._started = True
         rows = {"q_proj": 64} if step == "part of a layer" else {"q_proj": 64, "k_proj": 32, "v_proj": 32}
         zeros = [(f"model.layers.0.self_attn.{name}.weight", torch.zeros(n, 64)) for name, n in rows.items()]
         if step == "embedding":
