@@ -1,5 +1,6 @@
 """A real engine on the CPU after updates that break off, and after items that are abandoned."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -62,7 +63,7 @@ def break_off(actor, step: str) -> None:
         from psyco_ray.rollout import weight_reload
 
         model, receiver = worker.model_runner.model, worker.weight_transfer_engine
-        receiver._start_reload()
+        assert receiver._started, "the reload starts while the first chunk is made"
         assert not model.model.embed_tokens.weight.is_meta, "the embedding is filled where it is"
         rows = {"q_proj": 64} if step == "part of a layer" else {"q_proj": 64, "k_proj": 32, "v_proj": 32}
         zeros = [(f"model.layers.0.self_attn.{name}.weight", torch.zeros(n, 64)) for name, n in rows.items()]
@@ -73,6 +74,7 @@ def break_off(actor, step: str) -> None:
             worker._weight_update_active = False
 
     def run(actor) -> None:
+        actor._engine.weights.init_transfer("object_store", ())
         actor._engine.weights.start_update()
         if step != "started":
             actor._engine._llm.collective_rpc(receive_part)
@@ -196,6 +198,41 @@ def test_a_tied_head_computes_with_the_packed_weights_of_the_embedding(actor, te
 
     [shared] = ray.get(actor.__ray_call__.remote(lambda own: own._engine._llm.collective_rpc(packed)), timeout=60)
     assert shared, "a second packed copy takes its memory and the time of packing"
+
+
+def packing_threads(actor, weights: Weights, failing: str) -> set[str]:
+    """Load weights; returns the threads that packed matrices. A name's thread fails in all of them."""
+
+    def run(own) -> set[str]:
+        from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+        original, threads = UnquantizedLinearMethod.process_weights_after_loading, set()
+
+        def recorded(method, layer) -> None:
+            name = threading.current_thread().name.split("_")[0]
+            threads.add(name)
+            if name == failing:
+                raise MemoryError("no memory today")
+            original(method, layer)
+
+        UnquantizedLinearMethod.process_weights_after_loading = recorded
+        try:
+            own._thread.call(own._engine.weights.load, weights)
+        finally:
+            UnquantizedLinearMethod.process_weights_after_loading = original
+        return threads
+
+    return ray.get(actor.__ray_call__.remote(run), timeout=60)
+
+
+@pytest.mark.slow
+def test_matrices_are_packed_beside_the_thread_that_loads_the_next_ones(actor, tensors) -> None:
+    expected = load(actor, stored(tensors, 1))
+    changed = {name: tensor * 1.1 for name, tensor in tensors.items()}
+    assert "pack" in packing_threads(actor, stored(changed, 2), failing="")
+    with pytest.raises(WeightTransferError, match="weights could not be packed, MemoryError: no memory today"):
+        packing_threads(actor, stored(changed, 3), failing="pack")
+    assert load(actor, stored(tensors, 4)) == expected
 
 
 @pytest.mark.slow
