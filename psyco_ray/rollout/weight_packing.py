@@ -46,9 +46,8 @@ class Packing:
     def _prepare(self, layer: Any, info: Any, parameters: dict[str, torch.Tensor], owners: dict[int, Any]) -> None:
         method: Any = getattr(layer, "quant_method", None)
         weight = parameters.get("weight")
-        if (
-            type(method) is UnquantizedLinearMethod and weight is not None and not weight.numel()
-        ):  # the packed one is used
+        packed_alone = weight is not None and not weight.numel()  # vLLM keeps no other copy of a matrix
+        if type(method) is UnquantizedLinearMethod and packed_alone:
             self._linear.add(layer)
             method.process_weights_after_loading = self._pack_later
         elif type(method) is UnquantizedEmbeddingMethod and list(parameters) == ["weight"]:
