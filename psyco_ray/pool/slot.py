@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -118,9 +119,8 @@ class Slot:
         stream.running.add(work)
         call = actor_method(self.actor, stream.method)
         ref = (call.options(num_returns="streaming") if stream.one_by_one else call).remote(work.item)
-        task = Task(stream, work, ref, now)
-        self.tasks.append(task)
-        work.has_come = lambda: task.has_more
+        self.tasks.append(Task(stream, work, ref, now))
+        work.has_come = partial(_has_come, ref, stream.one_by_one)
         if self.state is not states.BUSY:
             self.enter(states.BUSY)
 
@@ -191,6 +191,13 @@ def pending_of(slots: Iterable[Slot]) -> dict[Any, tuple[Slot, Task | None]]:
         if not slot.tasks and slot.ref is not None:
             pending[slot.ref] = slot, None
     return pending
+
+
+def _has_come(ref: Any, one_by_one: bool) -> bool:
+    """Whether results of a call that are not taken, or their end, have come."""
+    if not one_by_one:
+        return bool(ray.wait([ref], timeout=0)[0])
+    return bool(ref.next_ready() or ref.is_finished())
 
 
 def actor_method(actor: Any, method: Callable[..., Any]) -> Any:
