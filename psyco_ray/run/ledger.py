@@ -134,7 +134,7 @@ class Ledger(RunDirectory):
         """Produce the groups of items that are not stored; store an item as soon as all of its groups have arrived.
 
         Items are read when `produce` takes them and forgotten when they are stored, by threads beside the stream; those
-        that have to wait for the disk are stored together. All are stored when the stream ends. A crash loses only
+        of the same moment are stored together. All are stored when the stream ends. A crash loses only
         items in flight. An item with quarantined speeches is stored at the end of the stream.
 
         Args:

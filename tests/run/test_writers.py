@@ -8,7 +8,7 @@ import pytest
 from psyco_ray.run.writers import Writers
 
 
-def test_values_that_wait_are_written_together_and_all_at_the_end() -> None:
+def test_values_of_the_same_moment_are_written_together_and_all_at_the_end() -> None:
     written, free = list[list[int]](), threading.Event()
 
     def write(values: list[int]) -> None:
@@ -20,10 +20,10 @@ def test_values_that_wait_are_written_together_and_all_at_the_end() -> None:
             writers.write(value)
         free.set()
     assert sorted(value for values in written for value in values) == list(range(14))
-    assert len(written) <= 4, "two of one, then those that waited"
+    assert len(written) <= 4, "those that came first, and those that waited"
 
 
-def test_a_value_that_need_not_wait_is_written_alone() -> None:
+def test_a_value_after_which_none_comes_is_written_before_the_end() -> None:
     written = list[list[int]]()
     with Writers(written.append, "test") as writers:
         for value in range(3):
