@@ -29,7 +29,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import ray
 
-from psyco_ray.cli.plan import allocation, cost_model, devices
+from psyco_ray.cli.plan import allocation, cost_model, devices, lengths
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Deadlines, Evaluation, Job
 from psyco_ray.models.shape import shape_of
@@ -64,7 +64,7 @@ def forecast_rates(count: int) -> Rates:
     """The rates of `plan`; costs per iteration are scaled from 6,400 speeches to `count`."""
     job = Job(evaluation=Evaluation(speeches=HELD_OUT))
     profile, shape = devices.profile_of("h100"), shape_of("llama-3.1-8b")
-    tokens = float(cost_model.RESPONSE_TOKENS)
+    tokens = float(lengths.RESPONSE_TOKENS)
     roles = allocation.allocate(job, shape, profile, 8, tokens)
     work = cost_model.Scenario(job, shape, profile, roles, tokens)
     forecast = cost_model.forecast(work)

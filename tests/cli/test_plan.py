@@ -11,7 +11,7 @@ import yaml
 from support.paths import ROOT
 
 from psyco_ray.cli.main import main
-from psyco_ray.cli.plan import advice, allocation, cost_model, devices
+from psyco_ray.cli.plan import advice, allocation, cost_model, devices, lengths
 from psyco_ray.cli.plan.cost_model import GpuSplit, Scenario
 from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config import errors, job_file
@@ -56,7 +56,7 @@ def job(**changes: object) -> Job:
 
 def test_stages_by_hand() -> None:
     settings, rates = job(), profile()
-    prompt = cost_model.prompt_tokens(settings.prompts, settings.data)
+    prompt = lengths.prompt_tokens(settings.prompts, settings.data)
     result = cost_model.forecast(Scenario(settings, SHAPE, rates, GpuSplit(2, 1, 2), 10)).stages
     item = 2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01
     scorer = 8 * (prompt + 40) * 0.002 + 8 * (prompt + 20) * 0.004
@@ -71,7 +71,7 @@ def test_stages_by_hand() -> None:
 def test_engines_that_never_drain_by_hand() -> None:
     settings = job(rollouts={"speeches_per_item": 2, "max_num_seqs": 8, "feed": "continuous"})
     work = Scenario(settings, SHAPE, profile(), GpuSplit(2, 1, 2), 10)
-    prompt = cost_model.prompt_tokens(settings.prompts, settings.data)
+    prompt = lengths.prompt_tokens(settings.prompts, settings.data)
     # of each engine: 4 speeches with 4 responses of 10 tokens, 8 at a time; the last ones take up to 16 steps
     engine = 4 * prompt * 0.001 + (10 + 16) * 0.5 + 16 * 10 * 0.01
     assert work.sampling(8, 4).slowest == pytest.approx(engine)
@@ -109,7 +109,7 @@ def test_cores_are_shared_and_gpus_are_not() -> None:
     shared = cost_model.forecast(
         Scenario(settings, SHAPE, profile("cpu", score_token_s=0.2), GpuSplit(2, 2, 2), 10, cores=1)
     )
-    prompt = cost_model.prompt_tokens(settings.prompts, settings.data)
+    prompt = lengths.prompt_tokens(settings.prompts, settings.data)
     engines = 4 * (2 * prompt * 0.001 + 16 * 0.5 + 8 * 10 * 0.01)
     scorers = 8 * (prompt + 40) * 0.2 + 8 * (prompt + 20) * 0.004
     assert apart.stages["sample and score"] == pytest.approx(max(engines, scorers) / 2)
@@ -129,7 +129,7 @@ def test_a_model_of_twice_the_size_takes_twice_the_time() -> None:
 def test_offline_pairs_are_not_sampled_and_a_reference_of_the_learner_is_not_scored() -> None:
     both = cost_model.forecast(Scenario(job(), SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
     offline = cost_model.forecast(Scenario(job(pairs_from="file"), SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
-    prompt = cost_model.prompt_tokens(job().prompts, job().data)
+    prompt = lengths.prompt_tokens(job().prompts, job().data)
     assert offline["sample and score"] == pytest.approx(8 * (prompt + 20) * 0.004)
     moved = job(dpo={"reference": "previous", "optimizer": {"batch_size": 4}})
     result = cost_model.forecast(Scenario(moved, SHAPE, profile(), GpuSplit(1, 1, 1), 10)).stages
@@ -301,14 +301,17 @@ def test_a_prompt_grows_with_the_conversation() -> None:
         return Scenario(Job.model_validate(settings), shape, h100, GpuSplit(4, 2, 2), 256)
 
     alone, contexts = work(), work(data={"conversations": "contexts", "max_turns": 7})
-    assert contexts.prompt_tokens == alone.prompt_tokens + 3 * cost_model.EXCHANGE_TOKENS
+    assert contexts.prompt_tokens == alone.prompt_tokens + 3 * lengths.EXCHANGE_TOKENS
     short = work(data={"conversations": "contexts", "max_turns": 7, "max_context_chars": 400})
     assert short.prompt_tokens == alone.prompt_tokens + 100
     talks = work(simulate={"client": {"model": "llama-3.2-3b"}, "turns": 4, "rank": "dialogue"})
-    assert talks.after(2).prompt_tokens == alone.prompt_tokens + 2 * (256 + cost_model.CLIENT_TOKENS)
-    each = [talks.turns(64, range(number, number + 1), 1) for number in (1, 2, 3)]
+    assert talks.after(2).prompt_tokens == alone.prompt_tokens + 2 * (256 + lengths.CLIENT_TOKENS)
+    each = [talks.turns(64, range(number, number + 1), 1).seconds for number in (1, 2, 3)]
     assert each == sorted(set(each)), "a later turn has more to read"
-    assert talks.turns(64, range(1, 4), 1) == pytest.approx(sum(each))
+    assert talks.turns(64, range(1, 4), 1).seconds == pytest.approx(sum(each))
+    idle = cost_model.forecast(talks).idle
+    assert idle.keys() == {"rollouts", "scorers", "learners", "clients"}
+    assert min(idle["scorers"], idle["rollouts"]) < 0.5, "the turns of dialogues are work"
     late = {"client": {"model": "llama-3.2-3b"}, "turns": 4, "branch_turn": 4}
     assert cost_model.forecast(work(simulate=late)).stages["train"] > cost_model.forecast(alone).stages["train"]
 

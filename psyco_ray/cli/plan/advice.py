@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from psyco_ray.cli.plan import allocation, cost_model, devices
+from psyco_ray.cli.plan import allocation, cost_model, devices, lengths
 from psyco_ray.cli.plan.cost_model import Forecast, GpuSplit, Scenario
 from psyco_ray.cli.plan.devices import Profile
 from psyco_ray.config import job_file
@@ -51,7 +51,7 @@ def forecast(
     profile = devices.profile_of(device or ("h100" if on_gpu else "cpu-2-cores"))
     shape = shape_of(model or job.model)
     records = _records(finished) if finished else []
-    tokens = min(float(job.sampling.max_tokens), cost_model.RESPONSE_TOKENS)
+    tokens = min(float(job.sampling.max_tokens), lengths.RESPONSE_TOKENS)
     if sampled := [record["pairs"]["mean_tokens"] for record in records if record["pairs"]["mean_tokens"]]:
         tokens = sum(sampled) / len(sampled)
     cores = cores or len(os.sched_getaffinity(0)) if profile.kind == "cpu" else None
@@ -77,7 +77,7 @@ def forecast(
 
 def _growing(job: Job) -> str:
     """What is added to a prompt with each turn of a dialogue."""
-    return "" if job.simulate is None else f", {cost_model.reply_tokens(job.simulate):.0f} per reply of a client"
+    return "" if job.simulate is None else f", {lengths.reply_tokens(job.simulate):.0f} per reply of a client"
 
 
 def _on_gpus(job: Job) -> Job:

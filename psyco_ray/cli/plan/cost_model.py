@@ -7,27 +7,17 @@ memory that holds the weights, scoring and training by floating-point operations
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
+from psyco_ray.cli.plan import lengths
 from psyco_ray.cli.plan.devices import Profile
-from psyco_ray.config.prompts import load_prompt, prompt_messages
-from psyco_ray.config.reading import Reading
-from psyco_ray.config.simulate import Simulation
-from psyco_ray.config.training import Job, Prompts
+from psyco_ray.config.training import Job
 from psyco_ray.models.shape import ModelShape, shape_of
 from psyco_ray.run import hub
 
-CLIENT_TOKENS = 100
-"""Mean tokens of a simulated client's turn, unless its `max_tokens` is lower."""
-EXCHANGE_TOKENS = 150
-"""Mean tokens of a client's turn and the therapist's answer in a file of conversations."""
-RESPONSE_TOKENS = 256
-"""Mean tokens of a response (about 190 words), unless `sampling.max_tokens` is lower or a run has measured them."""
 DEV_SPEECHES = 2319
 """Held-out speeches of a job that answers all: a tenth of the paper's 23,192 train speeches."""
-SPEECH_CHARS, CHARS_PER_TOKEN, TEMPLATE_TOKENS = 300, 4.0, 10  # a speech; English text; a chat template
 _HOST_BYTES_PER_S = 2.0e10  # between a GPU and pinned host memory, over PCIe
 
 
@@ -82,6 +72,24 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Seconds of turns of dialogues, and in them of all engines and scorers together and of each client's engine."""
+
+    seconds: float = 0.0
+    sampled: float = 0.0
+    scored: float = 0.0
+    replied: float = 0.0
+
+    def __add__(self, other: Turns) -> Turns:
+        return Turns(
+            self.seconds + other.seconds,
+            self.sampled + other.sampled,
+            self.scored + other.scored,
+            self.replied + other.replied,
+        )
+
+
+@dataclass(frozen=True)
 class Scenario:
     """A job on a device, and the seconds of work of each role in one iteration.
 
@@ -122,7 +130,7 @@ class Scenario:
     @property
     def prompt_tokens(self) -> float:
         """Tokens of a prompt, with the conversation so far."""
-        return prompt_tokens(self.job.prompts, self.job.data) + self.said
+        return lengths.prompt_tokens(self.job.prompts, self.job.data) + self.said
 
     @property
     def pair_tokens(self) -> float:
@@ -197,24 +205,28 @@ class Scenario:
         sampling = self.job.sampling.model_copy(update={"max_tokens": client.max_tokens})
         job = self.job.model_copy(update={"rollouts": client.rollouts, "sampling": sampling})
         split = GpuSplit(client.rollouts.actors, 1, 1, max(1, math.ceil(client.rollouts.gpus)))
-        tokens = reply_tokens(self.job.simulate)
+        tokens = lengths.reply_tokens(self.job.simulate)
         return replace(self, job=job, shape=shape, split=split, response_tokens=tokens)
 
     def after(self, exchanges: int) -> Scenario:
         """The same work later in a dialogue: a prompt grows with each response and reply of the client."""
         if self.job.simulate is None or not exchanges:
             return self
-        return replace(self, said=exchanges * (self.response_tokens + reply_tokens(self.job.simulate)))
+        return replace(self, said=exchanges * (self.response_tokens + lengths.reply_tokens(self.job.simulate)))
 
-    def turns(self, dialogues: int, which: range, models: int) -> float:
-        """Seconds of further turns (1, 2, ...) of dialogues: a client's reply and a response that `models` score."""
-        seconds = 0.0
+    def turns(self, dialogues: int, which: range, models: int) -> Turns:
+        """Further turns (1, 2, ...) of dialogues: a client's reply and a response that `models` score."""
+        seconds = sampled = scored = replied = 0.0
         for exchanges in which:
             now = self.after(exchanges)
             if now.client:
-                seconds += now.client.overlapped(now.client.sampling(dialogues, 1), 0.0)
-            seconds += now.overlapped(now.sampling(dialogues, 1), now.scoring(dialogues, 1, models))
-        return seconds
+                replies = now.client.sampling(dialogues, 1)
+                seconds += now.client.overlapped(replies, 0.0)
+                replied += replies.total / now.client.split.rollouts
+            sampling, scoring = now.sampling(dialogues, 1), now.scoring(dialogues, 1, models)
+            seconds += now.overlapped(sampling, scoring)
+            sampled, scored = sampled + sampling.total, scored + scoring
+        return Turns(seconds, sampled, scored, replied)
 
 
 def forecast(scenario: Scenario) -> Forecast:
@@ -236,37 +248,36 @@ def forecast(scenario: Scenario) -> Forecast:
     # a policy is saved beside the sampling that follows, unless they have the same GPUs or cores
     waited = save if split.colocated or scenario.cores else max(0.0, save - scenario.overlapped(answered, judged))
     stages = {
-        "sample and score": branch.overlapped(sampled, scored) + in_samples,
+        "sample and score": branch.overlapped(sampled, scored) + in_samples.seconds,
         "train": branch.training,
         "save": waited,
         "sync": 2 * scenario.shape.parameters / profile.sync_bytes_per_s + scenario.hand_over,
-        "evaluate": scenario.overlapped(answered, judged) + in_evaluation,
+        "evaluate": scenario.overlapped(answered, judged) + in_evaluation.seconds,
     }
     total = sum(stages.values())
+    turns = in_samples + in_evaluation
     busy = {
-        "rollouts": (sampled.total + answered.total) / split.rollouts,
-        "scorers": (scored + judged) / split.scorers,
+        "rollouts": (sampled.total + answered.total + turns.sampled) / split.rollouts,
+        "scorers": (scored + judged + turns.scored) / split.scorers,
         "learners": stages["train"] + save,
     }
+    if scenario.client:
+        busy["clients"] = turns.replied
     return Forecast(stages, {role: max(0.0, 1 - seconds / total) for role, seconds in busy.items()})
 
 
-def _in_dialogues(scenario: Scenario, drawn: tuple[int, int], held_out: tuple[int, int]) -> tuple[float, float]:
-    """Seconds of all turns but one of the dialogues in sampling and in evaluation."""
+def _in_dialogues(scenario: Scenario, drawn: tuple[int, int], held_out: tuple[int, int]) -> tuple[Turns, Turns]:
+    """All turns but one of the dialogues in sampling and in evaluation."""
     job, simulate = scenario.job, scenario.job.simulate
     if simulate is None:
-        return 0.0, 0.0
+        return Turns(), Turns()
     speeches, responses = drawn
     branch, last = simulate.branch_turn, simulate.turns
-    before = scenario.turns(speeches, range(1, branch), 0)
-    after = scenario.turns(speeches * responses, range(branch, last), 1) if simulate.rank == "dialogue" else 0.0
+    sampled = scenario.turns(speeches, range(1, branch), 0)
+    if simulate.rank == "dialogue":
+        sampled += scenario.turns(speeches * responses, range(branch, last), 1)
     evaluated = scenario.turns(math.prod(held_out), range(1, last), len(reward_models(job)))
-    return 0.0 if job.pairs_from == "file" else before + after, evaluated
-
-
-def reply_tokens(simulate: Simulation) -> float:
-    """Mean tokens of a simulated client's turn."""
-    return min(float(simulate.client.max_tokens), CLIENT_TOKENS)
+    return Turns() if job.pairs_from == "file" else sampled, evaluated
 
 
 def client_shape(job: Job) -> ModelShape | None:
@@ -278,24 +289,6 @@ def client_shape(job: Job) -> ModelShape | None:
     if job.simulate is None or (model := job.simulate.client.model) is None:
         return None
     return shape_of(str(hub.on_this_machine(model) or model))
-
-
-def prompt_tokens(prompts: Prompts, reading: Reading) -> float:
-    """Tokens of a rendered prompt with a speech of `SPEECH_CHARS`, or with half of the turns that a context may have.
-
-    Raises:
-        InputError: the prompts file or its entry does not exist.
-    """
-    tokens = _entry_tokens(prompts)
-    if reading.conversations == "contexts":
-        tokens += min((reading.max_turns - 1) / 2 * EXCHANGE_TOKENS, reading.max_context_chars / CHARS_PER_TOKEN)
-    return tokens
-
-
-@functools.cache
-def _entry_tokens(prompts: Prompts) -> float:
-    texts = prompt_messages(load_prompt(prompts), "x" * SPEECH_CHARS)
-    return sum(len(text["content"]) for text in texts) / CHARS_PER_TOKEN + TEMPLATE_TOKENS
 
 
 def reward_models(job: Job) -> list[str]:

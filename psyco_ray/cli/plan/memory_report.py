@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from psyco_ray.cli.plan import cost_model, memory
+from psyco_ray.cli.plan import lengths, memory
 from psyco_ray.cli.plan.memory import MOMENTS, ROOM, GpuUse
 from psyco_ray.config import gpu_sizes
 from psyco_ray.config.errors import InputError
@@ -169,7 +169,7 @@ def _small_cache(job: Job, shape: ModelShape) -> list[str]:
     if not settings.gpus or settings.kv_cache_gb is None:
         return []
     tokens = settings.kv_cache_gb * 2**30 / kv_cache.token_bytes(shape, settings)
-    typical = cost_model.prompt_tokens(job.prompts, job.data) + min(job.sampling.max_tokens, cost_model.RESPONSE_TOKENS)
+    typical = lengths.prompt_tokens(job.prompts, job.data) + min(job.sampling.max_tokens, lengths.RESPONSE_TOKENS)
     if tokens >= settings.max_num_seqs * typical:
         return []
     return [
