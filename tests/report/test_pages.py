@@ -113,7 +113,7 @@ def test_the_training_page_shows_the_figures_of_the_summary(tmp_path) -> None:
     assert written["distinct_ratio"] == pytest.approx(0.85)
     assert "1.05 times the tokens and 0.85 times the share of distinct word pairs of the base model's" in flat
     assert "92.0 % of them are finished (base model: 95.0 %)" in flat
-    assert "The policy is 7.5 nats a response away from the base model." in flat
+    assert "The policy is 7.5 nats a response away from the base model. These are figures of iteration" in flat
     assert "The best checkpoint is that of iteration 3 (after 15 optimizer steps)" in flat
     assert "Alarm in iteration 2: the held-out reward is 4.0 standard errors below its best." in flat
     assert ["0", "95.0", "0.458", "–", "0.458", "–"] in page.rows
