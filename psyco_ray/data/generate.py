@@ -84,7 +84,7 @@ class Responder:
                 speech_id = row["speech_id"]
                 ids = templates.conversation_ids(self._tokenizer, task.messages(row["speech"]))
                 if len(ids) > room:
-                    reason = f"the prompt takes {len(ids)} tokens, {room} fit; raise respond.rollouts.max_model_len"
+                    reason = f"the prompt takes {len(ids)} tokens, {room} fit; raise max_model_len of the engines"
                     set_aside[part].append(set_aside_row(speech_id, task.name, reason, None))
                     continue
                 part_of[speech_id] = part
