@@ -56,9 +56,7 @@ class Task:
     @property
     def has_more(self) -> bool:
         """Whether results that nobody has taken, or the end of the results, have come."""
-        if not self.stream.one_by_one:
-            return bool(ray.wait([self.ref], timeout=0)[0])
-        return bool(self.ref.next_ready() or self.ref.is_finished())
+        return _has_come(self.ref, self.stream.one_by_one)
 
     def take(self) -> tuple[list[Any], bool]:
         """The results that come next, and whether the end is still to come; waits for it."""
