@@ -173,17 +173,18 @@ class Bench:
             _, state_s = self.meter.measure(ranks, lambda: self.learner.save_state(f"{directory}/state"))
         both = [*ranks, *self.rollouts.actors]
         before = self.meter.cpu_seconds(both)
-        report = weight_sync.push_weights(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
+        pushed = weight_sync.push_weights(self.learner, self.rollouts, 1, pairs[0], Sync(max_gap=10.0))
+        pushed.verify()
         cpu_seconds = [b - a for a, b in zip(before, self.meter.cpu_seconds(both), strict=True)]
         # learner and engines work at the same time, but may share cores
         sync_s = max(cpu_seconds[: len(ranks)]) + max(cpu_seconds[len(ranks) :])
-        sync_s = report.export_s + report.load_s if self.meter.on_gpu else sync_s
+        sync_s = pushed.export_s + pushed.load_s if self.meter.on_gpu else sync_s
         print(f"saving {save_s:.2f} + {state_s:.2f} s, sync {sync_s:.2f} s", flush=True)
         return {
             "train_token_s": token_s,
             "optimizer_step_s": step_s,
             "save_bytes_per_s": 6 * parameters / (save_s + state_s),  # bfloat16 model, float32 state
-            "sync_bytes_per_s": report.bytes / sync_s,
+            "sync_bytes_per_s": pushed.bytes / sync_s,
         }
 
 

@@ -55,7 +55,7 @@ from psyco_ray.run.telemetry import Telemetry
 from psyco_ray.training.orchestrator import Orchestrator
 from psyco_ray.training.run_state import RunState
 
-BAR = 3.0
+BAR = 3.0 if fast_dtype({}) == "bfloat16" else 2.2
 STAGES = ("sample", "score", "train")
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -4,10 +4,14 @@
 .venv/bin/python benchmarks/sync.py --changed [--counts 1 10 100] [--rates 5e-7 5e-6]
 .venv/bin/python benchmarks/sync.py --deltas [--rates 5e-6]
 
-Seconds from the end of an optimizer step until every rollout actor has the weights and has shown that it computes with
-them: export, digests, loading, which goes on meanwhile, and the probe. The peer is vLLM's own reload (`reload_weights`)
-of the same tensors by the same actors, when the tensors lie in the memory of their node already. Medians over rounds
-without the first; `ratio` is ours over the peer's. With --changed the learner trains on short pairs and the share of
+Seconds from the end of an optimizer step until every rollout actor has the weights, their digest is confirmed, and it
+takes items: export, digests, and loading, which goes on meanwhile. The peer is vLLM's own reload (`reload_weights`) of
+the same tensors by the same actors, when the tensors lie in the memory of their node already. The probe, by which each
+engine shows that it computes with the weights, runs beside the first items, whose results wait for it; `first_token_s`
+is the time from the end of the step, and of the peer from the start of its reload, until the first sampled token is
+delivered, with the probe. Medians over rounds without the first; `ratio` is ours over the peer's.
+
+With --changed the learner trains on short pairs and the share of
 weights is printed whose bfloat16 value differs from the start; nothing is compared. With --deltas the rollouts are on
 an emulated second node and load only the weights that each step changed (`sync.deltas`); the peer sends all weights
 after the same steps, and `ratio` is that of the bytes.
@@ -22,6 +26,7 @@ import random
 import secrets
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 # a token of this run, set before the import: Ray would write one into the home directory
@@ -111,18 +116,18 @@ def measure_updates(options: argparse.Namespace, deltas: bool) -> tuple[float, f
     learner, pool = learner_of(options, options.rates[0]), pool_of(options)
     probe = pairs(options.prompt, options.response, 1, seed=99)[0]
     batches = [pairs(10, 10, PAIRS, seed) for seed in range(options.rounds + 1)]
-    reports = []
+    updates = []
     for version, _ in enumerate(learner.train(batches, total_steps=len(batches)), start=1):
-        report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
+        pushed = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0, deltas=deltas))
         print(
-            f"deltas {deltas}, version {version}: {report.bytes / 2**20:.1f} MiB, export {report.export_s:.3f} s, "
-            f"load {report.load_s:.3f} s; gap {report.gap:.4f} nats per token",
+            f"deltas {deltas}, version {version}: {pushed.bytes / 2**20:.1f} MiB, export {pushed.export_s:.3f} s, "
+            f"load {pushed.load_s:.3f} s; gap {pushed.verify():.4f} nats per token",
             flush=True,
         )
-        reports.append((report.bytes, report.export_s + report.load_s))
+        updates.append((pushed.bytes, pushed.export_s + pushed.load_s))
     pool.close()
     learner.close()
-    sizes, seconds = zip(*reports[1:], strict=True)
+    sizes, seconds = zip(*updates[1:], strict=True)
     return statistics.median(sizes), statistics.median(seconds)
 
 
@@ -157,44 +162,55 @@ def compare_reload(options: argparse.Namespace) -> dict[str, Any]:
     probe = pairs(options.prompt, options.response, 1, seed=99)[0]
     batches = [pairs(10, 10, PAIRS, seed) for seed in range(options.rounds + 1)]
     steps = learner.train(batches, total_steps=len(batches))
-    ours, peer = [], []
+    ours, peer = [], []  # seconds of the update and of the first token
     for version in range(1, len(batches) + 1):
         next(steps)
         start = time.perf_counter()
-        report = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0))
-        pushed = time.perf_counter() - start
+        pushed = weight_sync.push_weights(learner, pool, version, probe, Sync(max_gap=5.0))
+        updated = time.perf_counter() - start
+        with ThreadPoolExecutor(1) as background:
+            gap = background.submit(pushed.verify)
+            sample_token(pool, version)
+            first_token = time.perf_counter() - start
         refs = learner.export(version, 1024).refs
-        reloads = ray.get([actor.__ray_call__.remote(reload_s, refs) for actor in pool.actors])
-        item = PromptBatch("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
         start = time.perf_counter()
-        next(
-            pool.stream(
-                RolloutActor.sample,
-                [SamplingRequest(item, version, 1, 1.0, 1.0, 1)],
-                identity=lambda result: result[0].version,
-            )
-        )
+        reloaded = max(ray.get([actor.__ray_call__.remote(reload_s, refs) for actor in pool.actors]))
+        called = time.perf_counter() - start - reloaded  # fetching the tensors, which the peer has already
+        sample_token(pool, version)
+        peer_token = time.perf_counter() - start - called
         print(
-            f"version {version}: {pushed:.3f} s for {report.bytes / 2**20:.0f} MiB to {report.actors} actor(s): "
-            f"sent and loaded {report.export_s:.3f}, checked {report.load_s:.3f}; reload {max(reloads):.3f} s; "
-            f"first token {time.perf_counter() - start:.3f} s; gap {report.gap:.4f} nats per token",
+            f"version {version}: {updated:.3f} s for {pushed.bytes / 2**20:.0f} MiB to {pushed.actors} actor(s): "
+            f"sent and loaded {pushed.export_s:.3f}, confirmed {pushed.load_s:.3f}; first token {first_token:.3f}; "
+            f"reload {reloaded:.3f}, first token {peer_token:.3f}; gap {gap.result():.4f} nats per token",
             flush=True,
         )
         if version > 1:
-            ours.append(pushed)
-            peer.append(max(reloads))
+            ours.append((updated, first_token))
+            peer.append((reloaded, peer_token))
     pool.close()
     learner.close()
-    ratio = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
+    ratios = [[a / b for a, b in zip(one, other, strict=True)] for one, other in zip(ours, peer, strict=True)]
+    ratio, token_ratio = (statistics.median(column) for column in zip(*ratios, strict=True))
+    (ours_s, ours_token), (peer_s, peer_token) = (
+        map(statistics.median, zip(*side, strict=True)) for side in (ours, peer)
+    )
     return {
         "name": "sync",
-        "ours": round(statistics.median(ours), 4),
-        "peer": round(statistics.median(peer), 4),
+        "ours": round(ours_s, 4),
+        "peer": round(peer_s, 4),
         "ratio": round(ratio, 2),
         "bar": BAR,
         "pass": ratio <= BAR,
-        "bytes": report.bytes,
+        "bytes": pushed.bytes,
+        "first_token_s": [round(ours_token, 4), round(peer_token, 4), round(token_ratio, 2)],
     }
+
+
+def sample_token(pool: ActorPool, version: int) -> None:
+    """Samples one token with a version of the weights."""
+    item = PromptBatch("first", (Prompt("first", (5, 6, 7, 8), seed=1),))
+    requests = [SamplingRequest(item, version, 1, 1.0, 1.0, 1)]
+    next(pool.stream(RolloutActor.sample, requests, identity=lambda result: result[0].version))
 
 
 def bfloat16(weights: Weights) -> dict[str, np.ndarray]:

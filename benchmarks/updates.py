@@ -114,18 +114,18 @@ class Pair:
         step()
         self.colocation.pop_seconds()
         probe, shared = random_pairs(SHORT, 0)[0], self.colocation if self.job.colocated else None
-        report = weight_sync.push_weights(
+        pushed = weight_sync.push_weights(
             self.group, self.pool, version, probe, self.job.sync, transport=transport, colocation=shared
         )
-        handovers = self.colocation.pop_seconds()
-        [copy_s] = ray.get([worker.__ray_call__.remote(copy_seconds, report.bytes) for worker in self.group.workers])
-        parts = report.export_s - sum(handovers), report.load_s
+        gap, handovers = pushed.verify(), self.colocation.pop_seconds()
+        [copy_s] = ray.get([worker.__ray_call__.remote(copy_seconds, pushed.bytes) for worker in self.group.workers])
+        parts = pushed.export_s - sum(handovers), pushed.load_s
         print(
-            f"version {version} by {transport}: {report.bytes / 2**20:.0f} MiB, learner {parts[0]:.3f} s, engine "
-            f"{parts[1]:.3f}; handover {sum(handovers):.3f}; gap {report.gap:.4f} nats per token",
+            f"version {version} by {transport}: {pushed.bytes / 2**20:.0f} MiB, learner {parts[0]:.3f} s, engine "
+            f"{parts[1]:.3f}; handover {sum(handovers):.3f}; gap {gap:.4f} nats per token",
             flush=True,
         )
-        return Update(sum(parts), sum(handovers), copy_s, report.bytes)
+        return Update(sum(parts), sum(handovers), copy_s, pushed.bytes)
 
 
 def by_transport(name: str, job: Job, rounds: int) -> list[Line]:

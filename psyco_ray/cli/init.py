@@ -41,7 +41,7 @@ _SETTINGS: dict[str, Any] = {
         "cpus": 0.15,
         "max_model_len": 768,
         "max_num_seqs": 64,
-        "kv_cache_gb": 0.6,
+        "kv_cache_gb": 0.8,
         "speeches_per_item": 10,
     },
     "scorers": {"actors": 2, "cpus": 0.15},

@@ -7,6 +7,7 @@
                   |    +-- requeue, split, give up <-- health check <--------+ dead, hung, failed
     results <-----+------- deliver each result once <-- poll <---------------+ result, end of item
     broadcast ----> PendingUpdate ----> sent before the next item ----> actor 0, actor 1, ...
+    verify -------> its proofs <------- results are held until then <--------+
 
 Invariants:
 
@@ -16,7 +17,8 @@ Invariants:
 3. Every item ends: its results are delivered, or `on_failed` gets it, or the stream raises.
 4. A dead or hung actor is replaced and its items requeued, each for an actor of its own; an item that fails twice is
    split, so that only the part at fault is given up.
-5. After `broadcast` no actor gets an item before it applied the update; new actors apply it first.
+5. After `broadcast` no actor gets an item before it applied the update; new actors apply it first. Where the update
+   has a proof, no result of an actor is delivered before `verify` has accepted the actor's proof.
 6. No process, shared memory or temporary file of an actor outlives it.
 
 The pool is written here because neither Ray's ActorPool, RLlib's actor manager nor Ray Data has item deadlines,
@@ -34,9 +36,10 @@ from ray.exceptions import RayError
 
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool.polling import POLL_S
-from psyco_ray.pool.slot import PendingUpdate, Slot, actor_method, reason_of
+from psyco_ray.pool.slot import Slot, actor_method, reason_of
 from psyco_ray.pool.states import State
 from psyco_ray.pool.supervisor import Supervisor
+from psyco_ray.pool.updates import PendingUpdate
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkStream
 
 _ACK_POLL_S = 0.002  # a weight update is not slower for it
@@ -45,6 +48,7 @@ A = TypeVar("A")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Ack = TypeVar("Ack")
+Proof = TypeVar("Proof")
 Args = TypeVarTuple("Args")
 
 
@@ -165,6 +169,7 @@ class ActorPool(Generic[A]):
         version: int,
         check: Callable[[Ack], str | None],
         deadline_s: float,
+        proof: Callable[[A], object] | None = None,
     ) -> list[Ack]:
         """Have every actor call a method before its next item, and every new actor before its first.
 
@@ -176,6 +181,8 @@ class ActorPool(Generic[A]):
             version: version that `status` shows for an actor that applied the update.
             check: returns the problem with an actor's reply, or None; after two problems the actor is replaced.
             deadline_s: seconds that the call may take.
+            proof: method of the actor class that is called after `method` and must return before the actor begins
+                another item; its replies wait for `verify`, and what the actor makes of items waits for them.
 
         Returns:
             The actors' replies.
@@ -184,7 +191,7 @@ class ActorPool(Generic[A]):
             RuntimeError: no actor applied the update.
             TimeoutError: no actor applied it in time, or no actor could work.
         """
-        update = PendingUpdate(method, args, version, check, deadline_s)
+        update = PendingUpdate(method, args, version, check, deadline_s, proof)
         self._supervisor.set_update(update)
         while True:
             with self._supervisor.locked() as slots:
@@ -192,8 +199,49 @@ class ActorPool(Generic[A]):
                 pending = [slot for slot in slots if slot.updated is not update and slot.must_update]
                 if not pending and update.acks:
                     return list(update.acks.values())
-                if self._supervisor.exhausted(update) or (not pending and len(update.errors) >= len(slots)):
-                    raise update.error(self.role)
+                if update.failure is not None or (not pending and len(update.errors) >= len(slots)):
+                    raise update.failure or update.error(self.role)
+                self._supervisor.check_capacity()
+            time.sleep(_ACK_POLL_S)
+
+    def verify(self, check: Callable[[Proof], str | None]) -> list[Proof]:
+        """Check the proofs of the last `broadcast`, also of actors that join later.
+
+        Another thread may read streams meanwhile. An actor with a problem is replaced, and its items go to others.
+
+        Args:
+            check: returns the problem with a proof, or None.
+
+        Returns:
+            The proofs of all actors that have the update.
+
+        Raises:
+            RuntimeError: no actor proves that it works with the update; all streams raise it, too.
+            TimeoutError: no actor did in time, or no actor could work.
+        """
+        update = self._supervisor.last_update()
+        with self._supervisor.locked():
+            update.check_proof, update.check_since = check, time.monotonic()
+        try:
+            return self._wait_for_proofs(update)
+        except Exception as error:
+            self.cannot_verify(error)
+            raise
+
+    def cannot_verify(self, error: BaseException) -> None:
+        """Have all streams raise an error until the next `broadcast`; what waits for proofs would wait forever."""
+        with self._supervisor.locked():
+            self._supervisor.last_update().failure = error
+
+    def _wait_for_proofs(self, update: PendingUpdate) -> list[Any]:
+        while True:
+            with self._supervisor.locked() as slots:
+                self._supervisor.check()
+                pending = any(slot.updated is update and slot.proof is not None for slot in slots)
+                if not pending and update.proofs:
+                    return list(update.proofs.values())
+                if update.failure is not None or (not pending and len(update.errors) >= len(slots)):
+                    raise update.failure or update.error(self.role)
                 self._supervisor.check_capacity()
             time.sleep(_ACK_POLL_S)
 
@@ -215,7 +263,7 @@ class ActorPool(Generic[A]):
                 self._supervisor.check()
                 slots = [slot for slot in slots if slot.actor is not None]
                 for slot in slots:
-                    if slot.state is State.IDLE and slot.actor not in replies:
+                    if slot.state is State.IDLE and slot.proof is None and slot.actor not in replies:
                         replies[slot.actor] = actor_method(slot.actor, method).remote(*args)
                 pending = [s for s in slots if s.actor not in replies or not self._replied(s, replies[s.actor], method)]
                 late = pending if time.monotonic() > deadline else []

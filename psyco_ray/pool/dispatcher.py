@@ -88,6 +88,11 @@ class Dispatcher:
         if self._failures_in_a_row > actors + 4 * _MAX_ATTEMPTS:
             self.end_all(RuntimeError(f"{self._failures_in_a_row} items failed one after another; {reason}"))
 
+    def put_back(self, items: Sequence[tuple[WorkStream, WorkItem]]) -> None:
+        """Requeue the items of an actor that failed for another reason."""
+        for stream, work in items:
+            stream.put_back(work)
+
     def end(self, stream: WorkStream, error: BaseException) -> None:
         """Raise an error where a stream is read."""
         stream.closed.set()

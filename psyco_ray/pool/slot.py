@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError
@@ -16,32 +16,10 @@ from psyco_ray.pool.processes import Process
 from psyco_ray.pool.states import State
 from psyco_ray.pool.work import WorkItem, WorkStream
 
+if TYPE_CHECKING:
+    from psyco_ray.pool.updates import PendingUpdate
+
 _FETCH_S = 60.0  # for a result that exists, perhaps on another node
-
-
-@dataclass(eq=False)
-class PendingUpdate:
-    """A call that every actor makes before its next item, and the replies."""
-
-    method: Callable[..., Any]  # of the actor class
-    args: tuple[Any, ...]
-    version: int
-    check: Callable[[Any], str | None]
-    deadline_s: float
-    acks: dict[int, Any] = field(default_factory=dict)  # by slot
-    errors: dict[int, Exception] = field(default_factory=dict)  # of replaced actors, by slot
-    failures_in_a_row: int = 0
-
-    @property
-    def name(self) -> str:
-        """The method's name."""
-        return self.method.__name__
-
-    def error(self, role: str) -> Exception:
-        """The error of an update that no actor applied."""
-        first = next(iter(self.errors.values()))
-        message = f"no {role} actor took version {self.version}: {first}"
-        return TimeoutError(message) if isinstance(first, TimeoutError) else RuntimeError(message)
 
 
 @dataclass(eq=False)
@@ -81,6 +59,8 @@ class Slot:
         self.process: Process | None = None
         self.update: PendingUpdate | None = None  # the last one sent to the actor
         self.updated: PendingUpdate | None = None  # the last one applied
+        self.proof: Any = None  # of the update, until it is accepted; results are held meanwhile
+        self.proof_since = 0.0  # when it was asked for
         self.rejections = 0  # of updates, in a row
         self.retiring = False  # the slot goes when its items are done
         self.draining = False  # its node is being removed
@@ -105,7 +85,7 @@ class Slot:
     def vacate(self, state: State, ref: Any) -> None:
         """Give up the actor; `ref` is what the slot waits for."""
         self.restarts += 1
-        self.actor = self.process = self.update = self.updated = None
+        self.actor = self.process = self.update = self.updated = self.proof = None
         self.rejections = 0
         self.enter(state, ref)
 
@@ -142,8 +122,18 @@ class Slot:
 
     def send(self, update: PendingUpdate) -> None:
         """Send an update to the idle actor."""
-        self.update = update
+        self.update, self.proof = update, None
         self.enter(states.UPDATING, actor_method(self.actor, update.method).remote(*update.args))
+
+    def ask_proof(self, method: Callable[..., Any]) -> None:
+        """Have the actor prove that it works with its update, before its next item."""
+        self.proof, self.proof_since = actor_method(self.actor, method).remote(), time.monotonic()
+
+    def release_results(self) -> None:
+        """Let the results be taken that were held for the proof."""
+        self.proof = None
+        if self.tasks:
+            self.tasks[0].last_result = time.monotonic()
 
     @property
     def must_update(self) -> bool:
@@ -181,9 +171,13 @@ class Slot:
 
 
 def pending_of(slots: Iterable[Slot]) -> dict[Any, tuple[Slot, Task | None]]:
-    """The references that slots wait for, with their items."""
+    """The references that slots wait for, with their items; of a slot with a proof only that, if it can be checked."""
     pending: dict[Any, tuple[Slot, Task | None]] = {}
     for slot in slots:
+        if slot.proof is not None:
+            if slot.updated is not None and slot.updated.check_proof is not None:
+                pending[slot.proof] = slot, None
+            continue
         for task in slot.tasks:
             pending[task.ref] = slot, task
         if not slot.tasks and slot.ref is not None:

@@ -17,7 +17,8 @@ from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import processes, states
 from psyco_ray.pool.dispatcher import Dispatcher
 from psyco_ray.pool.polling import POLL_S, Polling
-from psyco_ray.pool.slot import PendingUpdate, Slot, Task, pending_of, reason_of
+from psyco_ray.pool.slot import Slot, Task, pending_of, reason_of
+from psyco_ray.pool.updates import PendingUpdate, Updates
 from psyco_ray.pool.work import WorkStream
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Supervisor:
         self._slots = {index: Slot(index) for index in range(size)}
         self._dispatcher = Dispatcher()
         self._exiting = processes.ExitingActors()
-        self._update: PendingUpdate | None = None
+        self._updates = Updates(role, self._slots, self._fail_update, on_busy)
         self._last_healthy = time.monotonic()  # when an actor could last work
         self._last_drain_check = 0.0
         self._last_reason = ""
@@ -89,13 +90,13 @@ class Supervisor:
         """Send an update to every actor before its next item, and to every new actor before its first."""
         with self._lock:
             self.check()
-            self._update = update
+            self._updates.last = update
             self._start_and_update()  # without the thread, which looks at an idle pool every `POLL_S`
 
-    def exhausted(self, update: PendingUpdate) -> bool:
-        """Whether no actor applied an update, however often actors were replaced."""
-        applied = any(slot.updated is update for slot in self._slots.values())
-        return not applied and update.failures_in_a_row > 2 * len(self._slots)
+    def last_update(self) -> PendingUpdate:
+        """The update that every actor gets."""
+        assert self._updates.last is not None, "an update comes first"
+        return self._updates.last
 
     def suspend(self) -> None:
         """Create no actor and dispatch nothing until `resume`."""
@@ -122,21 +123,24 @@ class Supervisor:
         with self._lock:
             return self._dispatcher.waiting()
 
-    def fail(self, slot: Slot, reason: str, start_error: Exception | None = None) -> None:
+    def fail(self, slot: Slot, reason: str, start_error: Exception | None = None, items_at_fault: bool = True) -> None:
         """Kill an actor with everything that it left, requeue its items, and have the actor replaced.
 
         Args:
             slot: whose actor is dead, hangs or is not to be trusted.
             reason: why.
             start_error: what `ActorPool.wait_ready` raises, for an actor that never got ready.
+            items_at_fault: whether it may be for its items, which are given up after some attempts.
         """
         released = slot.release_all()
         self._last_reason = f"{self.role} {slot} {reason}"
-        if slot.state in (states.STARTING, states.UPDATING):
+        if slot.state in (states.STARTING, states.UPDATING) or slot.proof is not None:
             slot.failed_starts += 1
             slot.start_error = start_error
             slot.not_before = time.monotonic() + min(2.0 ** (slot.failed_starts - 1), 60.0)
-        if released:
+        if released and not items_at_fault:
+            self._dispatcher.put_back(released)
+        elif released:
             self._dispatcher.fail(released, self._last_reason, len(self._slots))
         _log.warning(f"{self._last_reason}; it is replaced" + ("; its work goes to others" if released else ""))
         ray.kill(slot.actor)
@@ -190,7 +194,7 @@ class Supervisor:
         """Whether an actor may get one more item of at most so many."""
         if len(slot.tasks) >= most:
             return False
-        if slot.state not in (states.IDLE, states.BUSY) or slot.updated is not self._update:
+        if slot.state not in (states.IDLE, states.BUSY) or slot.updated is not self._updates.last:
             return False
         leaves = self._suspended or slot.retiring or slot.draining
         return not leaves and not slot.alone
@@ -211,9 +215,9 @@ class Supervisor:
             elif slot.state is states.ABSENT and now >= slot.not_before:
                 slot.actor = self._create(slot.index)
                 slot.enter(states.STARTING, slot.actor.__ray_call__.remote(processes.get_ready))
-            elif slot.state is states.IDLE and slot.updated is not self._update:
-                assert self._update is not None, "an update is never withdrawn"
-                slot.send(self._update)
+            elif slot.state is states.IDLE and slot.updated is not self._updates.last:
+                assert self._updates.last is not None, "an update is never withdrawn"
+                slot.send(self._updates.last)
         self._exiting.kill_late()
 
     def _poll(self, ref: Any, slot: Slot, task: Task | None) -> None:
@@ -221,12 +225,14 @@ class Supervisor:
             more = task in slot.tasks  # else the actor was replaced meanwhile
             while more:  # all that has come: a look at many calls is rare
                 more = self._poll_result(slot, task) and task.has_more
+        elif slot.proof is ref:
+            self._updates.poll_proof(slot)
         elif slot.ref is not ref:
             return
         elif slot.state is states.STARTING:
             self._poll_start(slot)
         elif slot.state is states.UPDATING:
-            self._poll_update(slot)
+            self._updates.poll(slot)
         elif slot.state is states.ENDING:
             slot.enter(states.ABSENT)
 
@@ -241,43 +247,12 @@ class Supervisor:
         else:
             slot.start_error = None
             slot.process.report(self._notes)
-            if self._update is None:
+            if self._updates.last is None:
                 slot.failed_starts = 0
             slot.enter(states.IDLE)
 
-    def _poll_update(self, slot: Slot) -> None:
-        update = slot.update
-        assert update is not None, f"{slot} is updating"
-        try:
-            ack = ray.get(slot.ref)
-            problem = update.check(ack)
-        except RayTaskError as error:
-            problem = reason_of(error)
-        except RayError as error:
-            self.fail(slot, f"died in {update.name}, {reason_of(error)}")
-            return
-        if problem is not None:
-            self._reject(slot, update, RuntimeError(problem))
-            return
-        slot.updated, slot.rejections, slot.failed_starts = update, 0, 0
-        update.failures_in_a_row = 0
-        update.acks[slot.index] = ack
-        self._on_busy(slot.since, time.monotonic())
-        slot.enter(states.IDLE)
-
-    def _reject(self, slot: Slot, update: PendingUpdate, error: Exception) -> None:
-        """Retry a failed update once on the same actor, then replace the actor."""
-        slot.rejections += 1
-        if slot.rejections == 1 and not isinstance(error, TimeoutError):
-            _log.warning(f"{self.role} {slot}: {error}; it tries again")
-            slot.enter(states.IDLE)
-            return
-        update.errors[slot.index] = error
-        self.fail(slot, str(error))
-        update.failures_in_a_row += 1
-        # new actors would start and fail forever if the weights are gone, say with the learner that held them
-        if self.exhausted(update):
-            self._dispatcher.end_all(update.error(self.role))
+    def _fail_update(self, slot: Slot, reason: str, items_at_fault: bool) -> None:
+        self.fail(slot, reason, items_at_fault=items_at_fault)
 
     def _poll_result(self, slot: Slot, task: Task) -> bool:
         """Deliver the results of an item that come next; returns whether there may be others."""
@@ -311,17 +286,16 @@ class Supervisor:
             if slot.state is states.STARTING and now - slot.since > self._start_s:
                 reason = f"was not ready within {self._start_s:g} s"
                 self.fail(slot, reason, TimeoutError(f"{self.role} {slot} {reason}"))
-            elif slot.state is states.UPDATING:
-                assert slot.update is not None, f"{slot} is updating"
-                if now - slot.since > slot.update.deadline_s:
-                    reason = f"did not finish {slot.update.name} within {slot.update.deadline_s:g} s"
-                    self._reject(slot, slot.update, TimeoutError(f"{self.role} {slot} {reason}"))
+            elif slot.state is states.UPDATING or slot.proof is not None:
+                self._updates.check_deadline(slot, now)
             elif slot.state is states.BUSY and (silent_s := now - slot.tasks[0].last_result) > self._item_s:
                 self.fail(slot, f"gave no result for {silent_s:.0f} s at {slot.tasks[0].stream.name}")
             elif slot.state is states.ENDING and now - slot.since > 3 * processes.EXIT_S:
                 slot.enter(states.ABSENT)
             if slot.state in (states.IDLE, states.BUSY, states.UPDATING):
                 self._last_healthy = now
+        if self._updates.last is not None and self._updates.last.failure is not None:
+            self._dispatcher.end_all(self._updates.last.failure)
         if self._dispatcher.active:
             try:
                 self.check_capacity()

@@ -142,6 +142,13 @@ class WorkStream:
             self.running.discard(work)
             self._durations.append(time.monotonic() - work.began)
 
+    def put_back(self, work: WorkItem) -> None:
+        """Requeue an item whose actor is gone for another reason."""
+        if not work.finished and not work.actors:
+            self.running.discard(work)
+            work.began = 0.0
+            self.requeued.append(work)
+
     def fail(self, work: WorkItem, reason: str, max_attempts: int) -> None:
         """Requeue an item whose actor is gone; after `max_attempts` split it, or give it up if it has one part."""
         if work.finished or work.actors:

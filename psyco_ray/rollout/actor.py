@@ -158,7 +158,7 @@ class RolloutActor:
         self._thread.call(self._engine.weights.sleep, keep_weights)
 
     def load_weights(self, weights: Weights | SentWeights, probe: PreferencePair) -> WeightUpdateAck:
-        """Load weights, or confirm those received in chunks, and compute the log-probabilities of a probe with them.
+        """Load weights, or confirm those received in chunks; then the engine computes a probe, see `probe_logprobs`.
 
         Args:
             weights: the new version.
@@ -167,16 +167,14 @@ class RolloutActor:
         Raises:
             WeightTransferError: other weights arrived.
         """
-        return self._thread.call(self._load_weights, weights, probe)
-
-    def _load_weights(self, weights: Weights | SentWeights, probe: PreferencePair) -> WeightUpdateAck:
         began, engine = time.perf_counter(), self._engine
-        loaded_bytes = engine.load_weights(weights)
+        loaded_bytes = self._thread.call(engine.load_weights, weights)
         sides = zip((probe.chosen_ids, probe.rejected_ids), probe.context, strict=True)
-        return WeightUpdateAck(
-            version=engine.version,
-            digest=weights.digest,  # the engine refuses any other
-            bytes=loaded_bytes,
-            logprobs=tuple(engine.logprobs([((*probe.prompt_ids, *ids[:k]), tuple(ids[k:])) for ids, k in sides])),
-            seconds=time.perf_counter() - began,
-        )
+        texts = [((*probe.prompt_ids, *ids[:k]), tuple(ids[k:])) for ids, k in sides]
+        self._probe = self._thread.submit(engine.logprobs, texts)
+        # the engine refuses any other digest
+        return WeightUpdateAck(engine.version, weights.digest, loaded_bytes, time.perf_counter() - began)
+
+    def probe_logprobs(self) -> tuple[float, ...]:
+        """Log-probabilities in nats of the responses of the last update's probe, under its weights."""
+        return tuple(self._probe.result())

@@ -6,6 +6,8 @@ Only a process that holds an engine may import this file, because it imports vLL
 from __future__ import annotations
 
 import gc
+import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,14 +28,18 @@ from psyco_ray.rollout.engine_weights import EngineWeights
 from psyco_ray.rollout.responses import ResponseReader
 from psyco_ray.run.types import Group, Prompt, SentWeights, Weights
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Asked:
     """A prompt that is sampled, or waits for it."""
 
+    key: str  # vLLM's request
     prompt: Prompt
     params: SamplingParams
     addition: int  # the number of its prompts
+    tokens: int  # of prompt and response, at most
 
 
 class Engine:
@@ -79,7 +85,9 @@ class Engine:
         self._reader = ResponseReader(self._llm.get_tokenizer())
         self._stops = list(stop_tokens(loading.load_tokenizer(model, allow_code)))
         self.weights = EngineWeights(self._llm)
-        self._open: dict[str, _Asked] = {}  # by vLLM's request
+        self._open: dict[str, _Asked] = {}  # that vLLM has, by its request
+        self._held: deque[_Asked] = deque()  # for which the KV cache has no room yet
+        self._told_held = False
         self._additions = 0
 
     @property
@@ -90,7 +98,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether added prompts are not sampled yet."""
-        return bool(self._open)
+        return bool(self._open or self._held)
 
     def generate(
         self,
@@ -144,7 +152,7 @@ class Engine:
             InputError: on the CPU, the KV cache is too small; nothing was added.
         """
         self._additions += 1
-        new = {}
+        new = []
         for number, prompt in enumerate(prompts):
             params = SamplingParams(
                 n=responses,
@@ -156,15 +164,29 @@ class Engine:
                 logprobs=0 if logprobs else None,  # vLLM's raw ones of the sampled tokens, before the temperature
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            new[f"{self._additions}-{number}"] = _Asked(prompt, params, self._additions)
-        self._check_kv_cache([*self._open.values(), *new.values()], max_tokens)
+            tokens = len(prompt.token_ids) + max_tokens
+            new.append(_Asked(f"{self._additions}-{number}", prompt, params, self._additions, tokens))
+        for asked in new:
+            self._check_kv_cache(asked)
         if not self.busy and (self._settings.feed == "items" or self.weights.asleep):
             self._start_empty()
-        for key, asked in new.items():
-            tokens = {"prompt_token_ids": list(asked.prompt.token_ids)}
-            self._llm.llm_engine.add_request(key, tokens, asked.params)
-            self._open[key] = asked
+        self._held.extend(new)
+        self._admit()
         return self._additions
+
+    def _admit(self) -> None:
+        """Give vLLM the next prompts as long as the KV cache holds all that it decodes together."""
+        while self._held and self._fits([*self._open.values(), self._held[0]]):
+            asked = self._held.popleft()
+            tokens = {"prompt_token_ids": list(asked.prompt.token_ids)}
+            self._llm.llm_engine.add_request(asked.key, tokens, asked.params)
+            self._open[asked.key] = asked
+        if self._held and not self._told_held:
+            self._told_held = True
+            _log.warning(
+                f"rollouts.kv_cache_gb {self._settings.kv_cache_gb:g} holds fewer sequences of these lengths than "
+                "rollouts.max_num_seqs: the others wait; raise it if there is memory"
+            )
 
     def step(self) -> list[tuple[int, Group]]:
         """Sample a token of each running response; returns the groups that are complete, each with its prompts' number.
@@ -178,6 +200,7 @@ class Engine:
                 assert isinstance(output, RequestOutput)
                 asked = self._open.pop(output.request_id)
                 complete.append((asked.addition, self._group(asked.prompt, output)))
+        self._admit()
         return complete
 
     def abort(self, addition: int) -> None:
@@ -187,9 +210,10 @@ class Engine:
             self._llm.llm_engine.abort_request(left)
         for key in left:
             del self._open[key]
+        self._held = deque(asked for asked in self._held if asked.addition != addition)
 
     def _abort_all(self) -> None:
-        for addition in {asked.addition for asked in self._open.values()}:
+        for addition in {asked.addition for asked in (*self._open.values(), *self._held)}:
             self.abort(addition)
 
     def _start_empty(self) -> None:
@@ -199,23 +223,30 @@ class Engine:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept cached prefixes, which other weights may have computed")
 
-    def _check_kv_cache(self, asked: Sequence[_Asked], max_tokens: int) -> None:
-        """Refuse requests that could fill the KV cache on a CPU: vLLM's CPU engine dies when it preempts a sequence.
+    def _check_kv_cache(self, asked: _Asked) -> None:
+        """Refuse a prompt whose responses together are more than the KV cache holds on a CPU.
 
         Raises:
             InputError: with the sizes.
         """
-        cache = self._llm.llm_engine.vllm_config.cache_config
-        if not current_platform.is_cpu() or cache.num_gpu_blocks is None:
-            return
-        longest = max(len(each.prompt.token_ids) for each in asked) + max_tokens
-        concurrent = min(self._settings.max_num_seqs, sum(each.params.n for each in asked))
-        capacity = cache.num_gpu_blocks // -(-longest // cache.block_size)
-        if concurrent > capacity:
+        if not self._fits([asked]):
             raise InputError(
-                f"rollouts.kv_cache_gb {self._settings.kv_cache_gb:g} holds {capacity} sequences of {longest} tokens, "
-                f"{concurrent} are sampled at a time; raise it or lower rollouts.max_num_seqs"
+                f"rollouts.kv_cache_gb {self._settings.kv_cache_gb:g} holds {self._capacity(asked.tokens)} sequences "
+                f"of {asked.tokens} tokens, and a prompt has {asked.params.n} responses; raise it or lower "
+                "rollouts.max_num_seqs"
             )
+
+    def _fits(self, asked: Sequence[_Asked]) -> bool:
+        """Whether the KV cache holds what vLLM decodes together: its CPU engine dies when it preempts a sequence."""
+        if not current_platform.is_cpu() or self._llm.llm_engine.vllm_config.cache_config.num_gpu_blocks is None:
+            return True
+        concurrent = min(self._settings.max_num_seqs, sum(each.params.n for each in asked))
+        return concurrent <= self._capacity(max(each.tokens for each in asked))
+
+    def _capacity(self, tokens: int) -> int:
+        """Number of sequences of a length that the KV cache holds."""
+        cache = self._llm.llm_engine.vllm_config.cache_config
+        return (cache.num_gpu_blocks or 0) // -(-tokens // cache.block_size)
 
     def load_weights(self, weights: Weights | SentWeights) -> int:
         """Load or confirm weights and drop all cached prefixes; see `EngineWeights.load`."""

@@ -67,9 +67,13 @@ class EngineThread:
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in the engine's thread and return its result."""
+        return self.submit(function, *args).result()
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Have a function called in the engine's thread, before whatever is called or sampled after this."""
         future: Future[T] = Future()
         self._calls.put((future, lambda: function(*args)))
-        return future.result()
+        return future
 
     def sample(
         self, prompts: Sequence[Prompt], together: int = 1, **sampling: Any

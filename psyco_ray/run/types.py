@@ -156,7 +156,6 @@ class WeightUpdateAck:
     version: int
     digest: str
     bytes: int  # received: all weights or a delta
-    logprobs: tuple[float, ...]  # of the probe's two responses under these weights, nats
     seconds: float
 
 

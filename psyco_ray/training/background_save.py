@@ -1,4 +1,4 @@
-"""Saving a trained policy beside the stages that follow it, which need the rollouts but not the learner."""
+"""What the learner does beside the stages that follow a training: checking a weight update, and saving the policy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class BackgroundSave:
-    """Runs one save at a time in a thread.
+    """Runs one save at a time in a thread, and what must be done with the learner before.
 
-    Invariant: nothing that depends on a policy is recorded before the policy is on disk. The ledger calls `wait` before
-    each record, and so does whatever uses the learner.
+    Invariant: nothing that depends on a policy is recorded before the policy is on disk and the engines have shown that
+    they compute with it. The ledger calls `wait` before each record, and so does whatever uses the learner.
 
     Example:
         >>> save = BackgroundSave()
@@ -30,11 +30,12 @@ class BackgroundSave:
         self.wait()
         self._planned = work
 
-    def start(self) -> None:
-        """Begin what is planned; no-op if nothing is."""
+    def start(self, first: Callable[[], None] | None = None) -> None:
+        """Begin what is planned, even if `first` fails, which runs before it; no-op without both."""
         with self._lock:
-            work, self._planned = self._planned, None
-            if work is not None:
+            work = [part for part in (first, self._planned) if part is not None]
+            self._planned = None
+            if work:
                 self._thread = threading.Thread(target=self._run, args=(work,), name="save", daemon=True)
                 self._thread.start()
 
@@ -47,7 +48,7 @@ class BackgroundSave:
         """Return when no save is running, in any thread; no-op for the save itself.
 
         Raises:
-            BaseException: what ended a save, every time: nothing may be recorded after it.
+            BaseException: what ended a save or what came before it, every time: nothing may be recorded after it.
         """
         with self._lock:
             thread = self._thread
@@ -57,8 +58,9 @@ class BackgroundSave:
         if self._error is not None:
             raise self._error
 
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - raised again by `join`, in the threads that can act on it
-            self._error = error
+    def _run(self, work: list[Callable[[], None]]) -> None:
+        for part in work:
+            try:
+                part()
+            except BaseException as error:  # noqa: BLE001 - raised again by `join`, in the threads that can act on it
+                self._error = self._error or error

@@ -12,9 +12,9 @@ Invariants:
     - Every sample carries the version of the policy that produced it; a stale version is an error.
     - A stage is skipped when the ledger has its record, so a resumed run takes the same path as a fresh one.
     - Stages communicate through tables that are read back, so fresh and resumed runs use the same bytes.
-    - A weight update is complete before the next item is sampled.
-    - A trained policy is saved while the rollouts sample with it, unless it shares their GPUs; their samples are stored
-      once the policy is on disk.
+    - A weight update is complete before the next item is sampled, and verified before a result of it is used.
+    - A weight update is verified, and a trained policy saved, while the rollouts sample with it (saved before, where it
+      shares their GPUs); their samples are stored once the policy is on disk.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Orchestrator:
         except Exception as unsaved:
             if error is None:
                 raise
-            _log.warning(f"the policy of iteration {self.trained} was not saved: {unsaved}")
+            if unsaved is not error:
+                _log.warning(f"the policy of iteration {self.trained} was not saved: {unsaved}")
         finally:
             self._close()
 
@@ -196,23 +197,26 @@ class Orchestrator:
             return
         with preemption.deferred():  # a transfer is whole, and the policy is saved after it
             self._save.join()
+            verify = None
             try:
-                report = self._push()
+                pushed = self._push()
+                verify = functools.partial(self._verify, stage(self.trained, "sync"), pushed)
             finally:
-                self._save.start()
+                self._save.start(verify)
         self.rollout_version = self.learner_version
-        self.ledger.write_json(
-            f"{stage(self.trained, 'sync')}.json",
-            {"export_s": report.export_s, "load_s": report.load_s, "bytes": report.bytes, "gap": report.gap},
-        )
-        seconds = report.export_s + report.load_s
-        self.telemetry.rolling.set(sync_seconds=seconds, sync_bytes=report.bytes)
+        seconds = pushed.export_s + pushed.load_s
+        self.telemetry.rolling.set(sync_seconds=seconds, sync_bytes=pushed.bytes)
         _log.info(
-            f"iteration {self.rollout_version}: {report.bytes / 2**20:.0f} MiB of weights synced to "
-            f"{report.actors} rollout actor(s) in {seconds:.1f} s"
+            f"iteration {self.rollout_version}: {pushed.bytes / 2**20:.0f} MiB of weights synced to "
+            f"{pushed.actors} rollout actor(s) in {seconds:.1f} s"
         )
 
-    def _push(self) -> weight_sync.SyncReport:
+    def _verify(self, name: str, pushed: weight_sync.PushedWeights) -> None:
+        """Records a sync when the engines have shown that they compute with the weights."""
+        facts = {"export_s": pushed.export_s, "load_s": pushed.load_s, "bytes": pushed.bytes}
+        self.ledger.write_json(f"{name}.json", {**facts, "gap": pushed.verify()})
+
+    def _push(self) -> weight_sync.PushedWeights:
         """Sends the learner's weights, a second time if no actor accepts them."""
         actors = self.actors
         push = functools.partial(

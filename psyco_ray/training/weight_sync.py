@@ -5,7 +5,8 @@ Invariants:
     - On shared GPUs an engine's weights wake up when every rank has left all but its own weights, and an engine's cache
       when the ranks have left those, too.
     - Every engine computes with the new weights, verified by the log-probabilities of a part of one pair (the probe).
-      Its second response shares the prompt with the first on the learner, which must not change it.
+      Its second response shares the prompt with the first on the learner, which must not change it. Learner and engines
+      compute it beside the first items, and no result of an engine is used before it agrees with the learner.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,15 +37,24 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SyncReport:
-    """Size and time of a weight update."""
+class PushedWeights:
+    """Weights that rollout actors have loaded."""
 
     version: int
     bytes: int  # received by an actor, at most: all weights or a delta
     actors: int  # that have the weights
     export_s: float  # gathering on the learner, and sending with the engines' loading, or storing
-    load_s: float  # from then until the last actor has loaded and verified the weights
-    gap: float  # largest difference of the probe's log-probability between learner and engines, nats per token
+    load_s: float  # from then until the last actor has loaded the weights and confirmed their digest
+    verify: Callable[[], float]
+    """Waits until the engines have shown that they compute with the weights; see `push_weights`.
+
+    Returns:
+        Largest difference of the probe's log-probability between learner and engines, nats per token.
+
+    Raises:
+        RuntimeError: every engine computes with other weights; streams of the actors raise it, too.
+        TimeoutError: no engine computed the probe before the deadline.
+    """
 
 
 def push_weights(
@@ -57,12 +67,16 @@ def push_weights(
     transport: Transport = "object_store",
     workers: int = 1,
     colocation: ColocationManager | None = None,
-) -> SyncReport:
-    """Sends the learner's weights to every rollout actor and verifies that they arrived and are in use.
+) -> PushedWeights:
+    """Sends the learner's weights to every rollout actor and verifies that they arrived.
 
     Idle actors load chunk after chunk while the learner sends. Other actors, and those that miss a chunk, take all
     weights from the object store; so do all with deltas, and over `object_store` on shared GPUs. An actor that fails
     the checks is replaced; an actor that joins later loads the same weights before its first item.
+
+    The actors take items from then on, but nothing that they sample is delivered before `PushedWeights.verify`, which
+    must be called, has compared their log-probabilities of the probe with the learner's. It uses the learner, unless
+    they share GPUs: nothing else may use it meanwhile.
 
     Args:
         learner: holds the weights.
@@ -72,38 +86,35 @@ def push_weights(
         settings: deadline, bucket size, largest gap.
         transport: of the job.
         workers: of each actor's engine.
-        colocation: of actors and ranks that share GPUs, with the learner on them; None: they share none, and the
-            learner computes the probe's log-probabilities while the actors do.
+        colocation: of actors and ranks that share GPUs, with the learner on them; None: they share none.
 
     Raises:
         TimeoutError: no actor finished before the deadline.
-        RuntimeError: every actor received other weights than were sent, or computes with other weights.
+        RuntimeError: every actor received other weights than were sent.
     """
     began, probe = time.monotonic(), _part(probe)
-    with ThreadPoolExecutor(1, "probe") as background:
-        send = functools.partial(_send_or_export, learner, rollouts, version, settings, transport, workers)
-        if colocation is None:
-            weights = send(None)
-            expected = background.submit(_values, learner, probe)
-        else:
-            expected = background.submit(_values, learner, probe)
-            expected.result()
-            colocation.hand_over()
-            weights = send(colocation)
-            colocation.to_rollouts()
-        exported = time.monotonic()
-        acks = rollouts.broadcast(
-            RolloutActor.load_weights,
-            weights,
-            probe,
-            version=version,
-            check=lambda ack: _mismatch(ack, weights, expected, probe.trained_tokens, settings.max_gap),
-            deadline_s=settings.deadline_s,
-        )
-    loaded = time.monotonic()
-    size = max(ack.bytes for ack in acks)
-    gap = max(_gap(ack, expected.result(), probe.trained_tokens) for ack in acks)
-    return SyncReport(version, size, len(acks), exported - began, loaded - exported, gap)
+    values = functools.cache(functools.partial(_values, learner, probe))
+    send = functools.partial(_send_or_export, learner, rollouts, version, settings, transport, workers)
+    if colocation is None:
+        weights = send(None)
+    else:
+        values()  # before the learner leaves the GPUs
+        colocation.hand_over()
+        weights = send(colocation)
+        colocation.to_rollouts()
+    exported = time.monotonic()
+    acks = rollouts.broadcast(
+        RolloutActor.load_weights,
+        weights,
+        probe,
+        version=version,
+        check=functools.partial(_other_weights, weights),
+        deadline_s=settings.deadline_s,
+        proof=RolloutActor.probe_logprobs,
+    )
+    verify = functools.partial(_verify, rollouts, values, version, probe.trained_tokens, settings.max_gap)
+    size, loaded = max(ack.bytes for ack in acks), time.monotonic()
+    return PushedWeights(version, size, len(acks), exported - began, loaded - exported, verify)
 
 
 Values = tuple[float, ...]
@@ -128,28 +139,45 @@ def _values(learner: LearnerGroup, probe: PreferencePair) -> Values:
     return values
 
 
-def _gap(ack: WeightUpdateAck, expected: Values, tokens: tuple[int, ...]) -> float:
-    """Larger difference of a response's log-probability between engine and learner, nats per token."""
-    gaps = [abs(a - b) / n for a, b, n in zip(ack.logprobs, expected, tokens, strict=True)]
+def _verify(
+    rollouts: ActorPool[RolloutActor],
+    values: Callable[[], Values],
+    version: int,
+    tokens: tuple[int, ...],
+    max_gap: float,
+) -> float:
+    """See `PushedWeights`."""
+    try:
+        ours = values()
+    except BaseException as error:
+        rollouts.cannot_verify(error)
+        raise
+    proofs: list[Values] = rollouts.verify(lambda theirs: _other_values(version, ours, theirs, tokens, max_gap))
+    return max(_gap(ours, theirs, tokens) for theirs in proofs)
+
+
+def _gap(ours: Values, theirs: Values, tokens: tuple[int, ...]) -> float:
+    """Larger difference of a response's log-probability between learner and engine, nats per token."""
+    gaps = [abs(a - b) / n for a, b, n in zip(ours, theirs, tokens, strict=True)]
     return float(np.max(gaps))  # NaN if one of them is
 
 
-def _mismatch(
-    ack: WeightUpdateAck, sent: Weights | SentWeights, values: Future[Values], tokens: tuple[int, ...], max_gap: float
-) -> str | None:
-    """Why an actor does not have the weights that were sent; None if it has, or if the learner has failed."""
+def _other_weights(sent: Weights | SentWeights, ack: WeightUpdateAck) -> str | None:
+    """Why an actor does not have the weights that were sent; None if it has."""
     if (ack.version, ack.digest) != (sent.version, sent.digest):
         return f"it took version {ack.version} with digest {ack.digest}, {sent.digest} was sent"
-    if values.exception() is not None:  # no actor's fault; `push_weights` raises it
-        return None
-    expected = values.result()
-    if not (gap := _gap(ack, expected, tokens)) <= max_gap:  # a gap of NaN is no match either
-        ours, theirs = (" and ".join(f"{value:.3f}" for value in values) for values in (expected, ack.logprobs))
-        return (
-            f"after the update to version {sent.version} the learner gives the probe's responses {ours} nats and it "
-            f"gives {theirs}: up to {gap:.3f} per token, more than sync.max_gap {max_gap:g}"
-        )
     return None
+
+
+def _other_values(version: int, ours: Values, theirs: Values, tokens: tuple[int, ...], max_gap: float) -> str | None:
+    """Why an engine does not compute with the learner's weights; None if it does."""
+    if (gap := _gap(ours, theirs, tokens)) <= max_gap:
+        return None
+    learned, sampled = (" and ".join(f"{value:.3f}" for value in values) for values in (ours, theirs))
+    return (  # a gap of NaN is no match either
+        f"after the update to version {version} the learner gives the probe's responses {learned} nats and it gives "
+        f"{sampled}: up to {gap:.3f} per token, more than sync.max_gap {max_gap:g}"
+    )
 
 
 def _send_or_export(

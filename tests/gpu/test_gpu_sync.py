@@ -68,7 +68,7 @@ class Pipeline:
         self.colocation.to_rollouts()
         self.rollouts.wait_ready()
 
-    def push(self, version: int) -> weight_sync.SyncReport:
+    def push(self, version: int) -> weight_sync.PushedWeights:
         self.colocation.to_learner()
         return weight_sync.push_weights(
             self.learner,
@@ -146,10 +146,11 @@ def check(pipeline: Pipeline, tmp_path: Path, record_property) -> None:
         "training must change the probe's log-probability for the comparison to mean anything"
     )
     for version in (1, 2):  # twice: the first update may leave state behind
-        report = pipeline.push(version)
-        assert (report.version, report.actors) == (version, len(pipeline.rollouts.actors))
+        pushed = pipeline.push(version)
+        assert (pushed.version, pushed.actors) == (version, len(pipeline.rollouts.actors))
+        assert pushed.verify() < 0.05
         measured = pipeline.logprobs()
-        record_property(f"logprob_{version}", (measured, expected, report.export_s, report.load_s))
+        record_property(f"logprob_{version}", (measured, expected, pushed.export_s, pushed.load_s))
         assert measured == pytest.approx([expected] * len(measured), abs=0.05)
     ray.kill(pipeline.rollouts.actors[0])
     prompts = tuple(Prompt(f"s{i}", (5, 6, 7, 8 + i), 1000 * i) for i in range(4))

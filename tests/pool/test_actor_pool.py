@@ -76,6 +76,9 @@ class Worker:
     def load_file(self, path: str) -> int:
         return os.stat(path).st_size
 
+    def proof(self) -> tuple[int, int]:
+        return self.index, self.version
+
     def refuse_to_load(self, version: int) -> int:
         raise ValueError("the weights that arrived are others")
 
@@ -283,6 +286,92 @@ def test_a_stream_ends_if_no_replacement_can_apply_the_update(local_ray, tmp_pat
         assert list(pool.stream(Worker.slow_once, [7])) == [7], "the pool works again after another update"
     finally:
         pool.close()
+
+
+def load_with_proof(pool: ActorPool, version: int) -> None:
+    pool.broadcast(Worker.load, version, version=version, check=lambda _: None, deadline_s=20, proof=Worker.proof)
+
+
+def read_in_thread(stream: Iterator) -> queue.SimpleQueue:
+    """The stream's results as they come, at last its error or None."""
+    found: queue.SimpleQueue = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for result in stream:
+                found.put(result)
+            found.put(None)
+        except RuntimeError as error:
+            found.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    return found
+
+
+def test_results_are_held_until_the_proof_of_their_actor_is_accepted(pool) -> None:
+    load_with_proof(pool, 4)
+    found = read_in_thread(pool.stream(Worker.in_parts, [(i,) for i in range(6)]))
+    with pytest.raises(queue.Empty):
+        found.get(timeout=1)
+    assert [record["state"] for record in pool.status()] == ["busy", "busy"], "they work meanwhile"
+    assert sorted(pool.verify(lambda _: None)) == [(0, 4), (1, 4)]
+    results = [found.get(timeout=10) for _ in range(7)]
+    assert sorted(results[:6]) == [(i, 4) for i in range(6)]
+    assert results[6] is None
+    victim = pids(pool)[0]
+    os.kill(victim, signal.SIGKILL)
+    later = list(pool.stream(Worker.in_parts, [(i,) for i in range(6)]))
+    assert sorted(later) == [(i, 4) for i in range(6)], "an actor that joins later proves itself by the same check"
+
+
+def test_an_actor_without_a_proof_is_replaced_and_its_items_are_not_blamed(pool) -> None:
+    load_with_proof(pool, 4)
+    before, given_up = pids(pool), []
+    stream = pool.stream(
+        Worker.in_parts, [(i,) for i in range(6)], on_failed=lambda *failed: given_up.append(failed), in_flight=2
+    )
+    found = read_in_thread(stream)
+    refused = 0
+
+    def check(proof: tuple[int, int]) -> str | None:
+        nonlocal refused
+        if proof[0] == 1 and refused < 3:
+            refused += 1
+            return "it computes with other weights"
+        return None
+
+    pool.verify(check)
+    results = [found.get(timeout=30) for _ in range(7)]
+    assert sorted(results[:6]) == [(i, 4) for i in range(6)]
+    assert results[6] is None
+    assert not given_up
+    assert pids(pool)[0] == before[0]
+    deadline = time.monotonic() + 30
+    while pool.status()[1]["restarts"] < 3:
+        assert time.monotonic() < deadline, pool.status()
+        time.sleep(0.1)
+
+
+def test_no_result_comes_where_no_actor_proves_that_it_has_the_update(pool) -> None:
+    load_with_proof(pool, 4)
+    found = read_in_thread(pool.stream(Worker.in_parts, [(i,) for i in range(6)]))
+    with pytest.raises(RuntimeError, match="no worker actor took version 4: it computes with others") as raised:
+        pool.verify(lambda _: "it computes with others")
+    assert found.get(timeout=10) is raised.value
+    with pytest.raises(RuntimeError, match="it computes with others"):
+        list(pool.stream(Worker.in_parts, [(7,)]))
+    pool.broadcast(Worker.load, 5, version=5, check=lambda _: None, deadline_s=20)
+    assert list(pool.stream(Worker.in_parts, [(7,)])) == [(7, 5)], "the pool works again after another update"
+
+
+def test_streams_end_where_proofs_cannot_be_checked(pool) -> None:
+    load_with_proof(pool, 4)
+    found = read_in_thread(pool.stream(Worker.in_parts, [(i,) for i in range(6)]))
+    lost = RuntimeError("the learner is lost")
+    pool.cannot_verify(lost)
+    assert found.get(timeout=10) is lost
+    with pytest.raises(RuntimeError, match="the learner is lost"):
+        list(pool.stream(Worker.in_parts, [(7,)]))
 
 
 def test_only_the_poisoned_part_of_an_item_is_given_up(pool) -> None:

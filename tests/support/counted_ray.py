@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from psyco_ray.pool import actor_pool, polling, processes, slot, supervisor
+from psyco_ray.pool import actor_pool, polling, processes, slot, supervisor, updates
 
 
 class Ref:
@@ -41,7 +41,7 @@ class CountedRay:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = self.fetched = 0
-        for module in (actor_pool, polling, processes, slot, supervisor):
+        for module in (actor_pool, polling, processes, slot, supervisor, updates):
             monkeypatch.setattr(module, "ray", self)
         monkeypatch.setattr(processes, "draining_nodes", set)
 

@@ -114,7 +114,8 @@ def synced_logprob(actor: Any, path: Path) -> float:
         bucket = {name: as_array(tensor.detach()) for name, tensor in scaled}
         size = sum(array.nbytes for array, _ in bucket.values())
         weights = Weights(version, digest([bucket]), (ray.put(bucket),), size)
-        return ray.get(actor.load_weights.remote(weights, probe), timeout=120).logprobs[0]
+        ray.get(actor.load_weights.remote(weights, probe), timeout=120)
+        return ray.get(actor.probe_logprobs.remote(), timeout=120)[0]
 
     send(0, 1.1)
     return send(1, 1.0)

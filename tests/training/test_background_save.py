@@ -100,9 +100,14 @@ def loop(ledger, monkeypatch):
     """The loop's verbs around actors that only note what they are asked."""
     events: list[str] = []
 
+    def verify() -> float:
+        time.sleep(0.2)
+        events.append("verified")
+        return 0.01
+
     def push(*_: object, **__: object) -> SimpleNamespace:
         events.append("synced")
-        return SimpleNamespace(export_s=0.0, load_s=0.0, bytes=0, gap=0.0, actors=1)
+        return SimpleNamespace(export_s=0.0, load_s=0.0, bytes=0, actors=1, verify=verify)
 
     monkeypatch.setattr(orchestrators.weight_sync, "push_weights", push)
     monkeypatch.setattr(orchestrators, "worker_count", lambda requested, _: requested)
@@ -135,12 +140,30 @@ def test_the_policy_is_saved_after_the_sync_and_beside_what_follows(loop) -> Non
     loop.sync_weights()
     assert loop.events == ["steps", "synced"], "the rollouts sample while it is saved"
     loop.ledger.finish(stage(1, "evaluate"), time.time())
-    assert loop.events == ["steps", "synced", "saved", "old removed"]
+    assert loop.events == ["steps", "synced", "verified", "saved", "old removed"]
+    assert loop.ledger.record(stage(1, "sync"))["gap"] == 0.01
     loop.train(2, [])
     loop.sync_weights()
     loop.train(3, [])
-    assert loop.events[4:] == ["steps", "synced", "saved", "old removed", "steps"], "a step waits for the save"
+    after = ["steps", "synced", "verified", "saved", "old removed", "steps"]
+    assert loop.events[5:] == after, "a step waits for the save"
     loop._save.wait()
+
+
+def test_engines_that_compute_with_other_weights_end_the_run_and_the_policy_is_saved(loop, monkeypatch) -> None:
+    other = RuntimeError("more than sync.max_gap")
+
+    def verify() -> float:
+        raise other
+
+    pushed = SimpleNamespace(export_s=0.0, load_s=0.0, bytes=0, actors=1, verify=verify)
+    monkeypatch.setattr(orchestrators.weight_sync, "push_weights", lambda *_, **__: pushed)
+    loop.train(1, [])
+    loop.sync_weights()
+    with pytest.raises(RuntimeError, match=r"more than sync\.max_gap"):
+        loop.ledger.finish(stage(1, "evaluate"), time.time())
+    assert loop.events == ["steps", "saved", "old removed"]
+    assert loop.ledger.record(stage(1, "evaluate")) is None
 
 
 def test_ranks_that_share_gpus_save_before_anything_is_sampled(loop) -> None:

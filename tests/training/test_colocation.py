@@ -45,33 +45,39 @@ class Gpus:
     def resume(self) -> None:
         self.calls.append("engines resume")
 
-    def broadcast(self, *_: Any, version: int, check: Callable, deadline_s: float) -> list[WeightUpdateAck]:
+    def broadcast(self, *_: Any, version: int, **__: Any) -> list[WeightUpdateAck]:
         self.calls.append("load")  # wakes the cache of the engines
-        return [WeightUpdateAck(version, "digest", 100, (-30.0, -1.0), 0.1)]
+        return [WeightUpdateAck(version, "digest", 100, 0.1)]
+
+    def verify(self, check: Callable) -> list[tuple[float, float]]:
+        self.calls.append("verify")
+        assert check((-30.0, -1.0)) is None
+        return [(-30.0, -1.0)]
 
 
 def update(gpus: Any, transport: Any, shared: bool = True) -> list[str]:
     colocation = ColocationManager(shared, gpus, gpus, 60)
     for version in (1, 2):
         colocation.to_learner()
-        weight_sync.push_weights(gpus, gpus, version, PROBE, Sync(), transport=transport, colocation=colocation)
+        shared_by = colocation if shared else None
+        weight_sync.push_weights(gpus, gpus, version, PROBE, Sync(), transport=transport, colocation=shared_by).verify()
     return gpus.calls
 
 
 def test_a_rank_leaves_all_but_its_weights_before_an_engine_wakes_and_those_before_its_cache_does() -> None:
     calls = update(Gpus(), "ipc")
-    first = ["evaluate", "keep weights", "send ipc", "keep nothing", "engines resume", "load"]
+    first = ["evaluate", "keep weights", "send ipc", "keep nothing", "engines resume", "load", "verify"]
     assert calls == [*first, "engines sleep", "keep all", *first]
 
 
 def test_engines_leave_again_before_ranks_that_failed_to_send_return_with_all_their_states() -> None:
     calls = update(Gpus(fails=1), "ipc")
-    after_failure = ["engines sleep", "keep all", "export", "keep nothing", "engines resume", "load"]
-    assert calls[:9] == ["evaluate", "keep weights", "send ipc", *after_failure]
+    after_failure = ["engines sleep", "keep all", "export", "keep nothing", "engines resume", "load", "verify"]
+    assert calls[:10] == ["evaluate", "keep weights", "send ipc", *after_failure]
 
 
 @pytest.mark.parametrize("transport", ["nccl", "object_store"])
 def test_nothing_moves_where_no_gpu_is_shared(transport: str) -> None:
     calls = update(Gpus(), transport, shared=False)
     sent = "send nccl" if transport == "nccl" else "export"
-    assert calls == ["evaluate", sent, "load"] * 2
+    assert calls == [sent, "load", "evaluate", "verify"] * 2, "the engines have their items before the learner computes"

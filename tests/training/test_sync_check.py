@@ -30,21 +30,41 @@ class Pool:
     def __init__(self, *logprobs: float) -> None:
         self.logprobs = logprobs
 
-    def broadcast(self, method, *args, version: int, check: Callable, deadline_s: float) -> list[WeightUpdateAck]:
-        acks = [WeightUpdateAck(version, "digest", 100, (logprob, -1.0), 0.1) for logprob in self.logprobs]
-        problems = [problem for ack in acks if (problem := check(ack)) is not None]
+    def broadcast(self, *_, version: int, check: Callable, deadline_s: float, proof: Callable) -> list[WeightUpdateAck]:
+        ack = WeightUpdateAck(version, "digest", 100, 0.1)
+        assert check(ack) is None
+        return [ack] * len(self.logprobs)
+
+    def verify(self, check: Callable) -> list[tuple[float, float]]:
+        proofs = [(logprob, -1.0) for logprob in self.logprobs]
+        problems = [problem for proof in proofs if (problem := check(proof)) is not None]
         if problems:
             raise RuntimeError(problems[0])
-        return acks
+        return proofs
+
+    def cannot_verify(self, error: BaseException) -> None:
+        self.told = error
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -30.0 - 3 * 0.6])
 def test_an_engine_whose_probe_is_far_off_or_not_finite_does_not_have_the_weights(value) -> None:
     with pytest.raises(RuntimeError, match=f"responses -30.000 and -1.000 nats and it gives {value:.3f} and"):
-        weight_sync.push_weights(Learner(), Pool(-30.0, value), 3, PROBE, Sync(max_gap=0.5))
-    assert weight_sync.push_weights(Learner(), Pool(-30.0, -30.3), 3, PROBE, Sync(max_gap=0.5)).gap == pytest.approx(
-        0.1
-    )
+        weight_sync.push_weights(Learner(), Pool(-30.0, value), 3, PROBE, Sync(max_gap=0.5)).verify()
+    near = weight_sync.push_weights(Learner(), Pool(-30.0, -30.3), 3, PROBE, Sync(max_gap=0.5))
+    assert near.verify() == pytest.approx(0.1)
+
+
+def test_the_pool_is_told_why_it_gets_no_values_of_the_learner(monkeypatch) -> None:
+    pool, lost = Pool(-30.0), RuntimeError("the learner is lost")
+
+    def fail(*_: object) -> None:
+        raise lost
+
+    monkeypatch.setattr(Learner, "evaluate_pairs", fail)
+    pushed = weight_sync.push_weights(Learner(), pool, 3, PROBE, Sync())
+    with pytest.raises(RuntimeError, match="the learner is lost"):
+        pushed.verify()
+    assert pool.told is lost
 
 
 def test_the_probe_of_an_update_is_a_part_of_a_pair() -> None:

@@ -3,7 +3,8 @@
 import os
 import random
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,6 +79,13 @@ def on_all(rollouts: ActorPool, method: str, *args) -> list:
     return ray.get([getattr(actor, method).remote(*args) for actor in rollouts.actors], timeout=60)
 
 
+def load(rollouts: ActorPool, weights: Weights, probe: PreferencePair) -> list[SimpleNamespace]:
+    """The actors' answers to an update, with their log-probabilities of its probe."""
+    acks = load(rollouts, weights, probe)
+    logprobs = on_all(rollouts, "probe_logprobs")
+    return [SimpleNamespace(**asdict(ack), logprobs=found) for ack, found in zip(acks, logprobs, strict=True)]
+
+
 def gaps(learner: LearnerGroup, rollouts: ActorPool, probe: PreferencePair) -> list[float]:
     expected = learner.evaluate_pairs([probe])[0][0]
     texts = probe.prompt_ids, probe.chosen_ids
@@ -131,13 +139,14 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
     list(learner.train([pairs(8)] * 6, total_steps=6))
     apart = min(gaps(learner, rollouts, probe))
     assert apart > 0.05
-    report = weight_sync.push_weights(learner, rollouts, 1, probe, Sync(bucket_mb=1, deadline_s=60))
+    pushed = weight_sync.push_weights(learner, rollouts, 1, probe, Sync(bucket_mb=1, deadline_s=60))
+    gap = pushed.verify()
     together = max(gaps(learner, rollouts, probe))
     record_property("gap_before_and_after_nats_per_token", (apart, together))
     print(f"log-probability gap: {apart:.4f} nats a token before the sync, {together:.6f} after")
     assert together < 1e-4
-    assert report.gap < 1e-4, "of a part of the probe"
-    assert report.version == 1
+    assert gap < 1e-4, "of a part of the probe"
+    assert pushed.version == 1
     after = sampled(rollouts, 1)
     assert after != before, "the new weights sample other responses"
     assert after == sampled(rollouts, 1), "the same seeds give the same responses"
@@ -146,7 +155,7 @@ def test_logprobs_agree_after_a_sync_and_differ_before_it(learner, rollouts, rec
 def test_samples_say_which_weights_made_them_and_a_stale_actor_refuses(learner, rollouts) -> None:
     probe = replace(pairs(1, seed=7)[0], context=(7, 4))
     weights = learner.export(2, 1)
-    loaded = on_all(rollouts, "load_weights", weights, probe)
+    loaded = load(rollouts, weights, probe)
     assert {(found.version, found.digest) for found in loaded} == {(2, weights.digest)}
     assert list(ray.get(weights.refs[-1])) == ["model.embed_tokens.weight"], "engines load the layers before it comes"
     [expected] = learner.evaluate_pairs([probe])
@@ -161,7 +170,7 @@ def test_samples_say_which_weights_made_them_and_a_stale_actor_refuses(learner, 
 def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) -> None:
     weights = learner.export(3, 1024)
     probe = pairs(1, seed=7)[0]
-    on_all(rollouts, "load_weights", weights, probe)
+    load(rollouts, weights, probe)
     bucket = {name: (array.copy(), dtype) for name, (array, dtype) in ray.get(weights.refs[0]).items()}
     name = next(iter(bucket))
     bucket[name][0].reshape(-1)[17] ^= 1 << 20  # one bit
@@ -169,11 +178,11 @@ def test_a_corrupted_push_is_caught_and_the_old_weights_stay(learner, rollouts) 
     with pytest.raises(
         WeightTransferError, match=r"the weights that arrived have digest \w+, those sent had \w+; nothing was"
     ):
-        on_all(rollouts, "load_weights", corrupted, probe)
+        load(rollouts, corrupted, probe)
     assert max(gaps(learner, rollouts, probe)) < 1e-4
     missing = {key: value for key, value in bucket.items() if key != name}
     with pytest.raises(WeightTransferError, match="nothing was loaded"):
-        on_all(rollouts, "load_weights", replace(weights, refs=(ray.put(missing),)), probe)
+        load(rollouts, replace(weights, refs=(ray.put(missing),)), probe)
 
 
 def changed_a_little(weights: Weights, version: int) -> Weights:
@@ -193,14 +202,14 @@ def changed_a_little(weights: Weights, version: int) -> Weights:
 def test_a_delta_does_what_all_weights_do(learner, rollouts) -> None:
     probe = pairs(1, seed=7)[0]
     whole = learner.export(20, 1, deltas=True)
-    before = on_all(rollouts, "load_weights", whole, probe)
+    before = load(rollouts, whole, probe)
     version = whole
     for number in (21, 22):
         version = changed_a_little(version, number)
-        by_delta = on_all(rollouts, "load_weights", version, probe)
+        by_delta = load(rollouts, version, probe)
         assert {found.bytes for found in by_delta} == {version.delta.bytes}
         assert version.delta.bytes < version.bytes / 100
-    entire = on_all(rollouts, "load_weights", replace(version, version=23, delta=None), probe)
+    entire = load(rollouts, replace(version, version=23, delta=None), probe)
     assert {found.bytes for found in entire} == {whole.bytes}
     assert [found.logprobs for found in by_delta] == [found.logprobs for found in entire]
     assert abs(by_delta[0].logprobs[0] - before[0].logprobs[0]) > 1e-3
@@ -219,12 +228,12 @@ def test_an_engine_over_several_processes_takes_weights_and_deltas(learner, tiny
     try:
         pool.wait_ready()
         whole = learner.export(50, 1, deltas=True)
-        [taken] = on_all(pool, "load_weights", whole, probe)
+        [taken] = load(pool, whole, probe)
         assert (taken.version, taken.digest) == (50, whole.digest)
         assert taken.logprobs == pytest.approx(learner.evaluate_pairs([probe])[0], abs=1e-3)
-        [by_delta] = on_all(pool, "load_weights", changed_a_little(whole, 51), probe)
+        [by_delta] = load(pool, changed_a_little(whole, 51), probe)
         assert by_delta.bytes < whole.bytes / 100
-        [entire] = on_all(pool, "load_weights", replace(changed_a_little(whole, 51), version=52, delta=None), probe)
+        [entire] = load(pool, replace(changed_a_little(whole, 51), version=52, delta=None), probe)
         assert by_delta.logprobs == entire.logprobs
         assert abs(entire.logprobs[0] - taken.logprobs[0]) > 1e-3
     finally:
@@ -235,27 +244,28 @@ def test_whoever_cannot_use_a_delta_takes_all_weights(learner, rollouts) -> None
     probe = pairs(1, seed=7)[0]
     whole = learner.export(30, 1024, deltas=True)
     next_one = changed_a_little(whole, 31)
-    on_all(rollouts, "load_weights", replace(whole, keep=False), probe)
-    late = on_all(rollouts, "load_weights", next_one, probe)
+    load(rollouts, replace(whole, keep=False), probe)
+    late = load(rollouts, next_one, probe)
     assert {found.bytes for found in late} == {whole.bytes}, "they hold nothing that the delta could change"
     damaged = {name: (places, values ^ 1) for name, (places, values) in ray.get(next_one.delta.ref).items()}
     last = changed_a_little(next_one, 32)
     broken = replace(last, delta=replace(last.delta, ref=ray.put(damaged)))
     with pytest.raises(WeightTransferError, match="nothing was loaded"):
-        on_all(rollouts, "load_weights", broken, probe)
-    again = on_all(rollouts, "load_weights", broken, probe)
+        load(rollouts, broken, probe)
+    again = load(rollouts, broken, probe)
     assert {found.bytes for found in again} == {whole.bytes}
 
 
 def test_pushes_with_deltas_send_what_changed_or_everything(learner, rollouts) -> None:
     probe, settings = pairs(1, seed=7)[0], Sync(deadline_s=60, deltas=True)
-    first = weight_sync.push_weights(learner, rollouts, 40, probe, settings)
+    gap_of_first = weight_sync.push_weights(learner, rollouts, 40, probe, settings).verify()
     same = weight_sync.push_weights(learner, rollouts, 41, probe, settings)
-    assert (same.bytes, same.gap) == (0, pytest.approx(first.gap))
+    gap_of_same = same.verify()
+    assert (same.bytes, gap_of_same) == (0, pytest.approx(gap_of_first))
     list(learner.train([pairs(8, seed=5)], total_steps=1))
     other = weight_sync.push_weights(learner, rollouts, 42, probe, settings)
     assert other.bytes > 1e6, "in float32 a step changes nearly every weight"
-    assert other.gap < 1e-4
+    assert other.verify() < 1e-4
 
 
 def test_a_delta_is_exact_and_none_where_it_does_not_pay() -> None:
@@ -299,8 +309,9 @@ def test_weights_arrive_in_chunks_and_who_misses_one_takes_the_stored_weights(
         if version == 61:
             ray.get(actors[1].__ray_call__.remote(miss_a_chunk), timeout=60)
         before = gaps(learner, rollouts, probe)
-        report = weight_sync.push_weights(learner, rollouts, version, probe, settings, transport=transport)
-        assert (report.version, report.actors) == (version, 2)
+        pushed = weight_sync.push_weights(learner, rollouts, version, probe, settings, transport=transport)
+        assert (pushed.version, pushed.actors) == (version, 2)
+        assert pushed.verify() < 1e-4
         assert max(gaps(learner, rollouts, probe)) < 1e-4 < min(before)
     assert any("the chunk is lost" in record.getMessage() for record in caplog.records)
     assert (rollouts.actors, learner.workers) == (actors, workers), "nobody was restarted"
@@ -309,10 +320,11 @@ def test_weights_arrive_in_chunks_and_who_misses_one_takes_the_stored_weights(
 @pytest.mark.slow
 def test_where_weights_cannot_be_sent_they_go_through_the_object_store(learner, rollouts, caplog) -> None:
     probe, before = pairs(1, seed=7)[0], learner.workers
-    report = weight_sync.push_weights(
+    pushed = weight_sync.push_weights(
         learner, rollouts, 9, probe, Sync(deadline_s=120), transport="nccl"
     )  # there is no GPU
-    assert (report.version, report.actors) == (9, 2)
+    assert (pushed.version, pushed.actors) == (9, 2)
+    assert pushed.verify() < 1e-4
     assert max(gaps(learner, rollouts, probe)) < 1e-4
     assert learner.workers != before, "a sender that failed may have left its partners waiting"
     told = [record.getMessage() for record in caplog.records]
@@ -338,10 +350,12 @@ class Taking:
     def load_weights(self, weights, probe) -> WeightUpdateAck:
         if self.how == "slow":
             time.sleep(30)
-        # forgetful: it says that it took them, and computes with others; half: only the first response is right
-        logprobs = (self.chosen, -1.0) if self.how == "half" else (-1.0, -1.0)
         digest = "" if self.how == "other" else weights.digest
-        return WeightUpdateAck(weights.version, digest, weights.bytes, logprobs, 0.0)
+        return WeightUpdateAck(weights.version, digest, weights.bytes, 0.0)
+
+    def probe_logprobs(self) -> tuple[float, ...]:
+        # forgetful: it says that it took them, and computes with others; half: only the first response is right
+        return (self.chosen, -1.0) if self.how == "half" else (-1.0, -1.0)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +375,7 @@ def test_engines_that_do_not_take_the_weights_are_found_out(learner, how, error,
     try:
         pool.wait_ready()
         with pytest.raises(error, match=f"no rollout actor took version 5: .*{told}"):
-            weight_sync.push_weights(learner, pool, 5, probe, settings)
+            weight_sync.push_weights(learner, pool, 5, probe, settings).verify()
     finally:
         pool.close()
 
