@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypedDict
 
+import numpy as np
 from scipy.stats import binomtest
 
 from psyco_ray.config import job_file
@@ -46,10 +47,10 @@ class Comparison(TypedDict):
     ties: int
     losses: int
     share: float  # of wins; a tie is half a win
-    wilson95: stats.Interval
+    wilson95: stats.Interval  # the contexts of a conversation are dependent, in the next ones too
     difference: float  # mean of our scores minus theirs
     ci95: stats.Interval  # bootstrap
-    p: float  # of the exact two-sided sign test, without ties
+    p: float  # of the exact two-sided sign test of speeches, or of conversations by their sums, without ties
 
 
 def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def compare(directories: Sequence[Path], seed: int = 0) -> dict[str, Any]:
         if not all(point for _, point in points):
             return None
         ours, theirs = (_scores(records[name], point["iteration"], judge) for name, point in points)
-        return paired(ours, theirs, seed) if ours.keys() & theirs.keys() else None
+        conversation = {key: of for name in (a, b) for key, of in records[name][0].get("conversations", {}).items()}
+        return paired(ours, theirs, seed, conversation) if ours.keys() & theirs.keys() else None
 
     policies = [row for name, root in roots.items() for row in _policies(name, root / _POLICY_RESULTS)]
     return {
@@ -121,29 +123,33 @@ def _check_results(root: Path) -> None:
         )
 
 
-def paired(ours: Scores, theirs: Scores, seed: int = 0) -> Comparison:
+def paired(ours: Scores, theirs: Scores, seed: int = 0, conversation: Mapping[str, str] | None = None) -> Comparison:
     """Compare two checkpoints on their shared speeches, by the mean score of each one's responses.
 
     Args:
         ours: scores by speech, of one judge.
         theirs: scores of the other checkpoint, of the same judge.
         seed: of the bootstrap.
+        conversation: of speech ids; a speech without is independent of all others.
     """
-    gaps = [fmean(ours[key]) - fmean(theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
+    gaps = {key: fmean(ours[key]) - fmean(theirs[key]) for key in sorted(ours.keys() & theirs.keys())}
     assert gaps, "two runs without a shared speech are not compared"
-    wins, losses = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
-    ties = len(gaps) - wins - losses
-    points = wins + ties / 2
+    clusters = [(conversation or {}).get(key, key) for key in gaps]
+    points = [float(0.5 + np.sign(gap) / 2) for gap in gaps.values()]
+    by_cluster: dict[str, float] = {}
+    for cluster, gap in zip(clusters, gaps.values(), strict=True):
+        by_cluster[cluster] = by_cluster.get(cluster, 0.0) + gap
+    up, down = sum(gap > 0 for gap in by_cluster.values()), sum(gap < 0 for gap in by_cluster.values())
     return {
         "speeches": len(gaps),
-        "wins": wins,
-        "ties": ties,
-        "losses": losses,
-        "share": points / len(gaps),
-        "wilson95": stats.wilson(points, len(gaps)),
-        "difference": fmean(gaps),
-        "ci95": stats.bootstrap_mean(gaps, seed),
-        "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+        "wins": points.count(1.0),
+        "ties": points.count(0.5),
+        "losses": points.count(0.0),
+        "share": sum(points) / len(points),
+        "wilson95": stats.clustered_wilson(points, clusters),
+        "difference": fmean(gaps.values()),
+        "ci95": stats.clustered_mean([*gaps.values()], clusters, seed),
+        "p": float(binomtest(up, up + down).pvalue) if up + down else 1.0,
     }
 
 

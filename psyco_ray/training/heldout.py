@@ -20,7 +20,7 @@ from psyco_ray.run.types import Group
 from psyco_ray.simulate.dialogue import Dialogue
 from psyco_ray.training import conversation_guards, guards
 from psyco_ray.training.run_state import RunState
-from psyco_ray.training.turn_measures import measure_ranked, measure_turns
+from psyco_ray.training.turn_measures import conversations, measure_ranked, measure_turns
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class HeldoutEvaluation:
         `turns` is of `measure_turns`; `ranked` of `measure_ranked`, where more than the first turn ranks responses.
 
         If a context is a conversation, also `conversation`, over all turns of dialogues, see
-        `conversation_guards.measure`.
+        `conversation_guards.measure`, and `conversations`, the conversation of each speech id.
 
         Args:
             iteration: 0 is the base model.
@@ -66,10 +66,12 @@ class HeldoutEvaluation:
         """
         base = self._run_state.evaluation(0)
         assert (base is None) == (iteration == 0), "the base model is evaluated first"
-        measures = measure(groups, base, self._job.seed)
-        answered = [
-            (Context.of(speeches[key]), response.text) for key in sorted(groups) for response in groups[key].responses
-        ]
+        contexts = {key: Context.of(speeches[key]) for key in sorted(groups)}
+        conversation = conversations(contexts)
+        measures = measure(groups, base, conversation, self._job.seed)
+        if any(context.is_conversation for context in contexts.values()):
+            measures["conversations"] = conversation
+        answered = [(context, response.text) for key, context in contexts.items() for response in groups[key].responses]
         if dialogues is not None:
             answered = [(context, answer.text) for told in dialogues for context, answer, _ in told.exchanges()]
         if any(context.is_conversation for context, _ in answered):
@@ -96,8 +98,8 @@ class HeldoutEvaluation:
             speeches: texts by speech id.
 
         Returns:
-            `win_rate_vs_base` and `win_rate_ci95` (a tie is half a win), the `outcomes` by speech and the
-            number of `unreadable` verdicts, which are ignored.
+            `win_rate_vs_base` and `win_rate_ci95` (a tie is half a win; the contexts of a conversation count as
+            dependent), the `outcomes` by speech and the number of `unreadable` verdicts, which are ignored.
 
         Raises:
             InputError: no verdict was readable, or the server rejects the key or the model.
@@ -135,7 +137,8 @@ class HeldoutEvaluation:
             )
         outcomes = {key: sum(values) / len(values) for key, values in readable.items()}
         unreadable = sum(outcome is None for outcome in by_pair.values())
-        return {**_win_rate(list(outcomes.values())), "outcomes": outcomes, "unreadable": unreadable}
+        conversation = conversations({key: Context.of(speeches[key]) for key in outcomes})
+        return {**_win_rate(outcomes, conversation), "outcomes": outcomes, "unreadable": unreadable}
 
     def check_guards(self, iteration: int, measures: Record) -> Record:
         """Monitors, alarms and the iteration to continue from; empty for the base model."""
@@ -173,12 +176,13 @@ def compare_training_pairs(job: Job) -> Record | None:
     return {"same": same, "pairs": pairs, "shared": shared}
 
 
-def measure(groups: Mapping[str, Group], base: Record | None, seed: int) -> Record:
+def measure(groups: Mapping[str, Group], base: Record | None, conversation: Mapping[str, str], seed: int) -> Record:
     """Lengths, variety and rewards of responses, and how often a reward model scores them above the base model's.
 
     Args:
         groups: scored responses by speech id.
         base: the base model's measures; None for the base model itself.
+        conversation: of each speech id; intervals take its contexts as dependent.
         seed: of the bootstrap.
 
     Returns:
@@ -206,13 +210,15 @@ def measure(groups: Mapping[str, Group], base: Record | None, seed: int) -> Reco
         means = [sum(values) / len(values) for values in scores.values()]
         measures[model] = {
             "reward": sum(means) / len(means),
-            "ci95": stats.bootstrap_mean(means, seed),
+            "ci95": stats.clustered_mean(means, [conversation[key] for key in scores], seed),
             "scores": scores,
         }
         if base is not None:
             base_scores = base[model]["scores"]  # lacks quarantined speeches
-            wins = [stats.win_share(values, base_scores[key]) for key, values in scores.items() if key in base_scores]
-            measures[model] |= _win_rate(wins)
+            wins = {
+                key: stats.win_share(values, base_scores[key]) for key, values in scores.items() if key in base_scores
+            }
+            measures[model] |= _win_rate(wins, conversation)
     return measures
 
 
@@ -228,5 +234,6 @@ def _log_ratio(groups: Mapping[str, Group]) -> float:
     return sum(means) / len(means)
 
 
-def _win_rate(wins: Sequence[float]) -> Record:
-    return {"win_rate_vs_base": sum(wins) / len(wins), "win_rate_ci95": stats.wilson(sum(wins), len(wins))}
+def _win_rate(wins: Mapping[str, float], conversation: Mapping[str, str]) -> Record:
+    interval = stats.clustered_wilson([*wins.values()], [conversation[key] for key in wins])
+    return {"win_rate_vs_base": sum(wins.values()) / len(wins), "win_rate_ci95": interval}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psyco_ray.config.contexts import Context
 from psyco_ray.config.simulate import Simulate
 from psyco_ray.data import splits
 from psyco_ray.evaluate import stats
@@ -35,7 +36,7 @@ def measure_turns(dialogues: Sequence[Dialogue], base: Sequence[Record] | None, 
         contexts are not independent.
     """
     last = max(len(dialogue.answers) for dialogue in dialogues)
-    conversation = _conversations(dialogues)
+    conversation = conversations({dialogue.speech_id: dialogue.start for dialogue in dialogues})
     return [
         _measure(
             turn, dialogues, conversation, base[turn - 1] if base is not None and turn <= len(base) else None, seed
@@ -61,7 +62,7 @@ def measure_ranked(dialogues: Sequence[Dialogue], base: Record | None, settings:
     if settings.ranking_turns == (1,):
         return None
     in_order = sorted(dialogues, key=lambda dialogue: (dialogue.speech_id, dialogue.index))
-    conversation = _conversations(dialogues)
+    conversation = conversations({dialogue.speech_id: dialogue.start for dialogue in dialogues})
     measures: Record = {}
     for model in (name for name in in_order[0].answers[0].scores if name != REFERENCE):
         means = mean_rewards(dialogues, model)
@@ -83,8 +84,8 @@ def _mean_by_speech(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {key: sum(values) / len(values) for key, values in scores.items()}
 
 
-def _conversations(dialogues: Sequence[Dialogue]) -> dict[str, str]:
-    """The conversation of each speech id, named by one of its ids.
+def conversations(contexts: Mapping[str, Context]) -> dict[str, str]:
+    """The conversation of each speech id, named by one of its ids; contexts of a conversation are not independent.
 
     The table of speeches does not tell. Contexts that begin alike are of one conversation, though not those that only
     greet alike, and so are those that share a turn of the client with at least `_TELLING` characters, as windows of a
@@ -98,9 +99,9 @@ def _conversations(dialogues: Sequence[Dialogue]) -> dict[str, str]:
             key = parent[key]
         return key
 
-    for key, start in sorted({dialogue.speech_id: dialogue.start for dialogue in dialogues}.items()):
+    for key, context in sorted(contexts.items()):
         parent[key] = key
-        for turn in (splits.begins(start), *(turn for turn in start.client_turns if len(turn) >= _TELLING)):
+        for turn in (splits.begins(context), *(turn for turn in context.client_turns if len(turn) >= _TELLING)):
             parent[root(key)] = root(first.setdefault(turn, key))
     return {key: root(key) for key in parent}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from support.pages import self_contained
 
 from psyco_ray.cli.main import main
@@ -131,6 +131,19 @@ def test_paired_by_hand() -> None:
     eight = {str(i): [float(i > 0)] for i in range(8)}
     assert paired(eight, {key: [0.5] for key in eight})["p"] == pytest.approx(2 * (1 + 8) / 2**8)  # 7 of 8 and beyond
     assert paired(eight, eight)["p"] == 1.0
+
+
+def test_contexts_of_a_conversation_are_compared_as_dependent():
+    keys = [f"{conversation}{turn}" for conversation in "abcdefgh" for turn in range(4)]
+    ours = {key: [0.9 if key[0] != "a" else 0.1] for key in keys}
+    theirs = {key: [0.5] for key in keys}
+    alone, together = paired(ours, theirs), paired(ours, theirs, conversation={key: key[0] for key in keys})
+    assert (together["wins"], together["losses"], together["share"]) == (28, 4, 0.875)
+    assert alone["p"] == pytest.approx(binomtest(28, 32).pvalue)
+    assert together["p"] == pytest.approx(binomtest(7, 8).pvalue), "eight conversations, not 32 speeches"
+    for interval in ("wilson95", "ci95"):
+        widths = [high - low for low, high in (alone[interval], together[interval])]
+        assert widths[1] > 1.5 * widths[0]
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=40))

@@ -28,7 +28,7 @@ def test_measures_of_finished_answers_variety_and_divergence() -> None:
         "a": group("a", ["x y x y", "x"], [True, False], [-10.0, -4.0], reward=[1.0, 3.0], reference=[-13.0, -5.0]),
         "b": group("b", ["z", "z"], [True, True], [-1.0, -1.0], reward=[0.0, 0.0], reference=[-1.0, -1.0]),
     }
-    measures = heldout.measure(groups, None, seed=0)
+    measures = heldout.measure(groups, None, {"a": "a", "b": "b"}, seed=0)
     assert measures["finished_share"] == 0.75
     assert (measures["distinct_1"], measures["distinct_2"]) == (3 / 7, 2 / 3)
     assert measures["kl"] == pytest.approx(((3 + 1) / 2 + 0) / 2), "the mean over speeches"
@@ -36,7 +36,25 @@ def test_measures_of_finished_answers_variety_and_divergence() -> None:
     assert "reference" not in measures, "a log-probability is no reward"
     del groups["a"].scores["reference"]
     without = {"a": groups["a"]}
-    assert "kl" not in heldout.measure(without, None, seed=0)
+    assert "kl" not in heldout.measure(without, None, {"a": "a"}, seed=0)
+
+
+def test_intervals_take_contexts_of_a_conversation_as_dependent() -> None:
+    """Four contexts of each conversation that have one score say no more than one of them."""
+    keys = [f"{conversation}{turn}" for conversation in "abcdefgh" for turn in range(4)]
+    alone, together = {key: key for key in keys}, {key: key[0] for key in keys}
+    widths = {}
+    for name, conversation in (("alone", alone), ("together", together)):
+        base = heldout.measure(scored(keys, lambda _: 0.5), None, conversation, seed=0)
+        ours = heldout.measure(scored(keys, lambda key: (ord(key[0]) - ord("a")) % 2), base, conversation, seed=0)
+        assert ours["reward"]["win_rate_vs_base"] == 0.5
+        widths[name] = [high - low for low, high in (ours["reward"]["ci95"], ours["reward"]["win_rate_ci95"])]
+    for narrow, wide in zip(*widths.values(), strict=True):
+        assert wide == pytest.approx(2 * narrow, rel=0.2), "a quarter of the values is independent"
+
+
+def scored(keys: list[str], score) -> dict[str, Group]:
+    return {key: group(key, ["yes"], [True], [-1.0], reward=[score(key)]) for key in keys}
 
 
 @pytest.fixture
