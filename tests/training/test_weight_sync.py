@@ -81,7 +81,7 @@ def on_all(rollouts: ActorPool, method: str, *args) -> list:
 
 def load(rollouts: ActorPool, weights: Weights, probe: PreferencePair) -> list[SimpleNamespace]:
     """The actors' answers to an update, with their log-probabilities of its probe."""
-    acks = load(rollouts, weights, probe)
+    acks = on_all(rollouts, "load_weights", weights, probe)
     logprobs = on_all(rollouts, "probe_logprobs")
     return [SimpleNamespace(**asdict(ack), logprobs=found) for ack, found in zip(acks, logprobs, strict=True)]
 
