@@ -118,7 +118,8 @@ class Rollouts(PoolConfig):
     """Sequences that are decoded together. Default: 128, on GPUs 256."""
     kv_cache_gb: Positive | None = Field(default_factory=by_device(1.0, None))
     """KV cache of each engine, GiB; of several GPUs, on each of them. Default: 1, on GPUs null: what weights and
-    working memory leave of the engine's part of the GPU, less a tenth; see `rollout.kv_cache`."""
+    working memory leave of the engine's part of the GPU, less a tenth; see `rollout.kv_cache`. On a CPU prompts wait
+    for room in it."""
     block_size: Count | None = None
     """Tokens of a KV cache block; null: 32 on the CPU, the engine's default on a GPU."""
     enforce_eager: bool = Field(default_factory=by_device(True, False))

@@ -237,7 +237,7 @@ class ActorPool(Generic[A]):
         while True:
             with self._supervisor.locked() as slots:
                 self._supervisor.check()
-                pending = any(slot.updated is update and slot.proof is not None for slot in slots)
+                pending = any(slot.updated is update and slot.held for slot in slots)
                 if not pending and update.proofs:
                     return list(update.proofs.values())
                 if update.failure is not None or (not pending and len(update.errors) >= len(slots)):
@@ -263,7 +263,7 @@ class ActorPool(Generic[A]):
                 self._supervisor.check()
                 slots = [slot for slot in slots if slot.actor is not None]
                 for slot in slots:
-                    if slot.state is State.IDLE and slot.proof is None and slot.actor not in replies:
+                    if slot.state is State.IDLE and not slot.held and slot.actor not in replies:
                         replies[slot.actor] = actor_method(slot.actor, method).remote(*args)
                 pending = [s for s in slots if s.actor not in replies or not self._replied(s, replies[s.actor], method)]
                 late = pending if time.monotonic() > deadline else []

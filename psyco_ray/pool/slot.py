@@ -125,6 +125,11 @@ class Slot:
         self.update, self.proof = update, None
         self.enter(states.UPDATING, actor_method(self.actor, update.method).remote(*update.args))
 
+    @property
+    def held(self) -> bool:
+        """Whether results wait for the proof of the update; none do once nobody can check it."""
+        return self.proof is not None and self.updated is not None and self.updated.failure is None
+
     def ask_proof(self, method: Callable[..., Any]) -> None:
         """Have the actor prove that it works with its update, before its next item."""
         self.proof, self.proof_since = actor_method(self.actor, method).remote(), time.monotonic()
@@ -174,7 +179,7 @@ def pending_of(slots: Iterable[Slot]) -> dict[Any, tuple[Slot, Task | None]]:
     """The references that slots wait for, with their items; of a slot with a proof only that, if it can be checked."""
     pending: dict[Any, tuple[Slot, Task | None]] = {}
     for slot in slots:
-        if slot.proof is not None:
+        if slot.held:
             if slot.updated is not None and slot.updated.check_proof is not None:
                 pending[slot.proof] = slot, None
             continue

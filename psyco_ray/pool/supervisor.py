@@ -134,7 +134,7 @@ class Supervisor:
         """
         released = slot.release_all()
         self._last_reason = f"{self.role} {slot} {reason}"
-        if slot.state in (states.STARTING, states.UPDATING) or slot.proof is not None:
+        if slot.state in (states.STARTING, states.UPDATING) or slot.held:
             slot.failed_starts += 1
             slot.start_error = start_error
             slot.not_before = time.monotonic() + min(2.0 ** (slot.failed_starts - 1), 60.0)
@@ -286,7 +286,7 @@ class Supervisor:
             if slot.state is states.STARTING and now - slot.since > self._start_s:
                 reason = f"was not ready within {self._start_s:g} s"
                 self.fail(slot, reason, TimeoutError(f"{self.role} {slot} {reason}"))
-            elif slot.state is states.UPDATING or slot.proof is not None:
+            elif slot.state is states.UPDATING or slot.held:
                 self._updates.check_deadline(slot, now)
             elif slot.state is states.BUSY and (silent_s := now - slot.tasks[0].last_result) > self._item_s:
                 self.fail(slot, f"gave no result for {silent_s:.0f} s at {slot.tasks[0].stream.name}")

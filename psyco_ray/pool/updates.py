@@ -74,7 +74,7 @@ class Updates:
 
     def exhausted(self, update: PendingUpdate) -> bool:
         """Whether no actor applied an update, however often actors were replaced."""
-        applied = any(slot.updated is update and slot.proof is None for slot in self._slots.values())
+        applied = any(slot.updated is update and not slot.held for slot in self._slots.values())
         return not applied and update.failures_in_a_row > 2 * len(self._slots)
 
     def poll(self, slot: Slot) -> None:
@@ -125,7 +125,7 @@ class Updates:
         """Replace an actor that has not replied in time."""
         if slot.state is states.UPDATING:
             update, since = slot.update, slot.since
-        elif slot.proof is not None and slot.updated is not None and slot.updated.check_proof is not None:
+        elif slot.held and slot.updated is not None and slot.updated.check_proof is not None:
             update, since = slot.updated, max(slot.proof_since, slot.updated.check_since)
         else:
             return

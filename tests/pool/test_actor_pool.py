@@ -372,6 +372,8 @@ def test_streams_end_where_proofs_cannot_be_checked(pool) -> None:
     assert found.get(timeout=10) is lost
     with pytest.raises(RuntimeError, match="the learner is lost"):
         list(pool.stream(Worker.in_parts, [(7,)]))
+    pool.broadcast(Worker.load, 5, version=5, check=lambda _: None, deadline_s=20)
+    assert list(pool.stream(Worker.in_parts, [(7,)])) == [(7, 5)]
 
 
 def test_only_the_poisoned_part_of_an_item_is_given_up(pool) -> None:
