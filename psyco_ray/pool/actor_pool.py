@@ -36,10 +36,9 @@ from ray.exceptions import RayError
 
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool.polling import POLL_S
-from psyco_ray.pool.slot import Slot, actor_method, reason_of
+from psyco_ray.pool.slot import PendingUpdate, Slot, actor_method, reason_of
 from psyco_ray.pool.states import State
 from psyco_ray.pool.supervisor import Supervisor
-from psyco_ray.pool.updates import PendingUpdate
 from psyco_ray.pool.work import EndOfStream, FailedItem, WorkStream
 
 _ACK_POLL_S = 0.002  # a weight update is not slower for it

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError
@@ -16,10 +16,37 @@ from psyco_ray.pool.processes import Process
 from psyco_ray.pool.states import State
 from psyco_ray.pool.work import WorkItem, WorkStream
 
-if TYPE_CHECKING:
-    from psyco_ray.pool.updates import PendingUpdate
-
 _FETCH_S = 60.0  # for a result that exists, perhaps on another node
+
+
+@dataclass(eq=False)
+class PendingUpdate:
+    """A call that every actor makes before its next item, and the replies."""
+
+    method: Callable[..., Any]  # of the actor class
+    args: tuple[Any, ...]
+    version: int
+    check: Callable[[Any], str | None]
+    deadline_s: float
+    proof: Callable[..., Any] | None = None  # of the actor class
+    check_proof: Callable[[Any], str | None] | None = None  # None: not known yet
+    check_since: float = 0.0  # time.monotonic() from which it is known
+    acks: dict[int, Any] = field(default_factory=dict)  # by slot
+    proofs: dict[int, Any] = field(default_factory=dict)  # accepted ones, by slot
+    errors: dict[int, Exception] = field(default_factory=dict)  # of replaced actors, by slot
+    failures_in_a_row: int = 0
+    failure: BaseException | None = None  # ends all streams until another update
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.__name__
+
+    def error(self, role: str) -> Exception:
+        """The error of an update that no actor applied."""
+        first = next(iter(self.errors.values()))
+        message = f"no {role} actor took version {self.version}: {first}"
+        return TimeoutError(message) if isinstance(first, TimeoutError) else RuntimeError(message)
 
 
 @dataclass(eq=False)

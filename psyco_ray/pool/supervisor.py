@@ -17,8 +17,8 @@ from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import processes, states
 from psyco_ray.pool.dispatcher import Dispatcher
 from psyco_ray.pool.polling import POLL_S, Polling
-from psyco_ray.pool.slot import Slot, Task, pending_of, reason_of
-from psyco_ray.pool.updates import PendingUpdate, Updates
+from psyco_ray.pool.slot import PendingUpdate, Slot, Task, pending_of, reason_of
+from psyco_ray.pool.updates import Updates
 from psyco_ray.pool.work import WorkStream
 
 _log = logging.getLogger(__name__)

@@ -9,46 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from psyco_ray.pool import states
-from psyco_ray.pool.slot import Slot, reason_of
+from psyco_ray.pool.slot import PendingUpdate, Slot, reason_of
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class PendingUpdate:
-    """A call that every actor makes before its next item, and the replies."""
-
-    method: Callable[..., Any]  # of the actor class
-    args: tuple[Any, ...]
-    version: int
-    check: Callable[[Any], str | None]
-    deadline_s: float
-    proof: Callable[..., Any] | None = None  # of the actor class
-    check_proof: Callable[[Any], str | None] | None = None  # None: not known yet
-    check_since: float = 0.0  # time.monotonic() from which it is known
-    acks: dict[int, Any] = field(default_factory=dict)  # by slot
-    proofs: dict[int, Any] = field(default_factory=dict)  # accepted ones, by slot
-    errors: dict[int, Exception] = field(default_factory=dict)  # of replaced actors, by slot
-    failures_in_a_row: int = 0
-    failure: BaseException | None = None  # ends all streams until another update
-
-    @property
-    def name(self) -> str:
-        """The method's name."""
-        return self.method.__name__
-
-    def error(self, role: str) -> Exception:
-        """The error of an update that no actor applied."""
-        first = next(iter(self.errors.values()))
-        message = f"no {role} actor took version {self.version}: {first}"
-        return TimeoutError(message) if isinstance(first, TimeoutError) else RuntimeError(message)
 
 
 class Updates:

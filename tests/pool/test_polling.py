@@ -7,10 +7,9 @@ import pytest
 from psyco_ray.config.training import Deadlines
 from psyco_ray.pool import polling, supervisor
 from psyco_ray.pool.polling import Polling
-from psyco_ray.pool.slot import Slot, Task
+from psyco_ray.pool.slot import PendingUpdate, Slot, Task
 from psyco_ray.pool.states import State
 from psyco_ray.pool.supervisor import Supervisor
-from psyco_ray.pool.updates import PendingUpdate
 from psyco_ray.pool.work import WorkItem, WorkStream
 
 
