@@ -115,7 +115,8 @@ class _Exchange:
                 await self._forget(sent)
                 continue
             batch_id = sent.batch_id or ""
-            batch = await self._client.retried(functools.partial(self._client.api.batches.retrieve, batch_id))
+            retrieve = functools.partial(self._client.api.batches.retrieve, batch_id)
+            batch = await self._client.retried(retrieve, self._sent_in(sent))
             validating |= batch.status == "validating"
             if batch.status in _ENDED:
                 await self._collect(sent, batch)
@@ -136,7 +137,8 @@ class _Exchange:
         speeches, path = self._state.speeches(sent), self._state.path(sent, "requests")
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id is not None:
-                answers = await self._client.retried(functools.partial(self._client.api.files.content, file_id))
+                read = functools.partial(self._client.api.files.content, file_id)
+                answers = await self._client.retried(read, self._sent_in(sent))
                 for output in _outputs(answers.content, speeches):
                     key = output["custom_id"]
                     answer, problem = _read(output, functools.partial(self._clean, path, key))
@@ -148,8 +150,10 @@ class _Exchange:
 
     def _said(self, sent: SentBatch, message: str | None) -> str:
         """A provider's message about a whole batch, without the texts of its requests."""
-        texts = itertools.chain.from_iterable(_texts(self._state.path(sent, "requests")).values())
-        return self._client.clean(message or "no reason given", texts)
+        return self._client.clean(message or "no reason given", self._sent_in(sent))
+
+    def _sent_in(self, sent: SentBatch) -> _Sent:
+        return _Sent(self._state.path(sent, "requests"))
 
     def _clean(self, path: Path, key: str, said: str) -> str:
         return self._client.clean(said, _texts(path)[key])
@@ -177,13 +181,13 @@ class _Exchange:
     async def _forget(self, sent: SentBatch) -> None:
         """Delete the files of a batch at the provider, and what is here of it."""
         for file_id in sent.ended_files or []:
-            await self._delete(file_id)
+            await self._delete(file_id, self._sent_in(sent))
         self._state.remove(sent)
 
-    async def _delete(self, file_id: str) -> None:
-        """Delete a file at the provider, or name it where the provider refuses."""
+    async def _delete(self, file_id: str, texts: Iterable[str]) -> None:
+        """Delete a file with some texts at the provider, or name it where the provider refuses."""
         try:
-            await self._client.retried(functools.partial(_delete, self._client, file_id))
+            await self._client.retried(functools.partial(_delete, self._client, file_id), texts)
             self._state.provider_files[file_id] = True
         except (InputError, RefusedError) as error:
             _log.warning(
@@ -193,14 +197,14 @@ class _Exchange:
     async def _shrink(self, sent: SentBatch) -> None:
         """Halve a batch that is too large for the limit by itself; a single call is left to be sent as such."""
         self._full = False
-        file_id = sent.file_id
+        file_id, texts = sent.file_id, list(self._sent_in(sent))  # the state forgets both
         if len(self._state.speeches(sent)) > 1:
             self._state.halve(sent)
         else:
             _note(self._outcome, 1, "a call above the limit of queued tokens")
             self._state.remove(sent)
         if file_id is not None:
-            await self._delete(file_id)
+            await self._delete(file_id, texts)
 
 
 def _missing(
@@ -246,13 +250,14 @@ async def _delete(client: Client, file_id: str) -> None:
 
 async def _submit(client: Client, state: BatchState, sent: SentBatch) -> bool:
     """Upload the requests of a batch, unless that is done, and start it; returns whether the provider takes it now."""
+    path = state.path(sent, "requests")
     if sent.file_id is None:
-        file = await client.retried(lambda: client.api.files.create(file=state.path(sent, "requests"), purpose="batch"))
+        file = await client.retried(lambda: client.api.files.create(file=path, purpose="batch"), _Sent(path))
         sent.file_id = file.id
         state.provider_files[file.id] = False
         state.save()
     file_id = sent.file_id
-    sent.batch_id = await client.retried(lambda: _create_batch(client, file_id))
+    sent.batch_id = await client.retried(lambda: _create_batch(client, file_id), _Sent(path))
     state.save()
     return sent.batch_id is not None
 
@@ -300,6 +305,16 @@ def _texts(path: Path) -> dict[str, list[str]]:
     with open(path, "rb") as file:
         requests = [json.loads(line) for line in file]
     return {row["custom_id"]: [message["content"] for message in row["body"]["messages"]] for row in requests}
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """All texts that the requests of a batch send; the file is read only where a message has to be cleaned of them."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(_texts(self.path).values()) if self.path.exists() else iter(())
 
 
 def _read(output: dict[str, Any], clean: Callable[[str], str]) -> tuple[Answer | None, str]:

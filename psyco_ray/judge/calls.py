@@ -102,7 +102,7 @@ def answer_of(body: Any) -> Answer:
         reason != "length",
         _counted(usage, "prompt_tokens"),
         _counted(usage, "completion_tokens"),
-        f"the model refuses: {refusal}" if refusal else refused,
+        "the model refuses to answer" if refusal else refused,  # its own words answer the client
     )
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -128,7 +128,7 @@ class Client:
         return answer
 
     async def retried(
-        self, request: Callable[[], Awaitable[T]], sent: Sequence[str] = (), attempts: Attempts | None = None
+        self, request: Callable[[], Awaitable[T]], sent: Iterable[str] = (), attempts: Attempts | None = None
     ) -> T:
         """The result of a request, which is repeated while its failures may pass.
 
@@ -136,7 +136,7 @@ class Client:
 
         Args:
             request: sends it.
-            sent: the texts in it, clients' words among them, which no message may repeat.
+            sent: the texts in it, clients' words among them, which no message may repeat; read for each message.
             attempts: as in `answer`.
 
         Raises:
@@ -219,7 +219,7 @@ class Client:
         """Close the connections."""
         await self.api.close()
 
-    def _problem(self, error: openai.APIStatusError, sent: Sequence[str]) -> Exception | _Transient:
+    def _problem(self, error: openai.APIStatusError, sent: Iterable[str]) -> Exception | _Transient:
         """The meaning of an HTTP error: transient, for this call (RefusedError), or for all calls (InputError)."""
         endpoint, status = self.endpoint, error.status_code
         message = self.clean(error.message, sent)

@@ -2,6 +2,8 @@
 
 import json
 
+import httpx
+import openai
 import pytest
 from support.judging import batched, get_json, kill_when, run, server, spawn
 
@@ -155,3 +157,25 @@ def test_a_message_about_a_whole_batch_does_not_repeat_a_prompt(tmp_path) -> Non
     said = exchange._said(state.sent[0], f"line 1: '{words}' is no message")
     assert said == "line 1: '[…]' is no message"
     assert exchange._said(state.sent[0], None) == "no reason given"
+
+
+def test_errors_of_an_upload_do_not_repeat_a_prompt(tmp_path, monkeypatch) -> None:
+    words = "Rate the responses to speech 1, please."
+
+    def create(*_: object, **__: object) -> None:
+        request = httpx.Request("POST", "http://127.0.0.1:1/v1/files")
+        raise openai.BadRequestError(
+            f"line 2: {words!r} is no", response=httpx.Response(400, request=request), body=None
+        )
+
+    monkeypatch.setattr("openai.resources.files.AsyncFiles.create", create)
+    with pytest.raises(ValueError, match=r"the batch API of judge: .*line 2: '\[…\]\.' is no") as caught:
+        batched("http://127.0.0.1:1/v1", tmp_path, 3)
+    assert "please" not in str(caught.value)
+
+
+def test_a_refusal_of_a_model_in_a_batch_is_not_quoted(tmp_path) -> None:
+    with server() as url:
+        assert batched(url, tmp_path, 3, model="refusal").refused == 3
+        results = run(url, tmp_path / "journal", 3, model="refusal")
+    assert {result.reason for result in results} == {"the model refuses to answer"}

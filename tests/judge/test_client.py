@@ -55,7 +55,7 @@ def test_calls_on_this_machine_take_no_proxy(tmp_path, monkeypatch) -> None:
         ("too-large", r"refused by the server \(429\): .*Request too large for judge"),
         ("odd-error", r"refused by the server \(400\)"),
         ("filter", "stopped by the content filter"),
-        ("refusal", "the model refuses: I would rather not"),
+        ("refusal", "the model refuses to answer$"),
     ],
 )
 def test_a_refused_call_is_set_aside_permanently(model, reason, tmp_path) -> None:
