@@ -8,6 +8,7 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.job_file import Section
+from psyco_ray.config.names import setting
 
 Run = Callable[[Any, argparse.Namespace], int]
 
@@ -58,7 +59,7 @@ def by_name(arguments: list[str], what: str) -> dict[str, str]:
     for argument in arguments:
         name, equals, path = argument.partition("=")
         if not (name and equals and path):
-            raise InputError(f"{what} {argument!r} is not of the form NAME=FILE, such as free=responses.parquet")
+            raise InputError(f"{what} {setting(argument)} is not of the form NAME=FILE, such as free=responses.parquet")
         if name in files:
             raise InputError(f"{what} names {name} twice; give each file its own name")
         files[name] = path

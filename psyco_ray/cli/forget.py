@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from psyco_ray.cli.arguments import add_command
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.names import named_file
 
 if TYPE_CHECKING:
     from psyco_ray.data.forget_seen import Outcome
@@ -56,7 +57,9 @@ def forget(_: None, options: argparse.Namespace) -> int:
     traces = forgetting.traces_of(options.speech_id, [_read(path) for path in options.text_file])
     missing = next((path for path in options.directories if not (is_remote(path) or Path(path).is_dir())), None)
     if missing is not None:
-        raise InputError(f"{missing} is not a directory; name run directories, or directories of exports")
+        raise InputError(
+            f"RUN {named_file(missing)} is not a directory; name run directories, or directories of exports"
+        )
     with contextlib.ExitStack() as held:
         directories = [
             held.enter_context(contextlib.closing(RunDirectory(path, may_be_remote=True)))
@@ -115,7 +118,9 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"text file {path} cannot be read: {type(error).__name__}; give a UTF-8 file") from None
+        raise InputError(
+            f"text file {named_file(path)} cannot be read: {type(error).__name__}; give a UTF-8 file"
+        ) from None
     if not text.strip():
         raise InputError(f"text file {path} is empty; give the client's words")
     if sum(map(str.isalnum, text)) < SHORTEST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ from psyco_ray.cli.plan import command as plan
 from psyco_ray.cli.session import StoppedError, unwrapped
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import INPUT_ERROR, RESUMABLE, InputError
+from psyco_ray.config.names import is_key, size_of
 from psyco_ray.run import disk_errors, logs, preemption, ray_session
 
 _COMMANDS = (train, plan, init, config, submit, status, sample, data, evaluate, compare, experts, desk, forget)
@@ -29,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)  # overrides may follow options
     for unknown in rest:
         if unknown.startswith("-") or options.kind is None:
-            parser.error(f"unknown argument {unknown}")
+            parser.error(_unknown(unknown))
     logs.configure(options.verbosity)
     with preemption.stop_on_signals():
         return _run(options, rest)
@@ -52,10 +54,20 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         cause = unwrapped(error)
         if isinstance(cause, OSError) and cause.errno in disk_errors.UNWRITABLE:
             cause = disk_errors.elsewhere(cause)
+        elif isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            cause = InputError("the name of a file is longer than a disk takes; give a file that holds the text")
         if not isinstance(cause, InputError | StoppedError):
             raise
         _say(str(cause))
         return INPUT_ERROR if isinstance(cause, InputError) else RESUMABLE
+
+
+def _unknown(argument: str) -> str:
+    """What is wrong with an argument; other ones than options may be words of a text without quotes."""
+    option = argument.partition("=")[0]
+    if option.startswith("-") and is_key(option):
+        return f"unknown argument {option}"
+    return f"unknown argument {size_of(argument)}; put a text of several words into quotes"
 
 
 def _say(sentence: str) -> None:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.keys import refuse_keys, without_keys
+from psyco_ray.config.names import dotted, named_file, setting
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -21,13 +22,13 @@ NotNegative = Annotated[float, Field(ge=0)]
 NotNegativeCount = Annotated[int, Field(ge=0)]
 TemplateOptions = dict[str, bool | int | float | str]
 
-_MOST_SHOWN = 200  # characters of an invalid value in a message
+_QUOTED = re.compile(r"(['\"])(?!<)[^'\"]{2,}\1")  # by YAML, but for names of its tokens, such as '<scalar>'
 
 
 def _file_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w .+-]*", name):
         raise ValueError(
-            f"the name {name!r} is invalid as a directory name; use letters, digits, spaces, '.', '+', '-', '_'"
+            f"the name {setting(name)} is invalid as a directory name; use letters, digits, spaces, '.', '+', '-', '_'"
         )
     return name
 
@@ -87,11 +88,12 @@ def read_yaml(path: Path, what: str) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{what} {path} does not exist") from None
+        raise InputError(f"{what} {named_file(path)} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         reason = without_keys(" ".join(str(error).split()))
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-            reason = f"line {error.problem_mark.line + 1}: {error.problem}"  # the whole message quotes the line
+            problem = _QUOTED.sub("[…]", error.problem or "")  # the whole message quotes the line
+            reason = f"line {error.problem_mark.line + 1}: {problem}"
         raise InputError(f"{what} {path} cannot be read as YAML: {reason}") from None
 
 
@@ -130,12 +132,12 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     """Set one ``a.b=value`` override in nested settings."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"override {override!r} is not of the form key=value, such as sampling.responses=4")
+        raise InputError(f"override {setting(override)} is not of the form key=value, such as sampling.responses=4")
     *parents, last = key.split(".")
     for parent in parents:
         settings = settings.setdefault(parent, {})
         if not isinstance(settings, dict):
-            raise InputError(f"override {override!r}: {parent} is a value, not a section")
+            raise InputError(f"override {setting(override)}: {dotted([parent])} is a value, not a section")
     try:
         settings[last] = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -146,21 +148,19 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
     """One sentence about pydantic's first error."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
+    key = dotted(path)
     if first["type"] == "extra_forbidden":
         known = _keys_at(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         elsewhere = [".".join(k) for k in _all_keys(kind) if k[-1] == path[-1]]
-        hint = elsewhere[0] if elsewhere else ".".join([*path[:-1], near[0]]) if near else None
+        hint = elsewhere[0] if elsewhere else dotted([*path[:-1], near[0]]) if near else None
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else f"; known here: {', '.join(known)}")
     if first["type"] == "missing":  # whose input is the whole section
         return f"{key} is missing; set it"
     reason = first["msg"].removeprefix("Value error, ")
     if not key or first["type"] == "value_error":
         return f"{key}: {reason}" if key else reason
-    value = repr(first["input"])
-    value = value if len(value) <= _MOST_SHOWN else f"of {len(value)} characters"  # it may be no setting at all
-    return f"{key}: invalid value {value}: {reason[0].lower()}{reason[1:]}"
+    return f"{key}: invalid value {setting(first['input'])}: {reason[0].lower()}{reason[1:]}"
 
 
 def _keys_at(kind: type[Section], path: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from psyco_ray.config import job_file
 from psyco_ray.config.contexts import THERAPIST, Context
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.names import dotted
 from psyco_ray.config.training import Principle, Prompts
 
 PACKAGED = Path(__file__).with_name("prompts.yaml")
@@ -96,7 +97,7 @@ class PromptsFile:
             InputError: the entry or a placeholder is missing, or an example lacks a text.
         """
         if name not in self._texts:
-            known = ", ".join(map(str, self._texts)) or "nothing"
+            known = ", ".join(dotted([str(key)]) for key in self._texts) or "nothing"
             raise InputError(f"prompts file {self.path} has no entry {name}; it has {known}")
         entry = self._texts[name]
         if isinstance(entry, dict):

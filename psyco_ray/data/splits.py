@@ -10,7 +10,7 @@ from typing import Any
 from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.data import turns
-from psyco_ray.files.cells import quoted
+from psyco_ray.files.cells import described
 
 _GREETING = 40
 """Characters of a greeting at most. No setting, as the splits of speeches, pairs and evaluations are to agree."""
@@ -82,7 +82,7 @@ def split_of(row: dict[str, Any], text: str, dev_share: float) -> str:
     """
     split = row.get("split")
     if split not in (None, "train", "dev", "test"):
-        raise InputError(f"the split is {quoted(split)}; train, dev and test are known")
+        raise InputError(f"the split is {described(split)}; train, dev and test are known")
     return split or ("dev" if is_dev(text, dev_share) else "train")
 
 

@@ -26,7 +26,7 @@ from psyco_ray.evaluate.expert_csv import (
     write_table,
 )
 from psyco_ray.evaluate.stats import clustered_wilson
-from psyco_ray.files.cells import quoted
+from psyco_ray.files.cells import described
 from psyco_ray.run import storage
 
 PAPER = {"between_experts": 0.87, "expert-1": 0.92, "expert-2": 0.85}
@@ -170,8 +170,8 @@ def _choices(path: Path, columns: Mapping[str, str], items: Container[str]) -> d
             choice = " ".join(row[column].split())
             if choice and choice.casefold() not in _CHOICES:
                 raise InputError(
-                    f"{path} row {number}: the {column} {quoted(choice)} of item {item} is neither A nor B; write A or "
-                    "B, or leave it empty"
+                    f"{path} row {number}: the {column} of item {item}, {described(choice)}, is neither A nor B; write "
+                    "one of the two, or leave it empty"
                 )
             if choice:
                 choices[aspect][item] = _CHOICES[choice.casefold()]

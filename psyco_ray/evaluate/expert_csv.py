@@ -15,8 +15,9 @@ from psyco_ray.config.contexts import Context
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.prompts import PRINCIPLES
 from psyco_ray.data.splits import conversation_of
-from psyco_ray.files.cells import CellError, quoted, text_of
+from psyco_ray.files.cells import CellError, described, text_of
 from psyco_ray.files.records import open_records, read_rows
+from psyco_ray.files.table import shown_among
 from psyco_ray.run import records, storage
 
 EXPERTS = ("expert-1", "expert-2")
@@ -102,7 +103,7 @@ def read_items(path: Path, columns: Sequence[str], items: Container[str]) -> Ite
         item = row["item"].strip()
         if item not in items:
             raise InputError(
-                f"{path} row {number}: item {quoted(item)} is not in key.json; take the row as it was exported"
+                f"{path} row {number}: its item, {described(item)}, is not in key.json; take the row as it was exported"
             )
         if item in seen:
             raise InputError(f"{path} row {number}: item {item} comes a second time; keep one of its rows")
@@ -118,7 +119,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, s
     names: dict[str, str] = {}
     for name in file.columns:
         if names.setdefault(" ".join(name.split()).casefold(), name) != name:
-            raise InputError(f"{path} has two columns {name}; keep the one of the export")
+            raise InputError(f"{path} has two columns {shown_among(name, file.columns)}; keep the one of the export")
     missing = [name for name in columns if name.casefold() not in names]
     if missing:
         raise InputError(
@@ -160,12 +161,12 @@ def read_verdicts(path: str) -> dict[str, float]:
             continue
         if row["better"] not in list(_VERDICTS):
             raise InputError(
-                f"verdicts file {path}: row {number} has better {quoted(row['better'])}; {', '.join(_VERDICTS)} are "
-                "known, and null where the judge's answer was unreadable"
+                f"verdicts file {path}: row {number} has {described(row['better'])} as better; {', '.join(_VERDICTS)} "
+                "are known, and null where the judge's answer was unreadable"
             )
         if row["key"] in choices:
             raise InputError(
-                f"verdicts file {path}: row {number} has the key {quoted(row['key'])} again; keep one of the rows"
+                f"verdicts file {path}: row {number} has the key of an earlier row again; keep one of the rows"
             )
         choices[row["key"]] = _VERDICTS[row["better"]]
     return choices

@@ -32,7 +32,7 @@ from psyco_ray.evaluate.expert_csv import (
     read_verdicts,
     write_table,
 )
-from psyco_ray.files.cells import quoted
+from psyco_ray.files.cells import described
 from psyco_ray.run import storage
 
 PAPER_JUDGE = 0.825
@@ -327,7 +327,7 @@ def _read_answers(path: Path, items: _Items) -> Answers:
             )
             if cell and cell not in values:
                 raise InputError(
-                    f"{path} row {number}, column {column}: {quoted(row[column].strip())} is invalid; write "
+                    f"{path} row {number}, column {column}: {described(row[column].strip())} is invalid; write "
                     f"{expected}, or leave it empty"
                 )
             if cell:

@@ -7,6 +7,8 @@ import decimal
 import re
 from typing import Any
 
+from psyco_ray.config.names import is_label, size_of
+
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters that JSON can hold
 
 
@@ -43,8 +45,36 @@ def text_of(value: Any) -> str:
     raise CellError(kind_of(value))
 
 
+def label_of(value: Any) -> str | None:
+    """A topic, a subset or another label of a row; None for a blank cell, one that is no text, and a client's words.
+
+    Labels become keys of records and tables, and stand in messages.
+
+    Example:
+        >>> label_of("Grief and loss"), label_of("My husband left me in May and I cannot sleep")
+        ('Grief and loss', None)
+    """
+    try:
+        text = text_of(value)
+    except CellError:
+        return None
+    return text if text and is_label(text) else None
+
+
+def described(value: Any) -> str:
+    """A cell in a message: a number as it is, a text by its length, for it may be a client's.
+
+    Example:
+        >>> described("both"), described(3), described([1])
+        ('a text of 4 characters', '3', 'a list')
+    """
+    if isinstance(value, str):
+        return size_of(value)
+    return repr(value) if isinstance(value, int | float | None) else kind_of(value)
+
+
 def quoted(value: Any) -> str:
-    """A cell or an answer in a message: a number or a word or two as it is, else its kind, for it may be a client's.
+    """A model's answer in a message: a number or a word or two as it is, else its kind, for it may be a client's.
 
     Example:
         >>> quoted("both"), quoted(3), quoted("I have not slept since my mother moved in")

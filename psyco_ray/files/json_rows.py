@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from psyco_ray.files.cells import kind_of
 from psyco_ray.files.packed import Content, choice
-from psyco_ray.files.table import Cells, FileError, Table, shown
+from psyco_ray.files.table import Cells, FileError, Table, shown, shown_each
 from psyco_ray.files.text import Text, open_text
 
 _PROBE = 1000  # rows that give the columns
@@ -107,9 +107,9 @@ def open_table(content: Content, encoding: str | None, part: str | None) -> Json
             raise FileError(f"has no list {part}; it has {shown(arrays)}")
         return JsonTable(text, "JSON", part or arrays[0])
     if is_alone and arrays:
-        raise FileError(f"is one JSON object with several lists of rows; {choice(content.path, arrays)}")
+        raise FileError(f"is one JSON object with several lists of rows; {choice(content.path, shown_each(arrays))}")
     if is_alone and "value" not in members.values():
-        raise FileError(f"is one JSON object and not a list of rows; its keys are {shown(list(members)[:10])}")
+        raise FileError(f"is one JSON object and not a list of rows; its keys are {shown([*members][:10])}")
     return JsonTable(text, "JSON")
 
 

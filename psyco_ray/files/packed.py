@@ -122,9 +122,15 @@ def find(path: Path, member: str | None) -> tuple[Content, str | None]:
 
 
 def choice(path: Path, names: list[str]) -> str:
-    """How a user names one part of a file."""
+    """How a user names one part of a file.
+
+    Args:
+        path: the file.
+        names: of the parts, as `table.shown_each` gives them where they may be a client's words.
+    """
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"name one as {path.name}#{names[0]}; it has {', '.join(names[:10])}{more}"
+    one = next((name for name in names if not name.startswith("(")), "NAME")
+    return f"name one as {path.name}#{one}; it has {', '.join(names[:10])}{more}"
 
 
 def _is_hidden(name: str) -> bool:

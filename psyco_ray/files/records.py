@@ -19,9 +19,11 @@ import pyarrow as pa
 import xxhash
 
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.names import is_name, named_file
 from psyco_ray.files import delimited, json_rows, packed, parquet, sheets
-from psyco_ray.files.table import FileError, Table, is_data, shown
+from psyco_ray.files.table import FileError, Table, is_data, shown, shown_among
 from psyco_ray.run.manifests import add_bytes_of
+from psyco_ray.run.records import arrow_reason
 
 _PACKAGED = Path(str(package_files("psyco_ray") / "data" / "sample"))
 SAMPLE = _PACKAGED / "pairs.jsonl"
@@ -105,7 +107,7 @@ class RecordFile:
 
     def shown_columns(self) -> str:
         """The columns for a message, without names that may be a client's words."""
-        if self._table.has_header and any(map(is_data, self.columns)):
+        if self._table.has_header and not all(map(is_name, self.columns)):
             return f"{shown(self.columns)}: {_NO_HEADER}"
         return shown(self.columns)
 
@@ -155,7 +157,9 @@ def open_records(name: str | Path, what: str, encoding: str | None = None, pad: 
         _warn(f"{what} file {path}: {table.mended} lines are not all {table.encoding}; the rest is read as {mended}")
     twice = next((column for column in table.columns if table.columns.count(column) > 1), None)
     if twice is not None:
-        raise InputError(f"{what} file {path} has two columns {shown([twice])}; rename or drop one of them")
+        raise InputError(
+            f"{what} file {path} has two columns {shown_among(twice, table.columns)}; rename or drop one of them"
+        )
     if table.has_header and table.columns and all(map(is_data, table.columns)):
         raise InputError(f"{what} file {path} has no names of columns: {_NO_HEADER}")
     file = RecordFile(path, what, table)
@@ -237,11 +241,10 @@ def reading(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{what} file {path} does not exist") from None
+        raise InputError(f"{what} file {named_file(path)} does not exist") from None
     except FileError as error:
         raise InputError(f"{what} file {path} {error}") from None
     except pa.ArrowException as error:
-        reason = str(error).splitlines()[0].split(":")[0]
-        raise InputError(f"{what} file {path} cannot be read: {reason}") from None
+        raise InputError(f"{what} file {path} cannot be read: {arrow_reason(error)}") from None
     except (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise InputError(f"{what} file {path} cannot be read: {' '.join(str(error).split())}") from None

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from psyco_ray.files.packed import Content, choice
-from psyco_ray.files.table import Cells, FileError, Table
+from psyco_ray.files.table import Cells, FileError, Table, shown, shown_each
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -78,9 +78,9 @@ def open_table(content: Content, sheet: str | None) -> Sheet:
             and any(cell is not None for cells in _rows_of(book[name]) for cell in cells)
         ]
         if sheet is not None and sheet not in filled:
-            raise FileError(f"has no sheet {sheet} with rows; it has {', '.join(filled)}")
+            raise FileError(f"has no sheet {sheet} with rows; it has {shown(filled)}")
     if sheet is None and len(filled) > 1:
-        raise FileError(f"has several sheets with rows; {choice(content.path, filled)}")
+        raise FileError(f"has several sheets with rows; {choice(content.path, shown_each(filled))}")
     if not filled:
         raise FileError("has no rows")
     return Sheet(content, sheet or filled[0])

@@ -6,6 +6,8 @@ import abc
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from psyco_ray.config.names import is_key, is_name, size_of
+
 Cells = dict[str, Any] | str
 """The cells of a row by column, or the reason why it cannot be read."""
 
@@ -33,17 +35,31 @@ class Table(abc.ABC):
 
 
 def shown(names: Collection[str]) -> str:
-    """Names of columns for a message; what may be a client's words in a file without names is counted.
+    """Names of columns, lists or sheets for a message, without those that may be a client's words.
 
     Example:
         >>> shown(["id", "I cannot sleep since my mother moved in", "Thank you."])
         'id, (a text of 39 characters), (a text of 10 characters)'
     """
-    are_names = not any(map(is_data, names))
-    return ", ".join(
-        name if are_names or name.replace("_", "").isalnum() else f"(a text of {len(name)} characters)"
-        for name in names
-    )
+    return ", ".join(shown_each(names))
+
+
+def shown_each(names: Collection[str]) -> list[str]:
+    """Names for a message, each in its place.
+
+    One name that reads as a text makes the others doubtful, too: a file without a header has a row of a client's cells
+    in its place. Of these only single words are shown.
+
+    Args:
+        names: all names of the header, object or workbook, also where a message needs one of them.
+    """
+    are_names = all(map(is_name, names))
+    return [name if are_names or is_key(name) else f"({size_of(name)})" for name in names]
+
+
+def shown_among(name: str, names: Collection[str]) -> str:
+    """One of some names for a message, as `shown_each` has it."""
+    return dict(zip(names, shown_each(names), strict=True))[name]
 
 
 def is_data(name: str) -> bool:

@@ -68,7 +68,12 @@ class ParquetReading:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, pa.ArrowException | OSError):
-            raise damaged(self._path, str(error).splitlines()[0], self._way_out) from None
+            raise damaged(self._path, arrow_reason(error), self._way_out) from None
+
+
+def arrow_reason(error: Exception) -> str:
+    """Why Arrow cannot read a file: what its message says before the values, which it quotes behind a colon."""
+    return str(error).partition("\n")[0].partition(":")[0] or type(error).__name__
 
 
 def damaged(path: Path, why: object, way_out: str = REPEAT) -> InputError:

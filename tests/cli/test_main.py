@@ -79,6 +79,29 @@ def test_options_may_precede_and_follow_overrides(tmp_path, capsys) -> None:
     assert caught.value.code == 2
 
 
+def test_words_on_the_command_line_are_not_repeated(tmp_path, capsys) -> None:
+    words = "My husband left me in May"
+    for arguments in (["status", "runs/demo", "since", "he", "died"], ["status", "x", f"--since={words}"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        message = capsys.readouterr().err
+        assert "unknown argument " in message
+        assert not {"since", "died", "husband"} & set(message.split())
+    assert "unknown argument --since" in message
+    for arguments in (
+        ["forget", str(tmp_path), "--text-file", words],
+        ["forget", str(tmp_path), "--text-file", f"{words} " * 20],
+        ["forget", words, "--speech-id", "0" * 16],
+        ["data", "check", words],
+        ["data", "check", f"{words} " * 20],
+        ["data", "check", "a.csv", "--where", words],
+        ["iterate", write_job(tmp_path), words],
+    ):
+        assert "husband" not in refused(capsys, *arguments)
+    assert "none.txt cannot be read" in refused(capsys, "forget", str(tmp_path), "--text-file", "my own none.txt")
+
+
 def test_iterate_needs_a_reward_model(tmp_path, capsys) -> None:
     assert "scorers.reward_model is not set" in refused(capsys, "iterate", write_job(tmp_path))
     assert not (tmp_path / "run").exists()

@@ -228,14 +228,15 @@ def test_invalid_files_are_named_with_file_and_row(tmp_path) -> None:
     item = read(tmp_path / "expert-2.csv")[2]["item"]
     fill(tmp_path, "expert-2", lambda i, row: "both" if i == item else "A")
     with pytest.raises(
-        ValueError, match=rf"expert-2\.csv row 4: the overall preference 'both' of item {item} is neither A nor B"
+        ValueError,
+        match=rf"csv row 4: the overall preference of item {item}, a text of 4 characters, is neither A nor B",
     ):
         annotation.score(tmp_path)
     path = tmp_path / "expert-1.csv"
     good = path.read_text(encoding="utf-8-sig")
     first = read(path)[0]["item"]
     for text, words in (
-        (good.replace(first, "12"), r"row 2: item '12' is not in key\.json"),
+        (good.replace(first, "12"), r"row 2: its item, a text of 2 characters, is not in key\.json"),
         (good.replace(read(path)[1]["item"], first), f"row 3: item {first} comes a second time"),
         (good.replace("overall preference", "prefers", 1), "has no column overall preference"),
         (good.replace("safety preference", "prefers", 1), "has no column safety preference"),
@@ -249,6 +250,14 @@ def test_invalid_files_are_named_with_file_and_row(tmp_path) -> None:
     path.unlink()
     with pytest.raises(ValueError, match=r"expert-1\.csv does not exist"):
         annotation.score(tmp_path)
+
+
+def test_a_first_row_of_texts_is_not_shown(tmp_path) -> None:
+    annotation.export(make_pairs(6), tmp_path, count=6)
+    (tmp_path / "expert-1.csv").write_text("I want to die,I want  to die,help me\na,b,c\n")
+    with pytest.raises(ValueError, match=r"has two columns \(a text of 1\d characters\); keep") as caught:
+        annotation.score(tmp_path)
+    assert "die" not in str(caught.value)
 
 
 def test_each_principle_is_compared_with_its_own_ratings(tmp_path) -> None:

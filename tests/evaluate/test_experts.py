@@ -176,9 +176,9 @@ def test_invalid_verdicts_are_named(tmp_path, out) -> None:
     for rows, words in (
         ({"key": 1}, "does not hold rows with key and better"),
         ([row, {"key": "x"}], "does not hold rows with key and better"),
-        ([row, {"key": "x", "better": "A"}], "row 2 has better 'A'; ours, theirs, tie are known"),
-        ([row, {"key": "x", "better": ["ours"]}], "row 2 has better"),
-        ([row, row], f"row 2 has the key '{name}' again"),
+        ([row, {"key": "x", "better": "A"}], "row 2 has a text of 1 character as better; ours, theirs, tie are known"),
+        ([row, {"key": "x", "better": ["ours"]}], "row 2 has a list as better"),
+        ([row, row], "row 2 has the key of an earlier row again"),
         ([{"key": "x", "better": "ours"}], f"no verdict is about a speech of the comparison free; .*{name}"),
     ):
         path.write_text(json.dumps(rows))
@@ -228,12 +228,13 @@ def test_invalid_cells_are_named_with_file_row_and_column(tmp_path, out) -> None
     ):
         fill(out, "expert-2", lambda row, _, at=column, cell=cell: {at: cell} if row["item"] == item else {})
         with pytest.raises(
-            ValueError, match=rf"expert-2\.csv row 3, column {column}: '{cell}' is invalid; write {words}"
+            ValueError,
+            match=rf"expert-2\.csv row 3, column {column}: a text of \d characters? is invalid; write {words}",
         ):
             experts.score(out)
         path.write_text(good, encoding="utf-8")
     for text, words in (
-        (good.replace(item, "e0"), r"row 3: item 'e0' is not in key\.json"),
+        (good.replace(item, "e0"), r"row 3: its item, a text of 2 characters, is not in key\.json"),
         (good.replace(item, read(path)[0]["item"]), "row 3: item .* comes a second time"),
         (good.replace("empathy A", "empathy", 1), "has no column empathy A"),
         ("", "has no rows"),

@@ -7,7 +7,7 @@ import pytest
 from psyco_ray.data import rate, splits
 from psyco_ray.evaluate import expert_csv, verdicts
 from psyco_ray.evaluate.pairwise_ranker import read_choice
-from psyco_ray.files.cells import quoted
+from psyco_ray.files.cells import described, label_of, quoted
 from psyco_ray.judge.ask import UnreadableAnswerError
 
 WORDS = "I have not slept since she left"
@@ -20,6 +20,16 @@ def test_short_values_are_shown() -> None:
         "a list",
         "an object",
     ]
+
+
+def test_cells_are_told_by_their_length() -> None:
+    for words in ("anna.meier@gmx.de", "suicidal"):
+        assert described(words) == f"a text of {len(words)} characters"
+        with pytest.raises(ValueError, match="the split is a text of") as found:
+            splits.split_of({"split": words}, "x", 0.1)
+        assert words not in str(found.value)
+    assert [described(value) for value in ("B", 7, None, [WORDS])] == ["a text of 1 character", "7", "None", "a list"]
+    assert [label_of(value) for value in ("Grief", 7, "", None, ["a"], WORDS)] == ["Grief", "7", None, None, None, None]
 
 
 @pytest.mark.parametrize(
