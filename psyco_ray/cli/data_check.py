@@ -13,8 +13,9 @@ from psyco_ray.cli.arguments import add_command
 from psyco_ray.config import job_file
 from psyco_ray.config.data import Collect
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.names import setting
 from psyco_ray.config.reading import Reading
-from psyco_ray.files.table import shown
+from psyco_ray.files.table import shown_each
 
 if TYPE_CHECKING:
     from psyco_ray.data.check import Check
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _EXAMPLES = 5
 _EXAMPLE_CHARS = 90
 _SHARES = 6  # of languages
+_SPEAKERS = 8
 
 
 def add(stages: Any) -> None:
@@ -54,7 +56,8 @@ def lines(found: Check) -> Iterator[str]:
     yield f"{found.name}: {found.kind}{f', {found.encoding}' if found.encoding else ''}, {_rows(found)}"
     if found.mended:
         yield f"encoding: {found.mended:,} lines have bytes that are not {found.encoding}"
-    yield "columns: " + "; ".join(f"{shown([name])} ({what})" for name, what in found.columns.items())
+    columns = zip(shown_each(found.columns), found.columns.values(), strict=True)
+    yield "columns: " + "; ".join(f"{name} ({what})" for name, what in columns)
     if found.counts.bad:
         yield f"bad rows: {_counts(found.counts.bad)}"
     if found.what == "pairs":
@@ -143,12 +146,13 @@ def _flow(value: Any) -> str:
 
 
 def _speakers(name: str, values: Mapping[str, int]) -> str:
-    from psyco_ray.data import speakers
+    from psyco_ray.data.roles import is_role
 
-    listed = speakers.listed(values)
-    if listed.endswith("different values"):
-        return f"{name} has {listed}"
-    return f"{name} is " + ", ".join(f"{value} ({count:,})" for value, count in values.items())
+    shown = [value for value in values if is_role(value)][:_SPEAKERS]
+    if others := len(values) - len(shown):
+        rows = sum(values.values()) - sum(values[value] for value in shown)
+        counted = [f"{others:,} other value{'s' if others > 1 else ''} ({rows:,})"]
+    return f"{name} is " + ", ".join([f"{value} ({values[value]:,})" for value in shown] + (counted if others else []))
 
 
 def _counts(reasons: Mapping[str, int]) -> str:
@@ -193,7 +197,7 @@ def _reading(options: argparse.Namespace) -> Reading:
     for choice in options.where:
         name, equals, value = choice.partition("=")
         if not (name and equals and value):
-            raise InputError(f"--where {choice!r} is not of the form COLUMN=VALUE, such as speaker=client")
+            raise InputError(f"--where {setting(choice)} is not of the form COLUMN=VALUE, such as speaker=client")
         where.setdefault(name, []).append(value)
     given = {"where": where, "encoding": options.encoding, "dialogue": options.dialogue}
     given["conversations"] = options.conversations or "opening"

@@ -22,12 +22,13 @@ from psyco_ray.data import duplicates, preferences, sources, speakers
 from psyco_ray.data.clean import clean
 from psyco_ray.data.client_cells import CellReader
 from psyco_ray.data.client_rows import ClientFile
-from psyco_ray.data.roles import role_of
+from psyco_ray.data.roles import is_role, role_of
 from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.speaker_columns import MOST_SPEAKERS, Keys
 from psyco_ray.data.table_sample import SAMPLE_ROWS, Counts, cells_of, columns_of, first_rows, median_chars, scan
-from psyco_ray.files.records import Record, RecordFile, open_records, shown
+from psyco_ray.files.records import Record, RecordFile, open_records
+from psyco_ray.files.table import shown_each
 from psyco_ray.run.types import Row
 from psyco_ray.screening import crisis
 from psyco_ray.screening.languages import UNKNOWN, language_of
@@ -283,19 +284,23 @@ def _client_turns(contexts: CellReader, cell: Any, column: str) -> int:
 def _text_column(file: RecordFile, rows: Sequence[Row]) -> str:
     """The column of the client's words: one that commands know, a list of messages, or the longest texts.
 
+    A column is guessed only if its name is shown: the report and the lines for a job repeat it.
+
     Raises:
         InputError: no column has texts.
     """
     known = [*(name for name in _known_columns() if name not in speakers.LIST_KEYS), *speakers.LIST_KEYS]
     if (column := next((name for name in known if name in file.columns), None)) is not None:
         return column
-    lengths = {name: median_chars(row[name] for row in rows if row.get(name)) for name in file.columns}
-    lengths = {name: length for name, length in lengths.items() if not _REPLIES.search(name)}
+    named = [name for name, shown in zip(file.columns, shown_each(file.columns), strict=True) if name == shown]
+    lengths = {
+        name: median_chars(row[name] for row in rows if row.get(name)) for name in named if not _REPLIES.search(name)
+    }
     column = max(lengths, key=lambda name: lengths[name], default=None)
     if column is None or lengths[column] < _LEAST_CHARS:
         raise InputError(
             f"data file {file.path} has neither the columns of preference pairs nor one with a client's texts; "
-            f"it has {shown(file.columns)}; name the column with {KEYS.text}"
+            f"it has {file.shown_columns()}; name the column with {KEYS.text}"
         )
     return column
 
@@ -313,9 +318,13 @@ def _speakers(file: RecordFile, rows: Sequence[Row], text: str) -> dict[str, Cou
 
 
 def _clients(found: Mapping[str, Counter[str]]) -> dict[str, list[str]]:
-    """The values that stand for a client, where a column has others too."""
+    """The roles that stand for a client, where a column has others too."""
     for name, values in found.items():
         roles = {value: role_of(value) for value in values}
         if len(roles) <= MOST_SPEAKERS and "user" in roles.values() and set(roles.values()) != {"user"}:
-            return {name: [value for value, role in roles.items() if role == "user"]}
+            return (
+                {name: clients}
+                if (clients := [v for v, role in roles.items() if role == "user" and is_role(v)])
+                else {}
+            )
     return {}

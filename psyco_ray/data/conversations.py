@@ -10,8 +10,8 @@ import re
 from typing import Any
 
 from psyco_ray.config.prompts import Messages
-from psyco_ray.data.roles import role_of
-from psyco_ray.data.speakers import LIST_KEYS, ROLE_KEYS, TEXT_KEYS, listed, parsed_list
+from psyco_ray.data.roles import is_role, role_of
+from psyco_ray.data.speakers import LIST_KEYS, ROLE_KEYS, TEXT_KEYS, parsed_list
 from psyco_ray.files.cells import CellError, text_of
 
 _LISTED = re.compile(  # messages as text: the first one says who speaks and what is said
@@ -114,7 +114,7 @@ def _messages(values: list[Any]) -> Messages:
         if not isinstance(name, str) or not isinstance(content, str):
             raise UnusablePairError("a message without role and content")
         if (role := role_of(name)) is None:
-            raise UnusablePairError(f"a message of the role {listed([name.strip()])}")
+            raise UnusablePairError(f"a message of {f'the role {name}' if is_role(name) else 'an unknown role'}")
         messages.append({"role": role, "content": text_of(content)})
     if not messages:
         raise UnusablePairError("a list without messages")

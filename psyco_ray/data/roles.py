@@ -22,6 +22,8 @@ WEAK = dict.fromkeys(_ASKS.split(), "user") | dict.fromkeys(_REPLIES.split(), "a
 """Names that are a speaker's only if nothing else stands beside them."""
 _SYSTEM = dict.fromkeys(("system", "developer", "system prompt", "system message"), "system")
 _ROLES = STRONG | WEAK | _SYSTEM
+_OF_APIS = {"tool", "function"}  # roles whose messages are neither the client's nor the therapist's
+_NUMBERED = re.compile(r"(\D+?)[\s_.:#*-]*\d{0,3}[\s.:]*")
 OPENING = {*_CLIENTS.split(), "q", "question", "instruct", "instruction", "input"}
 """Labels that may stand alone, without one of who answers."""
 LETTER_PAIRS = ({"q", "a"}, {"c", "t"}, {"p", "t"}, {"p", "d"}, {"h", "a"}, {"u", "a"})
@@ -41,6 +43,21 @@ def role_of(name: Any) -> str | None:
     if (role := _ROLES.get(" ".join(words))) is not None or words[0] in DETERMINERS:
         return role
     return strong(words)
+
+
+def is_role(name: str) -> bool:
+    """Whether a name is a role alone, perhaps with a number, or a code for one, and may be shown.
+
+    Other names of speakers are those of people, or hold remarks on what they say.
+
+    Example:
+        >>> [is_role(name) for name in ("Counsellor 2", "client", "1", "Client Anna", "Client (cries)")]
+        [True, True, True, False, False]
+    """
+    found = _NUMBERED.fullmatch(name)
+    if found is None:
+        return name.isdecimal() and len(name) <= 3
+    return " ".join(found[1].casefold().split()) in _ROLES.keys() | _OF_APIS
 
 
 def strong(words: list[str]) -> str | None:

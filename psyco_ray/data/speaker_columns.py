@@ -10,7 +10,7 @@ from typing import Any
 
 from psyco_ray.config.errors import InputError
 from psyco_ray.data import speakers
-from psyco_ray.data.roles import role_of
+from psyco_ray.data.roles import is_role, role_of
 from psyco_ray.files.cells import CellError, text_of
 from psyco_ray.files.records import RecordFile
 
@@ -48,7 +48,8 @@ def column_of_authors(file: RecordFile, columns: Sequence[str], keys: Keys, cont
         if len(found) > MOST_SPEAKERS and roles.count(None) > len(found) / 2:
             _log.info(f"{_name(file)}: {name} has {len(found)} values or more and is taken for names of authors")
             continue
-        client = next((value for value in found if role_of(value) == "user"), "the client's name in it")
+        clients = (value for value in found if role_of(value) == "user" and is_role(value))
+        client = next(clients, "the client's name in it")
         more = f", and the column with the id of each dialogue with {keys.dialogue}" if contexts else ""
         raise InputError(
             f"{_name(file)}: the column {name} names who speaks ({speakers.listed(found)}); say which rows are the "

@@ -17,7 +17,7 @@ from typing import Any
 
 from psyco_ray.config.contexts import CLIENT, THERAPIST
 from psyco_ray.data.chat_marks import Mark, inline_labels, is_speaker, line_labels, may_have_marks, token_marks
-from psyco_ray.data.roles import OPENING, role_of, strong
+from psyco_ray.data.roles import OPENING, is_role, role_of, strong
 
 ROLE_KEYS = ("role", "from", "speaker", "author", "interlocutor", "sender")
 """Keys of a message, or columns of a table, that name the speaker."""
@@ -110,10 +110,17 @@ def _said(message: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names of speakers for a message; a number if they are many or long, which may be a client's words."""
+    """Names of speakers for a message; those that are no roles, or too many, are counted.
+
+    Example:
+        >>> listed(["therapist", "Client 1", "Client (cries)", "Anna"])
+        'therapist, Client 1 and 2 other values'
+    """
     names = list(names)
-    short = all(len(name) <= 30 and len(name.split()) <= 4 for name in names)
-    return ", ".join(names) if short and len(names) <= most else f"{len(names)} different values"
+    roles = list(filter(is_role, names))[:most]
+    others = len(names) - len(roles)
+    counted = [f"{others:,} other value{'s' if others != 1 else ''}"] if others else []
+    return " and ".join([", ".join(roles), *counted] if roles else counted)
 
 
 def client_words(text: str) -> str:

@@ -47,6 +47,21 @@ def test_lines_say_what_a_job_would_read_and_show_no_words(notes, capsys) -> Non
     assert not [word for word in words if word in text]
 
 
+def test_names_of_people_and_remarks_on_speakers_are_counted(tmp_path, capsys) -> None:
+    speakers = ["Client", "Therapist 1", "Anna", "Client (says he tried to hang himself)"]
+    rows = [[who, f"{speech(n)}"] for n in range(40) for who in speakers]
+    with (path := tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["speaker", "How are you today?", "text"], *([who, "", text] for who, text in rows)]
+        )
+    assert main(["data", "check", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "speakers: speaker is Client (40), Therapist 1 (40), 2 other values (80)\n" in text
+    assert "columns: speaker (" in text
+    assert "; (a text of 18 characters) (" in text
+    assert not [word for word in ("Anna", "hang", "today") if word in text]
+
+
 def test_lines_for_a_job_read_the_same_speeches(notes, capsys) -> None:
     main(["data", "check", str(notes)])
     sources, overrides = capsys.readouterr().out.splitlines()[-2:]

@@ -109,9 +109,32 @@ def test_the_client_is_found_by_the_speakers(tmp_path) -> None:
 def test_unknown_speakers_are_refused_until_where_names_one(tmp_path) -> None:
     rows = [[who, text] for text in TEXTS for who in ("Anna", "Ben")]
     path = str(write_content(tmp_path / "a.csv", as_csv(rows, ["speaker", "text"])))
-    with pytest.raises(InputError, match=r"speaker names who speaks \(Anna, Ben\).*--where COLUMN=VALUE"):
+    with pytest.raises(InputError, match=r"speaker names who speaks \(2 other values\).*--where COLUMN=VALUE"):
         check(path)
     assert len(check(path, reading=Reading(where={"speaker": ["Anna"]})).texts) == 30
+
+
+LOST = "My husband left me in May and since then I cannot sleep at all, what should I do?"
+
+
+@pytest.mark.parametrize("header", [["p017", LOST], ["I feel so alone", LOST], ["help me", "I want to die"]])
+def test_a_first_row_of_texts_is_no_column_to_read(tmp_path, header) -> None:
+    path = str(write_content(tmp_path / "a.csv", as_csv([["x", text] for text in TEXTS], header)))
+    with pytest.raises(InputError, match=r"its first row looks like data; .*; name the column with --column") as caught:
+        check(path)
+    assert not [word for word in ("husband", "alone", "help", "die") if word in str(caught.value)]
+    assert check(path, column=header[1]).texts == TEXTS
+
+
+def test_clients_are_found_by_roles_alone(tmp_path) -> None:
+    rows = [[who, f"{who} {text}"] for text in TEXTS for who in ("Client", "Client (cries: he left)", "Dr", "Anna")]
+    path = str(write_content(tmp_path / "a.csv", as_csv(rows, ["speaker", "text"])))
+    assert check(path).reading.where == {"speaker": ["Client"]}
+    rows = [[who, text] for text in TEXTS for who in ("Client Anna", "Dr")]
+    path = str(write_content(tmp_path / "b.csv", as_csv(rows, ["speaker", "text"])))
+    with pytest.raises(InputError, match=r"\(Dr and 1 other value\); .*\{speaker: the client's name in it\}") as caught:
+        check(path)
+    assert "Anna" not in str(caught.value)
 
 
 def test_a_column_of_replies_is_no_guess(tmp_path) -> None:

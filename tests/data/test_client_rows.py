@@ -58,8 +58,8 @@ def test_a_table_with_several_speakers_needs_where(dialogues) -> None:
     with pytest.raises(InputError) as caught:
         open_file(dialogues)
     assert str(caught.value) == (
-        f"speeches file {dialogues}: the column interlocutor names who speaks (therapist, client, Client, observer); "
-        "say which rows are the client's with data.where: {interlocutor: client}"
+        f"speeches file {dialogues}: the column interlocutor names who speaks (therapist, client, Client and 1 other "
+        "value); say which rows are the client's with data.where: {interlocutor: client}"
     )
     said = ["I lie awake.", "I left him.", "Since May.", None, "I am here."]
     rows = rows_of(dialogues, where={"interlocutor": "client"})

@@ -208,16 +208,24 @@ def test_other_forms_of_messages() -> None:
         ([], "a list without a message of the client"),
         (
             [{"role": "narrator", "content": "x"}, {"role": "tool", "content": "y"}],
-            "a list without a message of the client; its speakers are narrator, tool",
+            "a list without a message of the client; its speakers are tool and 1 other value",
         ),
         (
             [{"role": "I wrote my whole story into this field", "content": "x"}],
-            "a list without a message of the client; its speakers are 1 different values",
+            "a list without a message of the client; its speakers are 1 other value",
         ),
     ):
         with pytest.raises(speakers.UnknownSpeakerError) as caught:
             speakers.first_turn(messages)
         assert str(caught.value) == reason
+
+
+def test_only_roles_are_listed() -> None:
+    assert speakers.listed(["therapist", "Client 1", "2", "Client Anna", "I want to die"]) == (
+        "therapist, Client 1, 2 and 2 other values"
+    )
+    assert speakers.listed(["Anna", "Client (cries: he left)"]) == "2 other values"
+    assert speakers.listed(f"client {n}" for n in range(30)).endswith("client 7 and 22 other values")
 
 
 @pytest.mark.parametrize(

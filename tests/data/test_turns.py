@@ -128,7 +128,7 @@ STRANGER = "text is a conversation with an unknown speaker"
     [
         (
             [{"role": "user", "content": SECRET}, {"role": "mother", "content": SECRET}],
-            "text is a list with a message of an unknown speaker; its speakers are user, mother",
+            "text is a list with a message of an unknown speaker; its speakers are user and 1 other value",
         ),
         (
             [{"role": "system", "content": SECRET}, {"role": "bot", "content": SECRET}],
