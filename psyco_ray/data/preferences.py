@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from psyco_ray.config.contexts import CLIENT
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.names import is_id
 from psyco_ray.config.prompts import PRINCIPLES, Messages, prompt_messages
 from psyco_ray.data import pair_files, turns
 from psyco_ray.data.conversations import UnusablePairError
@@ -23,7 +24,7 @@ from psyco_ray.data.shapes import table
 from psyco_ray.data.shapes.pairs import SYSTEM, number
 from psyco_ray.data.shapes.table import Shape
 from psyco_ray.data.splits import begins, dialogue_in, is_dev, text_hash
-from psyco_ray.files.cells import CellError, quoted, text_of
+from psyco_ray.files.cells import CellError, described, label_of, text_of
 from psyco_ray.files.parquet import SPLITS
 from psyco_ray.files.records import SAMPLES, Record, RecordFile
 from psyco_ray.run.changes import Changes
@@ -37,7 +38,9 @@ _SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
-_IDS = ("prefID", "pair_id", "id")
+IDS = ("prefID", "pair_id", "id")
+"""Columns of a pair's id, the preferred one first."""
+
 _PROBE = 100  # rows that a format is recognised by
 _BATCH_ROWS = 4096
 _FINISHED = ("chosen_finished", "rejected_finished")  # optional columns
@@ -194,10 +197,10 @@ def _pairs(name: str, record: Record, number: int, shape: Shape, split: Any, dev
         )
     _check_scores(cells)
     pairs = shape.pairs(cells)
-    pair_id = next((text for column in _IDS if (text := _label(cells.get(column)))), str(number))
+    pair_id = id_of(cells, number)
     shared = {
-        "topic": _label(cells.get("coarse_topic")) or _label(cells.get("topic")),
-        "subset": _label(cells.get("subset")) or _label(cells.get("source")),
+        "topic": label_of(cells.get("coarse_topic")) or label_of(cells.get("topic")),
+        "subset": label_of(cells.get("subset")) or label_of(cells.get("source")),
         "item": pair_id if len(pairs) > 1 else None,
         **{column: _finished(name, record.number, column, cells.get(column)) for column in _FINISHED},
         **_gaps(cells),
@@ -213,6 +216,23 @@ def _pairs(name: str, record: Record, number: int, shape: Shape, split: Any, dev
         }
         for place, pair in enumerate(pairs, start=1)
     ]
+
+
+def id_of(cells: Mapping[str, Any], number: int) -> str:
+    """The id of a row's pair, by which messages and tables name it.
+
+    Args:
+        cells: of the row.
+        number: of the row, or of the prompt in a grouped format; stands for an id that is missing or reads as a text.
+    """
+    for column in IDS:
+        try:
+            text = text_of(cells.get(column)).strip()
+        except CellError:
+            continue
+        if is_id(text):
+            return text
+    return str(number)
 
 
 def conversation(form: str, asked: str, prompt: dict[str, str]) -> Messages:
@@ -248,14 +268,6 @@ def _check_scores(row: Row) -> None:
         if chosen is not None and rejected is not None and chosen <= rejected:
             relation = "equals" if chosen == rejected else "is below"
             raise UnusablePairError(f"{better} {relation} {worse}")
-
-
-def _label(value: Any) -> str | None:
-    """An id, topic or subset; None for a blank cell or one that is no text."""
-    try:
-        return text_of(value) or None
-    except CellError:
-        return None
 
 
 def _gaps(row: Row) -> Row:
@@ -314,5 +326,7 @@ def _split(name: str, row: int, split: Any, asked: str, dev_share: float) -> str
     if split in (None, ""):
         return "dev" if is_dev(asked, dev_share) else "train"
     if not isinstance(split, str) or split not in SPLITS:
-        raise InputError(f"pairs file {name}: row {row} has the split {quoted(split)}; known are {', '.join(SPLITS)}")
+        raise InputError(
+            f"pairs file {name}: row {row} has {described(split)} as its split; known are {', '.join(SPLITS)}"
+        )
     return SPLITS[split]

@@ -86,10 +86,13 @@ def _more(name: str) -> Mapping[str, Row]:
     file = pair_files.opened(name)
     if "prefID" not in file.columns:
         return {}
-    columns = ["prefID", "topic", *(f"{side}_model" for side in _SIDES)]
+    columns = [*preferences.IDS, "topic", *(f"{side}_model" for side in _SIDES)]
     columns += [f"{side}_{principle}_rating" for side in _SIDES for principle in PRINCIPLES]
-    cells = (record.cells for record in file.read(columns))
-    return {str(row["prefID"]).strip(): row for row in cells if row is not None and row.get("prefID") is not None}
+    return {
+        preferences.id_of(record.cells, record.number): record.cells
+        for record in file.read(columns)
+        if record.cells is not None
+    }
 
 
 def _ratings(row: Row) -> list[dict[str, int]] | None:

@@ -174,7 +174,10 @@ def _bench(
     right_by_subset: dict[str, list[float]] = {}
     for row, (subset, share) in enumerate(zip(subsets, right, strict=True), start=1):
         if subset is None:
-            raise InputError(f"pair {row} of the benchmark has no subset; fill the column `subset`")
+            raise InputError(
+                f"pair {row} of the benchmark has no subset, or a text in its place; give the column `subset` names of "
+                "four words at most"
+            )
         right_by_subset.setdefault(subset, []).append(share)
     if not right_by_subset:
         raise InputError("there are no pairs to measure a benchmark on; take a file that has some")

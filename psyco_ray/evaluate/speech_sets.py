@@ -17,8 +17,9 @@ from psyco_ray.data.speaker_columns import Keys
 from psyco_ray.data.speakers import UnknownSpeakerError
 from psyco_ray.data.splits import conversation_of, dialogue_in, fold, speech_id, split_of
 from psyco_ray.data.turns import dialogue_of
-from psyco_ray.files.cells import CellError, quoted, text_of
+from psyco_ray.files.cells import CellError, described, label_of, text_of
 from psyco_ray.files.records import open_records, read_rows
+from psyco_ray.files.table import shown
 from psyco_ray.run import reasoning, shards
 from psyco_ray.run.hashing import key_of
 from psyco_ray.run.types import Row
@@ -79,7 +80,7 @@ def load_speeches(settings: Speeches, seed: int) -> list[Row]:
                 "speech_id": key,
                 "speech": row.text,
                 **_place(row, row.text),
-                "topic": coarse.get(row.topic, row.topic) if row.topic else None,
+                "topic": coarse.get(row.topic or "") or label_of(row.topic),
                 "crisis": _has_signs(row.more["crisis"], row.text, f"{source}: row {row.number}"),
             }
     if left_out:
@@ -205,7 +206,7 @@ def _has_signs(signs: Any, text: str, where: str) -> bool | None:
         return None if found is None else bool(found)
     if not isinstance(signs, list | bool):
         raise InputError(
-            f"{where}: crisis is {quoted(signs)}, not a list of signs or null; remove the column or correct it"
+            f"{where}: crisis is {described(signs)}, not a list of signs or null; remove the column or correct it"
         )
     return bool(signs)
 
@@ -220,7 +221,7 @@ def _load_topics(source: str) -> Mapping[str, str | None]:
     columns = list(rows[0]) if rows else []
     for name in ("speech_id", "coarse_topic"):
         _column(columns, (name,), f"topics file {source}")
-    return {row["speech_id"]: row["coarse_topic"] for row in rows}
+    return {row["speech_id"]: label_of(row["coarse_topic"]) for row in rows}
 
 
 def _column(columns: list[str], names: tuple[str, ...], source: str) -> str:
@@ -228,4 +229,4 @@ def _column(columns: list[str], names: tuple[str, ...], source: str) -> str:
     for name in names:
         if name in columns:
             return name
-    raise InputError(f"{source} has no column {' or '.join(names)}; it has {', '.join(columns) or 'none'}")
+    raise InputError(f"{source} has no column {' or '.join(names)}; it has {shown(columns) or 'none'}")

@@ -180,10 +180,20 @@ def test_unusable_pairs_are_counted_by_reason(tmp_path) -> None:
 def test_invalid_files_are_input_errors(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"x\.jsonl has the columns prompt, good; accepted are question, chosen"):
         preferences.read(write(tmp_path / "x.jsonl", [{"prompt": "a", "good": "b"}]))
-    with pytest.raises(ValueError, match="row 2 has the split 'holdout'; known are train"):
+    with pytest.raises(ValueError, match="row 2 has a text of 7 characters as its split; known are train"):
         preferences.read(write(tmp_path / "y.jsonl", [*plain(1, split="eval"), *plain(1, split="holdout")]))
     with pytest.raises(ValueError, match="not of the form hub:owner/name/path/to/file"):
         preferences.read("hub:owner/name")
+
+
+def test_texts_in_place_of_ids_and_labels_are_no_names_of_pairs(tmp_path) -> None:
+    words = {"prefID": "Anna Meier: I want to die since May", "topic": "He left me. I cannot sleep.", "subset": "a\nb"}
+    named = {"prefID": " x-1 ", "topic": "Grief and loss", "source": "mt-bench-easy"}
+    asked = [row | more for row, more in zip(plain(3), (words, named, words | {"id": "y-2"}), strict=True)]
+    table = preferences.read(write(tmp_path / "pairs.jsonl", asked)).table
+    assert table["pair_id"].to_pylist() == ["1", "x-1", "y-2"]
+    assert table["topic"].to_pylist() == [None, "Grief and loss", None]
+    assert table["subset"].to_pylist() == [None, "mt-bench-easy", None]
 
 
 def test_splits_come_from_the_file_or_from_a_hash(tmp_path) -> None:

@@ -110,6 +110,16 @@ def test_other_formats_of_pairs_keep_their_question(tmp_path) -> None:
     assert (items["a b"].speech, items["a b"].facts["form"]) == ("Alone again.", "text")
 
 
+def test_a_text_in_place_of_an_id_names_no_pair_and_loses_no_column(tmp_path) -> None:
+    plain = {"question": "I cannot sleep.", "rejected": "bad one", "chosen_model": "a", "rejected_model": "b"}
+    ids = ["Anna Meier: I want to die since May", "x-1"]
+    rows = [plain | {"prefID": name, "chosen": f"good {n}", "topic": f"t{n}"} for n, name in enumerate(ids)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = {item.responses[0]: item.facts for item in read(str(tmp_path / "pairs.jsonl"), Request())}
+    found = [(items[f"good {n}"]["pair_id"], items[f"good {n}"]["topic"]) for n in (0, 1)]
+    assert found == [("1", "t0"), ("x-1", "t1")]
+
+
 def test_a_dataset_flags_with_its_columns_and_other_files_with_the_lexicons(tmp_path) -> None:
     (tmp_path / "data" / "pairs").mkdir(parents=True)
     quiet, unread = "a quiet text that no lexicon flags, about a garden", "Nobody has read this one, it is about tea"

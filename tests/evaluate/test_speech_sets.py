@@ -44,7 +44,9 @@ def test_speeches_with_signs_of_a_crisis_are_flagged(tmp_path):
     found = {row["speech"]: row["crisis"] for row in load(file=file, split="test")}
     assert found == {harmless: False, grave: True}
     file = write_lines(tmp_path / "odd.jsonl", [{"speech": grave, "split": "test", "crisis": "yes"}])
-    with pytest.raises(ValueError, match=r"odd\.jsonl: row 1: crisis is 'yes', not a list of signs or null"):
+    with pytest.raises(
+        ValueError, match=r"odd\.jsonl: row 1: crisis is a text of 3 characters, not a list of signs or null"
+    ):
         load(file=file, split="test")
 
 
@@ -110,6 +112,20 @@ def test_responses_answer_contexts(tmp_path):
     assert speech_sets.load_responses(file, speeches[1:]) == {speeches[1]["speech_id"]: "I see."}
 
 
+def test_a_text_in_place_of_a_topic_is_no_topic(tmp_path):
+    words = "My husband left me in May and I cannot sleep"
+    rows = [{"speech": f"speech {n}", "split": "test", "topic": topic} for n, topic in enumerate(("Grief", words))]
+    found = load(file=write_lines(tmp_path / "a.jsonl", rows), split="test")
+    assert {row["speech"]: row["topic"] for row in found} == {"speech 0": "Grief", "speech 1": None}
+    topics = [{"speech_id": row["speech_id"], "coarse_topic": words} for row in found]
+    topics = write_lines(tmp_path / "topics.jsonl", topics)
+    found = load(file=str(tmp_path / "a.jsonl"), split="test", topics=topics)
+    assert [row["topic"] for row in found] == [None, None]
+    topics = write_lines(tmp_path / "odd.jsonl", [{"speech_id": "a", words: 1}])
+    with pytest.raises(ValueError, match=r"has no column coarse_topic; it has speech_id, \(a text of 44 characters\)"):
+        load(topics=topics)
+
+
 def test_invalid_speeches_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no speech of the split test \(it has dev: 33, train: 261\)"):
         load(split="test")
@@ -121,7 +137,7 @@ def test_invalid_speeches_are_named(tmp_path):
             r"no speech of the split dev \(it has none\) \(left out: 2 with an empty text\)",
         ),
         ([{"client": "a"}], "no column question or speech or text; it has client"),
-        ([{"text": "a", "split": "eval"}], "row 1: the split is 'eval'"),
+        ([{"text": "a", "split": "eval"}], "row 1: the split is a text of 4 characters"),
     ):
         with pytest.raises(ValueError, match=message):
             load(file=write_lines(tmp_path / "speeches.jsonl", rows))
