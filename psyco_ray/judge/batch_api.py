@@ -115,8 +115,7 @@ class _Exchange:
                 await self._forget(sent)
                 continue
             batch_id = sent.batch_id or ""
-            retrieve = functools.partial(self._client.api.batches.retrieve, batch_id)
-            batch = await self._client.retried(retrieve, self._sent_in(sent))
+            batch = await self._client.retried(functools.partial(self._client.api.batches.retrieve, batch_id))
             validating |= batch.status == "validating"
             if batch.status in _ENDED:
                 await self._collect(sent, batch)
@@ -137,8 +136,7 @@ class _Exchange:
         speeches, path = self._state.speeches(sent), self._state.path(sent, "requests")
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id is not None:
-                read = functools.partial(self._client.api.files.content, file_id)
-                answers = await self._client.retried(read, self._sent_in(sent))
+                answers = await self._client.retried(functools.partial(self._client.api.files.content, file_id))
                 for output in _outputs(answers.content, speeches):
                     key = output["custom_id"]
                     answer, problem = _read(output, functools.partial(self._clean, path, key))
@@ -150,10 +148,7 @@ class _Exchange:
 
     def _said(self, sent: SentBatch, message: str | None) -> str:
         """A provider's message about a whole batch, without the texts of its requests."""
-        return self._client.clean(message or "no reason given", self._sent_in(sent))
-
-    def _sent_in(self, sent: SentBatch) -> _Sent:
-        return _Sent(self._state.path(sent, "requests"))
+        return self._client.clean(message or "no reason given", _Sent(self._state.path(sent, "requests")))
 
     def _clean(self, path: Path, key: str, said: str) -> str:
         return self._client.clean(said, _texts(path)[key])
@@ -181,13 +176,13 @@ class _Exchange:
     async def _forget(self, sent: SentBatch) -> None:
         """Delete the files of a batch at the provider, and what is here of it."""
         for file_id in sent.ended_files or []:
-            await self._delete(file_id, self._sent_in(sent))
+            await self._delete(file_id)
         self._state.remove(sent)
 
-    async def _delete(self, file_id: str, texts: Iterable[str]) -> None:
-        """Delete a file with some texts at the provider, or name it where the provider refuses."""
+    async def _delete(self, file_id: str) -> None:
+        """Delete a file at the provider, or name it where the provider refuses."""
         try:
-            await self._client.retried(functools.partial(_delete, self._client, file_id), texts)
+            await self._client.retried(functools.partial(_delete, self._client, file_id))
             self._state.provider_files[file_id] = True
         except (InputError, RefusedError) as error:
             _log.warning(
@@ -197,14 +192,14 @@ class _Exchange:
     async def _shrink(self, sent: SentBatch) -> None:
         """Halve a batch that is too large for the limit by itself; a single call is left to be sent as such."""
         self._full = False
-        file_id, texts = sent.file_id, list(self._sent_in(sent))  # the state forgets both
+        file_id = sent.file_id
         if len(self._state.speeches(sent)) > 1:
             self._state.halve(sent)
         else:
             _note(self._outcome, 1, "a call above the limit of queued tokens")
             self._state.remove(sent)
         if file_id is not None:
-            await self._delete(file_id, texts)
+            await self._delete(file_id)
 
 
 def _missing(
@@ -314,7 +309,7 @@ class _Sent:
     path: Path
 
     def __iter__(self) -> Iterator[str]:
-        return itertools.chain.from_iterable(_texts(self.path).values()) if self.path.exists() else iter(())
+        return itertools.chain.from_iterable(_texts(self.path).values())
 
 
 def _read(output: dict[str, Any], clean: Callable[[str], str]) -> tuple[Answer | None, str]:

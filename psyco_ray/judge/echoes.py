@@ -65,4 +65,5 @@ def _wholes(text: str) -> Iterator[str]:
 
 def _weight(found: str) -> int:
     """The number of letters, of which those of a script without spaces weigh more."""
-    return sum(1 if letter.isascii() else _WEIGHT for letter in found)
+    latin = len(found.encode("ascii", "ignore"))
+    return latin + _WEIGHT * (len(found) - latin)
