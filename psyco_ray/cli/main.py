@@ -55,7 +55,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         if isinstance(cause, OSError) and cause.errno in disk_errors.UNWRITABLE:
             cause = disk_errors.elsewhere(cause)
         elif isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
-            cause = InputError("the name of a file is longer than a disk takes; give a file that holds the text")
+            cause = InputError(
+                "the name of a file is longer than its disk takes; shorten it, or name the file that holds the text"
+            )
         if not isinstance(cause, InputError | StoppedError):
             raise
         _say(str(cause))

@@ -11,6 +11,7 @@ from typing import Any
 from psyco_ray.cli.arguments import add_command
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
+from psyco_ray.config.names import named_file
 from psyco_ray.config.prompts import load_prompt, prompt_messages
 from psyco_ray.config.resources import Rollouts
 from psyco_ray.config.training import Job
@@ -96,7 +97,9 @@ def _job_of(checkpoint: str) -> Job:
         return Job()
     directory = storage.local_path(checkpoint)
     if not directory.is_dir():
-        raise InputError(f"checkpoint {checkpoint} does not exist; name a checkpoint's directory or that of a run")
+        raise InputError(
+            f"checkpoint {named_file(checkpoint)} does not exist; name a checkpoint's directory or that of a run"
+        )
     runs = [place for place in (directory, *directory.absolute().parents[:2]) if _is_run(place)]
     if directory in runs and not (directory / "summary.json").exists():
         raise InputError(

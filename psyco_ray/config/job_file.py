@@ -90,11 +90,11 @@ def read_yaml(path: Path, what: str) -> Any:
     except FileNotFoundError:
         raise InputError(f"{what} {named_file(path)} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = without_keys(" ".join(str(error).split()))
+        reason = without_keys(" ".join(str(getattr(error, "strerror", None) or error).split()))
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             problem = _QUOTED.sub("[…]", error.problem or "")  # the whole message quotes the line
             reason = f"line {error.problem_mark.line + 1}: {problem}"
-        raise InputError(f"{what} {path} cannot be read as YAML: {reason}") from None
+        raise InputError(f"{what} {named_file(path)} cannot be read as YAML: {reason}") from None
 
 
 def parse(kind: type[AnyJob], settings: dict[str, Any], where: str) -> AnyJob:

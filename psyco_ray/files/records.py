@@ -247,4 +247,5 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except pa.ArrowException as error:
         raise InputError(f"{what} file {path} cannot be read: {arrow_reason(error)}") from None
     except (OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        raise InputError(f"{what} file {path} cannot be read: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{what} file {named_file(path)} cannot be read: {reason}") from None

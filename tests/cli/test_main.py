@@ -97,6 +97,10 @@ def test_words_on_the_command_line_are_not_repeated(tmp_path, capsys) -> None:
         ["data", "check", f"{words} " * 20],
         ["data", "check", "a.csv", "--where", words],
         ["iterate", write_job(tmp_path), words],
+        ["iterate", words],
+        ["iterate", f"{words} " * 20],
+        ["sample", words, "runs/demo"],
+        ["sample", f"{words} " * 20, "runs/demo"],
     ):
         assert "husband" not in refused(capsys, *arguments)
     assert "none.txt cannot be read" in refused(capsys, "forget", str(tmp_path), "--text-file", "my own none.txt")
