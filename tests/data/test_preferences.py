@@ -186,16 +186,6 @@ def test_invalid_files_are_input_errors(tmp_path) -> None:
         preferences.read("hub:owner/name")
 
 
-def test_texts_in_place_of_ids_and_labels_are_no_names_of_pairs(tmp_path) -> None:
-    words = {"prefID": "Anna Meier: I want to die since May", "topic": "He left me. I cannot sleep.", "subset": "a\nb"}
-    named = {"prefID": " x-1 ", "topic": "Grief and loss", "source": "mt-bench-easy"}
-    asked = [row | more for row, more in zip(plain(3), (words, named, words | {"id": "y-2"}), strict=True)]
-    table = preferences.read(write(tmp_path / "pairs.jsonl", asked)).table
-    assert table["pair_id"].to_pylist() == ["1", "x-1", "y-2"]
-    assert table["topic"].to_pylist() == [None, "Grief and loss", None]
-    assert table["subset"].to_pylist() == [None, "mt-bench-easy", None]
-
-
 def test_splits_come_from_the_file_or_from_a_hash(tmp_path) -> None:
     file = write(tmp_path / "pairs.jsonl", plain(400, split="validation"))
     assert set(preferences.read(file).table["split"].to_pylist()) == {"dev"}
