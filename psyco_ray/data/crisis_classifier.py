@@ -18,6 +18,7 @@ from psyco_ray.data.dataset import Dataset
 from psyco_ray.models import loading, text_classifier
 from psyco_ray.run import hub, shards, storage
 from psyco_ray.run.changes import digest_of_model
+from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.remote import is_remote
 from psyco_ray.run.schemas import CRISIS_SIGNS
@@ -85,11 +86,12 @@ class ClassifierActor:
         """Load the model.
 
         Raises:
-            InputError: the model is unknown or damaged.
+            InputError: the model is unknown or damaged, or the driver of the node is too old for its GPUs.
         """
+        settings = self._settings
+        check_driver(settings.gpus)
         import torch
 
-        settings = self._settings
         torch.set_num_threads(settings.threads)
         path = _resolve(settings)
         self._model = text_classifier.TextClassifier(

@@ -18,6 +18,7 @@ from psyco_ray.data.respond import EMPTY, ResponseTask, response_row
 from psyco_ray.judge.callers import set_aside_row
 from psyco_ray.models import loading, templates
 from psyco_ray.run import shards
+from psyco_ray.run.cuda_driver import check_driver
 from psyco_ray.run.progress import Progress
 from psyco_ray.run.types import Prompt, Row
 
@@ -61,9 +62,10 @@ class Responder:
 
     def ready(self) -> None:
         """Load the engine."""
+        model = self._model
+        check_driver(model.rollouts.gpus)
         from psyco_ray.rollout.engine import Engine
 
-        model = self._model
         path = loading.resolve(model.model, revision=model.revision, allow_code=model.allow_code)
         self._tokenizer = loading.load_tokenizer(path, model.allow_code, model.template_options)
         templates.check(self._tokenizer, templates.TRIAL)

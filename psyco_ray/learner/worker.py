@@ -67,6 +67,7 @@ class LearnerWorker:
         Returns:
             How the model is computed, and what a user should know of that; else an empty text.
         """
+        check_driver(spec.settings.gpus)
         os.environ.update(
             RANK=str(self.rank),
             WORLD_SIZE=str(self.world_size),
@@ -75,7 +76,6 @@ class LearnerWorker:
             # DeepSpeed reads it on import; the driver's environment must not decide
             DS_ACCELERATOR="cuda" if spec.settings.gpus > 0 else "cpu",
         )
-        check_driver(spec.settings.gpus)
         from psyco_ray.learner import engine
         from psyco_ray.learner.checkpoint import LearnerCheckpoint
 

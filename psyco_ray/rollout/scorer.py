@@ -109,12 +109,12 @@ class ScorerActor:
         Raises:
             InputError: a directory is incomplete, or a reward model is of the wrong kind.
         """
+        check_driver(self._settings.gpus)
         import torch
 
         from psyco_ray.models import loading, selftest
         from psyco_ray.models.packing import ResponseLogprobs
 
-        check_driver(self._settings.gpus)
         torch.set_num_threads(self._settings.threads)
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
         self._rewards = {
