@@ -39,6 +39,7 @@ def test_defaults_that_follow_the_device_are_printed_for_both(capsys) -> None:
         "rollouts.kv_cache_gb = 1.0 (on GPUs null)  [number > 0 or null]",
         "rollouts.enforce_eager = true (on GPUs false)",
         "rollouts.speeches_per_item = 16 (on GPUs 32)",
+        "rollouts.feed = items (on GPUs continuous)",
         "rollouts.max_model_len = 2048  [",
     ):
         assert line in printed

@@ -81,3 +81,36 @@ def test_the_memory_of_training_is_what_torch_tracks(record_property, shape, che
     assert memory.rank_memory(shape, settings, longest, ranks=1).states == states
     assert of_pass + states == pytest.approx(tracked, rel=0.1)
     assert of_pass == pytest.approx(tracked - states, rel=0.1), "without the states, which are the larger part"
+
+
+def beside_the_pass(shape: ModelShape, settings: Learners) -> float:
+    """Bytes of a step beside a rank's states and its pass."""
+    rank = memory.rank_memory(shape, settings, 1000)
+    return rank.training - rank.states - memory.pass_bytes(shape, settings, 1000)
+
+
+def test_a_pass_of_zero_3_has_gathered_parameters_a_bucket_and_the_whole_embedding_beside_it() -> None:
+    eight, settings = SHAPES["llama-3.1-8b"], Learners(gpus=1, actors=4, zero_stage=3)
+    live, bucket, embedding = 2 * 500e6, 2 * 200e6, 2 * 128_256 * 4096
+    assert beside_the_pass(eight, settings) == pytest.approx(live + bucket + embedding)
+    alone = settings.model_copy(update={"actors": 1})
+    assert beside_the_pass(eight, alone) == pytest.approx(bucket + embedding), "no other rank has parameters to gather"
+    two = settings.model_copy(update={"zero_stage": 2})
+    assert beside_the_pass(eight, two) == pytest.approx(2 * bucket)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "ranks", "stage", "expected"),
+    [
+        pytest.param(8e9, 4, 3, 4 * 500e6, id="float32 gradients of a sub-group"),
+        pytest.param(3e8, 1, 3, 4 * 3e8, id="of all parameters, which are fewer"),
+        pytest.param(24e9, 2, 2, (4 + 2) * 12e9 / 8, id="of one of eight groups, and its weights"),
+    ],
+)
+def test_a_small_pass_takes_less_than_the_optimizer_step(parameters, ranks, stage, expected) -> None:
+    """A vocabulary of few tokens leaves the pass little to keep."""
+    shape = replace(SHAPES["llama-3.1-8b"], vocabulary=1000, parameters=int(parameters))
+    settings = Learners(gpus=1, actors=ranks, zero_stage=stage, micro_batch_tokens=64, gradient_checkpointing=True)
+    rank = memory.rank_memory(shape, settings, 64)
+    assert memory.pass_bytes(shape, settings, 64) < 0.1e9
+    assert rank.training - rank.states == pytest.approx(expected)

@@ -70,6 +70,28 @@ def test_rows_are_read_as_the_pool_takes_items(tmp_path) -> None:
     ledger.close()
 
 
+class Watched(InTurn):
+    """A pool that writes down how many items its actors have at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_flight: list[int] = []
+
+    def stream(self, method, items, *, in_flight, **options) -> Iterator:
+        self.in_flight.append(in_flight)
+        return super().stream(method, items, **options)
+
+
+@pytest.mark.parametrize(("settings", "items"), [({}, 1), ({"gpus": 1}, 4)])
+def test_actors_have_the_next_items_while_they_work(tmp_path, settings: dict, items: int) -> None:
+    run = job(tmp_path, rollouts=Rollouts(**settings))
+    ledger, rollouts, scorers = Ledger(run, False), Watched(), Watched()
+    pipeline = SamplingPipeline(run, ledger, Telemetry(run, ledger), rollouts, scorers, ("reward",))
+    assert len(list(pipeline.samples(1, Rows(3), 0))) == 3
+    ledger.close()
+    assert (rollouts.in_flight, scorers.in_flight) == ([items], [2])
+
+
 class Shuffled(InTurn):
     """A pool whose results come in another order each time."""
 
