@@ -51,11 +51,13 @@ from engines import Workload, alternate
 from updates import learner_of, random_pairs
 
 from psyco_ray.cli.plan import allocation
+from psyco_ray.cli.plan.memory import CONTEXT_BYTES
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.resources import Learners, Rollouts, Sync
 from psyco_ray.config.training import DpoConfig, Job, Optimizer, Sampling
 from psyco_ray.learner import flops
 from psyco_ray.learner.batching import plan_step
+from psyco_ray.learner.memory import rank_memory
 from psyco_ray.models import loading
 from psyco_ray.models.shape import shape_of
 
@@ -151,7 +153,15 @@ def learner(job: Job, options: argparse.Namespace) -> list[Line]:
         seconds.append(step.seconds)
         print(f"step {step.step}: {step.tokens / step.seconds:.0f} tokens/s, loss {step.loss:.4f}", flush=True)
     group.close()
-    return [mfu_line("learner", options, shapes.training_flops(shapes.of(job.model), lengths), seconds)]
+    line = mfu_line("learner", options, shapes.training_flops(shapes.of(job.model), lengths), seconds)
+    return [line | ({"planned_gb": {"train": planned_gb(job, options)}} if job.learners.gpus else {})]
+
+
+def planned_gb(job: Job, options: argparse.Namespace) -> float:
+    """What `psyco-ray plan` calculates for the learner's worker, alone on its GPU."""
+    shape = shape_of(KNOWN.get(options.model, job.model))
+    rank = rank_memory(shape, job.learners, max(map(sum, lengths_of(options.model))))
+    return round((rank.training + CONTEXT_BYTES) / 1e9, 1)
 
 
 def forward(job: Job, options: argparse.Namespace) -> list[Line]:

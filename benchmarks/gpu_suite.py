@@ -41,11 +41,14 @@ dpo: {{optimizer: {{batch_size: 8}}}}
 colocated: {on_gpu}
 rollouts: {{{rollouts}}}
 scorers: {{gpus: {scorer_gpus}, cpus: {cpus}, reward_model: {directory}/reward, heldout_model: {directory}/reward}}
-learners: {{gpus: {half}, cpus: {cpus}, zero_stage: 2, micro_batch_tokens: {micro}, gradient_checkpointing: true}}
+learners: {{gpus: {half}, cpus: {cpus}, zero_stage: 1, micro_batch_tokens: {micro}, gradient_checkpointing: true}}
 sync: {{max_gap: 1.0}}
 evaluation: {{speeches: 8}}
 """
-"""A job whose scorer holds two reward models and the reference, beside engine and rank on one GPU."""
+"""A job whose scorer holds two reward models and the reference, beside engine and rank on one GPU.
+
+At 3b on a GPU it has the sizes of the command for one GPU in jobs/psyco-llama3-3b.yaml.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def parts(model: str, directory: str, on_gpu: bool, more: Sequence[str] = ()) ->
 def iteration_job(directory: str, on_gpu: bool) -> str:
     """The job file of the part `iteration`, for one GPU or for a CPU."""
     sizes = {"speeches": 32, "responses": 8, "max_tokens": 128, "micro": 4096}
-    rollouts = "gpus: 0.4, cpus: 2, kv_cache_gb: 12, max_num_seqs: 256, max_model_len: 1024, enforce_eager: false"
+    rollouts = "gpus: 0.4, cpus: 2, max_num_seqs: 256, max_model_len: 1024, enforce_eager: false"
     if not on_gpu:
         sizes = {"speeches": 12, "responses": 4, "max_tokens": 12, "micro": 512}
         rollouts = "cpus: 0.25, kv_cache_gb: 0.2, max_num_seqs: 16, max_model_len: 512"
@@ -129,7 +132,7 @@ def run_all(todo: Sequence[Part], limit_s: float = LIMIT_S) -> list[Outcome]:
 def run(part: Part, limit_s: float, environment: dict[str, str]) -> Outcome:
     """Runs a part; its process group is killed at the limit."""
     began = time.monotonic()
-    with tempfile.TemporaryFile("w+", errors="replace") as log, memory_watched() as peaks:
+    with tempfile.TemporaryFile("w+", errors="replace") as log, memory_watched() as used:
         process = subprocess.Popen(
             part.command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
         )
@@ -146,11 +149,11 @@ def run(part: Part, limit_s: float, environment: dict[str, str]) -> Outcome:
         log.seek(0)
         text = log.read()
     outcome = Outcome(part.name, round(time.monotonic() - began, 1), problem, list(results(text)))
-    outcome.peak_gb = max(peaks, default=None)
+    outcome.peak_gb = max((gb for _, gb in used), default=None)
     if part.name == "tests":
         outcome.lines = [{"name": "gpu tests", "summary": text.strip().splitlines()[-1]}] if text.strip() else []
     if part.directory and not problem:
-        outcome.lines.append(iteration_line(Path(part.directory)))
+        outcome.lines.append(iteration_line(Path(part.directory), used))
     outcome.output = text[-_SHOWN:] if problem else ""
     return outcome
 
@@ -163,19 +166,50 @@ def results(text: str) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def iteration_line(run_dir: Path) -> dict[str, Any]:
-    """Seconds of each span of an iteration, and the weight update's figures."""
+def iteration_line(run_dir: Path, used: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Seconds of each span of an iteration, the weight update's figures, and the memory at the moments of `plan`.
+
+    Args:
+        run_dir: of the iteration's run, beside its job file.
+        used: what `memory_watched` has found.
+    """
     stage = run_dir / "iteration-001"
-    spans = [span for part in json.loads((stage / "timeline.json").read_text())["parts"] for span in part["driver"]]
+    timeline = stage / "timeline.json"
+    parts = json.loads(timeline.read_text())["parts"]
+    spans = [span for part in parts for span in part["driver"]]
     sync = json.loads((stage / "sync.json").read_text())
     seconds = {name: round(ended - began, 2) for name, began, ended in spans}
-    return {"name": "gpu iteration", "seconds": seconds, "gap": sync["gap"], "export_s": sync["export_s"]}
+    line = {"name": "gpu iteration", "seconds": seconds, "gap": sync["gap"], "export_s": sync["export_s"]}
+    if not used:
+        return line
+    planned = planned_gb(run_dir.parent / "iteration.yaml")
+    start = timeline.stat().st_mtime - parts[-1]["seconds"]  # the file is written when the last span ends
+    peaks: dict[str, float] = {}
+    for name, began, ended in spans:
+        within = [gb for at, gb in used if began <= at - start <= ended]
+        if name in planned and within:
+            peaks[name] = max(peaks.get(name, 0.0), *within)
+    return {**line, "planned_gb": planned, "peak_gb": peaks}
+
+
+def planned_gb(job_path: Path) -> dict[str, float]:
+    """What `psyco-ray plan` calculates for the fullest GPU of a job, by moment; empty without a GPU."""
+    from psyco_ray.cli.plan import memory, memory_report
+    from psyco_ray.config import job_file
+    from psyco_ray.config.training import Job
+
+    if (gpu := memory_report.gpu_here()) is None:
+        return {}
+    job = job_file.load_as(Job, job_path)
+    uses = memory.uses_of(job, memory_report.shape_here(job.model), gpu[0])
+    fullest = max(uses, key=lambda use: use.total(use.peak))
+    return {moment: round(fullest.total(moment) / 1e9, 1) for moment in fullest.parts}
 
 
 @contextlib.contextmanager
-def memory_watched() -> Iterator[list[float]]:
-    """A list that gets the GPU's used memory (GB) every second."""
-    used: list[float] = []
+def memory_watched() -> Iterator[list[tuple[float, float]]]:
+    """A list that gets the GPU's used memory (GB) every second, with the seconds since the epoch."""
+    used: list[tuple[float, float]] = []
     stop = threading.Event()
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
 
@@ -183,7 +217,7 @@ def memory_watched() -> Iterator[list[float]]:
         while not stop.wait(1.0):
             try:
                 done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-                used.append(round(int(done.stdout.split()[0]) * 2**20 / 1e9, 1))
+                used.append((time.time(), round(int(done.stdout.split()[0]) * 2**20 / 1e9, 1)))
             except (OSError, subprocess.SubprocessError, ValueError, IndexError):
                 return  # no GPU, or no tool to ask it
 
@@ -229,3 +263,18 @@ def rows(outcomes: Sequence[Outcome], device: str, today: str) -> Iterator[str]:
             text = next((line["summary"] for line in outcome.lines if "summary" in line), "done")
             peak = f", at most {outcome.peak_gb:g} GB" if outcome.peak_gb else ""
             yield f"| [gpu](#gpu) {outcome.name} | {text} in {outcome.seconds:.0f} s{peak} | | | | {device} | {today} |"
+        if cells := memory_cells(outcome):
+            yield f"| [gpu](#gpu) {outcome.name} memory | {cells} | | | {device} | {today} |"
+
+
+def memory_cells(outcome: Outcome) -> str:
+    """The GPU's measured and calculated memory for a row of the table; empty where one of them is not known."""
+    planned: dict[str, float] = next((line["planned_gb"] for line in outcome.lines if "planned_gb" in line), {})
+    if outcome.peak_gb is None:
+        return ""
+    whole = dict.fromkeys(planned, outcome.peak_gb)  # of a part that has one moment alone
+    measured: dict[str, float] = next((line["peak_gb"] for line in outcome.lines if "peak_gb" in line), whole)
+    if not measured:
+        return ""
+    texts = (", ".join(f"{name} {gb:g}" for name, gb in each.items()) + " GB" for each in (measured, planned))
+    return " | ".join(texts)

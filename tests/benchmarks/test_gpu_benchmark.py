@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,10 +13,13 @@ import pytest
 import torch
 from support.paths import ROOT
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
 
+from psyco_ray.cli.plan import memory_report
 from psyco_ray.config import job_file
 from psyco_ray.config.errors import InputError
 from psyco_ray.config.training import Job
+from psyco_ray.learner import memory
 from psyco_ray.models import branches, loading
 from psyco_ray.models.packing import ResponseLogprobs, pack
 from psyco_ray.models.shape import SHAPES
@@ -156,6 +160,10 @@ def test_without_a_gpu_it_ends_with_an_explanation() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
+MEMORY = {
+    "planned_gb": {"train": 78.4, "sync": 38.8, "sample": 78.1},
+    "peak_gb": {"train": 70.5, "sample": 77.1},  # an update may be over before the memory is read
+}
 RESULT = {"name": "gpu sync ipc 3b", "ours": 0.5, "peer": 0.25, "ratio": 2.0, "bar": 3.0, "pass": True}
 
 
@@ -199,12 +207,82 @@ def test_the_parts_fit_eight_minutes_and_the_iteration_has_a_valid_job(tmp_path)
     assert gpu_suite.LIMIT_S == 480
 
 
+def iteration_on_a_gpu(directory: Path, monkeypatch, gpu_bytes: float) -> Path:
+    """Writes the iteration's job and the configurations of its models, for a GPU of this size; returns the job file."""
+    for name in ("model", "reward"):
+        LlamaConfig(**shapes.LLAMAS["3b"]).save_pretrained(directory / name)
+    monkeypatch.setattr(memory_report, "gpu_here", lambda: (gpu_bytes, "a GPU"))
+    path = directory / "iteration.yaml"
+    path.write_text(gpu_suite.iteration_job(str(directory), on_gpu=True))
+    return path
+
+
+@pytest.mark.parametrize("gpu_bytes", [84.9e9, 150e9])
+def test_the_iteration_at_3b_fits_and_its_engine_takes_what_is_left(tmp_path, monkeypatch, gpu_bytes: float) -> None:
+    path = iteration_on_a_gpu(tmp_path, monkeypatch, gpu_bytes)
+    assert job_file.load_as(Job, path).rollouts.kv_cache_gb is None, "as in the jobs for 3B and 8B"
+    planned = gpu_suite.planned_gb(path)
+    assert list(planned) == ["train", "sync", "sample"]
+    assert max(planned.values()) <= 0.95 * gpu_bytes / 1e9
+    assert planned["sample"] > 0.9 * gpu_bytes / 1e9
+    monkeypatch.setattr(memory_report, "gpu_here", lambda: None)
+    assert gpu_suite.planned_gb(path) == {}
+
+
+def test_the_memory_of_an_iteration_is_that_within_the_span_of_each_moment(tmp_path, monkeypatch) -> None:
+    iteration_on_a_gpu(tmp_path, monkeypatch, 84.9e9)
+    stage = tmp_path / "run" / "iteration-001"
+    stage.mkdir(parents=True)
+    spans = [
+        ("sample", 0.0, 4.0),
+        ("train", 4.5, 6.0),
+        ("sync", 6.1, 6.5),
+        ("sample", 7.0, 8.0),
+        ("evaluate", 8.0, 9.0),
+    ]
+    (stage / "timeline.json").write_text(json.dumps({"parts": [{"seconds": 9.0, "driver": spans}]}))
+    (stage / "sync.json").write_text(json.dumps({"gap": 0.01, "export_s": 1.5}))
+    os.utime(stage / "timeline.json", (1009.0, 1009.0))
+    used = [
+        (999.0, 90.0),
+        (1001.0, 70.0),
+        (1004.2, 80.0),
+        (1005.0, 60.0),
+        (1005.9, 61.0),
+        (1007.5, 75.0),
+        (1008.5, 85.0),
+    ]
+    line = gpu_suite.iteration_line(tmp_path / "run", used)
+    assert line["peak_gb"] == {"sample": 75.0, "train": 61.0}
+    assert line["planned_gb"] == gpu_suite.planned_gb(tmp_path / "iteration.yaml")
+    assert (line["gap"], line["seconds"]["train"]) == (0.01, 1.5)
+    assert "planned_gb" not in gpu_suite.iteration_line(tmp_path / "run", []), (
+        "without a GPU there is nothing to compare"
+    )
+
+
+@pytest.mark.parametrize(("more", "least"), [({}, 18), ({"zero": 1}, 16), ({"checkpointing": True}, 18)])
+def test_the_memory_of_the_learner_is_that_of_a_rank_and_its_context(more: dict, least: int) -> None:
+    settings = argparse.Namespace(**{**vars(options("3b")), **more})
+    job = gpu.job_of("3b", settings, on_gpu=True)
+    states, shape = least * SHAPES["llama-3.2-3b"].parameters / 1e9, SHAPES["llama-3.2-3b"]
+    beside = gpu.planned_gb(job, settings) - states - 0.6
+    whole_pass = memory.pass_bytes(shape, job.learners, 3 * 256) / 1e9
+    buckets = 2 * 2 * memory.REDUCE_BUCKET / 1e9
+    assert beside == pytest.approx(whole_pass + buckets, abs=0.1)
+
+
 def test_the_report_has_a_row_for_every_part(tmp_path) -> None:
     outcomes = [
         Outcome("tests", 70.0, lines=[{"name": "gpu tests", "summary": "5 passed, 1 skipped"}]),
-        Outcome("iteration", 91.2, lines=[{"name": "gpu iteration", "seconds": {"sample": 3.0}}], peak_gb=77.1),
+        Outcome(
+            "iteration", 91.2, lines=[{"name": "gpu iteration", "seconds": {"sample": 3.0}, **MEMORY}], peak_gb=77.1
+        ),
         Outcome("sync", 50.0, lines=[RESULT]),
         Outcome("learner checkpointing", 9.0, lines=[{**RESULT, "name": "gpu learner 3b", "pass": False}]),
+        Outcome(
+            "learner", 9.0, lines=[{**RESULT, "name": "gpu learner 3b", "planned_gb": {"train": 58.0}}], peak_gb=61.5
+        ),
         Outcome("rollout", 110.0, "not done within 110 s", output="a trace"),
     ]
     rows = gpu_suite.report(outcomes, "NVIDIA H200", tmp_path / "gpu.json").splitlines()
@@ -215,12 +293,16 @@ def test_the_report_has_a_row_for_every_part(tmp_path) -> None:
     assert [row[:5] for row in cells] == [
         ["[gpu](#gpu) tests", "5 passed, 1 skipped in 70 s", "", "", ""],
         ["[gpu](#gpu) iteration", "done in 91 s, at most 77.1 GB", "", "", ""],
+        ["[gpu](#gpu) iteration memory", "train 70.5, sample 77.1 GB", "train 78.4, sync 38.8, sample 78.1 GB", "", ""],
         ["[gpu](#gpu) sync ipc 3b", "0.5", "0.25", "2", "3"],
         ["[gpu](#gpu) learner 3b checkpointing", "0.5", "0.25", "2 n/r", "3"],
+        ["[gpu](#gpu) learner 3b", "0.5", "0.25", "2", "3"],
+        ["[gpu](#gpu) learner memory", "train 61.5 GB", "train 58 GB", "", ""],
         ["[gpu](#gpu) rollout", "not done within 110 s", "", "", ""],
     ]
     facts = json.loads((tmp_path / "gpu.json").read_text())
     assert facts["device"] == "NVIDIA H200"
+    assert facts["parts"][1]["lines"][0]["planned_gb"] == MEMORY["planned_gb"]
     assert [p["name"] for p in facts["parts"]] == [outcome.name for outcome in outcomes]
     assert {"python", "torch", "ray", "deepspeed"} <= facts["versions"].keys()
 
