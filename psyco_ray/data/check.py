@@ -322,9 +322,6 @@ def _clients(found: Mapping[str, Counter[str]]) -> dict[str, list[str]]:
     for name, values in found.items():
         roles = {value: role_of(value) for value in values}
         if len(roles) <= MOST_SPEAKERS and "user" in roles.values() and set(roles.values()) != {"user"}:
-            return (
-                {name: clients}
-                if (clients := [v for v, role in roles.items() if role == "user" and is_role(v)])
-                else {}
-            )
+            clients = [value for value, role in roles.items() if role == "user" and is_role(value)]
+            return {name: clients} if clients else {}
     return {}
