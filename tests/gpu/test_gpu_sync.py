@@ -147,7 +147,7 @@ def check(pipeline: Pipeline, tmp_path: Path, record_property, caplog) -> None:
     base = pipeline.logprobs()
     assert base == pytest.approx([by_transformers(Path(pipeline.job.model))] * len(base), abs=0.05)
     pipeline.colocation.to_learner()
-    list(pipeline.learner.train([pairs(8)] * 6, total_steps=6))
+    list(pipeline.learner.train([[*pairs(8)[1:], PROBE]] * 6, total_steps=6))
     pipeline.learner.save_model(tmp_path / "trained")
     expected = by_transformers(tmp_path / "trained")
     assert min(abs(value - expected) for value in base) > 0.2, (
