@@ -245,15 +245,15 @@ def test_the_memory_of_an_iteration_is_that_within_the_span_of_each_moment(tmp_p
     os.utime(stage / "timeline.json", (1009.0, 1009.0))
     used = [
         (999.0, 90.0),
-        (1001.0, 70.0),
+        (1001.0, 76.0),
         (1004.2, 80.0),
-        (1005.0, 60.0),
-        (1005.9, 61.0),
+        (1005.0, 61.0),
+        (1005.9, 60.0),
         (1007.5, 75.0),
         (1008.5, 85.0),
     ]
     line = gpu_suite.iteration_line(tmp_path / "run", used)
-    assert line["peak_gb"] == {"sample": 75.0, "train": 61.0}
+    assert line["peak_gb"] == {"sample": 76.0, "train": 61.0}
     assert line["planned_gb"] == gpu_suite.planned_gb(tmp_path / "iteration.yaml")
     assert (line["gap"], line["seconds"]["train"]) == (0.01, 1.5)
     assert "planned_gb" not in gpu_suite.iteration_line(tmp_path / "run", []), (
