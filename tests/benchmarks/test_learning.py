@@ -125,8 +125,9 @@ def test_curves_read_the_records_of_evaluations() -> None:
         scores = {"reward": (reward,), "heldout": (reward,), REFERENCE: (-3.0 - reward,)}
         return {key: Group(Prompt(key, (1,), 0), (response,), 1, scores) for key in SPEECHES}
 
-    base = measure(groups(0.0), None, 0)
-    evaluated = [base, measure(groups(1.0), base, 0)]
+    alone = {key: key for key in groups(0.0)}
+    base = measure(groups(0.0), None, alone, 0)
+    evaluated = [base, measure(groups(1.0), base, alone, 0)]
     run = [{**record, "steps": 4 * k, "pairs": 32 * k} for k, record in enumerate(evaluated)]
     by_method, _ = learning.curves({method: [run] for method in learning.METHODS})
     last = by_method["DPO-Iter"][-1]
