@@ -157,6 +157,11 @@ class Slot:
         """Whether results wait for the proof of the update; none do once nobody can check it."""
         return self.proof is not None and self.updated is not None and self.updated.failure is None
 
+    @property
+    def proof_is_due(self) -> bool:
+        """Whether results wait for a proof that can be checked now."""
+        return self.held and self.updated is not None and self.updated.check_proof is not None
+
     def ask_proof(self, method: Callable[..., Any]) -> None:
         """Have the actor prove that it works with its update, before its next item."""
         self.proof, self.proof_since = actor_method(self.actor, method).remote(), time.monotonic()
@@ -207,7 +212,7 @@ def pending_of(slots: Iterable[Slot]) -> dict[Any, tuple[Slot, Task | None]]:
     pending: dict[Any, tuple[Slot, Task | None]] = {}
     for slot in slots:
         if slot.held:
-            if slot.updated is not None and slot.updated.check_proof is not None:
+            if slot.proof_is_due:
                 pending[slot.proof] = slot, None
             continue
         for task in slot.tasks:

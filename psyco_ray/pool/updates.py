@@ -40,7 +40,7 @@ class Updates:
         self.last: PendingUpdate | None = None
         self._role, self._slots, self._replace, self._on_busy = role, slots, replace, on_busy
 
-    def exhausted(self, update: PendingUpdate) -> bool:
+    def _exhausted(self, update: PendingUpdate) -> bool:
         """Whether no actor applied an update, however often actors were replaced."""
         applied = any(slot.updated is update and not slot.held for slot in self._slots.values())
         return not applied and update.failures_in_a_row > 2 * len(self._slots)
@@ -91,13 +91,11 @@ class Updates:
 
     def check_deadline(self, slot: Slot, now: float) -> None:
         """Replace an actor that has not replied in time."""
-        if slot.state is states.UPDATING:
-            update, since = slot.update, slot.since
-        elif slot.held and slot.updated is not None and slot.updated.check_proof is not None:
-            update, since = slot.updated, max(slot.proof_since, slot.updated.check_since)
-        else:
+        if not (slot.state is states.UPDATING or slot.proof_is_due):
             return
+        update = slot.update  # also while a proof is due, which `Slot.send` drops
         assert update is not None, f"{slot} has an update"
+        since = slot.since if slot.state is states.UPDATING else max(slot.proof_since, update.check_since)
         if now - since > update.deadline_s:
             reason = f"did not finish {update.name} within {update.deadline_s:g} s"
             self._fail(slot, update, TimeoutError(f"{self._role} {slot} {reason}"))
@@ -120,5 +118,5 @@ class Updates:
         self._replace(slot, str(error), False)
         update.failures_in_a_row += 1
         # new actors would start and fail forever if the weights are gone, say with the learner that held them
-        if self.exhausted(update):
+        if self._exhausted(update):
             update.failure = update.error(self._role)
